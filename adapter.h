@@ -34,21 +34,24 @@ typedef struct Span {
 typedef struct Sequence {
     int32_t *ids;
     size_t rows;
-    size_t n_image;       /* image rows are 1 .. n_image */
-    Span *answers;        /* rows to predict of each model turn that keeps one (a row is predicted by the one before) */
+    size_t n_image; /* image rows are 1 .. n_image */
+    Span *answers;  /* rows to predict of each model turn that keeps one (a row is predicted by the
+                       one before) */
     size_t n_answers;
-    size_t prompt_rows;   /* rows before the first answer's first token */
+    size_t prompt_rows; /* rows before the first answer's first token */
 } Sequence;
 
-typedef enum ImageText { IMAGE_TEXT_KEEP, IMAGE_TEXT_DROP } ImageText;
+typedef enum ImageText {
+    IMAGE_TEXT_KEEP,
+    IMAGE_TEXT_DROP
+} ImageText;
 
 /* `element` is one member of the array; messages start with `name`. */
-Status conversation_parse(Conversation *conversation, const Json *element, const char *name, Arena *arena,
-                          Error *error);
+Conversation conversation_parse(Arena *arena, const Json *element, const char *name);
 
 /* Its list of turns alone: members with "from" and "value", or "role" and "content". */
-Status conversation_parse_turns(Conversation *conversation, const Json *list, const char *name, Arena *arena,
-                                Error *error);
+void conversation_parse_turns(Conversation *conversation, const Json *list, const char *name,
+                              Arena *arena);
 
 /* ---- the adapter: y[n, d_llm] = x[n, d_vit] W^T + b ---- */
 
@@ -60,10 +63,12 @@ typedef struct Adapter {
 /* What stands before "weight" and "bias" in a file: "module." where the released code trained on
  * several devices, else "". */
 const char *adapter_prefix(const TensorStore *store);
-Status adapter_read(Adapter *adapter, const char *path, size_t d_llm, size_t d_vit, Arena *arena, Error *error);
-Status adapter_write(const Adapter *adapter, const char *path, Error *error);
-void adapter_init(Adapter *adapter, uint64_t seed); /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias */
-void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y, size_t rows);
+Adapter adapter_read(Arena *arena, const char *path, size_t d_llm, size_t d_vit);
+void adapter_write(const Adapter *adapter, const char *path);
+void adapter_init(Adapter *adapter,
+                  uint64_t seed); /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias */
+void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y,
+                     size_t rows);
 
 /* ---- what every vision-language command opens ---- */
 
@@ -74,9 +79,8 @@ typedef struct Vlm {
     Tokenizer *tokenizer;
     Preprocess preprocess;
     Adapter adapter;
-    Arena arena;    /* adapter */
-    Arena scratch;  /* one image or conversation at a time */
-    Arena vit_arena;
+    Arena *arena;   /* the caller's: all that is opened lives there */
+    Arena *scratch; /* one image or conversation at a time */
     VitRun *vit_run;
     float *features; /* [n_patches, d_vit] */
     ImageText image_text;
@@ -87,25 +91,26 @@ typedef struct VlmPaths { /* each may be NULL: not opened */
     bool without_tokenizer;
 } VlmPaths;
 
-Status vlm_open(Vlm *vlm, const Compute *compute, const VlmPaths *paths, Error *error);
-void vlm_close(Vlm *vlm);
+void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths);
 
-/* Decodes, preprocesses and runs the tower (hooks may be NULL): the adapter's input, [n_patches, d_vit], in
- * vlm->features. */
-Status vlm_image(Vlm *vlm, const char *path, const Hooks *hooks, Error *error);
+/* Decodes, preprocesses and runs the tower (hooks may be NULL): the adapter's input, [n_patches,
+ * d_vit], in vlm->features. */
+void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks);
 
-/* Renders turns 0 .. count - 1 in Gemma's chat form and tokenizes the whole. A conversation whose last
- * turn is the user's ends in "<start_of_turn>model\n", ready for an answer.
- * limit: text tokens kept, <bos> counted (0: all). image: room for the image rows after <bos>. */
-Status vlm_sequence(const Vlm *vlm, const Turn *turns, size_t count, bool image, size_t limit, Sequence *sequence,
-                    Arena *arena, Error *error);
+/* Renders turns 0 .. count - 1 in Gemma's chat form and tokenizes the whole. A conversation whose
+ * last turn is the user's ends in "<start_of_turn>model\n", ready for an answer. limit: text tokens
+ * kept, <bos> counted (0: all). image: room for the image rows after <bos>. */
+Sequence vlm_sequence(const Vlm *vlm, const Turn *turns, size_t count, bool image, size_t limit,
+                      Arena *arena);
 /* The same for text that is used as it stands. */
-Status vlm_sequence_text(const Vlm *vlm, const char *text, size_t length, bool bos, bool image,
-                         Sequence *sequence, Arena *arena, Error *error);
+Sequence vlm_sequence_text(const Vlm *vlm, const char *text, size_t length, bool bos, bool image,
+                           Arena *arena);
 
 /* ---- adapter outputs of a list of images, and the control that permutes them ---- */
 
-enum { IMAGE_POOL = 16 }; /* images whose rows are held at once */
+enum {
+    IMAGE_POOL = 16
+}; /* images whose rows are held at once */
 
 typedef struct ImagePool {
     Vlm *vlm;
@@ -113,21 +118,22 @@ typedef struct ImagePool {
     size_t count, capacity;
     size_t held[IMAGE_POOL]; /* index + 1 of the image in each place; 0: none */
     float *rows;             /* [IMAGE_POOL, n_patches, d_llm] */
-    Arena arena;
+    Arena *arena;
 } ImagePool;
 
-Status image_pool_open(ImagePool *pool, Vlm *vlm, Error *error);
-void image_pool_close(ImagePool *pool);
-/* The index of `path`, which is decoded on the spot if it is new. An image that cannot be read fails and is
- * not added. */
-Status image_pool_add(ImagePool *pool, const char *path, size_t *index, Error *error);
+void image_pool_open(ImagePool *pool, Arena *arena, Vlm *vlm);
+/* The index of `path`, which is decoded on the spot if it is new. An image that cannot be read
+ * fails and is not added. */
+size_t image_pool_add(ImagePool *pool, const char *path);
 /* out[n_patches, d_llm]: the adapter's output for image `index`. */
-Status image_pool_rows(ImagePool *pool, size_t index, float *out, Error *error);
-/* The control: position p of out holds position p of another image, drawn anew for each position from the
- * next IMAGE_POOL - 1 of the list (cyclic). With one image alone there is nothing to permute: an error. */
-Status image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, float *out, Error *error);
+void image_pool_rows(ImagePool *pool, size_t index, float *out);
+/* The control: position p of out holds position p of another image, drawn anew for each position
+ * from the next IMAGE_POOL - 1 of the list (cyclic). With one image alone there is nothing to
+ * permute: an error. */
+void image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, float *out);
 
-/* A hook that sets the image rows at blocks.0.hook_resid_pre, calls `next` (may be NULL) and, in backward, copies their gradient out. */
+/* A hook that sets the image rows at blocks.0.hook_resid_pre, calls `next` (may be NULL) and, in
+ * backward, copies their gradient out. */
 typedef struct ImageHook {
     const LlmBatch *batch;
     size_t n_image, d_model;
@@ -140,14 +146,6 @@ Hooks image_hooks(ImageHook *hook);
 
 /* ---- commands ---- */
 
-typedef struct Console { /* what a command may say beside its files */
-    bool quiet;
-    const char *command; /* the exact command line, for reports */
-} Console;
-
-/* A line on stderr, unless quiet. */
-void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
-
 typedef struct TrainOptions {
     const char *llm, *vision, *data, *images, *out, *init;
     bool resume, shuffle, strict, softcap;
@@ -157,9 +155,11 @@ typedef struct TrainOptions {
     uint64_t seed;
 } TrainOptions;
 
-/* Bytes of a run's one block; reads batch, accumulate and tokens, and of vit the sizes in its config. */
-size_t train_memory(const Compute *compute, const TrainOptions *options, const Llm *llm, const Vit *vit);
-Status adapter_train(const Compute *compute, const TrainOptions *options, const Console *console, Error *error);
+/* Bytes of a run's one block; reads batch, accumulate and tokens, and of vit the sizes in its
+ * config. */
+size_t train_memory(const Compute *compute, const TrainOptions *options, const Llm *llm,
+                    const Vit *vit);
+void adapter_train(const Compute *compute, const TrainOptions *options, const Console *console);
 
 typedef struct GenerateOptions {
     size_t max_new_tokens;
@@ -168,10 +168,10 @@ typedef struct GenerateOptions {
     bool stop_at_end_of_turn;
 } GenerateOptions;
 
-/* Continues `sequence` (images as in ImageHook, or NULL). ids: malloced list of new tokens without the
+/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
  * one that stopped it. */
-Status vlm_generate(Vlm *vlm, const Sequence *sequence, const float *images, const GenerateOptions *options,
-                    Tokens *out, Error *error);
+Tokens vlm_generate(Vlm *vlm, const Sequence *sequence, const float *images,
+                    const GenerateOptions *options, Arena *arena);
 
 typedef struct EvalOptions {
     const char *llm, *vision, *adapter, *questions, *images, *out;
@@ -182,6 +182,6 @@ typedef struct EvalOptions {
     uint64_t seed;
 } EvalOptions;
 
-Status adapter_eval(const Compute *compute, const EvalOptions *options, const Console *console, Error *error);
+void adapter_eval(const Compute *compute, const EvalOptions *options, const Console *console);
 
 #endif

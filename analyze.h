@@ -1,5 +1,6 @@
 /* analyze.h: the layer analysis of image tokens through the language model's SAEs. Floor 3
- * (Mapping, arXiv 2506.11976, the sections on sparse-autoencoder probing and their three figures). */
+ * (Mapping, arXiv 2506.11976, the sections on sparse-autoencoder probing and their three figures).
+ */
 #ifndef REFSAE_ANALYZE_H
 #define REFSAE_ANALYZE_H
 
@@ -10,8 +11,9 @@ typedef struct AnalyzeOptions {
     const char *llm, *vision, *adapter, *saes, *data, *images, *out;
     const char *layers;       /* "0,4-9"; NULL: every layer that has an SAE */
     const char *descriptions; /* NULL: features are reported by number */
-    const char *judge;        /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
-    const char *compare;      /* a table like weights/mapping_published.csv */
+    const char
+        *judge; /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
+    const char *compare; /* a table like weights/mapping_published.csv */
     const char *compare_name;
     size_t examples, loss_examples;
     double max_frequency, max_density, converge;
@@ -21,14 +23,26 @@ typedef struct AnalyzeOptions {
     uint64_t seed;
 } AnalyzeOptions;
 
-/* Bytes of a run's one block for sequences of `longest` rows and SAEs of up to `widest` features. */
+/* Bytes of a run's one block for sequences of `longest` rows and SAEs of up to `widest` features.
+ */
 size_t analyze_memory(const Compute *compute, const Llm *llm, size_t longest, size_t widest);
-Status analyze_run(const Compute *compute, const AnalyzeOptions *options, const Console *console, Error *error);
+void analyze_run(const Compute *compute, const AnalyzeOptions *options, const Console *console);
 
-/* ---- what the passes leave for the report (analyze.c fills it, analyze_report.c writes it) ---- */
+/* ---- what the passes leave for the report (analyze.c fills it, analyze_report.c writes it) ----
+ */
 
-typedef enum Group { GROUP_IMG, GROUP_IMGTEXT, GROUP_TEXT, GROUPS } Group;
-typedef enum Variant { VARIANT_CLEAN, VARIANT_PERMUTED, VARIANT_GAUSSIAN, VARIANTS } Variant;
+typedef enum Group {
+    GROUP_IMG,
+    GROUP_IMGTEXT,
+    GROUP_TEXT,
+    GROUPS
+} Group;
+typedef enum Variant {
+    VARIANT_CLEAN,
+    VARIANT_PERMUTED,
+    VARIANT_GAUSSIAN,
+    VARIANTS
+} Variant;
 
 extern const char *const group_names[GROUPS];     /* vlm_img, vlm_imgtext, llm_text */
 extern const char *const variant_names[VARIANTS]; /* "", permuted, gaussian */
@@ -38,7 +52,8 @@ typedef struct Sums { /* over examples, in their order */
     size_t n, n_fvu;
 } Sums;
 
-typedef struct LossSums { /* mean cross-entropy of the first answer's tokens, summed over examples */
+typedef struct LossSums { /* mean cross-entropy of the first answer's tokens, summed over examples
+                           */
     double clean, sae, zero, mean;
     size_t n;
 } LossSums;
@@ -63,8 +78,9 @@ typedef struct AnalyzeResult {
 
 /* loss recovered = (L_abl - L_sae) / (L_abl - L_clean) of the sums; NaN when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
-/* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1: none. */
+/* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
+ * none. */
 int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);
-Status analyze_write(const AnalyzeResult *result, Error *error);
+void analyze_write(const AnalyzeResult *result);
 
 #endif

@@ -1,11 +1,17 @@
-/* analyze_report.c: the layer analysis as files: layers.csv, layers.json, three figures and the report. */
+/* analyze_report.c: the layer analysis as files: layers.csv, layers.json, three figures and the
+ * report. */
 #include "analyze.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum Metric { METRIC_MSE, METRIC_SPARSITY, METRIC_MATCH, METRICS } Metric;
+typedef enum Metric {
+    METRIC_MSE,
+    METRIC_SPARSITY,
+    METRIC_MATCH,
+    METRICS
+} Metric;
 
 static const char *const metric_names[METRICS] = {"mse", "sparsity", "match"};
 
@@ -28,12 +34,15 @@ static double metric(const LayerResult *layer, Metric which, Group group, Varian
     case METRIC_SPARSITY:
         return mean_of(sums->sparsity, sums->n);
     default:
-        return variant == VARIANT_CLEAN ? mean_of((double)layer->matched[group], layer->judged[group]) : NAN;
+        return variant == VARIANT_CLEAN
+                   ? mean_of((double)layer->matched[group], layer->judged[group])
+                   : NAN;
     }
 }
 
 static bool within(const LayerResult *layer, Metric which, double factor) {
-    double image = metric(layer, which, GROUP_IMG, VARIANT_CLEAN), text = metric(layer, which, GROUP_TEXT, VARIANT_CLEAN);
+    double image = metric(layer, which, GROUP_IMG, VARIANT_CLEAN),
+           text = metric(layer, which, GROUP_TEXT, VARIANT_CLEAN);
     return image <= text * factor && text <= image * factor;
 }
 
@@ -42,7 +51,8 @@ int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
     for (size_t i = result->n_layers; i-- > 0;) {
         const LayerResult *layer = &result->layers[i];
         double factor = result->options->converge;
-        if ((mse && !within(layer, METRIC_MSE, factor)) || (sparsity && !within(layer, METRIC_SPARSITY, factor))) {
+        if ((mse && !within(layer, METRIC_MSE, factor)) ||
+            (sparsity && !within(layer, METRIC_SPARSITY, factor))) {
             break;
         }
         found = layer->layer;
@@ -58,13 +68,13 @@ static void csv_statistics(Csv *csv, const Sums *s) {
     csv_double(csv, mean_of(s->norm, s->n));
 }
 
-static Status write_csv(const AnalyzeResult *result, const char *path, Error *error) {
-    OutFile out;
-    TRY(out_open(&out, path, error));
-    Csv csv = csv_start(out.stream,
-                        "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss_recovered_zero,loss_recovered_mean,match,"
-                        "permuted_mse,permuted_sparsity,permuted_fvu,permuted_cosine,permuted_norm,"
-                        "gaussian_mse,gaussian_sparsity,gaussian_fvu,gaussian_cosine,gaussian_norm");
+static void write_csv(const AnalyzeResult *result, const char *path) {
+    OutFile *out = out_open(path);
+    Csv csv = csv_start(
+        out->stream,
+        "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss_recovered_zero,loss_recovered_mean,match,"
+        "permuted_mse,permuted_sparsity,permuted_fvu,permuted_cosine,permuted_norm,"
+        "gaussian_mse,gaussian_sparsity,gaussian_fvu,gaussian_cosine,gaussian_norm");
     for (size_t i = 0; i < result->n_layers; i++) {
         const LayerResult *layer = &result->layers[i];
         for (Group g = 0; g < GROUPS; g++) {
@@ -86,7 +96,7 @@ static Status write_csv(const AnalyzeResult *result, const char *path, Error *er
             csv_end(&csv);
         }
     }
-    return out_commit(&out, error);
+    out_commit(out);
 }
 
 static void json_statistics(JsonOut *json, const LayerResult *layer, Group g, Variant v) {
@@ -134,10 +144,9 @@ static void json_layer_or_null(JsonOut *json, const char *key, int layer) {
     }
 }
 
-static Status write_json(const AnalyzeResult *result, const Published *published, const char *path, Error *error) {
-    OutFile out;
-    TRY(out_open(&out, path, error));
-    JsonOut json = json_out_start(out.stream, 2);
+static void write_json(const AnalyzeResult *result, const Published *published, const char *path) {
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
     json_out_object(&json, NULL);
     json_out_int(&json, "examples", (int64_t)result->examples);
     json_out_array(&json, "left_out");
@@ -172,7 +181,7 @@ static Status write_json(const AnalyzeResult *result, const Published *published
     }
     json_out_end(&json);
     json_out_end(&json);
-    return out_commit(&out, error);
+    out_commit(out);
 }
 
 /* ---- the published table ---- */
@@ -200,37 +209,42 @@ static bool cell_number(const char *cell, size_t length, double *value) {
     return *rest == '\0' || *rest == '\r';
 }
 
-static Status published_row(Published *p, const AnalyzeResult *result, const int *column_of, size_t columns,
-                            const char *line, const char *end, size_t number, Error *error) {
+static void published_row(Published *p, const AnalyzeResult *result, const int *column_of,
+                          size_t columns, const char *line, const char *end, size_t number) {
     const char *cell;
     size_t length, slot = result->n_layers;
     double value;
     for (size_t c = 0; next_cell(&line, end, &cell, &length); c++) {
         if (c == 0) {
             if (!cell_number(cell, length, &value)) {
-                return fail(error, STATUS_INPUT, "%s:%zu: the first column is no layer number", result->options->compare,
-                            number);
+                fail(STATUS_INPUT, "%s:%zu: the first column is no layer number",
+                     result->options->compare, number);
             }
-            for (slot = 0; slot < result->n_layers && (double)result->layers[slot].layer != value; slot++) {
+            for (slot = 0; slot < result->n_layers && (double)result->layers[slot].layer != value;
+                 slot++) {
             }
-        } else if (c < columns && column_of[c] >= 0 && slot < result->n_layers && cell_number(cell, length, &value)) {
+        } else if (c < columns && column_of[c] >= 0 && slot < result->n_layers &&
+                   cell_number(cell, length, &value)) {
             p->values[column_of[c] / GROUPS][column_of[c] % GROUPS][slot] = value;
         }
     }
-    return STATUS_OK;
 }
 
-/* Distance: mean over layers of |log10(ours / published)|; for the match rate of |ours - published|. */
+/* Distance: mean over layers of |log10(ours / published)|; for the match rate of |ours -
+ * published|. */
 static void published_distance(Published *p, const AnalyzeResult *result) {
     for (Metric m = 0; m < METRICS; m++) {
         for (Group g = 0; g < GROUPS; g++) {
             double sum = 0.0;
             size_t n = 0;
             for (size_t i = 0; p->values[m][g] != NULL && i < result->n_layers; i++) {
-                double ours = metric(&result->layers[i], m, g, VARIANT_CLEAN), theirs = p->values[m][g][i];
+                double ours = metric(&result->layers[i], m, g, VARIANT_CLEAN),
+                       theirs = p->values[m][g][i];
                 bool ratio = m != METRIC_MATCH;
-                if (isfinite(ours) && isfinite(theirs) && (!ratio || (ours > 0.0 && theirs > 0.0))) {
-                    sum += ratio ? fabs((double)log_f32((float)(ours / theirs))) / 2.302585092994046 : fabs(ours - theirs);
+                if (isfinite(ours) && isfinite(theirs) &&
+                    (!ratio || (ours > 0.0 && theirs > 0.0))) {
+                    sum += ratio ? fabs((double)log_f32((float)(ours / theirs))) / 2.302585092994046
+                                 : fabs(ours - theirs);
                     n++;
                 }
             }
@@ -239,19 +253,22 @@ static void published_distance(Published *p, const AnalyzeResult *result) {
     }
 }
 
-static Status published_read(Published *p, const AnalyzeResult *result, Arena *arena, Error *error) {
-    enum { COLUMNS = 64 };
+static void published_read(Published *p, const AnalyzeResult *result, Arena *arena) {
+    enum {
+        COLUMNS = 64
+    };
     int column_of[COLUMNS];
-    FileMap file;
-    TRY(file_map(&file, result->options->compare, error));
+    FileMap file = file_map(arena, result->options->compare);
     const char *at = (const char *)file.data, *stop = at + file.size, *cell;
-    Status status = STATUS_OK;
-    for (size_t number = 1; at < stop && status == STATUS_OK; number++) {
-        const char *newline = memchr(at, '\n', (size_t)(stop - at)), *end = newline != NULL ? newline : stop, *line = at;
+    for (size_t number = 1; at < stop; number++) {
+        const char *newline = memchr(at, '\n', (size_t)(stop - at)),
+                   *end = newline != NULL ? newline : stop, *line = at;
         size_t length;
         at = end + 1;
         if (number > 1) {
-            status = end > line ? published_row(p, result, column_of, COLUMNS, line, end, number, error) : STATUS_OK;
+            if (end > line) {
+                published_row(p, result, column_of, COLUMNS, line, end, number);
+            }
             continue;
         }
         for (size_t c = 0; c < COLUMNS; c++) {
@@ -263,29 +280,26 @@ static Status published_read(Published *p, const AnalyzeResult *result, Arena *a
             }
             for (int k = 0; k < METRICS * GROUPS; k++) {
                 char name[64];
-                int n = snprintf(name, sizeof name, "%s_%s", metric_names[k / GROUPS], group_names[k % GROUPS]);
+                int n = snprintf(name, sizeof name, "%s_%s", metric_names[k / GROUPS],
+                                 group_names[k % GROUPS]);
                 if ((size_t)n == length && memcmp(name, cell, length) == 0) {
                     double *values = arena_alloc(arena, result->n_layers, sizeof(double));
-                    for (size_t i = 0; values != NULL && i < result->n_layers; i++) {
+                    for (size_t i = 0; i < result->n_layers; i++) {
                         values[i] = NAN;
                     }
                     column_of[c] = k;
                     p->values[k / GROUPS][k % GROUPS] = values;
                     p->any = true;
-                    status = values == NULL ? fail_memory(error, "--compare") : status;
                 }
             }
         }
-        if (status == STATUS_OK && !p->any) {
-            status = fail(error, STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
-                          result->options->compare);
+        if (!p->any) {
+            fail(STATUS_INPUT,
+                 "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
+                 result->options->compare);
         }
     }
-    file_unmap(&file);
-    if (status == STATUS_OK) {
-        published_distance(p, result);
-    }
-    return status;
+    published_distance(p, result);
 }
 
 /* ---- figures ---- */
@@ -298,26 +312,30 @@ typedef struct Figure {
     char marker[64];
 } Figure;
 
-static void figure_add(Figure *f, const AnalyzeResult *result, const char *name, int colour, bool dashed) {
+static void figure_add(Figure *f, const AnalyzeResult *result, const char *name, int colour,
+                       bool dashed) {
     size_t at = f->chart.series_count++;
-    f->series[at] = (Series){name, f->x, f->values + at * result->n_layers, result->n_layers, dashed, colour};
+    f->series[at] =
+        (Series){name, f->x, f->values + at * result->n_layers, result->n_layers, dashed, colour};
 }
 
-static Status figure_make(Figure *f, const AnalyzeResult *result, const Published *published, Metric m, Arena *arena,
-                          Error *error) {
-    static const char *const names[GROUPS] = {"image tokens", "text after the image", "text-only control"};
-    static const char *const theirs[GROUPS] = {"image tokens, published", "text after the image, published",
+static void figure_make(Figure *f, const AnalyzeResult *result, const Published *published,
+                        Metric m, Arena *arena) {
+    static const char *const names[GROUPS] = {"image tokens", "text after the image",
+                                              "text-only control"};
+    static const char *const theirs[GROUPS] = {"image tokens, published",
+                                               "text after the image, published",
                                                "text-only control, published"};
-    static const char *const controls[VARIANTS] = {"", "permuted image tokens", "Gaussian image tokens"};
-    static const char *const titles[METRICS] = {"Reconstruction error by layer", "SAE sparsity by layer",
+    static const char *const controls[VARIANTS] = {"", "permuted image tokens",
+                                                   "Gaussian image tokens"};
+    static const char *const titles[METRICS] = {"Reconstruction error by layer",
+                                                "SAE sparsity by layer",
                                                 "Features that match the answer, by layer"};
-    static const char *const labels[METRICS] = {"MSE (log)", "share of features active (log)", "match rate"};
+    static const char *const labels[METRICS] = {"MSE (log)", "share of features active (log)",
+                                                "match rate"};
     memset(f, 0, sizeof *f);
     f->values = arena_alloc(arena, (GROUPS * 3) * result->n_layers, sizeof(double));
     f->x = arena_alloc(arena, result->n_layers, sizeof(double));
-    if (f->values == NULL || f->x == NULL) {
-        return fail_memory(error, "a figure");
-    }
     f->chart = (LineChart){.title = titles[m],
                            .x_label = "layer",
                            .y_label = labels[m],
@@ -328,7 +346,8 @@ static Status figure_make(Figure *f, const AnalyzeResult *result, const Publishe
         bool any = false;
         for (size_t i = 0; i < result->n_layers; i++) {
             f->x[i] = (double)result->layers[i].layer;
-            f->values[f->chart.series_count * result->n_layers + i] = metric(&result->layers[i], m, g, VARIANT_CLEAN);
+            f->values[f->chart.series_count * result->n_layers + i] =
+                metric(&result->layers[i], m, g, VARIANT_CLEAN);
             any |= !isnan(f->values[f->chart.series_count * result->n_layers + i]);
         }
         if (any) {
@@ -342,34 +361,38 @@ static Status figure_make(Figure *f, const AnalyzeResult *result, const Publishe
     }
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS && m != METRIC_MATCH; v++) {
         for (size_t i = 0; i < result->n_layers; i++) {
-            f->values[f->chart.series_count * result->n_layers + i] = metric(&result->layers[i], m, GROUP_IMG, v);
+            f->values[f->chart.series_count * result->n_layers + i] =
+                metric(&result->layers[i], m, GROUP_IMG, v);
         }
         if (result->layers[0].sums[v][GROUP_IMG].n > 0) {
             figure_add(f, result, controls[v], (int)v + GROUPS, false);
         }
     }
-    int layer = m == METRIC_MATCH ? -1 : convergence_layer(result, m == METRIC_MSE, m == METRIC_SPARSITY);
+    int layer =
+        m == METRIC_MATCH ? -1 : convergence_layer(result, m == METRIC_MSE, m == METRIC_SPARSITY);
     if (layer >= 0) {
-        snprintf(f->marker, sizeof f->marker, "within %.3gx from layer %d", result->options->converge, layer);
+        snprintf(f->marker, sizeof f->marker, "within %.3gx from layer %d",
+                 result->options->converge, layer);
         f->chart.marker_label = f->marker;
         f->chart.marker_x = (double)layer;
     }
-    return STATUS_OK;
 }
 
-static Status write_figure(const Figure *figure, const char *path, Error *error) {
-    OutFile out;
-    TRY(out_open(&out, path, error));
-    svg_lines(out.stream, &figure->chart);
-    return out_commit(&out, error);
+static void write_figure(const Figure *figure, const char *path) {
+    OutFile *out = out_open(path);
+    svg_lines(out->stream, &figure->chart);
+    out_commit(out);
 }
 
 /* ---- the report ---- */
 
 static void report_layers(Report *report, const AnalyzeResult *result) {
-    report_table(report, "Means over examples. The controls replace the image tokens; loss recovered is of the first "
-                         "answer's tokens when the SAE's output replaces the group's stream.",
-                 "#layer|group|#MSE|#sparsity|#L0|#FVU|#cosine|#norm|#loss rec. (zero)|#loss rec. (mean)|#match|"
+    report_table(report,
+                 "Means over examples. The controls replace the image tokens; loss recovered is of "
+                 "the first "
+                 "answer's tokens when the SAE's output replaces the group's stream.",
+                 "#layer|group|#MSE|#sparsity|#L0|#FVU|#cosine|#norm|#loss rec. (zero)|#loss rec. "
+                 "(mean)|#match|"
                  "#MSE permuted|#MSE Gaussian|#FVU permuted|#FVU Gaussian");
     for (size_t i = 0; i < result->n_layers; i++) {
         const LayerResult *layer = &result->layers[i];
@@ -388,7 +411,8 @@ static void report_layers(Report *report, const AnalyzeResult *result) {
             report_cell_number(report, metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
             report_cell_number(report, metric(layer, METRIC_MSE, g, VARIANT_PERMUTED));
             report_cell_number(report, metric(layer, METRIC_MSE, g, VARIANT_GAUSSIAN));
-            const Sums *permuted = &layer->sums[VARIANT_PERMUTED][g], *gaussian = &layer->sums[VARIANT_GAUSSIAN][g];
+            const Sums *permuted = &layer->sums[VARIANT_PERMUTED][g],
+                       *gaussian = &layer->sums[VARIANT_GAUSSIAN][g];
             report_cell_number(report, mean_of(permuted->fvu, permuted->n_fvu));
             report_cell_number(report, mean_of(gaussian->fvu, gaussian->n_fvu));
         }
@@ -407,24 +431,34 @@ static void report_body(Report *report, const AnalyzeResult *result, const Publi
     } else {
         report_value(report, "convergence layer", "none");
     }
-    report_paragraph(report,
-                     "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that states the "
-                     "answer (llm_text), each read at hook_resid_post through the SAE of the same layer. The "
-                     "convergence layer is the first from which both the MSE and the sparsity of image tokens stay "
-                     "within a factor of %.3g of the control's.",
-                     o->converge);
-    svg_lines(report_figure(report, "Mean squared error of the SAE's reconstruction"), &figures[METRIC_MSE].chart);
-    svg_lines(report_figure(report, "Share of the SAE's features that are active"), &figures[METRIC_SPARSITY].chart);
+    report_paragraph(
+        report,
+        "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that "
+        "states the "
+        "answer (llm_text), each read at hook_resid_post through the SAE of the same layer. The "
+        "convergence layer is the first from which both the MSE and the sparsity of image tokens "
+        "stay "
+        "within a factor of %.3g of the control's.",
+        o->converge);
+    svg_lines(report_figure(report, "Mean squared error of the SAE's reconstruction"),
+              &figures[METRIC_MSE].chart);
+    svg_lines(report_figure(report, "Share of the SAE's features that are active"),
+              &figures[METRIC_SPARSITY].chart);
     if (figures[METRIC_MATCH].chart.series_count > 0) {
-        svg_lines(report_figure(report, "Share of examples in which one of the three strongest features that are rare "
-                                        "enough has a description that matches the answer"),
-                  &figures[METRIC_MATCH].chart);
+        svg_lines(
+            report_figure(
+                report,
+                "Share of examples in which one of the three strongest features that are rare "
+                "enough has a description that matches the answer"),
+            &figures[METRIC_MATCH].chart);
     }
     report_section(report, "Layers");
     report_layers(report, result);
     if (published->any) {
         report_section(report, "Compared with the published curves");
-        report_table(report, "Mean over layers of |log10(ours / published)|, for the match rate of |ours - published|",
+        report_table(report,
+                     "Mean over layers of |log10(ours / published)|, for the match rate of |ours - "
+                     "published|",
                      "curve|#distance");
         for (int k = 0; k < METRICS * GROUPS; k++) {
             if (published->values[k / GROUPS][k % GROUPS] != NULL) {
@@ -452,48 +486,39 @@ static void report_body(Report *report, const AnalyzeResult *result, const Publi
     }
 }
 
-static Status write_all(const AnalyzeResult *result, Arena *arena, Error *error) {
+void analyze_write(const AnalyzeResult *result) {
+    Arena *arena = arena_new();
     static const char *const svg_names[METRICS] = {"mse.svg", "sparsity.svg", "match.svg"};
     const char *out = result->options->out;
     Published published = {0};
     Figure figures[METRICS];
     Report report;
-    char *paths[6] = {path_join(arena, out, "layers.csv"),  path_join(arena, out, "layers.json"),
-                      path_join(arena, out, "report.html"), path_join(arena, out, svg_names[0]),
-                      path_join(arena, out, svg_names[1]),  path_join(arena, out, svg_names[2])};
-    for (size_t i = 0; i < 6; i++) {
-        if (paths[i] == NULL) {
-            return fail_memory(error, "a file name");
-        }
-    }
     if (result->options->compare != NULL) {
-        TRY(published_read(&published, result, arena, error));
+        published_read(&published, result, arena);
     }
-    TRY(write_csv(result, paths[0], error));
-    TRY(write_json(result, &published, paths[1], error));
+    write_csv(result, path_join(arena, out, "layers.csv"));
+    write_json(result, &published, path_join(arena, out, "layers.json"));
     for (Metric m = 0; m < METRICS; m++) {
-        TRY(figure_make(&figures[m], result, &published, m, arena, error));
-        TRY(write_figure(&figures[m], paths[3 + m], error));
+        figure_make(&figures[m], result, &published, m, arena);
+        write_figure(&figures[m], path_join(arena, out, svg_names[m]));
     }
-    TRY(report_open(&report, paths[2], "Image tokens through the layers", result->options->llm, error));
+    report_open(&report, path_join(arena, out, "report.html"), "Image tokens through the layers",
+                result->options->llm);
     report_body(&report, result, &published, figures);
-    TRY(report_commit(&report, error));
+    report_commit(&report);
     for (int k = 0; k < METRICS * GROUPS && published.any; k++) {
         if (published.values[k / GROUPS][k % GROUPS] != NULL) {
-            console_line(result->console, "distance to the published %s_%s: %.3f", metric_names[k / GROUPS],
-                         group_names[k % GROUPS], published.distance[k / GROUPS][k % GROUPS]);
+            console_line(result->console, "distance to the published %s_%s: %.3f",
+                         metric_names[k / GROUPS], group_names[k % GROUPS],
+                         published.distance[k / GROUPS][k % GROUPS]);
         }
     }
     int layer = convergence_layer(result, true, true);
-    console_line(result->console, "%zu examples, %zu left out; convergence layer %s%.0d", result->examples,
-                 result->n_failures, layer < 0 ? "none" : layer == 0 ? "0" : "", layer > 0 ? layer : 0);
-    return STATUS_OK;
-}
-
-Status analyze_write(const AnalyzeResult *result, Error *error) {
-    Arena arena;
-    arena_init_growing(&arena);
-    Status status = write_all(result, &arena, error);
-    arena_free(&arena);
-    return status;
+    console_line(result->console, "%zu examples, %zu left out; convergence layer %s%.0d",
+                 result->examples, result->n_failures,
+                 layer < 0    ? "none"
+                 : layer == 0 ? "0"
+                              : "",
+                 layer > 0 ? layer : 0);
+    arena_free(arena);
 }

@@ -6,9 +6,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #ifndef REFSAE_NO_MMAP
 #include <sys/mman.h>
 #endif
@@ -16,6 +18,8 @@
 #include <unistd.h>
 
 /* ---- errors ---- */
+
+static uint64_t next_serial = 1; /* of arenas */
 
 /* Characters that a terminal obeys instead of showing them: C0, DEL, C1, line and paragraph
  * separators, and the controls of writing direction. */
@@ -25,56 +29,66 @@ static bool code_is_control(uint32_t code) {
            (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
 }
 
-Status fail(Error *error, Status status, const char *format, ...) {
-    if (error == NULL || error->status != STATUS_OK) {
-        return status;
+/* The sentence as it may be shown; "..." where it does not fit. */
+static void sentence(char *out, size_t size, const char *raw, size_t length, bool cut) {
+    size_t room = size - 4, used = 0; /* "..." and the 0 byte */
+    for (size_t i = 0; i < length;) {
+        uint32_t code;
+        size_t step = utf8_decode(raw + i, length - i, &code);
+        bool shown = step != 0 && !code_is_control(code);
+        step = step == 0 ? 1 : step;
+        if (used + (shown ? step : 4 * step) > room) {
+            cut = true;
+            break;
+        }
+        for (size_t j = 0; j < step; j++) {
+            used += (size_t)snprintf(out + used, 5, shown ? "%c" : "\\x%02X",
+                                     (unsigned char)raw[i + j]);
+        }
+        i += step;
     }
+    memcpy(out + used, cut ? "..." : "", cut ? 4 : 1);
+}
+
+static Attempt *innermost;
+static void arenas_free_from(uint64_t serial);
+
+void attempt_begin(Attempt *attempt) {
+    attempt->outer = innermost;
+    attempt->first_arena = next_serial;
+    attempt->error.status = STATUS_OK;
+    attempt->error.text[0] = 0;
+    innermost = attempt;
+}
+
+Error attempt_end(Attempt *attempt) {
+    innermost = attempt->outer;
+    return attempt->error;
+}
+
+void fail(Status status, const char *format, ...) {
     char raw[2048];
+    Error alone, *error = innermost != NULL ? &innermost->error : &alone;
     va_list arguments;
     va_start(arguments, format);
     int written = vsnprintf(raw, sizeof raw, format, arguments);
     va_end(arguments);
     bool cut = written < 0 || (size_t)written >= sizeof raw;
     size_t length = written < 0 ? 0 : cut ? sizeof raw - 1 : (size_t)written;
-    size_t room = sizeof error->text - 4, used = 0; /* "..." and the 0 byte */
-    for (size_t i = 0; i < length;) {
-        uint32_t code;
-        size_t step = utf8_decode(raw + i, length - i, &code);
-        if (step != 0 && !code_is_control(code)) {
-            if (used + step > room) {
-                cut = true;
-                break;
-            }
-            memcpy(error->text + used, raw + i, step);
-            used += step;
-        } else {
-            step = step == 0 ? 1 : step;
-            if (used + 4 * step > room) {
-                cut = true;
-                break;
-            }
-            for (size_t j = 0; j < step; j++) {
-                used +=
-                    (size_t)snprintf(error->text + used, 5, "\\x%02X", (unsigned char)raw[i + j]);
-            }
-        }
-        i += step;
-    }
-    memcpy(error->text + used, cut ? "..." : "", cut ? 4 : 1);
+    sentence(error->text, sizeof error->text, raw, length, cut);
     error->status = status;
-    return status;
+    arenas_free_from(innermost != NULL ? innermost->first_arena : 0);
+    if (innermost == NULL) {
+        fprintf(stderr, "refsae: %s\n", error->text);
+        exit((int)status);
+    }
+    longjmp(innermost->jump, 1);
 }
 
-Status fail_memory(Error *error, const char *what) {
-    return fail(error, STATUS_RESOURCE, "%s: out of memory", what);
-}
-
-/* A full disk and a full memory are STATUS_RESOURCE; a wrong path or permission is bad input. */
-static Status fail_errno(Error *error, int code, const char *path, const char *what) {
+void fail_errno(int code, const char *path, const char *what) {
     bool resource = code == ENOSPC || code == EDQUOT || code == ENOMEM || code == EMFILE ||
                     code == ENFILE || code == EIO || code == EFBIG;
-    return fail(error, resource ? STATUS_RESOURCE : STATUS_INPUT, "%s: %s: %s", path, what,
-                strerror(code));
+    fail(resource ? STATUS_RESOURCE : STATUS_INPUT, "%s: %s: %s", path, what, strerror(code));
 }
 
 /* ---- sizes ---- */
@@ -89,6 +103,14 @@ bool size_add(size_t *sum, size_t a, size_t b) {
     return *sum >= a;
 }
 
+size_t size_product(size_t a, size_t b) {
+    size_t product;
+    if (!size_mul(&product, a, b)) {
+        fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
+    }
+    return product;
+}
+
 /* ---- arenas ---- */
 
 enum {
@@ -99,20 +121,36 @@ enum {
 
 /* Bytes below `dirty` have been handed out before a reset and must be zeroed again; those above
  * still are as calloc gave them, so that untouched pages cost nothing. */
-struct ArenaBlock {
+typedef struct ArenaBlock {
     struct ArenaBlock *next;
     unsigned char *data; /* aligned to ARENA_ALIGN */
     size_t size, used, dirty;
+} ArenaBlock;
+
+typedef struct Deferred {
+    struct Deferred *next;
+    void (*release)(void *what);
+    void *what;
+} Deferred;
+
+struct Arena {
+    ArenaBlock *blocks; /* newest first */
+    Deferred *deferred; /* newest first */
+    size_t used;        /* bytes handed out, with their alignment */
+    bool measuring;
+    uint64_t serial;
+    Deferred *within;     /* what frees it with its parent; NULL: no parent */
+    Arena *older, *newer; /* all arenas, so that a failure finds them */
 };
 
-static struct ArenaBlock *block_new(size_t size) {
+static Arena *newest;
+
+static ArenaBlock *block_new(size_t size) {
     size_t total;
-    if (!size_add(&total, size, sizeof(struct ArenaBlock) + ARENA_ALIGN)) {
-        return NULL;
-    }
-    struct ArenaBlock *block = calloc(1, total);
+    bool fits = size_add(&total, size, sizeof(ArenaBlock) + ARENA_ALIGN);
+    ArenaBlock *block = fits ? calloc(1, total) : NULL;
     if (block == NULL) {
-        return NULL;
+        fail(STATUS_RESOURCE, "out of memory: %.1f MiB are needed", (double)size / 1048576.0);
     }
     unsigned char *start = (unsigned char *)(block + 1);
     block->data = start + (ARENA_ALIGN - (uintptr_t)start % ARENA_ALIGN) % ARENA_ALIGN;
@@ -120,28 +158,33 @@ static struct ArenaBlock *block_new(size_t size) {
     return block;
 }
 
-void arena_init_growing(Arena *arena) {
-    *arena = (Arena){.mode = ARENA_GROWING};
-}
-
-void arena_init_measuring(Arena *arena) {
-    *arena = (Arena){.mode = ARENA_MEASURING};
-}
-
-Status arena_init_fixed(Arena *arena, size_t size, Error *error) {
-    *arena = (Arena){.mode = ARENA_FIXED};
-    arena->blocks = block_new(size);
-    if (arena->blocks == NULL) {
-        return fail(error, STATUS_RESOURCE, "out of memory: %.1f MiB are needed",
-                    (double)size / 1048576.0);
+Arena *arena_new(void) {
+    Arena *arena = calloc(1, sizeof *arena);
+    if (arena == NULL) {
+        fail(STATUS_RESOURCE, "out of memory");
     }
-    arena->base = arena->blocks->data;
-    arena->size = size;
-    return STATUS_OK;
+    arena->serial = next_serial++;
+    arena->older = newest;
+    if (newest != NULL) {
+        newest->newer = arena;
+    }
+    newest = arena;
+    return arena;
 }
 
-/* Bytes from the newest block, or NULL if they do not fit there. */
-static void *block_take(struct ArenaBlock *block, size_t bytes, size_t align) {
+static void release_arena(void *arena) {
+    arena_free(arena);
+}
+
+Arena *arena_within(Arena *parent) {
+    Arena *arena = arena_new();
+    arena_defer(parent, release_arena, arena);
+    arena->within = parent->deferred;
+    return arena;
+}
+
+/* Bytes from a block, or NULL if they do not fit there. */
+static void *block_take(ArenaBlock *block, size_t bytes, size_t align) {
     size_t start, end;
     if (block == NULL || !size_add(&start, block->used, (align - block->used % align) % align) ||
         !size_add(&end, start, bytes) || end > block->size) {
@@ -157,56 +200,54 @@ static void *block_take(struct ArenaBlock *block, size_t bytes, size_t align) {
 
 static void *arena_take(Arena *arena, size_t bytes, size_t align) {
     size_t rounded;
-    bytes += bytes == 0; /* so that an empty array is not mistaken for a failure */
+    bytes += bytes == 0; /* so that no two arrays have one address */
     if (!size_add(&rounded, arena->used, (align - arena->used % align) % align) ||
         !size_add(&rounded, rounded, bytes)) {
-        arena->failed = true;
-        return NULL;
+        fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
     }
-    if (arena->mode == ARENA_MEASURING) {
-        arena->used = rounded;
-        return NULL;
-    }
-    void *place = block_take(arena->blocks, bytes, align);
-    if (place == NULL && arena->mode == ARENA_GROWING) {
+    void *place = arena->measuring ? NULL : block_take(arena->blocks, bytes, align);
+    if (place == NULL && !arena->measuring) {
         size_t size = arena->blocks == NULL ? ARENA_FIRST_BLOCK : arena->blocks->size;
         size = size < ARENA_LARGEST_STEP / 2 ? 2 * size : ARENA_LARGEST_STEP;
-        struct ArenaBlock *block = block_new(bytes > size / 4 ? bytes : size);
-        if (block != NULL && bytes > size / 4 && arena->blocks != NULL) {
-            /* A large request gets a block of its own behind the newest, whose room stays in use.
-             */
+        bool large = bytes > size / 4;
+        ArenaBlock *block = block_new(large ? bytes : size);
+        if (large && arena->blocks != NULL) { /* behind the newest, whose room stays in use */
             block->next = arena->blocks->next;
             arena->blocks->next = block;
-        } else if (block != NULL) {
+        } else {
             block->next = arena->blocks;
             arena->blocks = block;
         }
         place = block_take(block, bytes, align);
-    }
-    if (place == NULL) {
-        arena->failed = true;
-        return NULL;
     }
     arena->used = rounded;
     return place;
 }
 
 void *arena_alloc(Arena *arena, size_t count, size_t size) {
-    size_t bytes;
-    if (!size_mul(&bytes, count, size)) {
-        arena->failed = true;
-        return NULL;
+    return arena_take(arena, size_product(count, size), ARENA_ALIGN);
+}
+
+float *arena_floats(Arena *arena, size_t rows, size_t cols) {
+    return arena_alloc(arena, size_product(rows, cols), sizeof(float));
+}
+
+void *arena_grow(Arena *arena, void *old, size_t *capacity, size_t needed, size_t size) {
+    if (needed <= *capacity) {
+        return old;
     }
-    return arena_take(arena, bytes, ARENA_ALIGN);
+    size_t room = *capacity < 8 ? 16 : 2 * *capacity;
+    room = room < needed ? needed : room;
+    void *larger = arena_alloc(arena, room, size);
+    if (*capacity != 0) {
+        memcpy(larger, old, *capacity * size);
+    }
+    *capacity = room;
+    return larger;
 }
 
 char *arena_copy(Arena *arena, const char *text, size_t length) {
-    size_t bytes;
-    if (!size_add(&bytes, length, 1)) {
-        arena->failed = true;
-        return NULL;
-    }
-    char *copy = arena_take(arena, bytes, 1);
+    char *copy = arena_take(arena, length + 1, 1);
     if (copy != NULL && length != 0) {
         memcpy(copy, text, length);
     }
@@ -218,8 +259,8 @@ char *arena_format(Arena *arena, const char *format, ...) {
     va_start(arguments, format);
     int length = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
-    char *text = length < 0 ? NULL : arena_take(arena, (size_t)length + 1, 1);
-    if (text != NULL) {
+    char *text = arena_take(arena, (size_t)(length < 0 ? 0 : length) + 1, 1);
+    if (text != NULL && length > 0) {
         va_start(arguments, format);
         vsnprintf(text, (size_t)length + 1, format, arguments);
         va_end(arguments);
@@ -227,27 +268,69 @@ char *arena_format(Arena *arena, const char *format, ...) {
     return text;
 }
 
+void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
+    Deferred *deferred = arena_alloc(arena, 1, sizeof *deferred);
+    *deferred = (Deferred){arena->deferred, release, what};
+    arena->deferred = deferred;
+}
+
+size_t arena_used(const Arena *arena) {
+    return arena->used;
+}
+
 void arena_reset(Arena *arena) {
+    for (Deferred *d = arena->deferred; d != NULL; d = arena->deferred) {
+        arena->deferred = d->next;
+        d->release(d->what);
+    }
+    while (arena->blocks != NULL && arena->blocks->next != NULL) {
+        ArenaBlock *block = arena->blocks->next;
+        arena->blocks->next = block->next;
+        free(block);
+    }
     if (arena->blocks != NULL) {
-        struct ArenaBlock *block = arena->blocks->next;
-        while (block != NULL) {
-            struct ArenaBlock *next = block->next;
-            free(block);
-            block = next;
-        }
-        arena->blocks->next = NULL;
         arena->blocks->used = 0;
     }
     arena->used = 0;
-    arena->failed = false;
 }
 
 void arena_free(Arena *arena) {
+    if (arena == NULL) {
+        return;
+    }
+    if (arena->within != NULL) {
+        arena->within->what = NULL;
+    }
     arena_reset(arena);
     free(arena->blocks);
-    arena->blocks = NULL;
-    arena->base = NULL;
-    arena->size = 0;
+    *(arena->newer != NULL ? &arena->newer->older : &newest) = arena->older;
+    if (arena->older != NULL) {
+        arena->older->newer = arena->newer;
+    }
+    free(arena);
+}
+
+static void arenas_free_from(uint64_t serial) {
+    while (newest != NULL && newest->serial >= serial) { /* freeing one may free others within it */
+        arena_free(newest);
+    }
+}
+
+size_t arena_measure(ArenaLayout *layout, void *user) {
+    Arena *arena = arena_new();
+    arena->measuring = true;
+    layout(arena, user);
+    size_t used = arena->used;
+    arena_free(arena);
+    return used;
+}
+
+Arena *arena_plan(ArenaLayout *layout, void *user) {
+    size_t bytes = arena_measure(layout, user);
+    Arena *arena = arena_new();
+    arena->blocks = block_new(bytes);
+    layout(arena, user);
+    return arena;
 }
 
 /* ---- random numbers ---- */
@@ -456,184 +539,194 @@ bool utf8_valid(const char *text, size_t length) {
 
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
-static Status open_regular(const char *path, int *descriptor, size_t *size, Error *error) {
+static int open_regular(const char *path, size_t *size) {
     struct stat info;
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (file < 0 || fstat(file, &info) != 0) {
-        int code = errno;
-        if (file >= 0) {
-            close(file);
-        }
-        return fail_errno(error, code, path, "cannot open");
+    if (file < 0) {
+        fail_errno(errno, path, "cannot open");
     }
-    if (!S_ISREG(info.st_mode)) {
+    int code = fstat(file, &info) != 0 ? errno : 0;
+    bool regular = code == 0 && S_ISREG(info.st_mode);
+    if (!regular || (uintmax_t)info.st_size > SIZE_MAX) {
         close(file);
-        return fail(error, STATUS_INPUT, "%s: is %s, not a regular file", path,
-                    S_ISDIR(info.st_mode) ? "a directory" : "a device or pipe");
+    }
+    if (code != 0) {
+        fail_errno(code, path, "cannot open");
+    }
+    if (!regular) {
+        fail(STATUS_INPUT, "%s: is %s, not a regular file", path,
+             S_ISDIR(info.st_mode) ? "a directory" : "a device or pipe");
     }
     if ((uintmax_t)info.st_size > SIZE_MAX) {
-        close(file);
-        return fail(error, STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
+        fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
-    *descriptor = file;
     *size = (size_t)info.st_size;
-    return STATUS_OK;
+    return file;
+}
+
+static void release_stream(void *stream) {
+    fclose(stream);
+}
+
+FILE *file_open(Arena *arena, const char *path) {
+    size_t size;
+    int file = open_regular(path, &size);
+    FILE *stream = fdopen(file, "rb");
+    if (stream == NULL) {
+        int code = errno;
+        close(file);
+        fail_errno(code, path, "cannot open");
+    }
+    arena_defer(arena, release_stream, stream);
+    return stream;
 }
 
 #ifdef REFSAE_NO_MMAP
-static Status read_all(int file, void *data, size_t size, const char *path, Error *error) {
-    for (size_t done = 0; done < size;) {
-        ssize_t got = read(file, (char *)data + done, size - done);
-        if (got < 0 && errno != EINTR) {
-            return fail_errno(error, errno, path, "cannot read");
-        }
-        if (got == 0) {
-            return fail(error, STATUS_INPUT, "%s: shrank while it was read", path);
-        }
-        done += got < 0 ? 0 : (size_t)got;
-    }
-    return STATUS_OK;
-}
-#endif
-
-Status file_map(FileMap *map, const char *path, Error *error) {
-    int file = -1;
+FileMap file_map(Arena *arena, const char *path) {
+    Arena *scratch = arena_new();
     size_t size = 0;
-    *map = (FileMap){.data = (const unsigned char *)"", .size = 0, .mapped = false};
-    TRY(open_regular(path, &file, &size, error));
-    Status status = STATUS_OK;
-    if (size != 0) {
-#ifndef REFSAE_NO_MMAP
-        void *data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, file, 0);
-        if (data == MAP_FAILED) {
-            status = fail_errno(error, errno, path, "cannot map");
-        } else {
-            *map = (FileMap){.data = data, .size = size, .mapped = true};
-        }
-#else
-        void *data = malloc(size);
-        status = data == NULL ? fail_memory(error, path) : read_all(file, data, size, path, error);
-        if (status == STATUS_OK) {
-            *map = (FileMap){.data = data, .size = size, .mapped = false};
-        } else {
-            free(data);
-        }
-#endif
+    close(open_regular(path, &size));
+    FILE *stream = file_open(scratch, path);
+    unsigned char *data = arena_alloc(arena, size, 1);
+    if (fread(data, 1, size, stream) != size) {
+        fail(STATUS_INPUT, "%s: cannot be read whole", path);
     }
-    close(file);
-    return status;
+    arena_free(scratch);
+    return (FileMap){data, size};
+}
+#else
+static void release_map(void *what) {
+    const FileMap *map = what;
+    munmap((void *)(uintptr_t)map->data, map->size);
 }
 
-void file_unmap(FileMap *map) {
-    if (map->size != 0) {
-#ifndef REFSAE_NO_MMAP
-        munmap((void *)(uintptr_t)map->data, map->size);
-#else
-        free((void *)(uintptr_t)map->data);
-#endif
+FileMap file_map(Arena *arena, const char *path) {
+    FileMap *map = arena_alloc(arena, 1, sizeof *map);
+    int file = open_regular(path, &map->size);
+    void *data = map->size == 0 ? NULL : mmap(NULL, map->size, PROT_READ, MAP_PRIVATE, file, 0);
+    int code = errno;
+    close(file);
+    if (data == MAP_FAILED) {
+        fail_errno(code, path, "cannot map");
     }
-    *map = (FileMap){.data = (const unsigned char *)"", .size = 0, .mapped = false};
+    map->data = data;
+    if (map->size == 0) {
+        map->data = (const unsigned char *)"";
+    } else {
+        arena_defer(arena, release_map, map);
+    }
+    return *map;
+}
+#endif
+
+static void release_memory(void *what) {
+    MemoryStream *memory = what;
+    fclose(memory->stream);
+    free(memory->text);
+}
+
+MemoryStream *memory_open(Arena *arena) {
+    MemoryStream *memory = arena_alloc(arena, 1, sizeof *memory);
+    memory->stream = open_memstream(&memory->text, &memory->length);
+    if (memory->stream == NULL) {
+        fail(STATUS_RESOURCE, "out of memory");
+    }
+    arena_defer(arena, release_memory, memory);
+    return memory;
+}
+
+char *memory_text(MemoryStream *memory) {
+    if (fflush(memory->stream) != 0 || ferror(memory->stream)) {
+        fail(STATUS_RESOURCE, "out of memory");
+    }
+    return memory->text;
 }
 
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
-Status sha256_file(const char *path, char hex[65], Error *error) {
-    unsigned char buffer[32768];
-    int file = -1;
-    size_t size = 0;
-    ssize_t got;
+void sha256_file(const char *path, char hex[65]) {
+    Arena *arena = arena_new();
+    FILE *stream = file_open(arena, path);
+    size_t size = 32768, got;
+    unsigned char *buffer = arena_alloc(arena, size, 1);
     Sha256 sha;
-    TRY(open_regular(path, &file, &size, error));
     sha256_start(&sha);
-    while ((got = read(file, buffer, sizeof buffer)) != 0) {
-        if (got > 0) {
-            sha256_add(&sha, buffer, (size_t)got);
-        } else if (errno != EINTR) {
-            int code = errno;
-            close(file);
-            return fail_errno(error, code, path, "cannot read");
-        }
+    while ((got = fread(buffer, 1, size, stream)) != 0) {
+        sha256_add(&sha, buffer, got);
     }
-    close(file);
+    if (ferror(stream)) {
+        fail_errno(errno, path, "cannot read");
+    }
     sha256_end(&sha, hex);
-    return STATUS_OK;
+    arena_free(arena);
 }
 
-static char *text_copy(const char *text, size_t length) {
-    char *copy = malloc(length + 1);
-    if (copy != NULL) {
-        memcpy(copy, text, length);
-        copy[length] = 0;
+/* Where a commit has not emptied these: the stream is closed, the temporary file unlinked. */
+static void release_out(void *what) {
+    OutFile *out = what;
+    if (out->stream != NULL) {
+        fclose(out->stream);
     }
-    return copy;
+    if (out->temporary != NULL) {
+        unlink(out->temporary);
+    }
 }
 
-static void out_free(OutFile *out) {
-    free(out->path);
-    free(out->temporary);
-    *out = (OutFile){.stream = NULL, .path = NULL, .temporary = NULL};
-}
-
-Status out_open(OutFile *out, const char *path, Error *error) {
-    *out = (OutFile){.stream = NULL, .path = NULL, .temporary = NULL};
+OutFile *out_open(const char *path) {
     struct stat info;
     int file = -1;
     if (path[0] == 0) {
-        return fail(error, STATUS_INPUT, "the name of the file to write is empty");
+        fail(STATUS_INPUT, "the name of the file to write is empty");
     }
-    if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) {
-        return fail(error, STATUS_INPUT, "%s: is a directory, not a file to write", path);
+    bool there = stat(path, &info) == 0;
+    if (there && S_ISDIR(info.st_mode)) {
+        fail(STATUS_INPUT, "%s: is a directory, not a file to write", path);
     }
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) { /* /dev/stdout, /dev/full: as it is */
-        out->path = text_copy(path, strlen(path));
-        file = out->path == NULL ? -1 : open(path, O_WRONLY | O_CLOEXEC);
+    Arena *arena = arena_new();
+    OutFile *out = arena_alloc(arena, 1, sizeof *out);
+    out->arena = arena;
+    if (there && !S_ISREG(info.st_mode)) { /* /dev/stdout, /dev/full: as it is */
+        out->path = arena_copy(arena, path, strlen(path));
+        file = open(path, O_WRONLY | O_CLOEXEC);
     } else {
         /* A symbolic link stays one: its target is what gets replaced. */
         char *target = realpath(path, NULL);
-        out->path = target != NULL ? target : text_copy(path, strlen(path));
-        size_t room = out->path == NULL ? 0 : strlen(out->path) + 48;
-        out->temporary = room == 0 ? NULL : malloc(room);
-        for (int n = 0; out->temporary != NULL && n < 1000; n++) {
-            snprintf(out->temporary, room, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
+        out->path = arena_format(arena, "%s", target != NULL ? target : path);
+        free(target);
+        for (int n = 0; n < 1000 && file < 0 && (n == 0 || errno == EEXIST); n++) {
+            out->temporary = arena_format(arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
             file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-            if (file >= 0 || errno != EEXIST) {
-                break;
-            }
-        }
-        if (out->temporary == NULL) {
-            out_free(out);
-            return fail_memory(error, path);
         }
     }
-    out->stream = file < 0 ? NULL : fdopen(file, "w");
+    int code = errno;
+    if (file < 0) {
+        out->temporary = NULL;
+        arena_free(arena);
+        fail_errno(code, path, "cannot write");
+    }
+    arena_defer(arena, release_out, out);
+    out->stream = fdopen(file, "w");
     if (out->stream == NULL) {
-        int code = errno;
-        if (file >= 0) {
-            close(file);
-        }
-        if (file >= 0 && out->temporary != NULL) {
-            unlink(out->temporary);
-        }
-        out_free(out);
-        return fail_errno(error, code, path, "cannot write");
+        code = errno;
+        close(file);
+        fail_errno(code, path, "cannot write");
     }
-    return STATUS_OK;
+    return out;
 }
 
 /* After a rename the directory entry itself must reach the disk. Some file systems refuse to sync a
  * directory; the data is safe by then, so this failure is not one. */
-static void sync_directory(const char *path) {
-    const char *slash = strrchr(path, '/');
-    char *directory = slash == NULL ? text_copy(".", 1)
-                                    : text_copy(path, slash == path ? 1 : (size_t)(slash - path));
-    int file = directory == NULL ? -1 : open(directory, O_RDONLY | O_CLOEXEC);
+static void sync_directory(OutFile *out) {
+    const char *slash = strrchr(out->path, '/');
+    size_t length = slash == NULL ? 1 : slash == out->path ? 1 : (size_t)(slash - out->path);
+    int file =
+        open(arena_copy(out->arena, slash == NULL ? "." : out->path, length), O_RDONLY | O_CLOEXEC);
     if (file >= 0) {
         fsync(file);
         close(file);
     }
-    free(directory);
 }
 
-Status out_commit(OutFile *out, Error *error) {
+void out_commit(OutFile *out) {
     int code = 0;
     bool failed = ferror(out->stream) != 0;
     if (fflush(out->stream) != 0) {
@@ -654,26 +747,18 @@ Status out_commit(OutFile *out, Error *error) {
         code = errno;
     }
     if (failed) {
-        Status status = fail(error, STATUS_RESOURCE, "%s: cannot write: %s", out->path,
-                             code == 0 ? "the disk refused part of it" : strerror(code));
-        out_abandon(out);
-        return status;
+        fail(STATUS_RESOURCE, "%s: cannot write: %s", out->path,
+             code == 0 ? "the disk refused part of it" : strerror(code));
     }
     if (out->temporary != NULL) {
-        sync_directory(out->path);
+        out->temporary = NULL;
+        sync_directory(out);
     }
-    out_free(out);
-    return STATUS_OK;
+    arena_free(out->arena);
 }
 
 void out_abandon(OutFile *out) {
-    if (out->stream != NULL) {
-        fclose(out->stream);
-    }
-    if (out->temporary != NULL) {
-        unlink(out->temporary);
-    }
-    out_free(out);
+    arena_free(out->arena);
 }
 
 bool path_is_directory(const char *path) {
@@ -686,30 +771,22 @@ bool path_exists(const char *path) {
     return stat(path, &info) == 0;
 }
 
-Status path_make_directory(const char *path, Error *error) {
-    char *part = text_copy(path, strlen(path));
-    if (part == NULL) {
-        return fail_memory(error, path);
-    }
-    Status status = STATUS_OK;
-    for (size_t i = 1; status == STATUS_OK && path[0] != 0; i++) {
-        if (path[i] != '/' && path[i] != 0) {
-            continue;
-        }
-        part[i] = 0;
-        if (mkdir(part, 0777) != 0 && !path_is_directory(part)) {
-            status = fail_errno(error, errno, part, "cannot make this directory");
-        }
-        part[i] = path[i];
-        if (path[i] == 0) {
-            break;
-        }
-    }
+void path_make_directory(const char *path) {
     if (path[0] == 0) {
-        status = fail(error, STATUS_INPUT, "the name of the directory to make is empty");
+        fail(STATUS_INPUT, "the name of the directory to make is empty");
     }
-    free(part);
-    return status;
+    Arena *arena = arena_new();
+    char *part = arena_copy(arena, path, strlen(path));
+    for (size_t i = 1, length = strlen(path); i <= length; i++) {
+        if (path[i] == '/' || path[i] == 0) {
+            part[i] = 0;
+            if (mkdir(part, 0777) != 0 && !path_is_directory(part)) {
+                fail_errno(errno, part, "cannot make this directory");
+            }
+            part[i] = path[i];
+        }
+    }
+    arena_free(arena);
 }
 
 char *path_join(Arena *arena, const char *directory, const char *name) {
@@ -724,44 +801,131 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-Status path_list(Arena *arena, const char *directory, char ***names, size_t *count, Error *error) {
-    *names = NULL;
-    *count = 0;
+static void release_directory(void *stream) {
+    closedir(stream);
+}
+
+char **path_list(Arena *arena, const char *directory, size_t *count) {
+    Arena *scratch = arena_new();
     DIR *stream = opendir(directory);
     if (stream == NULL) {
-        return fail_errno(error, errno, directory, "cannot read this directory");
+        fail_errno(errno, directory, "cannot read this directory");
     }
-    char **list = NULL;
-    size_t used = 0, room = 0;
-    bool memory = true;
-    const struct dirent *entry;
-    while (memory && (entry = readdir(stream)) != NULL) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) {
-            continue;
-        }
-        if (used == room) {
-            room = room == 0 ? 64 : 2 * room;
-            char **larger = realloc(list, room * sizeof *list);
-            memory = larger != NULL;
-            list = memory ? larger : list;
-        }
-        if (memory) {
-            list[used] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
-            memory = list[used] != NULL;
-            used += memory;
+    arena_defer(scratch, release_directory, stream);
+    char **names = NULL;
+    size_t used = 0, capacity = 0;
+    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            names = arena_grow(arena, names, &capacity, used + 1, sizeof *names);
+            names[used++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
         }
     }
-    closedir(stream);
-    char **kept = memory ? arena_alloc(arena, used, sizeof *kept) : NULL;
-    if (kept != NULL && used != 0) {
-        qsort(list, used, sizeof *list, compare_names);
-        memcpy(kept, list, used * sizeof *list);
+    arena_free(scratch);
+    if (used > 0) {
+        qsort(names, used, sizeof *names, compare_names);
     }
-    free(list);
-    if (kept == NULL) {
-        return fail_memory(error, directory);
-    }
-    *names = kept;
     *count = used;
-    return STATUS_OK;
+    return names;
+}
+
+/* ---- progress ---- */
+
+double progress_now(void) {
+    struct timespec t = {0, 0};
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* "12 s", "3 min 20 s", "5 h 02 min" */
+static void format_seconds(char text[48], double seconds) {
+    unsigned long long s = seconds < 0     ? 0
+                           : seconds > 1e9 ? 1000000000
+                                           : (unsigned long long)(seconds + 0.5);
+    if (s < 60) {
+        snprintf(text, 48, "%llu s", s);
+    } else if (s < 3600) {
+        snprintf(text, 48, "%llu min %02llu s", s / 60, s % 60);
+    } else {
+        snprintf(text, 48, "%llu h %02llu min", s / 3600, s / 60 % 60);
+    }
+}
+
+Progress progress_start(const char *what, const char *unit, uint64_t first, uint64_t total,
+                        bool quiet) {
+    Progress progress = {.what = what, .unit = unit, .total = total, .done = first, .first = first};
+    progress.started = progress.printed = progress_now();
+    progress.terminal = isatty(STDERR_FILENO) != 0;
+    progress.quiet = quiet;
+    return progress;
+}
+
+static void progress_print(Progress *progress, double now, const char *note) {
+    enum {
+        COLUMNS = 79
+    };
+    char line[256], left[48] = "";
+    double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
+    size_t used = (size_t)snprintf(line, sizeof line, "%.40s: %llu", progress->what,
+                                   (unsigned long long)progress->done);
+    if (progress->total != 0) {
+        used += (size_t)snprintf(line + used, sizeof line - used, "/%llu %.20s, %.0f %%",
+                                 (unsigned long long)progress->total, progress->unit,
+                                 100 * (double)progress->done / (double)progress->total);
+    } else {
+        used += (size_t)snprintf(line + used, sizeof line - used, " %.20s", progress->unit);
+    }
+    used += (size_t)snprintf(line + used, sizeof line - used, rate < 1 ? ", %.1f/min" : ", %.1f/s",
+                             rate < 1 ? 60 * rate : rate);
+    if (progress->total > progress->done && rate > 0) {
+        format_seconds(left, (double)(progress->total - progress->done) / rate);
+        used += (size_t)snprintf(line + used, sizeof line - used, ", %s left", left);
+    }
+    if (note != NULL) {
+        snprintf(line + used, sizeof line - used, ", %.80s", note);
+    }
+    if (progress->terminal) {
+        int length = (int)strlen(line) < COLUMNS ? (int)strlen(line) : COLUMNS;
+        fprintf(stderr, "\r%.*s%*s", COLUMNS, line,
+                progress->width > length ? progress->width - length : 0, "");
+        progress->width = length;
+    } else {
+        fprintf(stderr, "%s\n", line);
+    }
+    fflush(stderr);
+    progress->printed = now;
+}
+
+void progress_set(Progress *progress, uint64_t done, const char *note) {
+    progress->done = done;
+    if (progress->quiet) {
+        return;
+    }
+    double now = progress_now();
+    if (now - progress->printed >= (progress->terminal ? 0.1 : 30)) {
+        progress_print(progress, now, note);
+    }
+}
+
+void progress_end(Progress *progress) {
+    char took[48];
+    if (progress->quiet) {
+        return;
+    }
+    double seconds = progress_now() - progress->started;
+    uint64_t done = progress->done - progress->first;
+    format_seconds(took, seconds);
+    fprintf(stderr, "%s%*s%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r" : "",
+            progress->terminal ? progress->width : 0, "", progress->terminal ? "\r" : "",
+            progress->what, (unsigned long long)done, progress->unit, took);
+    progress->quiet = true;
+}
+
+void console_line(const Console *console, const char *format, ...) {
+    va_list arguments;
+    if (!console->quiet) {
+        va_start(arguments, format);
+        vfprintf(stderr, format, arguments);
+        va_end(arguments);
+        fputc('\n', stderr);
+    }
 }

@@ -1,14 +1,17 @@
-/* base.h: errors, arenas, the random generator, SHA-256, UTF-8 and files. Floor 0: includes nothing
+/* base.h: errors, arenas, the random generator, SHA-256, UTF-8 and files. Floor 1: includes nothing
  * of the project. */
 #ifndef REFSAE_BASE_H
 #define REFSAE_BASE_H
 
+#include <setjmp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
 #define REFSAE_VERSION "0.1.0"
+
+/* ---- errors ---- */
 
 /* The value is the exit code of the program. */
 typedef enum Status {
@@ -26,56 +29,73 @@ typedef struct Error {
 
 #if defined(__GNUC__)
 #define REFSAE_PRINTF(string, first) __attribute__((format(printf, string, first)))
+#define REFSAE_NORETURN __attribute__((noreturn))
 #else
 #define REFSAE_PRINTF(string, first)
+#define REFSAE_NORETURN
 #endif
 
-/* Writes the sentence (only the first failure is kept: the cause, not its consequences) and returns
- * `status`, so that callers write `return fail(...)`. Bytes that are not printable ASCII or valid
- * UTF-8 are shown as \xNN, so that a hostile name in a file cannot drive a terminal. */
-Status fail(Error *error, Status status, const char *format, ...) REFSAE_PRINTF(3, 4);
-Status fail_memory(Error *error, const char *what);
+/* Leaves for the innermost ATTEMPT (without one: says it on stderr and exits), so that functions
+ * return what they compute. Before the jump all arenas made since that ATTEMPT began are freed, and
+ * with them what they own: memory, maps, streams, temporary files. Never called inside a parallel
+ * loop. Bytes that are not printable ASCII or valid UTF-8 are shown as \xNN, so that a hostile name
+ * in a file cannot drive a terminal. */
+REFSAE_NORETURN void fail(Status status, const char *format, ...) REFSAE_PRINTF(2, 3);
+/* By errno: a full disk or memory is STATUS_RESOURCE, a wrong path or permission STATUS_INPUT. */
+REFSAE_NORETURN void fail_errno(int code, const char *path, const char *what);
 
-/* Returns from the calling function if `call` failed. */
-#define TRY(call)                                                                                  \
+/* Runs the statements; *error is then why they were left (status STATUS_OK: they were not). After a
+ * failure nothing that they assigned may be read. They may not return, break or goto outwards. */
+#define ATTEMPT(error, ...)                                                                        \
     do {                                                                                           \
-        Status try_status_ = (call);                                                               \
-        if (try_status_ != STATUS_OK) {                                                            \
-            return try_status_;                                                                    \
+        Attempt attempt_;                                                                          \
+        attempt_begin(&attempt_);                                                                  \
+        if (setjmp(attempt_.jump) == 0) {                                                          \
+            __VA_ARGS__;                                                                           \
         }                                                                                          \
+        *(error) = attempt_end(&attempt_);                                                         \
     } while (0)
+
+typedef struct Attempt {
+    jmp_buf jump;
+    struct Attempt *outer;
+    uint64_t first_arena; /* serial number of the first arena made inside */
+    Error error;
+} Attempt;
+
+void attempt_begin(Attempt *attempt);
+Error attempt_end(Attempt *attempt);
 
 /* ---- sizes: every size read from a file goes through these before it is used ---- */
 
 bool size_mul(size_t *product, size_t a, size_t b); /* false on overflow */
 bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
+size_t size_product(size_t a, size_t b);            /* STATUS_RESOURCE on overflow */
 
-/* ---- arenas ----
- * Two uses of one type. A growing arena (arena_init_growing) holds what parsing makes: names, JSON,
- * vocabularies, pixels. A fixed arena (arena_init_fixed) is the one block of a run: a layout
- * function that only takes pointers is called on a measuring arena first (arena_init_measuring;
- * every allocation returns NULL and is counted), then on the fixed arena of that size. Memory is
- * zeroed and aligned to 64 bytes. A failed allocation sets `failed`, so that a layout function may
- * check once at its end. */
-typedef struct Arena {
-    unsigned char *base; /* fixed: the block */
-    size_t size, used;   /* used: bytes handed out so far, in any mode */
-    bool failed;
-    enum { ARENA_GROWING, ARENA_FIXED, ARENA_MEASURING } mode;
-    struct ArenaBlock *blocks; /* growing: newest first */
-} Arena;
+/* ---- arenas: the one owner of memory and of what must be closed ----
+ * Memory is zeroed and aligned to 64 bytes; none to be had is STATUS_RESOURCE, never NULL. What is
+ * deferred to an arena is released when it is reset or freed, the latest first. */
+typedef struct Arena Arena;
 
-void arena_init_growing(Arena *arena);
-void arena_init_measuring(Arena *arena);
-Status arena_init_fixed(Arena *arena, size_t size, Error *error); /* STATUS_RESOURCE */
-/* NULL: overflow, no memory, or measuring. */
+Arena *arena_new(void);
+Arena *arena_within(Arena *parent); /* freed with its parent, unless before */
+void arena_reset(Arena *arena);     /* gives back everything but one block */
+void arena_free(Arena *arena);      /* NULL: nothing */
 void *arena_alloc(Arena *arena, size_t count, size_t size);
-/* With a 0 byte after it; NULL: no memory. */
-char *arena_copy(Arena *arena, const char *text, size_t length);
+/* Room for `needed` elements of `size` bytes; *capacity (0 at first) grows by doubling. Returns
+ * `old`, or a larger copy of it (`old` stays until the arena goes). */
+void *arena_grow(Arena *arena, void *old, size_t *capacity, size_t needed, size_t size);
+float *arena_floats(Arena *arena, size_t rows, size_t cols);
+char *arena_copy(Arena *arena, const char *text, size_t length); /* with a 0 byte after it */
 char *arena_format(Arena *arena, const char *format, ...) REFSAE_PRINTF(2, 3);
-/* Growing: gives blocks back but one. Both: used = 0, and memory is zeroed as it is handed out. */
-void arena_reset(Arena *arena);
-void arena_free(Arena *arena);
+void arena_defer(Arena *arena, void (*release)(void *what), void *what);
+size_t arena_used(const Arena *arena); /* bytes handed out so far */
+
+/* The memory of a run is one block. layout() only takes pointers: it is called on an arena that
+ * counts and gives NULL, then on one whose block has room for that. */
+typedef void ArenaLayout(Arena *arena, void *user);
+size_t arena_measure(ArenaLayout *layout, void *user);
+Arena *arena_plan(ArenaLayout *layout, void *user);
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator ----
  * Key = seed (low word first). Counter = {index low, index high, stream low, stream high}. Word i
@@ -113,7 +133,7 @@ typedef struct Sha256 {
 void sha256_start(Sha256 *sha);
 void sha256_add(Sha256 *sha, const void *data, size_t length);
 void sha256_end(Sha256 *sha, char hex[65]);
-Status sha256_file(const char *path, char hex[65], Error *error);
+void sha256_file(const char *path, char hex[65]);
 
 /* ---- UTF-8 ---- */
 /* Bytes of the well-formed sequence at `text` (1 to 4) and its code point; 0 if it is none
@@ -123,34 +143,72 @@ size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
 /* ---- files ---- */
-/* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory. Refuses what is not a
- * regular file. An empty file has size 0 and data that is not NULL. */
+/* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
+ * arena. Refuses what is not a regular file. An empty file has size 0 and data that is not NULL. */
 typedef struct FileMap {
     const unsigned char *data;
     size_t size;
-    bool mapped;
 } FileMap;
 
-Status file_map(FileMap *map, const char *path, Error *error);
-void file_unmap(FileMap *map);
+FileMap file_map(Arena *arena, const char *path);
+FILE *file_open(Arena *arena,
+                const char *path); /* a regular file, to read; closed with the arena */
+/* Text gathered by stdio; it goes with the arena. */
+typedef struct MemoryStream {
+    FILE *stream;
+    char *text;
+    size_t length;
+} MemoryStream;
 
-/* A file that appears whole or not at all: written beside its name, synced, renamed. */
+MemoryStream *memory_open(Arena *arena);
+char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
+
+/* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
+ * not committed when a failure passes, or that is abandoned, leaves nothing. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;
+    Arena *arena; /* its own */
 } OutFile;
 
-Status out_open(OutFile *out, const char *path, Error *error);
-Status out_commit(OutFile *out, Error *error); /* STATUS_RESOURCE when the disk refused something */
-void out_abandon(OutFile *out); /* removes the temporary; harmless after out_commit */
+OutFile *out_open(const char *path);
+void out_commit(OutFile *out); /* STATUS_RESOURCE when the disk refused something */
+void out_abandon(OutFile *out);
 
 bool path_is_directory(const char *path);
 bool path_exists(const char *path);
-/* With its parents; fine if it is there. */
-Status path_make_directory(const char *path, Error *error);
-/* "directory/name" in the arena, or name itself if it is absolute. NULL: no memory. */
+void path_make_directory(const char *path); /* with its parents; fine if it is there */
+/* "directory/name" in the arena, or name itself if it is absolute. */
 char *path_join(Arena *arena, const char *directory, const char *name);
 /* Names in a directory in strcmp order, without . and .. */
-Status path_list(Arena *arena, const char *directory, char ***names, size_t *count, Error *error);
+char **path_list(Arena *arena, const char *directory, size_t *count);
+
+/* ---- what the program says while it works ---- */
+typedef struct Console { /* what a command may say beside its files */
+    bool quiet;
+    const char *command; /* the exact command line, for reports */
+} Console;
+
+/* A line on stderr, unless quiet. */
+void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* ---- progress on stderr ----
+ * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most
+ * every 30 seconds. progress_end leaves a last line with the whole time. */
+typedef struct Progress {
+    const char *what, *unit;
+    uint64_t total, done, first; /* total 0: unknown */
+    double started, printed;     /* seconds */
+    bool terminal, quiet;
+    int width; /* of the line on the terminal */
+} Progress;
+
+/* first: what a resumed run had done before; it does not count for the rate. */
+Progress progress_start(const char *what, const char *unit, uint64_t first, uint64_t total,
+                        bool quiet);
+/* note: NULL or what else to say, such as "loss 2.31". */
+void progress_set(Progress *progress, uint64_t done, const char *note);
+void progress_end(Progress *progress);
+double progress_now(void); /* seconds of a clock that only goes forward */
 
 #endif

@@ -252,42 +252,31 @@ static void bench_print(FILE *out, bool json, const Compute *compute, const Item
     fprintf(out, json ? "]}\n" : "");
 }
 
-Status bench_kernels(FILE *out, bool json, int threads, Error *error) {
+void bench_kernels(FILE *out, bool json, int threads) {
+    Arena *arena = arena_new();
     Compute compute, one;
-    TRY(compute_open(&compute, threads, error));
+    compute_open(&compute, arena, threads);
     one = compute;
     one.threads = 1;
     Bench bench = {.weight_bytes = (size_t)D_MLP * D_MODEL * 8};
-    bench.x = malloc((size_t)TOKENS * D_MLP * sizeof(float));
-    bench.y = malloc((size_t)TOKENS * D_MLP * sizeof(float));
-    bench.weights = malloc(bench.weight_bytes);
-    Item *items = calloc(MAX_ITEMS, sizeof *items);
-    Status status = STATUS_OK;
-    if (bench.x == NULL || bench.y == NULL || bench.weights == NULL || items == NULL) {
-        status = fail_memory(error, "bench");
-    } else {
-        for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
-            bench.x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
-            bench.y[i] = 0.0f;
-        }
-        for (size_t i = 0; i < bench.weight_bytes / 2;
-             i++) { /* small positive numbers in all three dtypes */
-            const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);
-            memcpy(bench.weights + 2 * i, &bits, sizeof bits);
-        }
-        const size_t n = bench_items(items, compute.threads);
-        for (int round = 0; round < ROUNDS; round++) {
-            for (size_t i = 0; i < n; i++) {
-                bench.compute = items[i].threads == 1 ? &one : &compute;
-                bench_once(&bench, &items[i]);
-            }
-        }
-        bench_print(out, json, &compute, items, n);
+    bench.x = arena_floats(arena, TOKENS, D_MLP);
+    bench.y = arena_floats(arena, TOKENS, D_MLP);
+    bench.weights = arena_alloc(arena, bench.weight_bytes, 1);
+    Item *items = arena_alloc(arena, MAX_ITEMS, sizeof *items);
+    for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
+        bench.x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
     }
-    free(items);
-    free(bench.weights);
-    free(bench.y);
-    free(bench.x);
-    compute_close(&compute);
-    return status;
+    for (size_t i = 0; i < bench.weight_bytes / 2; i++) { /* small positive numbers in every dtype */
+        const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);
+        memcpy(bench.weights + 2 * i, &bits, sizeof bits);
+    }
+    const size_t n = bench_items(items, compute.threads);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (size_t i = 0; i < n; i++) {
+            bench.compute = items[i].threads == 1 ? &one : &compute;
+            bench_once(&bench, &items[i]);
+        }
+    }
+    bench_print(out, json, &compute, items, n);
+    arena_free(arena);
 }

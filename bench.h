@@ -6,6 +6,6 @@
 
 /* Everything on 1 thread and on `threads` (0: as many as there are cores), interleaved, best of ten, with
  * the multiply-add and memory limits measured in the same rounds. json: one object, else a table. */
-Status bench_kernels(FILE *out, bool json, int threads, Error *error);
+void bench_kernels(FILE *out, bool json, int threads);
 
 #endif

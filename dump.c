@@ -1,9 +1,8 @@
-/* dump.c: one forward (and backward) pass with every wanted hook point written to safetensors; and the
- * comparison of two such files. */
+/* dump.c: one forward (and backward) pass with every wanted hook point written to safetensors; and
+ * the comparison of two such files. */
 #include "dump.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* ---- collecting ---- */
@@ -21,26 +20,25 @@ typedef struct Collector {
     char **globs;
     size_t n_globs;
     bool vision;
-    Arena arena;
-    Kept *first, **end;
+    Arena *arena;
+    Kept *first, *last;
 } Collector;
 
-static Status collector_open(Collector *c, const char *hooks, Error *error) {
+static Collector collector_open(Arena *arena, const char *hooks) {
+    Collector c = {.arena = arena};
     int depth = 0;
     size_t from = 0, length = strlen(hooks);
-    arena_init_growing(&c->arena);
-    c->end = &c->first;
-    c->globs = arena_alloc(&c->arena, length + 1, sizeof(char *));
-    for (size_t i = 0; c->globs != NULL && i <= length; i++) {
+    c.globs = arena_alloc(arena, length + 1, sizeof *c.globs);
+    for (size_t i = 0; i <= length; i++) {
         depth += hooks[i] == '{' ? 1 : hooks[i] == '}' ? -1 : 0;
         if (i == length || (hooks[i] == ',' && depth <= 0)) {
-            if (i > from && (c->globs[c->n_globs++] = arena_copy(&c->arena, hooks + from, i - from)) == NULL) {
-                return fail_memory(error, "--hooks");
+            if (i > from) {
+                c.globs[c.n_globs++] = arena_copy(arena, hooks + from, i - from);
             }
             from = i + 1;
         }
     }
-    return c->globs == NULL ? fail_memory(error, "--hooks") : STATUS_OK;
+    return c;
 }
 
 static bool collector_matches(const Collector *c, const char *name) {
@@ -63,20 +61,15 @@ static bool collector_wants(void *user, HookKind kind, int layer, bool gradient)
     return gradient && collector_matches(c, name);
 }
 
-static Status collector_keep(Collector *c, const char *name, Dtype dtype, int rank, const size_t *shape,
-                             const void *data, Error *error) {
+static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
+                           const size_t *shape, const void *data) {
     size_t count = 1;
-    Kept *kept = arena_alloc(&c->arena, 1, sizeof *kept);
+    Kept *kept = arena_alloc(c->arena, 1, sizeof *kept);
     for (int i = 0; i < rank; i++) {
         count *= shape[i];
     }
-    if (kept != NULL) {
-        kept->name = arena_copy(&c->arena, name, strlen(name));
-        kept->data = arena_alloc(&c->arena, count + 1, dtype_size(dtype));
-    }
-    if (kept == NULL || kept->name == NULL || kept->data == NULL) {
-        return fail_memory(error, name);
-    }
+    kept->name = arena_copy(c->arena, name, strlen(name));
+    kept->data = arena_alloc(c->arena, count + 1, dtype_size(dtype));
     kept->dtype = dtype;
     kept->rank = rank;
     memcpy(kept->shape, shape, (size_t)rank * sizeof *shape);
@@ -87,329 +80,289 @@ static Status collector_keep(Collector *c, const char *name, Dtype dtype, int ra
             values[i] = isnan(values[i]) ? NAN : values[i];
         }
     }
-    *c->end = kept;
-    c->end = &kept->next;
-    return STATUS_OK;
+    *(c->last != NULL ? &c->last->next : &c->first) = kept;
+    c->last = kept;
 }
 
-static Status collector_call(void *user, const HookPoint *point, float *data, Error *error) {
+static void collector_call(void *user, const HookPoint *point, float *data) {
     char name[HOOK_NAME_MAX];
     hook_name(name, point->kind, point->layer, point->vision, point->gradient);
-    return collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data, error);
+    collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
 }
 
-static Status collector_write_body(const Collector *c, TensorWriter *writer, Error *error) {
+static void collector_write(const Collector *c, const char *path, const char *hooks) {
+    if (c->first == NULL) {
+        fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", hooks);
+    }
+    TensorWriter *writer = tensor_writer_open(path);
     for (const Kept *k = c->first; k != NULL; k = k->next) {
-        TRY(tensor_writer_declare(writer, k->name, k->dtype, k->rank, k->shape, error));
+        tensor_writer_declare(writer, k->name, k->dtype, k->rank, k->shape);
     }
     for (const Kept *k = c->first; k != NULL; k = k->next) {
         size_t bytes = dtype_size(k->dtype);
         for (int i = 0; i < k->rank; i++) {
             bytes *= k->shape[i];
         }
-        TRY(tensor_writer_data(writer, k->data, bytes, error));
+        tensor_writer_data(writer, k->data, bytes);
     }
-    return STATUS_OK;
-}
-
-static Status collector_write(const Collector *c, const char *path, const char *hooks, Error *error) {
-    TensorWriter *writer;
-    if (c->first == NULL) {
-        return fail(error, STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", hooks);
-    }
-    TRY(tensor_writer_open(&writer, path, error));
-    Status status = collector_write_body(c, writer, error);
-    if (status == STATUS_OK) {
-        return tensor_writer_commit(&writer, error);
-    }
-    tensor_writer_abandon(&writer);
-    return status;
+    tensor_writer_commit(writer);
 }
 
 /* ---- images and the vision tower ---- */
 
-static Status dump_image(Collector *c, const char *path, Error *error) {
-    Arena arena;
-    Image image;
-    arena_init_growing(&arena);
-    Status status = image_read(&image, path, &arena, error);
-    if (status == STATUS_OK && collector_matches(c, "image.rgb")) {
-        status = collector_keep(c, "image.rgb", DTYPE_U8, 3, (size_t[]){image.height, image.width, 3}, image.rgb,
-                                error);
+static void dump_image(Collector *c, const char *path) {
+    Arena *arena = arena_new();
+    Image image = image_read(arena, path);
+    if (collector_matches(c, "image.rgb")) {
+        collector_keep(c, "image.rgb", DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
+                       image.rgb);
     }
-    arena_free(&arena);
-    return status;
+    arena_free(arena);
 }
 
-static Status dump_vision(Collector *c, const Compute *compute, const DumpOptions *o, Error *error) {
+static void dump_vision(Collector *c, const Compute *compute, const DumpOptions *o) {
     Vlm vlm;
-    TRY(vlm_open(&vlm, compute, &(VlmPaths){.vision = o->prompt.vision}, error));
+    Arena *arena = arena_new();
+    vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = o->prompt.vision});
     Hooks hooks = {collector_call, collector_wants, c};
     c->vision = true;
-    Status status = vlm_image(&vlm, o->prompt.image, &hooks, error);
-    vlm_close(&vlm);
-    return status;
+    vlm_image(&vlm, o->prompt.image, &hooks);
+    arena_free(arena);
 }
 
 /* ---- the language model ---- */
 
 typedef struct DumpRun {
+    const Vlm *vlm;
+    size_t count; /* rows of the one sequence */
+    bool grad;
     LlmRun *run;
     float *logits, *dlogits;
     size_t *rows;
 } DumpRun;
 
-static void dump_layout(DumpRun *d, const Vlm *vlm, size_t rows, bool grad, Arena *arena) {
-    LlmPlan plan = {.max_rows = rows,
-                    .max_sequence = rows,
+static void dump_layout(Arena *arena, void *user) {
+    DumpRun *d = user;
+    LlmPlan plan = {.max_rows = d->count,
+                    .max_sequence = d->count,
                     .max_sequences = 1,
-                    .max_logits = rows,
-                    .backward = grad,
+                    .max_logits = d->count,
+                    .backward = d->grad,
                     .attention_hooks = true};
-    size_t vocab = vlm->llm.config.d_vocab;
-    d->run = llm_run_layout(&vlm->llm, vlm->compute, &plan, arena);
-    d->logits = arena_alloc(arena, rows * vocab, sizeof(float));
-    d->dlogits = grad ? arena_alloc(arena, rows * vocab, sizeof(float)) : NULL;
-    d->rows = arena_alloc(arena, rows, sizeof(size_t));
+    size_t vocab = d->vlm->llm.config.d_vocab;
+    d->run = llm_run_layout(&d->vlm->llm, d->vlm->compute, &plan, arena);
+    d->logits = arena_alloc(arena, d->count * vocab, sizeof(float));
+    d->dlogits = d->grad ? arena_alloc(arena, d->count * vocab, sizeof(float)) : NULL;
+    d->rows = arena_alloc(arena, d->count, sizeof(size_t));
 }
 
-static Status dump_backward(DumpRun *d, const Vlm *vlm, size_t rows, const DumpOptions *o, const Hooks *hooks,
-                            Arena *arena, Error *error) {
-    size_t vocab = vlm->llm.config.d_vocab, count;
-    int32_t *ids;
-    TRY(token_ids_parse(o->grad, "--grad", &ids, &count, arena, error));
+static void dump_backward(DumpRun *d, const DumpOptions *o, const Hooks *hooks) {
+    Arena *arena = arena_new();
+    size_t vocab = d->vlm->llm.config.d_vocab, count;
+    const int32_t *ids = token_ids_parse(arena, o->grad, "--grad", &count);
     if (count > 2) {
-        return fail(error, STATUS_INPUT, "--grad %s: expected A or A,B", o->grad);
+        fail(STATUS_INPUT, "--grad %s: expected A or A,B", o->grad);
     }
-    memset(d->dlogits, 0, rows * vocab * sizeof(float));
+    memset(d->dlogits, 0, d->count * vocab * sizeof(float));
     for (size_t i = 0; i < count; i++) {
         if ((size_t)ids[i] >= vocab) {
-            return fail(error, STATUS_INPUT, "--grad %s: token id %d is outside the vocabulary of %zu", o->grad,
-                        ids[i], vocab);
+            fail(STATUS_INPUT, "--grad %s: token id %d is outside the vocabulary of %zu", o->grad,
+                 ids[i], vocab);
         }
-        d->dlogits[(rows - 1) * vocab + (size_t)ids[i]] += i == 0 ? 1.0f : -1.0f;
+        d->dlogits[(d->count - 1) * vocab + (size_t)ids[i]] += i == 0 ? 1.0f : -1.0f;
     }
     llm_backward_start(d->run);
-    TRY(llm_logits_backward(d->run, d->rows, rows, true, d->logits, d->dlogits, hooks, error));
-    return llm_backward(d->run, 0, hooks, error);
+    llm_logits_backward(d->run, d->rows, d->count, true, d->logits, d->dlogits, hooks);
+    llm_backward(d->run, 0, hooks);
+    arena_free(arena);
 }
 
-static Status dump_passes(Collector *c, Vlm *vlm, const Sequence *sequence, const float *images,
-                          const DumpOptions *o, Arena *arena, Error *error) {
-    DumpRun d;
-    size_t rows = sequence->rows;
-    Arena block;
-    arena_init_measuring(&block);
-    dump_layout(&d, vlm, rows, o->grad != NULL, &block);
-    TRY(arena_init_fixed(&block, block.used, error));
-    dump_layout(&d, vlm, rows, o->grad != NULL, &block);
-    for (size_t i = 0; i < rows; i++) {
+static void dump_passes(Collector *c, const Vlm *vlm, const Sequence *sequence, const float *images,
+                        const DumpOptions *o) {
+    DumpRun d = {.vlm = vlm, .count = sequence->rows, .grad = o->grad != NULL};
+    Arena *block = arena_plan(dump_layout, &d);
+    for (size_t i = 0; i < d.count; i++) {
         d.rows[i] = i;
     }
-    LlmBatch batch = {1, (size_t[]){0, rows}, sequence->ids, NULL, false};
+    LlmBatch batch = {1, (size_t[]){0, d.count}, sequence->ids, NULL, false};
     Hooks collect = {collector_call, collector_wants, c};
     ImageHook image = {&batch, sequence->n_image, vlm->llm.config.d_model, images, NULL, &collect};
     Hooks hooks = images != NULL ? image_hooks(&image) : collect;
     c->vision = false;
-    Status status = llm_forward(d.run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks, error);
-    bool head = o->grad != NULL || hooks_want(&hooks, HOOK_LOGITS, -1, false);
-    if (status == STATUS_OK && head) {
-        status = llm_logits(d.run, d.rows, rows, true, d.logits, &hooks, error);
+    llm_forward(d.run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
+    if (d.grad || hooks_want(&hooks, HOOK_LOGITS, -1, false)) {
+        llm_logits(d.run, d.rows, d.count, true, d.logits, &hooks);
     }
-    if (status == STATUS_OK && o->grad != NULL) {
-        status = dump_backward(&d, vlm, rows, o, &hooks, arena, error);
+    if (d.grad) {
+        dump_backward(&d, o, &hooks);
     }
-    arena_free(&block);
-    return status;
+    arena_free(block);
 }
 
-static Status dump_llm(Collector *c, const Compute *compute, const DumpOptions *o, Error *error) {
+static void dump_llm(Collector *c, const Compute *compute, const DumpOptions *o) {
     Vlm vlm;
-    Arena arena;
-    Sequence sequence;
+    Arena *arena = arena_new();
     float *images = NULL;
-    TRY(prompt_open(&vlm, compute, &o->prompt, error));
-    arena_init_growing(&arena);
-    Status status = prompt_sequence(&vlm, &o->prompt, &sequence, &arena, error);
-    if (status == STATUS_OK && o->prompt.image != NULL) {
+    prompt_open(&vlm, arena, compute, &o->prompt);
+    Sequence sequence = prompt_sequence(&vlm, &o->prompt, arena);
+    if (o->prompt.image != NULL) {
         Hooks hooks = {collector_call, collector_wants, c};
         c->vision = true;
-        images = arena_alloc(&arena, sequence.n_image * vlm.llm.config.d_model, sizeof(float));
-        status = images == NULL ? fail_memory(error, "image rows") : vlm_image(&vlm, o->prompt.image, &hooks, error);
-        if (status == STATUS_OK) {
-            adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
-        }
+        images = arena_alloc(arena, sequence.n_image * vlm.llm.config.d_model, sizeof(float));
+        vlm_image(&vlm, o->prompt.image, &hooks);
+        adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
     }
-    if (status == STATUS_OK) {
-        status = dump_passes(c, &vlm, &sequence, images, o, &arena, error);
-    }
-    arena_free(&arena);
-    vlm_close(&vlm);
-    return status;
+    dump_passes(c, &vlm, &sequence, images, o);
+    arena_free(arena);
 }
 
 /* ---- an SAE on rows from a file ---- */
 
-static Status sae_input(const TensorStore *store, const DumpOptions *o, const Sae *sae, const Tensor **input,
-                        Error *error) {
+static const Tensor *sae_input(const TensorStore *store, const DumpOptions *o, const Sae *sae) {
     char name[HOOK_NAME_MAX] = "";
     if (sae->hook_known) {
         hook_name(name, sae->hook, sae->layer, false, false);
     }
-    *input = tensors_find(store, o->tensor != NULL ? o->tensor : name);
-    if (*input == NULL && o->tensor == NULL && store->count == 1) {
-        *input = &store->tensors[0];
+    const Tensor *t = tensors_find(store, o->tensor != NULL ? o->tensor : name);
+    if (t == NULL && o->tensor != NULL) {
+        fail(STATUS_INPUT, "%s: no tensor '%s'", o->input, o->tensor);
     }
-    if (*input == NULL) {
-        return o->tensor != NULL ? fail(error, STATUS_INPUT, "%s: no tensor '%s'", o->input, o->tensor)
-                                 : fail(error, STATUS_INPUT,
-                                        "%s: holds several tensors and none has the SAE's hook point; say which with "
-                                        "--tensor NAME",
-                                        o->input);
+    if (t == NULL && store->count != 1) {
+        fail(STATUS_INPUT,
+             "%s: holds several tensors and none has the SAE's hook point; say which with "
+             "--tensor NAME",
+             o->input);
     }
-    const Tensor *t = *input;
+    t = t != NULL ? t : &store->tensors[0];
     if (t->dtype > DTYPE_F16) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': expected F32, BF16 or F16, found %s", o->input, t->name,
-                    t->type);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected F32, BF16 or F16, found %s", o->input,
+             t->name, t->type);
     }
     size_t width = 1;
     int dims = 0;
-    while (dims < t->rank && width < sae->d_in) { /* trailing dimensions that make up d_in: [T, heads, d_head] */
+    while (dims < t->rank &&
+           width < sae->d_in) { /* trailing dimensions that make up d_in: [T, heads, d_head] */
         dims++;
         width *= t->shape[t->rank - dims];
     }
     if (width != sae->d_in || t->count == 0) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': its last dimensions do not make up the SAE's d_in of %zu",
-                    o->input, t->name, sae->d_in);
+        fail(STATUS_INPUT,
+             "%s: tensor '%s': its last dimensions do not make up the SAE's d_in of %zu", o->input,
+             t->name, sae->d_in);
     }
-    return STATUS_OK;
+    return t;
 }
 
-static Status dump_sae_rows(Collector *c, const Compute *compute, const Sae *sae, const Tensor *input,
-                            const float *b_v, Error *error) {
-    size_t rows = input->count / sae->d_in;
-    Arena arena;
+typedef struct SaeRows {
+    const Compute *compute;
+    const Sae *sae;
+    size_t rows;
     SaeRun *run;
     float *x, *pre, *acts, *recon;
-    arena_init_measuring(&arena);
-    for (int pass = 0;; pass++) {
-        run = sae_run_layout(compute, sae->d_in, sae->d_sae, rows, &arena);
-        x = arena_alloc(&arena, input->count, sizeof(float));
-        pre = arena_alloc(&arena, rows * sae->d_sae, sizeof(float));
-        acts = arena_alloc(&arena, rows * sae->d_sae, sizeof(float));
-        recon = arena_alloc(&arena, input->count, sizeof(float));
-        if (pass == 1) {
-            break;
-        }
-        TRY(arena_init_fixed(&arena, arena.used, error));
-    }
-    weight_widen(x, (Weight){input->data, input->dtype}, 0, input->count);
-    for (size_t i = 0; b_v != NULL && i < input->count; i++) {
-        x[i] -= b_v[i % sae->d_in];
-    }
-    Status status = sae_encode(sae, run, x, pre, acts, rows, error);
-    if (status == STATUS_OK) {
-        status = sae_decode(sae, run, acts, recon, rows, error);
-    }
-    size_t latent[2] = {rows, sae->d_sae}, in[2] = {rows, sae->d_in};
-    if (status == STATUS_OK) {
-        status = collector_keep(c, "pre", DTYPE_F32, 2, latent, pre, error);
-    }
-    if (status == STATUS_OK) {
-        status = collector_keep(c, "acts", DTYPE_F32, 2, latent, acts, error);
-    }
-    if (status == STATUS_OK) {
-        status = collector_keep(c, "recon", DTYPE_F32, 2, in, recon, error);
-    }
-    arena_free(&arena);
-    return status;
+} SaeRows;
+
+static void sae_rows_layout(Arena *arena, void *user) {
+    SaeRows *r = user;
+    size_t in = r->rows * r->sae->d_in, latent = r->rows * r->sae->d_sae;
+    r->run = sae_run_layout(r->compute, r->sae->d_in, r->sae->d_sae, r->rows, arena);
+    r->x = arena_alloc(arena, in, sizeof(float));
+    r->pre = arena_alloc(arena, latent, sizeof(float));
+    r->acts = arena_alloc(arena, latent, sizeof(float));
+    r->recon = arena_alloc(arena, in, sizeof(float));
 }
 
-/* hook_z under TransformerLens' fold_value_biases: a pattern's rows sum to 1, so b_V reaches z unchanged, and
- * folding it into b_O leaves z - b_V. *b_v [heads, d_head] as z has it, from the model of --llm; NULL: the
- * input is what the SAE saw already. */
-static Status value_bias(const Sae *sae, const DumpOptions *o, const Console *console, Arena *arena, float **b_v,
-                         Error *error) {
+static void dump_sae_rows(Collector *c, const Compute *compute, const Sae *sae, const Tensor *input,
+                          const float *b_v) {
+    SaeRows r = {.compute = compute, .sae = sae, .rows = input->count / sae->d_in};
+    Arena *block = arena_plan(sae_rows_layout, &r);
+    weight_widen(r.x, (Weight){input->data, input->dtype}, 0, input->count);
+    for (size_t i = 0; b_v != NULL && i < input->count; i++) {
+        r.x[i] -= b_v[i % sae->d_in];
+    }
+    sae_encode(sae, r.run, r.x, r.pre, r.acts, r.rows);
+    sae_decode(sae, r.run, r.acts, r.recon, r.rows);
+    size_t latent[2] = {r.rows, sae->d_sae}, in[2] = {r.rows, sae->d_in};
+    collector_keep(c, "pre", DTYPE_F32, 2, latent, r.pre);
+    collector_keep(c, "acts", DTYPE_F32, 2, latent, r.acts);
+    collector_keep(c, "recon", DTYPE_F32, 2, in, r.recon);
+    arena_free(block);
+}
+
+/* hook_z under TransformerLens' fold_value_biases: a pattern's rows sum to 1, so b_V reaches z
+ * unchanged, and folding it into b_O leaves z - b_V. b_V [heads, d_head] as z has it, from the
+ * model of --llm; NULL: the input is what the SAE saw already. */
+static const float *value_bias(const Sae *sae, const DumpOptions *o, const Console *console,
+                               Arena *arena) {
     Llm llm;
-    SaeCentre folded = sae->fold_value_biases != SAE_CENTRE_UNKNOWN ? sae->fold_value_biases : o->fold_value_biases;
-    *b_v = NULL;
+    SaeCentre folded = sae->fold_value_biases != SAE_CENTRE_UNKNOWN ? sae->fold_value_biases
+                                                                    : o->fold_value_biases;
     if (folded != SAE_CENTRE_YES || !sae->hook_known || sae->hook != HOOK_Z) {
-        return STATUS_OK;
+        return NULL;
     }
     if (o->prompt.llm == NULL) {
-        console_line(console, "%s: trained under fold_value_biases; --input is read as z - b_V (--llm DIR subtracts b_V)",
+        console_line(console,
+                     "%s: trained under fold_value_biases; --input is read as z - b_V (--llm DIR "
+                     "subtracts b_V)",
                      sae->path);
-        return STATUS_OK;
+        return NULL;
     }
-    TRY(llm_open(&llm, o->prompt.llm, error));
+    llm_open(&llm, arena, o->prompt.llm);
     const LlmConfig *m = &llm.config;
-    Status status = STATUS_OK;
-    if (sae->layer < 0 || (size_t)sae->layer >= m->n_layers || sae->d_in != m->n_heads * m->d_head) {
-        status = fail(error, STATUS_INPUT, "%s: an SAE of layer %d with d_in %zu does not fit %s: %zu layers, z of %zu",
-                      sae->path, sae->layer, sae->d_in, o->prompt.llm, m->n_layers, m->n_heads * m->d_head);
-    } else if ((*b_v = arena_alloc(arena, sae->d_in, sizeof **b_v)) == NULL) {
-        status = fail_memory(error, "the value bias");
+    if (sae->layer < 0 || (size_t)sae->layer >= m->n_layers ||
+        sae->d_in != m->n_heads * m->d_head) {
+        fail(STATUS_INPUT,
+             "%s: an SAE of layer %d with d_in %zu does not fit %s: %zu layers, z of %zu",
+             sae->path, sae->layer, sae->d_in, o->prompt.llm, m->n_layers, m->n_heads * m->d_head);
     }
-    for (size_t head = 0; status == STATUS_OK && head < m->n_heads; head++) {
-        LlmMatrix v = llm_head_matrix(&llm, (size_t)sae->layer, HOOK_V, head / (m->n_heads / m->n_kv_heads));
+    float *b_v = arena_alloc(arena, sae->d_in, sizeof *b_v);
+    for (size_t head = 0; head < m->n_heads; head++) {
+        Matrix v =
+            llm_head_matrix(&llm, (size_t)sae->layer, HOOK_V, head / (m->n_heads / m->n_kv_heads));
         if (v.bias.data != NULL) {
-            weight_widen(*b_v + head * m->d_head, v.bias, 0, m->d_head);
+            weight_widen(b_v + head * m->d_head, v.bias, 0, m->d_head);
         }
     }
-    llm_close(&llm);
-    return status;
+    return b_v;
 }
 
-static Status dump_sae(Collector *c, const Compute *compute, const DumpOptions *o, const Console *console,
-                       Error *error) {
+static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
+                     const Console *console) {
     Sae sae;
     TensorStore store;
-    const Tensor *input;
     if (o->input == NULL) {
-        return fail(error, STATUS_INPUT, "dump --sae needs --input FILE.safetensors");
+        fail(STATUS_INPUT, "dump --sae needs --input FILE.safetensors");
     }
-    TRY(sae_open(&sae, o->sae, &o->sae_options, error));
-    Status status = tensors_open(&store, o->input, error);
-    if (status == STATUS_OK) {
-        float *b_v = NULL;
-        status = sae_input(&store, o, &sae, &input, error);
-        if (status == STATUS_OK) {
-            status = value_bias(&sae, o, console, &c->arena, &b_v, error);
-        }
-        if (status == STATUS_OK) {
-            status = dump_sae_rows(c, compute, &sae, input, b_v, error);
-        }
-        tensors_close(&store);
-    }
-    sae_close(&sae);
-    return status;
+    Arena *arena = arena_new();
+    sae_open(&sae, arena, o->sae, &o->sae_options);
+    tensors_open(&store, arena, o->input);
+    const Tensor *input = sae_input(&store, o, &sae);
+    dump_sae_rows(c, compute, &sae, input, value_bias(&sae, o, console, arena));
+    arena_free(arena);
 }
 
-Status dump_run(const Compute *compute, const DumpOptions *o, const Console *console, Error *error) {
-    Collector c = {0};
+void dump_run(const Compute *compute, const DumpOptions *o, const Console *console) {
+    const char *hooks = o->hooks != NULL ? o->hooks : "";
     if (o->out == NULL || (o->sae == NULL && o->hooks == NULL)) {
-        return fail(error, STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
+        fail(STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
     }
-    Status status = collector_open(&c, o->hooks != NULL ? o->hooks : "", error);
-    if (status == STATUS_OK && o->sae != NULL) {
-        status = dump_sae(&c, compute, o, console, error);
-    } else if (status == STATUS_OK) {
+    Arena *arena = arena_new();
+    Collector c = collector_open(arena, hooks);
+    if (o->sae != NULL) {
+        dump_sae(&c, compute, o, console);
+    } else {
         if (o->prompt.image != NULL) {
-            status = dump_image(&c, o->prompt.image, error);
+            dump_image(&c, o->prompt.image);
         }
-        if (status == STATUS_OK && o->prompt.llm != NULL) {
-            status = dump_llm(&c, compute, o, error);
-        } else if (status == STATUS_OK && o->prompt.image == NULL) {
-            status = fail(error, STATUS_INPUT, "dump needs --llm, --image or --sae");
-        } else if (status == STATUS_OK && o->prompt.vision != NULL) {
-            status = dump_vision(&c, compute, o, error);
+        if (o->prompt.llm != NULL) {
+            dump_llm(&c, compute, o);
+        } else if (o->prompt.image == NULL) {
+            fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
+        } else if (o->prompt.vision != NULL) {
+            dump_vision(&c, compute, o);
         }
     }
-    if (status == STATUS_OK) {
-        status = collector_write(&c, o->out, o->hooks != NULL ? o->hooks : "", error);
-    }
-    arena_free(&c.arena);
-    return status;
+    collector_write(&c, o->out, hooks);
+    arena_free(arena);
 }
 
 /* ---- diff ---- */
@@ -435,7 +388,8 @@ static double element_value(const Tensor *t, size_t i) {
     uint64_t bits = 0;
     size_t size = dtype_size(t->dtype);
     memcpy(&bits, p, size);
-    bool is_signed = t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16 || t->dtype == DTYPE_I8;
+    bool is_signed = t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16 ||
+                     t->dtype == DTYPE_I8;
     if (is_signed && size < 8 && (bits >> (8 * size - 1)) != 0) {
         bits |= ~(uint64_t)0 << (8 * size);
     }
@@ -462,7 +416,8 @@ static uint64_t ulp_between(double a, double b, Dtype dtype) {
             place[i] = bits < 0 ? -(int64_t)(bits & INT32_MAX) : bits;
         }
     }
-    return place[0] > place[1] ? (uint64_t)place[0] - (uint64_t)place[1] : (uint64_t)place[1] - (uint64_t)place[0];
+    return place[0] > place[1] ? (uint64_t)place[0] - (uint64_t)place[1]
+                               : (uint64_t)place[1] - (uint64_t)place[0];
 }
 
 static Worst diff_tensor(const Tensor *a, const Tensor *b, const DiffOptions *o) {
@@ -504,8 +459,12 @@ static bool same_shape(const Tensor *a, const Tensor *b) {
 }
 
 /* One line (or JSON object) a tensor. Returns whether it is as allowed. */
-static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, FILE *out, bool first_line) {
-    const char *problem = a == NULL ? "only in B" : b == NULL ? "only in A" : !same_shape(a, b) ? "other shape or dtype" : NULL;
+static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, FILE *out,
+                        bool first_line) {
+    const char *problem = a == NULL           ? "only in B"
+                          : b == NULL         ? "only in A"
+                          : !same_shape(a, b) ? "other shape or dtype"
+                                              : NULL;
     const char *name = a != NULL ? a->name : b->name;
     Worst w = {0};
     if (problem == NULL) {
@@ -518,8 +477,10 @@ static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, 
             fprintf(out, ", \"problem\": \"%s\"}", problem);
             return false;
         }
-        fprintf(out, ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %llu, \"absolute\": ", a->count,
-                w.differing, w.beyond, (unsigned long long)w.ulp);
+        fprintf(out,
+                ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %llu, "
+                "\"absolute\": ",
+                a->count, w.differing, w.beyond, (unsigned long long)w.ulp);
         json_write_double(out, w.absolute);
         fputs(", \"relative\": ", out);
         json_write_double(out, w.relative);
@@ -538,7 +499,8 @@ static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, 
         fprintf(out, "%s: equal\n", name);
         return true;
     }
-    fprintf(out, "%s: %zu of %zu differ, %zu beyond what is allowed; first ", name, w.differing, a->count, w.beyond);
+    fprintf(out, "%s: %zu of %zu differ, %zu beyond what is allowed; first ", name, w.differing,
+            a->count, w.beyond);
     print_index(out, a, w.first);
     fprintf(out, " %.9g %.9g; worst ", element_value(a, w.first), element_value(b, w.first));
     print_index(out, a, w.at);
@@ -546,26 +508,27 @@ static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, 
     if (w.ulp == UINT64_MAX) {
         fprintf(out, "one of them is no number\n");
     } else {
-        fprintf(out, "%llu ulp; absolute %.3g, relative %.3g\n", (unsigned long long)w.ulp, w.absolute, w.relative);
+        fprintf(out, "%llu ulp; absolute %.3g, relative %.3g\n", (unsigned long long)w.ulp,
+                w.absolute, w.relative);
     }
     return w.beyond == 0;
 }
 
-Status diff_run(const DiffOptions *o, FILE *out, Error *error) {
+void diff_run(const DiffOptions *o, FILE *out) {
     TensorStore a, b;
-    TRY(tensors_open(&a, o->a, error));
-    Status status = tensors_open(&b, o->b, error);
-    if (status != STATUS_OK) {
-        tensors_close(&a);
-        return status;
-    }
+    Arena *arena = arena_new();
+    tensors_open(&a, arena, o->a);
+    tensors_open(&b, arena, o->b);
     size_t i = 0, j = 0, bad = 0, total = 0;
     if (o->json) {
         fputs("{\"tensors\": [", out);
     }
     while (i < a.count || j < b.count) {
-        int order = i == a.count ? 1 : j == b.count ? -1 : strcmp(a.tensors[i].name, b.tensors[j].name);
-        const Tensor *left = order <= 0 ? &a.tensors[i++] : NULL, *right = order >= 0 ? &b.tensors[j++] : NULL;
+        int order = i == a.count   ? 1
+                    : j == b.count ? -1
+                                   : strcmp(a.tensors[i].name, b.tensors[j].name);
+        const Tensor *left = order <= 0 ? &a.tensors[i++] : NULL,
+                     *right = order >= 0 ? &b.tensors[j++] : NULL;
         bad += diff_report(left, right, o, out, total++ == 0) ? 0 : 1;
     }
     if (o->json) {
@@ -573,8 +536,8 @@ Status diff_run(const DiffOptions *o, FILE *out, Error *error) {
     } else {
         fprintf(out, "%zu of %zu tensors as allowed\n", total - bad, total);
     }
-    tensors_close(&a);
-    tensors_close(&b);
-    return bad == 0 ? STATUS_OK
-                    : fail(error, STATUS_CHECK, "%zu of %zu tensors differ by more than allowed", bad, total);
+    if (bad != 0) {
+        fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed", bad, total);
+    }
+    arena_free(arena);
 }

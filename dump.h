@@ -15,7 +15,7 @@ typedef struct DumpOptions {
     SaeCentre fold_value_biases; /* of a hook_z SAE whose file does not say */
 } DumpOptions;
 
-Status dump_run(const Compute *compute, const DumpOptions *options, const Console *console, Error *error);
+void dump_run(const Compute *compute, const DumpOptions *options, const Console *console);
 
 typedef struct DiffOptions {
     const char *a, *b;
@@ -25,6 +25,6 @@ typedef struct DiffOptions {
 } DiffOptions;
 
 /* STATUS_CHECK if a tensor is missing, has another shape, or differs by more than allowed. */
-Status diff_run(const DiffOptions *options, FILE *out, Error *error);
+void diff_run(const DiffOptions *options, FILE *out);
 
 #endif

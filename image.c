@@ -10,26 +10,18 @@
 
 /* ---- files ---- */
 
-Status image_check_size(size_t width, size_t height, const char *name, Error *error) {
+void image_check_size(size_t width, size_t height, const char *name) {
     if (width == 0 || height == 0) {
-        return fail(error, STATUS_INPUT, "%s: the picture has no pixels (%zu x %zu)", name, width,
-                    height);
+        fail(STATUS_INPUT, "%s: the picture has no pixels (%zu x %zu)", name, width, height);
     }
     if (width > IMAGE_MAX_PIXELS / height) {
-        return fail(error, STATUS_INPUT,
-                    "%s: the picture is too large: %zu x %zu is above %zu pixels", name, width,
-                    height, IMAGE_MAX_PIXELS);
+        fail(STATUS_INPUT, "%s: the picture is too large: %zu x %zu is above %zu pixels", name,
+             width, height, IMAGE_MAX_PIXELS);
     }
-    return STATUS_OK;
 }
 
-Status image_allocate(Image *image, size_t width, size_t height, const char *format, Arena *arena,
-                      Error *error) {
-    image->width = width;
-    image->height = height;
-    image->format = format;
-    image->rgb = arena_alloc(arena, width * height, 3);
-    return image->rgb != NULL ? STATUS_OK : fail_memory(error, "a picture");
+Image image_allocate(Arena *arena, size_t width, size_t height, const char *format) {
+    return (Image){width, height, arena_alloc(arena, width * height, 3), format};
 }
 
 typedef struct Signature {
@@ -49,37 +41,35 @@ static const Signature refused[] = {
     {"PFM", 0, 3, "PF\n"},
 };
 
-Status image_decode(Image *image, const unsigned char *data, size_t size, const char *name,
-                    Arena *arena, Error *error) {
+Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
     if (size == 0) {
-        return fail(error, STATUS_INPUT, "%s: the file is empty", name);
+        fail(STATUS_INPUT, "%s: the file is empty", name);
     }
     if (size >= 3 && memcmp(data, "\xff\xd8\xff", 3) == 0) {
-        return jpeg_decode(image, data, size, name, arena, error);
+        return jpeg_decode(arena, data, size, name);
     }
     if (size >= 8 && memcmp(data, "\x89PNG\r\n\x1a\n", 8) == 0) {
-        return png_decode(image, data, size, name, arena, error);
+        return png_decode(arena, data, size, name);
     }
     if (size >= 3 && data[0] == 'P' && data[1] >= '1' && data[1] <= '6' &&
         (data[2] == ' ' || (data[2] >= '\t' && data[2] <= '\r'))) {
-        return pnm_decode(image, data, size, name, arena, error);
+        return pnm_decode(arena, data, size, name);
     }
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const Signature *s = &refused[i];
         if (size >= s->offset + s->length && memcmp(data + s->offset, s->bytes, s->length) == 0) {
-            return fail(error, STATUS_INPUT, "%s: %s is not supported, only JPEG, PNG and PNM",
-                        name, s->format);
+            fail(STATUS_INPUT, "%s: %s is not supported, only JPEG, PNG and PNM", name, s->format);
         }
     }
-    return fail(error, STATUS_INPUT, "%s: not a JPEG, PNG or PNM image", name);
+    fail(STATUS_INPUT, "%s: not a JPEG, PNG or PNM image", name);
 }
 
-Status image_read(Image *image, const char *path, Arena *arena, Error *error) {
-    FileMap map;
-    TRY(file_map(&map, path, error));
-    Status status = image_decode(image, map.data, map.size, path, arena, error);
-    file_unmap(&map);
-    return status;
+Image image_read(Arena *arena, const char *path) {
+    Arena *scratch = arena_new();
+    FileMap map = file_map(scratch, path);
+    Image image = image_decode(arena, map.data, map.size, path);
+    arena_free(scratch);
+    return image;
 }
 
 /* ---- resize ----
@@ -107,28 +97,22 @@ static double cubic(double x) {
 }
 
 /* Weights of outputs from, from + 1 ... from + n - 1 of `out_size` over in_size inputs. */
-static Status make_weights(Weights *w, size_t in_size, size_t out_size, size_t from, size_t n,
-                           Arena *scratch, Error *error) {
+static Weights make_weights(size_t in_size, size_t out_size, size_t from, size_t n,
+                            Arena *scratch) {
     double scale = (double)in_size / (double)out_size;
     double stretch = scale < 1.0 ? 1.0 : scale, shrink = 1.0 / stretch, support = 2.0 * stretch;
-    w->stride = (size_t)ceil(support) * 2 + 1;
-    w->stride = w->stride < in_size ? w->stride : in_size;
-    size_t total;
-    bool fits = size_mul(&total, n, w->stride);
-    w->first = arena_alloc(scratch, n, sizeof *w->first);
-    w->count = arena_alloc(scratch, n, sizeof *w->count);
-    w->weight = arena_alloc(scratch, fits ? total : SIZE_MAX, sizeof *w->weight);
-    double *exact = arena_alloc(scratch, w->stride, sizeof *exact);
-    if (scratch->failed) {
-        return fail_memory(error, "the weights of a resize");
-    }
+    size_t stride = (size_t)ceil(support) * 2 + 1;
+    stride = stride < in_size ? stride : in_size;
+    Weights w = {arena_alloc(scratch, n, sizeof *w.first), arena_alloc(scratch, n, sizeof *w.count),
+                 arena_alloc(scratch, n, stride * sizeof *w.weight), stride};
+    double *exact = arena_alloc(scratch, stride, sizeof *exact);
     for (size_t i = 0; i < n; i++) {
         double centre = ((double)(from + i) + 0.5) * scale, sum = 0.0;
         double low = centre - support + 0.5, high = centre + support + 0.5;
         size_t first = low < 0 ? 0 : (size_t)low;
         size_t end = high > (double)in_size ? in_size : (size_t)high;
-        w->first[i] = first;
-        w->count[i] = end - first;
+        w.first[i] = first;
+        w.count[i] = end - first;
         for (size_t k = 0; k < end - first; k++) {
             exact[k] = cubic(((double)(first + k) - centre + 0.5) * shrink);
             sum += exact[k];
@@ -136,10 +120,10 @@ static Status make_weights(Weights *w, size_t in_size, size_t out_size, size_t f
         for (size_t k = 0; k < end - first; k++) {
             double share = sum != 0.0 ? exact[k] / sum : exact[k];
             share *= 1 << WEIGHT_BITS;
-            w->weight[i * w->stride + k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
+            w.weight[i * stride + k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
         }
     }
-    return STATUS_OK;
+    return w;
 }
 
 /* n samples, `step` apart, under their weights. */
@@ -183,12 +167,11 @@ static size_t weights_span(const Weights *w, size_t n, size_t *first) {
 }
 
 /* The part [y0, y0 + out->height) x [x0, x0 + out->width) of `in` resized to width x height. */
-static Status resize_part(Image *out, const Image *in, size_t width, size_t height, size_t x0,
-                          size_t y0, Arena *scratch, Error *error) {
-    Weights across, down;
+static void resize_part(const Image *out, const Image *in, size_t width, size_t height, size_t x0,
+                        size_t y0, Arena *scratch) {
+    Weights across = make_weights(in->width, width, x0, out->width, scratch);
+    Weights down = make_weights(in->height, height, y0, out->height, scratch);
     size_t left, top;
-    TRY(make_weights(&across, in->width, width, x0, out->width, scratch, error));
-    TRY(make_weights(&down, in->height, height, y0, out->height, scratch, error));
     size_t columns = weights_span(&across, out->width, &left);
     size_t rows = weights_span(&down, out->height, &top);
     /* Pillow 13's rule; until Pillow 12 rows always came first. It matters for tall pictures only.
@@ -197,9 +180,6 @@ static Status resize_part(Image *out, const Image *in, size_t width, size_t heig
                       in->height - height + 2 * width > 2 * in->width;
     size_t pixels = down_first ? out->height * columns : rows * out->width;
     unsigned char *middle = arena_alloc(scratch, pixels, 3);
-    if (middle == NULL) {
-        return fail_memory(error, "a resize");
-    }
     if (down_first) {
         const unsigned char *corner = in->rgb + (top * in->width + left) * 3;
         resize_down(middle, out->height, corner, in->width * 3, top, columns * 3, &down);
@@ -209,26 +189,20 @@ static Status resize_part(Image *out, const Image *in, size_t width, size_t heig
                       &across);
         resize_down(out->rgb, out->height, middle, out->width * 3, top, out->width * 3, &down);
     }
-    return STATUS_OK;
 }
 
-static Status resize_window(Image *out, const Image *in, size_t width, size_t height, size_t x0,
-                            size_t y0, size_t window_width, size_t window_height, Arena *arena,
-                            Error *error) {
-    Image made;
-    Arena scratch;
-    TRY(image_allocate(&made, window_width, window_height, in->format, arena, error));
-    arena_init_growing(&scratch);
-    Status status = resize_part(&made, in, width, height, x0, y0, &scratch, error);
-    arena_free(&scratch);
-    *out = made;
-    return status;
+static Image resize_window(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
+                           size_t y0, size_t window_width, size_t window_height) {
+    Image out = image_allocate(arena, window_width, window_height, in->format);
+    Arena *scratch = arena_new();
+    resize_part(&out, in, width, height, x0, y0, scratch);
+    arena_free(scratch);
+    return out;
 }
 
-Status image_resize(Image *out, const Image *in, size_t width, size_t height, Arena *arena,
-                    Error *error) {
-    TRY(image_check_size(width, height, "resize", error));
-    return resize_window(out, in, width, height, 0, 0, width, height, arena, error);
+Image image_resize(Arena *arena, const Image *in, size_t width, size_t height) {
+    image_check_size(width, height, "resize");
+    return resize_window(arena, in, width, height, 0, 0, width, height);
 }
 
 /* ---- preprocessing ---- */
@@ -237,42 +211,33 @@ enum {
     MAX_EDGE = 16384
 }; /* of the settings' sizes */
 
-typedef struct Settings {
-    Preprocess *p;
-    const char *name;
-    Error *error;
-} Settings;
-
-static Status read_flag(const Settings *s, const Json *value, bool *flag) {
+/* `name` is the file's, for messages. */
+static bool read_flag(const Json *value, const char *name) {
     if (!json_is(value, JSON_TRUE) && !json_is(value, JSON_FALSE)) {
-        return fail(s->error, STATUS_INPUT, "%s: '%s' must be true or false", s->name, value->key);
+        fail(STATUS_INPUT, "%s: '%s' must be true or false", name, value->key);
     }
-    *flag = json_is(value, JSON_TRUE);
-    return STATUS_OK;
+    return json_is(value, JSON_TRUE);
 }
 
-static Status read_number(const Settings *s, const Json *value, const char *key, double *number) {
+static double read_number(const Json *value, const char *key, const char *name) {
     if (!json_is(value, JSON_NUMBER) || !isfinite(json_double(value))) {
-        return fail(s->error, STATUS_INPUT, "%s: '%s' must be a number", s->name, key);
+        fail(STATUS_INPUT, "%s: '%s' must be a number", name, key);
     }
-    *number = json_double(value);
-    return STATUS_OK;
+    return json_double(value);
 }
 
-static Status read_edge(const Settings *s, const Json *value, const char *key, size_t *edge) {
+static size_t read_edge(const Json *value, const char *key, const char *name) {
     int64_t number = 0;
     if (!json_int64(value, &number) || number < 1 || number > MAX_EDGE) {
-        return fail(s->error, STATUS_INPUT, "%s: '%s' must be a whole number from 1 to %d", s->name,
-                    key, MAX_EDGE);
+        fail(STATUS_INPUT, "%s: '%s' must be a whole number from 1 to %d", name, key, MAX_EDGE);
     }
-    *edge = (size_t)number;
-    return STATUS_OK;
+    return (size_t)number;
 }
 
 /* A number, [height, width], {"height", "width"} or, where allowed, {"shortest_edge"}. A number is
  * the shortest edge if that is allowed, else a square. */
-static Status read_size(const Settings *s, const Json *value, size_t *shortest, size_t *height,
-                        size_t *width) {
+static void read_size(const Json *value, size_t *shortest, size_t *height, size_t *width,
+                      const char *name) {
     const char *key = value->key;
     const Json *h = json_get(value, "height"), *w = json_get(value, "width");
     if (json_is(value, JSON_ARRAY) && value->length == 2) {
@@ -285,28 +250,27 @@ static Status read_size(const Settings *s, const Json *value, size_t *shortest, 
         const Json *edge = json_is(value, JSON_NUMBER) ? value : json_get(value, "shortest_edge");
         *shortest = 0;
         if (json_is(value, JSON_NUMBER) || (edge != NULL && value->length == 1)) {
-            return read_edge(s, edge, key, shortest);
+            *shortest = read_edge(edge, key, name);
+            return;
         }
     }
     if (h == NULL || w == NULL || (json_is(value, JSON_OBJECT) && value->length != 2)) {
-        return fail(s->error, STATUS_INPUT, "%s: '%s' is not in a form that is supported", s->name,
-                    key);
+        fail(STATUS_INPUT, "%s: '%s' is not in a form that is supported", name, key);
     }
-    TRY(read_edge(s, h, key, height));
-    return read_edge(s, w, key, width);
+    *height = read_edge(h, key, name);
+    *width = read_edge(w, key, name);
 }
 
 /* One number or three. */
-static Status read_channels(const Settings *s, const Json *value, double channel[3]) {
+static void read_channels(const Json *value, double channel[3], const char *name) {
     const Json *item = json_is(value, JSON_ARRAY) ? value->child : value;
     if (json_is(value, JSON_ARRAY) && value->length != 3) {
-        return fail(s->error, STATUS_INPUT, "%s: '%s' must have 3 numbers", s->name, value->key);
+        fail(STATUS_INPUT, "%s: '%s' must have 3 numbers", name, value->key);
     }
     for (size_t i = 0; i < 3; i++) {
-        TRY(read_number(s, item, value->key, &channel[i]));
+        channel[i] = read_number(item, value->key, name);
         item = json_is(value, JSON_ARRAY) ? item->next : item;
     }
-    return STATUS_OK;
 }
 
 static bool one_of(const char *text, const char *const *list) {
@@ -316,7 +280,7 @@ static bool one_of(const char *text, const char *const *list) {
     return *list != NULL;
 }
 
-static Status read_setting(const Settings *s, const Json *v) {
+static void read_setting(Preprocess *p, const Json *v, const char *name) {
     static const char *const harmless[] = {"_valid_processor_keys",
                                            "auto_map",
                                            "data_format",
@@ -334,119 +298,90 @@ static Status read_setting(const Settings *s, const Json *v) {
                                            NULL};
     static const char *const clip[] = {"CLIPImageProcessor", "CLIPImageProcessorFast",
                                        "CLIPImageProcessorPil", "CLIPFeatureExtractor", NULL};
-    Preprocess *p = s->p;
     if (json_is(v, JSON_NULL)) { /* as if absent */
-        return STATUS_OK;
+        return;
     }
     if (strcmp(v->key, "do_resize") == 0) {
-        return read_flag(s, v, &p->do_resize);
-    }
-    if (strcmp(v->key, "do_center_crop") == 0) {
-        return read_flag(s, v, &p->do_center_crop);
-    }
-    if (strcmp(v->key, "do_rescale") == 0) {
-        return read_flag(s, v, &p->do_rescale);
-    }
-    if (strcmp(v->key, "do_normalize") == 0) {
-        return read_flag(s, v, &p->do_normalize);
-    }
-    if (strcmp(v->key, "size") == 0) {
-        return read_size(s, v, &p->shortest_edge, &p->resize_height, &p->resize_width);
-    }
-    if (strcmp(v->key, "crop_size") == 0) {
-        return read_size(s, v, NULL, &p->crop_height, &p->crop_width);
-    }
-    if (strcmp(v->key, "rescale_factor") == 0) {
-        return read_number(s, v, v->key, &p->rescale_factor);
-    }
-    if (strcmp(v->key, "image_mean") == 0) {
-        return read_channels(s, v, p->mean);
-    }
-    if (strcmp(v->key, "image_std") == 0) {
-        TRY(read_channels(s, v, p->std));
+        p->do_resize = read_flag(v, name);
+    } else if (strcmp(v->key, "do_center_crop") == 0) {
+        p->do_center_crop = read_flag(v, name);
+    } else if (strcmp(v->key, "do_rescale") == 0) {
+        p->do_rescale = read_flag(v, name);
+    } else if (strcmp(v->key, "do_normalize") == 0) {
+        p->do_normalize = read_flag(v, name);
+    } else if (strcmp(v->key, "size") == 0) {
+        read_size(v, &p->shortest_edge, &p->resize_height, &p->resize_width, name);
+    } else if (strcmp(v->key, "crop_size") == 0) {
+        read_size(v, NULL, &p->crop_height, &p->crop_width, name);
+    } else if (strcmp(v->key, "rescale_factor") == 0) {
+        p->rescale_factor = read_number(v, v->key, name);
+    } else if (strcmp(v->key, "image_mean") == 0) {
+        read_channels(v, p->mean, name);
+    } else if (strcmp(v->key, "image_std") == 0) {
+        read_channels(v, p->std, name);
         for (size_t i = 0; i < 3; i++) {
             if ((float)p->std[i] == 0) {
-                return fail(s->error, STATUS_INPUT, "%s: 'image_std' must not be 0", s->name);
+                fail(STATUS_INPUT, "%s: 'image_std' must not be 0", name);
             }
         }
-        return STATUS_OK;
-    }
-    if (strcmp(v->key, "resample") == 0) {
+    } else if (strcmp(v->key, "resample") == 0) {
         int64_t filter;
         if (!json_int64(v, &filter) || filter != 3) {
-            return fail(s->error, STATUS_INPUT, "%s: 'resample' must be 3 (bicubic), found %s",
-                        s->name, json_is(v, JSON_NUMBER) ? v->text : "another kind of value");
+            fail(STATUS_INPUT, "%s: 'resample' must be 3 (bicubic), found %s", name,
+                 json_is(v, JSON_NUMBER) ? v->text : "another kind of value");
         }
-        return STATUS_OK;
-    }
-    if (strcmp(v->key, "image_processor_type") == 0 ||
-        strcmp(v->key, "feature_extractor_type") == 0) {
+    } else if (strcmp(v->key, "image_processor_type") == 0 ||
+               strcmp(v->key, "feature_extractor_type") == 0) {
         if (!json_is(v, JSON_STRING) || !one_of(v->text, clip)) {
-            return fail(s->error, STATUS_INPUT, "%s: '%s' %s is not supported, only CLIP's",
-                        s->name, v->key, json_is(v, JSON_STRING) ? v->text : "of this kind");
+            fail(STATUS_INPUT, "%s: '%s' %s is not supported, only CLIP's", name, v->key,
+                 json_is(v, JSON_STRING) ? v->text : "of this kind");
         }
-        return STATUS_OK;
+    } else if (!one_of(v->key, harmless) && !json_is(v, JSON_FALSE)) { /* false: not taken */
+        fail(STATUS_INPUT, "%s: '%s' is not supported", name, v->key);
     }
-    if (one_of(v->key, harmless) || json_is(v, JSON_FALSE)) { /* a step that is not taken */
-        return STATUS_OK;
-    }
-    return fail(s->error, STATUS_INPUT, "%s: '%s' is not supported", s->name, v->key);
-}
-
-static Status read_settings(const Settings *s, const Json *object) {
-    if (!json_is(object, JSON_OBJECT)) {
-        return fail(s->error, STATUS_INPUT, "%s: an object was expected", s->name);
-    }
-    for (const Json *v = object->child; v != NULL; v = v->next) {
-        if (json_get(object, v->key) == v) { /* of equal names the last counts */
-            TRY(read_setting(s, v));
-        }
-    }
-    return STATUS_OK;
 }
 
 /* preprocessor_config.json, or what transformers 5 writes for a whole processor:
- * processor_config.json with the member image_processor. */
-static Status find_settings(Preprocess *p, const char *directory, size_t image_size, Arena *arena,
-                            Error *error) {
-    const char *path = path_join(arena, directory, "preprocessor_config.json");
+ * processor_config.json with the member image_processor. NULL: neither is there. */
+static const Json *find_settings(Arena *arena, const char *directory, const char **path) {
+    *path = path_join(arena, directory, "preprocessor_config.json");
+    if (path_exists(*path)) {
+        return json_read_file(arena, *path);
+    }
     const char *whole = path_join(arena, directory, "processor_config.json");
-    const Json *json = NULL;
-    if (path == NULL || whole == NULL) {
-        return fail_memory(error, directory);
+    if (!path_exists(whole)) {
+        return NULL;
     }
-    if (path_exists(path)) {
-        TRY(json_read_file(arena, path, &json, error));
-    } else if (path_exists(whole)) {
-        path = whole;
-        TRY(json_read_file(arena, path, &json, error));
-        json = json_get(json, "image_processor");
-    }
-    Settings s = {p, path, error};
-    if (json != NULL) {
-        return read_settings(&s, json);
-    }
-    p->shortest_edge = p->crop_height = p->crop_width = image_size;
-    return STATUS_OK;
+    *path = whole;
+    return json_get(json_read_file(arena, whole), "image_processor");
 }
 
-Status preprocess_open(Preprocess *preprocess, const char *directory, size_t image_size,
-                       Error *error) {
-    *preprocess = (Preprocess){.do_resize = true,
-                               .do_center_crop = true,
-                               .do_rescale = true,
-                               .do_normalize = true,
-                               .shortest_edge = 224,
-                               .crop_height = 224,
-                               .crop_width = 224,
-                               .rescale_factor = 1.0 / 255.0,
-                               .mean = {0.48145466, 0.4578275, 0.40821073},
-                               .std = {0.26862954, 0.26130258, 0.27577711}};
-    Arena arena;
-    arena_init_growing(&arena);
-    Status status = find_settings(preprocess, directory, image_size, &arena, error);
-    arena_free(&arena);
-    return status;
+Preprocess preprocess_open(const char *directory, size_t image_size) {
+    Preprocess p = {.do_resize = true,
+                    .do_center_crop = true,
+                    .do_rescale = true,
+                    .do_normalize = true,
+                    .shortest_edge = 224,
+                    .crop_height = 224,
+                    .crop_width = 224,
+                    .rescale_factor = 1.0 / 255.0,
+                    .mean = {0.48145466, 0.4578275, 0.40821073},
+                    .std = {0.26862954, 0.26130258, 0.27577711}};
+    Arena *scratch = arena_new();
+    const char *path;
+    const Json *settings = find_settings(scratch, directory, &path);
+    if (settings == NULL) {
+        p.shortest_edge = p.crop_height = p.crop_width = image_size;
+    } else if (!json_is(settings, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: an object was expected", path);
+    }
+    for (const Json *v = settings == NULL ? NULL : settings->child; v != NULL; v = v->next) {
+        if (json_get(settings, v->key) == v) { /* of equal names the last counts */
+            read_setting(&p, v, path);
+        }
+    }
+    arena_free(scratch);
+    return p;
 }
 
 /* floor((size - crop) / 2): where the crop begins, negative if it reaches beyond the picture. */
@@ -454,9 +389,8 @@ static int64_t crop_offset(size_t size, size_t crop) {
     return size >= crop ? (int64_t)((size - crop) / 2) : -(int64_t)((crop - size + 1) / 2);
 }
 
-Status preprocess_apply(float **pixel_values, size_t *height, size_t *width,
-                        const Preprocess *preprocess, const Image *image, Arena *arena,
-                        Error *error) {
+float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Preprocess *preprocess,
+                        const Image *image) {
     const Preprocess *p = preprocess;
     size_t h = image->height, w = image->width;
     if (p->do_resize && p->shortest_edge == 0) {
@@ -470,7 +404,7 @@ Status preprocess_apply(float **pixel_values, size_t *height, size_t *width,
     }
     size_t out_h = p->do_center_crop ? p->crop_height : h;
     size_t out_w = p->do_center_crop ? p->crop_width : w;
-    TRY(image_check_size(out_w, out_h, "the settings of the image processor", error));
+    image_check_size(out_w, out_h, "the settings of the image processor");
 
     /* Only what the crop keeps is resized; what it adds around the picture is 0. */
     int64_t top = crop_offset(h, out_h), left = crop_offset(w, out_w);
@@ -480,14 +414,11 @@ Status preprocess_apply(float **pixel_values, size_t *height, size_t *width,
     size_t origin = y0 * w + x0, stride = w;
     if (h != image->height || w != image->width) {
         size_t part_h = h < out_h ? h : out_h, part_w = w < out_w ? w : out_w;
-        TRY(resize_window(&part, image, w, h, x0, y0, part_w, part_h, arena, error));
+        part = resize_window(arena, image, w, h, x0, y0, part_w, part_h);
         origin = 0;
         stride = part_w;
     }
-    float *values = arena_alloc(arena, out_h * out_w, 3 * sizeof *values);
-    if (values == NULL) {
-        return fail_memory(error, "pixel values");
-    }
+    float *values = arena_alloc(arena, out_h * out_w, 3 * sizeof *values), *next = values;
     for (size_t c = 0; c < 3; c++) {
         float table[256];
         for (size_t i = 0; i < 256; i++) {
@@ -500,12 +431,11 @@ Status preprocess_apply(float **pixel_values, size_t *height, size_t *width,
             for (size_t x = 0; x < out_w; x++) {
                 bool inside = y >= pad_y && y - pad_y < h && x >= pad_x && x - pad_x < w;
                 size_t at = origin + (y - pad_y) * stride + (x - pad_x);
-                *values++ = table[inside ? part.rgb[at * 3 + c] : 0];
+                *next++ = table[inside ? part.rgb[at * 3 + c] : 0];
             }
         }
     }
-    *pixel_values = values - 3 * out_h * out_w;
     *height = out_h;
     *width = out_w;
-    return STATUS_OK;
+    return values;
 }

@@ -12,33 +12,33 @@ typedef struct Image {
     const char *format; /* "JPEG", "PNG", "PPM" ... for info */
 } Image;
 
-/* By content, not by name. Pixels live in the arena (growing). `name` stands in messages. Images above
- * IMAGE_MAX_PIXELS are refused before anything is allocated. */
-#define IMAGE_MAX_PIXELS ((size_t)178956970) /* Pillow's decompression-bomb error bound, 2 * 89478485 */
-Status image_decode(Image *image, const unsigned char *data, size_t size, const char *name,
-                    Arena *arena, Error *error);
-Status image_read(Image *image, const char *path, Arena *arena, Error *error);
+/* By content, not by name. Pixels live in the arena (growing). `name` stands in messages. Images
+ * above IMAGE_MAX_PIXELS are refused before anything is allocated. */
+#define IMAGE_MAX_PIXELS                                                                           \
+    ((size_t)178956970) /* Pillow's decompression-bomb error bound, 2 * 89478485 */
+Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name);
+Image image_read(Arena *arena, const char *path);
 
 /* CLIPImageProcessor's settings. */
 typedef struct Preprocess {
     bool do_resize, do_center_crop, do_rescale, do_normalize;
-    size_t shortest_edge;         /* 0: resize to resize_height x resize_width exactly */
+    size_t shortest_edge; /* 0: resize to resize_height x resize_width exactly */
     size_t resize_height, resize_width;
     size_t crop_height, crop_width;
     double rescale_factor;
     double mean[3], std[3];
 } Preprocess;
 
-/* directory/preprocessor_config.json; when there is none, CLIPImageProcessor's defaults with size and
- * crop = image_size. Unknown steps and resample other than 3 (bicubic) are refused by name. */
-Status preprocess_open(Preprocess *preprocess, const char *directory, size_t image_size, Error *error);
+/* directory/preprocessor_config.json; when there is none, CLIPImageProcessor's defaults with size
+ * and crop = image_size. Unknown steps and resample other than 3 (bicubic) are refused by name. */
+Preprocess preprocess_open(const char *directory, size_t image_size);
 
 /* Pillow's Image.resize(..., BICUBIC) on 8-bit RGB. */
-Status image_resize(Image *out, const Image *in, size_t width, size_t height, Arena *arena, Error *error);
+Image image_resize(Arena *arena, const Image *in, size_t width, size_t height);
 
 /* pixel_values[3, H, W] with the height and width that the settings give (crop size, or what resize
  * leaves); *height, *width out. Allocated in the arena. */
-Status preprocess_apply(float **pixel_values, size_t *height, size_t *width, const Preprocess *preprocess,
-                        const Image *image, Arena *arena, Error *error);
+float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Preprocess *preprocess,
+                        const Image *image);
 
 #endif

@@ -315,23 +315,21 @@ size_t inflate_prefix(unsigned char *out, size_t capacity, const unsigned char *
     return inflate_blocks(&output, &bits) == NULL ? output.used : 0;
 }
 
-Status inflate_raw(unsigned char *out, size_t capacity, size_t *length, const unsigned char *in,
-                   size_t size, size_t *used, const char *name, Error *error) {
+size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                   size_t *used, const char *name) {
     Output output = {.data = out, .capacity = capacity};
     Bits bits = {.at = in, .end = in + size};
     const char *problem = inflate_blocks(&output, &bits);
     if (problem != NULL) {
-        return fail(error, STATUS_INPUT, "%s: broken deflate data: %s", name, problem);
+        fail(STATUS_INPUT, "%s: broken deflate data: %s", name, problem);
     }
     if (output.full) {
-        return fail(error, STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name,
-                    capacity);
+        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name, capacity);
     }
-    *length = output.used;
     if (used != NULL) {
         *used = (size_t)(bits.at - in) - (size_t)(bits.count / 8);
     }
-    return STATUS_OK;
+    return output.used;
 }
 
 static uint32_t adler32_of(const unsigned char *data, size_t size) {
@@ -350,27 +348,27 @@ static uint32_t adler32_of(const unsigned char *data, size_t size) {
     return b << 16 | a;
 }
 
-Status inflate_zlib(unsigned char *out, size_t capacity, size_t *length, const unsigned char *in,
-                    size_t size, size_t *used, const char *name, Error *error) {
+size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                    size_t *used, const char *name) {
     size_t body = 0;
     if (size < 2 || (in[0] & 15) != 8 || in[0] >> 4 > 7 || (in[0] << 8 | in[1]) % 31 != 0 ||
         (in[1] & 0x20) != 0) {
-        return fail(error, STATUS_INPUT, "%s: not a zlib stream", name);
+        fail(STATUS_INPUT, "%s: not a zlib stream", name);
     }
-    TRY(inflate_raw(out, capacity, length, in + 2, size - 2, &body, name, error));
+    size_t length = inflate_raw(out, capacity, in + 2, size - 2, &body, name);
     const unsigned char *sum = in + 2 + body;
     if (size - 2 - body < 4) {
-        return fail(error, STATUS_INPUT, "%s: broken zlib stream: an early end", name);
+        fail(STATUS_INPUT, "%s: broken zlib stream: an early end", name);
     }
     uint32_t stated =
         (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
-    if (stated != adler32_of(out, *length)) {
-        return fail(error, STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
+    if (stated != adler32_of(out, length)) {
+        fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
     }
     if (used != NULL) {
         *used = body + 6;
     }
-    return STATUS_OK;
+    return length;
 }
 
 /* The reflected polynomial 0xEDB88320. Large inputs go eight bytes at a time through tables that

@@ -1,5 +1,5 @@
-/* info.c: what things are. Kind is decided by content: a folder by its config.json or by the SAEs below
- * it, a file by its first bytes and its tensors. */
+/* info.c: what things are. Kind is decided by content: a folder by its config.json or by the SAEs
+ * below it, a file by its first bytes and its tensors. */
 #include "info.h"
 #include "sage.h"
 
@@ -12,9 +12,12 @@ typedef struct Teller {
     FILE *out;
     bool json, memory; /* memory: the object of memory figures is open */
     JsonOut object;
+    Arena *arena; /* of the path that is told */
 } Teller;
 
-enum { KEY_MAX = 64 };
+enum {
+    KEY_MAX = 64
+};
 
 static const char *key_of(char key[KEY_MAX], const char *name) {
     size_t n = 0;
@@ -92,12 +95,13 @@ static void tell_ids(Teller *t, const char *name, const int32_t *ids, size_t cou
     }
 }
 
-/* What a command takes of its own, beside the mapped file; `sizes` says for how much of it. The JSON
- * figures, in bytes, are members of "memory". These come last of what is told. */
+/* What a command takes of its own, beside the mapped file; `sizes` says for how much of it. The
+ * JSON figures, in bytes, are members of "memory". These come last of what is told. */
 static void tell_memory(Teller *t, const char *command, const char *sizes, size_t bytes) {
     char key[KEY_MAX];
     if (!t->json) {
-        fprintf(t->out, "  memory: %-18s %.1f MiB (%s)\n", command, (double)bytes / 1048576.0, sizes);
+        fprintf(t->out, "  memory: %-18s %.1f MiB (%s)\n", command, (double)bytes / 1048576.0,
+                sizes);
         return;
     }
     if (!t->memory) {
@@ -120,7 +124,8 @@ static void tell_store(Teller *t, const TensorStore *store) {
     for (int d = 0; d <= DTYPE_OTHER; d++) {
         size_t length = strlen(types);
         if (of_type[d] > 0) {
-            snprintf(types + length, sizeof types - length, "%s%s", length > 0 ? ", " : "", dtype_name((Dtype)d));
+            snprintf(types + length, sizeof types - length, "%s%s", length > 0 ? ", " : "",
+                     dtype_name((Dtype)d));
         }
     }
     tell_count(t, "tensors", store->count);
@@ -131,20 +136,33 @@ static void tell_store(Teller *t, const TensorStore *store) {
 
 /* ---- models ---- */
 
-enum { TEXT_ROWS = 512, IMAGE_ROWS = 256, WIDE_SAE = 16384 }; /* sizes that the memory figures assume */
+enum {
+    TEXT_ROWS = 512,
+    IMAGE_ROWS = 256,
+    SAE_ROWS = 256,
+    WIDE_SAE = 16384
+}; /* sizes that the memory figures assume */
 
-static size_t plan_bytes(const Llm *llm, const Compute *compute, const LlmPlan *plan) {
-    Arena arena;
-    arena_init_measuring(&arena);
-    (void)llm_run_layout(llm, compute, plan, &arena);
-    (void)arena_alloc(&arena, plan->max_logits * llm->config.d_vocab, sizeof(float));
-    return arena.used;
+typedef struct LlmMemory {
+    const Llm *llm;
+    const Compute *compute;
+    const LlmPlan *plan;
+} LlmMemory;
+
+static void llm_memory_layout(Arena *arena, void *user) {
+    const LlmMemory *m = user;
+    (void)llm_run_layout(m->llm, m->compute, m->plan, arena);
+    (void)arena_alloc(arena, m->plan->max_logits * m->llm->config.d_vocab, sizeof(float));
 }
 
-static Status info_llm(Teller *t, const Compute *compute, const char *path, Error *error) {
+static size_t plan_bytes(const Llm *llm, const Compute *compute, const LlmPlan *plan) {
+    return arena_measure(llm_memory_layout, &(LlmMemory){llm, compute, plan});
+}
+
+static void info_llm(Teller *t, const Compute *compute, const char *path) {
     static const char *const kinds[] = {"gemma2", "gpt2", "gpt_neox"};
     Llm llm;
-    TRY(llm_open(&llm, path, error));
+    llm_open(&llm, t->arena, path);
     const LlmConfig *c = &llm.config;
     tell(t, "kind", "language model");
     tell(t, "model type", "%s", kinds[c->kind]);
@@ -178,26 +196,45 @@ static Status info_llm(Teller *t, const Compute *compute, const char *path, Erro
     }
     tell_ids(t, "eos", c->eos, c->eos_count);
     tell_store(t, &llm.store);
-    LlmPlan generate = {.max_rows = TEXT_ROWS, .max_sequence = TEXT_ROWS + 128, .max_sequences = 1, .max_logits = 1, .cache = true};
-    LlmPlan dump = {.max_rows = 32, .max_sequence = 32, .max_sequences = 1, .max_logits = 32, .backward = true, .attention_hooks = true};
-    size_t longest = TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
+    LlmPlan generate = {.max_rows = TEXT_ROWS,
+                        .max_sequence = TEXT_ROWS + 128,
+                        .max_sequences = 1,
+                        .max_logits = 1,
+                        .cache = true};
+    LlmPlan dump = {.max_rows = 32,
+                    .max_sequence = 32,
+                    .max_sequences = 1,
+                    .max_logits = 32,
+                    .backward = true,
+                    .attention_hooks = true};
+    size_t longest =
+        TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
     TrainOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
     Vit vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}};
     tell_memory(t, "generate", "512 + 128 tokens", plan_bytes(&llm, compute, &generate));
     tell_memory(t, "dump --grad", "32 tokens, all hook points", plan_bytes(&llm, compute, &dump));
     tell_memory(t, "sage", "prompts of 24 tokens", sage_memory(compute, &llm, 24));
     if (c->kind == LLM_GEMMA2) {
-        tell_memory(t, "train", "256 image and 512 text tokens", train_memory(compute, &train, &llm, &vit));
-        tell_memory(t, "analyze", "768 rows, SAE of 16384", analyze_memory(compute, &llm, longest, WIDE_SAE));
+        tell_memory(t, "train", "256 image and 512 text tokens",
+                    train_memory(compute, &train, &llm, &vit));
+        tell_memory(t, "analyze", "768 rows, SAE of 16384",
+                    analyze_memory(compute, &llm, longest, WIDE_SAE));
     }
-    llm_close(&llm);
-    return STATUS_OK;
 }
 
-static Status info_vit(Teller *t, const Compute *compute, const char *path, Error *error) {
+typedef struct VitMemory {
+    const Vit *vit;
+    const Compute *compute;
+} VitMemory;
+
+static void vit_memory_layout(Arena *arena, void *user) {
+    const VitMemory *m = user;
+    (void)vit_run_layout(m->vit, m->compute, arena);
+}
+
+static void info_vit(Teller *t, const Compute *compute, const char *path) {
     Vit vit;
-    Arena arena;
-    TRY(vit_open(&vit, path, error));
+    vit_open(&vit, t->arena, path);
     tell(t, "kind", "CLIP vision tower");
     tell_count(t, "layers", vit.config.n_layers);
     tell_count(t, "d_model", vit.config.d_model);
@@ -207,11 +244,8 @@ static Status info_vit(Teller *t, const Compute *compute, const char *path, Erro
     tell_count(t, "patch size", vit.config.patch_size);
     tell_count(t, "image tokens", vit.config.n_patches);
     tell_store(t, &vit.store);
-    arena_init_measuring(&arena);
-    (void)vit_run_layout(&vit, compute, &arena);
-    tell_memory(t, "dump", "one image", arena.used);
-    vit_close(&vit);
-    return STATUS_OK;
+    tell_memory(t, "dump", "one image",
+                arena_measure(vit_memory_layout, &(VitMemory){&vit, compute}));
 }
 
 /* ---- SAEs ---- */
@@ -224,9 +258,22 @@ static void tell_stated(Teller *t, const char *name, SaeCentre state, const char
     }
 }
 
+typedef struct SaeMemory {
+    const Compute *compute;
+    const Sae *sae;
+} SaeMemory;
+
+static void sae_memory_layout(Arena *arena, void *user) {
+    const SaeMemory *m = user;
+    (void)sae_run_layout(m->compute, m->sae->d_in, m->sae->d_sae, SAE_ROWS, arena);
+    (void)arena_alloc(arena, 2 * SAE_ROWS * (m->sae->d_sae + m->sae->d_in), sizeof(float));
+}
+
 static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
-    static const char *const acts[] = {"ReLU", "JumpReLU", "top k, then ReLU", "BatchTopK threshold", "gated"};
-    static const char *const norms[] = {"none", "layer_norm", "constant_norm_rescale", "expected_average_only_in"};
+    static const char *const acts[] = {"ReLU", "JumpReLU", "top k, then ReLU",
+                                       "BatchTopK threshold", "gated"};
+    static const char *const norms[] = {"none", "layer_norm", "constant_norm_rescale",
+                                        "expected_average_only_in"};
     char hook[HOOK_NAME_MAX] = "not said: give --hook NAME";
     if (sae->hook_known) {
         hook_name(hook, sae->hook, sae->layer, false, false);
@@ -259,19 +306,18 @@ static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
         tell_float(t, "average L0", (float)sae->average_l0);
     }
     tell_store(t, &sae->store);
-    Arena arena;
-    arena_init_measuring(&arena);
-    (void)sae_run_layout(compute, sae->d_in, sae->d_sae, 256, &arena);
-    (void)arena_alloc(&arena, 2 * 256 * (sae->d_sae + sae->d_in), sizeof(float));
-    tell_memory(t, "dump --sae", "256 rows", arena.used);
+    tell_memory(t, "dump --sae", "256 rows",
+                arena_measure(sae_memory_layout, &(SaeMemory){compute, sae}));
 }
 
 /* A row of a folder of SAEs: one that cannot be opened says why. */
 static void tell_sae_row(Teller *t, const char *path) {
     Sae sae;
-    Error error = {0};
+    Error error;
     char hook[HOOK_NAME_MAX] = "(no hook point: --hook)";
-    bool opened = sae_open(&sae, path, NULL, &error) == STATUS_OK;
+    Arena *arena = arena_new();
+    ATTEMPT(&error, sae_open(&sae, arena, path, NULL));
+    bool opened = error.status == STATUS_OK;
     if (opened && sae.hook_known) {
         hook_name(hook, sae.hook, sae.layer, false, false);
     }
@@ -284,33 +330,27 @@ static void tell_sae_row(Teller *t, const char *path) {
     } else if (!opened) {
         tell(t, "error", "%s", error.text);
     } else if (t->json) {
-        sae.hook_known ? json_out_text(&t->object, "hook_point", hook) : json_out_null(&t->object, "hook_point");
+        sae.hook_known ? json_out_text(&t->object, "hook_point", hook)
+                       : json_out_null(&t->object, "hook_point");
         tell(t, "format", "%s", sae_source_name(sae.source));
         tell_count(t, "d_in", sae.d_in);
         tell_count(t, "d_sae", sae.d_sae);
     } else {
-        tell(t, hook, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source), sae.d_in, sae.d_sae, path);
+        tell(t, hook, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source), sae.d_in,
+             sae.d_sae, path);
     }
     if (t->json) {
         json_out_end(&t->object);
     }
-    if (opened) {
-        sae_close(&sae);
-    }
+    arena_free(arena);
 }
 
-static Status info_sae(Teller *t, const Compute *compute, const char *path, Arena *arena, Error *error) {
-    Sae sae;
-    Error single = {0}, none = {0};
-    char **paths;
+/* A folder of several; fails before it tells anything. */
+static void info_saes(Teller *t, const char *path) {
     size_t count;
-    if (sae_open(&sae, path, NULL, &single) == STATUS_OK) {
-        tell_sae(t, compute, &sae);
-        sae_close(&sae);
-        return STATUS_OK;
-    }
-    if (!path_is_directory(path) || sae_list(path, &paths, &count, arena, &none) != STATUS_OK || count < 2) {
-        return fail(error, single.status, "%s", single.text);
+    char **paths = sae_list(t->arena, path, &count);
+    if (count < 2) {
+        fail(STATUS_INPUT, "%s: a single SAE", path);
     }
     tell(t, "kind", "sparse autoencoders");
     tell_count(t, "count", count);
@@ -323,7 +363,20 @@ static Status info_sae(Teller *t, const Compute *compute, const char *path, Aren
     if (t->json) {
         json_out_end(&t->object);
     }
-    return STATUS_OK;
+}
+
+static void info_sae(Teller *t, const Compute *compute, const char *path) {
+    Sae sae;
+    Error single, several;
+    ATTEMPT(&single, sae_open(&sae, t->arena, path, NULL));
+    if (single.status == STATUS_OK) {
+        tell_sae(t, compute, &sae);
+        return;
+    }
+    ATTEMPT(&several, info_saes(t, path));
+    if (several.status != STATUS_OK) {
+        fail(single.status, "%s", single.text);
+    }
 }
 
 /* ---- files ---- */
@@ -337,7 +390,8 @@ static void tell_tensors(Teller *t, const TensorStore *store) {
         char shape[256] = "";
         for (int k = 0; k < tensor->rank; k++) {
             size_t length = strlen(shape);
-            snprintf(shape + length, sizeof shape - length, "%s%zu", k > 0 ? ", " : "", tensor->shape[k]);
+            snprintf(shape + length, sizeof shape - length, "%s%zu", k > 0 ? ", " : "",
+                     tensor->shape[k]);
         }
         if (!t->json) {
             tell(t, tensor->name, "%s [%s]", tensor->type, shape);
@@ -358,136 +412,146 @@ static void tell_tensors(Teller *t, const TensorStore *store) {
     }
 }
 
-static Status info_tensors(Teller *t, const Compute *compute, const char *path, Arena *arena, Error *error) {
+static void info_tensors(Teller *t, const Compute *compute, const char *path) {
     TensorStore store;
-    TRY(tensors_open(&store, path, error));
+    tensors_open(&store, t->arena, path);
     bool module = adapter_prefix(&store)[0] != '\0';
     const Tensor *weight = tensors_find(&store, module ? "module.weight" : "weight");
     const Tensor *bias = tensors_find(&store, module ? "module.bias" : "bias");
     bool adapter = weight != NULL && weight->rank == 2 && bias != NULL && bias->rank == 1 &&
                    bias->shape[0] == weight->shape[0] && tensors_find(&store, "settings") == NULL;
-    bool sae = tensors_find(&store, "W_enc") != NULL || tensors_find(&store, "encoder.weight") != NULL;
+    bool sae =
+        tensors_find(&store, "W_enc") != NULL || tensors_find(&store, "encoder.weight") != NULL;
     if (adapter) {
         tell(t, "kind", "adapter");
         tell_count(t, "d_llm", weight->shape[0]);
         tell_count(t, "d_vit", weight->shape[1]);
         tell_store(t, &store);
-    } else if (!sae) {
+    } else if (sae) {
+        info_sae(t, compute, path);
+    } else {
         tell(t, "kind", "tensors");
         tell_store(t, &store);
         tell_tensors(t, &store);
     }
-    tensors_close(&store);
-    return sae ? info_sae(t, compute, path, arena, error) : STATUS_OK;
 }
 
-static Status info_tokenizer(Teller *t, const char *path, Error *error) {
-    Tokenizer *tokenizer;
-    TRY(tokenizer_open(&tokenizer, path, error));
+static void info_tokenizer(Teller *t, const char *path) {
+    const Tokenizer *tokenizer = tokenizer_open(t->arena, path);
     tell(t, "kind", "tokenizer");
     tell_count(t, "vocabulary", (size_t)tokenizer_size(tokenizer));
-    tokenizer_close(tokenizer);
-    return STATUS_OK;
 }
 
 /* An array, or JSON lines. */
-static Status info_records(Teller *t, const char *path, Error *error) {
+static void info_records(Teller *t, const char *path) {
     JsonArrayFile file;
-    TRY(json_array_open(&file, path, error));
-    Arena arena;
+    json_array_open(&file, t->arena, path);
+    Arena *arena = arena_new(); /* of one record */
     size_t images = 0, turns = 0;
     const char *kind = NULL; /* of records that are no conversations */
-    Status status = STATUS_OK;
-    arena_init_growing(&arena);
-    for (size_t i = 0; i < file.count && status == STATUS_OK; i++) {
-        const Json *element;
-        Conversation conversation;
-        arena_reset(&arena);
-        status = json_array_read(&file, i, &arena, &element, error);
-        const Json *question = status == STATUS_OK ? json_get(element, "question_id") : NULL;
-        if (status == STATUS_OK && i == 0 && json_get(element, "conversations") == NULL) {
-            kind = json_get(element, "explanations") != NULL ? "feature descriptions"
-                   : question != NULL                        ? "questions"
-                                                             : NULL;
-            status = kind == NULL ? fail(error, STATUS_INPUT, "%s: JSON of no kind that refsae reads", path) : status;
+    for (size_t i = 0; i < file.count; i++) {
+        arena_reset(arena);
+        const Json *element = json_array_read(&file, i, arena);
+        if (i == 0 && json_get(element, "conversations") == NULL) {
+            kind = json_get(element, "explanations") != NULL  ? "feature descriptions"
+                   : json_get(element, "question_id") != NULL ? "questions"
+                                                              : NULL;
+            if (kind == NULL) {
+                fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
+            }
             break;
         }
-        if (status == STATUS_OK) {
-            status = conversation_parse(&conversation, element, path, &arena, error);
-        }
-        if (status == STATUS_OK) {
-            images += conversation.image != NULL ? 1 : 0;
-            turns += conversation.count;
-        }
+        Conversation conversation = conversation_parse(arena, element, path);
+        images += conversation.image != NULL ? 1 : 0;
+        turns += conversation.count;
     }
-    if (status == STATUS_OK && kind != NULL) {
+    if (kind != NULL) {
         tell(t, "kind", "%s", kind);
         tell_count(t, "records", file.count);
-    } else if (status == STATUS_OK) {
+    } else {
         tell(t, "kind", "conversations");
         tell_count(t, "examples", file.count);
         tell_count(t, "with image", images);
         tell_count(t, "turns", turns);
         tell_memory(t, "train", "index of the examples", 17 * file.count); /* place, order, mark */
     }
-    arena_free(&arena);
-    json_array_close(&file);
-    return status;
+    arena_free(arena);
 }
 
-/* What is not one JSON value may be one a line; if it is neither, the first complaint is the clearer. */
-static Status info_lines(Teller *t, const char *path, const Error *not_one, Error *error) {
-    Error ignored = {0};
-    Status status = info_records(t, path, &ignored);
-    return status == STATUS_OK ? status : fail(error, not_one->status, "%s", not_one->text);
-}
-
-static Status info_image(Teller *t, const char *path, Error *error) {
-    Arena arena;
-    Image image;
-    arena_init_growing(&arena);
-    Status status = image_read(&image, path, &arena, error);
-    if (status == STATUS_OK) {
-        tell(t, "kind", "image");
-        tell(t, "format", "%s", image.format);
-        tell_count(t, "width", image.width);
-        tell_count(t, "height", image.height);
-        tell_memory(t, "dump", "pixels", 3 * image.width * image.height);
+/* What is not one JSON value may be one a line; if it is neither, the first complaint is the
+ * clearer. */
+static void info_lines(Teller *t, const char *path, const Error *not_one) {
+    Error ignored;
+    ATTEMPT(&ignored, info_records(t, path));
+    if (ignored.status != STATUS_OK) {
+        fail(not_one->status, "%s", not_one->text);
     }
-    arena_free(&arena);
-    return status;
+}
+
+static void info_image(Teller *t, const char *path) {
+    Image image = image_read(t->arena, path);
+    tell(t, "kind", "image");
+    tell(t, "format", "%s", image.format);
+    tell_count(t, "width", image.width);
+    tell_count(t, "height", image.height);
+    tell_memory(t, "dump", "pixels", 3 * image.width * image.height);
 }
 
 /* ---- deciding ---- */
 
-static Status info_directory(Teller *t, const Compute *compute, const char *path, Arena *arena, Error *error) {
-    char *config_path = path_join(arena, path, "config.json");
-    const Json *config = NULL;
-    if (config_path == NULL) {
-        return fail_memory(error, "a file name");
-    }
-    if (path_exists(config_path)) {
-        TRY(json_read_file(arena, config_path, &config, error));
-    }
+static void info_directory(Teller *t, const Compute *compute, const char *path) {
+    const char *config_path = path_join(t->arena, path, "config.json");
+    const Json *config = path_exists(config_path) ? json_read_file(t->arena, config_path) : NULL;
     const Json *type = json_get(config, "model_type");
     if (json_text_is(type, "clip") || json_text_is(type, "clip_vision_model")) {
-        return info_vit(t, compute, path, error);
+        info_vit(t, compute, path);
+    } else if (type != NULL) {
+        info_llm(t, compute, path);
+    } else {
+        info_sae(t, compute, path);
     }
-    return type != NULL ? info_llm(t, compute, path, error) : info_sae(t, compute, path, arena, error);
 }
 
-/* The folder that a file is in. NULL: no memory. */
+/* The folder that a file is in. */
 static char *path_parent(Arena *arena, const char *path) {
     const char *slash = strrchr(path, '/');
-    return slash == NULL ? arena_copy(arena, ".", 1) : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
+    return slash == NULL ? arena_copy(arena, ".", 1)
+                         : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
 }
 
-static Status info_path(Teller *t, const Compute *compute, const char *path, Arena *arena, Error *error) {
-    FileMap file;
-    if (path_is_directory(path)) {
-        return info_directory(t, compute, path, arena, error);
+static Error json_try(Arena *arena, const char *path, const Json **value) {
+    Error error;
+    ATTEMPT(&error, *value = json_read_file(arena, path));
+    return error;
+}
+
+/* A file that begins as a JSON object does: settings, a tokenizer, or JSON lines. False: an index
+ * of shards. */
+static bool info_object(Teller *t, const Compute *compute, const char *path) {
+    const Json *value = NULL;
+    Error not_one = json_try(t->arena, path, &value);
+    if (not_one.status != STATUS_OK) {
+        info_lines(t, path, &not_one);
+    } else if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
+               json_get(value, "trainer") != NULL) { /* of a model or of an SAE */
+        info_directory(t, compute, path_parent(t->arena, path));
+    } else if (json_get(value, "weight_map") != NULL) {
+        return false;
+    } else if (json_get(value, "model") != NULL) {
+        info_tokenizer(t, path);
+    } else {
+        fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
     }
-    TRY(file_map(&file, path, error));
+    return true;
+}
+
+static void info_path(Teller *t, const Compute *compute, const char *path) {
+    if (path_is_directory(path)) {
+        info_directory(t, compute, path);
+        return;
+    }
+    Arena *scratch = arena_new();
+    FileMap file = file_map(scratch, path);
     unsigned char head[8] = {0};
     size_t at = 0;
     while (at < file.size && strchr(" \t\r\n", file.data[at]) != NULL && file.data[at] != '\0') {
@@ -496,68 +560,69 @@ static Status info_path(Teller *t, const Compute *compute, const char *path, Are
     unsigned char first = at < file.size ? file.data[at] : '\0';
     memcpy(head, file.data, file.size < sizeof head ? file.size : sizeof head);
     bool safetensors = file.size > 8 && file.data[8] == '{' && first != '{' && first != '[';
-    file_unmap(&file);
+    arena_free(scratch);
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
-    if (picture) {
-        return info_image(t, path, error);
-    }
-    if (first == '[' && !safetensors) {
-        return info_records(t, path, error);
-    }
-    if (first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0)) {
-        const Json *value;
-        Error not_one = {0};
-        if (json_read_file(arena, path, &value, &not_one) != STATUS_OK) {
-            return info_lines(t, path, &not_one, error);
-        }
-        if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
-            json_get(value, "trainer") != NULL) { /* the settings of a model or of an SAE */
-            const char *parent = path_parent(arena, path);
-            return parent != NULL ? info_directory(t, compute, parent, arena, error) : fail_memory(error, path);
-        }
-        if (json_get(value, "weight_map") == NULL) {
-            return json_get(value, "model") != NULL ? info_tokenizer(t, path, error)
-                                                    : fail(error, STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
-        }
-    }
     size_t length = strlen(path);
-    bool npz = head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
-    return npz ? info_sae(t, compute, path, arena, error) : info_tensors(t, compute, path, arena, error);
+    bool npz =
+        head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
+    bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
+    if (picture) {
+        info_image(t, path);
+    } else if (first == '[' && !safetensors) {
+        info_records(t, path);
+    } else if (object && info_object(t, compute, path)) {
+        return;
+    } else if (npz) {
+        info_sae(t, compute, path);
+    } else {
+        info_tensors(t, compute, path);
+    }
 }
 
-Status info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out, Error *error) {
+/* One path, with what it is or why that cannot be said. */
+static Error info_one(Teller *t, const Compute *compute, const char *path) {
+    Error error;
+    t->arena = arena_new();
+    if (t->json) {
+        json_out_object(&t->object, NULL);
+        json_out_text(&t->object, "path", path);
+    } else {
+        fprintf(t->out, "%s\n", path);
+    }
+    ATTEMPT(&error, info_path(t, compute, path));
+    if (error.status != STATUS_OK) {
+        tell(t, "error", "%s", error.text);
+    }
+    if (t->memory) {
+        json_out_end(&t->object);
+        t->memory = false;
+    }
+    if (t->json) {
+        json_out_end(&t->object);
+    }
+    arena_free(t->arena);
+    return error;
+}
+
+void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out) {
     Teller t = {.out = out, .json = json, .object = json_out_start(out, 2)};
-    Status worst = STATUS_OK;
+    Error first = {0}; /* complaint, with the status of the last */
     if (json) {
         json_out_array(&t.object, NULL);
     }
     for (size_t i = 0; i < count; i++) {
-        Arena arena;
-        Error own = {0};
-        arena_init_growing(&arena);
-        if (json) {
-            json_out_object(&t.object, NULL);
-            json_out_text(&t.object, "path", paths[i]);
-        } else {
-            fprintf(out, "%s\n", paths[i]);
+        Error error = info_one(&t, compute, paths[i]);
+        if (first.status == STATUS_OK) {
+            first = error;
+        } else if (error.status != STATUS_OK) {
+            first.status = error.status;
         }
-        Status status = info_path(&t, compute, paths[i], &arena, &own);
-        if (status != STATUS_OK) {
-            tell(&t, "error", "%s", own.text);
-            worst = fail(error, status, "%s", own.text);
-        }
-        if (t.memory) {
-            json_out_end(&t.object);
-            t.memory = false;
-        }
-        if (json) {
-            json_out_end(&t.object);
-        }
-        arena_free(&arena);
     }
     if (json) {
         json_out_end(&t.object);
     }
-    return worst;
+    if (first.status != STATUS_OK) {
+        fail(first.status, "%s", first.text);
+    }
 }

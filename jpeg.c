@@ -28,12 +28,12 @@ const unsigned char jpeg_zigzag[80] = {
     29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
     47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
-static Status jpeg_fail(Jpeg *j, const char *what) {
-    return fail(j->error, STATUS_INPUT, "%s: JPEG: %s", j->name, what);
+REFSAE_NORETURN static void jpeg_fail(Jpeg *j, const char *what) {
+    fail(STATUS_INPUT, "%s: JPEG: %s", j->name, what);
 }
 
-static Status jpeg_truncated(Jpeg *j) {
-    return jpeg_fail(j, "the file ends before the picture is complete");
+REFSAE_NORETURN static void jpeg_truncated(Jpeg *j) {
+    jpeg_fail(j, "the file ends before the picture is complete");
 }
 
 /* ---- bytes and markers ---- */
@@ -76,11 +76,11 @@ static bool read_segment(Jpeg *j, const unsigned char **segment, size_t *length)
     return true;
 }
 
-static Status read_quant_tables(Jpeg *j, const unsigned char *s, size_t n) {
+static void read_quant_tables(Jpeg *j, const unsigned char *s, size_t n) {
     while (n > 0) {
         size_t wide = s[0] >> 4 ? 2 : 1, index = s[0] & 15;
         if (index > 3 || n < 1 + 64 * wide) {
-            return jpeg_fail(j, "bad quantization table");
+            jpeg_fail(j, "bad quantization table");
         }
         for (size_t k = 0; k < 64; k++) {
             const unsigned char *p = s + 1 + k * wide;
@@ -90,10 +90,9 @@ static Status read_quant_tables(Jpeg *j, const unsigned char *s, size_t n) {
         s += 1 + 64 * wide;
         n -= 1 + 64 * wide;
     }
-    return STATUS_OK;
 }
 
-static Status read_huffman_tables(Jpeg *j, const unsigned char *s, size_t n) {
+static void read_huffman_tables(Jpeg *j, const unsigned char *s, size_t n) {
     while (n > 16) {
         size_t index = s[0] & 0xEF, count = 0;
         HuffmanTable *table = s[0] & 0x10 ? j->ac : j->dc;
@@ -101,7 +100,7 @@ static Status read_huffman_tables(Jpeg *j, const unsigned char *s, size_t n) {
             count += s[i];
         }
         if (index > 3 || count > 256 || count > n - 17) {
-            return jpeg_fail(j, "bad Huffman table");
+            jpeg_fail(j, "bad Huffman table");
         }
         table += index;
         memset(table, 0, sizeof *table);
@@ -111,7 +110,9 @@ static Status read_huffman_tables(Jpeg *j, const unsigned char *s, size_t n) {
         s += 17 + count;
         n -= 17 + count;
     }
-    return n == 0 ? STATUS_OK : jpeg_fail(j, "bad Huffman table");
+    if (n != 0) {
+        jpeg_fail(j, "bad Huffman table");
+    }
 }
 
 /* Motion JPEG leaves the tables of T.81 K.3 out of its frames. The AC symbols of the longest codes
@@ -153,22 +154,20 @@ static void default_huffman_tables(Jpeg *j) {
     }
 }
 
-static Status read_frame(Jpeg *j, const unsigned char *s, size_t n) {
+static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
     if (n < 6 || n != 6 + (size_t)s[5] * 3) {
-        return jpeg_fail(j, "bad frame header");
+        jpeg_fail(j, "bad frame header");
     }
     if (s[0] != 8) {
-        return fail(j->error, STATUS_INPUT, "%s: JPEG: %d bits a sample are not supported, only 8",
-                    j->name, s[0]);
+        fail(STATUS_INPUT, "%s: JPEG: %d bits a sample are not supported, only 8", j->name, s[0]);
     }
     j->height = (size_t)s[1] << 8 | s[2];
     j->width = (size_t)s[3] << 8 | s[4];
     j->n_components = s[5];
     if (j->n_components != 1 && j->n_components != 3 && j->n_components != 4) {
-        return fail(j->error, STATUS_INPUT, "%s: JPEG: %d components are not supported", j->name,
-                    (int)s[5]);
+        fail(STATUS_INPUT, "%s: JPEG: %d components are not supported", j->name, (int)s[5]);
     }
-    TRY(image_check_size(j->width, j->height, j->name, j->error));
+    image_check_size(j->width, j->height, j->name);
     j->h_max = j->v_max = 1;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
@@ -178,7 +177,7 @@ static Status read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         c->v = p[1] & 15;
         c->quant_index = p[2];
         if (c->h < 1 || c->h > 4 || c->v < 1 || c->v > 4) {
-            return jpeg_fail(j, "sampling factors must be 1 to 4");
+            jpeg_fail(j, "sampling factors must be 1 to 4");
         }
         j->h_max = c->h > j->h_max ? c->h : j->h_max;
         j->v_max = c->v > j->v_max ? c->v : j->v_max;
@@ -186,7 +185,7 @@ static Status read_frame(Jpeg *j, const unsigned char *s, size_t n) {
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
         if (j->h_max % c->h != 0 || j->v_max % c->v != 0) {
-            return jpeg_fail(j, "fractional sampling ratios are not supported");
+            jpeg_fail(j, "fractional sampling ratios are not supported");
         }
         c->width = (j->width * c->h + j->h_max - 1) / j->h_max;
         c->height = (j->height * c->v + j->v_max - 1) / j->v_max;
@@ -199,15 +198,14 @@ static Status read_frame(Jpeg *j, const unsigned char *s, size_t n) {
     }
     j->mcu_rows = (j->height + 8 * j->v_max - 1) / (8 * j->v_max);
     j->saw_frame = true;
-    return STATUS_OK;
 }
 
-static Status read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
+static void read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
     if (!j->saw_frame) {
-        return jpeg_fail(j, "a scan before the frame header");
+        jpeg_fail(j, "a scan before the frame header");
     }
     if (n < 1 || s[0] < 1 || s[0] > MAX_COMPONENTS || n != 4 + 2 * (size_t)s[0]) {
-        return jpeg_fail(j, "bad scan header");
+        jpeg_fail(j, "bad scan header");
     }
     j->in_scan = s[0];
     memset(j->scan, 0, sizeof j->scan);
@@ -221,7 +219,7 @@ static Status read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
             found = j->scan[k] == &j->component[found] ? j->n_components : found;
         }
         if (found >= j->n_components) {
-            return jpeg_fail(j, "a scan names a component that the frame does not have");
+            jpeg_fail(j, "a scan names a component that the frame does not have");
         }
         j->scan[i] = &j->component[found];
         j->scan[i]->dc_table = s[2 + 2 * i] >> 4;
@@ -237,10 +235,8 @@ static Status read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
         j->visits += cost * j->scan[i]->blocks_wide * j->scan[i]->blocks_high;
     }
     if (++j->scans > MAX_SCANS || j->visits > MAX_VISITS) {
-        return fail(j->error, STATUS_INPUT, "%s: JPEG: too many scans (%zu) for its size", j->name,
-                    j->scans);
+        fail(STATUS_INPUT, "%s: JPEG: too many scans (%zu) for its size", j->name, j->scans);
     }
-    return STATUS_OK;
 }
 
 /* NULL, or why a marker cannot be followed. */
@@ -256,7 +252,8 @@ static const char *marker_refusal(const Jpeg *j, int marker) {
     if (marker == 0xC3 || marker == 0xCB) {
         return "lossless files are not supported";
     }
-    if ((frame && marker > 0xC3 && marker != 0xC9 && marker != 0xCA) || marker == 0xDE || marker == 0xDF) {
+    if ((frame && marker > 0xC3 && marker != 0xC9 && marker != 0xCA) || marker == 0xDE ||
+        marker == 0xDF) {
         return "hierarchical files are not supported";
     }
     if (marker < 0xC0 || marker == 0xC8 || (marker >= 0xF0 && marker != 0xFE)) {
@@ -265,33 +262,26 @@ static const char *marker_refusal(const Jpeg *j, int marker) {
     return NULL;
 }
 
-/* Acts on markers until a scan has been announced or, with *end, the picture is over. At the end of
- * the file: an error, or if `lenient` the end of the picture. */
-static Status read_markers(Jpeg *j, bool lenient, bool *end) {
-    *end = false;
-    for (;;) {
-        if (j->marker == 0 && !next_marker(j)) {
-            *end = true;
-            return lenient ? STATUS_OK : jpeg_truncated(j);
-        }
+/* Acts on markers until a scan has been announced; false: the picture is over. At the end of the
+ * file: an error, or if `lenient` the end of the picture. */
+static bool read_markers(Jpeg *j, bool lenient) {
+    while (j->marker != 0 || next_marker(j)) {
         int marker = j->marker;
         j->marker = 0;
         if ((marker >= 0xD0 && marker <= 0xD7) || marker == 0x01) {
             continue; /* restart, TEM: nothing follows them */
         }
         if (marker == 0xD9) {
-            *end = true;
-            return STATUS_OK;
+            return false;
         }
         const char *refusal = marker_refusal(j, marker);
         if (refusal != NULL) {
-            return fail(j->error, STATUS_INPUT, "%s: JPEG: %s (0x%02X)", j->name, refusal, marker);
+            fail(STATUS_INPUT, "%s: JPEG: %s (0x%02X)", j->name, refusal, marker);
         }
         const unsigned char *s;
         size_t n;
         if (!read_segment(j, &s, &n)) {
-            *end = true;
-            return lenient ? STATUS_OK : jpeg_truncated(j);
+            break;
         }
         switch (marker) {
         case 0xC0:
@@ -301,24 +291,25 @@ static Status read_markers(Jpeg *j, bool lenient, bool *end) {
         case 0xCA:
             j->progressive = marker == 0xC2 || marker == 0xCA;
             j->arithmetic = marker >= 0xC9;
-            TRY(read_frame(j, s, n));
+            read_frame(j, s, n);
             break;
         case 0xC4:
-            TRY(read_huffman_tables(j, s, n));
+            read_huffman_tables(j, s, n);
             break;
         case 0xCC:
             if (!arithmetic_conditioning(&j->coder, s, n)) {
-                return jpeg_fail(j, "impossible conditioning of arithmetic coding");
+                jpeg_fail(j, "impossible conditioning of arithmetic coding");
             }
             break;
         case 0xDA:
-            return read_scan_header(j, s, n);
+            read_scan_header(j, s, n);
+            return true;
         case 0xDB:
-            TRY(read_quant_tables(j, s, n));
+            read_quant_tables(j, s, n);
             break;
         case 0xDD:
             if (n != 2) {
-                return jpeg_fail(j, "bad restart interval");
+                jpeg_fail(j, "bad restart interval");
             }
             j->restart_interval = (size_t)s[0] << 8 | s[1];
             break;
@@ -335,14 +326,18 @@ static Status read_markers(Jpeg *j, bool lenient, bool *end) {
             break;
         }
     }
+    if (!lenient) {
+        jpeg_truncated(j);
+    }
+    return false;
 }
 
 /* ---- Huffman codes ---- */
 
 /* Builds the search tables of T.81 C.2 and F.2.2.3; refuses codes that do not fit their length. */
-static Status derive_table(Jpeg *j, HuffmanTable *tables, size_t index, bool dc) {
+static void derive_table(Jpeg *j, HuffmanTable *tables, size_t index, bool dc) {
     if (index > 3 || !tables[index].defined) {
-        return jpeg_fail(j, "a scan uses a Huffman table that is not there");
+        jpeg_fail(j, "a scan uses a Huffman table that is not there");
     }
     HuffmanTable *t = &tables[index];
     int32_t code = 0, p = 0;
@@ -350,13 +345,13 @@ static Status derive_table(Jpeg *j, HuffmanTable *tables, size_t index, bool dc)
     for (int length = 1; length <= 16; length++) {
         int32_t n = t->count[length];
         if (n > 0 && code + n > (1 << length) - 1) { /* all ones is no code */
-            return jpeg_fail(j, "impossible Huffman table");
+            jpeg_fail(j, "impossible Huffman table");
         }
         t->offset[length] = p - code;
         t->max_code[length] = n > 0 ? code + n - 1 : -1;
         for (int32_t i = 0; i < n; i++, p++, code++) {
             if (dc && t->symbol[p] > 15) {
-                return jpeg_fail(j, "impossible Huffman table");
+                jpeg_fail(j, "impossible Huffman table");
             }
             for (int32_t k = 0; length <= 8 && k < 1 << (8 - length); k++) {
                 t->look[(code << (8 - length)) + k] = (uint16_t)(length << 8 | t->symbol[p]);
@@ -365,7 +360,6 @@ static Status derive_table(Jpeg *j, HuffmanTable *tables, size_t index, bool dc)
         code <<= 1;
     }
     t->max_code[17] = INT32_MAX;
-    return STATUS_OK;
 }
 
 /* Loads at least 57 bits, unless a marker stands before them; then, and only if `need` bits are not
@@ -643,22 +637,23 @@ static void next_segment(Jpeg *j) {
     j->starved = j->starved && j->marker != 0;
 }
 
-/* Checks the scan against T.81 G.1.1.1 and its tables; keeps what is known of each coefficient. */
-static Status start_scan(Jpeg *j, BlockDecoder **decode) {
+/* Checks the scan against T.81 G.1.1.1 and its tables; keeps what is known of each coefficient.
+ * Returns the decoder of its blocks. */
+static BlockDecoder *start_scan(Jpeg *j) {
+    BlockDecoder *decode = j->arithmetic ? arithmetic_sequential : decode_sequential;
     size_t blocks = 0;
     bool dc_band = j->first == 0;
     if (j->progressive) {
         if ((dc_band ? j->last != 0 : j->last < j->first || j->last > 63 || j->in_scan != 1) ||
             (j->high != 0 && j->low != j->high - 1) || j->low > 13) {
-            return jpeg_fail(j, "bad progression parameters");
+            jpeg_fail(j, "bad progression parameters");
         }
         static BlockDecoder *const kinds[2][2][2] = {
             {{decode_ac_refine, decode_ac_first}, {decode_dc_refine, decode_dc_first}},
             {{arithmetic_ac_refine, arithmetic_ac_first},
              {arithmetic_dc_refine, arithmetic_dc_first}}};
-        *decode = kinds[j->arithmetic][dc_band][j->high == 0];
+        decode = kinds[j->arithmetic][dc_band][j->high == 0];
     } else {
-        *decode = j->arithmetic ? arithmetic_sequential : decode_sequential;
         default_huffman_tables(j);
     }
     for (size_t i = 0; i < j->in_scan; i++) {
@@ -666,16 +661,16 @@ static Status start_scan(Jpeg *j, BlockDecoder **decode) {
         blocks += c->h * c->v;
         if (!c->quant_latched) {
             if (c->quant_index > 3 || !j->quant_defined[c->quant_index]) {
-                return jpeg_fail(j, "a scan uses a quantization table that is not there");
+                jpeg_fail(j, "a scan uses a quantization table that is not there");
             }
             memcpy(c->quant, j->quant[c->quant_index], sizeof c->quant);
             c->quant_latched = true;
         }
         if (!j->arithmetic && (!j->progressive || (dc_band && j->high == 0))) {
-            TRY(derive_table(j, j->dc, c->dc_table, true));
+            derive_table(j, j->dc, c->dc_table, true);
         }
         if (!j->arithmetic && (!j->progressive || !dc_band)) {
-            TRY(derive_table(j, j->ac, c->ac_table, false));
+            derive_table(j, j->ac, c->ac_table, false);
         }
         if (j->progressive) {
             int from = j->first < 1 ? j->first : 1;
@@ -688,11 +683,11 @@ static Status start_scan(Jpeg *j, BlockDecoder **decode) {
         }
     }
     if (j->in_scan > 1 && blocks > MAX_MCU_BLOCKS) {
-        return jpeg_fail(j, "more than 10 blocks in a unit");
+        jpeg_fail(j, "more than 10 blocks in a unit");
     }
     reset_segment(j);
     j->starved = false;
-    return STATUS_OK;
+    return decode;
 }
 
 /* The MCU at (row, y, x): y counts block rows inside an MCU row when one component is alone. */
@@ -715,9 +710,8 @@ static void decode_mcu(Jpeg *j, BlockDecoder *decode, size_t row, size_t y, size
 
 static void transform_row(Jpeg *j, size_t row);
 
-static Status decode_scan(Jpeg *j) {
-    BlockDecoder *decode = decode_sequential;
-    TRY(start_scan(j, &decode));
+static void decode_scan(Jpeg *j) {
+    BlockDecoder *decode = start_scan(j);
     const Component *alone = j->in_scan == 1 ? j->scan[0] : NULL;
     size_t columns = alone ? alone->blocks_wide : (j->width + 8 * j->h_max - 1) / (8 * j->h_max);
     for (size_t row = 0; row < j->mcu_rows; row++) {
@@ -741,7 +735,7 @@ static Status decode_scan(Jpeg *j) {
                     decode_mcu(j, decode, row, y, x);
                 }
                 if (j->truncated) {
-                    return jpeg_truncated(j);
+                    jpeg_truncated(j);
                 }
             }
         }
@@ -751,7 +745,6 @@ static Status decode_scan(Jpeg *j) {
             break;
         }
     }
-    return STATUS_OK;
 }
 
 /* ---- block smoothing ----
@@ -1009,72 +1002,60 @@ static void convert_row(JpegColour colour, const ColourTables *t, const unsigned
     }
 }
 
-static Status make_picture(Jpeg *j, Image *image, Arena *arena) {
-    TRY(image_allocate(image, j->width, j->height, "JPEG", arena, j->error));
+static Image make_picture(const Jpeg *j, Arena *arena) {
+    Image image = image_allocate(arena, j->width, j->height, "JPEG");
     ColourTables tables;
     JpegColour colour = guess_colour(j);
     make_colour_tables(&tables);
     unsigned char *row[MAX_COMPONENTS] = {NULL};
     for (size_t i = 0; i < j->n_components; i++) {
-        row[i] = arena_alloc(&j->scratch, j->width + 8, 1);
+        row[i] = arena_alloc(j->scratch, j->width + 8, 1);
     }
-    uint16_t *sum = arena_alloc(&j->scratch, j->width + 8, sizeof *sum);
-    if (j->scratch.failed) {
-        return fail_memory(j->error, j->name);
-    }
+    uint16_t *sum = arena_alloc(j->scratch, j->width + 8, sizeof *sum);
     for (size_t y = 0; y < j->height; y++) {
         const unsigned char *p[MAX_COMPONENTS] = {NULL};
         for (size_t i = 0; i < j->n_components; i++) {
             p[i] = upsample_row(j, &j->component[i], y, sum, row[i]);
         }
-        convert_row(colour, &tables, p, j->width, image->rgb + y * j->width * 3);
+        convert_row(colour, &tables, p, j->width, image.rgb + y * j->width * 3);
     }
-    return STATUS_OK;
+    return image;
 }
 
-static Status allocate_planes(Jpeg *j) {
+static void allocate_planes(Jpeg *j) {
     j->single = !j->progressive && j->in_scan == j->n_components;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
         c->rows = j->single ? c->v : j->mcu_rows * c->v;
-        c->coef = arena_alloc(&j->scratch, c->rows * c->stride, 64 * sizeof *c->coef);
-        c->plane = arena_alloc(&j->scratch, c->blocks_high * c->blocks_wide, 64);
+        c->coef = arena_alloc(j->scratch, c->rows * c->stride, 64 * sizeof *c->coef);
+        c->plane = arena_alloc(j->scratch, c->blocks_high * c->blocks_wide, 64);
     }
-    return j->scratch.failed ? fail_memory(j->error, j->name) : STATUS_OK;
 }
 
-static Status decode_file(Jpeg *j, Image *image, Arena *arena) {
-    bool end;
-    TRY(read_markers(j, false, &end));
-    if (end) {
-        return jpeg_fail(j, "the file holds no picture");
+static Image decode_file(Jpeg *j, Arena *arena) {
+    bool more = read_markers(j, false);
+    if (!more) {
+        jpeg_fail(j, "the file holds no picture");
     }
-    TRY(allocate_planes(j));
-    while (!end) {
-        TRY(decode_scan(j));
-        TRY(read_markers(j, j->single, &end));
-        if (j->single && !end) {
-            return jpeg_fail(j, "another scan after the picture is complete");
+    allocate_planes(j);
+    while (more) {
+        decode_scan(j);
+        more = read_markers(j, j->single);
+        if (j->single && more) {
+            jpeg_fail(j, "another scan after the picture is complete");
         }
     }
     for (size_t row = 0; !j->single && row < j->mcu_rows; row++) {
         transform_row(j, row);
     }
-    return make_picture(j, image, arena);
+    return make_picture(j, arena);
 }
 
-Status jpeg_decode(Image *image, const unsigned char *data, size_t size, const char *name,
-                   Arena *arena, Error *error) {
-    Jpeg j;
-    memset(&j, 0, sizeof j);
-    j.data = data;
-    j.size = size;
+Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
+    Jpeg j = {.data = data, .size = size, .name = name, .scratch = arena_new()};
     j.at = 2; /* image_decode has seen FF D8 */
-    j.name = name;
-    j.error = error;
     arithmetic_defaults(&j.coder);
-    arena_init_growing(&j.scratch);
-    Status status = decode_file(&j, image, arena);
-    arena_free(&j.scratch);
-    return status;
+    Image image = decode_file(&j, arena);
+    arena_free(j.scratch);
+    return image;
 }

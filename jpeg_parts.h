@@ -32,7 +32,7 @@ typedef struct Component {
     unsigned char *plane; /* [blocks_high * 8][blocks_wide * 8] */
     uint16_t quant[64];   /* latched at the component's first scan; 0 before */
     bool quant_latched;
-    uint32_t dc; /* prediction; wraps on hostile data */
+    uint32_t dc;              /* prediction; wraps on hostile data */
     unsigned char dc_context; /* arithmetic: bin that the last difference leads to */
     /* progressive: bits still missing of coefficient k, -1: all; and the same one scan earlier */
     int missing[64], missing_before[SMOOTHED];
@@ -40,10 +40,11 @@ typedef struct Component {
 
 /* T.81 annex D. A bin is the index of its state << 1 | its more probable symbol. */
 typedef struct Arithmetic {
-    uint32_t a, c; /* size of the interval (0: not begun); code, 16 bits before the interval's point */
-    int bits;      /* of c that are still to come before another byte is needed */
-    bool failed;   /* impossible data: nothing more until the next restart */
-    unsigned char even;                          /* the bin of probability 1/2 */
+    uint32_t a,
+        c;    /* size of the interval (0: not begun); code, 16 bits before the interval's point */
+    int bits; /* of c that are still to come before another byte is needed */
+    bool failed;        /* impossible data: nothing more until the next restart */
+    unsigned char even; /* the bin of probability 1/2 */
     unsigned char dc[16][64], ac[16][256];       /* bins, 16 tables of each (F.1.4.4) */
     unsigned char lower[16], upper[16], low[16]; /* conditioning: L and U of DC, Kx of AC */
 } Arithmetic;
@@ -52,8 +53,7 @@ typedef struct Jpeg {
     const unsigned char *data;
     size_t size, at;
     const char *name;
-    Error *error;
-    Arena scratch;
+    Arena *scratch;
     int marker; /* read and not yet acted on; 0: none */
 
     bool saw_frame, progressive, arithmetic, saw_jfif, saw_adobe;

@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 enum {
     JSON_DEPTH = 256,
@@ -26,10 +25,9 @@ typedef struct Parser {
     Json *nodes; /* unused nodes of the newest chunk */
     size_t nodes_left, nodes_next;
     const char *name;
-    Error *error;
 } Parser;
 
-static Status parse_fail(const Parser *p, const char *at, const char *expected) {
+REFSAE_NORETURN static void parse_fail(const Parser *p, const char *at, const char *expected) {
     size_t line = 1;
     const char *line_start = p->start;
     for (const char *s = p->start; s < at; s++) {
@@ -48,8 +46,8 @@ static Status parse_fail(const Parser *p, const char *at, const char *expected) 
         found[step + 1] = '\'';
         found[step + 2] = 0;
     }
-    return fail(p->error, STATUS_INPUT, "%s: line %zu, column %zu: expected %s, found %s", p->name,
-                line, (size_t)(at - line_start) + 1, expected, found);
+    fail(STATUS_INPUT, "%s: line %zu, column %zu: expected %s, found %s", p->name, line,
+         (size_t)(at - line_start) + 1, expected, found);
 }
 
 static void skip_space(Parser *p) {
@@ -62,9 +60,6 @@ static void skip_space(Parser *p) {
 static Json *node_new(Parser *p) {
     if (p->nodes_left == 0) {
         p->nodes = arena_alloc(p->arena, p->nodes_next, sizeof(Json));
-        if (p->nodes == NULL) {
-            return NULL;
-        }
         p->nodes_left = p->nodes_next;
         p->nodes_next = p->nodes_next < JSON_NODES_MOST ? 2 * p->nodes_next : JSON_NODES_MOST;
     }
@@ -92,19 +87,19 @@ static int32_t hex4(const char *s, const char *end) {
     return value;
 }
 
-/* After a backslash: writes what the escape stands for. */
-static Status parse_escape(Parser *p, char **out) {
+/* After a backslash: writes what the escape stands for; returns where it ends. */
+static char *parse_escape(Parser *p, char *out) {
     static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
     const char *escape = p->at - 1;
     const char *known = p->at < p->end && *p->at != 0 ? strchr(names, *p->at) : NULL;
     if (known != NULL) {
-        *(*out)++ = values[known - names];
+        *out = values[known - names];
         p->at++;
-        return STATUS_OK;
+        return out + 1;
     }
     int32_t unit = p->at < p->end && *p->at == 'u' ? hex4(p->at + 1, p->end) : -1;
     if (unit < 0) {
-        return parse_fail(p, escape, "an escape such as \\n or \\u00e9");
+        parse_fail(p, escape, "an escape such as \\n or \\u00e9");
     }
     p->at += 5;
     uint32_t code = (uint32_t)unit;
@@ -116,14 +111,12 @@ static Status parse_escape(Parser *p, char **out) {
             p->at += 6;
         }
     }
-    *out += utf8_encode(code >= 0xD800 && code < 0xE000 ? 0xFFFD : code, *out);
-    return STATUS_OK;
+    return out + utf8_encode(code >= 0xD800 && code < 0xE000 ? 0xFFFD : code, out);
 }
 
 /* At the opening quote. */
-static Status parse_string(Parser *p, const char **text, size_t *length) {
-    char *out = p->text;
-    *text = out;
+static const char *parse_string(Parser *p, size_t *length) {
+    char *text = p->text, *out = text;
     p->at++;
     for (;;) {
         const char *s = p->at;
@@ -133,7 +126,7 @@ static Status parse_string(Parser *p, const char **text, size_t *length) {
         }
         p->at = s;
         if (s == p->end) {
-            return parse_fail(p, s, "'\"' after a string");
+            parse_fail(p, s, "'\"' after a string");
         }
         if (*s == '"') {
             p->at++;
@@ -141,22 +134,22 @@ static Status parse_string(Parser *p, const char **text, size_t *length) {
         }
         if (*s == '\\') {
             p->at++;
-            TRY(parse_escape(p, &out));
+            out = parse_escape(p, out);
             continue;
         }
         uint32_t code;
         size_t step = utf8_decode(s, (size_t)(p->end - s), &code);
         if (step == 0 || code < 0x20) {
-            return parse_fail(p, s, step == 0 ? "UTF-8" : "an escape for this control character");
+            parse_fail(p, s, step == 0 ? "UTF-8" : "an escape for this control character");
         }
         memcpy(out, s, step);
         out += step;
         p->at += step;
     }
-    *length = (size_t)(out - *text);
+    *length = (size_t)(out - text);
     *out = 0;
     p->text = out + 1;
-    return STATUS_OK;
+    return text;
 }
 
 static bool skip_digits(Parser *p) {
@@ -174,7 +167,7 @@ static bool skip_word(Parser *p, const char *word) {
     return same;
 }
 
-static Status parse_number(Parser *p, Json *value) {
+static void parse_number(Parser *p, Json *value) {
     const char *start = p->at;
     if (*p->at == '-') {
         p->at++;
@@ -184,13 +177,12 @@ static Status parse_number(Parser *p, Json *value) {
         if (zero) {
             p->at++;
         } else if (!skip_digits(p)) {
-            return parse_fail(p, p->at == start ? start : p->at,
-                              p->at == start ? "a value" : "a digit");
+            parse_fail(p, p->at == start ? start : p->at, p->at == start ? "a value" : "a digit");
         }
         if (p->at < p->end && *p->at == '.') {
             p->at++;
             if (!skip_digits(p)) {
-                return parse_fail(p, p->at, "a digit");
+                parse_fail(p, p->at, "a digit");
             }
         }
         if (p->at < p->end && (*p->at == 'e' || *p->at == 'E')) {
@@ -199,7 +191,7 @@ static Status parse_number(Parser *p, Json *value) {
                 p->at++;
             }
             if (!skip_digits(p)) {
-                return parse_fail(p, p->at, "a digit");
+                parse_fail(p, p->at, "a digit");
             }
         }
     }
@@ -209,49 +201,45 @@ static Status parse_number(Parser *p, Json *value) {
     memcpy(p->text, start, value->length);
     p->text[value->length] = 0;
     p->text += value->length + 1;
-    return STATUS_OK;
 }
 
-static Status parse_value(Parser *p, Json *value, int depth);
+static void parse_value(Parser *p, Json *value, int depth);
 
 /* At '[' or '{'. */
-static Status parse_children(Parser *p, Json *parent, int depth) {
+static void parse_children(Parser *p, Json *parent, int depth) {
     bool object = *p->at == '{';
     char close = object ? '}' : ']';
     const char *next_or_close = object ? "',' or '}'" : "',' or ']'";
     parent->kind = object ? JSON_OBJECT : JSON_ARRAY;
     if (depth == JSON_DEPTH) {
-        return parse_fail(p, p->at, "nesting of at most 256 levels");
+        parse_fail(p, p->at, "nesting of at most 256 levels");
     }
     p->at++;
     skip_space(p);
     if (p->at < p->end && *p->at == close) {
         p->at++;
-        return STATUS_OK;
+        return;
     }
     for (Json *last = NULL;;) {
         Json *child = node_new(p);
-        if (child == NULL) {
-            return fail_memory(p->error, p->name);
-        }
         skip_space(p);
         if (object) {
             size_t length;
             if (p->at == p->end || *p->at != '"') {
-                return parse_fail(p, p->at, "a name in double quotes");
+                parse_fail(p, p->at, "a name in double quotes");
             }
-            TRY(parse_string(p, &child->key, &length));
+            child->key = parse_string(p, &length);
             if (length > UINT32_MAX) {
-                return fail(p->error, STATUS_INPUT, "%s: a name of %zu bytes", p->name, length);
+                fail(STATUS_INPUT, "%s: a name of %zu bytes", p->name, length);
             }
             child->key_length = (uint32_t)length;
             skip_space(p);
             if (p->at == p->end || *p->at != ':') {
-                return parse_fail(p, p->at, "':'");
+                parse_fail(p, p->at, "':'");
             }
             p->at++;
         }
-        TRY(parse_value(p, child, depth + 1));
+        parse_value(p, child, depth + 1);
         if (last == NULL) {
             parent->child = child;
         } else {
@@ -261,36 +249,38 @@ static Status parse_children(Parser *p, Json *parent, int depth) {
         parent->length++;
         skip_space(p);
         if (p->at == p->end || (*p->at != ',' && *p->at != close)) {
-            return parse_fail(p, p->at, next_or_close);
+            parse_fail(p, p->at, next_or_close);
         }
         if (*p->at++ == close) {
-            return STATUS_OK;
+            return;
         }
     }
 }
 
-static Status parse_value(Parser *p, Json *value, int depth) {
+static void parse_value(Parser *p, Json *value, int depth) {
     skip_space(p);
     if (p->at == p->end) {
-        return parse_fail(p, p->at, "a value");
+        parse_fail(p, p->at, "a value");
     }
     switch (*p->at) {
     case '{':
     case '[':
-        return parse_children(p, value, depth);
+        parse_children(p, value, depth);
+        break;
     case '"':
         value->kind = JSON_STRING;
-        return parse_string(p, &value->text, &value->length);
+        value->text = parse_string(p, &value->length);
+        break;
     case 't':
     case 'f':
     case 'n':
         value->kind = *p->at == 't' ? JSON_TRUE : *p->at == 'f' ? JSON_FALSE : JSON_NULL;
-        if (skip_word(p, "true") || skip_word(p, "false") || skip_word(p, "null")) {
-            return STATUS_OK;
+        if (!skip_word(p, "true") && !skip_word(p, "false") && !skip_word(p, "null")) {
+            parse_fail(p, p->at, "a value");
         }
-        return parse_fail(p, p->at, "a value");
+        break;
     default:
-        return parse_number(p, value);
+        parse_number(p, value);
     }
 }
 
@@ -298,40 +288,33 @@ static bool has_byte_order_mark(const char *text, size_t length) {
     return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0;
 }
 
-Status json_parse(Arena *arena, const char *text, size_t length, const char *name,
-                  const Json **value, Error *error) {
+const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name) {
     if (has_byte_order_mark(text, length)) {
         text += 3;
         length -= 3;
     }
-    size_t room;
     Parser p = {.arena = arena,
                 .start = text,
                 .at = text,
                 .end = text + length,
                 .nodes_next = 16,
-                .name = name,
-                .error = error};
-    p.text = size_add(&room, length, 1) ? arena_alloc(arena, room, 1) : NULL;
+                .name = name};
+    p.text = arena_alloc(arena, length + 1, 1);
     Json *root = node_new(&p);
-    if (p.text == NULL || root == NULL) {
-        return fail_memory(error, name);
-    }
-    TRY(parse_value(&p, root, 0));
+    parse_value(&p, root, 0);
     skip_space(&p);
     if (p.at != p.end) {
-        return parse_fail(&p, p.at, "nothing after the value");
+        parse_fail(&p, p.at, "nothing after the value");
     }
-    *value = root;
-    return STATUS_OK;
+    return root;
 }
 
-Status json_read_file(Arena *arena, const char *path, const Json **value, Error *error) {
-    FileMap map;
-    TRY(file_map(&map, path, error));
-    Status status = json_parse(arena, (const char *)map.data, map.size, path, value, error);
-    file_unmap(&map);
-    return status;
+const Json *json_read_file(Arena *arena, const char *path) {
+    Arena *scratch = arena_new();
+    FileMap map = file_map(scratch, path);
+    const Json *value = json_parse(arena, (const char *)map.data, map.size, path);
+    arena_free(scratch);
+    return value;
 }
 
 /* ---- reading values ---- */
@@ -399,33 +382,24 @@ typedef struct Scanner {
     uint64_t end;                   /* one past the last byte of the newest element */
 } Scanner;
 
-static Status offsets_add(JsonArrayFile *file, size_t *room, uint64_t offset, Error *error) {
-    if (file->count + 1 >= *room) { /* one place stays free for the end */
-        size_t larger = *room == 0 ? 1024 : 2 * *room, bytes;
-        uint64_t *list =
-            size_mul(&bytes, larger, sizeof *list) ? realloc(file->offset, bytes) : NULL;
-        if (list == NULL) {
-            return fail_memory(error, file->name);
-        }
-        file->offset = list;
-        *room = larger;
-    }
-    file->offset[file->count++] = offset;
-    return STATUS_OK;
+/* Sets offset[count], the begin of an element or the end of the last. */
+static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
+    file->offset =
+        arena_grow(file->arena, file->offset, room, file->count + 1, sizeof *file->offset);
+    file->offset[file->count] = offset;
 }
 
-static Status scan_fail(const JsonArrayFile *file, uint64_t at, const char *what, Error *error) {
-    return fail(error, STATUS_INPUT, "%s: byte %llu, in element %zu: %s", file->name,
-                (unsigned long long)at, file->count, what);
+REFSAE_NORETURN static void scan_fail(const JsonArrayFile *file, uint64_t at, const char *what) {
+    fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", file->name, (unsigned long long)at,
+         file->count, what);
 }
 
-static Status scan_byte(Scanner *s, JsonArrayFile *file, size_t *room, unsigned char c, uint64_t at,
-                        Error *error) {
+static void scan_byte(Scanner *s, JsonArrayFile *file, size_t *room, unsigned char c, uint64_t at) {
     if (s->string) {
         s->string = s->escaped || c != '"';
         s->escaped = !s->escaped && c == '\\';
         s->end = at + 1;
-        return STATUS_OK;
+        return;
     }
     bool space = c == ' ' || c == '\n' || c == '\r' || c == '\t';
     bool inside = s->state == SCAN_INSIDE;
@@ -434,131 +408,101 @@ static Status scan_byte(Scanner *s, JsonArrayFile *file, size_t *room, unsigned 
         inside = false;
     }
     if (space) {
-        return STATUS_OK;
+        return;
     }
     if (!inside) {
         if (s->state == SCAN_START) {
             s->lines = c == '{';
             s->state = s->lines ? SCAN_VALUE : SCAN_FIRST;
             if (c != '[' && c != '{') {
-                return scan_fail(file, at, "expected '[', the begin of an array", error);
+                scan_fail(file, at, "expected '[', the begin of an array");
             }
             if (c == '[') {
-                return STATUS_OK;
+                return;
             }
         }
         if (s->state == SCAN_END) {
-            return scan_fail(file, at, "expected nothing after the array", error);
+            scan_fail(file, at, "expected nothing after the array");
         }
         if (c == ']' && !s->lines && s->state != SCAN_VALUE) {
             s->state = SCAN_END;
-            return STATUS_OK;
+            return;
         }
         if (s->state == SCAN_COMMA) {
             s->state = SCAN_VALUE;
-            return c == ',' ? STATUS_OK : scan_fail(file, at, "expected ',' or ']'", error);
+            if (c != ',') {
+                scan_fail(file, at, "expected ',' or ']'");
+            }
+            return;
         }
         if (c == ',' || c == ']' || c == '}' || c == ':') {
-            return scan_fail(file, at, "expected a value", error);
+            scan_fail(file, at, "expected a value");
         }
         s->state = SCAN_INSIDE;
-        TRY(offsets_add(file, room, at, error));
+        offset_set(file, room, at);
+        file->count++;
     }
     s->end = at + 1;
     if (c == '"') {
         s->string = true;
     } else if (c == '[' || c == '{') {
         if (s->depth == JSON_DEPTH) {
-            return scan_fail(file, at, "nesting of more than 256 levels", error);
+            scan_fail(file, at, "nesting of more than 256 levels");
         }
         s->open[s->depth++] = c == '[' ? ']' : '}';
     } else if (c == ']' || c == '}') {
         if (s->depth == 0 || s->open[--s->depth] != c) {
-            return scan_fail(file, at, "a bracket that closes nothing", error);
+            scan_fail(file, at, "a bracket that closes nothing");
         }
         if (s->depth == 0) {
             s->state = s->lines ? SCAN_VALUE : SCAN_COMMA;
         }
     }
-    return STATUS_OK;
 }
 
-static Status array_scan(JsonArrayFile *file, Error *error) {
+static void array_scan(JsonArrayFile *file) {
     Scanner scanner = {.state = SCAN_START};
     size_t room = 0, got;
     uint64_t at = 0;
     while ((got = fread(file->buffer, 1, file->capacity, file->stream)) != 0) {
         size_t i = at == 0 && has_byte_order_mark(file->buffer, got) ? 3 : 0;
         for (; i < got; i++) {
-            TRY(scan_byte(&scanner, file, &room, (unsigned char)file->buffer[i], at + i, error));
+            scan_byte(&scanner, file, &room, (unsigned char)file->buffer[i], at + i);
         }
         at += got;
     }
     if (ferror(file->stream)) {
-        return fail(error, STATUS_INPUT, "%s: cannot read: %s", file->name, strerror(errno));
+        fail(STATUS_INPUT, "%s: cannot read: %s", file->name, strerror(errno));
     }
     if (scanner.state != SCAN_END && !(scanner.lines && scanner.state == SCAN_VALUE)) {
-        return scan_fail(file, at, "the file ends too early", error);
+        scan_fail(file, at, "the file ends too early");
     }
-    if (file->offset == NULL) {
-        TRY(offsets_add(file, &room, scanner.end, error));
-        file->count = 0;
-    }
-    file->offset[file->count] = scanner.end;
-    return STATUS_OK;
+    offset_set(file, &room, scanner.end);
 }
 
-Status json_array_open(JsonArrayFile *file, const char *path, Error *error) {
-    struct stat info;
-    size_t length = strlen(path);
-    *file = (JsonArrayFile){.capacity = 1 << 16};
-    if (stat(path, &info) != 0) {
-        return fail(error, STATUS_INPUT, "%s: cannot open: %s", path, strerror(errno));
-    }
-    if (!S_ISREG(info.st_mode)) {
-        return fail(error, STATUS_INPUT, "%s: is not a regular file", path);
-    }
-    file->stream = fopen(path, "rb");
-    if (file->stream == NULL) {
-        return fail(error, STATUS_INPUT, "%s: cannot open: %s", path, strerror(errno));
-    }
-    file->name = malloc(length + 1);
-    file->buffer = malloc(file->capacity);
-    Status status = STATUS_OK;
-    if (file->name == NULL || file->buffer == NULL) {
-        status = fail_memory(error, path);
-    } else {
-        memcpy(file->name, path, length + 1);
-        status = array_scan(file, error);
-    }
-    if (status != STATUS_OK) {
-        json_array_close(file);
-    }
-    return status;
+void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
+    *file = (JsonArrayFile){.arena = arena, .capacity = 1 << 16};
+    file->stream = file_open(arena, path);
+    file->name = arena_copy(arena, path, strlen(path));
+    file->buffer = arena_alloc(arena, file->capacity, 1);
+    array_scan(file);
 }
 
-Status json_array_read(JsonArrayFile *file, size_t index, Arena *arena, const Json **value,
-                       Error *error) {
+const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena) {
     if (index >= file->count) {
-        return fail(error, STATUS_INPUT, "%s: element %zu of %zu", file->name, index, file->count);
+        fail(STATUS_INPUT, "%s: element %zu of %zu", file->name, index, file->count);
     }
     uint64_t start = file->offset[index];
     uint64_t bytes = file->offset[index + 1] - start;
     if (bytes > SIZE_MAX / 2) {
-        return fail_memory(error, file->name);
+        fail(STATUS_RESOURCE, "%s: element %zu is larger than this machine's memory", file->name,
+             index);
     }
     size_t size = (size_t)bytes;
-    if (size > file->capacity) {
-        char *larger = realloc(file->buffer, size);
-        if (larger == NULL) {
-            return fail_memory(error, file->name);
-        }
-        file->buffer = larger;
-        file->capacity = size;
-    }
+    file->buffer = arena_grow(file->arena, file->buffer, &file->capacity, size, 1);
     if (fseeko(file->stream, (off_t)start, SEEK_SET) != 0 ||
         fread(file->buffer, 1, size, file->stream) != size) {
-        return fail(error, STATUS_INPUT, "%s: changed while it was read", file->name);
+        fail(STATUS_INPUT, "%s: changed while it was read", file->name);
     }
     /* What follows an element up to the next one: white space and, in an array, one comma. */
     while (size > 0 && strchr(" \n\r\t", file->buffer[size - 1]) != NULL &&
@@ -570,20 +514,7 @@ Status json_array_read(JsonArrayFile *file, size_t index, Arena *arena, const Js
     }
     char *name = arena_format(arena, "%s: element %zu (byte %llu)", file->name, index,
                               (unsigned long long)start);
-    if (name == NULL) {
-        return fail_memory(error, file->name);
-    }
-    return json_parse(arena, file->buffer, size, name, value, error);
-}
-
-void json_array_close(JsonArrayFile *file) {
-    if (file->stream != NULL) {
-        fclose(file->stream);
-    }
-    free(file->name);
-    free(file->offset);
-    free(file->buffer);
-    *file = (JsonArrayFile){.stream = NULL};
+    return json_parse(arena, file->buffer, size, name);
 }
 
 /* ---- writing ---- */

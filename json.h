@@ -30,9 +30,8 @@ typedef struct Json {
  * Infinity and -Infinity are numbers). Lone surrogate escapes become U+FFFD; broken UTF-8, depth
  * above 256 and trailing bytes are errors with file, line and column. A UTF-8 byte order mark is
  * skipped. `name` stands in messages. */
-Status json_parse(Arena *arena, const char *text, size_t length, const char *name,
-                  const Json **value, Error *error);
-Status json_read_file(Arena *arena, const char *path, const Json **value, Error *error);
+const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name);
+const Json *json_read_file(Arena *arena, const char *path);
 
 /* The last member of that name, as Python keeps it; NULL if there is none or `object` is none. */
 const Json *json_get(const Json *object, const char *key);
@@ -43,9 +42,10 @@ double json_double(const Json *number); /* correctly rounded, independent of the
 bool json_int64(const Json *number, int64_t *out);
 
 /* ---- conversations: a file that is one array; elements are read by index ----
- * Memory: 8 bytes an element and the largest element. A file whose first byte is '{' is taken as
- * JSON lines: objects one after another. */
+ * Memory: a few words an element and the largest element. A file whose first byte is '{' is taken
+ * as JSON lines: objects one after another. */
 typedef struct JsonArrayFile {
+    Arena *arena; /* the caller's: everything below lives there */
     FILE *stream;
     char *name;
     uint64_t *offset; /* [count + 1]: first byte of each element; last: end of the last */
@@ -55,10 +55,8 @@ typedef struct JsonArrayFile {
 } JsonArrayFile;
 
 /* Finds every element's place in one pass through a buffer of fixed size. */
-Status json_array_open(JsonArrayFile *file, const char *path, Error *error);
-Status json_array_read(JsonArrayFile *file, size_t index, Arena *arena, const Json **value,
-                       Error *error);
-void json_array_close(JsonArrayFile *file);
+void json_array_open(JsonArrayFile *file, Arena *arena, const char *path);
+const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
 
 /* ---- writing ---- */
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */
@@ -67,7 +65,9 @@ void json_write_string(FILE *stream, const char *text, size_t length);
 void json_write_float(FILE *stream, float value);
 void json_write_double(FILE *stream, double value);
 /* The same into a buffer. */
-enum { JSON_NUMBER_SIZE = 32 };
+enum {
+    JSON_NUMBER_SIZE = 32
+};
 void json_format_float(char text[JSON_NUMBER_SIZE], float value);
 void json_format_double(char text[JSON_NUMBER_SIZE], double value);
 

@@ -64,7 +64,7 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     return sets[index];
 }
 
-Status compute_open_isa(Compute *compute, int threads, const char *isa, Error *error) {
+void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
     *compute = (Compute){.threads = 1};
     bool usable, known = false;
     const KernelSet *set;
@@ -74,34 +74,24 @@ Status compute_open_isa(Compute *compute, int threads, const char *isa, Error *e
         compute->set = named && usable ? set : NULL;
     }
     if (!known) {
-        return fail(error, STATUS_INPUT,
+        fail(STATUS_INPUT,
                     "REFSAE_ISA: '%s' is none of the instruction sets of this build", isa);
     }
     if (compute->set == NULL) {
-        return fail(error, STATUS_INPUT, "REFSAE_ISA: this processor has no %s", isa);
+        fail(STATUS_INPUT, "REFSAE_ISA: this processor has no %s", isa);
     }
 #ifdef _OPENMP
     compute->threads = threads > 0 ? threads : omp_get_num_procs();
 #endif
     if (threads > 1024 || threads < 0) {
-        return fail(error, STATUS_INPUT, "threads: expected 0 to 1024, found %d", threads);
+        fail(STATUS_INPUT, "threads: expected 0 to 1024, found %d", threads);
     }
-    void *scratch;
-    if (posix_memalign(&scratch, 4096, (size_t)compute->threads * SCRATCH_SIZE) != 0) {
-        return fail_memory(error, "packing buffers");
-    }
-    compute->scratch = scratch;
-    return STATUS_OK;
+    compute->scratch = arena_alloc(arena, (size_t)compute->threads, SCRATCH_SIZE);
 }
 
-Status compute_open(Compute *compute, int threads, Error *error) {
+void compute_open(Compute *compute, Arena *arena, int threads) {
     const char *isa = getenv("REFSAE_ISA");
-    return compute_open_isa(compute, threads, isa != NULL && *isa != '\0' ? isa : NULL, error);
-}
-
-void compute_close(Compute *compute) {
-    free(compute->scratch);
-    *compute = (Compute){0};
+    compute_open_isa(compute, arena, threads, isa != NULL && *isa != '\0' ? isa : NULL);
 }
 
 const char *compute_isa(const Compute *compute) {
@@ -259,6 +249,52 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
                               : (wanted + count * blocks - 1) / (count * blocks);
     ProductRun job = {compute, products, blocks * splits, splits};
     run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
+}
+
+Product product_nt(float *y, const float *x, const Matrix *matrix, size_t rows) {
+    return (Product){.c = y,
+                     .ldc = matrix->out,
+                     .a = x,
+                     .a_row = (ptrdiff_t)matrix->in,
+                     .a_col = 1,
+                     .b = matrix->w,
+                     .b_row = matrix->row,
+                     .b_col = matrix->col,
+                     .bias = matrix->bias,
+                     .m = rows,
+                     .n = matrix->out,
+                     .k = matrix->in};
+}
+
+Product product_nn(float *dx, const float *dy, const Matrix *matrix, size_t rows,
+                             bool resume) {
+    return (Product){.c = dx,
+                     .ldc = matrix->in,
+                     .a = dy,
+                     .a_row = (ptrdiff_t)matrix->out,
+                     .a_col = 1,
+                     .b = matrix->w,
+                     .b_row = matrix->col,
+                     .b_col = matrix->row,
+                     .m = rows,
+                     .n = matrix->in,
+                     .k = matrix->out,
+                     .resume = resume};
+}
+
+Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size_t out, size_t in) {
+    return (Product){.c = dw,
+                     .ldc = in,
+                     .a = dy,
+                     .a_row = 1,
+                     .a_col = (ptrdiff_t)out,
+                     .b = {x, DTYPE_F32},
+                     .b_row = 1,
+                     .b_col = (ptrdiff_t)in,
+                     .m = out,
+                     .n = in,
+                     .k = rows,
+                     .resume = true};
 }
 
 /* ==== rows ==== */

@@ -14,8 +14,7 @@ typedef struct Compute {
 } Compute;
 
 /* threads 0: as many as there are cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT. */
-Status compute_open(Compute *compute, int threads, Error *error);
-void compute_close(Compute *compute);
+void compute_open(Compute *compute, Arena *arena, int threads);
 const char *compute_isa(const Compute *compute);
 /* Calls body(user, i, thread) for i in [0, count), handed out by a counter; i must not share output. */
 void compute_parallel(const Compute *compute, size_t count, void (*body)(void *user, size_t i, int thread),
@@ -62,6 +61,21 @@ typedef struct Product {
 
 /* Runs `count` products; they may not overlap in what they write. Threads share blocks of all of them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
+
+/* W [out, in] where it lies: W(o, i) = w[o * row + i * col], strides in elements. Both Linear's [out, in]
+ * and Conv1D's [in, out] are read as they are. bias [out] may be absent. */
+typedef struct Matrix {
+    Weight w, bias;
+    ptrdiff_t row, col;
+    size_t out, in;
+} Matrix;
+
+/* y[rows, out] = x[rows, in] W^T + bias */
+Product product_nt(float *y, const float *x, const Matrix *matrix, size_t rows);
+/* dx[rows, in] = dy[rows, out] W (resume: added to dx) */
+Product product_nn(float *dx, const float *dy, const Matrix *matrix, size_t rows, bool resume);
+/* dw[out, in] += dy[rows, out]^T x[rows, in] */
+Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size_t out, size_t in);
 
 /* ---- rows: x[rows, cols] contiguous. Sums in binary64, ascending, rounded once ---- */
 

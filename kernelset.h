@@ -79,7 +79,6 @@ enum {
 
 /* Every set of this build, best first; `usable`: this processor has it. */
 const KernelSet *kernel_set_at(size_t index, bool *usable); /* NULL: no more */
-Status compute_open_isa(Compute *compute, int threads, const char *isa,
-                        Error *error); /* NULL: the best */
+void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa); /* NULL: the best */
 
 #endif

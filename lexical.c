@@ -26,7 +26,8 @@ static int measure(const char *word, size_t length) {
     int m = 0;
     bool previous = false;
     for (size_t i = 0; i < length; i++) {
-        /* a run of y makes is_vowel look back over it, so vowels are tracked going forward instead */
+        /* a run of y makes is_vowel look back over it, so vowels are tracked going forward instead
+         */
         bool vowel = word[i] == 'y' ? i > 0 && !previous : is_vowel(word, i);
         m += previous && !vowel ? 1 : 0;
         previous = vowel;
@@ -89,10 +90,12 @@ static void step_1(char *word) {
         if (measure(word, stem) > 0) {
             word[stem + 2] = '\0';
         }
-    } else if ((has_suffix(word, "ed", &stem) || has_suffix(word, "ing", &stem)) && has_vowel(word, stem)) {
+    } else if ((has_suffix(word, "ed", &stem) || has_suffix(word, "ing", &stem)) &&
+               has_vowel(word, stem)) {
         size_t ignored;
         word[stem] = '\0';
-        if (has_suffix(word, "at", &ignored) || has_suffix(word, "bl", &ignored) || has_suffix(word, "iz", &ignored)) {
+        if (has_suffix(word, "at", &ignored) || has_suffix(word, "bl", &ignored) ||
+            has_suffix(word, "iz", &ignored)) {
             strcat(word, "e");
         } else if (ends_double(word, stem) && strchr("lsz", word[stem - 1]) == NULL) {
             word[stem - 1] = '\0';
@@ -106,13 +109,14 @@ static void step_1(char *word) {
 }
 
 static void step_4(char *word) {
-    static const char *const suffixes[] = {"ement", "ance", "ence", "able", "ible", "ment", "ant", "ent",
-                                           "ion",   "ism",  "ate",  "iti",  "ous",  "ive",  "ize", "al",
-                                           "er",    "ic",   "ou"};
+    static const char *const suffixes[] = {"ement", "ance", "ence", "able", "ible", "ment", "ant",
+                                           "ent",   "ion",  "ism",  "ate",  "iti",  "ous",  "ive",
+                                           "ize",   "al",   "er",   "ic",   "ou"};
     size_t stem;
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
         if (has_suffix(word, suffixes[i], &stem)) {
-            bool fits = strcmp(suffixes[i], "ion") != 0 || (stem > 0 && strchr("st", word[stem - 1]) != NULL);
+            bool fits = strcmp(suffixes[i], "ion") != 0 ||
+                        (stem > 0 && strchr("st", word[stem - 1]) != NULL);
             if (fits && measure(word, stem) > 1) {
                 word[stem] = '\0';
             }
@@ -122,11 +126,12 @@ static void step_4(char *word) {
 }
 
 void lexical_stem(char *word) {
-    static const Rule step_2[] = {{"ational", "ate"}, {"ization", "ize"}, {"iveness", "ive"}, {"fulness", "ful"},
-                                  {"ousness", "ous"}, {"tional", "tion"}, {"biliti", "ble"},  {"entli", "ent"},
-                                  {"ousli", "ous"},   {"ation", "ate"},   {"alism", "al"},    {"aliti", "al"},
-                                  {"iviti", "ive"},   {"enci", "ence"},   {"anci", "ance"},   {"izer", "ize"},
-                                  {"abli", "able"},   {"alli", "al"},     {"ator", "ate"},    {"eli", "e"}};
+    static const Rule step_2[] = {
+        {"ational", "ate"}, {"ization", "ize"}, {"iveness", "ive"}, {"fulness", "ful"},
+        {"ousness", "ous"}, {"tional", "tion"}, {"biliti", "ble"},  {"entli", "ent"},
+        {"ousli", "ous"},   {"ation", "ate"},   {"alism", "al"},    {"aliti", "al"},
+        {"iviti", "ive"},   {"enci", "ence"},   {"anci", "ance"},   {"izer", "ize"},
+        {"abli", "able"},   {"alli", "al"},     {"ator", "ate"},    {"eli", "e"}};
     static const Rule step_3[] = {{"icate", "ic"}, {"ative", ""}, {"alize", "al"}, {"iciti", "ic"},
                                   {"ical", "ic"},  {"ness", ""},  {"ful", ""}};
     size_t stem;
@@ -144,14 +149,17 @@ void lexical_stem(char *word) {
         }
     }
     size_t length = strlen(word);
-    if (length > 1 && word[length - 1] == 'l' && ends_double(word, length) && measure(word, length) > 1) {
+    if (length > 1 && word[length - 1] == 'l' && ends_double(word, length) &&
+        measure(word, length) > 1) {
         word[length - 1] = '\0';
     }
 }
 
 /* ---- words ---- */
 
-enum { WORD_MAX = 64 };
+enum {
+    WORD_MAX = 64
+};
 
 static bool is_word_byte(unsigned char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c >= 0x80;
@@ -185,21 +193,20 @@ static bool in_list(const char *word, const char *const *list, size_t count) {
 
 static bool is_function_word(const char *word) {
     static const char *const list[] = {
-        "the",   "and",   "for",     "are",     "was",     "were",  "with",  "that",  "this",    "these",
-        "those", "from",  "into",    "onto",    "its",     "their", "them",  "they",  "his",     "her",
-        "our",   "your",  "you",     "she",     "him",     "who",   "whom",  "what",  "which",   "when",
-        "where", "how",   "why",     "not",     "but",     "nor",   "any",   "all",   "some",    "such",
-        "has",   "have",  "had",     "can",     "could",   "will",  "would", "may",   "might",   "should",
-        "does",  "did",   "been",    "being",   "than",    "then",  "there", "here",  "also",    "very",
-        "more",  "most",  "other",   "others",  "about",   "after", "before", "over", "under",   "between",
-        "both",  "each",  "only",    "own",     "same",    "too",   "out",   "off",   "per",     "via",
+        "the", "and", "for", "are", "was", "were", "with", "that", "this", "these", "those", "from",
+        "into", "onto", "its", "their", "them", "they", "his", "her", "our", "your", "you", "she",
+        "him", "who", "whom", "what", "which", "when", "where", "how", "why", "not", "but", "nor",
+        "any", "all", "some", "such", "has", "have", "had", "can", "could", "will", "would", "may",
+        "might", "should", "does", "did", "been", "being", "than", "then", "there", "here", "also",
+        "very", "more", "most", "other", "others", "about", "after", "before", "over", "under",
+        "between", "both", "each", "only", "own", "same", "too", "out", "off", "per", "via",
         /* what descriptions of features are written with */
-        "word",  "words", "phrase",  "phrases", "term",    "terms", "token", "tokens", "text",   "texts",
-        "reference",      "references",         "referring",        "refer", "refers", "mention", "mentions",
-        "related", "relating",       "associated",      "indicating", "indicate",      "indicates",
-        "specific", "specifically",  "particular",      "various",  "context",  "contexts", "content",
-        "instance", "instances",     "occurrence",      "occurrences", "concept", "concepts", "expression",
-        "expressions",    "sentence", "sentences",      "feature",  "features", "pattern", "patterns"};
+        "word", "words", "phrase", "phrases", "term", "terms", "token", "tokens", "text", "texts",
+        "reference", "references", "referring", "refer", "refers", "mention", "mentions", "related",
+        "relating", "associated", "indicating", "indicate", "indicates", "specific", "specifically",
+        "particular", "various", "context", "contexts", "content", "instance", "instances",
+        "occurrence", "occurrences", "concept", "concepts", "expression", "expressions", "sentence",
+        "sentences", "feature", "features", "pattern", "patterns"};
     return in_list(word, list, sizeof list / sizeof *list);
 }
 
@@ -221,11 +228,13 @@ bool lexical_match(const char *description, const char *answer) {
     return false;
 }
 
-/* One word at out + start, 0-terminated: number words become digits, articles go. Returns the new end. */
+/* One word at out + start, 0-terminated: number words become digits, articles go. Returns the new
+ * end. */
 static size_t vqa_word(char *out, size_t start, size_t end) {
-    static const char *const numbers[] = {"zero", "one", "two",   "three", "four", "five",
+    static const char *const numbers[] = {"zero", "one",   "two",   "three", "four", "five",
                                           "six",  "seven", "eight", "nine",  "ten",  "none"};
-    static const char *const digits[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "0"};
+    static const char *const digits[] = {"0", "1", "2", "3", "4",  "5",
+                                         "6", "7", "8", "9", "10", "0"};
     static const char *const articles[] = {"a", "an", "the"};
     for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
         if (strcmp(out + start, numbers[k]) == 0) {
@@ -236,18 +245,19 @@ static size_t vqa_word(char *out, size_t start, size_t end) {
     return in_list(out + start, articles, 3) ? start : end;
 }
 
-/* As the benchmark's own evaluation: a punctuation mark that stands beside a space anywhere (or any mark,
- * if a comma stands between digits) vanishes, another becomes a space; a period vanishes unless a digit
- * follows; apostrophes and colons stay. */
+/* As the benchmark's own evaluation: a punctuation mark that stands beside a space anywhere (or any
+ * mark, if a comma stands between digits) vanishes, another becomes a space; a period vanishes
+ * unless a digit follows; apostrophes and colons stay. */
 void lexical_vqa_form(char *out, const char *text, size_t length) {
     static const char marks[] = ";/[]\"{}()=+\\_-><@`,?!";
     bool beside_space[sizeof marks] = {false}, comma = false;
     for (size_t i = 0; i < length; i++) {
         const char *mark = text[i] != '\0' ? strchr(marks, text[i]) : NULL;
         if (mark != NULL) {
-            beside_space[mark - marks] |= (i > 0 && text[i - 1] == ' ') || (i + 1 < length && text[i + 1] == ' ');
-            comma |= text[i] == ',' && i > 0 && i + 1 < length && text[i - 1] >= '0' && text[i - 1] <= '9' &&
-                     text[i + 1] >= '0' && text[i + 1] <= '9';
+            beside_space[mark - marks] |=
+                (i > 0 && text[i - 1] == ' ') || (i + 1 < length && text[i + 1] == ' ');
+            comma |= text[i] == ',' && i > 0 && i + 1 < length && text[i - 1] >= '0' &&
+                     text[i - 1] <= '9' && text[i + 1] >= '0' && text[i + 1] <= '9';
         }
     }
     size_t n = 0, start = 0;

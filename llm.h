@@ -24,23 +24,15 @@ typedef struct LlmConfig {
     size_t eos_count;
 } LlmConfig;
 
-/* y[T, out] = x[T, in] W^T + bias, W(o, i) = w[o * row + i * col] (strides in elements): both Linear's
- * [out, in] and Conv1D's [in, out] where they lie in the file. */
-typedef struct LlmMatrix {
-    Weight w, bias;
-    ptrdiff_t row, col;
-    size_t out, in;
-} LlmMatrix;
-
 typedef struct LlmNorm {
     Weight w, b; /* b absent in Gemma-2 */
 } LlmNorm;
 
 typedef struct LlmLayer {
     LlmNorm ln1, ln2, ln1_post, ln2_post; /* *_post: Gemma-2 */
-    LlmMatrix q, k, v;                    /* [heads * d_head, d_model]; absent where qkv is there */
-    LlmMatrix qkv;                        /* GPT-NeoX: rows [heads, 3, d_head] */
-    LlmMatrix o, pre, linear, out;        /* linear: the gated MLP's other half */
+    Matrix q, k, v;                    /* [heads * d_head, d_model]; absent where qkv is there */
+    Matrix qkv;                        /* GPT-NeoX: rows [heads, 3, d_head] */
+    Matrix o, pre, linear, out;        /* linear: the gated MLP's other half */
     bool sliding;
     const Tensor *tensors[16]; /* what this layer reads, for the check on NaN */
     size_t tensor_count;
@@ -52,21 +44,16 @@ typedef struct Llm {
     Weight embed, pos_embed, head; /* [d_vocab, d_model], [n_ctx, d_model], [d_vocab, d_model] */
     LlmNorm ln_final;
     TensorStore store;
-    Arena arena;
+    Arena *arena;
     const char *path;
 } Llm;
 
 /* An unmodified Hugging Face directory. */
-Status llm_open(Llm *llm, const char *directory, Error *error);
-void llm_close(Llm *llm);
+void llm_open(Llm *llm, Arena *arena, const char *directory);
 
 /* One head's part of a projection: kind HOOK_Q, HOOK_K, HOOK_V: [d_head, d_model] with its bias (k, v: a
  * key-value head); HOOK_Z: W_O's columns, [d_model, d_head], without bias. */
-LlmMatrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head);
-/* y[rows, out] = x[rows, in] W^T + bias; and dx[rows, in] = dy[rows, out] W (resume: added to dx). */
-Product llm_product(float *y, const float *x, const LlmMatrix *matrix, size_t rows);
-Product llm_product_backward(float *dx, const float *dy, const LlmMatrix *matrix, size_t rows, bool resume);
-
+Matrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head);
 /* Rows of a batch: sequences one after another, without padding. Results of a sequence do not depend
  * on what else is in the batch. */
 typedef struct LlmBatch {
@@ -107,8 +94,8 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
  * first > 0: resid[rows, d_model] is hook_resid_pre of layer `first`; first == 0: resid NULL.
  * With a cache, rows continue at position llm_run_past(run). Errors: ids outside the vocabulary, more
  * rows than planned, positions beyond learned ones, and what a hook returns. */
-Status llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, const float *resid,
-                   const Hooks *hooks, Error *error);
+void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, const float *resid,
+                   const Hooks *hooks);
 /* hook_resid_pre of layer `last` after llm_forward ([rows, d_model]): the input for a later llm_forward. */
 const float *llm_resid(const LlmRun *run);
 size_t llm_run_past(const LlmRun *run);
@@ -116,20 +103,20 @@ void llm_run_rewind(LlmRun *run, size_t past); /* forget cached positions from `
 
 /* logits[count, d_vocab] at the given rows of the last full llm_forward (rows ascending; the LOGITS hook
  * sees them). softcap: the model's own final soft-cap, if it has one. */
-Status llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcap, float *logits,
-                  const Hooks *hooks, Error *error);
+void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcap, float *logits,
+                  const Hooks *hooks);
 /* The logits of some tokens alone, at one row: logits[count] at ids. The same values, no hook. */
-Status llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcap,
-                     float *logits, Error *error);
+void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcap,
+                     float *logits);
 /* The way back, block by block: before the first, llm_backward_start. logits as llm_logits left them
  * (used for the soft-cap's slope); dlogits[count, d_vocab] is overwritten. */
 void llm_backward_start(LlmRun *run);
-Status llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool softcap, const float *logits,
-                           float *dlogits, const Hooks *hooks, Error *error);
+void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool softcap, const float *logits,
+                           float *dlogits, const Hooks *hooks);
 /* From ln_final down to hook_resid_pre of layer `first`, and for first == 0 to hook_embed and
  * hook_pos_embed. Gradients reach hooks with point->gradient set; where a hook replaced an activation
  * in forward, its gradient is as if the value had been computed (straight through). */
-Status llm_backward(LlmRun *run, size_t first, const Hooks *hooks, Error *error);
+void llm_backward(LlmRun *run, size_t first, const Hooks *hooks);
 
 /* ---- sampling ---- */
 typedef struct Sampling {
@@ -141,7 +128,7 @@ typedef struct Sampling {
 /* Temperature, then top-k, then top-p, as transformers' logits warpers; the candidates' probabilities are
  * added in ascending order of ids until they pass one uniform. arena: room for d_vocab pairs, which the
  * caller gives back (arena_reset). */
-Status llm_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
-                  Arena *arena, int32_t *id, Error *error);
+int32_t llm_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
+                  Arena *arena);
 
 #endif

@@ -55,8 +55,8 @@ static bool wants_attention(const Hooks *hooks, size_t layer, bool gradient) {
            hooks_want(hooks, HOOK_PATTERN, (int)layer, gradient);
 }
 
-static Status fail_room(const LlmRun *run, size_t s, Error *error) {
-    return fail(error, STATUS_RESOURCE,
+static void fail_room(const LlmRun *run, size_t s) {
+    fail(STATUS_RESOURCE,
                 "attn_scores and pattern of %zu tokens are larger than this run has room for",
                 run->start[s + 1] - run->start[s]);
 }
@@ -115,17 +115,17 @@ static void attention_scores(const LlmRun *run, const LayerState *state, const B
 }
 
 /* Calls the hooks of one block's scores or pattern, which are whole. */
-static Status hook_attention(const Hooks *hooks, HookKind kind, size_t layer, bool gradient,
-                             const Block *b, size_t heads, float *data, Error *error) {
+static void hook_attention(const Hooks *hooks, HookKind kind, size_t layer, bool gradient,
+                             const Block *b, size_t heads, float *data) {
     HookPoint point = {.kind = kind,
                        .layer = (int)layer,
                        .gradient = gradient,
                        .sequence = b->sequence,
                        .rank = 3,
                        .shape = {heads, b->queries, b->keys}};
-    return hooks_want(hooks, kind, (int)layer, gradient)
-               ? hooks->call(hooks->user, &point, data, error)
-               : STATUS_OK;
+    if (hooks_want(hooks, kind, (int)layer, gradient)) {
+        hooks->call(hooks->user, &point, data);
+    }
 }
 
 /* Where the kept scores and pattern of sequence s begin. */
@@ -139,8 +139,8 @@ static size_t kept_offset(const LlmRun *run, size_t s) {
 }
 
 /* z[queries, H, E] of the blocks = pattern v, pattern = softmax over keys of the masked scores. */
-static Status attention_blocks(const LlmRun *run, size_t layer, const Block *blocks, size_t count,
-                               const Hooks *hooks, Error *error) {
+static void attention_blocks(const LlmRun *run, size_t layer, const Block *blocks, size_t count,
+                               const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     const LayerState *state = &run->layers[layer];
     size_t heads = c->n_heads, group = heads / c->n_kv_heads;
@@ -155,7 +155,7 @@ static Status attention_blocks(const LlmRun *run, size_t layer, const Block *blo
         bool watch = wanted && run->plan.backward && !run->plan.attention_replaced;
         mask_scores(run, layer, b, heads, scores, -INFINITY);
         uint64_t before = watch ? llm_fingerprint(scores, size) : 0;
-        TRY(hook_attention(hooks, HOOK_ATTN_SCORES, layer, false, b, heads, scores, error));
+        hook_attention(hooks, HOOK_ATTN_SCORES, layer, false, b, heads, scores);
         bool replaced = watch && llm_fingerprint(scores, size) != before;
         if (state->kept_scores != NULL) {
             memcpy(state->kept_scores + kept_offset(run, b->sequence), scores,
@@ -163,15 +163,14 @@ static Status attention_blocks(const LlmRun *run, size_t layer, const Block *blo
         }
         softmax_rows(run->compute, scores, scores, heads * b->queries, b->keys);
         before = watch ? llm_fingerprint(scores, size) : 0;
-        TRY(hook_attention(hooks, HOOK_PATTERN, layer, false, b, heads, scores, error));
+        hook_attention(hooks, HOOK_PATTERN, layer, false, b, heads, scores);
         replaced = replaced || (watch && llm_fingerprint(scores, size) != before);
         if (state->kept_pattern != NULL) {
             memcpy(state->kept_pattern + kept_offset(run, b->sequence), scores,
                    size * sizeof *scores);
         }
         if (replaced) {
-            return fail(
-                error, STATUS_INPUT,
+            fail(STATUS_INPUT,
                 "attn_scores or pattern of layer %zu was replaced in a run that does not keep "
                 "them for backward",
                 layer);
@@ -196,7 +195,6 @@ static Status attention_blocks(const LlmRun *run, size_t layer, const Block *blo
         }
     }
     product_run(run->compute, run->products, n);
-    return STATUS_OK;
 }
 
 /* A tail's keys and values change places with the rows that they stand for. */
@@ -215,43 +213,42 @@ static void swap_tail(const LlmRun *run, size_t layer) {
     }
 }
 
-static Status attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks, Error *error) {
+static void attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks) {
     for (size_t s = 0; s < run->n_sequences;) {
         size_t count = whole_blocks(run, layer, &s);
         if (count > 0) {
-            TRY(attention_blocks(run, layer, run->blocks, count, hooks, error));
+            attention_blocks(run, layer, run->blocks, count, hooks);
             continue;
         }
         size_t tokens = run->start[s + 1] - run->start[s];
         if (wants_attention(hooks, layer, false) || run->layers[layer].kept_scores != NULL) {
-            return fail_room(run, s, error);
+            fail_room(run, s);
+            return;
         }
         for (size_t first = 0; first < tokens;) {
             Block b = piece_of(run, layer, s, first, run->llm->config.n_heads);
-            TRY(attention_blocks(run, layer, &b, 1, NULL, error));
+            attention_blocks(run, layer, &b, 1, NULL);
             first += b.queries;
         }
         s++;
     }
-    return STATUS_OK;
 }
 
 /* q, k, v [T, heads, E] -> z [T, H, E], all sequences. */
-Status llm_attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks, Error *error) {
+void llm_attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks) {
     if (run->tail) {
         swap_tail(run, layer);
     }
-    Status status = attention_forward(run, layer, hooks, error);
+    attention_forward(run, layer, hooks);
     if (run->tail) {
         swap_tail(run, layer);
     }
-    return status;
 }
 
 /* dz -> dq, and added to dk and dv: heads member .. member + step - 1 of every key-value head. */
-static Status attention_blocks_backward(const LlmRun *run, size_t layer, const Block *blocks,
+static void attention_blocks_backward(const LlmRun *run, size_t layer, const Block *blocks,
                                         size_t count, size_t member, size_t step,
-                                        const Hooks *hooks, Error *error) {
+                                        const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     const LayerState *state = &run->layers[layer];
     size_t heads = c->n_kv_heads * step, n = 0, total = 0;
@@ -296,7 +293,7 @@ static Status attention_blocks_backward(const LlmRun *run, size_t layer, const B
     for (size_t i = 0; i < count; i++) {
         const Block *b = &blocks[i];
         float *d = dpattern + b->offset;
-        TRY(hook_attention(hooks, HOOK_PATTERN, layer, true, b, heads, d, error));
+        hook_attention(hooks, HOOK_PATTERN, layer, true, b, heads, d);
     }
     for (size_t g = 0; g < step; g++) { /* dv[j] += sum_i pattern[i, j] dz[i] */
         n = 0;
@@ -326,7 +323,7 @@ static Status attention_blocks_backward(const LlmRun *run, size_t layer, const B
         const Block *b = &blocks[i];
         float *d = dpattern + b->offset;
         softmax_rows_backward(run->compute, d, d, pattern + b->offset, heads * b->queries, b->keys);
-        TRY(hook_attention(hooks, HOOK_ATTN_SCORES, layer, true, b, heads, d, error));
+        hook_attention(hooks, HOOK_ATTN_SCORES, layer, true, b, heads, d);
         /* Behind the mask lies a constant: no gradient, and no infinity to take a slope at. */
         mask_scores(run, layer, b, heads, d, 0);
         mask_scores(run, layer, b, heads, scores + b->offset, 0);
@@ -381,12 +378,11 @@ static Status attention_blocks_backward(const LlmRun *run, size_t layer, const B
         }
         product_run(run->compute, run->products, n);
     }
-    return STATUS_OK;
 }
 
 /* dz [T, H, E] -> dq [T, H, E], dk, dv [T, G, E]. A chain of dk or dv runs over the query heads of
  * its group in order, and within each over the queries, whether or not they come in pieces. */
-Status llm_attention_backward(const LlmRun *run, size_t layer, const Hooks *hooks, Error *error) {
+void llm_attention_backward(const LlmRun *run, size_t layer, const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     size_t group = c->n_heads / c->n_kv_heads, key = c->n_kv_heads * c->d_head;
     memset(run->dk, 0, run->rows * key * sizeof *run->dk);
@@ -394,21 +390,21 @@ Status llm_attention_backward(const LlmRun *run, size_t layer, const Hooks *hook
     for (size_t s = 0; s < run->n_sequences;) {
         size_t count = whole_blocks(run, layer, &s);
         if (count > 0) {
-            TRY(attention_blocks_backward(run, layer, run->blocks, count, 0, group, hooks, error));
+            attention_blocks_backward(run, layer, run->blocks, count, 0, group, hooks);
             continue;
         }
         size_t tokens = run->start[s + 1] - run->start[s];
         if (wants_attention(hooks, layer, true)) {
-            return fail_room(run, s, error);
+            fail_room(run, s);
+            return;
         }
         for (size_t member = 0; member < group; member++) {
             for (size_t first = 0; first < tokens;) {
                 Block b = piece_of(run, layer, s, first, c->n_kv_heads);
-                TRY(attention_blocks_backward(run, layer, &b, 1, member, 1, NULL, error));
+                attention_blocks_backward(run, layer, &b, 1, member, 1, NULL);
                 first += b.queries;
             }
         }
         s++;
     }
-    return STATUS_OK;
 }

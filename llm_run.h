@@ -63,17 +63,17 @@ struct LlmRun {
 };
 
 /* Calls a hook if it is wanted, with data [rows, a] or [rows, a, b] (b > 0). */
-Status llm_hook(const Hooks *hooks, HookKind kind, int layer, bool gradient, float *data, size_t rows,
-                size_t a, size_t b, Error *error);
+void llm_hook(const Hooks *hooks, HookKind kind, int layer, bool gradient, float *data, size_t rows,
+                size_t a, size_t b);
 /* Whether a hook left a buffer as it was: FNV-1a over the words. */
 uint64_t llm_fingerprint(const float *x, size_t n);
 /* q, k, v of the layer -> run->z; and run->dz -> run->dq, dk, dv. See llm_attention.c. */
-Status llm_attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks, Error *error);
-Status llm_attention_backward(const LlmRun *run, size_t layer, const Hooks *hooks, Error *error);
+void llm_attention_forward(const LlmRun *run, size_t layer, const Hooks *hooks);
+void llm_attention_backward(const LlmRun *run, size_t layer, const Hooks *hooks);
 
 /* NaN or infinity in what layer `layer` reads (n_layers: ln_final), looked for once a run. An infinity
  * in W_K could hide behind the soft-cap, so the activations are not enough to go by. */
-Status llm_check_layer(LlmRun *run, size_t layer, Error *error);
-Status llm_check_weight(const LlmRun *run, Weight weight, Error *error);
+void llm_check_layer(LlmRun *run, size_t layer);
+void llm_check_weight(const LlmRun *run, Weight weight);
 
 #endif

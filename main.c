@@ -1,5 +1,5 @@
-/* main.c: commands, options, help and exit codes. No mathematics: each command fills the options of the
- * module that does it. */
+/* main.c: commands, options, help and exit codes. No mathematics: each command fills the options of
+ * the module that does it. */
 #include "adapter.h"
 #include "analyze.h"
 #include "bench.h"
@@ -22,7 +22,9 @@ typedef struct Option {
     const char *help;
 } Option;
 
-enum { OPTIONS_MAX = 48 };
+enum {
+    OPTIONS_MAX = 48
+};
 
 typedef struct Command Command;
 
@@ -31,8 +33,6 @@ typedef struct Arguments {
     const char *values[OPTIONS_MAX]; /* by place in all_options */
     char **positional;
     int n_positional;
-    Error *error;
-    Status status; /* of the first value that could not be read */
 } Arguments;
 
 struct Command {
@@ -40,7 +40,7 @@ struct Command {
     const Option *options;
     size_t n_options;
     int min_positional, max_positional; /* -1: any number */
-    Status (*run)(Arguments *arguments, const Compute *compute, const Console *console, Error *error);
+    void (*run)(Arguments *arguments, const Compute *compute, const Console *console);
 };
 
 static const Option common_options[] = {
@@ -50,7 +50,9 @@ static const Option common_options[] = {
     {"json", NULL, NULL, "results on standard output as JSON, where a command prints any"},
 };
 
-enum { N_COMMON = sizeof common_options / sizeof *common_options };
+enum {
+    N_COMMON = sizeof common_options / sizeof *common_options
+};
 
 static const Option *option_at(const Command *command, size_t i) {
     return i < command->n_options ? &command->options[i] : &common_options[i - command->n_options];
@@ -66,7 +68,7 @@ static int option_find(const Command *command, const char *name, size_t length) 
     return -1;
 }
 
-static Status arguments_parse(Arguments *a, int argc, char **argv, Error *error) {
+static void arguments_parse(Arguments *a, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
     for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
@@ -86,27 +88,28 @@ static Status arguments_parse(Arguments *a, int argc, char **argv, Error *error)
         size_t length = equals != NULL ? (size_t)(equals - word) - 2 : strlen(word) - 2;
         int place = option_find(command, word + 2, length);
         if (place < 0) {
-            return fail(error, STATUS_INPUT, "%s has no option '%.*s' (see 'refsae help %s')", command->name,
-                        (int)length + 2, word, command->name);
+            fail(STATUS_INPUT, "%s has no option '%.*s' (see 'refsae help %s')", command->name,
+                 (int)length + 2, word, command->name);
         }
         const Option *option = option_at(command, (size_t)place);
         if (option->argument == NULL && equals != NULL) {
-            return fail(error, STATUS_INPUT, "--%s takes no value", option->name);
+            fail(STATUS_INPUT, "--%s takes no value", option->name);
         }
         if (option->argument != NULL && equals == NULL && i + 1 >= argc) {
-            return fail(error, STATUS_INPUT, "--%s needs a value: --%s %s", option->name, option->name,
-                        option->argument);
+            fail(STATUS_INPUT, "--%s needs a value: --%s %s", option->name, option->name,
+                 option->argument);
         }
-        a->values[place] = option->argument == NULL ? "yes" : equals != NULL ? equals + 1 : argv[++i];
+        a->values[place] = option->argument == NULL ? "yes"
+                           : equals != NULL         ? equals + 1
+                                                    : argv[++i];
     }
     if (a->n_positional < command->min_positional ||
         (command->max_positional >= 0 && a->n_positional > command->max_positional)) {
-        return fail(error, STATUS_INPUT, "usage: refsae %s", command->form);
+        fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
-    return STATUS_OK;
 }
 
-/* ---- values: each notes the first one that cannot be read in a->status ---- */
+/* ---- values ---- */
 
 static const char *get(const Arguments *a, const char *name) {
     int place = option_find(a->command, name, strlen(name));
@@ -117,10 +120,8 @@ static bool get_flag(const Arguments *a, const char *name) {
     return get(a, name) != NULL;
 }
 
-static void bad_value(Arguments *a, const char *name, const char *expected) {
-    if (a->status == STATUS_OK) {
-        a->status = fail(a->error, STATUS_INPUT, "--%s %s: expected %s", name, get(a, name), expected);
-    }
+REFSAE_NORETURN static void bad_value(const Arguments *a, const char *name, const char *expected) {
+    fail(STATUS_INPUT, "--%s %s: expected %s", name, get(a, name), expected);
 }
 
 static uint64_t get_count(Arguments *a, const char *name) {
@@ -133,7 +134,6 @@ static uint64_t get_count(Arguments *a, const char *name) {
     unsigned long long value = strtoull(text, &end, 10);
     if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0) {
         bad_value(a, name, "a whole number, not negative");
-        return 0;
     }
     return value;
 }
@@ -147,7 +147,6 @@ static double get_double(Arguments *a, const char *name) {
     double value = strtod(text, &end);
     if (end == text || *end != '\0' || !(value - value == 0.0)) {
         bad_value(a, name, "a number");
-        return 0.0;
     }
     return value;
 }
@@ -156,16 +155,15 @@ static bool get_yes(Arguments *a, const char *name) {
     const char *text = get(a, name);
     if (text == NULL || (strcmp(text, "yes") != 0 && strcmp(text, "no") != 0)) {
         bad_value(a, name, "yes or no");
-        return false;
     }
     return strcmp(text, "yes") == 0;
 }
 
 static const char *need(Arguments *a, const char *name) {
     const char *text = get(a, name);
-    if (text == NULL && a->status == STATUS_OK) {
-        a->status = fail(a->error, STATUS_INPUT, "%s needs --%s (see 'refsae help %s')", a->command->name, name,
-                         a->command->name);
+    if (text == NULL) {
+        fail(STATUS_INPUT, "%s needs --%s (see 'refsae help %s')", a->command->name, name,
+             a->command->name);
     }
     return text;
 }
@@ -190,21 +188,25 @@ static SaeOptions get_sae_options(Arguments *a) {
     return options;
 }
 
-#define IMAGE_TEXT_OPTION                                                                                    \
-    {"image-text", "keep|drop", "keep", "the literal <image> in what the model reads, as the released code keeps it"}
-#define SAE_OPTIONS                                                                                          \
-    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say"},                             \
-    {"norm-factor", "X", NULL, "factor of expected_average_only_in, where it is not in the file"},           \
-    {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained"},                  \
-    {"unit-decoder", NULL, NULL,                                                                             \
-     "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its loader does"},     \
-    {"dict-class", "NAME", NULL, "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE"},  \
-    {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches"}
-#define SAMPLING_OPTIONS                                                                                     \
-    {"max-new-tokens", "N", "128", "stop after so many tokens"},                                             \
-    {"temperature", "X", "0", "0: greedy"},                                                                  \
-    {"top-k", "N", "0", "draw among the K most probable; 0: all"},                                           \
-    {"top-p", "X", "1", "draw among the most probable that together reach P"}
+#define IMAGE_TEXT_OPTION                                                                          \
+    {"image-text", "keep|drop", "keep",                                                            \
+     "the literal <image> in what the model reads, as the released code keeps it"}
+#define SAE_OPTIONS                                                                                \
+    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say"},                   \
+        {"norm-factor", "X", NULL,                                                                 \
+         "factor of expected_average_only_in, where it is not in the file"},                       \
+        {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained"},    \
+        {"unit-decoder", NULL, NULL,                                                               \
+         "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its "    \
+         "loader does"},                                                                           \
+        {"dict-class", "NAME", NULL,                                                               \
+         "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE"},                \
+        {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches"}
+#define SAMPLING_OPTIONS                                                                           \
+    {"max-new-tokens", "N", "128", "stop after so many tokens"},                                   \
+        {"temperature", "X", "0", "0: greedy"},                                                    \
+        {"top-k", "N", "0", "draw among the K most probable; 0: all"},                             \
+        {"top-p", "X", "1", "draw among the most probable that together reach P"}
 
 static GenerateOptions get_generate(Arguments *a) {
     GenerateOptions options = {.max_new_tokens = get_count(a, "max-new-tokens"),
@@ -233,7 +235,9 @@ static Prompt get_prompt(Arguments *a) {
                     .image = get(a, "image"),
                     .adapter = get(a, "adapter"),
                     .chat = get_flag(a, "chat"),
-                    .bos = get(a, "bos") == NULL ? -1 : get_yes(a, "bos") ? 1 : 0,
+                    .bos = get(a, "bos") == NULL ? -1
+                           : get_yes(a, "bos")   ? 1
+                                                 : 0,
                     .image_text = get_image_text(a)};
 }
 
@@ -244,9 +248,11 @@ static const Option train_options[] = {
     {"vision", "DIR", NULL, "CLIP vision tower, a Hugging Face directory (frozen)"},
     {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
     {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL, "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg"},
+    {"out", "DIR", NULL,
+     "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg"},
     {"stage", "pretrain|finetune", "pretrain",
-     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from --init"},
+     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
+     "--init"},
     {"init", "ADAPTER", NULL, "start from this adapter (safetensors, or PyTorch's .pth)"},
     {"resume", NULL, NULL, "go on from the checkpoint in --out, if there is one"},
     {"lr", "X", NULL, "learning rate after warm-up (preset)"},
@@ -259,12 +265,14 @@ static const Option train_options[] = {
     {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)"},
     {"shuffle", "yes|no", "yes", "a new seeded order each epoch"},
     {"save-every", "N", "100", "steps between checkpoints; 0: only at the end"},
-    {"softcap", "off|model", "off", "final soft-cap in the training loss; the released code leaves it out"},
+    {"softcap", "off|model", "off",
+     "final soft-cap in the training loss; the released code leaves it out"},
     {"strict", NULL, NULL, "an image that cannot be read ends the run"},
     IMAGE_TEXT_OPTION,
 };
 
-static const char *preset(const Arguments *a, const char *name, const char *pretrain, const char *finetune) {
+static const char *preset(const Arguments *a, const char *name, const char *pretrain,
+                          const char *finetune) {
     const char *given = get(a, name);
     return given != NULL ? given : strcmp(get(a, "stage"), "finetune") == 0 ? finetune : pretrain;
 }
@@ -273,7 +281,7 @@ static void set_preset(Arguments *a, const char *name, const char *pretrain, con
     a->values[option_find(a->command, name, strlen(name))] = preset(a, name, pretrain, finetune);
 }
 
-static Status command_train(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_train(Arguments *a, const Compute *compute, const Console *console) {
     const char *stage = get(a, "stage"), *softcap = get(a, "softcap");
     if (strcmp(stage, "pretrain") != 0 && strcmp(stage, "finetune") != 0) {
         bad_value(a, "stage", "pretrain or finetune");
@@ -291,7 +299,8 @@ static Status command_train(Arguments *a, const Compute *compute, const Console 
                             .data = need(a, "data"),
                             .images = need(a, "images"),
                             .out = need(a, "out"),
-                            .init = strcmp(stage, "finetune") == 0 ? need(a, "init") : get(a, "init"),
+                            .init =
+                                strcmp(stage, "finetune") == 0 ? need(a, "init") : get(a, "init"),
                             .resume = get_flag(a, "resume"),
                             .shuffle = get_yes(a, "shuffle"),
                             .strict = get_flag(a, "strict"),
@@ -307,8 +316,7 @@ static Status command_train(Arguments *a, const Compute *compute, const Console 
                             .tokens = get_count(a, "tokens"),
                             .save_every = get_count(a, "save-every"),
                             .seed = get_count(a, "seed")};
-    TRY(a->status);
-    return adapter_train(compute, &options, console, error);
+    adapter_train(compute, &options, console);
 }
 
 /* ---- analyze ---- */
@@ -320,12 +328,15 @@ static const Option analyze_options[] = {
     {"saes", "DIR", NULL, "SAEs of hook_resid_post, any format, found below DIR"},
     {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
     {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL, "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, report.html"},
+    {"out", "DIR", NULL,
+     "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, report.html"},
     {"examples", "N", "100", "the first N examples; what cannot be read is left out"},
     {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE"},
     {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json"},
-    {"judge", "lexical|FILE", NULL, "who says whether descriptions match; FILE: verdicts, JSON lines"},
-    {"compare", "FILE.csv", NULL, "curves to draw behind one's own, as weights/mapping_published.csv"},
+    {"judge", "lexical|FILE", NULL,
+     "who says whether descriptions match; FILE: verdicts, JSON lines"},
+    {"compare", "FILE.csv", NULL,
+     "curves to draw behind one's own, as weights/mapping_published.csv"},
     {"loss-examples", "N", "4", "examples for the loss recovered"},
     {"converge", "X", "1.5", "factor of the convergence layer"},
     {"max-frequency", "X", "0.05", "leave out features active in a larger share of the examples"},
@@ -336,7 +347,7 @@ static const Option analyze_options[] = {
     SAE_OPTIONS,
 };
 
-static Status command_analyze(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_analyze(Arguments *a, const Compute *compute, const Console *console) {
     AnalyzeOptions options = {.llm = need(a, "llm"),
                               .vision = need(a, "vision"),
                               .adapter = need(a, "adapter"),
@@ -358,8 +369,7 @@ static Status command_analyze(Arguments *a, const Compute *compute, const Consol
                               .image_text = get_image_text(a),
                               .sae = get_sae_options(a),
                               .seed = get_count(a, "seed")};
-    TRY(a->status);
-    return analyze_run(compute, &options, console, error);
+    analyze_run(compute, &options, console);
 }
 
 /* ---- sage ---- */
@@ -367,17 +377,23 @@ static Status command_analyze(Arguments *a, const Compute *compute, const Consol
 static const Option sage_options[] = {
     {"llm", "DIR", NULL, "language model"},
     {"saes", "DIR", NULL, "SAEs of the residual stream, any format, found below DIR"},
-    {"task", "NAME|FILE.json", NULL, "ioi, agreement, induction, greater-than, or a task of one's own"},
-    {"out", "DIR", NULL, "prompts.jsonl, cross_sections.csv, sage.json, sage.csv, figures, report.html"},
+    {"task", "NAME|FILE.json", NULL,
+     "ioi, agreement, induction, greater-than, or a task of one's own"},
+    {"out", "DIR", NULL,
+     "prompts.jsonl, cross_sections.csv, sage.json, sage.csv, figures, report.html"},
     {"train", "N", "500", "training prompts"},
     {"test", "N", "200", "test prompts"},
     {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them"},
     {"nodes", "q,k,v,z", "q,k,v,z", "components; also attn_out, mlp_out"},
     {"share", "X", "0.5", "walk the nodes until they carry this share of all scores"},
     {"max-nodes", "N", "16", "or number so many"},
-    {"projection", "LIST", "auto", "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever is named first"},
-    {"f1", "X[,X...]", "0.5", "thresholds of the tests with interpretable features alone, and with the others"},
-    {"bos", "yes|no", NULL, "<bos> before each prompt; Gemma's always, others' if an SAE's cfg says prepend_bos"},
+    {"projection", "LIST", "auto",
+     "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever "
+     "is named first"},
+    {"f1", "X[,X...]", "0.5",
+     "thresholds of the tests with interpretable features alone, and with the others"},
+    {"bos", "yes|no", NULL,
+     "<bos> before each prompt; Gemma's always, others' if an SAE's cfg says prepend_bos"},
     {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs"},
     SAE_OPTIONS,
 };
@@ -390,7 +406,6 @@ static void get_thresholds(Arguments *a, SageOptions *options) {
         if (end == p || (*end != ',' && *end != '\0') || !(value >= 0.0 && value <= 1.0) ||
             options->n_f1 == sizeof options->f1 / sizeof *options->f1) {
             bad_value(a, "f1", "up to 8 numbers in [0, 1], separated by commas");
-            return;
         }
         options->f1[options->n_f1++] = value;
         if (*end == '\0') {
@@ -400,7 +415,7 @@ static void get_thresholds(Arguments *a, SageOptions *options) {
     }
 }
 
-static Status command_sage(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_sage(Arguments *a, const Compute *compute, const Console *console) {
     SageOptions options = {.llm = need(a, "llm"),
                            .saes = need(a, "saes"),
                            .task = need(a, "task"),
@@ -411,7 +426,9 @@ static Status command_sage(Arguments *a, const Compute *compute, const Console *
                            .n = {get_count(a, "train"), get_count(a, "test")},
                            .share = get_double(a, "share"),
                            .max_nodes = get_count(a, "max-nodes"),
-                           .bos = get(a, "bos") == NULL ? -1 : get_yes(a, "bos") ? 1 : 0,
+                           .bos = get(a, "bos") == NULL ? -1
+                                  : get_yes(a, "bos")   ? 1
+                                                        : 0,
                            .canonical = get_flag(a, "canonical"),
                            .sae = get_sae_options(a),
                            .seed = get_count(a, "seed")};
@@ -419,32 +436,33 @@ static Status command_sage(Arguments *a, const Compute *compute, const Console *
     if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
         bad_value(a, "train", "at most 1048576 prompts");
     }
-    TRY(a->status);
-    return sage_run(compute, &options, console, error);
+    sage_run(compute, &options, console);
 }
 
 /* ---- generate ---- */
 
 static const Option generate_options[] = {
     {"llm", "DIR", NULL, "language model"},
-    {"prompt", "TEXT", NULL, "what to continue; with --chat also a JSON list of {\"role\", \"content\"}"},
-    {"chat", NULL, NULL, "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>"},
+    {"prompt", "TEXT", NULL,
+     "what to continue; with --chat also a JSON list of {\"role\", \"content\"}"},
+    {"chat", NULL, NULL,
+     "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>"},
     {"vision", "DIR", NULL, "CLIP vision tower, for --image"},
     {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth), for --image"},
     {"image", "FILE", NULL, "image to ask about; the prompt is then a conversation"},
-    {"bos", "yes|no", NULL, "<bos> before a plain prompt; otherwise as the tokenizer's post-processor has it"},
+    {"bos", "yes|no", NULL,
+     "<bos> before a plain prompt; otherwise as the tokenizer's post-processor has it"},
     IMAGE_TEXT_OPTION,
     SAMPLING_OPTIONS,
 };
 
-static Status command_generate(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_generate(Arguments *a, const Compute *compute, const Console *console) {
     (void)console;
     GenerateOptions options = get_generate(a);
     (void)need(a, "prompt");
     Prompt prompt = get_prompt(a);
     options.stop_at_end_of_turn = prompt.chat || prompt.image != NULL;
-    TRY(a->status);
-    return generate_command(compute, &prompt, &options, get_flag(a, "json"), stdout, error);
+    generate_command(compute, &prompt, &options, get_flag(a, "json"), stdout);
 }
 
 /* ---- eval ---- */
@@ -453,16 +471,18 @@ static const Option eval_options[] = {
     {"llm", "DIR", NULL, "language model"},
     {"vision", "DIR", NULL, "CLIP vision tower"},
     {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
-    {"questions", "FILE.jsonl", NULL, "a line a question: question_id, image, text, answer or answers"},
+    {"questions", "FILE.jsonl", NULL,
+     "a line a question: question_id, image, text, answer or answers"},
     {"images", "DIR", NULL, "folder of the images"},
     {"out", "DIR", NULL, "answers.jsonl, scores.json"},
-    {"permute-images", NULL, NULL, "control: every image token comes from another question's image"},
+    {"permute-images", NULL, NULL,
+     "control: every image token comes from another question's image"},
     {"strict", NULL, NULL, "an image that cannot be read ends the run"},
     IMAGE_TEXT_OPTION,
     SAMPLING_OPTIONS,
 };
 
-static Status command_eval(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_eval(Arguments *a, const Compute *compute, const Console *console) {
     EvalOptions options = {.llm = need(a, "llm"),
                            .vision = need(a, "vision"),
                            .adapter = need(a, "adapter"),
@@ -475,8 +495,7 @@ static Status command_eval(Arguments *a, const Compute *compute, const Console *
                            .image_text = get_image_text(a),
                            .seed = get_count(a, "seed")};
     options.generate.stop_at_end_of_turn = true;
-    TRY(a->status);
-    return adapter_eval(compute, &options, console, error);
+    adapter_eval(compute, &options, console);
 }
 
 /* ---- dump, diff ---- */
@@ -489,20 +508,22 @@ static const Option dump_options[] = {
     {"vision", "DIR", NULL, "CLIP vision tower"},
     {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
     {"image", "FILE", NULL, "image"},
-    {"hooks", "GLOB,...", NULL, "hook points under their TransformerLens names; also vision.* and image.rgb"},
+    {"hooks", "GLOB,...", NULL,
+     "hook points under their TransformerLens names; also vision.* and image.rgb"},
     {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad"},
     {"bos", "yes|no", NULL, "<bos> before the text, whatever the post-processor does"},
     {"chat", NULL, NULL, "render --prompt in Gemma's chat form"},
     {"sae", "PATH", NULL, "an SAE to run on --input: pre, acts, recon"},
     {"input", "FILE.safetensors", NULL, "activations for --sae"},
     {"tensor", "NAME", NULL, "which tensor of --input"},
-    {"fold-value-biases", "yes|no", NULL, "hook_z: was b_V folded away for training; --llm then subtracts it from --input"},
+    {"fold-value-biases", "yes|no", NULL,
+     "hook_z: was b_V folded away for training; --llm then subtracts it from --input"},
     {"out", "FILE.safetensors", NULL, "what to write"},
     IMAGE_TEXT_OPTION,
     SAE_OPTIONS,
 };
 
-static Status command_dump(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_dump(Arguments *a, const Compute *compute, const Console *console) {
     DumpOptions options = {.prompt = get_prompt(a),
                            .sae = get(a, "sae"),
                            .input = get(a, "input"),
@@ -515,10 +536,10 @@ static Status command_dump(Arguments *a, const Compute *compute, const Console *
         (void)need(a, "hooks");
     }
     if (get(a, "fold-value-biases") != NULL) {
-        options.fold_value_biases = get_yes(a, "fold-value-biases") ? SAE_CENTRE_YES : SAE_CENTRE_NO;
+        options.fold_value_biases =
+            get_yes(a, "fold-value-biases") ? SAE_CENTRE_YES : SAE_CENTRE_NO;
     }
-    TRY(a->status);
-    return dump_run(compute, &options, console, error);
+    dump_run(compute, &options, console);
 }
 
 static const Option diff_options[] = {
@@ -527,7 +548,7 @@ static const Option diff_options[] = {
     {"rtol", "X", "0", "see --atol"},
 };
 
-static Status command_diff(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_diff(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
     (void)console;
     DiffOptions options = {.a = a->positional[0],
@@ -536,15 +557,14 @@ static Status command_diff(Arguments *a, const Compute *compute, const Console *
                            .atol = get_double(a, "atol"),
                            .rtol = get_double(a, "rtol"),
                            .json = get_flag(a, "json")};
-    TRY(a->status);
-    return diff_run(&options, stdout, error);
+    diff_run(&options, stdout);
 }
 
 /* ---- info ---- */
 
-static Status command_info(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_info(Arguments *a, const Compute *compute, const Console *console) {
     (void)console;
-    return info_run(compute, a->positional, (size_t)a->n_positional, get_flag(a, "json"), stdout, error);
+    info_run(compute, a->positional, (size_t)a->n_positional, get_flag(a, "json"), stdout);
 }
 
 /* ---- report ---- */
@@ -554,81 +574,96 @@ static const Option report_options[] = {
     {"title", "TEXT", "refsae", "its title"},
 };
 
-static Status command_report(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_report(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
     (void)console;
     const char *out = need(a, "out");
-    TRY(a->status);
-    return report_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional, error);
+    report_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
 }
 
 /* ---- tokenize ---- */
 
 static const Option tokenize_options[] = {
     {"special", NULL, NULL, "add what the post-processor adds; with --decode: keep special tokens"},
-    {"jsonl", NULL, NULL, "standard input is a JSON string (--decode: array) a line, so is the output"},
+    {"jsonl", NULL, NULL,
+     "standard input is a JSON string (--decode: array) a line, so is the output"},
     {"decode", NULL, NULL, "ids to text"},
 };
 
-static Status command_tokenize(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_tokenize(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
     (void)console;
     TokenizeOptions options = {get_flag(a, "special"), get_flag(a, "jsonl") || get_flag(a, "json"),
                                get_flag(a, "decode")};
-    return tokenize_command(a->positional[0], &options, stdin, stdout, error);
+    tokenize_command(a->positional[0], &options, stdin, stdout);
 }
 
 /* ---- bench ---- */
 
-static Status command_bench(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_bench(Arguments *a, const Compute *compute, const Console *console) {
     (void)console;
-    return bench_kernels(stdout, get_flag(a, "json"), compute->threads, error);
+    bench_kernels(stdout, get_flag(a, "json"), compute->threads);
 }
 
-static Status command_selftest(Arguments *a, const Compute *compute, const Console *console, Error *error) {
+static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {
     (void)console;
-    return selftest_run(compute, get_flag(a, "json"), stdout, error);
+    selftest_run(compute, get_flag(a, "json"), stdout);
 }
 
 /* ---- the table ---- */
 
-#define COMMAND(name, form, summary, min, max)                                                               \
-    {#name, form, summary, name##_options, sizeof name##_options / sizeof *name##_options, min, max, command_##name}
+#define COMMAND(name, form, summary, min, max)                                                     \
+    {#name, form, summary,       name##_options, sizeof name##_options / sizeof *name##_options,   \
+     min,   max,  command_##name}
 
 static const Command commands[] = {
     COMMAND(train,
-            "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage pretrain|finetune] "
+            "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage "
+            "pretrain|finetune] "
             "[--init ADAPTER] [--resume]",
             "train the adapter between a frozen vision tower and a frozen language model", 0, 0),
     COMMAND(analyze,
-            "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images DIR --out DIR",
+            "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images "
+            "DIR --out DIR",
             "how far image tokens have become language, layer by layer, through SAEs", 0, 0),
-    COMMAND(sage, "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
-            "judge SAEs by the ground-truth features of a task, found and computed automatically", 0, 0),
-    COMMAND(generate, "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
+    COMMAND(
+        sage,
+        "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
+        "judge SAEs by the ground-truth features of a task, found and computed automatically", 0,
+        0),
+    COMMAND(generate,
+            "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
             "continue a prompt", 0, 0),
-    COMMAND(eval, "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
-            "answer visual questions and score the answers", 0, 0),
+    COMMAND(
+        eval,
+        "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
+        "answer visual questions and score the answers", 0, 0),
     COMMAND(dump,
-            "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR --adapter FILE]) "
+            "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR "
+            "--adapter FILE]) "
             "--hooks GLOB,... [--grad A[,B]] --out FILE.safetensors\n"
             "       refsae dump --vision DIR --image FILE --hooks GLOB,... --out FILE.safetensors\n"
             "       refsae dump --image FILE --hooks image.rgb --out FILE.safetensors\n"
-            "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out FILE.safetensors",
+            "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
+            "FILE.safetensors",
             "write activations and gradients", 0, 0),
     COMMAND(diff, "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X]",
             "compare two files of tensors; exit 1 if they differ by more than allowed", 2, 2),
-    COMMAND(report, "report --out FILE.html [--title TEXT] DIR...", "one page from what other commands left in folders", 1,
-            -1),
-    {"info", "info PATH...", "what a checkpoint, SAE, adapter or image is, and what it takes to run", NULL, 0, 1, -1,
+    COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
+            "one page from what other commands left in folders", 1, -1),
+    {"info", "info PATH...",
+     "what a checkpoint, SAE, adapter or image is, and what it takes to run", NULL, 0, 1, -1,
      command_info},
-    COMMAND(tokenize, "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]", "text to token ids and back", 1,
-            1),
-    {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0, command_selftest},
+    COMMAND(tokenize, "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
+            "text to token ids and back", 1, 1),
+    {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
+     command_selftest},
     {"bench", "bench", "kernels against this machine's own limits", NULL, 0, 0, 0, command_bench},
 };
 
-enum { N_COMMANDS = sizeof commands / sizeof *commands };
+enum {
+    N_COMMANDS = sizeof commands / sizeof *commands
+};
 
 static const Command *command_find(const char *name) {
     for (size_t i = 0; i < N_COMMANDS; i++) {
@@ -669,16 +704,17 @@ static void print_help(const Command *command) {
 }
 
 /* The command line as a shell would take it back. */
-static char *command_line(int argc, char **argv) {
+static char *command_line(Arena *arena, int argc, char **argv) {
     size_t size = 1;
     for (int i = 0; i < argc; i++) {
         size += 4 * strlen(argv[i]) + 3;
     }
-    char *line = malloc(size), *at = line;
-    for (int i = 0; line != NULL && i < argc; i++) {
+    char *line = arena_alloc(arena, size, 1), *at = line;
+    for (int i = 0; i < argc; i++) {
         const char *word = i == 0 ? "refsae" : argv[i];
-        bool plain = word[0] != '\0' && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                                     "0123456789_-./,:=@%+") == strlen(word);
+        bool plain =
+            word[0] != '\0' && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                            "0123456789_-./,:=@%+") == strlen(word);
         at += sprintf(at, "%s%s", i > 0 ? " " : "", plain ? "" : "'");
         for (const char *p = word; *p != '\0'; p++) {
             at += *p == '\'' ? sprintf(at, "'\\''") : sprintf(at, "%c", *p);
@@ -688,39 +724,34 @@ static char *command_line(int argc, char **argv) {
     return line;
 }
 
-static Status run_command(const Command *command, int argc, char **argv, Error *error) {
-    Arguments arguments = {.command = command, .error = error};
+static void run_command(const Command *command, int argc, char **argv) {
+    Arena *arena = arena_new();
+    Arguments arguments = {.command = command,
+                           .positional = arena_alloc(arena, (size_t)argc, sizeof(char *))};
+    arguments_parse(&arguments, argc - 2, argv + 2);
+    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv)};
+    uint64_t threads = get_count(&arguments, "threads");
+    if (threads > 1024) {
+        bad_value(&arguments, "threads", "at most 1024");
+    }
     Compute compute;
-    Console console = {0};
-    arguments.positional = calloc((size_t)argc + 1, sizeof(char *));
-    char *line = command_line(argc, argv);
-    Status status = arguments.positional == NULL || line == NULL ? fail_memory(error, "the command line") : STATUS_OK;
-    if (status == STATUS_OK) {
-        status = arguments_parse(&arguments, argc - 2, argv + 2, error);
+    compute_open(&compute, arena, (int)threads);
+    command->run(&arguments, &compute, &console);
+    if (fflush(stdout) != 0) {
+        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
     }
-    if (status == STATUS_OK) {
-        uint64_t threads = get_count(&arguments, "threads");
-        console = (Console){get_flag(&arguments, "quiet"), line};
-        if (threads > 1024) {
-            bad_value(&arguments, "threads", "at most 1024");
-        }
-        status = arguments.status != STATUS_OK ? arguments.status : compute_open(&compute, (int)threads, error);
-    }
-    if (status == STATUS_OK) {
-        status = command->run(&arguments, &compute, &console, error);
-        compute_close(&compute);
-    }
-    if (fflush(stdout) != 0 && status == STATUS_OK) {
-        status = fail(error, STATUS_RESOURCE, "standard output: %s", strerror(errno));
-    }
-    free(arguments.positional);
-    free(line);
-    return status;
+    arena_free(arena);
 }
 
-/* OpenMP's threads spin while they wait, which costs a busy machine many times what it gains. How they wait
- * is read from the environment before main begins, so the program starts itself once more; where it cannot,
- * it goes on as it is. */
+static Error attempt_command(const Command *command, int argc, char **argv) {
+    Error error;
+    ATTEMPT(&error, run_command(command, argc, argv));
+    return error;
+}
+
+/* OpenMP's threads spin while they wait, which costs a busy machine many times what it gains. How
+ * they wait is read from the environment before main begins, so the program starts itself once
+ * more; where it cannot, it goes on as it is. */
 static void wait_without_spinning(char **argv) {
 #ifdef _OPENMP
     if (getenv("OMP_WAIT_POLICY") == NULL && setenv("OMP_WAIT_POLICY", "passive", 1) == 0) {
@@ -732,7 +763,6 @@ static void wait_without_spinning(char **argv) {
 }
 
 int main(int argc, char **argv) {
-    Error error = {0};
     wait_without_spinning(argv);
     const char *name = argc > 1 ? argv[1] : "help";
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
@@ -756,9 +786,10 @@ int main(int argc, char **argv) {
         }
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
-    Status status = run_command(command, argc, argv, &error);
-    if (status != STATUS_OK) {
+    Error error = attempt_command(command, argc, argv);
+    if (error.status != STATUS_OK) {
+        fflush(stdout); /* what was said before comes first */
         fprintf(stderr, "refsae: %s\n", error.text);
     }
-    return (int)status;
+    return (int)error.status;
 }

@@ -18,7 +18,6 @@
 
 typedef struct Png {
     const char *name;
-    Error *error;
     size_t width, height;
     unsigned depth, colour, channels;
     bool interlaced;
@@ -41,20 +40,20 @@ typedef struct PngPass {
 static const PngPass passes[8] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4},
                                   {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}, {0, 0, 1, 1}};
 
-static Status png_fail(const Png *png, const char *what) {
-    return fail(png->error, STATUS_INPUT, "%s: PNG: %s", png->name, what);
+REFSAE_NORETURN static void png_fail(const Png *png, const char *what) {
+    fail(STATUS_INPUT, "%s: PNG: %s", png->name, what);
 }
 
 static uint32_t big32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-static Status read_header(Png *png, const unsigned char *s, size_t n) {
+static void read_header(Png *png, const unsigned char *s, size_t n) {
     static const unsigned char channels[7] = {1, 0, 3, 1, 2, 0, 4};
     /* allowed depths of each colour type, as a set of bits */
     static const uint32_t depths[7] = {0x10116, 0, 0x10100, 0x116, 0x10100, 0, 0x10100};
     if (n < 13) {
-        return png_fail(png, "the header is too short");
+        png_fail(png, "the header is too short");
     }
     png->width = big32(s);
     png->height = big32(s + 4);
@@ -62,14 +61,14 @@ static Status read_header(Png *png, const unsigned char *s, size_t n) {
     png->colour = s[9];
     png->interlaced = s[12] != 0;
     if (png->colour > 6 || png->depth > 16 || (depths[png->colour] >> png->depth & 1) == 0) {
-        return fail(png->error, STATUS_INPUT, "%s: PNG: no colour type %u with %u bits exists",
-                    png->name, png->colour, png->depth);
+        fail(STATUS_INPUT, "%s: PNG: no colour type %u with %u bits exists", png->name, png->colour,
+             png->depth);
     }
     if (s[10] != 0 || s[11] != 0) {
-        return png_fail(png, "unknown compression or filter method");
+        png_fail(png, "unknown compression or filter method");
     }
     png->channels = channels[png->colour];
-    return image_check_size(png->width, png->height, png->name, png->error);
+    image_check_size(png->width, png->height, png->name);
 }
 
 static size_t row_bytes(const Png *png, size_t width) {
@@ -133,8 +132,8 @@ static void unpack_pixel(const Png *png, const unsigned char *row, size_t x, uns
 }
 
 /* Undoes the filters of one pass in place and spreads its pixels; *raw moves past it. */
-static Status unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
-                          const unsigned char *zeros, unsigned char *rgb) {
+static void unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
+                        const unsigned char *zeros, unsigned char *rgb) {
     size_t width = pass_size(png->width, pass.x, pass.dx);
     size_t height = pass_size(png->height, pass.y, pass.dy);
     size_t n = row_bytes(png, width), pixel = (png->channels * png->depth + 7) / 8;
@@ -142,42 +141,37 @@ static Status unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
     for (size_t y = 0; width > 0 && y < height; y++, *raw += 1 + n) {
         unsigned char *row = *raw + 1, *out = rgb + (pass.y + y * pass.dy) * png->width * 3;
         if (!unfilter(row, above, n, pixel, row[-1])) {
-            return fail(png->error, STATUS_INPUT, "%s: PNG: unknown filter %u", png->name, row[-1]);
+            fail(STATUS_INPUT, "%s: PNG: unknown filter %u", png->name, row[-1]);
         }
         for (size_t x = 0; x < width; x++) {
             unpack_pixel(png, row, x, out + (pass.x + x * pass.dx) * 3);
         }
         above = row;
     }
-    return STATUS_OK;
 }
 
-static Status unpack_image(const Png *png, const unsigned char *stream, size_t size, Image *image,
-                           Arena *arena, Arena *scratch) {
-    size_t first = png->interlaced ? 0 : 7, last = png->interlaced ? 7 : 8, expected = 0, length;
+static Image unpack_image(const Png *png, const unsigned char *stream, size_t size, Arena *arena,
+                          Arena *scratch) {
+    size_t first = png->interlaced ? 0 : 7, last = png->interlaced ? 7 : 8, expected = 0;
     for (size_t i = first; i < last; i++) {
         size_t width = pass_size(png->width, passes[i].x, passes[i].dx);
         size_t height = pass_size(png->height, passes[i].y, passes[i].dy);
         expected += width > 0 ? height * (1 + row_bytes(png, width)) : 0;
     }
     if (size < expected / 1032) { /* deflate cannot do better: refused before memory is taken */
-        return png_fail(png, "the file ends before the picture is complete");
+        png_fail(png, "the file ends before the picture is complete");
     }
     size_t spare = 65536; /* some writers add a little to the rows */
     unsigned char *raw = arena_alloc(scratch, expected + spare, 1);
     unsigned char *zeros = arena_alloc(scratch, row_bytes(png, png->width), 1);
-    if (raw == NULL || zeros == NULL) {
-        return fail_memory(png->error, png->name);
+    if (inflate_zlib(raw, expected + spare, stream, size, NULL, png->name) < expected) {
+        png_fail(png, "the file ends before the picture is complete");
     }
-    TRY(inflate_zlib(raw, expected + spare, &length, stream, size, NULL, png->name, png->error));
-    if (length < expected) {
-        return png_fail(png, "the file ends before the picture is complete");
-    }
-    TRY(image_allocate(image, png->width, png->height, "PNG", arena, png->error));
+    Image image = image_allocate(arena, png->width, png->height, "PNG");
     for (size_t i = first; i < last; i++) {
-        TRY(unpack_pass(png, passes[i], &raw, zeros, image->rgb));
+        unpack_pass(png, passes[i], &raw, zeros, image.rgb);
     }
-    return STATUS_OK;
+    return image;
 }
 
 /* The data of the IDAT chunks that follow each other from `at` on, one after another. */
@@ -185,7 +179,7 @@ static unsigned char *join_stream(const unsigned char *data, size_t size, size_t
                                   Arena *scratch) {
     unsigned char *stream = arena_alloc(scratch, size - at, 1);
     *total = 0;
-    while (stream != NULL && size - at >= 8 && memcmp(data + at + 4, "IDAT", 4) == 0) {
+    while (size - at >= 8 && memcmp(data + at + 4, "IDAT", 4) == 0) {
         size_t n = big32(data + at), left = size - at - 8;
         n = n < left ? n : left;
         memcpy(stream + *total, data + at + 8, n);
@@ -196,39 +190,36 @@ static unsigned char *join_stream(const unsigned char *data, size_t size, size_t
     return stream;
 }
 
-static Status read_chunks(Png *png, const unsigned char *data, size_t size, Image *image,
-                          Arena *arena, Arena *scratch) {
+static Image read_chunks(Png *png, const unsigned char *data, size_t size, Arena *arena,
+                         Arena *scratch) {
     for (size_t at = 8;;) {
         if (size - at < 12) {
-            return png_fail(png, "the file ends before the picture begins");
+            png_fail(png, "the file ends before the picture begins");
         }
         const unsigned char *type = data + at + 4, *body = data + at + 8;
         size_t n = big32(data + at);
         if (png->width == 0 && memcmp(type, "IHDR", 4) != 0) {
-            return png_fail(png, "the file does not begin with its header");
+            png_fail(png, "the file does not begin with its header");
         }
         if (memcmp(type, "IDAT", 4) == 0) {
             size_t total;
             unsigned char *stream = join_stream(data, size, at, &total, scratch);
-            if (stream == NULL) {
-                return fail_memory(png->error, png->name);
-            }
-            return unpack_image(png, stream, total, image, arena, scratch);
+            return unpack_image(png, stream, total, arena, scratch);
         }
         if (memcmp(type, "IEND", 4) == 0) {
-            return png_fail(png, "the file holds no picture");
+            png_fail(png, "the file holds no picture");
         }
         if (n > size - at - 12) {
-            return png_fail(png, "a chunk is longer than the file");
+            png_fail(png, "a chunk is longer than the file");
         }
         if (crc32_of(0, type, n + 4) != big32(body + n)) {
-            return png_fail(png, "the checksum of a chunk differs");
+            png_fail(png, "the checksum of a chunk differs");
         }
         if (memcmp(type, "IHDR", 4) == 0) {
-            TRY(read_header(png, body, n));
+            read_header(png, body, n);
         } else if (memcmp(type, "PLTE", 4) == 0 && png->colour == PNG_PALETTE) {
             if (n > sizeof png->palette) {
-                return png_fail(png, "the palette has more than 256 entries");
+                png_fail(png, "the palette has more than 256 entries");
             }
             memset(png->palette, 0, sizeof png->palette);
             memcpy(png->palette, body, n - n % 3);
@@ -237,17 +228,12 @@ static Status read_chunks(Png *png, const unsigned char *data, size_t size, Imag
     }
 }
 
-Status png_decode(Image *image, const unsigned char *data, size_t size, const char *name,
-                  Arena *arena, Error *error) {
-    Png png;
-    memset(&png, 0, sizeof png);
-    png.name = name;
-    png.error = error;
-    Arena scratch;
-    arena_init_growing(&scratch);
-    Status status = read_chunks(&png, data, size, image, arena, &scratch);
-    arena_free(&scratch);
-    return status;
+Image png_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
+    Png png = {.name = name};
+    Arena *scratch = arena_new();
+    Image image = read_chunks(&png, data, size, arena, scratch);
+    arena_free(scratch);
+    return image;
 }
 
 /* ---- Netpbm ---- */
@@ -256,11 +242,10 @@ typedef struct Pnm {
     const unsigned char *data;
     size_t size, at;
     const char *name;
-    Error *error;
 } Pnm;
 
-static Status pnm_fail(const Pnm *pnm, const char *what) {
-    return fail(pnm->error, STATUS_INPUT, "%s: PNM: %s", pnm->name, what);
+REFSAE_NORETURN static void pnm_fail(const Pnm *pnm, const char *what) {
+    fail(STATUS_INPUT, "%s: PNM: %s", pnm->name, what);
 }
 
 static bool is_space(int c) {
@@ -279,29 +264,29 @@ static int next_char(Pnm *pnm) {
 }
 
 /* A number of at most 10 digits and the one white space after it. */
-static Status next_number(Pnm *pnm, uint64_t *value) {
+static uint64_t next_number(Pnm *pnm) {
     int c = next_char(pnm), digits = 0;
     while (is_space(c)) {
         c = next_char(pnm);
     }
     if (c < 0) {
-        return pnm_fail(pnm, "the file ends before the picture is complete");
+        pnm_fail(pnm, "the file ends before the picture is complete");
     }
-    *value = 0;
+    uint64_t value = 0;
     for (; c >= '0' && c <= '9' && digits < 11; c = next_char(pnm), digits++) {
-        *value = *value * 10 + (uint64_t)(c - '0');
+        value = value * 10 + (uint64_t)(c - '0');
     }
     if (digits == 0 || digits > 10 || (c >= 0 && !is_space(c))) {
-        return pnm_fail(pnm, "a number was expected");
+        pnm_fail(pnm, "a number was expected");
     }
-    return STATUS_OK;
+    return value;
 }
 
 /* P1 and P4: 1 is black. */
-static Status read_bitmap(Pnm *pnm, bool plain, Image *image) {
+static void read_bitmap(Pnm *pnm, bool plain, const Image *image) {
     size_t stride = (image->width + 7) / 8;
     if (!plain && (pnm->size - pnm->at) / stride < image->height) {
-        return pnm_fail(pnm, "the file ends before the picture is complete");
+        pnm_fail(pnm, "the file ends before the picture is complete");
     }
     for (size_t i = 0; i < image->width * image->height; i++) {
         size_t y = i / image->width, x = i % image->width;
@@ -312,8 +297,8 @@ static Status read_bitmap(Pnm *pnm, bool plain, Image *image) {
                 c = next_char(pnm);
             }
             if (c != '0' && c != '1') {
-                return pnm_fail(pnm, c < 0 ? "the file ends before the picture is complete"
-                                           : "0 or 1 was expected");
+                pnm_fail(pnm, c < 0 ? "the file ends before the picture is complete"
+                                    : "0 or 1 was expected");
             }
             black = c == '1';
         } else {
@@ -321,23 +306,22 @@ static Status read_bitmap(Pnm *pnm, bool plain, Image *image) {
         }
         memset(image->rgb + i * 3, black ? 0 : 255, 3);
     }
-    return STATUS_OK;
 }
 
 /* P2, P3, P5, P6. */
-static Status read_samples(Pnm *pnm, bool plain, size_t channels, uint64_t most, Image *image) {
+static void read_samples(Pnm *pnm, bool plain, size_t channels, uint64_t most, const Image *image) {
     size_t count = image->width * image->height * channels, bytes = most > 255 ? 2 : 1;
     double scale = channels == 1 && most > 255 ? 65535 : 255;
     if (!plain && (pnm->size - pnm->at) / bytes < count) {
-        return pnm_fail(pnm, "the file ends before the picture is complete");
+        pnm_fail(pnm, "the file ends before the picture is complete");
     }
     const unsigned char *p = pnm->data + pnm->at;
     for (size_t i = 0; i < count; i++) {
-        uint64_t value = 0;
+        uint64_t value;
         if (plain) {
-            TRY(next_number(pnm, &value));
+            value = next_number(pnm);
             if (value > most) {
-                return pnm_fail(pnm, "a sample is above the maximum");
+                pnm_fail(pnm, "a sample is above the maximum");
             }
         } else {
             value = bytes == 2 ? (uint64_t)p[2 * i] << 8 | p[2 * i + 1] : p[i];
@@ -352,34 +336,33 @@ static Status read_samples(Pnm *pnm, bool plain, size_t channels, uint64_t most,
             image->rgb[i] = (unsigned char)value;
         }
     }
-    return STATUS_OK;
 }
 
-Status pnm_decode(Image *image, const unsigned char *data, size_t size, const char *name,
-                  Arena *arena, Error *error) {
-    Pnm pnm = {.data = data, .size = size, .at = 3, .name = name, .error = error};
+Image pnm_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
+    Pnm pnm = {.data = data, .size = size, .at = 3, .name = name};
     int kind = data[1] - '0'; /* image_decode has seen P1 to P6 and the white space after it */
     bool plain = kind <= 3;
     size_t channels = kind % 3 == 0 ? 3 : 1;
     static const char *const formats[] = {"PBM", "PGM", "PPM"};
-    uint64_t width, height, most = 1;
-    TRY(next_number(&pnm, &width));
-    TRY(next_number(&pnm, &height));
+    uint64_t width = next_number(&pnm), height = next_number(&pnm), most = 1;
     if (kind % 3 != 1) {
-        TRY(next_number(&pnm, &most));
+        most = next_number(&pnm);
         if (most < 1 || most > 65535) {
-            return pnm_fail(&pnm, "the maximum must be 1 to 65535");
+            pnm_fail(&pnm, "the maximum must be 1 to 65535");
         }
     }
     width = width < SIZE_MAX ? width : SIZE_MAX;
     height = height < SIZE_MAX ? height : SIZE_MAX;
-    TRY(image_check_size((size_t)width, (size_t)height, name, error));
+    image_check_size((size_t)width, (size_t)height, name);
     size_t least = (size_t)(kind == 4 ? (width + 7) / 8 : width) * (size_t)height; /* bytes */
     if (size - pnm.at < least) {
-        return pnm_fail(&pnm, "the file ends before the picture is complete");
+        pnm_fail(&pnm, "the file ends before the picture is complete");
     }
-    TRY(image_allocate(image, (size_t)width, (size_t)height, formats[(kind - 1) % 3], arena,
-                       error));
-    return kind % 3 == 1 ? read_bitmap(&pnm, plain, image)
-                         : read_samples(&pnm, plain, channels, most, image);
+    Image image = image_allocate(arena, (size_t)width, (size_t)height, formats[(kind - 1) % 3]);
+    if (kind % 3 == 1) {
+        read_bitmap(&pnm, plain, &image);
+    } else {
+        read_samples(&pnm, plain, channels, most, &image);
+    }
+    return image;
 }

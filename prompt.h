@@ -13,26 +13,25 @@ typedef struct Prompt {
     ImageText image_text;
 } Prompt;
 
-/* Messages of `--prompt` in chat form: a JSON list of {"role", "content"} (or LLaVA's "from", "value"), or
- * text that is the user's one turn. trim: as Gemma's template, contents trimmed and roles that do not
- * alternate refused. */
-Status chat_turns(const char *prompt, bool trim, Turn **turns, size_t *count, Arena *arena, Error *error);
+/* Messages of `--prompt` in chat form: a JSON list of {"role", "content"} (or LLaVA's "from",
+ * "value"), or text that is the user's one turn. trim: as Gemma's template, contents trimmed and
+ * roles that do not alternate refused. */
+Turn *chat_turns(Arena *arena, const char *prompt, bool trim, size_t *count);
 /* "2,15,7"; option stands in messages. */
-Status token_ids_parse(const char *text, const char *option, int32_t **ids, size_t *count, Arena *arena,
-                       Error *error);
+int32_t *token_ids_parse(Arena *arena, const char *text, const char *option, size_t *count);
 
-/* Opens what the prompt names; then its rows (at least one). With an image the prompt is a conversation,
- * and "<image>\n" is put before the first user's turn if no turn has the literal. */
-Status prompt_open(Vlm *vlm, const Compute *compute, const Prompt *prompt, Error *error);
-Status prompt_sequence(const Vlm *vlm, const Prompt *prompt, Sequence *sequence, Arena *arena, Error *error);
+/* Opens what the prompt names; then its rows (at least one). With an image the prompt is a
+ * conversation, and "<image>\n" is put before the first user's turn if no turn has the literal. */
+void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *prompt);
+Sequence prompt_sequence(const Vlm *vlm, const Prompt *prompt, Arena *arena);
 
-Status generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options, bool json,
-                        FILE *out, Error *error);
+void generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options,
+                      bool json, FILE *out);
 
 typedef struct TokenizeOptions {
     bool special, jsonl, decode;
 } TokenizeOptions;
 
-Status tokenize_command(const char *path, const TokenizeOptions *options, FILE *in, FILE *out, Error *error);
+void tokenize_command(const char *path, const TokenizeOptions *options, FILE *in, FILE *out);
 
 #endif

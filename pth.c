@@ -131,7 +131,6 @@ typedef struct Pickle {
     const char *path;
     const unsigned char *at, *end;
     Arena *scratch;
-    Error *error;
     Value **stack, **memo;
     size_t *marks; /* heights of the stack */
     size_t stack_count, stack_room, memo_count, memo_room, mark_count, mark_room;
@@ -139,56 +138,30 @@ typedef struct Pickle {
     Value *slab;
 } Pickle;
 
-static Status broken(Pickle *p, const char *what) {
-    return fail(p->error, STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
+REFSAE_NORETURN static void broken(Pickle *p, const char *what) {
+    fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
 }
 
-/* Makes room for `count` + 1 items; the old ones stay in the arena, so all of them together take at
- * most twice the last. */
-static bool reserve(Arena *arena, void **items, size_t count, size_t *room, size_t size) {
-    if (count < *room) {
-        return true;
-    }
-    size_t more = *room == 0 ? 4 : 2 * *room;
-    void *moved = arena_alloc(arena, more, size);
-    if (moved == NULL) {
-        return false;
-    }
-    if (count > 0) {
-        memcpy(moved, *items, count * size);
-    }
-    *items = moved;
-    *room = more;
-    return true;
-}
-
-static Status push(Pickle *p, Value *value) {
-    void *stack = p->stack;
-    if (!reserve(p->scratch, &stack, p->stack_count, &p->stack_room, sizeof *p->stack)) {
-        return fail_memory(p->error, p->path);
-    }
-    p->stack = stack;
+static void push(Pickle *p, Value *value) {
+    p->stack =
+        arena_grow(p->scratch, p->stack, &p->stack_room, p->stack_count + 1, sizeof *p->stack);
     p->stack[p->stack_count++] = value;
-    return STATUS_OK;
 }
 
-static Status push_new(Pickle *p, Value value) {
+static void push_new(Pickle *p, Value value) {
     enum {
         SLAB = 256
     };
     if (p->values++ == VALUES_MOST) {
-        return broken(p, "more than 2^21 objects");
+        broken(p, "more than 2^21 objects");
     }
     if (p->slab_left == 0) {
         p->slab = arena_alloc(p->scratch, SLAB, sizeof *p->slab);
         p->slab_left = SLAB;
-        if (p->slab == NULL) {
-            return fail_memory(p->error, p->path);
-        }
     }
     Value *made = &p->slab[--p->slab_left];
     *made = value;
-    return push(p, made);
+    push(p, made);
 }
 
 /* Height of the stack below which the running opcode may not reach. */
@@ -196,116 +169,97 @@ static size_t stack_floor(const Pickle *p) {
     return p->mark_count > 0 ? p->marks[p->mark_count - 1] : 0;
 }
 
-static Status pop(Pickle *p, Value **value) {
+static Value *pop(Pickle *p) {
     if (p->stack_count == stack_floor(p)) {
-        return broken(p, "an opcode finds the stack empty");
+        broken(p, "an opcode finds the stack empty");
     }
-    *value = p->stack[--p->stack_count];
-    return STATUS_OK;
+    return p->stack[--p->stack_count];
 }
 
-static Status mark(Pickle *p) {
-    void *marks = p->marks;
-    if (!reserve(p->scratch, &marks, p->mark_count, &p->mark_room, sizeof *p->marks)) {
-        return fail_memory(p->error, p->path);
-    }
-    p->marks = marks;
+static void mark(Pickle *p) {
+    p->marks = arena_grow(p->scratch, p->marks, &p->mark_room, p->mark_count + 1, sizeof *p->marks);
     p->marks[p->mark_count++] = p->stack_count;
-    return STATUS_OK;
 }
 
-/* Takes what lies above the last mark, or the last `count` values, off the stack; *items stays good
- * until the next push. */
-static Status take(Pickle *p, bool marked, Value ***items, size_t *count) {
+/* Takes what lies above the last mark, or the last *count values, off the stack; the items stay
+ * good until the next push. */
+static Value **take(Pickle *p, bool marked, size_t *count) {
     size_t low = stack_floor(p);
     if (marked && p->mark_count == 0) {
-        return broken(p, "an opcode finds no mark");
+        broken(p, "an opcode finds no mark");
     }
     if (marked) {
         p->mark_count--;
         *count = p->stack_count - low;
     } else if (*count > p->stack_count - low) {
-        return broken(p, "an opcode finds the stack empty");
+        broken(p, "an opcode finds the stack empty");
     }
     p->stack_count -= *count;
-    *items = *count > 0 ? p->stack + p->stack_count : NULL;
-    return STATUS_OK;
-}
-
-static Status extend(Pickle *p, Value *container, Value **items, size_t count) {
-    void *own = container->as.list.items;
-    for (size_t i = 0; i < count; i++) {
-        if (!reserve(p->scratch, &own, container->as.list.count, &container->as.list.room,
-                     sizeof *items)) {
-            return fail_memory(p->error, p->path);
-        }
-        container->as.list.items = own;
-        container->as.list.items[container->as.list.count++] = items[i];
-    }
-    return STATUS_OK;
+    return *count > 0 ? p->stack + p->stack_count : NULL;
 }
 
 /* APPEND(S) and SETITEM(S): the items above the mark, or the last `count`, into what is below. */
-static Status fill_container(Pickle *p, ValueKind kind, bool marked, size_t count) {
-    Value **items = NULL;
-    TRY(take(p, marked, &items, &count));
+static void fill_container(Pickle *p, ValueKind kind, bool marked, size_t count) {
+    Value **items = take(p, marked, &count);
     if (p->stack_count == stack_floor(p) || p->stack[p->stack_count - 1]->kind != kind ||
         (kind == VALUE_DICT && count % 2 != 0)) {
-        return broken(p, "items are put into what is no list or dict");
+        broken(p, "items are put into what is no list or dict");
     }
-    return extend(p, p->stack[p->stack_count - 1], items, count);
+    Value *container = p->stack[p->stack_count - 1];
+    container->as.list.items =
+        arena_grow(p->scratch, container->as.list.items, &container->as.list.room,
+                   container->as.list.count + count, sizeof *items);
+    for (size_t i = 0; i < count; i++) {
+        container->as.list.items[container->as.list.count++] = items[i];
+    }
 }
 
-static Status make_tuple(Pickle *p, bool marked, size_t count) {
-    Value **items = NULL, tuple = {.kind = VALUE_TUPLE};
-    TRY(take(p, marked, &items, &count));
-    TRY(extend(p, &tuple, items, count));
-    return push_new(p, tuple);
+static void make_tuple(Pickle *p, bool marked, size_t count) {
+    Value **items = take(p, marked, &count), tuple = {.kind = VALUE_TUPLE};
+    if (count > 0) {
+        tuple.as.list.items = arena_alloc(p->scratch, count, sizeof *items);
+        tuple.as.list.count = count;
+        memcpy(tuple.as.list.items, items, count * sizeof *items);
+    }
+    push_new(p, tuple);
 }
 
 /* ---- operands ---- */
 
-static Status operand(Pickle *p, size_t count, const unsigned char **bytes) {
+static const unsigned char *operand(Pickle *p, size_t count) {
     if (count > (size_t)(p->end - p->at)) {
-        return broken(p, "ends within an opcode");
+        broken(p, "ends within an opcode");
     }
-    *bytes = p->at;
     p->at += count;
-    return STATUS_OK;
+    return p->at - count;
 }
 
 /* An unsigned number of 1, 2, 4 or 8 bytes. */
-static Status operand_size(Pickle *p, size_t count, uint64_t *value) {
-    const unsigned char *bytes = NULL;
-    TRY(operand(p, count, &bytes));
-    *value = 0;
-    memcpy(value, bytes, count);
-    return STATUS_OK;
+static uint64_t operand_size(Pickle *p, size_t count) {
+    uint64_t value = 0;
+    memcpy(&value, operand(p, count), count);
+    return value;
 }
 
-static Status operand_string(Pickle *p, size_t width) {
-    uint64_t length = 0;
-    const unsigned char *bytes = NULL;
-    TRY(operand_size(p, width, &length));
+static void operand_string(Pickle *p, size_t width) {
+    uint64_t length = operand_size(p, width);
     if (length > (uint64_t)(p->end - p->at)) {
-        return broken(p, "a string that ends after the file");
+        broken(p, "a string that ends after the file");
     }
-    TRY(operand(p, (size_t)length, &bytes));
-    return push_new(
-        p, (Value){.kind = VALUE_STRING, .as.string = {(const char *)bytes, (size_t)length}});
+    const char *text = (const char *)operand(p, (size_t)length);
+    push_new(p, (Value){.kind = VALUE_STRING, .as.string = {text, (size_t)length}});
 }
 
 /* LONG1, LONG4: two's complement of any length. */
-static Status operand_long(Pickle *p, size_t width) {
-    uint64_t length = 0, bits = 0;
-    const unsigned char *bytes = NULL;
-    TRY(operand_size(p, width, &length));
+static void operand_long(Pickle *p, size_t width) {
+    uint64_t length = operand_size(p, width), bits = 0;
     if (length > (uint64_t)(p->end - p->at)) {
-        return broken(p, "a number that ends after the file");
+        broken(p, "a number that ends after the file");
     }
-    TRY(operand(p, (size_t)length, &bytes));
+    const unsigned char *bytes = operand(p, (size_t)length);
     if (length > 8) {
-        return push_new(p, (Value){.kind = VALUE_NUMBER});
+        push_new(p, (Value){.kind = VALUE_NUMBER});
+        return;
     }
     if (length > 0) {
         memcpy(&bits, bytes, (size_t)length);
@@ -315,19 +269,19 @@ static Status operand_long(Pickle *p, size_t width) {
     }
     Value value = {.kind = VALUE_INTEGER};
     memcpy(&value.as.integer, &bits, sizeof bits);
-    return push_new(p, value);
+    push_new(p, value);
 }
 
 /* Up to a newline, without it. */
-static Status operand_line(Pickle *p, const char **text, size_t *length) {
+static const char *operand_line(Pickle *p, size_t *length) {
     const unsigned char *line = memchr(p->at, '\n', (size_t)(p->end - p->at));
     if (line == NULL) {
-        return broken(p, "ends within an opcode");
+        broken(p, "ends within an opcode");
     }
-    *text = (const char *)p->at;
+    const char *text = (const char *)p->at;
     *length = (size_t)(line - p->at);
     p->at = line + 1;
-    return STATUS_OK;
+    return text;
 }
 
 /* ---- calls ---- */
@@ -336,35 +290,35 @@ static bool text_is(const char *text, size_t length, const char *word) {
     return strlen(word) == length && memcmp(text, word, length) == 0;
 }
 
-static Status push_global(Pickle *p, const char *module, size_t module_length, const char *name,
-                          size_t length) {
+static void push_global(Pickle *p, const char *module, size_t module_length, const char *name,
+                        size_t length) {
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
         if (text_is(module, module_length, globals[i].module) &&
             text_is(name, length, globals[i].name)) {
-            return push_new(p, (Value){.kind = VALUE_GLOBAL, .as.global = &globals[i]});
+            push_new(p, (Value){.kind = VALUE_GLOBAL, .as.global = &globals[i]});
+            return;
         }
     }
-    return fail(p->error, STATUS_INPUT,
-                "%s: data.pkl asks for '%.*s.%.*s'; nothing is executed, only tensors, dicts, "
-                "lists, numbers and strings are read: save the state_dict alone",
-                p->path, (int)(module_length < 200 ? module_length : 200), module,
-                (int)(length < 200 ? length : 200), name);
+    fail(STATUS_INPUT,
+         "%s: data.pkl asks for '%.*s.%.*s'; nothing is executed, only tensors, dicts, "
+         "lists, numbers and strings are read: save the state_dict alone",
+         p->path, (int)(module_length < 200 ? module_length : 200), module,
+         (int)(length < 200 ? length : 200), name);
 }
 
-static Status stack_global(Pickle *p) {
-    Value **pair = NULL;
-    size_t count = 2;
-    TRY(take(p, false, &pair, &count));
+static void stack_global(Pickle *p) {
+    size_t two = 2;
+    Value **pair = take(p, false, &two);
     if (pair[0]->kind != VALUE_STRING || pair[1]->kind != VALUE_STRING) {
-        return broken(p, "a global whose name is no string");
+        broken(p, "a global whose name is no string");
     }
-    return push_global(p, pair[0]->as.string.text, pair[0]->as.string.length,
-                       pair[1]->as.string.text, pair[1]->as.string.length);
+    push_global(p, pair[0]->as.string.text, pair[0]->as.string.length, pair[1]->as.string.text,
+                pair[1]->as.string.length);
 }
 
 /* args: storage, offset, size, stride, requires_grad, hooks, then for v3 the dtype, then metadata,
  * which says whether the values are to be negated or conjugated. */
-static Status make_tensor(Pickle *p, const Global *function, const Value *args) {
+static void make_tensor(Pickle *p, const Global *function, const Value *args) {
     size_t count = args->as.list.count, known = function->kind == GLOBAL_TENSOR_V3 ? 7 : 6;
     Value **items = args->as.list.items;
     bool good = count >= known && count <= known + 1 && items[0]->kind == VALUE_STORAGE &&
@@ -378,26 +332,21 @@ static Status make_tensor(Pickle *p, const Global *function, const Value *args) 
         good = type->kind == GLOBAL_STORAGE;
     }
     if (!good) {
-        return broken(p, "a tensor whose parts are not those of a tensor");
+        broken(p, "a tensor whose parts are not those of a tensor");
     }
     if (count > known && (items[known]->kind != VALUE_DICT || items[known]->as.list.count != 0)) {
-        return broken(p, "a tensor that is to be negated or conjugated");
+        broken(p, "a tensor that is to be negated or conjugated");
     }
     Rebuild *rebuild = arena_alloc(p->scratch, 1, sizeof *rebuild);
-    if (rebuild == NULL) {
-        return fail_memory(p->error, p->path);
-    }
     *rebuild = (Rebuild){items[0]->as.storage, type, items[1], items[2], items[3], NULL};
-    return push_new(p, (Value){.kind = VALUE_TENSOR, .as.rebuild = rebuild});
+    push_new(p, (Value){.kind = VALUE_TENSOR, .as.rebuild = rebuild});
 }
 
-static Status reduce(Pickle *p) {
-    Value **pair = NULL;
+static void reduce(Pickle *p) {
     size_t two = 2;
-    TRY(take(p, false, &pair, &two));
-    Value *args = pair[1];
+    Value **pair = take(p, false, &two), *args = pair[1];
     if (pair[0]->kind != VALUE_GLOBAL || args->kind != VALUE_TUPLE) {
-        return broken(p, "a call of what is no function");
+        broken(p, "a call of what is no function");
     }
     const Global *function = pair[0]->as.global;
     size_t count = args->as.list.count;
@@ -405,35 +354,38 @@ static Status reduce(Pickle *p) {
     switch (function->kind) {
     case GLOBAL_DICT:
         if (count == 0) {
-            return push_new(p, (Value){.kind = VALUE_DICT});
+            push_new(p, (Value){.kind = VALUE_DICT});
+            return;
         }
         break;
     case GLOBAL_SIZE:
         if (count == 1 && (first->kind == VALUE_TUPLE || first->kind == VALUE_LIST)) {
-            return push(p, first);
+            push(p, first);
+            return;
         }
         break;
     case GLOBAL_PARAMETER: /* (tensor, requires_grad, hooks[, state]) */
         if (count >= 3 && first->kind == VALUE_TENSOR) {
-            return push(p, first);
+            push(p, first);
+            return;
         }
         break;
     case GLOBAL_TENSOR_V2:
     case GLOBAL_TENSOR_V3:
-        return make_tensor(p, function, args);
+        make_tensor(p, function, args);
+        return;
     case GLOBAL_STORAGE:
     case GLOBAL_UNTYPED:
     case GLOBAL_DTYPE:
         break;
     }
-    return fail(p->error, STATUS_INPUT, "%s: data.pkl: a call of '%s.%s' in a form not known",
-                p->path, function->module, function->name);
+    fail(STATUS_INPUT, "%s: data.pkl: a call of '%s.%s' in a form not known", p->path,
+         function->module, function->name);
 }
 
 /* ('storage', class, key, location, count): count in elements of the class. */
-static Status persistent(Pickle *p) {
-    Value *id = NULL;
-    TRY(pop(p, &id));
+static void persistent(Pickle *p) {
+    Value *id = pop(p);
     Value **items = id->as.list.items;
     bool good = id->kind == VALUE_TUPLE && id->as.list.count == 5 &&
                 items[0]->kind == VALUE_STRING &&
@@ -444,65 +396,45 @@ static Status persistent(Pickle *p) {
                 items[2]->kind == VALUE_STRING && items[4]->kind == VALUE_INTEGER &&
                 items[4]->as.integer >= 0;
     if (!good) {
-        return broken(p, "a persistent id that is no storage");
+        broken(p, "a persistent id that is no storage");
     }
     Storage *storage = arena_alloc(p->scratch, 1, sizeof *storage);
-    if (storage == NULL) {
-        return fail_memory(p->error, p->path);
-    }
     *storage = (Storage){items[1]->as.global, items[2], (uint64_t)items[4]->as.integer};
-    return push_new(p, (Value){.kind = VALUE_STORAGE, .as.storage = storage});
+    push_new(p, (Value){.kind = VALUE_STORAGE, .as.storage = storage});
 }
 
 /* An OrderedDict's attributes (a state dict has _metadata): not needed. */
-static Status build(Pickle *p) {
-    Value *state = NULL;
-    TRY(pop(p, &state));
+static void build(Pickle *p) {
+    pop(p);
     if (p->stack_count == stack_floor(p) || p->stack[p->stack_count - 1]->kind != VALUE_DICT) {
-        return broken(p, "attributes of what is no OrderedDict");
+        broken(p, "attributes of what is no OrderedDict");
     }
-    return STATUS_OK;
 }
 
 /* ---- the memo ---- */
 
-static Status memo_put(Pickle *p, uint64_t index) {
+static void memo_put(Pickle *p, uint64_t index) {
     if (p->stack_count == stack_floor(p)) {
-        return broken(p, "an opcode finds the stack empty");
+        broken(p, "an opcode finds the stack empty");
     }
     if (index >= MEMO_MOST) {
-        return broken(p, "a memo of more than 2^22 objects");
+        broken(p, "a memo of more than 2^22 objects");
     }
-    if (index >= p->memo_room) {
-        size_t room = p->memo_room == 0 ? 256 : p->memo_room;
-        while (room <= index) {
-            room *= 2;
-        }
-        Value **memo = arena_alloc(p->scratch, room, sizeof *memo);
-        if (memo == NULL) {
-            return fail_memory(p->error, p->path);
-        }
-        if (p->memo_room > 0) {
-            memcpy(memo, p->memo, p->memo_room * sizeof *memo);
-        }
-        p->memo = memo;
-        p->memo_room = room;
-    }
+    p->memo = arena_grow(p->scratch, p->memo, &p->memo_room, (size_t)index + 1, sizeof *p->memo);
     p->memo_count += p->memo[index] == NULL;
     p->memo[index] = p->stack[p->stack_count - 1];
-    return STATUS_OK;
 }
 
-static Status memo_get(Pickle *p, uint64_t index) {
+static void memo_get(Pickle *p, uint64_t index) {
     if (index >= p->memo_room || p->memo[index] == NULL) {
-        return broken(p, "an object is taken from the memo before it is there");
+        broken(p, "an object is taken from the memo before it is there");
     }
-    return push(p, p->memo[index]);
+    push(p, p->memo[index]);
 }
 
 /* ---- the machine ---- */
 
-static Status refuse_opcode(Pickle *p, unsigned char code) {
+REFSAE_NORETURN static void refuse_opcode(Pickle *p, unsigned char code) {
     static const struct {
         unsigned char code;
         const char *name;
@@ -539,116 +471,143 @@ static Status refuse_opcode(Pickle *p, unsigned char code) {
                  {0x98, "READONLY_BUFFER"}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (known[i].code == code) {
-            return fail(p->error, STATUS_INPUT,
-                        "%s: data.pkl has the opcode %s; only what tensors, dicts, lists, numbers "
-                        "and strings need is read: save the state_dict alone",
-                        p->path, known[i].name);
+            fail(STATUS_INPUT,
+                 "%s: data.pkl has the opcode %s; only what tensors, dicts, lists, numbers "
+                 "and strings need is read: save the state_dict alone",
+                 p->path, known[i].name);
         }
     }
-    return fail(p->error, STATUS_INPUT, "%s: data.pkl: byte 0x%02X is no opcode of a pickle",
-                p->path, code);
+    fail(STATUS_INPUT, "%s: data.pkl: byte 0x%02X is no opcode of a pickle", p->path, code);
 }
 
 /* One opcode, named as in Python's pickle module. */
-static Status step(Pickle *p, unsigned char code) {
-    uint64_t number = 0;
-    const unsigned char *bytes = NULL;
-    const char *module = NULL, *name = NULL;
-    size_t module_length = 0, length = 0;
+static void step(Pickle *p, unsigned char code) {
+    uint64_t number;
+    const char *module, *name;
+    size_t module_length, length;
     switch (code) {
     case 0x80: /* PROTO */
-        TRY(operand_size(p, 1, &number));
-        return number <= 5 ? STATUS_OK : broken(p, "a protocol after 5");
+        if (operand_size(p, 1) > 5) {
+            broken(p, "a protocol after 5");
+        }
+        return;
     case 0x95: /* FRAME: only says how much to read at once */
-        return operand(p, 8, &bytes);
+        operand(p, 8);
+        return;
     case '(':
-        return mark(p);
+        mark(p);
+        return;
     case 'N':
-        return push_new(p, (Value){.kind = VALUE_NONE});
+        push_new(p, (Value){.kind = VALUE_NONE});
+        return;
     case 0x88: /* NEWTRUE */
     case 0x89: /* NEWFALSE */
-        return push_new(p, (Value){.kind = VALUE_BOOL});
+        push_new(p, (Value){.kind = VALUE_BOOL});
+        return;
     case 'J': /* BININT */
-        TRY(operand_size(p, 4, &number));
-        return push_new(
+        number = operand_size(p, 4);
+        push_new(
             p, (Value){.kind = VALUE_INTEGER,
                        .as.integer = (int64_t)number - (number >> 31 != 0 ? (int64_t)1 << 32 : 0)});
+        return;
     case 'K': /* BININT1 */
     case 'M': /* BININT2 */
-        TRY(operand_size(p, code == 'K' ? 1 : 2, &number));
-        return push_new(p, (Value){.kind = VALUE_INTEGER, .as.integer = (int64_t)number});
+        number = operand_size(p, code == 'K' ? 1 : 2);
+        push_new(p, (Value){.kind = VALUE_INTEGER, .as.integer = (int64_t)number});
+        return;
     case 0x8A: /* LONG1 */
-        return operand_long(p, 1);
+        operand_long(p, 1);
+        return;
     case 0x8B: /* LONG4 */
-        return operand_long(p, 4);
+        operand_long(p, 4);
+        return;
     case 'G': /* BINFLOAT */
-        TRY(operand(p, 8, &bytes));
-        return push_new(p, (Value){.kind = VALUE_NUMBER});
+        operand(p, 8);
+        push_new(p, (Value){.kind = VALUE_NUMBER});
+        return;
     case 0x8C: /* SHORT_BINUNICODE */
-        return operand_string(p, 1);
+        operand_string(p, 1);
+        return;
     case 'X': /* BINUNICODE */
-        return operand_string(p, 4);
+        operand_string(p, 4);
+        return;
     case 0x8D: /* BINUNICODE8 */
-        return operand_string(p, 8);
+        operand_string(p, 8);
+        return;
     case ')': /* EMPTY_TUPLE */
-        return push_new(p, (Value){.kind = VALUE_TUPLE});
+        push_new(p, (Value){.kind = VALUE_TUPLE});
+        return;
     case 0x85: /* TUPLE1 */
     case 0x86:
     case 0x87:
-        return make_tuple(p, false, (size_t)(code - 0x84));
+        make_tuple(p, false, (size_t)(code - 0x84));
+        return;
     case 't':
-        return make_tuple(p, true, 0);
+        make_tuple(p, true, 0);
+        return;
     case ']':
-        return push_new(p, (Value){.kind = VALUE_LIST});
+        push_new(p, (Value){.kind = VALUE_LIST});
+        return;
     case 'a': /* APPEND */
-        return fill_container(p, VALUE_LIST, false, 1);
+        fill_container(p, VALUE_LIST, false, 1);
+        return;
     case 'e': /* APPENDS */
-        return fill_container(p, VALUE_LIST, true, 0);
+        fill_container(p, VALUE_LIST, true, 0);
+        return;
     case '}':
-        return push_new(p, (Value){.kind = VALUE_DICT});
+        push_new(p, (Value){.kind = VALUE_DICT});
+        return;
     case 's': /* SETITEM */
-        return fill_container(p, VALUE_DICT, false, 2);
+        fill_container(p, VALUE_DICT, false, 2);
+        return;
     case 'u': /* SETITEMS */
-        return fill_container(p, VALUE_DICT, true, 0);
+        fill_container(p, VALUE_DICT, true, 0);
+        return;
     case 'c': /* GLOBAL */
-        TRY(operand_line(p, &module, &module_length));
-        TRY(operand_line(p, &name, &length));
-        return push_global(p, module, module_length, name, length);
+        module = operand_line(p, &module_length);
+        name = operand_line(p, &length);
+        push_global(p, module, module_length, name, length);
+        return;
     case 0x93:
-        return stack_global(p);
+        stack_global(p);
+        return;
     case 'R':
-        return reduce(p);
+        reduce(p);
+        return;
     case 'b':
-        return build(p);
+        build(p);
+        return;
     case 'Q': /* BINPERSID */
-        return persistent(p);
+        persistent(p);
+        return;
     case 'q': /* BINPUT */
     case 'r': /* LONG_BINPUT */
-        TRY(operand_size(p, code == 'q' ? 1 : 4, &number));
-        return memo_put(p, number);
+        memo_put(p, operand_size(p, code == 'q' ? 1 : 4));
+        return;
     case 0x94: /* MEMOIZE */
-        return memo_put(p, p->memo_count);
+        memo_put(p, p->memo_count);
+        return;
     case 'h': /* BINGET */
     case 'j': /* LONG_BINGET */
-        TRY(operand_size(p, code == 'h' ? 1 : 4, &number));
-        return memo_get(p, number);
+        memo_get(p, operand_size(p, code == 'h' ? 1 : 4));
+        return;
     default:
-        return refuse_opcode(p, code);
+        refuse_opcode(p, code);
     }
 }
 
-static Status pickle_run(Pickle *p, Value **object) {
+static Value *pickle_run(Pickle *p) {
     for (size_t opcodes = 0; p->at < p->end; opcodes++) {
         unsigned char code = *p->at++;
         if (opcodes == OPCODES_MOST) {
-            return broken(p, "more than 2^24 opcodes");
+            broken(p, "more than 2^24 opcodes");
         }
         if (code == '.') {
-            return pop(p, object);
+            return pop(p);
         }
-        TRY(step(p, code));
+        step(p, code);
     }
-    return broken(p, "ends before its STOP");
+    broken(p, "ends before its STOP");
 }
 
 /* ---- from values to tensors ---- */
@@ -662,63 +621,49 @@ typedef struct Walk {
     uint64_t budget;                /* bytes that copies may still take */
     size_t steps;
     char name[NAME_MOST + 1];
-    Error *error;
 } Walk;
 
 /* Copies (strides, deflated storages) together may take 16 times the file and 64 MiB: a state dict
  * stays far below, a few numbers expanded to a terabyte do not. */
-static Status spend(Walk *w, uint64_t bytes) {
+static void spend(Walk *w, uint64_t bytes) {
     if (bytes > w->budget) {
-        return fail(w->error, STATUS_INPUT,
-                    "%s: tensor '%s': unpacking it would take %llu bytes, far more than the file",
-                    w->path, w->name, (unsigned long long)bytes);
+        fail(STATUS_INPUT,
+             "%s: tensor '%s': unpacking it would take %llu bytes, far more than the file", w->path,
+             w->name, (unsigned long long)bytes);
     }
     w->budget -= bytes;
-    return STATUS_OK;
 }
 
-static Status storage_bytes(Walk *w, const Storage *storage, size_t element,
-                            const unsigned char **data) {
+static const unsigned char *storage_bytes(Walk *w, const Storage *storage, size_t element) {
     const Value *key = storage->key;
     int length = key->as.string.length <= 100 ? (int)key->as.string.length : 0;
     char *name = arena_format(w->scratch, "%s/data/%.*s", w->folder, length, key->as.string.text);
-    if (name == NULL) {
-        return fail_memory(w->error, w->path);
-    }
     const ZipMember *member = zip_find(w->zip, name);
     if (member == NULL) {
-        return fail(w->error, STATUS_INPUT, "%s: tensor '%s': its storage '%s' is missing", w->path,
-                    w->name, name);
+        fail(STATUS_INPUT, "%s: tensor '%s': its storage '%s' is missing", w->path, w->name, name);
     }
     if (member->size / element != storage->count) {
-        return fail(w->error, STATUS_INPUT,
-                    "%s: tensor '%s': its storage of %llu elements holds %llu bytes", w->path,
-                    w->name, (unsigned long long)storage->count, (unsigned long long)member->size);
+        fail(STATUS_INPUT, "%s: tensor '%s': its storage of %llu elements holds %llu bytes",
+             w->path, w->name, (unsigned long long)storage->count,
+             (unsigned long long)member->size);
     }
     size_t index = (size_t)(member - w->zip->members);
     if (w->unpacked[index] == NULL) {
         char *what = arena_format(w->scratch, "%s: tensor '%s'", w->path, w->name);
-        if (what == NULL) {
-            return fail_memory(w->error, w->path);
-        }
         if (member->method != 0) {
-            TRY(spend(w, member->size));
+            spend(w, member->size);
         }
-        TRY(zip_unpack(&w->unpacked[index], member, what, w->arena, w->error));
+        w->unpacked[index] = zip_unpack(w->arena, member, what);
     }
-    *data = w->unpacked[index];
-    return STATUS_OK;
+    return w->unpacked[index];
 }
 
-/* Sets shape and strides, and *last: the highest element reached, counted from the tensor's first.
- */
-static Status tensor_shape(Walk *w, const Rebuild *r, Tensor *tensor, size_t *strides,
-                           uint64_t *last) {
+/* Sets shape and strides; returns the highest element of the storage that is reached. */
+static uint64_t tensor_shape(Walk *w, const Rebuild *r, Tensor *tensor, size_t *strides) {
     size_t rank = r->size->as.list.count, bytes;
-    *last = 0;
     if (rank > TENSOR_MAX_RANK) {
-        return fail(w->error, STATUS_INPUT, "%s: tensor '%s': %zu dimensions; at most %d are read",
-                    w->path, w->name, rank, TENSOR_MAX_RANK);
+        fail(STATUS_INPUT, "%s: tensor '%s': %zu dimensions; at most %d are read", w->path, w->name,
+             rank, TENSOR_MAX_RANK);
     }
     bool good = r->stride->as.list.count == rank && r->offset->as.integer >= 0;
     tensor->rank = (int)rank;
@@ -731,9 +676,8 @@ static Status tensor_shape(Walk *w, const Rebuild *r, Tensor *tensor, size_t *st
         strides[d] = good ? (size_t)stride->as.integer : 0;
     }
     if (!good) {
-        return fail(w->error, STATUS_INPUT,
-                    "%s: tensor '%s': its size and strides are not made of sizes", w->path,
-                    w->name);
+        fail(STATUS_INPUT, "%s: tensor '%s': its size and strides are not made of sizes", w->path,
+             w->name);
     }
     good = tensor_shape_bytes(tensor->shape, tensor->rank, 128, &tensor->count, &bytes);
     size_t reach = (size_t)r->offset->as.integer, step = 0;
@@ -741,11 +685,9 @@ static Status tensor_shape(Walk *w, const Rebuild *r, Tensor *tensor, size_t *st
         good = size_mul(&step, tensor->shape[d] - 1, strides[d]) && size_add(&reach, reach, step);
     }
     if (!good) {
-        return fail(w->error, STATUS_INPUT, "%s: tensor '%s': its shape overflows", w->path,
-                    w->name);
+        fail(STATUS_INPUT, "%s: tensor '%s': its shape overflows", w->path, w->name);
     }
-    *last = reach;
-    return STATUS_OK;
+    return reach;
 }
 
 static bool row_major(const Tensor *tensor, const size_t *strides) {
@@ -759,51 +701,44 @@ static bool row_major(const Tensor *tensor, const size_t *strides) {
     return true;
 }
 
-static Status tensor_make(Walk *w, Rebuild *r, Tensor *tensor) {
+static void tensor_make(Walk *w, Rebuild *r, Tensor *tensor) {
     size_t strides[TENSOR_MAX_RANK] = {0};
     size_t element = r->type->dtype == DTYPE_OTHER ? r->type->element : dtype_size(r->type->dtype);
     const Global *stored = r->storage->type;
     size_t unit = stored->dtype == DTYPE_OTHER ? stored->element : dtype_size(stored->dtype);
-    const unsigned char *data = NULL;
-    uint64_t last = 0;
     tensor->file = w->path;
     tensor->dtype = r->type->dtype;
     tensor->type = r->type->dtype == DTYPE_OTHER ? r->type->type : dtype_name(r->type->dtype);
-    TRY(tensor_shape(w, r, tensor, strides, &last));
-    TRY(storage_bytes(w, r->storage, unit, &data));
+    uint64_t last = tensor_shape(w, r, tensor, strides);
+    const unsigned char *data = storage_bytes(w, r->storage, unit);
     uint64_t held = r->storage->count * unit / element;
     if (tensor->count > 0 && last >= held) {
-        return fail(w->error, STATUS_INPUT,
-                    "%s: tensor '%s': reaches element %llu of a storage of %llu", w->path, w->name,
-                    (unsigned long long)last, (unsigned long long)held);
+        fail(STATUS_INPUT, "%s: tensor '%s': reaches element %llu of a storage of %llu", w->path,
+             w->name, (unsigned long long)last, (unsigned long long)held);
     }
     tensor->data = tensor->count > 0 ? data + (size_t)r->offset->as.integer * element : data;
     if (tensor->count == 0 || row_major(tensor, strides)) {
-        return STATUS_OK;
+        return;
     }
-    TRY(spend(w, (uint64_t)tensor->count * element));
-    return tensor_gather(tensor, strides, element, w->arena, w->error);
+    spend(w, (uint64_t)tensor->count * element);
+    tensor_gather(tensor, strides, element, w->arena);
 }
 
-static Status add_tensor(Walk *w, Rebuild *r, size_t length) {
+static void add_tensor(Walk *w, Rebuild *r, size_t length) {
     Tensor *tensor = arena_alloc(w->scratch, 1, sizeof *tensor);
     char *name = arena_copy(w->arena, w->name, length);
-    if (tensor == NULL || name == NULL) {
-        return fail_memory(w->error, w->path);
-    }
     if (strlen(name) != length || !utf8_valid(name, length)) {
-        return fail(w->error, STATUS_INPUT, "%s: tensor '%s': a name that is no text", w->path,
-                    name);
+        fail(STATUS_INPUT, "%s: tensor '%s': a name that is no text", w->path, name);
     }
     if (r->made != NULL) {
         *tensor = *r->made;
     } else {
-        TRY(tensor_make(w, r, tensor));
+        tensor_make(w, r, tensor);
         r->made = tensor;
     }
     Tensor named = *tensor;
     named.name = name;
-    return tensor_list_add(w->list, &named, w->error);
+    tensor_list_add(w->list, &named);
 }
 
 /* Appends ".key" to the name[length]; 0: too long, or a key that is neither string nor integer. */
@@ -838,18 +773,18 @@ static bool is_state_dict(const Value *key, const Value *value) {
 }
 
 /* Adds the tensors below `value`, whose name is w->name[0 .. length). */
-static Status walk(Walk *w, Value *value, size_t length, int depth) {
+static void walk(Walk *w, Value *value, size_t length, int depth) {
     w->name[length] = 0;
     if (w->steps++ == STEPS_MOST || depth == DEPTH_MOST) {
-        return fail(w->error, STATUS_INPUT, "%s: data.pkl: objects nested too deep or too often",
-                    w->path);
+        fail(STATUS_INPUT, "%s: data.pkl: objects nested too deep or too often", w->path);
     }
     if (value->kind == VALUE_TENSOR) {
-        return add_tensor(w, value->as.rebuild, length);
+        add_tensor(w, value->as.rebuild, length);
+        return;
     }
     bool dict = value->kind == VALUE_DICT;
     if (!dict && value->kind != VALUE_LIST && value->kind != VALUE_TUPLE) {
-        return STATUS_OK;
+        return;
     }
     size_t stride = dict ? 2 : 1;
     for (size_t i = 0; i < value->as.list.count; i += stride) {
@@ -865,14 +800,13 @@ static Status walk(Walk *w, Value *value, size_t length, int depth) {
         }
         if (longer == SIZE_MAX) {
             w->name[length] = 0;
-            return fail(w->error, STATUS_INPUT,
-                        "%s: '%s' has a key that is longer than %d bytes or neither string nor "
-                        "integer",
-                        w->path, w->name, NAME_MOST);
+            fail(STATUS_INPUT,
+                 "%s: '%s' has a key that is longer than %d bytes or neither string nor "
+                 "integer",
+                 w->path, w->name, NAME_MOST);
         }
-        TRY(walk(w, item, longer, depth + 1));
+        walk(w, item, longer, depth + 1);
     }
-    return STATUS_OK;
 }
 
 /* ---- the file ---- */
@@ -896,61 +830,45 @@ bool pth_is(const Zip *zip) {
 }
 
 /* The text of the small member `name` beside data.pkl; "" if there is none. */
-static Status beside(const Walk *w, const char *name, const char **text) {
+static const char *beside(const Walk *w, const char *name) {
     char *full = arena_format(w->scratch, "%s/%s", w->folder, name);
     char *what = arena_format(w->scratch, "%s: %s", w->path, name);
-    const unsigned char *data = NULL;
-    *text = "";
-    if (full == NULL || what == NULL) {
-        return fail_memory(w->error, w->path);
-    }
     const ZipMember *member = zip_find(w->zip, full);
     if (member == NULL) {
-        return STATUS_OK;
+        return "";
     }
     if (member->size > 16) {
-        return fail(w->error, STATUS_INPUT, "%s: %llu bytes, expected a word", what,
-                    (unsigned long long)member->size);
+        fail(STATUS_INPUT, "%s: %llu bytes, expected a word", what,
+             (unsigned long long)member->size);
     }
-    TRY(zip_unpack(&data, member, what, w->scratch, w->error));
-    *text = arena_copy(w->scratch, (const char *)data, (size_t)member->size);
-    return *text == NULL ? fail_memory(w->error, w->path) : STATUS_OK;
+    const unsigned char *data = zip_unpack(w->scratch, member, what);
+    return arena_copy(w->scratch, (const char *)data, (size_t)member->size);
 }
 
-static Status check_archive(const Walk *w) {
-    const char *order, *version;
+static void check_archive(const Walk *w) {
+    const char *order = beside(w, "byteorder"), *version = beside(w, "version");
     char *script = arena_format(w->scratch, "%s/constants.pkl", w->folder);
-    if (script == NULL) {
-        return fail_memory(w->error, w->path);
-    }
     if (zip_find(w->zip, script) != NULL) {
-        return fail(w->error, STATUS_INPUT,
-                    "%s: a TorchScript archive holds a program: save its tensors with "
-                    "torch.save(torch.jit.load(FILE).state_dict(), FILE)",
-                    w->path);
+        fail(STATUS_INPUT,
+             "%s: a TorchScript archive holds a program: save its tensors with "
+             "torch.save(torch.jit.load(FILE).state_dict(), FILE)",
+             w->path);
     }
-    TRY(beside(w, "byteorder", &order));
-    TRY(beside(w, "version", &version));
     if (order[0] != 0 && strcmp(order, "little") != 0) {
-        return fail(w->error, STATUS_INPUT, "%s: byteorder is '%s', expected 'little'", w->path,
-                    order);
+        fail(STATUS_INPUT, "%s: byteorder is '%s', expected 'little'", w->path, order);
     }
     if (version[0] != 0 && strtol(version, NULL, 10) != FORMAT_VERSION) {
-        return fail(w->error, STATUS_INPUT, "%s: version '%s' of torch.save's zip, expected %d",
-                    w->path, version, FORMAT_VERSION);
+        fail(STATUS_INPUT, "%s: version '%s' of torch.save's zip, expected %d", w->path, version,
+             FORMAT_VERSION);
     }
-    return STATUS_OK;
 }
 
-Status pth_read(const Zip *zip, const FileMap *map, const char *path, Arena *arena, Arena *scratch,
-                TensorList *list, Error *error) {
+void pth_read(const Zip *zip, const FileMap *map, const char *path, Arena *arena, Arena *scratch,
+              TensorList *list) {
     size_t folder = 0;
     const ZipMember *member = find_pickle(zip, &folder);
-    Pickle pickle = {.path = path, .scratch = scratch, .error = error};
+    Pickle pickle = {.path = path, .scratch = scratch};
     Walk *w = arena_alloc(scratch, 1, sizeof *w);
-    if (w == NULL) {
-        return fail_memory(error, path);
-    }
     *w = (Walk){.zip = zip,
                 .path = path,
                 .folder = arena_copy(scratch, member->name, folder),
@@ -958,45 +876,40 @@ Status pth_read(const Zip *zip, const FileMap *map, const char *path, Arena *are
                 .scratch = scratch,
                 .list = list,
                 .unpacked = arena_alloc(scratch, zip->count, sizeof *w->unpacked),
-                .budget = 16 * (uint64_t)map->size + UNPACKED_FREE,
-                .error = error};
+                .budget = 16 * (uint64_t)map->size + UNPACKED_FREE};
     char *what = arena_format(scratch, "%s: data.pkl", path);
-    if (w->folder == NULL || w->unpacked == NULL || what == NULL) {
-        return fail_memory(error, path);
-    }
-    TRY(check_archive(w));
+    check_archive(w);
     if (member->size > PICKLE_MOST) {
-        return fail(error, STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,
-                    (unsigned long long)member->size);
+        fail(STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,
+             (unsigned long long)member->size);
     }
-    TRY(zip_unpack(&pickle.at, member, what, scratch, error));
+    pickle.at = zip_unpack(scratch, member, what);
     pickle.end = pickle.at + member->size;
-    Value *object = NULL;
-    TRY(pickle_run(&pickle, &object));
+    Value *object = pickle_run(&pickle);
     if (object->kind == VALUE_TENSOR) {
         memcpy(w->name, "tensor", sizeof "tensor");
-        return add_tensor(w, object->as.rebuild, strlen("tensor"));
+        add_tensor(w, object->as.rebuild, strlen("tensor"));
+        return;
     }
-    return walk(w, object, 0, 0);
+    walk(w, object, 0, 0);
 }
 
-Status pth_refuse_legacy(const FileMap *map, const char *path, Error *error) {
+void pth_refuse_legacy(const FileMap *map, const char *path) {
     static const unsigned char magic[] = {0x80, 0x02, 0x8A, 0x0A, 0x6C, 0xFC, 0x9C,
                                           0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19};
     bool legacy = map->size >= sizeof magic && memcmp(map->data, magic, sizeof magic) == 0;
     bool tar = map->size > 512 && memcmp(map->data + 257, "ustar", 5) == 0;
     if (legacy || tar) {
-        return fail(error, STATUS_INPUT,
-                    "%s: torch.save's form of before PyTorch 1.6 (no zip): write it anew with "
-                    "torch.save(torch.load(FILE), FILE)",
-                    path);
+        fail(STATUS_INPUT,
+             "%s: torch.save's form of before PyTorch 1.6 (no zip): write it anew with "
+             "torch.save(torch.load(FILE), FILE)",
+             path);
     }
     if (map->size >= 4 && map->data[0] == 0x80 && map->data[1] >= 2 && map->data[1] <= 5 &&
         map->data[2] != 0) { /* 0: rather the length of a safetensors header */
-        return fail(error, STATUS_INPUT,
-                    "%s: a bare pickle, not torch.save's zip: write its tensors with torch.save or "
-                    "as safetensors",
-                    path);
+        fail(STATUS_INPUT,
+             "%s: a bare pickle, not torch.save's zip: write its tensors with torch.save or "
+             "as safetensors",
+             path);
     }
-    return STATUS_OK;
 }

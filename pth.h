@@ -13,10 +13,10 @@ bool pth_is(const Zip *zip);
  * name is its path of keys and indices, joined with dots; of a checkpoint, the state_dict or
  * model_state_dict of the outermost dict keeps its own names. Data stays in the map; where strides
  * leave gaps, repeat or reorder, it is a row-major copy in the arena. */
-Status pth_read(const Zip *zip, const FileMap *map, const char *path, Arena *arena, Arena *scratch,
-                TensorList *list, Error *error);
+void pth_read(const Zip *zip, const FileMap *map, const char *path, Arena *arena, Arena *scratch,
+              TensorList *list);
 
 /* Fails if the file begins like a pickle: torch.save's form before zip files, or any other. */
-Status pth_refuse_legacy(const FileMap *map, const char *path, Error *error);
+void pth_refuse_legacy(const FileMap *map, const char *path);
 
 #endif

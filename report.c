@@ -185,18 +185,20 @@ static void put_all(FILE *stream, const char *text) {
 
 /* Escapes what printf makes of the arguments. */
 static void put_format(FILE *stream, const char *format, va_list arguments) {
-    char small[512], *text = small;
+    char small[512];
     va_list again;
     va_copy(again, arguments);
     int length = vsnprintf(small, sizeof small, format, arguments);
-    if (length >= (int)sizeof small && (text = malloc((size_t)length + 1)) != NULL) {
+    if (length < (int)sizeof small) {
+        put_all(stream, small);
+    } else {
+        Arena *scratch = arena_new();
+        char *text = arena_alloc(scratch, (size_t)length + 1, 1);
         vsnprintf(text, (size_t)length + 1, format, again);
+        put_all(stream, text);
+        arena_free(scratch);
     }
     va_end(again);
-    put_all(stream, text != NULL ? text : small);
-    if (text != small) {
-        free(text);
-    }
 }
 
 void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
@@ -307,17 +309,11 @@ static const char report_style[] =
     "figure svg{min-width:0!important}figure,tr,.values "
     "div{break-inside:avoid}nav{display:none}}\n";
 
-Status report_open(Report *report, const char *path, const char *title, const char *subtitle,
-                   Error *error) {
-    *report = (Report){.open = OPEN_NOTHING};
-    TRY(out_open(&report->out, path, error));
-    report->body = open_memstream(&report->body_text, &report->body_size);
-    report->contents_stream = open_memstream(&report->contents, &report->contents_size);
-    if (report->body == NULL || report->contents_stream == NULL) {
-        report_abandon(report);
-        return fail_memory(error, path);
-    }
-    FILE *f = report->out.stream;
+void report_open(Report *report, const char *path, const char *title, const char *subtitle) {
+    *report = (Report){.out = out_open(path), .open = OPEN_NOTHING};
+    report->body = memory_open(report->out->arena);
+    report->contents = memory_open(report->out->arena);
+    FILE *f = report->out->stream;
     /* The policy: even a string that slipped through unescaped could load and run nothing. */
     fputs("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
@@ -334,14 +330,13 @@ Status report_open(Report *report, const char *path, const char *title, const ch
         fputs("</p>\n", f);
     }
     fputs("</header>\n", f);
-    return STATUS_OK;
 }
 
 static void report_close_row(Report *report) {
     for (; report->column != 0 && report->column < report->columns; report->column++) {
-        fputs("<td></td>", report->body);
+        fputs("<td></td>", report->body->stream);
     }
-    fputs(report->column == 0 ? "" : "</tr>\n", report->body);
+    fputs(report->column == 0 ? "" : "</tr>\n", report->body->stream);
     report->column = 0;
 }
 
@@ -357,165 +352,148 @@ static void report_turn(Report *report, int next) {
     if (report->open == OPEN_TABLE) {
         report_close_row(report);
     }
-    fputs(ends[report->open], report->body);
+    fputs(ends[report->open], report->body->stream);
     report->open = next;
     fputs(next == OPEN_VALUES     ? "<div class=\"values\">\n"
           : next == OPEN_FACTS    ? "<dl>\n"
           : next == OPEN_PICTURES ? "<div class=\"pictures\">\n"
                                   : "",
-          report->body);
+          report->body->stream);
 }
 
-static void report_close_streams(Report *report, bool *good) {
-    FILE **streams[2] = {&report->body, &report->contents_stream};
-    for (int i = 0; i < 2; i++) {
-        if (*streams[i] != NULL) {
-            *good = ferror(*streams[i]) == 0 && fclose(*streams[i]) == 0 && *good;
-            *streams[i] = NULL;
-        }
-    }
-}
-
-Status report_commit(Report *report, Error *error) {
-    bool good = true;
+void report_commit(Report *report) {
     report_turn(report, OPEN_NOTHING);
-    report_close_streams(report, &good);
-    if (!good || report->body_text == NULL || report->contents == NULL) {
-        Status status = fail_memory(error, report->out.path);
-        report_abandon(report);
-        return status;
-    }
-    FILE *f = report->out.stream;
+    FILE *f = report->out->stream;
     if (report->sections > 1) {
-        fprintf(f, "<nav>%s</nav>\n", report->contents);
+        fprintf(f, "<nav>%s</nav>\n", memory_text(report->contents));
     }
+    const char *body = memory_text(report->body); /* makes its length known */
     fputs(REPORT_BODY, f);
-    fwrite(report->body_text, 1, report->body_size, f);
+    fwrite(body, 1, report->body->length, f);
     fputs(REPORT_BODY_END "<footer>refsae " REFSAE_VERSION "</footer>\n</body>\n</html>\n", f);
-    Status status = out_commit(&report->out, error);
-    report_abandon(report);
-    return status;
-}
-
-void report_abandon(Report *report) {
-    bool good = true;
-    report_close_streams(report, &good);
-    free(report->body_text);
-    free(report->contents);
-    out_abandon(&report->out);
-    *report = (Report){.open = OPEN_NOTHING};
+    out_commit(report->out);
 }
 
 void report_section(Report *report, const char *heading) {
+    FILE *body = report->body->stream;
     report_turn(report, OPEN_NOTHING);
     report->sections++;
-    fprintf(report->body, "<h2 id=\"s%d\">", report->sections);
-    put_all(report->body, heading);
-    fputs("</h2>\n", report->body);
-    fprintf(report->contents_stream, "<a href=\"#s%d\">", report->sections);
-    put_all(report->contents_stream, heading);
-    fputs("</a> ", report->contents_stream);
+    fprintf(body, "<h2 id=\"s%d\">", report->sections);
+    put_all(body, heading);
+    fputs("</h2>\n", body);
+    fprintf(report->contents->stream, "<a href=\"#s%d\">", report->sections);
+    put_all(report->contents->stream, heading);
+    fputs("</a> ", report->contents->stream);
 }
 
 void report_paragraph(Report *report, const char *format, ...) {
+    FILE *body = report->body->stream;
     va_list arguments;
     report_turn(report, OPEN_NOTHING);
-    fputs("<p>", report->body);
+    fputs("<p>", body);
     va_start(arguments, format);
-    put_format(report->body, format, arguments);
+    put_format(body, format, arguments);
     va_end(arguments);
-    fputs("</p>\n", report->body);
+    fputs("</p>\n", body);
 }
 
 void report_value(Report *report, const char *label, const char *format, ...) {
+    FILE *body = report->body->stream;
     va_list arguments;
     report_turn(report, OPEN_VALUES);
-    fputs("<div><b>", report->body);
+    fputs("<div><b>", body);
     va_start(arguments, format);
-    put_format(report->body, format, arguments);
+    put_format(body, format, arguments);
     va_end(arguments);
-    fputs("</b><span>", report->body);
-    put_all(report->body, label);
-    fputs("</span></div>\n", report->body);
+    fputs("</b><span>", body);
+    put_all(body, label);
+    fputs("</span></div>\n", body);
 }
 
 void report_fact(Report *report, const char *name, const char *format, ...) {
+    FILE *body = report->body->stream;
     va_list arguments;
     report_turn(report, OPEN_FACTS);
-    fputs("<dt>", report->body);
-    put_all(report->body, name);
-    fputs("</dt><dd>", report->body);
+    fputs("<dt>", body);
+    put_all(body, name);
+    fputs("</dt><dd>", body);
     va_start(arguments, format);
-    put_format(report->body, format, arguments);
+    put_format(body, format, arguments);
     va_end(arguments);
-    fputs("</dd>\n", report->body);
+    fputs("</dd>\n", body);
 }
 
 void report_digest(Report *report, const char *name, const char *path) {
     static const char *const checkpoints[] = {"model.safetensors", "model.safetensors.index.json"};
     char hex[65];
-    Error ignored = {0};
-    if (path != NULL && path_is_directory(path)) {
-        Arena arena;
-        arena_init_growing(&arena);
+    Error unread;
+    if (path == NULL) {
+        return;
+    }
+    if (path_is_directory(path)) {
+        Arena *scratch = arena_new();
         for (size_t i = 0; i < 2; i++) {
-            char *file = path_join(&arena, path, checkpoints[i]);
-            if (file != NULL && path_exists(file)) {
+            char *file = path_join(scratch, path, checkpoints[i]);
+            if (path_exists(file)) {
                 report_digest(report, name, file);
                 break;
             }
         }
-        arena_free(&arena);
+        arena_free(scratch);
         return;
     }
-    if (path != NULL && sha256_file(path, hex, &ignored) == STATUS_OK) {
+    ATTEMPT(&unread, sha256_file(path, hex));
+    if (unread.status == STATUS_OK) {
         report_fact(report, name, "%s  sha256 %s", path, hex);
-    } else if (path != NULL) {
+    } else {
         report_fact(report, name, "%s", path);
     }
 }
 
 void report_code(Report *report, const char *text) {
+    FILE *body = report->body->stream;
     report_turn(report, OPEN_NOTHING);
-    fputs("<pre>", report->body);
-    put_all(report->body, text);
-    fputs("</pre>\n", report->body);
+    fputs("<pre>", body);
+    put_all(body, text);
+    fputs("</pre>\n", body);
 }
 
 void report_table(Report *report, const char *caption, const char *columns) {
+    FILE *body = report->body->stream;
     report_turn(report, OPEN_TABLE);
     report->column = report->columns = 0;
     report->numeric = 0;
-    fputs("<div class=\"scroll\" tabindex=\"0\"><table>", report->body);
+    fputs("<div class=\"scroll\" tabindex=\"0\"><table>", body);
     if (caption != NULL) {
-        fputs("<caption><span>", report->body);
-        put_all(report->body, caption);
-        fputs("</span></caption>", report->body);
+        fputs("<caption><span>", body);
+        put_all(body, caption);
+        fputs("</span></caption>", body);
     }
-    fputs("<thead><tr>", report->body);
+    fputs("<thead><tr>", body);
     for (const char *s = columns; report->columns < 64;) {
         size_t length = strcspn(s, "|");
         bool number = *s == '#';
         char title[128];
         snprintf(title, sizeof title, "%.*s", (int)length - number, s + number);
         report->numeric |= (uint64_t)number << report->columns++;
-        fputs(number ? "<th class=\"n\">" : "<th>", report->body);
-        put_all(report->body, title);
-        fputs("</th>", report->body);
+        fputs(number ? "<th class=\"n\">" : "<th>", body);
+        put_all(body, title);
+        fputs("</th>", body);
         if (s[length] == 0) {
             break;
         }
         s += length + 1;
     }
-    fputs("</tr></thead><tbody>\n", report->body);
+    fputs("</tr></thead><tbody>\n", body);
 }
 
 static void cell_begin(Report *report) {
     if (report->column == report->columns) {
         report_close_row(report);
     }
-    fputs(report->column == 0 ? "<tr>" : "", report->body);
-    fputs((report->numeric >> report->column & 1) != 0 ? "<td class=\"n\">" : "<td>", report->body);
+    fputs(report->column == 0 ? "<tr>" : "", report->body->stream);
+    fputs((report->numeric >> report->column & 1) != 0 ? "<td class=\"n\">" : "<td>",
+          report->body->stream);
     report->column++;
 }
 
@@ -523,9 +501,9 @@ void report_cell(Report *report, const char *format, ...) {
     va_list arguments;
     cell_begin(report);
     va_start(arguments, format);
-    put_format(report->body, format, arguments);
+    put_format(report->body->stream, format, arguments);
     va_end(arguments);
-    fputs("</td>", report->body);
+    fputs("</td>", report->body->stream);
 }
 
 void report_cell_number(Report *report, double value) {
@@ -536,20 +514,20 @@ void report_cell_number(Report *report, double value) {
         snprintf(text, sizeof text, "%s%#.4g", value < 0 ? "\xE2\x88\x92" : "", fabs(value));
     }
     cell_begin(report);
-    fprintf(report->body, "%s</td>", text);
+    fprintf(report->body->stream, "%s</td>", text);
 }
 
 FILE *report_figure(Report *report, const char *caption) {
     report_turn(report, OPEN_FIGURE);
-    fputs("<figure><figcaption>", report->body);
-    put_all(report->body, caption);
-    fputs("</figcaption><div>\n", report->body);
-    return report->body;
+    fputs("<figure><figcaption>", report->body->stream);
+    put_all(report->body->stream, caption);
+    fputs("</figcaption><div>\n", report->body->stream);
+    return report->body->stream;
 }
 
 void report_raw(Report *report, const char *html, size_t length) {
     report_turn(report, OPEN_NOTHING);
-    fwrite(html, 1, length, report->body);
+    fwrite(html, 1, length, report->body->stream);
 }
 
 static void put_base64(FILE *stream, const unsigned char *data, size_t size) {
@@ -567,102 +545,11 @@ static void put_base64(FILE *stream, const unsigned char *data, size_t size) {
 
 void report_picture(Report *report, const void *data, size_t size, const char *mime,
                     const char *caption) {
+    FILE *body = report->body->stream;
     report_turn(report, OPEN_PICTURES);
-    fprintf(report->body, "<div><img alt=\"\" src=\"data:%s;base64,", mime);
-    put_base64(report->body, data, size);
-    fputs("\"><span>", report->body);
-    put_all(report->body, caption);
-    fputs("</span></div>\n", report->body);
-}
-
-/* ---- progress ---- */
-
-double progress_now(void) {
-    struct timespec t = {0, 0};
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-/* "12 s", "3 min 20 s", "5 h 02 min" */
-static void format_seconds(char text[48], double seconds) {
-    unsigned long long s = seconds < 0     ? 0
-                           : seconds > 1e9 ? 1000000000
-                                           : (unsigned long long)(seconds + 0.5);
-    if (s < 60) {
-        snprintf(text, 48, "%llu s", s);
-    } else if (s < 3600) {
-        snprintf(text, 48, "%llu min %02llu s", s / 60, s % 60);
-    } else {
-        snprintf(text, 48, "%llu h %02llu min", s / 3600, s / 60 % 60);
-    }
-}
-
-Progress progress_start(const char *what, const char *unit, uint64_t first, uint64_t total,
-                        bool quiet) {
-    Progress progress = {.what = what, .unit = unit, .total = total, .done = first, .first = first};
-    progress.started = progress.printed = progress_now();
-    progress.terminal = isatty(STDERR_FILENO) != 0;
-    progress.quiet = quiet;
-    return progress;
-}
-
-static void progress_print(Progress *progress, double now, const char *note) {
-    enum {
-        COLUMNS = 79
-    };
-    char line[256], left[48] = "";
-    double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
-    size_t used = (size_t)snprintf(line, sizeof line, "%.40s: %llu", progress->what,
-                                   (unsigned long long)progress->done);
-    if (progress->total != 0) {
-        used += (size_t)snprintf(line + used, sizeof line - used, "/%llu %.20s, %.0f %%",
-                                 (unsigned long long)progress->total, progress->unit,
-                                 100 * (double)progress->done / (double)progress->total);
-    } else {
-        used += (size_t)snprintf(line + used, sizeof line - used, " %.20s", progress->unit);
-    }
-    used += (size_t)snprintf(line + used, sizeof line - used, rate < 1 ? ", %.1f/min" : ", %.1f/s",
-                             rate < 1 ? 60 * rate : rate);
-    if (progress->total > progress->done && rate > 0) {
-        format_seconds(left, (double)(progress->total - progress->done) / rate);
-        used += (size_t)snprintf(line + used, sizeof line - used, ", %s left", left);
-    }
-    if (note != NULL) {
-        snprintf(line + used, sizeof line - used, ", %.80s", note);
-    }
-    if (progress->terminal) {
-        int length = (int)strlen(line) < COLUMNS ? (int)strlen(line) : COLUMNS;
-        fprintf(stderr, "\r%.*s%*s", COLUMNS, line,
-                progress->width > length ? progress->width - length : 0, "");
-        progress->width = length;
-    } else {
-        fprintf(stderr, "%s\n", line);
-    }
-    fflush(stderr);
-    progress->printed = now;
-}
-
-void progress_set(Progress *progress, uint64_t done, const char *note) {
-    progress->done = done;
-    if (progress->quiet) {
-        return;
-    }
-    double now = progress_now();
-    if (now - progress->printed >= (progress->terminal ? 0.1 : 30)) {
-        progress_print(progress, now, note);
-    }
-}
-
-void progress_end(Progress *progress) {
-    char took[48];
-    if (progress->quiet) {
-        return;
-    }
-    double seconds = progress_now() - progress->started;
-    uint64_t done = progress->done - progress->first;
-    format_seconds(took, seconds);
-    fprintf(stderr, "%s%*s%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r" : "",
-            progress->terminal ? progress->width : 0, "", progress->terminal ? "\r" : "",
-            progress->what, (unsigned long long)done, progress->unit, took);
-    progress->quiet = true;
+    fprintf(body, "<div><img alt=\"\" src=\"data:%s;base64,", mime);
+    put_base64(body, data, size);
+    fputs("\"><span>", body);
+    put_all(body, caption);
+    fputs("</span></div>\n", body);
 }

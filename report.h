@@ -11,7 +11,7 @@
 #include "base.h"
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
- *   Csv csv = csv_start(out.stream, "step,epoch,loss");
+ *   Csv csv = csv_start(out->stream, "step,epoch,loss");
  *   csv_int(&csv, step); csv_int(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
 typedef struct Csv {
     FILE *stream;
@@ -52,7 +52,9 @@ void json_out_null(JsonOut *json, const char *key);
  * ellipsis. */
 void text_put(FILE *stream, const char *text, size_t most);
 /* At most `digits` significant digits, powers of ten as books print them: 1.5x10^6. NaN: a dash. */
-enum { TEXT_NUMBER_SIZE = 48 };
+enum {
+    TEXT_NUMBER_SIZE = 48
+};
 void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits);
 #define REPORT_FONT "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
 
@@ -111,22 +113,15 @@ void svg_heat(FILE *stream, const HeatMap *map);
 
 /* ---- the report: one HTML file, no network; all text is escaped ---- */
 typedef struct Report {
-    OutFile out;
-    FILE *body; /* a memory stream: the contents list before it needs the sections */
-    char *body_text;
-    size_t body_size;
-    char *contents;
-    size_t contents_size;
-    FILE *contents_stream;
-    int sections, open; /* open: what report_* must close first */
+    OutFile *out;                  /* its arena holds the rest; a failure leaves nothing */
+    MemoryStream *body, *contents; /* the contents list before it needs the sections */
+    int sections, open;            /* open: what report_* must close first */
     size_t column, columns;
     uint64_t numeric; /* a bit for each column */
 } Report;
 
-Status report_open(Report *report, const char *path, const char *title, const char *subtitle,
-                   Error *error);
-Status report_commit(Report *report, Error *error);
-void report_abandon(Report *report); /* harmless after report_commit */
+void report_open(Report *report, const char *path, const char *title, const char *subtitle);
+void report_commit(Report *report);
 
 void report_section(Report *report, const char *heading);
 void report_paragraph(Report *report, const char *format, ...) REFSAE_PRINTF(2, 3);
@@ -135,8 +130,8 @@ void report_paragraph(Report *report, const char *format, ...) REFSAE_PRINTF(2, 
 void report_value(Report *report, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
 /* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
 void report_fact(Report *report, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* A fact: the file with its SHA-256, if it can be read; nothing for NULL. Of a model's directory its
- * checkpoint (or the index of its shards). */
+/* A fact: the file with its SHA-256, if it can be read; nothing for NULL. Of a model's directory
+ * its checkpoint (or the index of its shards). */
 void report_digest(Report *report, const char *name, const char *path);
 void report_code(Report *report, const char *text);
 
@@ -157,28 +152,8 @@ void report_picture(Report *report, const void *data, size_t size, const char *m
 /* One page from those that lie in `directories`: of each its loss curve (loss.svg, train.csv), its
  * scores.json and the sections of its report.html, whichever are there. `out` may be one of these
  * reports; merging once more gives the same page (report_merge.c). */
-Status report_merge(const char *out, const char *title, char *const *directories, size_t count,
-                    Error *error);
+void report_merge(const char *out, const char *title, char *const *directories, size_t count);
 #define REPORT_BODY "<!--refsae body-->\n" /* around what report_merge takes from a report */
 #define REPORT_BODY_END "<!--/refsae body-->\n"
-
-/* ---- progress on stderr ----
- * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most
- * every 30 seconds. progress_end leaves a last line with the whole time. */
-typedef struct Progress {
-    const char *what, *unit;
-    uint64_t total, done, first; /* total 0: unknown */
-    double started, printed;     /* seconds */
-    bool terminal, quiet;
-    int width; /* of the line on the terminal */
-} Progress;
-
-/* first: what a resumed run had done before; it does not count for the rate. */
-Progress progress_start(const char *what, const char *unit, uint64_t first, uint64_t total,
-                        bool quiet);
-/* note: NULL or what else to say, such as "loss 2.31". */
-void progress_set(Progress *progress, uint64_t done, const char *note);
-void progress_end(Progress *progress);
-double progress_now(void); /* seconds of a clock that only goes forward */
 
 #endif

@@ -22,8 +22,7 @@ typedef struct Text { /* bytes of a mapped file */
 
 typedef struct Part {
     Text title, subtitle, body; /* of report.html; HTML already */
-    FileMap page;
-    bool own; /* the page that will be replaced */
+    bool own;                   /* the page that will be replaced */
 } Part;
 
 /* Where `what` begins in text; length if nowhere. */
@@ -61,41 +60,47 @@ static bool same_file(const char *a, const char *b) {
 
 /* ---- what a folder holds ---- */
 
-static void part_open(Part *part, const char *path, const char *out) {
-    Error ignored = {0};
-    *part = (Part){.own = same_file(path, out)};
-    if (!path_exists(path) || file_map(&part->page, path, &ignored) != STATUS_OK) {
-        return;
-    }
-    Text page = {(const char *)part->page.data, part->page.size};
+/* A file of a folder; one that is missing or cannot be read is as an empty one. */
+static Text file_text(Arena *arena, const char *path) {
+    FileMap map;
+    Error unread;
+    ATTEMPT(&unread, map = file_map(arena, path));
+    return unread.status == STATUS_OK ? (Text){(const char *)map.data, map.size} : (Text){"", 0};
+}
+
+/* The same of one that is JSON: NULL. */
+static const Json *file_json(Arena *arena, const char *path) {
+    const Json *volatile json = NULL;
+    Error unread;
+    ATTEMPT(&unread, json = json_read_file(arena, path));
+    return json;
+}
+
+static Part part_open(Arena *arena, const char *path, const char *out) {
+    Part part = {.own = same_file(path, out)};
+    Text page = file_text(arena, path);
     if (!utf8_valid(page.data, page.length)) {
-        return;
+        return part;
     }
-    part->title = between(page, "<h1>", "</h1>");
-    part->subtitle = between(between(page, "</h1>", "</header>"), "<p>", "</p>");
-    part->body = between(page, REPORT_BODY, REPORT_BODY_END);
-    if (find(part->body, MERGED) < part->body.length) {
-        Text own = between(part->body, OWN, OWN_END);
-        part->title = between(own, TITLE, "</b>");
-        part->subtitle = between(own, "</b> ", "</p>\n");
-        part->body = after(own, find(own, "</p>\n") + strlen("</p>\n"));
+    part.title = between(page, "<h1>", "</h1>");
+    part.subtitle = between(between(page, "</h1>", "</header>"), "<p>", "</p>");
+    part.body = between(page, REPORT_BODY, REPORT_BODY_END);
+    if (find(part.body, MERGED) < part.body.length) {
+        Text own = between(part.body, OWN, OWN_END);
+        part.title = between(own, TITLE, "</b>");
+        part.subtitle = between(own, "</b> ", "</p>\n");
+        part.body = after(own, find(own, "</p>\n") + strlen("</p>\n"));
     }
+    return part;
 }
 
 /* A curve that refsae drew, as it stands. */
-static void say_loss(Report *report, const char *path) {
+static void say_loss(Report *report, Text svg) {
     static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
-    FileMap map;
-    Error ignored = {0};
-    if (!path_exists(path) || file_map(&map, path, &ignored) != STATUS_OK) {
-        return;
-    }
-    Text svg = {(const char *)map.data, map.size};
     size_t end = find(svg, "</svg>") + strlen("</svg>");
     if (find(svg, begin) == 0 && end <= svg.length && utf8_valid(svg.data, end)) {
         fwrite(svg.data, 1, end, report_figure(report, "Loss of the adapter's training"));
     }
-    file_unmap(&map);
 }
 
 /* A cell of a CSV line without quotes, as a number; false if there is none. */
@@ -119,13 +124,7 @@ static bool csv_cell(Text line, size_t column, double *value) {
 }
 
 /* train.csv: steps, first and last loss. */
-static void say_training(Report *report, const char *path) {
-    FileMap map;
-    Error ignored = {0};
-    if (!path_exists(path) || file_map(&map, path, &ignored) != STATUS_OK) {
-        return;
-    }
-    Text rest = {(const char *)map.data, map.size};
+static void say_training(Report *report, Text rest) {
     Text header = {rest.data, find(rest, "\n")};
     size_t column = 0, steps = 0;
     double first = 0, last = 0, value;
@@ -143,7 +142,6 @@ static void say_training(Report *report, const char *path) {
             last = value;
         }
     }
-    file_unmap(&map);
     if (steps > 0) {
         report_value(report, "training steps", "%zu", steps);
         report_value(report, "loss of the first step (nats)", "%.3f", first);
@@ -151,8 +149,8 @@ static void say_training(Report *report, const char *path) {
     }
 }
 
-/* Numbers of scores.json, those of an object inside under both names: "yes no f1". All but the counts
- * are shares. */
+/* Numbers of scores.json, those of an object inside under both names: "yes no f1". All but the
+ * counts are shares. */
 static void say_scores(Report *report, const Json *object, const char *outer) {
     static const char counts[] = " questions skipped scored ";
     for (const Json *v = object->child; v != NULL; v = v->next) {
@@ -189,8 +187,9 @@ static void say_sections(Report *report, Text body) {
         Text heading = between(body, "\">", close[level]);
         char anchor[64];
         snprintf(anchor, sizeof anchor, "s%d-%lu", report->sections, ++id);
-        fprintf(report->body, "<h3 id=\"%s\">%.*s</h3>", anchor, (int)heading.length, heading.data);
-        fprintf(report->contents_stream, "<a href=\"#%s\">%.*s</a> ", anchor, (int)heading.length,
+        fprintf(report->body->stream, "<h3 id=\"%s\">%.*s</h3>", anchor, (int)heading.length,
+                heading.data);
+        fprintf(report->contents->stream, "<a href=\"#%s\">%.*s</a> ", anchor, (int)heading.length,
                 heading.data);
         body = after(body, end + strlen(close[level]));
     }
@@ -217,76 +216,45 @@ static char *folder_name(Arena *arena, const char *directory) {
     return copy;
 }
 
-static Status say_folder(Report *report, const char *directory, const Part *part, Arena *arena,
-                         Error *error) {
-    const char *const names[] = {"train.csv", "loss.svg", "scores.json"};
-    char *paths[3], *heading = folder_name(arena, directory);
-    for (size_t i = 0; i < 3; i++) {
-        if ((paths[i] = path_join(arena, directory, names[i])) == NULL || heading == NULL) {
-            return fail_memory(error, "a file name");
-        }
-    }
-    fputs(report->sections > 0 ? "<br><b>" : "<b>", report->contents_stream);
-    report_section(report, heading);
-    fputs("</b>", report->contents_stream);
-    size_t before = (size_t)ftell(report->body);
-    const Json *scores;
-    Error ignored = {0};
-    say_training(report, paths[0]);
-    say_loss(report, paths[1]);
-    if (path_exists(paths[2]) && json_read_file(arena, paths[2], &scores, &ignored) == STATUS_OK &&
-        json_is(scores, JSON_OBJECT)) {
+static void say_folder(Report *report, const char *directory, const Part *part) {
+    Arena *scratch = arena_new();
+    FILE *body = report->body->stream, *contents = report->contents->stream;
+    fputs(report->sections > 0 ? "<br><b>" : "<b>", contents);
+    report_section(report, folder_name(scratch, directory));
+    fputs("</b>", contents);
+    long before = ftell(body);
+    say_training(report, file_text(scratch, path_join(scratch, directory, "train.csv")));
+    say_loss(report, file_text(scratch, path_join(scratch, directory, "loss.svg")));
+    const Json *scores = file_json(scratch, path_join(scratch, directory, "scores.json"));
+    if (json_is(scores, JSON_OBJECT)) {
         report_paragraph(report, "Questions about images, answered and scored:");
         say_scores(report, scores, "");
     }
     if (part->body.length > 0) {
         say_part(report, part);
-    } else if ((size_t)ftell(report->body) == before) {
+    } else if (ftell(body) == before) {
         report_paragraph(report, "This folder holds neither train.csv, scores.json nor a report.");
     }
-    return STATUS_OK;
+    arena_free(scratch);
 }
 
 /* ---- the page ---- */
 
-static Status merge(const char *out, const char *title, char *const *directories, Part *parts,
-                    size_t count, Arena *arena, Error *error) {
+void report_merge(const char *out, const char *title, char *const *directories, size_t count) {
+    Arena *arena = arena_new();
+    Part *parts = arena_alloc(arena, count, sizeof *parts);
     Report report;
     for (size_t i = 0; i < count; i++) { /* all are read before `out` is replaced */
-        char *page = path_join(arena, directories[i], "report.html");
-        if (page == NULL) {
-            return fail_memory(error, "a file name");
-        }
         if (!path_is_directory(directories[i])) {
-            return fail(error, STATUS_INPUT, "%s: no such folder", directories[i]);
+            fail(STATUS_INPUT, "%s: no such folder", directories[i]);
         }
-        part_open(&parts[i], page, out);
+        parts[i] = part_open(arena, path_join(arena, directories[i], "report.html"), out);
     }
-    TRY(report_open(&report, out, title != NULL ? title : "refsae", NULL, error));
+    report_open(&report, out, title != NULL ? title : "refsae", NULL);
     report_raw(&report, MERGED, strlen(MERGED));
-    Status status = STATUS_OK;
-    for (size_t i = 0; i < count && status == STATUS_OK; i++) {
-        status = say_folder(&report, directories[i], &parts[i], arena, error);
+    for (size_t i = 0; i < count; i++) {
+        say_folder(&report, directories[i], &parts[i]);
     }
-    if (status == STATUS_OK) {
-        status = report_commit(&report, error);
-    }
-    report_abandon(&report);
-    return status;
-}
-
-Status report_merge(const char *out, const char *title, char *const *directories, size_t count,
-                    Error *error) {
-    Arena arena;
-    arena_init_growing(&arena);
-    Part *parts = arena_alloc(&arena, count + 1, sizeof(Part));
-    Status status = parts == NULL ? fail_memory(error, "the list of folders")
-                                  : merge(out, title, directories, parts, count, &arena, error);
-    for (size_t i = 0; parts != NULL && i < count; i++) {
-        if (parts[i].page.data != NULL) {
-            file_unmap(&parts[i].page);
-        }
-    }
-    arena_free(&arena);
-    return status;
+    report_commit(&report);
+    arena_free(arena);
 }

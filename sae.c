@@ -24,7 +24,11 @@
 #include <string.h>
 
 /* Decoder rows that wait for one call of product_run: 8 MB of them, within these limits. */
-enum { GATHER_VALUES = 1 << 21, GATHER_LEAST = 64, GATHER_MOST = 4096 };
+enum {
+    GATHER_VALUES = 1 << 21,
+    GATHER_LEAST = 64,
+    GATHER_MOST = 4096
+};
 
 typedef struct HeapItem {
     float value;
@@ -48,15 +52,14 @@ struct SaeRun {
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
                        Arena *arena) {
     SaeRun r = {.compute = compute, .d_in = d_in, .d_sae = d_sae, .max_rows = max_rows};
-    size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1, values = 0, items = 0;
-    size_t gathered = 0;
+    size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1;
+    size_t values, items, gathered;
     r.gather_rows = d_in > 0 ? GATHER_VALUES / d_in : GATHER_LEAST;
     r.gather_rows = r.gather_rows < GATHER_LEAST ? GATHER_LEAST : r.gather_rows;
     r.gather_rows = r.gather_rows > GATHER_MOST ? GATHER_MOST : r.gather_rows;
     if (!size_mul(&values, d_in, max_rows) || !size_mul(&items, threads, d_sae) ||
         !size_mul(&gathered, d_in, r.gather_rows)) {
-        arena->failed = true;
-        return NULL;
+        fail(STATUS_RESOURCE, "an SAE [%zu, %zu] is too large for this machine", d_in, d_sae);
     }
     SaeRun *run = arena_alloc(arena, 1, sizeof *run);
     r.x = arena_alloc(arena, values, sizeof *r.x);
@@ -68,41 +71,35 @@ SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t
     r.coefficient = arena_alloc(arena, r.gather_rows, sizeof *r.coefficient);
     r.feature = arena_alloc(arena, r.gather_rows, sizeof *r.feature);
     r.products = arena_alloc(arena, r.gather_rows, sizeof *r.products);
-    if (run == NULL || arena->failed) {
-        return NULL;
+    if (run != NULL) {
+        *run = r;
     }
-    *run = r;
     return run;
 }
 
-static Status check_run(const Sae *sae, const SaeRun *run, size_t rows, Error *error) {
+static void check_run(const Sae *sae, const SaeRun *run, size_t rows) {
     if (sae->d_in > run->d_in || sae->d_sae > run->d_sae || rows > run->max_rows) {
-        return fail(error, STATUS_INPUT,
-                    "%s: %zu rows of an SAE [%zu, %zu] exceed what was planned: %zu of [%zu, %zu]",
-                    sae->path, rows, sae->d_in, sae->d_sae, run->max_rows, run->d_in, run->d_sae);
+        fail(STATUS_INPUT,
+             "%s: %zu rows of an SAE [%zu, %zu] exceed what was planned: %zu of [%zu, %zu]",
+             sae->path, rows, sae->d_in, sae->d_sae, run->max_rows, run->d_in, run->d_sae);
     }
     if (sae->norm == SAE_NORM_EXPECTED && !(sae->norm_factor > 0)) {
-        return fail(
-            error, STATUS_INPUT,
-            "%s: normalize_activations is expected_average_only_in and its factor is not in the "
-            "files: give --norm-factor X",
-            sae->path);
+        fail(STATUS_INPUT,
+             "%s: normalize_activations is expected_average_only_in and its factor is not in the "
+             "files: give --norm-factor X",
+             sae->path);
     }
-    return STATUS_OK;
 }
 
-static Status first_bad(const Sae *sae, const SaeRun *run, size_t rows, const char *what,
-                        Error *error) {
+static void first_bad(const Sae *sae, const SaeRun *run, size_t rows, const char *what) {
     for (size_t r = 0; r < rows; r++) {
         if (run->bad[r]) {
-            return fail(
-                error, STATUS_INPUT,
-                "%s: %s of row %zu is not finite: the weights or the input hold NaN, infinity or "
-                "numbers too large",
-                sae->path, what, r);
+            fail(STATUS_INPUT,
+                 "%s: %s of row %zu is not finite: the weights or the input hold NaN, infinity or "
+                 "numbers too large",
+                 sae->path, what, r);
         }
     }
-    return STATUS_OK;
 }
 
 /* ---- encoding ---- */
@@ -278,9 +275,8 @@ static void activate_row(void *user, size_t row, int thread) {
     }
 }
 
-Status sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *acts, size_t rows,
-                  Error *error) {
-    TRY(check_run(sae, run, rows, error));
+void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *acts, size_t rows) {
+    check_run(sae, run, rows);
     EncodeCall e = {.sae = sae, .run = run, .x = x, .pre = pre != NULL ? pre : acts, .acts = acts};
     compute_parallel(run->compute, rows, prepare_row, &e);
     run->rows = rows;
@@ -298,7 +294,7 @@ Status sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float
                        .k = sae->d_in};
     product_run(run->compute, &product, 1);
     compute_parallel(run->compute, rows, activate_row, &e);
-    return first_bad(sae, run, rows, "the encoding", error);
+    first_bad(sae, run, rows, "the encoding");
 }
 
 /* ---- decoding ----
@@ -401,12 +397,10 @@ static void finish_row(void *user, size_t row, int thread) {
     run->bad[row] = bad;
 }
 
-Status sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows,
-                  Error *error) {
-    TRY(check_run(sae, run, rows, error));
+void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
+    check_run(sae, run, rows);
     if (rows > run->rows && (sae->norm == SAE_NORM_LAYER || sae->norm == SAE_NORM_CONSTANT)) {
-        return fail(error, STATUS_INPUT, "%s: decoding needs the norms of rows that were encoded",
-                    sae->path);
+        fail(STATUS_INPUT, "%s: decoding needs the norms of rows that were encoded", sae->path);
     }
     DecodeCall d = {.sae = sae, .run = run, .recon = recon};
     memset(recon, 0, rows * sae->d_in * sizeof *recon);
@@ -421,7 +415,7 @@ Status sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, 
     }
     decode_flush(&d);
     compute_parallel(run->compute, rows, finish_row, &d);
-    return first_bad(sae, run, rows, "the reconstruction", error);
+    first_bad(sae, run, rows, "the reconstruction");
 }
 
 /* ---- centring and statistics ---- */

@@ -8,85 +8,112 @@
 #include "kernels.h"
 #include "tensor.h"
 
-typedef enum SaeSource { SAE_GEMMASCOPE, SAE_SAELENS, SAE_SAELENS_OLD, SAE_SPARSIFY, SAE_DICTIONARY_LEARNING } SaeSource;
-typedef enum SaeAct { SAE_RELU, SAE_JUMPRELU, SAE_TOPK, SAE_BATCHTOPK, SAE_GATED } SaeAct;
-typedef enum SaeNorm { SAE_NORM_NONE, SAE_NORM_LAYER, SAE_NORM_CONSTANT, SAE_NORM_EXPECTED } SaeNorm;
-typedef enum SaeCentre { SAE_CENTRE_UNKNOWN, SAE_CENTRE_NO, SAE_CENTRE_YES } SaeCentre;
+typedef enum SaeSource {
+    SAE_GEMMASCOPE,
+    SAE_SAELENS,
+    SAE_SAELENS_OLD,
+    SAE_SPARSIFY,
+    SAE_DICTIONARY_LEARNING
+} SaeSource;
+typedef enum SaeAct {
+    SAE_RELU,
+    SAE_JUMPRELU,
+    SAE_TOPK,
+    SAE_BATCHTOPK,
+    SAE_GATED
+} SaeAct;
+typedef enum SaeNorm {
+    SAE_NORM_NONE,
+    SAE_NORM_LAYER,
+    SAE_NORM_CONSTANT,
+    SAE_NORM_EXPECTED
+} SaeNorm;
+typedef enum SaeCentre {
+    SAE_CENTRE_UNKNOWN,
+    SAE_CENTRE_NO,
+    SAE_CENTRE_YES
+} SaeCentre;
 
 typedef struct Sae {
     SaeSource source;
     SaeAct act;
     SaeNorm norm;
-    SaeCentre centre;     /* was the residual stream centred for training? */
-    SaeCentre fold_value_biases; /* hook_z: was b_V folded away for training (the SAE sees z - b_V)? */
-    float norm_factor;    /* SAE_NORM_EXPECTED: x' = x * norm_factor; 0: open, encoding is refused */
+    SaeCentre centre; /* was the residual stream centred for training? */
+    /* hook_z: was b_V folded away for training (the SAE sees z - b_V)? */
+    SaeCentre fold_value_biases;
+    float norm_factor; /* SAE_NORM_EXPECTED: x' = x * norm_factor; 0: open, encoding is refused */
     bool subtract_b_dec;
     bool rescale_by_decoder_norm; /* topk: choice and f by z * |W_dec row| */
     bool prepend_bos;
     size_t d_in, d_sae, k;
-    Weight w_enc; ptrdiff_t enc_feature, enc_input; /* W_enc(i, j) = data[j * enc_feature + i * enc_input] */
-    Weight w_dec; ptrdiff_t dec_feature, dec_input; /* W_dec(j, i) = data[j * dec_feature + i * dec_input] */
-    /* Vectors are widened when opened (F32, aligned); absent: NULL data. threshold is [d_sae] always. */
+    Weight w_enc;
+    ptrdiff_t enc_feature, enc_input; /* W_enc(i, j) = data[j * enc_feature + i * enc_input] */
+    Weight w_dec;
+    ptrdiff_t dec_feature, dec_input; /* W_dec(j, i) = data[j * dec_feature + i * dec_input] */
+    /* Vectors are widened when opened (F32, aligned); absent: NULL data. threshold is [d_sae]
+     * always. */
     Weight b_enc, b_dec, threshold;
-    Weight b_gate, b_mag;           /* gated */
-    const float *mag_gain;          /* gated: exp(r_mag) */
-    const float *dec_norm;          /* [d_sae]: L2 norms of decoder rows, when rescale_by_decoder_norm */
+    Weight b_gate, b_mag;  /* gated */
+    const float *mag_gain; /* gated: exp(r_mag) */
+    const float *dec_norm; /* [d_sae]: L2 norms of decoder rows, when rescale_by_decoder_norm */
     HookKind hook;
     int layer;
     bool hook_known;
-    double average_l0;              /* GemmaScope, from the path; NaN: unknown */
-    bool width_16k;                 /* GemmaScope, from the path */
+    double average_l0; /* GemmaScope, from the path; NaN: unknown */
+    bool width_16k;    /* GemmaScope, from the path */
     const char *path, *architecture, *model_name;
     TensorStore store;
-    Arena arena;
+    Arena *arena; /* the caller's: widened vectors, texts */
 } Sae;
 
 typedef struct SaeOptions { /* what files leave open; from the command line */
-    const char *hook;      /* --hook NAME; NULL: not given */
-    double norm_factor;    /* --norm-factor; 0: not given */
-    SaeCentre centre;      /* --centre */
-    bool unit_decoder;     /* --unit-decoder */
+    const char *hook;       /* --hook NAME; NULL: not given */
+    double norm_factor;     /* --norm-factor; 0: not given */
+    SaeCentre centre;       /* --centre */
+    bool unit_decoder;      /* --unit-decoder */
     const char *dict_class; /* --dict-class, where dictionary_learning's config.json is missing */
-    const char *pick;      /* --pick GLOB: of the SAEs below a directory those whose path below it matches */
-    bool stream;           /* of the SAEs below a directory those of the residual stream alone, hook_embed included */
+    /* Of the SAEs below a directory those whose path below it matches (--pick GLOB), and those of
+     * the residual stream alone, hook_embed included. */
+    const char *pick;
+    bool stream;
 } SaeOptions;
 
 /* One SAE: a params.npz, a directory in one of the formats, a file inside such a directory, or a
- * directory with exactly one SAE somewhere below it. options NULL: none given. An option settles only
- * what the file leaves open; --hook may say blocks.L.hook_... where the path gives the layer. */
-Status sae_open(Sae *sae, const char *path, const SaeOptions *options, Error *error);
-void sae_close(Sae *sae);
+ * directory with exactly one SAE somewhere below it. options NULL: none given. An option settles
+ * only what the file leaves open; --hook may say blocks.L.hook_... where the path gives the layer.
+ */
+void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *options);
 
 /* The SAEs below a directory (any format, any depth), by hook point. */
 typedef struct SaeSet {
     Sae *saes;
     size_t count;
-    Arena arena;
 } SaeSet;
 
-/* Opens those whose hook is `kind` (HOOK_KINDS: any) and whose layer is in layers (bool[n_layers]; NULL:
- * all). Two for one hook point: STATUS_INPUT naming both, unless canonical picks one. */
-Status sae_set_open(SaeSet *set, const char *directory, HookKind kind, const bool *layers, size_t n_layers,
-                    bool canonical, const SaeOptions *options, Error *error);
-void sae_set_close(SaeSet *set);
+/* Opens those whose hook is `kind` (HOOK_KINDS: any) and whose layer is in layers (bool[n_layers];
+ * NULL: all). Two for one hook point: STATUS_INPUT naming both, unless canonical picks one. */
+void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
+                  const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options);
 /* Where the SAEs below a directory are, in any format and whether or not they can be opened. */
-Status sae_list(const char *directory, char ***paths, size_t *count, Arena *arena, Error *error);
+char **sae_list(Arena *arena, const char *directory, size_t *count);
 const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer); /* NULL: none */
 
 /* Scratch for rows of up to max_rows; from the run's arena. */
 typedef struct SaeRun SaeRun;
-SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows, Arena *arena);
+SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
+                       Arena *arena);
 
 /* x[rows, d_in] -> pre[rows, d_sae] (may be NULL), acts[rows, d_sae]. Centres the rows first if
  * sae->centre says yes, and keeps their normalisation in run for sae_decode. x must not overlap the
  * outputs. A run serves any SAE of at most its d_in and d_sae. Results that are not finite are
  * STATUS_INPUT naming the SAE. */
-Status sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *acts, size_t rows, Error *error);
-/* acts -> recon[rows, d_in], visiting active features only (feature index ascending: an element is the
- * chain of fmaf over active features, then b_dec, then the normalisation undone). */
-Status sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows, Error *error);
+void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *acts, size_t rows);
+/* acts -> recon[rows, d_in], visiting active features only (feature index ascending: an element is
+ * the chain of fmaf over active features, then b_dec, then the normalisation undone). */
+void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows);
 
-/* After sae_encode: how the normalisation of `row` is undone, x^ = factor * (f W_dec + b_dec) + shift. */
+/* After sae_encode: how the normalisation of `row` is undone, x^ = factor * (f W_dec + b_dec) +
+ * shift. */
 void sae_row_back(const Sae *sae, const SaeRun *run, size_t row, double *factor, double *shift);
 
 /* What recon is to be compared with: x, without each row's mean if the SAE saw a centred stream. */
@@ -94,10 +121,10 @@ void sae_target(const Sae *sae, const Compute *compute, float *target, const flo
 
 /* ---- statistics over rows: sums in binary64, rows then columns ascending ---- */
 typedef struct SaeStats {
-    double mse;      /* mean over rows and dimensions of (x - recon)^2 */
-    double fvu;      /* sum |x - recon|^2 / sum |x - mean|^2; NaN when all rows are equal */
-    double cosine;   /* mean over rows */
-    double norm;     /* mean |x| */
+    double mse;          /* mean over rows and dimensions of (x - recon)^2 */
+    double fvu;          /* sum |x - recon|^2 / sum |x - mean|^2; NaN when all rows are equal */
+    double cosine;       /* mean over rows */
+    double norm;         /* mean |x| */
     double l0, sparsity; /* mean count of active features; / d_sae */
     size_t rows;
 } SaeStats;

@@ -48,57 +48,46 @@ const Json *sae_setting(const Json *a, const char *key_a, const Json *b, const c
     return is_set(value) ? value : NULL;
 }
 
-static Status as_bool(bool *out, const Json *value, bool absent, const char *file, const char *key,
-                      Error *error) {
-    if (value == NULL) {
-        *out = absent;
-    } else if (json_is(value, JSON_TRUE) || json_is(value, JSON_FALSE)) {
-        *out = json_is(value, JSON_TRUE);
-    } else {
-        return fail(error, STATUS_INPUT, "%s: '%s' must be true or false", file, key);
+static bool as_bool(const Json *value, bool absent, const char *file, const char *key) {
+    if (value != NULL && !json_is(value, JSON_TRUE) && !json_is(value, JSON_FALSE)) {
+        fail(STATUS_INPUT, "%s: '%s' must be true or false", file, key);
     }
-    return STATUS_OK;
+    return value != NULL ? json_is(value, JSON_TRUE) : absent;
 }
 
-Status sae_size(size_t *out, const Json *value, size_t absent, const char *file, const char *key,
-                Error *error) {
+size_t sae_size(const Json *value, size_t absent, const char *file, const char *key) {
     int64_t number = 0;
-    *out = absent;
     if (value == NULL) {
-        return STATUS_OK;
+        return absent;
     }
     if (!json_int64(value, &number) || number < 0 || number > INT32_MAX) {
-        return fail(error, STATUS_INPUT, "%s: '%s' must be a whole number from 0 to 2^31 - 1", file,
-                    key);
+        fail(STATUS_INPUT, "%s: '%s' must be a whole number from 0 to 2^31 - 1", file, key);
     }
-    *out = (size_t)number;
-    return STATUS_OK;
+    return (size_t)number;
 }
 
-Status sae_text(const char **out, const Json *value, const char *absent, const char *file,
-                const char *key, Error *error) {
+const char *sae_text(const Json *value, const char *absent, const char *file, const char *key) {
     if (value != NULL && !json_is(value, JSON_STRING)) {
-        return fail(error, STATUS_INPUT, "%s: '%s' must be a string", file, key);
+        fail(STATUS_INPUT, "%s: '%s' must be a string", file, key);
     }
-    *out = value != NULL ? value->text : absent;
-    return STATUS_OK;
+    return value != NULL ? value->text : absent;
 }
 
-Status sae_refuse(Error *error, const char *file, const char *key, const char *value) {
-    return fail(error, STATUS_INPUT, "%s: %s '%s' is not supported", file, key, value);
+void sae_refuse(const char *file, const char *key, const char *value) {
+    fail(STATUS_INPUT, "%s: %s '%s' is not supported", file, key, value);
 }
 
 /* Refuses `key` if it is set to something Python calls true. */
-static Status refuse_if_set(const Json *cfg, const char *key, const char *file, Error *error) {
+static void refuse_if_set(const Json *cfg, const char *key, const char *file) {
     const Json *value = json_get(cfg, key);
     bool zero = json_is(value, JSON_NUMBER) && json_double(value) == 0;
     bool empty = (json_is(value, JSON_STRING) || json_is(value, JSON_ARRAY) ||
                   json_is(value, JSON_OBJECT)) &&
                  value->length == 0;
     if (!is_set(value) || json_is(value, JSON_FALSE) || zero || empty) {
-        return STATUS_OK;
+        return;
     }
-    return fail(error, STATUS_INPUT, "%s: '%s' is set, which is not supported", file, key);
+    fail(STATUS_INPUT, "%s: '%s' is set, which is not supported", file, key);
 }
 
 /* ---- the hook point ---- */
@@ -288,7 +277,7 @@ static bool hook_set(Sae *sae, const char *name, int path_layer) {
 }
 
 /* What the settings say, else the path, else --hook. */
-static Status hook_find(Candidate *c, const SaeOptions *options, Error *error) {
+static void hook_find(Candidate *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     const char *named = c->named;
     PathFinds finds = {.layer = -1, .average_l0 = (double)NAN};
@@ -300,7 +289,7 @@ static Status hook_find(Candidate *c, const SaeOptions *options, Error *error) {
     sae->average_l0 = finds.average_l0;
     sae->width_16k = finds.width_16k;
     if (named != NULL && hook_set(sae, named, -1)) {
-        return STATUS_OK;
+        return;
     }
     finds.layer = c->layer >= 0 ? c->layer : finds.layer;
     if (c->site_known) {
@@ -313,7 +302,7 @@ static Status hook_find(Candidate *c, const SaeOptions *options, Error *error) {
     bool open = !finds.site_known && (sae->source == SAE_SPARSIFY || options->hook != NULL);
     bool usable = finds.layer >= 0 && site != HOOK_KINDS && site != HOOK_EMBED && !open;
     if (sae->source == SAE_GEMMASCOPE && site == HOOK_KINDS) {
-        return fail(error, STATUS_INPUT, "%s: transcoders are not supported", sae->path);
+        fail(STATUS_INPUT, "%s: transcoders are not supported", sae->path);
     }
     if (named == NULL && finds.hook_known) {
         sae->hook = finds.hook;
@@ -328,32 +317,30 @@ static Status hook_find(Candidate *c, const SaeOptions *options, Error *error) {
         sae->layer = finds.layer;
         sae->hook_known = true;
     } else if (options->hook != NULL && !hook_set(sae, options->hook, finds.layer)) {
-        return fail(error, STATUS_INPUT, "--hook: '%s' is not the name of a hook point",
-                    options->hook);
+        fail(STATUS_INPUT, "--hook: '%s' is not the name of a hook point", options->hook);
     }
-    return STATUS_OK;
 }
 
 /* ---- identifying ---- */
 
-static Status identify_saelens(Candidate *c, Error *error) {
+static void identify_saelens(Candidate *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
-    const char *file = c->cfg_file, *version = NULL;
-    TRY(sae_text(&version, sae_setting(cfg, "sae_lens_version", meta, "sae_lens_version", NULL, ""),
-                 NULL, file, "sae_lens_version", error));
+    const char *file = c->cfg_file;
+    const char *version =
+        sae_text(sae_setting(cfg, "sae_lens_version", meta, "sae_lens_version", NULL, ""), NULL,
+                 file, "sae_lens_version");
     if (version == NULL || strtol(version, NULL, 10) < 6) {
         sae->source = SAE_SAELENS_OLD;
     }
-    TRY(sae_text(&c->named,
-                 sae->source == SAE_SAELENS
-                     ? sae_setting(meta, "hook_name", cfg, "hook_name", NULL, "")
-                     : sae_setting(cfg, "hook_name", cfg, "hook_point", meta, "hook_name"),
-                 NULL, file, "hook_name", error));
-    TRY(sae_text(&sae->model_name, sae_setting(meta, "model_name", cfg, "model_name", NULL, ""),
-                 NULL, file, "model_name", error));
-    TRY(as_bool(&sae->prepend_bos, sae_setting(meta, "prepend_bos", cfg, "prepend_bos", NULL, ""),
-                false, file, "prepend_bos", error));
+    c->named = sae_text(sae->source == SAE_SAELENS
+                            ? sae_setting(meta, "hook_name", cfg, "hook_name", NULL, "")
+                            : sae_setting(cfg, "hook_name", cfg, "hook_point", meta, "hook_name"),
+                        NULL, file, "hook_name");
+    sae->model_name = sae_text(sae_setting(meta, "model_name", cfg, "model_name", NULL, ""), NULL,
+                               file, "model_name");
+    sae->prepend_bos = as_bool(sae_setting(meta, "prepend_bos", cfg, "prepend_bos", NULL, ""),
+                               false, file, "prepend_bos");
     const Json *model = sae_setting(meta, "model_from_pretrained_kwargs", cfg,
                                     "model_from_pretrained_kwargs", NULL, "");
     const struct {
@@ -363,174 +350,145 @@ static Status identify_saelens(Candidate *c, Error *error) {
                   {"fold_value_biases", &sae->fold_value_biases}};
     for (size_t i = 0; i < 2; i++) {
         const Json *value = sae_setting(model, states[i].key, NULL, "", NULL, "");
-        bool yes = false;
-        TRY(as_bool(&yes, value, false, file, states[i].key, error));
+        bool yes = as_bool(value, false, file, states[i].key);
         if (value != NULL) {
             *states[i].state = yes ? SAE_CENTRE_YES : SAE_CENTRE_NO;
         }
     }
-    return STATUS_OK;
 }
 
-static Status identify(Candidate *c, const SaeOptions *options, Error *error) {
+static void identify(Candidate *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     sae->centre = sae->fold_value_biases = SAE_CENTRE_UNKNOWN;
     sae->layer = c->layer = -1;
     if (sae->source == SAE_DICTIONARY_LEARNING && !path_exists(c->cfg_file)) {
         c->cfg_file = c->weights_file; /* its older sets have no settings */
     } else if (c->cfg_file != NULL) {
-        TRY(json_read_file(&sae->arena, c->cfg_file, &c->cfg, error));
+        c->cfg = json_read_file(sae->arena, c->cfg_file);
         if (!json_is(c->cfg, JSON_OBJECT)) {
-            return fail(error, STATUS_INPUT, "%s: expected a JSON object", c->cfg_file);
+            fail(STATUS_INPUT, "%s: expected a JSON object", c->cfg_file);
         }
     }
     if (sae->source == SAE_SAELENS) {
-        TRY(identify_saelens(c, error));
+        identify_saelens(c);
     } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        TRY(sae_dictionary_identify(c, error));
+        sae_dictionary_identify(c);
     } else if (sae->source == SAE_GEMMASCOPE) {
         sae->prepend_bos = true;
     }
     if (options->centre != SAE_CENTRE_UNKNOWN && sae->centre == SAE_CENTRE_UNKNOWN) {
         sae->centre = options->centre;
     }
-    return hook_find(c, options, error);
+    hook_find(c, options);
 }
 
-/* A candidate for the SAE in `directory`, whose weights are `weights`; options NULL: its place alone. */
-static Status candidate_start(Candidate *c, const char *directory, const char *weights,
-                              const char *cfg, SaeSource source, const char *below,
-                              const SaeOptions *options, Error *error) {
+/* A candidate for the SAE in `directory`, whose weights are `weights`; options NULL: its place
+ * alone. */
+static void candidate_start(Candidate *c, Arena *arena, const char *directory, const char *weights,
+                            const char *cfg, SaeSource source, const char *below,
+                            const SaeOptions *options) {
     memset(c, 0, sizeof *c);
-    Arena *arena = &c->sae.arena;
-    arena_init_growing(arena);
+    c->sae.arena = arena;
     c->sae.source = source;
     c->sae.path = arena_copy(arena, directory, strlen(directory));
     c->below = arena_copy(arena, below, strlen(below));
     c->weights_file = path_join(arena, directory, weights);
     c->cfg_file = cfg != NULL ? path_join(arena, directory, cfg) : NULL;
-    Status status = STATUS_OK;
-    if (c->sae.path == NULL || c->below == NULL || c->weights_file == NULL ||
-        (cfg != NULL && c->cfg_file == NULL)) {
-        status = fail_memory(error, directory);
+    if (options != NULL) {
+        identify(c, options);
     }
-    if (status == STATUS_OK && options != NULL) {
-        status = identify(c, options, error);
-    }
-    if (status != STATUS_OK) {
-        sae_close(&c->sae);
-    }
-    return status;
 }
 
 /* ---- loading ---- */
 
-Status sae_vector(Sae *sae, Weight *out, const char *name, size_t count, bool infinite,
-                  Error *error) {
-    const Tensor *tensor;
-    TRY(tensors_need(&sae->store, name, 1, &count, &tensor, error));
-    float *values = arena_alloc(&sae->arena, count, sizeof *values);
-    if (values == NULL) {
-        return fail_memory(error, sae->path);
-    }
+Weight sae_vector(const Sae *sae, const char *name, size_t count, bool infinite) {
+    const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
+    float *values = arena_alloc(sae->arena, count, sizeof *values);
     weight_widen(values, (Weight){.data = tensor->data, .dtype = tensor->dtype}, 0, count);
     for (size_t i = 0; i < count; i++) {
         if (isnan(values[i]) || (!infinite && isinf(values[i]))) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': value %zu is not finite",
-                        tensor->file, name, i);
+            fail(STATUS_INPUT, "%s: tensor '%s': value %zu is not finite", tensor->file, name, i);
         }
     }
-    *out = (Weight){.data = values, .dtype = DTYPE_F32};
-    return STATUS_OK;
+    return (Weight){.data = values, .dtype = DTYPE_F32};
 }
 
-Status sae_matrix(Sae *sae, Weight *out, const char *name, size_t rows, size_t cols, Error *error) {
-    const Tensor *tensor;
-    size_t shape[2] = {rows, cols};
-    TRY(tensors_need(&sae->store, name, 2, shape, &tensor, error));
-    *out = (Weight){.data = tensor->data, .dtype = tensor->dtype};
-    return STATUS_OK;
+Weight sae_matrix(const Sae *sae, const char *name, size_t rows, size_t cols) {
+    const Tensor *tensor = tensors_need(&sae->store, name, 2, (size_t[]){rows, cols});
+    return (Weight){.data = tensor->data, .dtype = tensor->dtype};
 }
 
-Status sae_plain(Sae *sae, const char *w_enc, const char *w_dec, Error *error) {
-    TRY(sae_matrix(sae, &sae->w_enc, w_enc, sae->d_in, sae->d_sae, error));
-    TRY(sae_matrix(sae, &sae->w_dec, w_dec, sae->d_sae, sae->d_in, error));
+void sae_plain(Sae *sae, const char *w_enc, const char *w_dec) {
+    sae->w_enc = sae_matrix(sae, w_enc, sae->d_in, sae->d_sae);
+    sae->w_dec = sae_matrix(sae, w_dec, sae->d_sae, sae->d_in);
     sae->enc_feature = 1;
     sae->enc_input = (ptrdiff_t)sae->d_sae;
     sae->dec_feature = (ptrdiff_t)sae->d_in;
     sae->dec_input = 1;
-    TRY(sae_vector(sae, &sae->b_dec, "b_dec", sae->d_in, false, error));
+    sae->b_dec = sae_vector(sae, "b_dec", sae->d_in, false);
     if (sae->act != SAE_GATED) {
-        TRY(sae_vector(sae, &sae->b_enc, "b_enc", sae->d_sae, false, error));
+        sae->b_enc = sae_vector(sae, "b_enc", sae->d_sae, false);
     }
     if (sae->act == SAE_JUMPRELU) {
-        TRY(sae_vector(sae, &sae->threshold, "threshold", sae->d_sae, true, error));
+        sae->threshold = sae_vector(sae, "threshold", sae->d_sae, true);
     }
-    return STATUS_OK;
 }
 
-Status sae_sizes_check(const Sae *sae, Error *error) {
+void sae_sizes_check(const Sae *sae) {
     if (sae->d_in == 0 || sae->d_sae == 0 || sae->d_sae > UINT32_MAX) {
-        return fail(error, STATUS_INPUT, "%s: d_in is %zu and d_sae %zu", sae->path, sae->d_in,
-                    sae->d_sae);
+        fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu", sae->path, sae->d_in, sae->d_sae);
     }
-    return STATUS_OK;
 }
 
-Status sae_sizes_from(Sae *sae, const char *name, Error *error) {
+void sae_sizes_from(Sae *sae, const char *name) {
     const Tensor *tensor = tensors_find(&sae->store, name);
     if (tensor == NULL) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, name);
+        fail(STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, name);
     }
     if (tensor->rank != 2) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': expected [d_in, d_sae], found rank %d",
-                    tensor->file, name, tensor->rank);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected [d_in, d_sae], found rank %d", tensor->file,
+             name, tensor->rank);
     }
     sae->d_in = sae->d_in != 0 ? sae->d_in : tensor->shape[0];
     sae->d_sae = sae->d_sae != 0 ? sae->d_sae : tensor->shape[1];
-    return sae_sizes_check(sae, error);
+    sae_sizes_check(sae);
 }
 
-static Status scaled_copy(Sae *sae, Weight *weight, float divisor, float factor, Error *error) {
+static void scaled_copy(Sae *sae, Weight *weight, float divisor, float factor) {
     size_t count = sae->d_in * sae->d_sae; /* both shapes were checked against the file */
-    float *values = arena_alloc(&sae->arena, count, sizeof *values);
-    if (values == NULL) {
-        return fail_memory(error, sae->path);
-    }
+    float *values = arena_alloc(sae->arena, count, sizeof *values);
     weight_widen(values, *weight, 0, count);
     for (size_t i = 0; i < count; i++) {
         values[i] = values[i] / divisor * factor;
     }
     *weight = (Weight){.data = values, .dtype = DTYPE_F32};
-    return STATUS_OK;
 }
 
-static Status load_gemmascope(Candidate *c, Error *error) {
+static void load_gemmascope(Candidate *c) {
     Sae *sae = &c->sae;
     bool lower =
         tensors_find(&sae->store, "W_enc") == NULL && tensors_find(&sae->store, "w_enc") != NULL;
     sae->act = SAE_JUMPRELU;
     sae->architecture = "jumprelu";
-    TRY(sae_sizes_from(sae, lower ? "w_enc" : "W_enc", error));
-    TRY(sae_plain(sae, lower ? "w_enc" : "W_enc", lower ? "w_dec" : "W_dec", error));
+    sae_sizes_from(sae, lower ? "w_enc" : "W_enc");
+    sae_plain(sae, lower ? "w_enc" : "W_enc", lower ? "w_dec" : "W_dec");
     if (sae->hook_known && sae->hook == HOOK_EMBED) {
         /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
          * corrects it in the same two places. */
         float root = (float)sqrt((double)sae->d_in);
-        TRY(scaled_copy(sae, &sae->w_enc, root, 1, error));
-        TRY(scaled_copy(sae, &sae->w_dec, 1, root, error));
+        scaled_copy(sae, &sae->w_enc, root, 1);
+        scaled_copy(sae, &sae->w_dec, 1, root);
     }
-    return STATUS_OK;
 }
 
-static Status saelens_norm(Candidate *c, const SaeOptions *options, Error *error) {
+static void saelens_norm(Candidate *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     const Json *value = json_get(c->cfg, "normalize_activations");
     const char *name = "none";
     if (json_is(value, JSON_TRUE)) {
         name = "expected_average_only_in"; /* files of 2024-04 had a flag */
     } else if (is_set(value) && !json_is(value, JSON_FALSE)) {
-        TRY(sae_text(&name, value, NULL, c->cfg_file, "normalize_activations", error));
+        name = sae_text(value, NULL, c->cfg_file, "normalize_activations");
     }
     if (strcmp(name, "none") == 0) {
         sae->norm = SAE_NORM_NONE;
@@ -542,62 +500,59 @@ static Status saelens_norm(Candidate *c, const SaeOptions *options, Error *error
     } else if (strcmp(name, "layer_norm") == 0) {
         sae->norm = SAE_NORM_LAYER;
     } else {
-        return sae_refuse(error, c->cfg_file, "normalize_activations", name);
+        sae_refuse(c->cfg_file, "normalize_activations", name);
     }
-    return STATUS_OK;
 }
 
 /* What a SAELens cfg.json can ask for that is no SAE of one whole hook point. */
-static Status saelens_refusals(const Candidate *c, const Json *meta, Error *error) {
+static void saelens_refusals(const Candidate *c, const Json *meta) {
     const Json *cfg = c->cfg;
-    const char *file = c->cfg_file, *text = NULL, *hook = NULL;
-    TRY(sae_text(&text, sae_setting(cfg, "reshape_activations", NULL, "", NULL, ""), "none", file,
-                 "reshape_activations", error));
+    const char *file = c->cfg_file;
+    const char *text = sae_text(sae_setting(cfg, "reshape_activations", NULL, "", NULL, ""), "none",
+                                file, "reshape_activations");
     if (strcmp(text, "none") != 0 && strcmp(text, "hook_z") != 0) {
-        return sae_refuse(error, file, "reshape_activations", text);
+        sae_refuse(file, "reshape_activations", text);
     }
     const Json *head =
         sae_setting(meta, "hook_head_index", cfg, "hook_head_index", cfg, "hook_point_head_index");
     if (head != NULL) {
-        return fail(error, STATUS_INPUT,
-                    "%s: 'hook_head_index' is set: an SAE of a single head is not supported",
-                    file);
+        fail(STATUS_INPUT, "%s: 'hook_head_index' is set: an SAE of a single head is not supported",
+             file);
     }
-    TRY(sae_text(&text, sae_setting(meta, "hook_name_out", cfg, "hook_name_out", NULL, ""), "",
-                 file, "hook_name_out", error));
-    TRY(sae_text(&hook, sae_setting(meta, "hook_name", cfg, "hook_name", cfg, "hook_point"), "",
-                 file, "hook_name", error));
+    text = sae_text(sae_setting(meta, "hook_name_out", cfg, "hook_name_out", NULL, ""), "", file,
+                    "hook_name_out");
+    const char *hook = sae_text(sae_setting(meta, "hook_name", cfg, "hook_name", cfg, "hook_point"),
+                                "", file, "hook_name");
     if (text[0] != 0 && strcmp(text, hook) != 0) {
-        return fail(error, STATUS_INPUT,
-                    "%s: 'hook_name_out' is '%s': transcoders are not supported", file, text);
+        fail(STATUS_INPUT, "%s: 'hook_name_out' is '%s': transcoders are not supported", file,
+             text);
     }
-    return STATUS_OK;
 }
 
-static Status saelens_architecture(Candidate *c, Error *error) {
+static void saelens_architecture(Candidate *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg;
-    const char *file = c->cfg_file, *name = NULL, *fn = NULL;
+    const char *file = c->cfg_file;
     bool old = sae->source == SAE_SAELENS_OLD;
-    TRY(sae_text(&name, sae_setting(cfg, "architecture", NULL, "", NULL, ""),
-                 old ? "standard" : NULL, file, "architecture", error));
+    const char *name = sae_text(sae_setting(cfg, "architecture", NULL, "", NULL, ""),
+                                old ? "standard" : NULL, file, "architecture");
     if (name == NULL) {
-        return fail(error, STATUS_INPUT, "%s: 'architecture' is missing", file);
+        fail(STATUS_INPUT, "%s: 'architecture' is missing", file);
     }
     const Json *k = json_get(cfg, "k");
     if (old) {
-        TRY(sae_text(&fn, sae_setting(cfg, "activation_fn_str", cfg, "activation_fn", NULL, ""),
-                     "relu", file, "activation_fn", error));
+        const char *fn =
+            sae_text(sae_setting(cfg, "activation_fn_str", cfg, "activation_fn", NULL, ""), "relu",
+                     file, "activation_fn");
         const Json *kwargs_k = json_get(json_get(cfg, "activation_fn_kwargs"), "k");
         if (strcmp(fn, "topk") == 0) {
             if (!is_set(kwargs_k)) {
-                return fail(error, STATUS_INPUT,
-                            "%s: 'activation_fn' is topk, but 'activation_fn_kwargs' has no 'k'",
-                            file);
+                fail(STATUS_INPUT,
+                     "%s: 'activation_fn' is topk, but 'activation_fn_kwargs' has no 'k'", file);
             }
             name = "topk";
         } else if (strcmp(fn, "relu") != 0) {
-            return sae_refuse(error, file, "activation_fn", fn);
+            sae_refuse(file, "activation_fn", fn);
         }
         k = is_set(kwargs_k) ? kwargs_k : k;
     }
@@ -610,126 +565,109 @@ static Status saelens_architecture(Candidate *c, Error *error) {
         sae->act = SAE_GATED;
     } else if (strcmp(name, "topk") == 0) {
         sae->act = SAE_TOPK;
-        TRY(sae_size(&sae->k, is_set(k) ? k : NULL, 100, file, "k", error)); /* SAELens' default */
-        TRY(as_bool(&sae->rescale_by_decoder_norm,
-                    sae_setting(cfg, "rescale_acts_by_decoder_norm", NULL, "", NULL, ""), false,
-                    file, "rescale_acts_by_decoder_norm", error));
+        sae->k = sae_size(is_set(k) ? k : NULL, 100, file, "k"); /* SAELens' default */
+        sae->rescale_by_decoder_norm =
+            as_bool(sae_setting(cfg, "rescale_acts_by_decoder_norm", NULL, "", NULL, ""), false,
+                    file, "rescale_acts_by_decoder_norm");
     } else if (strstr(name, "batchtopk") != NULL) {
-        return fail(
-            error, STATUS_INPUT,
-            "%s: architecture '%s' is a training checkpoint: load the SAE that SAELens saves "
-            "for inference, as jumprelu",
-            file, name);
+        fail(STATUS_INPUT,
+             "%s: architecture '%s' is a training checkpoint: load the SAE that SAELens saves "
+             "for inference, as jumprelu",
+             file, name);
     } else {
-        return sae_refuse(error, file, "architecture", name);
+        sae_refuse(file, "architecture", name);
     }
-    return STATUS_OK;
 }
 
 /* An old file's factor of finetuning: ignored when it is one everywhere, as SAELens does. */
-static Status saelens_scaling(Candidate *c, Error *error) {
+static void saelens_scaling(Candidate *c) {
     Sae *sae = &c->sae;
     if (tensors_find(&sae->store, "scaling_factor") == NULL) {
-        return STATUS_OK;
+        return;
     }
-    Weight factor;
-    TRY(sae_vector(sae, &factor, "scaling_factor", sae->d_sae, true, error));
+    Weight factor = sae_vector(sae, "scaling_factor", sae->d_sae, true);
     for (size_t j = 0; j < sae->d_sae; j++) {
         if (!(fabsf(weight_at(factor, j) - 1) <= 1e-8f + 1e-5f)) {
-            return fail(
-                error, STATUS_INPUT,
-                "%s: tensor 'scaling_factor' is not 1 everywhere: finetuning_scaling_factor is "
-                "not supported",
-                c->weights_file);
+            fail(STATUS_INPUT,
+                 "%s: tensor 'scaling_factor' is not 1 everywhere: finetuning_scaling_factor is "
+                 "not supported",
+                 c->weights_file);
         }
     }
-    return STATUS_OK;
 }
 
-Status sae_mag_gain(Sae *sae, Error *error) {
-    Weight r_mag;
-    TRY(sae_vector(sae, &r_mag, "r_mag", sae->d_sae, false, error));
-    float *gain = arena_alloc(&sae->arena, sae->d_sae, sizeof *gain);
-    if (gain == NULL) {
-        return fail_memory(error, sae->path);
-    }
+void sae_mag_gain(Sae *sae) {
+    Weight r_mag = sae_vector(sae, "r_mag", sae->d_sae, false);
+    float *gain = arena_alloc(sae->arena, sae->d_sae, sizeof *gain);
     for (size_t j = 0; j < sae->d_sae; j++) {
         gain[j] = exp_f32(weight_at(r_mag, j));
     }
     sae->mag_gain = gain;
-    return STATUS_OK;
 }
 
-static Status load_saelens(Candidate *c, const SaeOptions *options, Error *error) {
+static void load_saelens(Candidate *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     const char *file = c->cfg_file;
-    TRY(saelens_architecture(c, error));
-    TRY(saelens_refusals(c, json_get(c->cfg, "metadata"), error));
-    TRY(saelens_norm(c, options, error));
-    TRY(as_bool(&sae->subtract_b_dec,
-                sae_setting(c->cfg, "apply_b_dec_to_input", NULL, "", NULL, ""), true, file,
-                "apply_b_dec_to_input", error));
-    TRY(sae_size(&sae->d_in, sae_setting(c->cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in",
-                 error));
-    TRY(sae_size(&sae->d_sae, sae_setting(c->cfg, "d_sae", NULL, "", NULL, ""), 0, file, "d_sae",
-                 error));
-    TRY(sae_sizes_from(sae, "W_enc", error));
-    TRY(sae_plain(sae, "W_enc", "W_dec", error));
-    TRY(saelens_scaling(c, error));
+    saelens_architecture(c);
+    saelens_refusals(c, json_get(c->cfg, "metadata"));
+    saelens_norm(c, options);
+    sae->subtract_b_dec = as_bool(sae_setting(c->cfg, "apply_b_dec_to_input", NULL, "", NULL, ""),
+                                  true, file, "apply_b_dec_to_input");
+    sae->d_in = sae_size(sae_setting(c->cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in");
+    sae->d_sae = sae_size(sae_setting(c->cfg, "d_sae", NULL, "", NULL, ""), 0, file, "d_sae");
+    sae_sizes_from(sae, "W_enc");
+    sae_plain(sae, "W_enc", "W_dec");
+    saelens_scaling(c);
     if (sae->act == SAE_GATED) {
-        TRY(sae_vector(sae, &sae->b_gate, "b_gate", sae->d_sae, false, error));
-        TRY(sae_vector(sae, &sae->b_mag, "b_mag", sae->d_sae, false, error));
-        TRY(sae_mag_gain(sae, error));
+        sae->b_gate = sae_vector(sae, "b_gate", sae->d_sae, false);
+        sae->b_mag = sae_vector(sae, "b_mag", sae->d_sae, false);
+        sae_mag_gain(sae);
     }
-    return STATUS_OK;
 }
 
-static Status load_sparsify(Candidate *c, Error *error) {
+static void load_sparsify(Candidate *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg;
-    const char *file = c->cfg_file, *activation = NULL;
-    size_t expansion;
-    TRY(sae_text(&activation, sae_setting(cfg, "activation", NULL, "", NULL, ""), "topk", file,
-                 "activation", error));
+    const char *file = c->cfg_file;
+    const char *activation =
+        sae_text(sae_setting(cfg, "activation", NULL, "", NULL, ""), "topk", file, "activation");
     if (strcmp(activation, "topk") != 0) {
-        return sae_refuse(error, file, "activation", activation);
+        sae_refuse(file, "activation", activation);
     }
-    TRY(refuse_if_set(cfg, "signed", file, error));
-    TRY(refuse_if_set(cfg, "skip_connection", file, error));
-    TRY(refuse_if_set(cfg, "transcode", file, error));
+    refuse_if_set(cfg, "signed", file);
+    refuse_if_set(cfg, "skip_connection", file);
+    refuse_if_set(cfg, "transcode", file);
     if (tensors_find(&sae->store, "W_skip") != NULL) {
-        return fail(error, STATUS_INPUT, "%s: tensor 'W_skip': skip_connection is not supported",
-                    c->weights_file);
+        fail(STATUS_INPUT, "%s: tensor 'W_skip': skip_connection is not supported",
+             c->weights_file);
     }
     sae->act = SAE_TOPK;
     sae->architecture = "topk";
     sae->subtract_b_dec = true;
-    TRY(sae_size(&sae->k, sae_setting(cfg, "k", NULL, "", NULL, ""), 32, file, "k", error));
-    TRY(sae_size(&sae->d_in, sae_setting(cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in", error));
-    TRY(sae_size(&sae->d_sae, sae_setting(cfg, "num_latents", NULL, "", NULL, ""), 0, file,
-                 "num_latents", error));
-    TRY(sae_size(&expansion, sae_setting(cfg, "expansion_factor", NULL, "", NULL, ""), 32, file,
-                 "expansion_factor", error));
+    sae->k = sae_size(sae_setting(cfg, "k", NULL, "", NULL, ""), 32, file, "k");
+    sae->d_in = sae_size(sae_setting(cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in");
+    sae->d_sae =
+        sae_size(sae_setting(cfg, "num_latents", NULL, "", NULL, ""), 0, file, "num_latents");
+    size_t expansion = sae_size(sae_setting(cfg, "expansion_factor", NULL, "", NULL, ""), 32, file,
+                                "expansion_factor");
     if (sae->d_sae == 0 && !size_mul(&sae->d_sae, sae->d_in, expansion)) {
-        return fail(error, STATUS_INPUT, "%s: 'expansion_factor' is too large", file);
+        fail(STATUS_INPUT, "%s: 'expansion_factor' is too large", file);
     }
-    TRY(sae_sizes_check(sae, error));
-    TRY(sae_matrix(sae, &sae->w_enc, "encoder.weight", sae->d_sae, sae->d_in, error));
-    TRY(sae_matrix(sae, &sae->w_dec, "W_dec", sae->d_sae, sae->d_in, error));
+    sae_sizes_check(sae);
+    sae->w_enc = sae_matrix(sae, "encoder.weight", sae->d_sae, sae->d_in);
+    sae->w_dec = sae_matrix(sae, "W_dec", sae->d_sae, sae->d_in);
     sae->enc_feature = sae->dec_feature = (ptrdiff_t)sae->d_in;
     sae->enc_input = sae->dec_input = 1;
-    TRY(sae_vector(sae, &sae->b_enc, "encoder.bias", sae->d_sae, false, error));
-    return sae_vector(sae, &sae->b_dec, "b_dec", sae->d_in, false, error);
+    sae->b_enc = sae_vector(sae, "encoder.bias", sae->d_sae, false);
+    sae->b_dec = sae_vector(sae, "b_dec", sae->d_in, false);
 }
 
-/* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it in
- * (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
-static Status decoder_norms(Sae *sae, Error *error) {
-    double scale = sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
-    float *norm = arena_alloc(&sae->arena, sae->d_sae, sizeof *norm);
-    if (norm == NULL) {
-        return fail_memory(error, sae->path);
-    }
+/* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it
+ * in (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
+static void decoder_norms(Sae *sae) {
+    double scale =
+        sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
+    float *norm = arena_alloc(sae->arena, sae->d_sae, sizeof *norm);
     for (size_t j = 0; j < sae->d_sae; j++) {
         double sum = 0;
         for (size_t i = 0; i < sae->d_in; i++) {
@@ -740,148 +678,102 @@ static Status decoder_norms(Sae *sae, Error *error) {
         norm[j] = (float)(sqrt(sum) / scale);
     }
     sae->dec_norm = norm;
-    return STATUS_OK;
 }
 
-static Status load(Candidate *c, const SaeOptions *options, Error *error) {
+static void load(Candidate *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
-    TRY(tensors_open(&sae->store, c->weights_file, error));
+    tensors_open(&sae->store, sae->arena, c->weights_file);
     if (sae->source == SAE_GEMMASCOPE) {
-        TRY(load_gemmascope(c, error));
+        load_gemmascope(c);
     } else if (sae->source == SAE_SPARSIFY) {
-        TRY(load_sparsify(c, error));
+        load_sparsify(c);
     } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        TRY(sae_dictionary_load(c, options, error));
+        sae_dictionary_load(c, options);
     } else {
-        TRY(load_saelens(c, options, error));
+        load_saelens(c, options);
     }
     if (sae->act == SAE_TOPK && (sae->k == 0 || sae->k > sae->d_sae)) {
-        return fail(error, STATUS_INPUT, "%s: 'k' is %zu, but must be from 1 to d_sae, %zu",
-                    c->cfg_file, sae->k, sae->d_sae);
+        fail(STATUS_INPUT, "%s: 'k' is %zu, but must be from 1 to d_sae, %zu", c->cfg_file, sae->k,
+             sae->d_sae);
     }
-    return sae->rescale_by_decoder_norm ? decoder_norms(sae, error) : STATUS_OK;
+    if (sae->rescale_by_decoder_norm) {
+        decoder_norms(sae);
+    }
 }
 
 /* ---- searching ---- */
 
 typedef struct Search {
-    Arena arena; /* paths */
+    Arena *arena; /* of the caller, who wants what is found */
     Candidate *candidates;
     size_t count, capacity;
     struct Place {
         const char *path, *below;
-    } * pending;
+    } *pending;
     size_t pending_count, pending_capacity;
     struct Seen {
         dev_t device;
         ino_t inode;
-    } * seen; /* directories, so that links can neither loop nor show an SAE twice */
+    } *seen; /* directories, so that links can neither loop nor show an SAE twice */
     size_t seen_count, seen_capacity;
 } Search;
 
-static void search_close(Search *s) {
-    for (size_t i = 0; i < s->count; i++) {
-        sae_close(&s->candidates[i].sae);
-    }
-    free(s->candidates);
-    free(s->pending);
-    free(s->seen);
-    arena_free(&s->arena);
-}
-
-/* Room for one more element of `size`; false: no memory. */
-static bool grow(void **items, size_t count, size_t *capacity, size_t size) {
-    if (count < *capacity) {
-        return true;
-    }
-    size_t more = *capacity == 0 ? 16 : *capacity, bytes;
-    if (!size_add(&more, more, *capacity) || !size_mul(&bytes, more, size)) {
-        return false;
-    }
-    void *moved = realloc(*items, bytes);
-    if (moved == NULL) {
-        return false;
-    }
-    *items = moved;
-    *capacity = more;
-    return true;
-}
-
-static Status search_push(Search *s, const char *path, const char *below, Error *error) {
+static void search_push(Search *s, const char *path, const char *below) {
     struct stat info;
     if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
-        return STATUS_OK;
+        return;
     }
     for (size_t i = 0; i < s->seen_count; i++) {
         if (s->seen[i].device == info.st_dev && s->seen[i].inode == info.st_ino) {
-            return STATUS_OK;
+            return;
         }
     }
-    void *seen = s->seen, *pending = s->pending;
-    if (!grow(&seen, s->seen_count, &s->seen_capacity, sizeof *s->seen)) {
-        return fail_memory(error, path);
-    }
-    s->seen = seen;
-    if (!grow(&pending, s->pending_count, &s->pending_capacity, sizeof *s->pending)) {
-        return fail_memory(error, path);
-    }
-    s->pending = pending;
+    s->seen = arena_grow(s->arena, s->seen, &s->seen_capacity, s->seen_count + 1, sizeof *s->seen);
+    s->pending = arena_grow(s->arena, s->pending, &s->pending_capacity, s->pending_count + 1,
+                            sizeof *s->pending);
     s->seen[s->seen_count++] = (struct Seen){info.st_dev, info.st_ino};
     s->pending[s->pending_count++] = (struct Place){path, below};
-    return STATUS_OK;
 }
 
-static Status search_directory(Search *s, struct Place at, const SaeOptions *options,
-                               Error *error) {
-    char **names;
+static void search_directory(Search *s, struct Place at, const SaeOptions *options) {
     size_t count;
-    TRY(path_list(&s->arena, at.path, &names, &count, error));
+    char **names = path_list(s->arena, at.path, &count);
     for (size_t i = 0; i < count; i++) {
-        char *path = path_join(&s->arena, at.path, names[i]);
-        char *below = at.below[0] != 0 ? arena_format(&s->arena, "%s/%s", at.below, names[i])
-                                       : arena_copy(&s->arena, names[i], strlen(names[i]));
-        if (path == NULL || below == NULL) {
-            return fail_memory(error, at.path);
-        }
+        char *path = path_join(s->arena, at.path, names[i]);
+        char *below = at.below[0] != 0 ? arena_format(s->arena, "%s/%s", at.below, names[i])
+                                       : arena_copy(s->arena, names[i], strlen(names[i]));
         for (size_t f = 0; f < SAE_FORMATS; f++) {
             if (strcmp(names[i], sae_formats[f].weights) != 0 || path_is_directory(path) ||
-                (options != NULL && options->pick != NULL && !glob_match(options->pick, at.below))) {
+                (options != NULL && options->pick != NULL &&
+                 !glob_match(options->pick, at.below))) {
                 continue;
             }
-            void *candidates = s->candidates;
-            if (!grow(&candidates, s->count, &s->capacity, sizeof *s->candidates)) {
-                return fail_memory(error, path);
-            }
-            s->candidates = candidates;
-            TRY(candidate_start(&s->candidates[s->count], at.path, sae_formats[f].weights,
-                                sae_formats[f].cfg, sae_formats[f].source, at.below, options,
-                                error));
+            s->candidates = arena_grow(s->arena, s->candidates, &s->capacity, s->count + 1,
+                                       sizeof *s->candidates);
+            candidate_start(&s->candidates[s->count], s->arena, at.path, sae_formats[f].weights,
+                            sae_formats[f].cfg, sae_formats[f].source, at.below, options);
             s->count++;
         }
-        TRY(search_push(s, path, below, error));
+        search_push(s, path, below);
     }
-    return STATUS_OK;
 }
 
-static Status search_run(Search *s, const char *directory, const SaeOptions *options,
-                         Error *error) {
-    memset(s, 0, sizeof *s);
-    arena_init_growing(&s->arena);
+static Search search_run(Arena *arena, const char *directory, const SaeOptions *options) {
+    Search s = {.arena = arena};
     if (!path_is_directory(directory)) {
-        return fail(error, STATUS_INPUT, "%s: not a directory", directory);
+        fail(STATUS_INPUT, "%s: not a directory", directory);
     }
-    TRY(search_push(s, directory, "", error));
-    while (s->pending_count > 0) {
-        TRY(search_directory(s, s->pending[--s->pending_count], options, error));
+    search_push(&s, directory, "");
+    while (s.pending_count > 0) {
+        search_directory(&s, s.pending[--s.pending_count], options);
     }
-    if (s->count == 0) {
-        return fail(
-            error, STATUS_INPUT,
-            "%s: no SAE below it%s (params.npz, sae_weights.safetensors, sae.safetensors or "
-            "ae.pt)",
-            directory, options != NULL && options->pick != NULL ? " that --pick matches" : "");
+    if (s.count == 0) {
+        fail(STATUS_INPUT,
+             "%s: no SAE below it%s (params.npz, sae_weights.safetensors, sae.safetensors or "
+             "ae.pt)",
+             directory, options != NULL && options->pick != NULL ? " that --pick matches" : "");
     }
-    return STATUS_OK;
+    return s;
 }
 
 /* Gemma-2-2B, residual stream, 16k: the SAEs that GemmaScope calls canonical, layers 0 to 25. */
@@ -913,8 +805,8 @@ static bool is_wanted(const Sae *sae, HookKind kind, bool stream, const bool *la
 }
 
 /* Whether candidate i is the one for its hook point: alone there, or the canonical one. */
-static Status choose(const Search *s, size_t i, const bool *wanted, bool canonical, bool *keep,
-                     const char *directory, Error *error) {
+static bool choose(const Search *s, size_t i, const bool *wanted, bool canonical,
+                   const char *directory) {
     const Candidate *c = &s->candidates[i], *other = NULL;
     size_t found = 1, canonicals = is_canonical(&c->sae);
     for (size_t j = 0; j < s->count; j++) {
@@ -924,19 +816,17 @@ static Status choose(const Search *s, size_t i, const bool *wanted, bool canonic
             canonicals += is_canonical(&s->candidates[j].sae);
         }
     }
-    *keep = found == 1 || is_canonical(&c->sae);
     if (found == 1 || (canonical && canonicals == 1)) {
-        return STATUS_OK;
+        return found == 1 || is_canonical(&c->sae);
     }
     char name[HOOK_NAME_MAX];
     hook_name(name, c->sae.hook, c->sae.layer, false, false);
-    return fail(error, STATUS_INPUT,
-                "%s: %zu SAEs for %s, among them '%s' and '%s': name one with --pick GLOB%s",
-                directory, found, name, c->below, other->below,
-                c->sae.source == SAE_GEMMASCOPE && !canonical ? " or take --canonical" : "");
+    fail(STATUS_INPUT, "%s: %zu SAEs for %s, among them '%s' and '%s': name one with --pick GLOB%s",
+         directory, found, name, c->below, other->below,
+         c->sae.source == SAE_GEMMASCOPE && !canonical ? " or take --canonical" : "");
 }
 
-static void set_insert(SaeSet *set, Candidate *c) {
+static void set_insert(SaeSet *set, const Candidate *c) {
     size_t at = set->count++;
     for (; at > 0; at--) {
         const Sae *before = &set->saes[at - 1];
@@ -947,77 +837,56 @@ static void set_insert(SaeSet *set, Candidate *c) {
         set->saes[at] = set->saes[at - 1];
     }
     set->saes[at] = c->sae;
-    memset(&c->sae, 0, sizeof c->sae); /* the set owns it now */
 }
 
-static Status set_fill(SaeSet *set, Search *s, const char *directory, HookKind kind,
-                       const bool *layers, size_t n_layers, bool canonical,
-                       const SaeOptions *options, Error *error) {
-    bool *wanted = arena_alloc(&s->arena, s->count, sizeof *wanted);
-    bool *keep = arena_alloc(&s->arena, s->count, sizeof *keep);
-    set->saes = arena_alloc(&set->arena, s->count, sizeof *set->saes);
-    if (wanted == NULL || keep == NULL || set->saes == NULL) {
-        return fail_memory(error, directory);
-    }
+static void set_fill(SaeSet *set, Search *s, const char *directory, HookKind kind,
+                     const bool *layers, size_t n_layers, bool canonical,
+                     const SaeOptions *options) {
+    bool *wanted = arena_alloc(s->arena, s->count, sizeof *wanted);
+    bool *keep = arena_alloc(s->arena, s->count, sizeof *keep);
+    set->saes = arena_alloc(s->arena, s->count, sizeof *set->saes);
     for (size_t i = 0; i < s->count; i++) {
         const Candidate *c = &s->candidates[i];
         if (!c->sae.hook_known) {
-            return fail(error, STATUS_INPUT, "%s: %s%s%s: give --hook NAME", c->sae.path,
-                        c->named != NULL ? "its hook point '"
-                                         : "no hook point in its settings or path",
-                        c->named != NULL ? c->named : "", c->named != NULL ? "' is not known" : "");
+            fail(STATUS_INPUT, "%s: %s%s%s: give --hook NAME", c->sae.path,
+                 c->named != NULL ? "its hook point '" : "no hook point in its settings or path",
+                 c->named != NULL ? c->named : "", c->named != NULL ? "' is not known" : "");
         }
         wanted[i] = is_wanted(&c->sae, kind, options->stream, layers, n_layers);
     }
     for (size_t i = 0; i < s->count; i++) {
-        if (wanted[i]) {
-            TRY(choose(s, i, wanted, canonical, &keep[i], directory, error));
-        }
+        keep[i] = wanted[i] && choose(s, i, wanted, canonical, directory);
     }
     for (size_t i = 0; i < s->count; i++) {
         Candidate *c = &s->candidates[i];
         if (!keep[i]) {
             continue;
         }
-        TRY(load(c, options, error));
+        load(c, options);
         if (c->sae.norm == SAE_NORM_EXPECTED && !(c->sae.norm_factor > 0)) {
-            return fail(
-                error, STATUS_INPUT,
-                "%s: normalize_activations is expected_average_only_in and its factor is not in "
-                "the files: give --norm-factor X",
-                c->cfg_file);
+            fail(STATUS_INPUT,
+                 "%s: normalize_activations is expected_average_only_in and its factor is not in "
+                 "the files: give --norm-factor X",
+                 c->cfg_file);
         }
         set_insert(set, c);
     }
     if (set->count == 0) {
-        return fail(error, STATUS_INPUT,
-                    "%s: none of the %zu SAEs below it is %s", directory, s->count,
-                    options->stream ? "of the residual stream"
-                                    : "for a hook point and layer asked for");
+        fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s->count,
+             options->stream ? "of the residual stream" : "for a hook point and layer asked for");
     }
-    return STATUS_OK;
 }
 
 /* ---- the interface ---- */
 
 static const SaeOptions no_options;
 
-Status sae_set_open(SaeSet *set, const char *directory, HookKind kind, const bool *layers,
-                    size_t n_layers, bool canonical, const SaeOptions *options, Error *error) {
+void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
+                  const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options) {
     options = options != NULL ? options : &no_options;
     memset(set, 0, sizeof *set);
-    arena_init_growing(&set->arena);
-    Search search;
-    Status status = search_run(&search, directory, options, error);
-    if (status == STATUS_OK) {
-        status =
-            set_fill(set, &search, directory, kind, layers, n_layers, canonical, options, error);
-    }
-    search_close(&search);
-    if (status != STATUS_OK) {
-        sae_set_close(set);
-    }
-    return status;
+    Search search = search_run(arena, directory, options);
+    set_fill(set, &search, directory, kind, layers, n_layers, canonical, options);
 }
 
 /* Layer 10 after layer 2: runs of digits compare as numbers. */
@@ -1036,31 +905,16 @@ static int path_order(const void *a, const void *b) {
     return (int)(unsigned char)*x - (int)(unsigned char)*y;
 }
 
-Status sae_list(const char *directory, char ***paths, size_t *count, Arena *arena, Error *error) {
-    Search search;
-    Status status = search_run(&search, directory, NULL, error);
+char **sae_list(Arena *arena, const char *directory, size_t *count) {
+    Search search = search_run(arena, directory, NULL);
+    char **paths = arena_alloc(arena, search.count, sizeof *paths);
+    for (size_t i = 0; i < search.count; i++) {
+        paths[i] =
+            arena_copy(arena, search.candidates[i].sae.path, strlen(search.candidates[i].sae.path));
+    }
+    qsort(paths, search.count, sizeof *paths, path_order);
     *count = search.count;
-    *paths = arena_alloc(arena, search.count + 1, sizeof **paths);
-    for (size_t i = 0; status == STATUS_OK && *paths != NULL && i < search.count; i++) {
-        const char *path = search.candidates[i].sae.path;
-        (*paths)[i] = arena_copy(arena, path, strlen(path));
-    }
-    if (status == STATUS_OK && arena->failed) {
-        status = fail_memory(error, directory);
-    }
-    if (status == STATUS_OK) {
-        qsort(*paths, *count, sizeof **paths, path_order);
-    }
-    search_close(&search);
-    return status;
-}
-
-void sae_set_close(SaeSet *set) {
-    for (size_t i = 0; i < set->count; i++) {
-        sae_close(&set->saes[i]);
-    }
-    arena_free(&set->arena);
-    memset(set, 0, sizeof *set);
+    return paths;
 }
 
 const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer) {
@@ -1073,27 +927,18 @@ const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer) {
 }
 
 /* The only SAE somewhere below a directory. */
-static Status open_below(Candidate *c, const char *directory, const SaeOptions *options,
-                         Error *error) {
-    Search search;
-    Status status = search_run(&search, directory, options, error);
-    if (status == STATUS_OK && search.count > 1) {
-        status =
-            fail(error, STATUS_INPUT,
-                 "%s: %zu SAEs below it, among them '%s' and '%s': name one of them", directory,
-                 search.count, search.candidates[0].below, search.candidates[1].below);
+static void open_below(Candidate *c, Arena *arena, const char *directory,
+                       const SaeOptions *options) {
+    Search search = search_run(arena, directory, options);
+    if (search.count > 1) {
+        fail(STATUS_INPUT, "%s: %zu SAEs below it, among them '%s' and '%s': name one of them",
+             directory, search.count, search.candidates[0].below, search.candidates[1].below);
     }
-    if (status == STATUS_OK) {
-        *c = search.candidates[0];
-        search.count = 0;
-    }
-    search_close(&search);
-    return status;
+    *c = search.candidates[0];
 }
 
 /* The SAE that `path` itself is: its directory, or a file of it. */
-static Status open_here(Candidate *c, Arena *arena, const char *path, const SaeOptions *options,
-                        Error *error) {
+static void open_here(Candidate *c, Arena *arena, const char *path, const SaeOptions *options) {
     const char *directory = path, *name = NULL;
     if (!path_is_directory(path)) {
         const char *slash = strrchr(path, '/');
@@ -1101,22 +946,21 @@ static Status open_here(Candidate *c, Arena *arena, const char *path, const SaeO
         directory = slash == NULL   ? "."
                     : slash == path ? "/"
                                     : arena_copy(arena, path, (size_t)(slash - path));
-        if (directory == NULL) {
-            return fail_memory(error, path);
-        }
         if (!path_exists(path)) {
-            return fail(error, STATUS_INPUT, "%s: no such file or directory", path);
+            fail(STATUS_INPUT, "%s: no such file or directory", path);
         }
     }
     size_t length = name != NULL ? strlen(name) : 0;
     if (length > 4 && strcmp(name + length - 4, ".npz") == 0) {
-        return candidate_start(c, directory, name, NULL, SAE_GEMMASCOPE, "", options, error);
+        candidate_start(c, arena, directory, name, NULL, SAE_GEMMASCOPE, "", options);
+        return;
     }
     if (length > 3 && strcmp(name + length - 3, ".pt") == 0) { /* ae.pt, checkpoints/ae_1000.pt */
         const char *last = strrchr(directory, '/');
         bool checkpoint = strcmp(last != NULL ? last + 1 : directory, "checkpoints") == 0;
-        return candidate_start(c, directory, name, checkpoint ? "../config.json" : "config.json",
-                               SAE_DICTIONARY_LEARNING, "", options, error);
+        candidate_start(c, arena, directory, name, checkpoint ? "../config.json" : "config.json",
+                        SAE_DICTIONARY_LEARNING, "", options);
+        return;
     }
     for (size_t f = 0; f < SAE_FORMATS; f++) {
         const char *cfg = sae_formats[f].cfg, *weights = sae_formats[f].weights;
@@ -1124,45 +968,24 @@ static Status open_here(Candidate *c, Arena *arena, const char *path, const SaeO
             continue;
         }
         const char *file = path_join(arena, directory, weights);
-        if (file == NULL) {
-            return fail_memory(error, path);
-        }
         if (path_exists(file)) {
-            return candidate_start(c, directory, weights, cfg, sae_formats[f].source, "", options,
-                                   error);
+            candidate_start(c, arena, directory, weights, cfg, sae_formats[f].source, "", options);
+            return;
         }
     }
     if (name != NULL) {
-        return fail(error, STATUS_INPUT,
-                    "%s: not an SAE: expected params.npz, cfg.json with sae_weights.safetensors or "
-                    "sae.safetensors, or ae.pt",
-                    path);
+        fail(STATUS_INPUT,
+             "%s: not an SAE: expected params.npz, cfg.json with sae_weights.safetensors or "
+             "sae.safetensors, or ae.pt",
+             path);
     }
-    return open_below(c, path, options, error);
+    open_below(c, arena, path, options);
 }
 
-Status sae_open(Sae *sae, const char *path, const SaeOptions *options, Error *error) {
+void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *options) {
     options = options != NULL ? options : &no_options;
-    memset(sae, 0, sizeof *sae);
     Candidate candidate;
-    Arena arena;
-    arena_init_growing(&arena);
-    Status status = open_here(&candidate, &arena, path, options, error);
-    arena_free(&arena);
-    if (status != STATUS_OK) {
-        return status;
-    }
-    status = load(&candidate, options, error);
-    if (status != STATUS_OK) {
-        sae_close(&candidate.sae);
-        return status;
-    }
+    open_here(&candidate, arena, path, options);
+    load(&candidate, options);
     *sae = candidate.sae;
-    return STATUS_OK;
-}
-
-void sae_close(Sae *sae) {
-    tensors_close(&sae->store);
-    arena_free(&sae->arena);
-    memset(sae, 0, sizeof *sae);
 }

@@ -23,12 +23,10 @@ typedef struct Candidate {
 /* The first of up to three settings that is there and not null; NULL: none. */
 const Json *sae_setting(const Json *a, const char *key_a, const Json *b, const char *key_b,
                         const Json *c, const char *key_c);
-Status sae_text(const char **out, const Json *value, const char *absent, const char *file,
-                const char *key, Error *error);
+const char *sae_text(const Json *value, const char *absent, const char *file, const char *key);
 /* 0 to 2^31 - 1. */
-Status sae_size(size_t *out, const Json *value, size_t absent, const char *file, const char *key,
-                Error *error);
-Status sae_refuse(Error *error, const char *file, const char *key, const char *value);
+size_t sae_size(const Json *value, size_t absent, const char *file, const char *key);
+REFSAE_NORETURN void sae_refuse(const char *file, const char *key, const char *value);
 
 /* The site and layer in a module's name, as in model.layers.12.mlp. */
 bool sae_module_site(const char *text, size_t length, HookKind *kind, int *layer);
@@ -37,20 +35,19 @@ bool sae_module_site(const char *text, size_t length, HookKind *kind, int *layer
 
 /* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
  * feature off). */
-Status sae_vector(Sae *sae, Weight *out, const char *name, size_t count, bool infinite,
-                  Error *error);
-Status sae_matrix(Sae *sae, Weight *out, const char *name, size_t rows, size_t cols, Error *error);
+Weight sae_vector(const Sae *sae, const char *name, size_t count, bool infinite);
+Weight sae_matrix(const Sae *sae, const char *name, size_t rows, size_t cols);
 /* W_enc [d_in, d_sae] and W_dec [d_sae, d_in], b_dec, and b_enc unless gated. */
-Status sae_plain(Sae *sae, const char *w_enc, const char *w_dec, Error *error);
-Status sae_mag_gain(Sae *sae, Error *error); /* exp(r_mag) */
-Status sae_sizes_check(const Sae *sae, Error *error);
+void sae_plain(Sae *sae, const char *w_enc, const char *w_dec);
+void sae_mag_gain(Sae *sae); /* exp(r_mag) */
+void sae_sizes_check(const Sae *sae);
 /* Sizes that are still 0, from the shape of matrix `name` ([d_in, d_sae]). */
-Status sae_sizes_from(Sae *sae, const char *name, Error *error);
+void sae_sizes_from(Sae *sae, const char *name);
 
 /* ---- sae_dictionary.c ---- */
 
-Status sae_dictionary_identify(Candidate *c, Error *error);
-Status sae_dictionary_load(Candidate *c, const SaeOptions *options, Error *error);
+void sae_dictionary_identify(Candidate *c);
+void sae_dictionary_load(Candidate *c, const SaeOptions *options);
 /* The site in a name that dictionary_learning's users give modules and folders: resid_post_layer_8,
  * mlp_out_layer1, embed; *layer is set if the name has one. */
 bool sae_dictionary_site(const char *text, size_t length, HookKind *kind, int *layer);

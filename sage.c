@@ -1,27 +1,32 @@
-/* sage.c: attribute cross-sections (SAGE, step 1): which nodes carry an attribute, found by attribution
- * patching with one forward and one backward a prompt, and checked against real patching.
+/* sage.c: attribute cross-sections (SAGE, step 1): which nodes carry an attribute, found by
+ * attribution patching with one forward and one backward a prompt, and checked against real
+ * patching.
  *
  *   score(node) = mean over prompts of (a(x') - a(x)) . dm/da (x)
  *   effect(node) = mean over prompts of m(x with a(x') patched in) - m(x)
  *
- * x' is the prompt with one attribute changed; m = log p(answer) - log p(wrong) at the last position. */
+ * x' is the prompt with one attribute changed; m = log p(answer) - log p(wrong) at the last
+ * position. */
 #include "sage_run.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 const size_t sage_ks[SAGE_KS] = {1, 2, 4, 8, 16, 32};
-const char *const sage_method_names[SAGE_METHODS] = {"none", "mean", "mse", "weighted", "sae", "random"};
+const char *const sage_method_names[SAGE_METHODS] = {"none",     "mean", "mse",
+                                                     "weighted", "sae",  "random"};
 
 /* A run's memory stays within this where a batch of several prompts would take more. */
 static const size_t batch_bytes = (size_t)768 << 20;
-enum { BATCH_ROWS = 512 };
+enum {
+    BATCH_ROWS = 512
+};
 
 /* ---- passes ---- */
 
 size_t sage_width(const Sage *sage, HookKind kind) {
-    return kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V || kind == HOOK_Z ? sage->llm.config.d_head
+    return kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V || kind == HOOK_Z
+               ? sage->llm.config.d_head
            : kind == HOOK_LN1_SCALE || kind == HOOK_LN1_POST_SCALE || kind == HOOK_LN2_POST_SCALE
                ? 1
                : sage->llm.config.d_model;
@@ -38,17 +43,18 @@ static bool sage_wants(void *user, HookKind kind, int layer, bool gradient) {
     return false;
 }
 
-/* Slices of one point are taken in their order: where two names are one token the later write stands. */
-static Status sage_call(void *user, const HookPoint *point, float *data, Error *error) {
+/* Slices of one point are taken in their order: where two names are one token the later write
+ * stands. */
+static void sage_call(void *user, const HookPoint *point, float *data) {
     Sage *sage = user;
     size_t row_size = 1;
-    (void)error;
     for (int i = 1; i < point->rank; i++) {
         row_size *= point->shape[i];
     }
     for (size_t i = 0; i < sage->n_slices; i++) {
         Slice *slice = &sage->slices[i];
-        if (slice->kind != point->kind || slice->layer != point->layer || slice->gradient != point->gradient) {
+        if (slice->kind != point->kind || slice->layer != point->layer ||
+            slice->gradient != point->gradient) {
             continue;
         }
         size_t offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
@@ -57,10 +63,10 @@ static Status sage_call(void *user, const HookPoint *point, float *data, Error *
             size_t row = sage->current.start[s] + sage->forms[s]->positions[slice->position] - past;
             float *at = data + row * row_size + offset;
             float *values = slice->values + (sage->first_prompt + s) * slice->width;
-            memcpy(slice->write ? at : values, slice->write ? values : at, slice->width * sizeof(float));
+            memcpy(slice->write ? at : values, slice->write ? values : at,
+                   slice->width * sizeof(float));
         }
     }
-    return STATUS_OK;
 }
 
 void sage_batch(Sage *sage, SageSplit split, int attribute, size_t first, size_t n) {
@@ -78,8 +84,8 @@ void sage_batch(Sage *sage, SageSplit split, int attribute, size_t first, size_t
     sage->whole = sage->current = (LlmBatch){n, sage->start, sage->ids, NULL, false};
 }
 
-/* log of the summed probability of a list x[n] of logits, up to the log of the normaliser; one token: its
- * logit. share[n] (may be NULL, may be x): its derivatives. */
+/* log of the summed probability of a list x[n] of logits, up to the log of the normaliser; one
+ * token: its logit. share[n] (may be NULL, may be x): its derivatives. */
 static double list_logit(const float *x, size_t n, float *share) {
     float highest = x[0];
     double sum = 0.0;
@@ -104,12 +110,15 @@ static const float *listed(Sage *sage, const float *logits, const int32_t *ids, 
 
 /* m of one prompt from its logits[vocab]. */
 static double metric(Sage *sage, const float *logits, const SageForm *form) {
-    double answer = list_logit(listed(sage, logits, form->answer, form->n_answer), form->n_answer, NULL);
-    return answer - list_logit(listed(sage, logits, form->wrong, form->n_wrong), form->n_wrong, NULL);
+    double answer =
+        list_logit(listed(sage, logits, form->answer, form->n_answer), form->n_answer, NULL);
+    return answer -
+           list_logit(listed(sage, logits, form->wrong, form->n_wrong), form->n_wrong, NULL);
 }
 
 /* gradient[vocab] += d m / d logits. */
-static void metric_gradient(Sage *sage, const float *logits, const SageForm *form, float *gradient) {
+static void metric_gradient(Sage *sage, const float *logits, const SageForm *form,
+                            float *gradient) {
     for (int side = 0; side < 2; side++) {
         const int32_t *ids = side == 0 ? form->answer : form->wrong;
         size_t n = side == 0 ? form->n_answer : form->n_wrong;
@@ -120,8 +129,9 @@ static void metric_gradient(Sage *sage, const float *logits, const SageForm *for
     }
 }
 
-/* m of the prompts after a pass. Where no prediction is asked for, only the lists' own logits are computed. */
-static Status read_logits(Sage *sage, double *m, int32_t *predicted, Error *error) {
+/* m of the prompts after a pass. Where no prediction is asked for, only the lists' own logits are
+ * computed. */
+static void read_logits(Sage *sage, double *m, int32_t *predicted) {
     size_t n = sage->current.n_sequences, vocab = sage->llm.config.d_vocab;
     for (size_t s = 0; s < n; s++) {
         sage->last_row[s] = sage->current.ends ? s : sage->current.start[s + 1] - 1;
@@ -130,14 +140,14 @@ static Status read_logits(Sage *sage, double *m, int32_t *predicted, Error *erro
         for (size_t s = 0; s < n; s++) {
             const SageForm *form = sage->forms[s];
             size_t row = sage->last_row[s];
-            TRY(llm_logits_at(sage->run, row, form->answer, form->n_answer, true, sage->listed, error));
+            llm_logits_at(sage->run, row, form->answer, form->n_answer, true, sage->listed);
             m[s] = list_logit(sage->listed, form->n_answer, NULL);
-            TRY(llm_logits_at(sage->run, row, form->wrong, form->n_wrong, true, sage->listed, error));
+            llm_logits_at(sage->run, row, form->wrong, form->n_wrong, true, sage->listed);
             m[s] -= list_logit(sage->listed, form->n_wrong, NULL);
         }
-        return STATUS_OK;
+        return;
     }
-    TRY(llm_logits(sage->run, sage->last_row, n, true, sage->logits, NULL, error));
+    llm_logits(sage->run, sage->last_row, n, true, sage->logits, NULL);
     for (size_t s = 0; s < n; s++) {
         const float *logits = sage->logits + s * vocab;
         size_t top = 0;
@@ -147,10 +157,9 @@ static Status read_logits(Sage *sage, double *m, int32_t *predicted, Error *erro
         m[s] = metric(sage, logits, sage->forms[s]);
         predicted[s] = (int32_t)top;
     }
-    return STATUS_OK;
 }
 
-Status sage_forward(Sage *sage, Slice *slices, size_t n_slices, double *m, int32_t *predicted, Error *error) {
+void sage_forward(Sage *sage, Slice *slices, size_t n_slices, double *m, int32_t *predicted) {
     Hooks hooks = {sage_call, sage_wants, sage};
     size_t last = m != NULL ? sage->llm.config.n_layers : 0;
     for (size_t i = 0; i < n_slices; i++) {
@@ -159,32 +168,37 @@ Status sage_forward(Sage *sage, Slice *slices, size_t n_slices, double *m, int32
     sage->current = sage->whole;
     sage->slices = slices;
     sage->n_slices = n_slices;
-    TRY(llm_forward(sage->run, &sage->current, 0, last, NULL, n_slices > 0 ? &hooks : NULL, error));
-    return m != NULL ? read_logits(sage, m, predicted, error) : STATUS_OK;
+    llm_forward(sage->run, &sage->current, 0, last, NULL, n_slices > 0 ? &hooks : NULL);
+    if (m != NULL) {
+        read_logits(sage, m, predicted);
+    }
 }
 
-Status sage_streams(Sage *sage, double *m, int32_t *predicted, Error *error) {
+void sage_streams(Sage *sage, double *m, int32_t *predicted) {
     size_t n = sage->llm.config.n_layers, rows = sage->start[sage->whole.n_sequences];
     sage->current = sage->whole;
     sage->current.ends = true;
     for (size_t layer = 0; layer < n; layer++) {
-        TRY(llm_forward(sage->run, &sage->current, layer, layer + 1, layer > 0 ? sage->streams[layer] : NULL, NULL,
-                        error));
+        llm_forward(sage->run, &sage->current, layer, layer + 1,
+                    layer > 0 ? sage->streams[layer] : NULL, NULL);
         if (layer + 1 < n) {
-            memcpy(sage->streams[layer + 1], llm_resid(sage->run), rows * sage->llm.config.d_model * sizeof(float));
+            memcpy(sage->streams[layer + 1], llm_resid(sage->run),
+                   rows * sage->llm.config.d_model * sizeof(float));
         }
     }
-    return read_logits(sage, m, predicted, error);
+    read_logits(sage, m, predicted);
 }
 
-Status sage_patch(Sage *sage, Slice *slices, size_t n_slices, double *m, int32_t *predicted, Error *error) {
+void sage_patch(Sage *sage, Slice *slices, size_t n_slices, double *m, int32_t *predicted) {
     Hooks hooks = {sage_call, sage_wants, sage};
-    size_t last = sage->llm.config.n_layers - 1, first = last, rows = 0, d = sage->llm.config.d_model;
+    size_t last = sage->llm.config.n_layers - 1, first = last, rows = 0,
+           d = sage->llm.config.d_model;
     bool ends = true; /* unless a patch needs the last layer's other rows */
     for (size_t i = 0; i < n_slices; i++) {
         HookKind kind = slices[i].kind;
         first = (size_t)slices[i].layer < first ? (size_t)slices[i].layer : first;
-        ends &= (size_t)slices[i].layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
+        ends &=
+            (size_t)slices[i].layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
     }
     for (size_t s = 0; s < sage->whole.n_sequences; s++) {
         const SageForm *form = sage->forms[s];
@@ -198,36 +212,40 @@ Status sage_patch(Sage *sage, Slice *slices, size_t n_slices, double *m, int32_t
         sage->tail_start[s] = rows;
         memcpy(sage->tail_ids + rows, sage->ids + from, n * sizeof(int32_t));
         if (first > 0) {
-            memcpy(sage->tail_stream + rows * d, sage->streams[first] + from * d, n * d * sizeof(float));
+            memcpy(sage->tail_stream + rows * d, sage->streams[first] + from * d,
+                   n * d * sizeof(float));
         }
         rows += n;
     }
     sage->tail_start[sage->whole.n_sequences] = rows;
-    sage->current = (LlmBatch){sage->whole.n_sequences, sage->tail_start, sage->tail_ids, sage->past, ends};
+    sage->current =
+        (LlmBatch){sage->whole.n_sequences, sage->tail_start, sage->tail_ids, sage->past, ends};
     sage->slices = slices;
     sage->n_slices = n_slices;
-    TRY(llm_forward(sage->run, &sage->current, first, sage->llm.config.n_layers, first > 0 ? sage->tail_stream : NULL,
-                    &hooks, error));
-    return read_logits(sage, m, predicted, error);
+    llm_forward(sage->run, &sage->current, first, sage->llm.config.n_layers,
+                first > 0 ? sage->tail_stream : NULL, &hooks);
+    read_logits(sage, m, predicted);
 }
 
-Status sage_capture(Sage *sage, SageSplit split, int attribute, Slice *slices, size_t n_slices, Error *error) {
+void sage_capture(Sage *sage, SageSplit split, int attribute, Slice *slices, size_t n_slices) {
     for (size_t first = 0; first < sage->task.n_prompts[split]; first += sage->batch) {
         size_t left = sage->task.n_prompts[split] - first;
         sage_batch(sage, split, attribute, first, left < sage->batch ? left : sage->batch);
-        TRY(sage_forward(sage, slices, n_slices, NULL, NULL, error));
+        sage_forward(sage, slices, n_slices, NULL, NULL);
     }
-    return STATUS_OK;
 }
 
 /* ---- nodes ---- */
 
-static const HookKind component_kinds[] = {HOOK_Q, HOOK_K, HOOK_V, HOOK_Z, HOOK_ATTN_OUT, HOOK_MLP_OUT};
+static const HookKind component_kinds[] = {HOOK_Q, HOOK_K,        HOOK_V,
+                                           HOOK_Z, HOOK_ATTN_OUT, HOOK_MLP_OUT};
 static const char *const component_names[] = {"q", "k", "v", "z", "attn_out", "mlp_out"};
-enum { N_COMPONENTS = 6 };
+enum {
+    N_COMPONENTS = 6
+};
 
 static size_t component_heads(const Sage *sage, HookKind kind) {
-    return kind == HOOK_Q || kind == HOOK_Z ? sage->llm.config.n_heads
+    return kind == HOOK_Q || kind == HOOK_Z   ? sage->llm.config.n_heads
            : kind == HOOK_K || kind == HOOK_V ? sage->llm.config.n_kv_heads
                                               : 1;
 }
@@ -242,37 +260,37 @@ size_t sage_list_next(const char **list, const char *const *names, size_t n) {
 }
 
 /* All nodes, in the order that settles ties: layer, component, head, position. */
-static Status list_nodes(Sage *sage, Error *error) {
+static void list_nodes(Sage *sage) {
     bool wanted[N_COMPONENTS] = {false};
     size_t per_layer = 0;
     SageResult *r = &sage->result;
     for (const char *list = sage->options->nodes; list != NULL;) {
         size_t c = sage_list_next(&list, component_names, N_COMPONENTS);
         if (c == N_COMPONENTS) {
-            return fail(error, STATUS_INPUT, "--nodes %s: expected some of q,k,v,z,attn_out,mlp_out",
-                        sage->options->nodes);
+            fail(STATUS_INPUT, "--nodes %s: expected some of q,k,v,z,attn_out,mlp_out",
+                 sage->options->nodes);
         }
         wanted[c] = true;
     }
     for (size_t c = 0; c < N_COMPONENTS; c++) {
-        per_layer += wanted[c] ? component_heads(sage, component_kinds[c]) * sage->task.n_positions : 0;
+        per_layer +=
+            wanted[c] ? component_heads(sage, component_kinds[c]) * sage->task.n_positions : 0;
     }
     size_t n = per_layer * sage->llm.config.n_layers, all = n * sage->task.n_attributes;
-    r->nodes = arena_alloc(&sage->arena, n, sizeof(SageNode));
-    r->score = arena_alloc(&sage->arena, all, sizeof(double));
-    r->effect = arena_alloc(&sage->arena, all, sizeof(double));
-    r->chosen = arena_alloc(&sage->arena, all, sizeof(bool));
-    r->cross = arena_alloc(&sage->arena, sage->task.n_attributes, sizeof(SageCross));
-    if (r->nodes == NULL || r->score == NULL || r->effect == NULL || r->chosen == NULL || r->cross == NULL) {
-        return fail_memory(error, "nodes");
-    }
+    r->nodes = arena_alloc(sage->arena, n, sizeof(SageNode));
+    r->score = arena_alloc(sage->arena, all, sizeof(double));
+    r->effect = arena_alloc(sage->arena, all, sizeof(double));
+    r->chosen = arena_alloc(sage->arena, all, sizeof(bool));
+    r->cross = arena_alloc(sage->arena, sage->task.n_attributes, sizeof(SageCross));
     for (size_t layer = 0; layer < sage->llm.config.n_layers; layer++) {
         for (size_t c = 0; c < N_COMPONENTS; c++) {
             size_t heads = wanted[c] ? component_heads(sage, component_kinds[c]) : 0;
             for (size_t h = 0; h < heads; h++) {
                 for (size_t p = 0; p < sage->task.n_positions; p++) {
-                    bool whole = component_kinds[c] == HOOK_ATTN_OUT || component_kinds[c] == HOOK_MLP_OUT;
-                    r->nodes[r->n_nodes++] = (SageNode){component_kinds[c], (int)layer, whole ? -1 : (int)h, p};
+                    bool whole =
+                        component_kinds[c] == HOOK_ATTN_OUT || component_kinds[c] == HOOK_MLP_OUT;
+                    r->nodes[r->n_nodes++] =
+                        (SageNode){component_kinds[c], (int)layer, whole ? -1 : (int)h, p};
                 }
             }
         }
@@ -280,85 +298,78 @@ static Status list_nodes(Sage *sage, Error *error) {
     for (size_t i = 0; i < all; i++) {
         r->effect[i] = NAN;
     }
-    return STATUS_OK;
 }
 
 Slice sage_slice(const Sage *sage, const SageNode *node, float *values, bool write) {
     size_t width = sage_width(sage, node->kind);
-    return (Slice){node->kind, node->layer, node->head, node->position, width, false, write, values};
+    return (Slice){node->kind, node->layer, node->head, node->position,
+                   width,      false,       write,      values};
 }
 
 /* ---- scores ---- */
 
-/* One batch: clean with gradients, then each counterfactual. Slices hold batch values only (first_prompt 0). */
-static Status score_batch(Sage *sage, size_t first, size_t n, Slice *clean, Slice *gradient, Slice *other,
-                          Error *error) {
+/* One batch: clean with gradients, then each counterfactual. Slices hold batch values only
+ * (first_prompt 0). */
+static void score_batch(Sage *sage, size_t first, size_t n, Slice *clean, Slice *gradient,
+                        Slice *other) {
     SageResult *r = &sage->result;
     size_t vocab = sage->llm.config.d_vocab;
     Hooks hooks = {sage_call, sage_wants, sage};
     sage_batch(sage, SAGE_TRAIN, -1, first, n);
     sage->first_prompt = 0;
     double *m = sage->m;
-    TRY(sage_forward(sage, clean, r->n_nodes, m, sage->predicted, error));
+    sage_forward(sage, clean, r->n_nodes, m, sage->predicted);
     memset(sage->dlogits, 0, n * vocab * sizeof(float));
     for (size_t s = 0; s < n; s++) {
         metric_gradient(sage, sage->logits + s * vocab, sage->forms[s], sage->dlogits + s * vocab);
     }
     sage->slices = gradient;
     llm_backward_start(sage->run);
-    TRY(llm_logits_backward(sage->run, sage->last_row, n, true, sage->logits, sage->dlogits, NULL, error));
-    TRY(llm_backward(sage->run, 0, &hooks, error));
+    llm_logits_backward(sage->run, sage->last_row, n, true, sage->logits, sage->dlogits, NULL);
+    llm_backward(sage->run, 0, &hooks);
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
         sage_batch(sage, SAGE_TRAIN, (int)a, first, n);
         sage->first_prompt = 0;
-        TRY(sage_forward(sage, other, r->n_nodes, NULL, NULL, error));
+        sage_forward(sage, other, r->n_nodes, NULL, NULL);
         for (size_t i = 0; i < r->n_nodes; i++) {
             size_t width = clean[i].width;
             for (size_t s = 0; s < n; s++) {
                 double dot = 0.0;
                 for (size_t k = s * width; k < (s + 1) * width; k++) {
-                    dot += ((double)other[i].values[k] - (double)clean[i].values[k]) * (double)gradient[i].values[k];
+                    dot += ((double)other[i].values[k] - (double)clean[i].values[k]) *
+                           (double)gradient[i].values[k];
                 }
                 r->score[a * r->n_nodes + i] += dot;
             }
         }
     }
-    return STATUS_OK;
 }
 
-static Status score_nodes(Sage *sage, Error *error) {
+static void score_nodes(Sage *sage) {
     SageResult *r = &sage->result;
     size_t n_train = sage->task.n_prompts[SAGE_TRAIN];
-    Arena arena;
-    Slice *slices[3];
-    Status status = STATUS_OK;
-    arena_init_growing(&arena);
-    for (int k = 0; k < 3 && status == STATUS_OK; k++) { /* clean, gradient, counterfactual */
-        slices[k] = arena_alloc(&arena, r->n_nodes, sizeof(Slice));
-        for (size_t i = 0; i < r->n_nodes && status == STATUS_OK; i++) {
-            float *values = slices[k] == NULL
-                                ? NULL
-                                : arena_alloc(&arena, sage->batch * sage_width(sage, r->nodes[i].kind), sizeof(float));
-            if (values == NULL) {
-                status = fail_memory(error, "activations");
-                break;
-            }
+    Slice *slices[3]; /* clean, gradient, counterfactual */
+    Arena *scratch = arena_new();
+    for (int k = 0; k < 3; k++) {
+        slices[k] = arena_alloc(scratch, r->n_nodes, sizeof(Slice));
+        for (size_t i = 0; i < r->n_nodes; i++) {
+            size_t width = sage_width(sage, r->nodes[i].kind);
+            float *values = arena_alloc(scratch, sage->batch * width, sizeof(float));
             slices[k][i] = sage_slice(sage, &r->nodes[i], values, false);
             slices[k][i].gradient = k == 1;
         }
     }
     Progress progress = progress_start("attribution", "prompts", 0, n_train, sage->console->quiet);
-    for (size_t first = 0; first < n_train && status == STATUS_OK; first += sage->batch) {
+    for (size_t first = 0; first < n_train; first += sage->batch) {
         size_t n = n_train - first < sage->batch ? n_train - first : sage->batch;
-        status = score_batch(sage, first, n, slices[0], slices[1], slices[2], error);
+        score_batch(sage, first, n, slices[0], slices[1], slices[2]);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
     for (size_t i = 0; i < r->n_nodes * sage->task.n_attributes; i++) {
         r->score[i] /= (double)n_train;
     }
-    arena_free(&arena);
-    return status;
+    arena_free(scratch);
 }
 
 /* ---- the walk ---- */
@@ -372,18 +383,16 @@ static bool screens_off(const SageNode *a, const SageNode *b) {
            ((a->kind == HOOK_Q || a->kind == HOOK_Z) && b->kind == HOOK_ATTN_OUT);
 }
 
-static Status walk(Sage *sage, size_t attribute, Error *error) {
+static void walk(Sage *sage, size_t attribute) {
     SageResult *r = &sage->result;
     SageCross *cross = &r->cross[attribute];
     const double *score = r->score + attribute * r->n_nodes;
     bool *chosen = r->chosen + attribute * r->n_nodes;
-    size_t max = sage->options->max_nodes < r->n_nodes ? sage->options->max_nodes : r->n_nodes, walked = 0;
-    size_t *order = arena_alloc(&sage->arena, max, sizeof(size_t));
-    cross->nodes = arena_alloc(&sage->arena, max, sizeof(size_t));
-    cross->others = arena_alloc(&sage->arena, max, sizeof(size_t));
-    if (order == NULL || cross->nodes == NULL || cross->others == NULL) {
-        return fail_memory(error, "a cross-section");
-    }
+    size_t max = sage->options->max_nodes < r->n_nodes ? sage->options->max_nodes : r->n_nodes,
+           walked = 0;
+    size_t *order = arena_alloc(sage->arena, max, sizeof(size_t));
+    cross->nodes = arena_alloc(sage->arena, max, sizeof(size_t));
+    cross->others = arena_alloc(sage->arena, max, sizeof(size_t));
     double total = 0.0, carried = 0.0;
     for (size_t i = 0; i < r->n_nodes; i++) {
         total += fabs(score[i]);
@@ -414,11 +423,13 @@ static Status walk(Sage *sage, size_t attribute, Error *error) {
         chosen[cross->nodes[i]] = true;
     }
     if (cross->n_nodes == 0) {
-        return fail(error, STATUS_INPUT, "attribute '%s' moves no node of this model",
-                    sage->task.attributes[attribute].name);
+        fail(STATUS_INPUT, "attribute '%s' moves no node of this model",
+             sage->task.attributes[attribute].name);
     }
-    /* as many others, drawn without replacement from what was not walked, in the order of the nodes */
-    Random random = random_start(sage->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+    /* as many others, drawn without replacement from what was not walked, in the order of the nodes
+     */
+    Random random =
+        random_start(sage->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
     size_t left = r->n_nodes - walked, need = left < cross->n_nodes ? left : cross->n_nodes;
     for (size_t i = 0; i < r->n_nodes && need > 0; i++) {
         bool was_walked = false;
@@ -430,7 +441,6 @@ static Status walk(Sage *sage, size_t attribute, Error *error) {
             need--;
         }
     }
-    return STATUS_OK;
 }
 
 /* ---- true effects ---- */
@@ -462,65 +472,64 @@ typedef struct Effects { /* of one attribute: the nodes to patch, and sums over 
     double *sums;
 } Effects;
 
-static Status effects_open(const Sage *sage, const SageCross *cross, Effects *e, Arena *arena, Error *error) {
-    e->count = cross->n_nodes + cross->n_others;
-    e->nodes = arena_alloc(arena, e->count, sizeof(size_t));
-    e->slices = arena_alloc(arena, e->count, sizeof(Slice));
-    e->sums = arena_alloc(arena, 2 * e->count, sizeof(double));
-    for (size_t i = 0; i < e->count && !arena->failed; i++) {
-        e->nodes[i] = i < cross->n_nodes ? cross->nodes[i] : cross->others[i - cross->n_nodes];
-        const SageNode *node = &sage->result.nodes[e->nodes[i]];
-        float *values = arena_alloc(arena, sage->batch * sage_width(sage, node->kind), sizeof(float));
-        e->slices[i] = sage_slice(sage, node, values, false);
+static Effects effects_open(const Sage *sage, const SageCross *cross, Arena *arena) {
+    Effects e = {.count = cross->n_nodes + cross->n_others};
+    e.nodes = arena_alloc(arena, e.count, sizeof(size_t));
+    e.slices = arena_alloc(arena, e.count, sizeof(Slice));
+    e.sums = arena_alloc(arena, 2 * e.count, sizeof(double));
+    for (size_t i = 0; i < e.count; i++) {
+        e.nodes[i] = i < cross->n_nodes ? cross->nodes[i] : cross->others[i - cross->n_nodes];
+        const SageNode *node = &sage->result.nodes[e.nodes[i]];
+        float *values =
+            arena_alloc(arena, sage->batch * sage_width(sage, node->kind), sizeof(float));
+        e.slices[i] = sage_slice(sage, node, values, false);
     }
-    return arena->failed ? fail_memory(error, "effects") : STATUS_OK;
+    return e;
 }
 
-/* The counterfactuals come first, so that the keys and values that patches stand on are the clean ones. */
-static Status effects_batch(Sage *sage, Effects *all, size_t first, size_t n, double *m, Error *error) {
+/* The counterfactuals come first, so that the keys and values that patches stand on are the clean
+ * ones. */
+static void effects_batch(Sage *sage, Effects *all, size_t first, size_t n, double *m) {
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
         for (size_t i = 0; i < all[a].count; i++) {
             all[a].slices[i].write = false;
         }
         sage_batch(sage, SAGE_TRAIN, (int)a, first, n);
         sage->first_prompt = 0;
-        TRY(sage_forward(sage, all[a].slices, all[a].count, NULL, NULL, error));
+        sage_forward(sage, all[a].slices, all[a].count, NULL, NULL);
     }
     double *patched = m + sage->batch;
     sage_batch(sage, SAGE_TRAIN, -1, first, n);
     sage->first_prompt = 0;
-    TRY(sage_streams(sage, m, NULL, error));
+    sage_streams(sage, m, NULL);
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
         for (size_t i = 0; i < all[a].count; i++) {
             all[a].slices[i].write = true;
-            TRY(sage_patch(sage, &all[a].slices[i], 1, patched, NULL, error));
+            sage_patch(sage, &all[a].slices[i], 1, patched, NULL);
             for (size_t s = 0; s < n; s++) {
                 all[a].sums[i] += patched[s] - m[s];
             }
         }
     }
-    return STATUS_OK;
 }
 
-static Status effects(Sage *sage, Error *error) {
+static void effects(Sage *sage) {
     SageResult *r = &sage->result;
     size_t n_train = sage->task.n_prompts[SAGE_TRAIN];
-    Arena arena;
-    arena_init_growing(&arena);
-    Effects *all = arena_alloc(&arena, sage->task.n_attributes, sizeof *all);
-    double *m = arena_alloc(&arena, 2 * sage->batch, sizeof(double));
-    Status status = all == NULL || m == NULL ? fail_memory(error, "effects") : STATUS_OK;
-    for (size_t a = 0; a < sage->task.n_attributes && status == STATUS_OK; a++) {
-        status = effects_open(sage, &r->cross[a], &all[a], &arena, error);
+    Arena *scratch = arena_new();
+    Effects *all = arena_alloc(scratch, sage->task.n_attributes, sizeof *all);
+    double *m = arena_alloc(scratch, 2 * sage->batch, sizeof(double));
+    for (size_t a = 0; a < sage->task.n_attributes; a++) {
+        all[a] = effects_open(sage, &r->cross[a], scratch);
     }
     Progress progress = progress_start("patching", "prompts", 0, n_train, sage->console->quiet);
-    for (size_t first = 0; first < n_train && status == STATUS_OK; first += sage->batch) {
+    for (size_t first = 0; first < n_train; first += sage->batch) {
         size_t n = n_train - first < sage->batch ? n_train - first : sage->batch;
-        status = effects_batch(sage, all, first, n, m, error);
+        effects_batch(sage, all, first, n, m);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    for (size_t a = 0; a < sage->task.n_attributes && status == STATUS_OK; a++) {
+    for (size_t a = 0; a < sage->task.n_attributes; a++) {
         Effects *e = &all[a];
         for (size_t i = 0; i < e->count; i++) {
             e->sums[i] /= (double)n_train;
@@ -529,20 +538,19 @@ static Status effects(Sage *sage, Error *error) {
         }
         r->cross[a].spearman = spearman(e->sums + e->count, e->sums, e->count);
     }
-    arena_free(&arena);
-    return status;
+    arena_free(scratch);
 }
 
 /* ---- baseline ---- */
 
-static Status baseline(Sage *sage, Error *error) {
+static void baseline(Sage *sage) {
     size_t n_test = sage->task.n_prompts[SAGE_TEST], right = 0;
     double *m = sage->m, sum = 0.0;
     int32_t *predicted = sage->predicted;
     for (size_t first = 0; first < n_test; first += sage->batch) {
         size_t n = n_test - first < sage->batch ? n_test - first : sage->batch;
         sage_batch(sage, SAGE_TEST, -1, first, n);
-        TRY(sage_forward(sage, NULL, 0, m, predicted, error));
+        sage_forward(sage, NULL, 0, m, predicted);
         for (size_t s = 0; s < n; s++) {
             bool hit = false;
             for (size_t i = 0; i < sage->forms[s]->n_answer; i++) {
@@ -554,61 +562,52 @@ static Status baseline(Sage *sage, Error *error) {
     }
     sage->result.accuracy = (double)right / (double)n_test;
     sage->result.m_clean = sum / (double)n_test;
-    return STATUS_OK;
 }
 
 /* ---- centring of SAEs on LayerNorm models ---- */
 
-/* Where no file says whether the stream was centred for training, both are tried on the first training
- * prompts; centring is taken if its FVU is lower by a factor of 1.5. */
-static Status settle_centring(Sage *sage, Sae *sae, Error *error) {
+/* Where no file says whether the stream was centred for training, both are tried on the first
+ * training prompts; centring is taken if its FVU is lower by a factor of 1.5. */
+static void settle_centring(Sage *sage, Sae *sae) {
     size_t n = sage->task.n_prompts[SAGE_TRAIN] < 16 ? sage->task.n_prompts[SAGE_TRAIN] : 16;
     size_t rows = n * sage->task.n_positions, d = sae->d_in;
     double fvu[2];
-    Arena arena;
-    arena_init_growing(&arena);
-    Slice *slices = arena_alloc(&arena, sage->task.n_positions, sizeof(Slice));
-    float *x = arena_alloc(&arena, rows * d, sizeof(float)), *target = arena_alloc(&arena, rows * d, sizeof(float));
-    float *recon = arena_alloc(&arena, rows * d, sizeof(float)),
-          *acts = arena_alloc(&arena, rows * sae->d_sae, sizeof(float));
-    SaeRun *run = sae_run_layout(sage->compute, d, sae->d_sae, rows, &arena);
-    Status status = slices == NULL || x == NULL || target == NULL || recon == NULL || acts == NULL || arena.failed
-                        ? fail_memory(error, "SAE rows")
-                        : STATUS_OK;
-    for (size_t p = 0; p < sage->task.n_positions && status == STATUS_OK; p++) {
+    char name[HOOK_NAME_MAX];
+    Arena *scratch = arena_new();
+    Slice *slices = arena_alloc(scratch, sage->task.n_positions, sizeof(Slice));
+    float *x = arena_alloc(scratch, rows * d, sizeof(float));
+    float *target = arena_alloc(scratch, rows * d, sizeof(float));
+    float *recon = arena_alloc(scratch, rows * d, sizeof(float));
+    float *acts = arena_alloc(scratch, rows * sae->d_sae, sizeof(float));
+    SaeRun *run = sae_run_layout(sage->compute, d, sae->d_sae, rows, scratch);
+    for (size_t p = 0; p < sage->task.n_positions; p++) {
         slices[p] = (Slice){sae->hook, sae->layer, -1, p, d, false, false, x + p * n * d};
     }
-    for (size_t first = 0; first < n && status == STATUS_OK; first += sage->batch) {
+    for (size_t first = 0; first < n; first += sage->batch) {
         sage_batch(sage, SAGE_TRAIN, -1, first, n - first < sage->batch ? n - first : sage->batch);
-        status = sage_forward(sage, slices, sage->task.n_positions, NULL, NULL, error);
+        sage_forward(sage, slices, sage->task.n_positions, NULL, NULL);
     }
-    for (int k = 0; k < 2 && status == STATUS_OK; k++) {
+    for (int k = 0; k < 2; k++) {
         SaeStats stats;
         sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
-        status = sae_encode(sae, run, x, NULL, acts, rows, error);
-        if (status == STATUS_OK) {
-            status = sae_decode(sae, run, acts, recon, rows, error);
-        }
-        if (status == STATUS_OK) {
-            sae_target(sae, sage->compute, target, x, rows);
-            sae_stats(&stats, target, recon, acts, rows, d, sae->d_sae);
-            fvu[k] = stats.fvu;
-        }
+        sae_encode(sae, run, x, NULL, acts, rows);
+        sae_decode(sae, run, acts, recon, rows);
+        sae_target(sae, sage->compute, target, x, rows);
+        sae_stats(&stats, target, recon, acts, rows, d, sae->d_sae);
+        fvu[k] = stats.fvu;
     }
-    if (status == STATUS_OK) {
-        char name[HOOK_NAME_MAX];
-        sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
-        hook_name(name, sae->hook, sae->layer, false, false);
-        console_line(sage->console, "%s: stream %scentred for its SAE (FVU %.4f as it is, %.4f centred)", name,
-                     sae->centre == SAE_CENTRE_YES ? "" : "not ", fvu[0], fvu[1]);
-    }
-    arena_free(&arena);
-    return status;
+    arena_free(scratch);
+    sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
+    hook_name(name, sae->hook, sae->layer, false, false);
+    console_line(sage->console,
+                 "%s: stream %scentred for its SAE (FVU %.4f as it is, %.4f centred)", name,
+                 sae->centre == SAE_CENTRE_YES ? "" : "not ", fvu[0], fvu[1]);
 }
 
 /* ---- the run ---- */
 
-static void run_layout(Sage *sage, Arena *arena) {
+static void run_layout(Arena *arena, void *user) {
+    Sage *sage = user;
     const LlmConfig *c = &sage->llm.config;
     size_t rows = sage->batch * sage->longest;
     LlmPlan plan = {.max_rows = rows,
@@ -646,14 +645,12 @@ static void note_longest(Sage *sage, const SageForm *form) {
     sage->longest_list = form->n_wrong > sage->longest_list ? form->n_wrong : sage->longest_list;
 }
 
-/* Settles how many prompts run at once; bytes of the run's one block. */
+/* Settles how many prompts run at once; the bytes of their run. */
 static size_t run_measure(Sage *sage) {
-    Arena measure;
     for (sage->batch = BATCH_ROWS / sage->longest + 1;; sage->batch = (sage->batch + 1) / 2) {
-        arena_init_measuring(&measure);
-        run_layout(sage, &measure);
-        if (sage->batch == 1 || measure.used <= batch_bytes) {
-            return measure.used;
+        size_t bytes = arena_measure(run_layout, sage);
+        if (sage->batch == 1 || bytes <= batch_bytes) {
+            return bytes;
         }
     }
 }
@@ -663,7 +660,7 @@ size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
     return run_measure(&sage);
 }
 
-static Status run_open(Sage *sage, Error *error) {
+static void run_open(Sage *sage) {
     for (int s = 0; s < SAGE_SPLITS; s++) {
         for (size_t i = 0; i < sage->task.n_prompts[s]; i++) {
             const SagePrompt *prompt = &sage->task.prompts[s][i];
@@ -673,99 +670,92 @@ static Status run_open(Sage *sage, Error *error) {
             }
         }
     }
-    TRY(arena_init_fixed(&sage->block, run_measure(sage), error));
-    run_layout(sage, &sage->block);
-    return sage->block.failed ? fail_memory(error, "the run") : STATUS_OK;
+    run_measure(sage);
+    sage->block = arena_plan(run_layout, sage);
 }
 
-static Status open_saes(Sage *sage, Error *error) {
+static void open_saes(Sage *sage) {
     const SageOptions *o = sage->options;
     SaeOptions options = o->sae;
     options.stream = true;
-    TRY(sae_set_open(&sage->saes, o->saes, HOOK_KINDS, NULL, 0, o->canonical, &options, error));
+    sae_set_open(&sage->saes, sage->arena, o->saes, HOOK_KINDS, NULL, 0, o->canonical, &options);
     for (size_t i = 0; i < sage->saes.count; i++) {
         const Sae *sae = &sage->saes.saes[i];
         if (sae->d_in != sage->llm.config.d_model) {
-            return fail(error, STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
-                        sae->d_in, sage->llm.config.d_model);
+            fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
+                 sae->d_in, sage->llm.config.d_model);
         }
     }
-    return STATUS_OK;
 }
 
-static Status open_prompts(Sage *sage, Error *error) {
+static void open_prompts(Sage *sage) {
     const SageOptions *o = sage->options;
     bool bos = o->bos == 1 || (o->bos < 0 && sage->llm.config.kind == LLM_GEMMA2);
     for (size_t i = 0; i < sage->saes.count; i++) {
         bos |= o->bos < 0 && sage->saes.saes[i].prepend_bos;
     }
     if (bos && sage->llm.config.bos < 0 && o->prompts == NULL) {
-        return fail(error, STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
     }
-    TRY(sage_task_open(&sage->task, o->task, sage->tokenizer, error));
+    sage_task_open(&sage->task, sage->arena, o->task, sage->tokenizer);
     for (size_t i = 0; i < sage->task.n_dropped; i++) {
         console_line(sage->console, "dropped: %s=%s is not one token in this tokenizer",
                      sage->task.dropped[i].attribute, sage->task.dropped[i].value);
     }
     if (o->prompts != NULL) {
-        TRY(sage_prompts_read(&sage->task, o->prompts, sage->llm.config.d_vocab, error));
+        sage_prompts_read(&sage->task, o->prompts, sage->llm.config.d_vocab);
     } else {
-        TRY(sage_prompts_draw(&sage->task, sage->tokenizer, bos ? sage->llm.config.bos : -1, o->n, o->seed, error));
+        sage_prompts_draw(&sage->task, sage->tokenizer, bos ? sage->llm.config.bos : -1, o->n,
+                          o->seed);
     }
-    char *path = path_join(&sage->arena, o->out, "prompts.jsonl");
-    return path == NULL ? fail_memory(error, "a file name") : sage_prompts_write(&sage->task, path, error);
+    sage_prompts_write(&sage->task, path_join(sage->arena, o->out, "prompts.jsonl"));
 }
 
-static Status sage_all(Sage *sage, Error *error) {
+static void sage_all(Sage *sage) {
     const SageOptions *o = sage->options;
-    if (o->n[SAGE_TRAIN] == 0 || o->n[SAGE_TEST] == 0 || o->max_nodes == 0 || !(o->share > 0.0 && o->share <= 1.0)) {
-        return fail(error, STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
+    if (o->n[SAGE_TRAIN] == 0 || o->n[SAGE_TEST] == 0 || o->max_nodes == 0 ||
+        !(o->share > 0.0 && o->share <= 1.0)) {
+        fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
     }
-    bool encoder;
-    TRY(sage_test_options(o, &encoder, error));
-    TRY(path_make_directory(o->out, error));
-    TRY(llm_open(&sage->llm, o->llm, error));
-    TRY(tokenizer_open(&sage->tokenizer, o->llm, error));
-    TRY(open_saes(sage, error));
-    TRY(open_prompts(sage, error));
-    TRY(run_open(sage, error));
-    TRY(list_nodes(sage, error));
+    sage_test_options(o); /* a mistake is told before the work */
+    path_make_directory(o->out);
+    llm_open(&sage->llm, sage->arena, o->llm);
+    sage->tokenizer = tokenizer_open(sage->arena, o->llm);
+    open_saes(sage);
+    open_prompts(sage);
+    run_open(sage);
+    list_nodes(sage);
     for (size_t i = 0; i < sage->saes.count; i++) {
         Sae *sae = &sage->saes.saes[i];
         bool here = sae->layer < (int)sage->llm.config.n_layers &&
                     !(sae->hook == HOOK_RESID_MID && sage->llm.config.parallel);
         if (here && sae->centre == SAE_CENTRE_UNKNOWN && !sage->llm.config.rms_norm) {
-            TRY(settle_centring(sage, sae, error));
+            settle_centring(sage, sae);
         }
     }
-    TRY(baseline(sage, error));
-    TRY(score_nodes(sage, error));
+    baseline(sage);
+    score_nodes(sage);
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
-        TRY(walk(sage, a, error));
-        TRY(sage_test_check(sage, a, error));
+        walk(sage, a);
+        sage_test_check(sage, a);
     }
-    TRY(effects(sage, error));
+    effects(sage);
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
-        TRY(sage_test_attribute(sage, a, error));
-        console_line(sage->console, "%s: %zu nodes, Spearman of score and effect %.3f", sage->task.attributes[a].name,
-                     sage->result.cross[a].n_nodes, sage->result.cross[a].spearman);
+        sage_test_attribute(sage, a);
+        console_line(sage->console, "%s: %zu nodes, Spearman of score and effect %.3f",
+                     sage->task.attributes[a].name, sage->result.cross[a].n_nodes,
+                     sage->result.cross[a].spearman);
     }
-    return sage_write(&sage->result, error);
+    sage_write(&sage->result);
 }
 
-Status sage_run(const Compute *compute, const SageOptions *options, const Console *console, Error *error) {
+void sage_run(const Compute *compute, const SageOptions *options, const Console *console) {
     Sage sage = {.compute = compute, .options = options, .console = console};
     sage.result.options = options;
     sage.result.console = console;
     sage.result.task = &sage.task;
-    arena_init_growing(&sage.arena);
-    arena_init_growing(&sage.task.arena);
-    Status status = sage_all(&sage, error);
-    sage_task_close(&sage.task);
-    sae_set_close(&sage.saes);
-    tokenizer_close(sage.tokenizer);
-    llm_close(&sage.llm);
-    arena_free(&sage.block);
-    arena_free(&sage.arena);
-    return status;
+    sage.arena = arena_new();
+    sage_all(&sage);
+    arena_free(sage.block);
+    arena_free(sage.arena);
 }

@@ -1,5 +1,6 @@
-/* sage.h: SAGE (arXiv 2410.07456, on the evaluation of arXiv 2405.08366): tasks, attribute cross-sections,
- * supervised dictionaries, residual SAEs carried to sublayers, and the tests. Floor 3. */
+/* sage.h: SAGE (arXiv 2410.07456, on the evaluation of arXiv 2405.08366): tasks, attribute
+ * cross-sections, supervised dictionaries, residual SAEs carried to sublayers, and the tests.
+ * Floor 3. */
 #ifndef REFSAE_SAGE_H
 #define REFSAE_SAGE_H
 
@@ -8,7 +9,11 @@
 
 /* ---- tasks and prompts (sage_task.c) ---- */
 
-typedef enum SageSplit { SAGE_TRAIN, SAGE_TEST, SAGE_SPLITS } SageSplit;
+typedef enum SageSplit {
+    SAGE_TRAIN,
+    SAGE_TEST,
+    SAGE_SPLITS
+} SageSplit;
 
 typedef struct SageAttribute {
     const char *name;
@@ -19,8 +24,8 @@ typedef struct SageAttribute {
 typedef struct SageForm { /* a prompt, or one of its counterfactuals */
     int32_t *ids;
     size_t rows;
-    size_t *positions;        /* [n_positions]: index into ids */
-    int32_t *answer, *wrong;  /* token ids; the probability of a list is the sum over it */
+    size_t *positions;       /* [n_positions]: index into ids */
+    int32_t *answer, *wrong; /* token ids; the probability of a list is the sum over it */
     size_t n_answer, n_wrong;
 } SageForm;
 
@@ -46,17 +51,17 @@ typedef struct SageTask {
     SageDropped *dropped;
     size_t n_dropped;
     const Json *json;
-    Arena arena;
+    Arena *arena; /* of sage_task_open, for prompts */
 } SageTask;
 
-/* name: ioi, agreement, induction, greater-than, or a file. Drops values that are no single token. */
-Status sage_task_open(SageTask *task, const char *name, const Tokenizer *tokenizer, Error *error);
-void sage_task_close(SageTask *task);
+/* name: ioi, agreement, induction, greater-than, or a file. Drops values that are no single token.
+ * All of the task lives in the arena, prompts too. */
+void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer);
 /* Draws prompts; bos: id put before each, -1: none. */
-Status sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos, const size_t n[SAGE_SPLITS],
-                         uint64_t seed, Error *error);
-Status sage_prompts_read(SageTask *task, const char *path, size_t d_vocab, Error *error);
-Status sage_prompts_write(const SageTask *task, const char *path, Error *error);
+void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
+                       const size_t n[SAGE_SPLITS], uint64_t seed);
+void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab);
+void sage_prompts_write(const SageTask *task, const char *path);
 
 /* ---- what the passes find (sage.c fills it, sage_report.c writes it) ---- */
 
@@ -73,24 +78,35 @@ typedef struct SageOptions {
 } SageOptions;
 
 typedef enum SageMethod {
-    SAGE_NONE, SAGE_MEAN, SAGE_MSE, SAGE_WEIGHTED, SAGE_SAE, SAGE_RANDOM, SAGE_METHODS
+    SAGE_NONE,
+    SAGE_MEAN,
+    SAGE_MSE,
+    SAGE_WEIGHTED,
+    SAGE_SAE,
+    SAGE_RANDOM,
+    SAGE_METHODS
 } SageMethod;
 
-enum { SAGE_KS = 6 }; /* 1, 2, 4, 8, 16, 32 features */
-extern const size_t sage_ks[SAGE_KS];
-extern const char *const sage_method_names[SAGE_METHODS]; /* none, mean, mse, weighted, sae, random */
+enum {
+    SAGE_KS = 6
+};
+extern const size_t sage_ks[SAGE_KS]; /* 1, 2, 4, 8, 16, 32 features */
+/* none, mean, mse, weighted, sae, random */
+extern const char *const sage_method_names[SAGE_METHODS];
 
 typedef struct SageNode { /* a component at a named position */
-    HookKind kind;     /* HOOK_Q, K, V, Z, ATTN_OUT, MLP_OUT */
-    int layer, head;   /* head -1: the whole block; k, v: a key-value head */
-    size_t position;   /* place in task->positions */
+    HookKind kind;        /* HOOK_Q, K, V, Z, ATTN_OUT, MLP_OUT */
+    int layer, head;      /* head -1: the whole block; k, v: a key-value head */
+    size_t position;      /* place in task->positions */
 } SageNode;
 
-/* q, k, v: reads the stream, so that its SAEs come by `weights`; else it writes to it: `span` and `encoder` */
+/* q, k, v: reads the stream, so that its SAEs come by `weights`; else it writes to it: `span` and
+ * `encoder` */
 bool sage_node_reads(const SageNode *node);
 
 typedef struct SageControl {
-    double score, magnitude, rescaled; /* rescaled: (magnitude - s) / (1 - s), s the supervised edit's */
+    double score, magnitude;
+    double rescaled; /* (magnitude - s) / (1 - s), s the supervised edit's */
 } SageControl;
 
 typedef struct SageTests {
@@ -104,13 +120,13 @@ typedef struct SageFit { /* of one node of a cross-section; NaN: does not apply 
     double *w; /* [n_attributes]: of the weighted dictionary */
 } SageFit;
 
-typedef struct SageCross { /* of one attribute */
-    size_t *nodes, n_nodes;   /* places in SageResult.nodes, in the order of the walk */
+typedef struct SageCross {  /* of one attribute */
+    size_t *nodes, n_nodes; /* places in SageResult.nodes, in the order of the walk */
     size_t *others, n_others;
-    SageFit *fits;            /* [n_nodes] */
+    SageFit *fits; /* [n_nodes] */
     double share, spearman;
     SageTests tests[SAGE_METHODS];
-    SageTests (*f1)[2][2];    /* [n_f1][sae, random][above, below] */
+    SageTests (*f1)[2][2]; /* [n_f1][sae, random][above, below] */
 } SageCross;
 
 typedef struct SageInterpretation {
@@ -126,21 +142,21 @@ typedef struct SageResult {
     const Console *console;
     const SageTask *task;
     double accuracy, m_clean;
-    SageNode *nodes;          /* all */
+    SageNode *nodes; /* all */
     size_t n_nodes;
-    double *score, *effect;   /* [n_attributes, n_nodes]; effect NaN where not measured */
-    bool *chosen;             /* [n_attributes, n_nodes] */
-    SageCross *cross;         /* [n_attributes] */
+    double *score, *effect; /* [n_attributes, n_nodes]; effect NaN where not measured */
+    bool *chosen;           /* [n_attributes, n_nodes] */
+    SageCross *cross;       /* [n_attributes] */
     SageInterpretation *interpretations;
     size_t n_interpretations;
-    const char **sae_names;   /* "blocks.3.hook_resid_pre: PATH (format)" of those used */
+    const char **sae_names; /* "blocks.3.hook_resid_pre: PATH (format)" of those used */
     size_t n_saes;
 } SageResult;
 
 /* Bytes of the block that the passes run in, for prompts of up to `longest` tokens. */
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest);
-Status sage_run(const Compute *compute, const SageOptions *options, const Console *console, Error *error);
+void sage_run(const Compute *compute, const SageOptions *options, const Console *console);
 /* cross_sections.csv, sage.json, sage.csv, figures, report.html in options->out. */
-Status sage_write(const SageResult *result, Error *error);
+void sage_write(const SageResult *result);
 
 #endif

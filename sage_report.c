@@ -111,7 +111,8 @@ static const char *subset_name(char text[SUBSET_SIZE], const char *more, const c
 }
 
 static void write_tidy(const SageResult *r, FILE *out) {
-    Tidy t = {.csv = csv_start(out, "attribute,method,subset,test,k,score,magnitude,rescaled_magnitude")};
+    Tidy t = {
+        .csv = csv_start(out, "attribute,method,subset,test,k,score,magnitude,rescaled_magnitude")};
     char subset[SUBSET_SIZE];
     for (size_t a = 0; a < r->task->n_attributes; a++) {
         t.attribute = r->task->attributes[a].name;
@@ -346,16 +347,12 @@ static int compare_falling(const void *a, const void *b) {
 }
 
 /* Finds the components; the same for every attribute. */
-static Status heat_layout(Heat *h, const SageResult *r, Arena *arena, Error *error) {
+static void heat_layout(Heat *h, const SageResult *r, Arena *arena) {
     h->rows = arena_alloc(arena, r->n_nodes + 1, sizeof(HeatRow));
     h->row_of = arena_alloc(arena, r->n_nodes + 1, sizeof(size_t));
     h->names = arena_alloc(arena, HEAT_ROWS, sizeof(char *));
     h->values = arena_alloc(arena, HEAT_ROWS * r->task->n_positions, sizeof(double));
     h->marked = arena_alloc(arena, HEAT_ROWS * r->task->n_positions, sizeof(bool));
-    if (h->rows == NULL || h->row_of == NULL || h->names == NULL || h->values == NULL ||
-        h->marked == NULL) {
-        return fail_memory(error, "a figure");
-    }
     h->n_rows = 0;
     for (size_t i = 0; i < r->n_nodes; i++) {
         size_t row = h->n_rows;
@@ -372,7 +369,6 @@ static Status heat_layout(Heat *h, const SageResult *r, Arena *arena, Error *err
         const HeatRow *row = bsearch(&key, h->rows, h->n_rows, sizeof(HeatRow), compare_components);
         h->row_of[i] = (size_t)(row - h->rows);
     }
-    return STATUS_OK;
 }
 
 /* The least peak that gets a row: a fiftieth of the largest, and HEAT_ROWS rows at most. */
@@ -387,8 +383,7 @@ static double heat_threshold(const Heat *h, double *peaks) {
     return fmax(peaks[HEAT_ROWS - 1], peaks[0] / 50);
 }
 
-static Status heat_make(Heat *h, const SageResult *r, size_t attribute, Arena *arena,
-                        Error *error) {
+static void heat_make(Heat *h, const SageResult *r, size_t attribute, Arena *arena) {
     const double *score = r->score + attribute * r->n_nodes;
     const bool *chosen = r->chosen + attribute * r->n_nodes;
     const char *what = r->task->attributes[attribute].name;
@@ -396,9 +391,6 @@ static Status heat_make(Heat *h, const SageResult *r, size_t attribute, Arena *a
     size_t columns = r->task->n_positions, shown = 0;
     size_t *place = arena_alloc(arena, h->n_rows + 1, sizeof(size_t));
     double *peaks = arena_alloc(arena, h->n_rows + 1, sizeof(double));
-    if (place == NULL || peaks == NULL) {
-        return fail_memory(error, "a figure");
-    }
     for (size_t i = 0; i < h->n_rows; i++) {
         h->rows[i].peak = 0;
     }
@@ -412,9 +404,7 @@ static Status heat_make(Heat *h, const SageResult *r, size_t attribute, Arena *a
         if (h->rows[i].peak >= least && shown < HEAT_ROWS) {
             place[i] = shown;
             short_name(name, h->rows[i].node);
-            if ((h->names[shown++] = arena_copy(arena, name, strlen(name))) == NULL) {
-                return fail_memory(error, "a figure");
-            }
+            h->names[shown++] = arena_copy(arena, name, strlen(name));
         }
     }
     for (size_t i = 0; i < shown * columns; i++) {
@@ -450,7 +440,6 @@ static Status heat_make(Heat *h, const SageResult *r, size_t attribute, Arena *a
                        .column_count = columns,
                        .values = h->values,
                        .marked = h->marked};
-    return STATUS_OK;
 }
 
 /* ---- figures 2 and 3: sufficiency and necessity by method ---- */
@@ -468,16 +457,13 @@ typedef struct Bars {
     bool cut; /* a bar leaves the drawn range */
 } Bars;
 
-static Status bars_make(Bars *b, const SageResult *r, bool necessity, Arena *arena, Error *error) {
+static void bars_make(Bars *b, const SageResult *r, bool necessity, Arena *arena) {
     const double low = -1, high = 2;
     size_t n = r->task->n_attributes, count = 0;
     bool subsets = r->options->n_f1 > 0;
     *b = (Bars){.one = 1};
     b->groups = arena_alloc(arena, n, sizeof(char *));
     b->values = arena_alloc(arena, n * BARS_MOST, sizeof(double));
-    if (b->groups == NULL || b->values == NULL) {
-        return fail_memory(error, "a figure");
-    }
     for (int m = SAGE_MEAN; m < SAGE_METHODS; m++) {
         b->series[count++] = sage_method_names[m];
     }
@@ -509,7 +495,6 @@ static Status bars_make(Bars *b, const SageResult *r, bool necessity, Arena *are
                           .series_count = count,
                           .values = b->values,
                           .reference = &b->one};
-    return STATUS_OK;
 }
 
 /* ---- figure 4: control over k ---- */
@@ -851,125 +836,98 @@ typedef struct SageFile {
     void (*write)(const SageResult *, FILE *);
 } SageFile;
 
-static Status write_tables(const SageResult *r, Arena *arena, Error *error) {
+static void write_tables(const SageResult *r, Arena *arena) {
     static const SageFile files[] = {
         {"cross_sections.csv", write_nodes}, {"sage.csv", write_tidy}, {"sage.json", write_json}};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        OutFile out;
-        char *path = path_join(arena, r->options->out, files[i].name);
-        if (path == NULL) {
-            return fail_memory(error, "a file name");
-        }
-        TRY(out_open(&out, path, error));
-        files[i].write(r, out.stream);
-        TRY(out_commit(&out, error));
+        OutFile *out = out_open(path_join(arena, r->options->out, files[i].name));
+        files[i].write(r, out->stream);
+        out_commit(out);
     }
-    return STATUS_OK;
 }
 
 /* Exactly one of the charts is given. */
-static Status write_figure(char *path, const HeatMap *heat, const BarChart *bars,
-                           const LineChart *lines, Error *error) {
-    OutFile out;
-    if (path == NULL) {
-        return fail_memory(error, "a file name");
-    }
-    TRY(out_open(&out, path, error));
+static void write_figure(const char *path, const HeatMap *heat, const BarChart *bars,
+                         const LineChart *lines) {
+    OutFile *out = out_open(path);
     if (heat != NULL) {
-        svg_heat(out.stream, heat);
+        svg_heat(out->stream, heat);
     } else if (bars != NULL) {
-        svg_bars(out.stream, bars);
+        svg_bars(out->stream, bars);
     } else {
-        svg_lines(out.stream, lines);
+        svg_lines(out->stream, lines);
     }
-    return out_commit(&out, error);
+    out_commit(out);
 }
 
 /* Places of interpretations by falling F1; equal ones stay in their order. */
-static Status sort_interpretations(const SageResult *r, size_t **best, Arena *arena, Error *error) {
+static size_t *sort_interpretations(const SageResult *r, Arena *arena) {
     size_t n = r->n_interpretations;
     size_t most = n < TABLE_INTERPRETATIONS ? n : TABLE_INTERPRETATIONS, found = 0;
-    *best = arena_alloc(arena, most + 1, sizeof(size_t));
-    if (*best == NULL) {
-        return fail_memory(error, "interpretations");
-    }
+    size_t *best = arena_alloc(arena, most + 1, sizeof(size_t));
     for (size_t i = 0; i < n; i++) {
         size_t at = found;
-        while (at > 0 && r->interpretations[i].f1 > r->interpretations[(*best)[at - 1]].f1) {
+        while (at > 0 && r->interpretations[i].f1 > r->interpretations[best[at - 1]].f1) {
             at--;
         }
         if (at < most) {
             found += found < most ? 1 : 0;
-            memmove(*best + at + 1, *best + at, (found - 1 - at) * sizeof(size_t));
-            (*best)[at] = i;
+            memmove(best + at + 1, best + at, (found - 1 - at) * sizeof(size_t));
+            best[at] = i;
         }
     }
-    return STATUS_OK;
+    return best;
 }
 
-static Status write_report(const SageResult *r, Report *report, Arena *arena, Error *error) {
-    size_t n = r->task->n_attributes, *best;
+static void write_report(const SageResult *r, Report *report, Arena *arena) {
+    size_t n = r->task->n_attributes;
     Heat heat;
     Bars bars[2];
     Curves *curves = arena_alloc(arena, n, sizeof(Curves));
     char *prompts = path_join(arena, r->options->out, "prompts.jsonl");
-    if (curves == NULL || prompts == NULL) {
-        return fail_memory(error, "the report");
-    }
     say_result(report, r);
-    TRY(heat_layout(&heat, r, arena, error));
+    heat_layout(&heat, r, arena);
     for (size_t a = 0; a < n; a++) {
         char heading[160];
         snprintf(heading, sizeof heading, "Cross-section of %.100s", r->task->attributes[a].name);
-        TRY(heat_make(&heat, r, a, arena, error));
-        TRY(write_figure(figure_path(r, "heat", a, arena), &heat.map, NULL, NULL, error));
+        heat_make(&heat, r, a, arena);
+        write_figure(figure_path(r, "heat", a, arena), &heat.map, NULL, NULL);
         report_section(report, heading);
         say_cross_section(report, r, a, &heat);
         curves_make(&curves[a], r, a);
-        TRY(write_figure(figure_path(r, "control", a, arena), NULL, NULL, &curves[a].chart, error));
+        write_figure(figure_path(r, "control", a, arena), NULL, NULL, &curves[a].chart);
     }
     for (int i = 0; i < 2; i++) {
-        TRY(bars_make(&bars[i], r, i == 1, arena, error));
+        bars_make(&bars[i], r, i == 1, arena);
         char *path =
             path_join(arena, r->options->out, i == 1 ? "necessity.svg" : "sufficiency.svg");
-        TRY(write_figure(path, NULL, &bars[i].chart, NULL, error));
+        write_figure(path, NULL, &bars[i].chart, NULL);
     }
-    TRY(sort_interpretations(r, &best, arena, error));
     say_tests(report, bars);
     say_controls(report, r, curves);
     say_fits(report, r);
-    say_interpretations(report, r, best);
+    say_interpretations(report, r, sort_interpretations(r, arena));
     say_making(report, r, prompts);
-    return report_commit(report, error);
+    report_commit(report);
 }
 
-static Status write_all(const SageResult *r, Arena *arena, Error *error) {
+void sage_write(const SageResult *result) {
     Report report;
-    char *path = path_join(arena, r->options->out, "report.html");
-    char *title = arena_format(arena, "SAGE: %s", r->task->name);
-    if (path == NULL || title == NULL) {
-        return fail_memory(error, "the report");
-    }
-    TRY(path_make_directory(r->options->out, error));
-    TRY(write_tables(r, arena, error));
-    TRY(report_open(&report, path, title, r->options->llm, error));
-    Status status = write_report(r, &report, arena, error);
-    report_abandon(&report);
-    return status;
-}
-
-Status sage_write(const SageResult *result, Error *error) {
-    Arena arena;
-    arena_init_growing(&arena);
-    Status status = write_all(result, &arena, error);
-    arena_free(&arena);
-    for (size_t a = 0; a < result->task->n_attributes && status == STATUS_OK; a++) {
+    Arena *scratch = arena_new();
+    char *path = path_join(scratch, result->options->out, "report.html");
+    char *title = arena_format(scratch, "SAGE: %s", result->task->name);
+    path_make_directory(result->options->out);
+    write_tables(result, scratch);
+    report_open(&report, path, title, result->options->llm);
+    write_report(result, &report, scratch);
+    arena_free(scratch);
+    for (size_t a = 0; a < result->task->n_attributes; a++) {
         const SageTests *t = result->cross[a].tests;
-        console_line(result->console,
-                     "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, %.3f, %.3f",
-                     result->task->attributes[a].name, t[SAGE_WEIGHTED].sufficiency,
-                     t[SAGE_SAE].sufficiency, t[SAGE_RANDOM].sufficiency,
-                     t[SAGE_WEIGHTED].necessity, t[SAGE_SAE].necessity, t[SAGE_RANDOM].necessity);
+        console_line(
+            result->console,
+            "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, %.3f, %.3f",
+            result->task->attributes[a].name, t[SAGE_WEIGHTED].sufficiency, t[SAGE_SAE].sufficiency,
+            t[SAGE_RANDOM].sufficiency, t[SAGE_WEIGHTED].necessity, t[SAGE_SAE].necessity,
+            t[SAGE_RANDOM].necessity);
     }
-    return status;
 }

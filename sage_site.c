@@ -1,86 +1,61 @@
-/* sage_site.c: an SAE at a named position: what is active there on the test prompts, the decoder rows of
- * those features (and random ones of equal norms), and what the features stand for by F1. */
+/* sage_site.c: an SAE at a named position: what is active there on the test prompts, the decoder
+ * rows of those features (and random ones of equal norms), and what they stand for by F1. */
 #include "sage_run.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum { UNION_MAX = 10 };
+enum {
+    UNION_MAX = 10
+};
 
 /* ---- codes ---- */
 
-typedef struct Active { /* a list that grows */
-    uint32_t *feature;
-    float *value;
-    size_t n, capacity;
+typedef struct Active {
+    uint32_t feature;
+    float value;
 } Active;
 
-/* False: no memory. */
-static bool active_add(Active *list, uint32_t feature, float value) {
-    if (list->n == list->capacity) {
-        list->capacity = list->capacity * 2 + 1024;
-        uint32_t *features = realloc(list->feature, list->capacity * sizeof *features);
-        list->feature = features != NULL ? features : list->feature;
-        float *values = realloc(list->value, list->capacity * sizeof *values);
-        list->value = values != NULL ? values : list->value;
-        if (features == NULL || values == NULL) {
-            return false;
-        }
-    }
-    list->feature[list->n] = feature;
-    list->value[list->n++] = value;
-    return true;
-}
-
-/* Encodes x[prompts, d_in] and keeps what is active; features by their number in the SAE until the union is known. */
-Status sage_site_encode(Sage *sage, Site *site, int side, const float *x, Arena *arena, Error *error) {
-    size_t n_test = sage->task.n_prompts[SAGE_TEST];
+/* Encodes x[prompts, d_in] and keeps what is active; features by their number in the SAE until the
+ * union is known. */
+void sage_site_encode(Sage *sage, Site *site, int side, const float *x, Arena *arena) {
+    size_t n_test = sage->task.n_prompts[SAGE_TEST], n = 0, capacity = 0;
     const Sae *sae = site->sae;
-    enum { CHUNK = 32 };
+    enum {
+        CHUNK = 32
+    };
     Codes *codes = &site->codes[side];
-    Active active = {0};
-    Arena block;
-    arena_init_growing(&block);
-    SaeRun *run = sae_run_layout(sage->compute, sae->d_in, sae->d_sae, CHUNK, &block);
-    float *acts = arena_alloc(&block, CHUNK * sae->d_sae, sizeof(float));
+    Active *active = NULL;
+    Arena *scratch = arena_new();
+    SaeRun *run = sae_run_layout(sage->compute, sae->d_in, sae->d_sae, CHUNK, scratch);
+    float *acts = arena_alloc(scratch, CHUNK * sae->d_sae, sizeof(float));
     codes->start = arena_alloc(arena, n_test + 1, sizeof(size_t));
     codes->factor = arena_alloc(arena, n_test, sizeof(double));
     codes->shift = arena_alloc(arena, n_test, sizeof(double));
-    Status status = run == NULL || acts == NULL || codes->start == NULL || codes->factor == NULL || codes->shift == NULL
-                        ? fail_memory(error, "SAE codes")
-                        : STATUS_OK;
-    for (size_t first = 0; first < n_test && status == STATUS_OK; first += CHUNK) {
+    for (size_t first = 0; first < n_test; first += CHUNK) {
         size_t rows = n_test - first < CHUNK ? n_test - first : CHUNK;
-        status = sae_encode(sae, run, x + first * sae->d_in, NULL, acts, rows, error);
-        for (size_t r = 0; r < rows && status == STATUS_OK; r++) {
+        sae_encode(sae, run, x + first * sae->d_in, NULL, acts, rows);
+        for (size_t r = 0; r < rows; r++) {
+            size_t begin = codes->start[first + r] = n;
             sae_row_back(sae, run, r, &codes->factor[first + r], &codes->shift[first + r]);
-            codes->start[first + r] = active.n;
-            for (size_t j = 0; j < sae->d_sae && status == STATUS_OK; j++) {
+            for (size_t j = 0; j < sae->d_sae; j++) {
                 float value = acts[r * sae->d_sae + j];
-                if (value != 0.0f && !active_add(&active, (uint32_t)j, value)) {
-                    status = fail_memory(error, "SAE codes");
+                if (value != 0.0f) {
+                    active = arena_grow(scratch, active, &capacity, n + 1, sizeof *active);
+                    active[n++] = (Active){(uint32_t)j, value};
                 }
             }
-            size_t n = active.n - codes->start[first + r];
-            site->most = n > site->most ? n : site->most;
+            site->most = n - begin > site->most ? n - begin : site->most;
         }
     }
-    if (status == STATUS_OK) {
-        codes->start[n_test] = active.n;
-        codes->feature = arena_alloc(arena, active.n + 1, sizeof(uint32_t));
-        codes->value = arena_alloc(arena, active.n + 1, sizeof(float));
-        if (codes->feature == NULL || codes->value == NULL) {
-            status = fail_memory(error, "SAE codes");
-        } else if (active.n > 0) {
-            memcpy(codes->feature, active.feature, active.n * sizeof(uint32_t));
-            memcpy(codes->value, active.value, active.n * sizeof(float));
-        }
+    codes->start[n_test] = n;
+    codes->feature = arena_alloc(arena, n, sizeof(uint32_t));
+    codes->value = arena_alloc(arena, n, sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        codes->feature[i] = active[i].feature;
+        codes->value[i] = active[i].value;
     }
-    free(active.feature);
-    free(active.value);
-    arena_free(&block);
-    return status;
+    arena_free(scratch);
 }
 
 /* Gaussian direction j of the random SAE: elements j d_in .. of one long row of pairs. */
@@ -121,7 +96,8 @@ static void site_row(void *user, size_t u, int thread) {
     float *real = call->site->rows[0] + u * d, *random = call->site->rows[1] + u * d;
     (void)thread;
     for (size_t i = 0; i < d; i++) {
-        real[i] = weight_at(sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
+        real[i] = weight_at(
+            sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
     random_row(call->sage, sae, j, random);
     double length = row_norm(random, d), factor = length > 0.0 ? row_norm(real, d) / length : 0.0;
@@ -134,13 +110,11 @@ static void site_row(void *user, size_t u, int thread) {
     }
 }
 
-Status sage_site_union(Sage *sage, Site *site, Arena *arena, Error *error) {
+void sage_site_union(Sage *sage, Site *site, Arena *arena) {
     size_t n_test = sage->task.n_prompts[SAGE_TEST];
     const Sae *sae = site->sae;
-    uint32_t *place = calloc(sae->d_sae, sizeof *place);
-    if (place == NULL) {
-        return fail_memory(error, "SAE codes");
-    }
+    Arena *scratch = arena_new();
+    uint32_t *place = arena_alloc(scratch, sae->d_sae, sizeof *place);
     for (int side = 0; side < 2; side++) {
         for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
             place[site->codes[side].feature[i]] = 1;
@@ -149,30 +123,24 @@ Status sage_site_union(Sage *sage, Site *site, Arena *arena, Error *error) {
     for (size_t j = 0; j < sae->d_sae; j++) {
         site->n_union += place[j];
     }
-    site->feature = arena_alloc(arena, site->n_union + 1, sizeof(uint32_t));
-    site->rows[0] = arena_alloc(arena, site->n_union * sae->d_in + 1, sizeof(float));
-    site->rows[1] = arena_alloc(arena, site->n_union * sae->d_in + 1, sizeof(float));
-    site->f1 = arena_alloc(arena, site->n_union + 1, sizeof(double));
-    Status status = site->feature == NULL || site->rows[0] == NULL || site->rows[1] == NULL || site->f1 == NULL
-                        ? fail_memory(error, "SAE rows")
-                        : STATUS_OK;
-    for (size_t j = 0, u = 0; j < sae->d_sae && status == STATUS_OK; j++) {
+    site->feature = arena_alloc(arena, site->n_union, sizeof(uint32_t));
+    site->rows[0] = arena_alloc(arena, site->n_union * sae->d_in, sizeof(float));
+    site->rows[1] = arena_alloc(arena, site->n_union * sae->d_in, sizeof(float));
+    site->f1 = arena_alloc(arena, site->n_union, sizeof(double));
+    for (size_t j = 0, u = 0; j < sae->d_sae; j++) {
         if (place[j] != 0) {
             site->feature[u] = (uint32_t)j;
             place[j] = (uint32_t)u++;
         }
     }
-    for (int side = 0; side < 2 && status == STATUS_OK; side++) {
+    for (int side = 0; side < 2; side++) {
         for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
             site->codes[side].feature[i] = place[site->codes[side].feature[i]];
         }
     }
-    free(place);
-    if (status == STATUS_OK) {
-        RowCall call = {sage, site};
-        compute_parallel(sage->compute, site->n_union, site_row, &call);
-    }
-    return status;
+    arena_free(scratch);
+    RowCall call = {sage, site};
+    compute_parallel(sage->compute, site->n_union, site_row, &call);
 }
 
 /* ---- interpretations ---- */
@@ -189,10 +157,10 @@ static double f1_of(size_t both, size_t active, size_t true_count) {
     return both > 0 ? 2.0 * (double)both / ((double)active + (double)true_count) : 0.0;
 }
 
-/* counts[v] prompts with value v, both[v] of them with the feature; the unions of the first 2 .. 10 values
- * by their own F1. */
-static void best_union(Best *best, size_t attribute, size_t n, const size_t *counts, const size_t *both,
-                       size_t active) {
+/* counts[v] prompts with value v, both[v] of them with the feature; the unions of the first 2 .. 10
+ * values by their own F1. */
+static void best_union(Best *best, size_t attribute, size_t n, const size_t *counts,
+                       const size_t *both, size_t active) {
     size_t order[UNION_MAX], total = 0, hits = 0, taken = 0;
     for (; taken < UNION_MAX && taken < n; taken++) {
         size_t top = n;
@@ -201,7 +169,8 @@ static void best_union(Best *best, size_t attribute, size_t n, const size_t *cou
             for (size_t k = 0; k < taken; k++) {
                 used |= order[k] == v;
             }
-            if (!used && (top == n || f1_of(both[v], active, counts[v]) > f1_of(both[top], active, counts[top]))) {
+            if (!used && (top == n || f1_of(both[v], active, counts[v]) >
+                                          f1_of(both[top], active, counts[top]))) {
                 top = v;
             }
         }
@@ -216,14 +185,14 @@ static void best_union(Best *best, size_t attribute, size_t n, const size_t *cou
     }
 }
 
-/* Of equal F1 the earlier predicate stands: values (attribute, value), each with the form attribute's values,
- * unions. */
-static void best_predicate(const Sage *sage, const bool *active, size_t n_active, size_t *counts, size_t *both,
-                           Best *best) {
+/* Of equal F1 the earlier predicate stands: values (attribute, value), each with the form
+ * attribute's values, unions. */
+static Best best_predicate(const Sage *sage, const bool *active, size_t n_active, size_t *counts,
+                           size_t *both) {
     size_t n_test = sage->task.n_prompts[SAGE_TEST];
     const SageTask *task = &sage->task;
     size_t forms = task->form >= 0 ? task->attributes[task->form].count : 0;
-    *best = (Best){.f1 = -1.0};
+    Best best = {.f1 = -1.0};
     for (int kind = 0; kind < 3; kind++) { /* values, with the form attribute, unions */
         for (size_t a = 0; a < task->n_attributes; a++) {
             size_t n = task->attributes[a].count;
@@ -242,65 +211,71 @@ static void best_predicate(const Sage *sage, const bool *active, size_t n_active
                 }
                 for (size_t v = 0; v < n && kind < 2; v++) {
                     double f1 = f1_of(both[v], n_active, counts[v]);
-                    bool earlier = kind == 1 && best->with_form && best->attribute == a && v < best->values[0];
-                    if (f1 > best->f1 || (f1 == best->f1 && earlier)) {
-                        *best =
-                            (Best){.f1 = f1, .attribute = a, .n = 1, .values = {v}, .with_form = kind == 1, .form = f};
+                    bool earlier =
+                        kind == 1 && best.with_form && best.attribute == a && v < best.values[0];
+                    if (f1 > best.f1 || (f1 == best.f1 && earlier)) {
+                        best = (Best){.f1 = f1,
+                                      .attribute = a,
+                                      .n = 1,
+                                      .values = {v},
+                                      .with_form = kind == 1,
+                                      .form = f};
                     }
                 }
                 if (kind == 2) {
-                    best_union(best, a, n, counts, both, n_active);
+                    best_union(&best, a, n, counts, both, n_active);
                 }
             }
         }
     }
+    return best;
 }
 
 /* "A=x", "A=x & FORM=y" or "A in {x, y}". */
 static const char *predicate_text(Sage *sage, const Best *best) {
     const SageTask *task = &sage->task;
     const SageAttribute *a = &task->attributes[best->attribute];
-    char *text = arena_format(&sage->arena, "%s%s%s", a->name, best->n > 1 ? " in {" : "=", a->values[best->values[0]]);
-    for (size_t i = 1; i < best->n && text != NULL; i++) {
-        text = arena_format(&sage->arena, "%s, %s%s", text, a->values[best->values[i]], i + 1 == best->n ? "}" : "");
+    char *text = arena_format(sage->arena, "%s%s%s", a->name, best->n > 1 ? " in {" : "=",
+                              a->values[best->values[0]]);
+    for (size_t i = 1; i < best->n; i++) {
+        text = arena_format(sage->arena, "%s, %s%s", text, a->values[best->values[i]],
+                            i + 1 == best->n ? "}" : "");
     }
-    if (best->with_form && text != NULL) {
+    if (best->with_form) {
         const SageAttribute *form = &task->attributes[task->form];
-        text = arena_format(&sage->arena, "%s & %s=%s", text, form->name, form->values[best->form]);
+        text = arena_format(sage->arena, "%s & %s=%s", text, form->name, form->values[best->form]);
     }
     return text;
 }
 
-/* F1 of every feature of the site on the clean test prompts, and the site's rows of the interpretations. */
-Status sage_site_interpret(Sage *sage, Site *site, Error *error) {
+/* F1 of every feature of the site on the clean test prompts, and the site's rows of the
+ * interpretations. */
+void sage_site_interpret(Sage *sage, Site *site) {
     size_t n_test = sage->task.n_prompts[SAGE_TEST], n_values = 0;
     SageResult *r = &sage->result;
     const Sae *sae = site->sae;
     const Codes *codes = &site->codes[CLEAN];
     bool known = false;
-    Arena arena;
-    arena_init_growing(&arena);
     for (size_t a = 0; a < sage->task.n_attributes; a++) {
-        n_values = sage->task.attributes[a].count > n_values ? sage->task.attributes[a].count : n_values;
+        n_values =
+            sage->task.attributes[a].count > n_values ? sage->task.attributes[a].count : n_values;
     }
-    bool *active = arena_alloc(&arena, n_test, sizeof(bool));
-    size_t *counts = arena_alloc(&arena, n_values, sizeof(size_t)),
-           *both = arena_alloc(&arena, n_values, sizeof(size_t));
+    Arena *scratch = arena_new();
+    bool *active = arena_alloc(scratch, n_test, sizeof(bool));
+    size_t *counts = arena_alloc(scratch, n_values, sizeof(size_t));
+    size_t *both = arena_alloc(scratch, n_values, sizeof(size_t));
     for (size_t i = 0; i < r->n_interpretations; i++) {
         const SageInterpretation *in = &r->interpretations[i];
         known |= in->kind == sae->hook && in->layer == sae->layer && in->position == site->position;
     }
-    SageInterpretation *all = arena_alloc(&sage->arena, r->n_interpretations + site->n_union + 1, sizeof *all);
-    Status status = active == NULL || counts == NULL || both == NULL || all == NULL
-                        ? fail_memory(error, "interpretations")
-                        : STATUS_OK;
-    if (status == STATUS_OK && r->n_interpretations > 0) {
+    SageInterpretation *all =
+        arena_alloc(sage->arena, r->n_interpretations + site->n_union, sizeof *all);
+    if (r->n_interpretations > 0) {
         memcpy(all, r->interpretations, r->n_interpretations * sizeof *all);
     }
-    r->interpretations = status == STATUS_OK ? all : r->interpretations;
-    for (size_t u = 0; u < site->n_union && status == STATUS_OK; u++) {
+    r->interpretations = all;
+    for (size_t u = 0; u < site->n_union; u++) {
         size_t n_active = 0;
-        Best best;
         for (size_t p = 0; p < n_test; p++) {
             active[p] = false;
             for (size_t i = codes->start[p]; i < codes->start[p + 1]; i++) {
@@ -312,18 +287,13 @@ Status sage_site_interpret(Sage *sage, Site *site, Error *error) {
             site->f1[u] = 0.0; /* active in counterfactuals alone */
             continue;
         }
-        best_predicate(sage, active, n_active, counts, both, &best);
+        Best best = best_predicate(sage, active, n_active, counts, both);
         site->f1[u] = best.f1;
         if (!known) {
-            const char *predicate = predicate_text(sage, &best);
-            if (predicate == NULL) {
-                status = fail_memory(error, "interpretations");
-                break;
-            }
             all[r->n_interpretations++] =
-                (SageInterpretation){sae->hook, sae->layer, site->position, site->feature[u], best.f1, predicate};
+                (SageInterpretation){sae->hook,        sae->layer, site->position,
+                                     site->feature[u], best.f1,    predicate_text(sage, &best)};
         }
     }
-    arena_free(&arena);
-    return status;
+    arena_free(scratch);
 }

@@ -4,39 +4,47 @@
  *   mean      u(i, v) = mean of a over prompts with v_i = v, minus the mean of all
  *   mse       U = (C^T C)^+ C^T (A - mean), C the one-hot matrix of all attribute values
  *   weighted  w_i u(i, v), w = argmin sum |a - mean - sum_i w_i u(i, v_i)|^2
- * Residual SAEs at a node: contributions c_j of the active features j, and what is constant, so that
- * a^ = base + sum c_j:
- *   weights   q, k, v: P(d) = W (d - mean(d)) w_ln / scale, the norm's scale frozen at its true value
- *   span      z, attn_out, mlp_out: o - mean projected onto the span of the active decoder rows
- *   encoder   the same nodes: (w_j . (o - mean)) d_j
- * with o what the node writes to the stream; z comes back from o by least squares. w_j is the encoder's
- * column as it acts on the stream: an SAE's scaling, of its input or of codes by decoder norms, that can be
+ * Residual SAEs at a node: contributions c_j of the active features j, and what is constant, so
+ * that a^ = base + sum c_j: weights   q, k, v: P(d) = W (d - mean(d)) w_ln / scale, the norm's
+ * scale frozen at its true value span      z, attn_out, mlp_out: o - mean projected onto the span
+ * of the active decoder rows encoder   the same nodes: (w_j . (o - mean)) d_j with o what the node
+ * writes to the stream; z comes back from o by least squares. w_j is the encoder's column as it
+ * acts on the stream: an SAE's scaling, of its input or of codes by decoder norms, that can be
  * folded into its weights changes nothing. */
 #include "linalg.h"
 #include "sage_run.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum { PROJECT_WEIGHTS, PROJECT_SPAN, PROJECT_ENCODER };
-enum { SUFFICIENCY, NECESSITY, CONTROL }; /* CONTROL + i: sage_ks[i] features, or the one supervised edit */
+enum {
+    PROJECT_WEIGHTS,
+    PROJECT_SPAN,
+    PROJECT_ENCODER
+};
+enum {
+    SUFFICIENCY,
+    NECESSITY,
+    CONTROL
+}; /* CONTROL + i: sage_ks[i] features, or the one supervised edit */
 
 static const double dictionary_cutoff = 1e-10, span_cutoff = 1e-6, rescale_cutoff = 1e-9;
 
 typedef struct Node {
     const SageNode *node;
     size_t width;
-    bool reads; /* q, k, v: reads the stream; else it writes to it */
-    float *train, *side[2];  /* [prompts, width]: training; test and counterfactual activations */
+    bool reads;             /* q, k, v: reads the stream; else it writes to it */
+    float *train, *side[2]; /* [prompts, width]: training; test and counterfactual activations */
     float *train_scale, *scale[2]; /* q, k, v: ln1's scale; z in Gemma-2: ln1_post's */
-    double *mean, *features[3], *weight; /* [width]; [values, width] for mean, mse, weighted; [attributes] */
+    double *mean, *features[3],
+        *weight; /* [width]; [values, width] for mean, mse, weighted; [attributes] */
     Site *site;
-    double *direct;     /* q, k, v: [width, d_model] W diag(w_ln) C. z: the pseudo-inverse of `write` */
-    double *write;      /* z: [d_model, width], z to o without the post-norm's scale */
-    double *constant;   /* q, k, v: [width]: W b_ln + b */
-    double *o_mean;     /* [d_model]: mean of o over training prompts */
-    double *projected[2]; /* q, k, v, z: [n_union + 2, width]: `direct` of each row, of b_dec and of ones */
+    double *direct; /* q, k, v: [width, d_model] W diag(w_ln) C. z: the pseudo-inverse of `write` */
+    double *write;  /* z: [d_model, width], z to o without the post-norm's scale */
+    double *constant;     /* q, k, v: [width]: W b_ln + b */
+    double *o_mean;       /* [d_model]: mean of o over training prompts */
+    double *projected[2]; /* q, k, v, z: [n_union + 2, width]: `direct` of each row, of b_dec and of
+                             ones */
 } Node;
 
 typedef struct Variant { /* one way to patch all nodes together */
@@ -54,7 +62,7 @@ typedef struct Test {
     size_t n_nodes;
     Site *sites;
     size_t n_sites;
-    Arena arena;
+    Arena *arena;
     int projection; /* for nodes that write */
     Variant *variants;
     size_t n_variants;
@@ -70,7 +78,11 @@ typedef struct Test {
 
 /* ---- layout of variants ---- */
 
-enum { V_TARGET, V_ABLATED, V_SUPERVISED }; /* then 3 x 3, then by SAE method, subset and test */
+enum {
+    V_TARGET,
+    V_ABLATED,
+    V_SUPERVISED
+}; /* then 3 x 3, then by SAE method, subset and test */
 
 static size_t subsets(const Test *t) {
     return 1 + 2 * t->sage->options->n_f1;
@@ -123,14 +135,13 @@ static void dictionary_mean(const Test *t, Node *node) {
     }
 }
 
-static Status dictionary_mse(const Test *t, Node *node, Error *error) {
+static void dictionary_mse(const Test *t, Node *node) {
     size_t d = node->width, n = t->n_values, n_attributes = t->sage->task.n_attributes;
-    Arena arena;
-    arena_init_growing(&arena);
-    double *gram = arena_alloc(&arena, n * n, sizeof(double)), *rhs = arena_alloc(&arena, n * d, sizeof(double));
-    double *work = arena_alloc(&arena, 2 * n * n + 2 * n, sizeof(double));
-    Status status = gram == NULL || rhs == NULL || work == NULL ? fail_memory(error, "a dictionary") : STATUS_OK;
-    for (size_t p = 0; p < t->n_train && status == STATUS_OK; p++) {
+    Arena *scratch = arena_new();
+    double *gram = arena_alloc(scratch, n * n, sizeof(double)),
+           *rhs = arena_alloc(scratch, n * d, sizeof(double));
+    double *work = arena_alloc(scratch, 2 * n * n + 2 * n, sizeof(double));
+    for (size_t p = 0; p < t->n_train; p++) {
         for (size_t a = 0; a < n_attributes; a++) {
             size_t row = prompt_value(t, SAGE_TRAIN, p, a);
             for (size_t b = 0; b < n_attributes; b++) {
@@ -141,21 +152,17 @@ static Status dictionary_mse(const Test *t, Node *node, Error *error) {
             }
         }
     }
-    if (status == STATUS_OK) {
-        symmetric_solve(node->features[1], gram, rhs, n, d, dictionary_cutoff, work);
-    }
-    arena_free(&arena);
-    return status;
+    symmetric_solve(node->features[1], gram, rhs, n, d, dictionary_cutoff, work);
+    arena_free(scratch);
 }
 
-static Status dictionary_weighted(const Test *t, Node *node, Error *error) {
+static void dictionary_weighted(const Test *t, Node *node) {
     size_t d = node->width, n = t->sage->task.n_attributes;
-    Arena arena;
-    arena_init_growing(&arena);
-    double *gram = arena_alloc(&arena, n * n, sizeof(double)), *rhs = arena_alloc(&arena, n, sizeof(double));
-    double *work = arena_alloc(&arena, 2 * n * n + 2 * n, sizeof(double));
-    Status status = gram == NULL || rhs == NULL || work == NULL ? fail_memory(error, "a dictionary") : STATUS_OK;
-    for (size_t p = 0; p < t->n_train && status == STATUS_OK; p++) {
+    Arena *scratch = arena_new();
+    double *gram = arena_alloc(scratch, n * n, sizeof(double)),
+           *rhs = arena_alloc(scratch, n, sizeof(double));
+    double *work = arena_alloc(scratch, 2 * n * n + 2 * n, sizeof(double));
+    for (size_t p = 0; p < t->n_train; p++) {
         for (size_t a = 0; a < n; a++) {
             const double *u = node->features[0] + prompt_value(t, SAGE_TRAIN, p, a) * d;
             for (size_t b = 0; b < n; b++) {
@@ -169,17 +176,14 @@ static Status dictionary_weighted(const Test *t, Node *node, Error *error) {
             }
         }
     }
-    if (status == STATUS_OK) {
-        symmetric_solve(node->weight, gram, rhs, n, 1, dictionary_cutoff, work);
-        for (size_t a = 0; a < n; a++) {
-            for (size_t k = 0; k < t->sage->task.attributes[a].count * d; k++) {
-                node->features[2][t->value_offset[a] * d + k] =
-                    node->weight[a] * node->features[0][t->value_offset[a] * d + k];
-            }
+    symmetric_solve(node->weight, gram, rhs, n, 1, dictionary_cutoff, work);
+    for (size_t a = 0; a < n; a++) {
+        for (size_t k = 0; k < t->sage->task.attributes[a].count * d; k++) {
+            node->features[2][t->value_offset[a] * d + k] =
+                node->weight[a] * node->features[0][t->value_offset[a] * d + k];
         }
     }
-    arena_free(&arena);
-    return status;
+    arena_free(scratch);
 }
 
 /* a^ of test prompt p under supervised dictionary k. */
@@ -212,7 +216,8 @@ static size_t node_places(const LlmConfig *config, const SageNode *node, Place p
         places[n++] = (Place){HOOK_RESID_PRE, l};
         if (l > 0) {
             places[n++] = (Place){HOOK_RESID_POST, l - 1};
-        } else if (config->rotary_dim > 0) { /* without learned positions the embedding enters layer 0 */
+        } else if (config->rotary_dim >
+                   0) { /* without learned positions the embedding enters layer 0 */
             places[n++] = (Place){HOOK_EMBED, -1};
         }
         return n;
@@ -238,7 +243,7 @@ static const Sae *node_sae(const Sage *sage, const SageNode *node) {
     return sae;
 }
 
-Status sage_test_check(const Sage *sage, size_t attribute, Error *error) {
+void sage_test_check(const Sage *sage, size_t attribute) {
     const SageCross *cross = &sage->result.cross[attribute];
     for (size_t i = 0; i < cross->n_nodes; i++) {
         const SageNode *node = &sage->result.nodes[cross->nodes[i]];
@@ -252,18 +257,18 @@ Status sage_test_check(const Sage *sage, size_t attribute, Error *error) {
             strcat(strcat(wanted, k == 0 ? "" : k + 1 < n ? ", " : " or "), name);
         }
         hook_name(name, node->kind, node->layer, false, false);
-        return fail(error, STATUS_INPUT,
-                    "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or search other "
-                    "nodes (--nodes %s)",
-                    sage->options->saes, wanted, name, sage->task.positions[node->position],
-                    sage->task.attributes[attribute].name, sage_node_reads(node) ? "z" : "q,k,v");
+        fail(STATUS_INPUT,
+             "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
+             "search other "
+             "nodes (--nodes %s)",
+             sage->options->saes, wanted, name, sage->task.positions[node->position],
+             sage->task.attributes[attribute].name, sage_node_reads(node) ? "z" : "q,k,v");
     }
-    return STATUS_OK;
 }
 
 /* ---- nodes: their maps to and from the stream ---- */
 
-static void linear_row(const LlmMatrix *m, size_t o, double *row) {
+static void linear_row(const Matrix *m, size_t o, double *row) {
     for (size_t i = 0; i < m->in; i++) {
         row[i] = (double)weight_at(m->w, (size_t)((ptrdiff_t)o * m->row + (ptrdiff_t)i * m->col));
     }
@@ -275,16 +280,14 @@ static double norm_gain(const Sage *sage, const LlmNorm *norm, size_t i) {
 }
 
 /* q, k, v: direct = W diag(w_ln) C (C the centring of LayerNorm) and constant = W b_ln + b. */
-static Status node_read_map(const Test *t, Node *node, Arena *arena, Error *error) {
+static void node_read_map(const Test *t, Node *node, Arena *arena) {
     const Sage *sage = t->sage;
     size_t d = sage->llm.config.d_model;
-    LlmMatrix w = llm_head_matrix(&sage->llm, (size_t)node->node->layer, node->node->kind, (size_t)node->node->head);
+    Matrix w = llm_head_matrix(&sage->llm, (size_t)node->node->layer, node->node->kind,
+                                  (size_t)node->node->head);
     const LlmNorm *ln = &sage->llm.layers[node->node->layer].ln1;
     node->direct = arena_alloc(arena, node->width * d, sizeof(double));
     node->constant = arena_alloc(arena, node->width, sizeof(double));
-    if (node->direct == NULL || node->constant == NULL) {
-        return fail_memory(error, "a projection");
-    }
     for (size_t o = 0; o < node->width; o++) {
         double *row = node->direct + o * d, mean = 0.0;
         linear_row(&w, o, row);
@@ -298,22 +301,20 @@ static Status node_read_map(const Test *t, Node *node, Arena *arena, Error *erro
             row[i] -= mean / (double)d;
         }
     }
-    return STATUS_OK;
 }
 
-/* z: write = W_O (in Gemma-2 with the post-norm's gain, its scale aside; centred if the SAE's stream is) and
- * direct = its pseudo-inverse. */
-static Status node_write_map(const Test *t, Node *node, Arena *arena, Error *error) {
+/* z: write = W_O (in Gemma-2 with the post-norm's gain, its scale aside; centred if the SAE's
+ * stream is) and direct = its pseudo-inverse. */
+static void node_write_map(const Test *t, Node *node, Arena *arena) {
     const Sage *sage = t->sage;
     size_t d = sage->llm.config.d_model, n = node->width;
-    LlmMatrix w = llm_head_matrix(&sage->llm, (size_t)node->node->layer, HOOK_Z, (size_t)node->node->head);
+    Matrix w =
+        llm_head_matrix(&sage->llm, (size_t)node->node->layer, HOOK_Z, (size_t)node->node->head);
     const LlmNorm *post = &sage->llm.layers[node->node->layer].ln1_post;
     node->write = arena_alloc(arena, d * n, sizeof(double));
     node->direct = arena_alloc(arena, n * d, sizeof(double));
-    double *columns = arena_alloc(arena, d * n, sizeof(double)), *work = arena_alloc(arena, n * n + n, sizeof(double));
-    if (node->write == NULL || node->direct == NULL || columns == NULL || work == NULL) {
-        return fail_memory(error, "a projection");
-    }
+    double *columns = arena_alloc(arena, d * n, sizeof(double)),
+           *work = arena_alloc(arena, n * n + n, sizeof(double));
     for (size_t o = 0; o < d; o++) {
         linear_row(&w, o, node->write + o * n);
         for (size_t i = 0; i < n && post->w.data != NULL; i++) {
@@ -331,7 +332,6 @@ static Status node_write_map(const Test *t, Node *node, Arena *arena, Error *err
         }
     }
     pseudo_inverse(node->direct, columns, d, n, span_cutoff, work);
-    return STATUS_OK;
 }
 
 static bool node_is_z(const Node *node) {
@@ -350,13 +350,15 @@ static void node_written(const Test *t, const Node *node, const float *a, float 
         o[i] /= node_is_z(node) ? (double)scale : 1.0;
         mean += o[i] / (double)d;
     }
-    for (size_t i = 0; i < d && node->site->sae->centre == SAE_CENTRE_YES && !node_is_z(node); i++) {
+    for (size_t i = 0; i < d && node->site->sae->centre == SAE_CENTRE_YES && !node_is_z(node);
+         i++) {
         o[i] -= mean;
     }
 }
 
 /* v[d_model] in the stream, back at the node: out[width]. */
-static void node_recover(const Test *t, const Node *node, const double *v, float scale, double *out) {
+static void node_recover(const Test *t, const Node *node, const double *v, float scale,
+                         double *out) {
     size_t d = t->sage->llm.config.d_model;
     if (!node_is_z(node)) {
         memcpy(out, v, d * sizeof(double));
@@ -401,9 +403,10 @@ static void project_row(void *user, size_t u, int thread) {
         for (size_t o = 0; o < node->width; o++) {
             double sum = 0.0;
             for (size_t i = 0; i < d; i++) {
-                double x = u < n    ? (double)node->site->rows[random][u * d + i]
-                           : u == n ? (sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, i) : 0.0)
-                                    : 1.0;
+                double x = u < n ? (double)node->site->rows[random][u * d + i]
+                           : u == n
+                               ? (sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, i) : 0.0)
+                               : 1.0;
                 sum += node->direct[o * d + i] * x;
             }
             node->projected[random][u * node->width + o] = sum;
@@ -419,8 +422,8 @@ static size_t contribution_work(const Test *t, size_t most) {
     return d + most + d * most + least_squares_work(d, most);
 }
 
-/* w_j . o. o enters scaled by 1 / factor and d_j comes back scaled by factor, which cancel; a code by decoder
- * norm has the norm that its decoder row lost (site_row). */
+/* w_j . o. o enters scaled by 1 / factor and d_j comes back scaled by factor, which cancel; a code
+ * by decoder norm has the norm that its decoder row lost (site_row). */
 static double encoder_dot(const Sae *sae, size_t feature, const double *o, size_t d) {
     double sum = 0.0;
     for (size_t i = 0; i < d; i++) {
@@ -431,11 +434,11 @@ static double encoder_dot(const Sae *sae, size_t feature, const double *o, size_
     return sae->rescale_by_decoder_norm ? sum * (double)sae->dec_norm[feature] : sum;
 }
 
-static void contributions(const Test *t, const Node *node, int projection, int random, int side, size_t p,
-                          Contributions *out, double *work) {
+static void contributions(const Test *t, const Node *node, int projection, int random, int side,
+                          size_t p, Contributions *out, double *work) {
     const Codes *codes = &node->site->codes[side];
-    size_t first = codes->start[p], n = codes->start[p + 1] - first, d = t->sage->llm.config.d_model,
-           width = node->width;
+    size_t first = codes->start[p], n = codes->start[p + 1] - first,
+           d = t->sage->llm.config.d_model, width = node->width;
     const float *rows = node->site->rows[random];
     double factor = codes->factor[p], shift = codes->shift[p];
     float scale = node->scale[side] != NULL ? node->scale[side][p] : 1.0f;
@@ -444,10 +447,11 @@ static void contributions(const Test *t, const Node *node, int projection, int r
     if (node->reads) {
         const double *p0 = node->projected[random], *bias = p0 + node->site->n_union * width;
         for (size_t o = 0; o < width; o++) {
-            out->base[o] = (factor * bias[o] + shift * bias[width + o]) / (double)scale + node->constant[o];
+            out->base[o] =
+                (factor * bias[o] + shift * bias[width + o]) / (double)scale + node->constant[o];
             for (size_t j = 0; j < n; j++) {
-                out->c[j * width + o] =
-                    (double)codes->value[first + j] * factor / (double)scale * p0[out->feature[j] * width + o];
+                out->c[j * width + o] = (double)codes->value[first + j] * factor / (double)scale *
+                                        p0[out->feature[j] * width + o];
             }
         }
         return;
@@ -468,13 +472,14 @@ static void contributions(const Test *t, const Node *node, int projection, int r
     }
     for (size_t j = 0; j < n; j++) {
         const float *row = rows + out->feature[j] * d;
-        double coefficient = projection == PROJECT_SPAN
-                                 ? beta[j] * factor
-                                 : encoder_dot(node->site->sae, node->site->feature[out->feature[j]], o, d);
+        double coefficient =
+            projection == PROJECT_SPAN
+                ? beta[j] * factor
+                : encoder_dot(node->site->sae, node->site->feature[out->feature[j]], o, d);
         for (size_t k = 0; k < width; k++) {
-            out->c[j * width + k] = node_is_z(node)
-                                        ? coefficient * (double)scale * recovered[out->feature[j] * width + k]
-                                        : coefficient * (double)row[k];
+            out->c[j * width + k] = node_is_z(node) ? coefficient * (double)scale *
+                                                          recovered[out->feature[j] * width + k]
+                                                    : coefficient * (double)row[k];
         }
     }
     node_recover(t, node, node->o_mean, scale, out->base);
@@ -515,7 +520,8 @@ bool sage_edit_once(const Edit *e, double *gap, bool *used, double *magnitude) {
         return false;
     }
     bool removal = choice < e->from->n;
-    const double *c = removal ? e->from->c + choice * e->width : e->to->c + (choice - e->from->n) * e->width;
+    const double *c =
+        removal ? e->from->c + choice * e->width : e->to->c + (choice - e->from->n) * e->width;
     used[choice] = true;
     for (size_t i = 0; i < e->width; i++) {
         gap[i] += removal ? -c[i] : c[i];
@@ -533,7 +539,8 @@ static void sae_edits(const Test *t, size_t node_index, int random, size_t p, do
     const float *a_s = node->side[CLEAN] + p * width, *a_t = node->side[OTHER] + p * width;
     Contributions from = {.c = work, .base = work + most * width};
     Contributions to = {.c = from.base + width, .base = from.base + width + most * width};
-    double *gap = to.base + width, *sum = gap + width, *squares = sum + width, *rest = squares + 2 * most;
+    double *gap = to.base + width, *sum = gap + width, *squares = sum + width,
+           *rest = squares + 2 * most;
     bool *used = (bool *)rest;
     rest += 2 * most / sizeof(double) + 1;
     contributions(t, node, t->projection, random, CLEAN, p, &from, rest);
@@ -557,14 +564,18 @@ static void sae_edits(const Test *t, size_t node_index, int random, size_t p, do
                      .sum_square = dot_of(sum, sum, width),
                      .f1 = node->site->f1,
                      .threshold = subset == 0 ? 0.0 : t->sage->options->f1[(subset - 1) / 2],
-                     .part = subset == 0 ? WHOLE : (subset - 1) % 2 == 0 ? ABOVE : BELOW};
+                     .part = subset == 0             ? WHOLE
+                             : (subset - 1) % 2 == 0 ? ABOVE
+                                                     : BELOW};
         const Variant *v = &t->variants[sae_variant(t, random, subset, 0)];
         float *sufficiency = v[SUFFICIENCY].values[node_index] + p * width,
               *necessity = v[NECESSITY].values[node_index] + p * width;
         for (size_t i = 0; i < width; i++) {
             double recon = from.base[i];
             for (size_t j = 0; j < from.n; j++) {
-                recon += in_part(edit.part, edit.f1[from.feature[j]], edit.threshold) ? from.c[j * width + i] : 0.0;
+                recon += in_part(edit.part, edit.f1[from.feature[j]], edit.threshold)
+                             ? from.c[j * width + i]
+                             : 0.0;
             }
             sufficiency[i] = (float)recon;
             necessity[i] = (float)(node->mean[i] + ((double)a_s[i] - recon));
@@ -594,7 +605,8 @@ static size_t edit_work(const Test *t, const Node *node) {
 
 static void edit_task(void *user, size_t i, int thread) {
     const Test *t = user;
-    sae_edits(t, i / t->n_test, t->random, i % t->n_test, t->scratch + (size_t)thread * t->scratch_size);
+    sae_edits(t, i / t->n_test, t->random, i % t->n_test,
+              t->scratch + (size_t)thread * t->scratch_size);
 }
 
 /* ---- reconstruction alone, for r2 ---- */
@@ -618,7 +630,8 @@ static void recon_task(void *user, size_t p, int thread) {
 static double r2_of(const Test *t, const Node *node, const float *recon) {
     double residual = 0.0, total = 0.0;
     for (size_t k = 0; k < t->n_test * node->width; k++) {
-        double a = (double)node->side[CLEAN][k], e = a - (double)recon[k], m = a - node->mean[k % node->width];
+        double a = (double)node->side[CLEAN][k], e = a - (double)recon[k],
+               m = a - node->mean[k % node->width];
         residual += e * e;
         total += m * m;
     }
@@ -634,17 +647,14 @@ static double projection_r2(Test *t, const Node *node, int projection) {
 
 /* ---- opening ---- */
 
-static Status capture_all(Test *t, Error *error) {
+static void capture_all(Test *t) {
     Sage *sage = t->sage;
     size_t d = sage->llm.config.d_model, n_slices = 0;
-    Slice *train = arena_alloc(&t->arena, 2 * t->n_nodes, sizeof(Slice));
-    Slice *side[2] = {arena_alloc(&t->arena, 3 * t->n_nodes, sizeof(Slice)),
-                      arena_alloc(&t->arena, 3 * t->n_nodes, sizeof(Slice))};
+    Slice *train = arena_alloc(t->arena, 2 * t->n_nodes, sizeof(Slice));
+    Slice *side[2] = {arena_alloc(t->arena, 3 * t->n_nodes, sizeof(Slice)),
+                      arena_alloc(t->arena, 3 * t->n_nodes, sizeof(Slice))};
     size_t n_train = 0;
     Slice *stream[2];
-    if (train == NULL || side[0] == NULL || side[1] == NULL) {
-        return fail_memory(error, "activations");
-    }
     for (size_t i = 0; i < t->n_nodes; i++) {
         Node *node = &t->nodes[i];
         const SageNode *n = node->node;
@@ -652,12 +662,14 @@ static Status capture_all(Test *t, Error *error) {
         HookKind scale = node->reads ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
         train[n_train++] = sage_slice(sage, n, node->train, false);
         if (post) {
-            train[n_train++] = (Slice){scale, n->layer, -1, n->position, 1, false, false, node->train_scale};
+            train[n_train++] =
+                (Slice){scale, n->layer, -1, n->position, 1, false, false, node->train_scale};
         }
         for (int s = 0; s < 2; s++) {
             side[s][n_slices] = sage_slice(sage, n, node->side[s], false);
             if (post || node->reads) {
-                side[s][n_slices + 1] = (Slice){scale, n->layer, -1, n->position, 1, false, false, node->scale[s]};
+                side[s][n_slices + 1] =
+                    (Slice){scale, n->layer, -1, n->position, 1, false, false, node->scale[s]};
             }
         }
         n_slices += post || node->reads ? 2 : 1;
@@ -666,61 +678,51 @@ static Status capture_all(Test *t, Error *error) {
         stream[s] = side[s] + n_slices;
         for (size_t i = 0; i < t->n_sites; i++) {
             const Sae *sae = t->sites[i].sae;
-            float *x = arena_alloc(&t->arena, t->n_test * d, sizeof(float));
-            stream[s][i] = (Slice){sae->hook, sae->layer, -1, t->sites[i].position, d, false, false, x};
+            float *x = arena_alloc(t->arena, t->n_test * d, sizeof(float));
+            stream[s][i] =
+                (Slice){sae->hook, sae->layer, -1, t->sites[i].position, d, false, false, x};
         }
     }
-    if (t->arena.failed) {
-        return fail_memory(error, "activations");
-    }
-    TRY(sage_capture(sage, SAGE_TRAIN, -1, train, n_train, error));
-    TRY(sage_capture(sage, SAGE_TEST, -1, side[CLEAN], n_slices + t->n_sites, error));
-    TRY(sage_capture(sage, SAGE_TEST, (int)t->attribute, side[OTHER], n_slices + t->n_sites, error));
+    sage_capture(sage, SAGE_TRAIN, -1, train, n_train);
+    sage_capture(sage, SAGE_TEST, -1, side[CLEAN], n_slices + t->n_sites);
+    sage_capture(sage, SAGE_TEST, (int)t->attribute, side[OTHER], n_slices + t->n_sites);
     for (size_t i = 0; i < t->n_sites; i++) {
         for (int s = 0; s < 2; s++) {
-            TRY(sage_site_encode(sage, &t->sites[i], s, stream[s][i].values, &t->arena, error));
+            sage_site_encode(sage, &t->sites[i], s, stream[s][i].values, t->arena);
         }
-        TRY(sage_site_union(sage, &t->sites[i], &t->arena, error));
-        TRY(sage_site_interpret(sage, &t->sites[i], error));
+        sage_site_union(sage, &t->sites[i], t->arena);
+        sage_site_interpret(sage, &t->sites[i]);
     }
-    return STATUS_OK;
 }
 
-static Status note_sae(Sage *sage, const Sae *sae, Error *error) {
+static void note_sae(Sage *sage, const Sae *sae) {
     SageResult *r = &sage->result;
     char hook[HOOK_NAME_MAX];
     hook_name(hook, sae->hook, sae->layer, false, false);
-    char *text = arena_format(&sage->arena, "%s: %s (%s, %zu features)", hook, sae->path, sae_source_name(sae->source),
-                              sae->d_sae);
+    char *text = arena_format(sage->arena, "%s: %s (%s, %zu features)", hook, sae->path,
+                              sae_source_name(sae->source), sae->d_sae);
     if (r->sae_names == NULL) {
-        r->sae_names = arena_alloc(&sage->arena, sage->saes.count, sizeof(char *));
-    }
-    if (text == NULL || r->sae_names == NULL) {
-        return fail_memory(error, "the list of SAEs");
+        r->sae_names = arena_alloc(sage->arena, sage->saes.count, sizeof(char *));
     }
     for (size_t i = 0; i < r->n_saes; i++) {
         if (strcmp(r->sae_names[i], text) == 0) {
-            return STATUS_OK;
+            return;
         }
     }
     r->sae_names[r->n_saes++] = text;
-    return STATUS_OK;
 }
 
-static Status open_nodes(Test *t, Error *error) {
+static void open_nodes(Test *t) {
     Sage *sage = t->sage;
     SageCross *cross = &sage->result.cross[t->attribute];
-    Arena *arena = &t->arena;
+    Arena *arena = t->arena;
     size_t d = sage->llm.config.d_model, n_attributes = sage->task.n_attributes;
     t->n_nodes = cross->n_nodes;
     t->nodes = arena_alloc(arena, t->n_nodes, sizeof(Node));
     t->sites = arena_alloc(arena, t->n_nodes, sizeof(Site));
     t->value_offset = arena_alloc(arena, n_attributes, sizeof(size_t));
-    cross->fits = arena_alloc(&sage->arena, t->n_nodes, sizeof(SageFit));
-    cross->f1 = arena_alloc(&sage->arena, sage->options->n_f1 + 1, sizeof *cross->f1);
-    if (t->nodes == NULL || t->sites == NULL || t->value_offset == NULL || cross->fits == NULL || cross->f1 == NULL) {
-        return fail_memory(error, "a cross-section");
-    }
+    cross->fits = arena_alloc(sage->arena, t->n_nodes, sizeof(SageFit));
+    cross->f1 = arena_alloc(sage->arena, sage->options->n_f1 + 1, sizeof *cross->f1);
     for (size_t a = 0; a < n_attributes; a++) {
         t->value_offset[a] = t->n_values;
         t->n_values += sage->task.attributes[a].count;
@@ -731,10 +733,11 @@ static Status open_nodes(Test *t, Error *error) {
         node->width = sage_width(sage, node->node->kind);
         node->reads = sage_node_reads(node->node);
         const Sae *sae = node_sae(sage, node->node);
-        TRY(note_sae(sage, sae, error));
+        note_sae(sage, sae);
         for (size_t s = 0; s < t->n_sites; s++) {
-            node->site =
-                t->sites[s].sae == sae && t->sites[s].position == node->node->position ? &t->sites[s] : node->site;
+            node->site = t->sites[s].sae == sae && t->sites[s].position == node->node->position
+                             ? &t->sites[s]
+                             : node->site;
         }
         if (node->site == NULL) {
             node->site = &t->sites[t->n_sites++];
@@ -750,64 +753,56 @@ static Status open_nodes(Test *t, Error *error) {
         for (int k = 0; k < 3; k++) {
             node->features[k] = arena_alloc(arena, t->n_values * node->width, sizeof(double));
         }
-        node->weight = cross->fits[i].w = arena_alloc(&sage->arena, n_attributes, sizeof(double));
+        node->weight = cross->fits[i].w = arena_alloc(sage->arena, n_attributes, sizeof(double));
         node->o_mean = arena_alloc(arena, d, sizeof(double));
-        if (node->weight == NULL || arena->failed) {
-            return fail_memory(error, "a cross-section");
-        }
     }
-    return STATUS_OK;
 }
 
 /* Maps and dictionaries of each node, once its activations are there. */
-static Status prepare_node(Test *t, Node *node, Error *error) {
+static void prepare_node(Test *t, Node *node) {
     bool scaled = node->reads || (node_is_z(node) && t->sage->llm.config.kind == LLM_GEMMA2);
     dictionary_mean(t, node);
-    TRY(dictionary_mse(t, node, error));
-    TRY(dictionary_weighted(t, node, error));
+    dictionary_mse(t, node);
+    dictionary_weighted(t, node);
     if (!scaled) {
         node->train_scale = node->scale[CLEAN] = node->scale[OTHER] = NULL;
     }
     if (node->reads) {
-        TRY(node_read_map(t, node, &t->arena, error));
+        node_read_map(t, node, t->arena);
     } else if (node_is_z(node)) {
-        TRY(node_write_map(t, node, &t->arena, error));
+        node_write_map(t, node, t->arena);
     }
     if (node->direct != NULL) {
         size_t rows = node->site->n_union + 2;
         for (int random = 0; random < 2; random++) {
-            node->projected[random] = arena_alloc(&t->arena, rows * node->width, sizeof(double));
-            if (node->projected[random] == NULL) {
-                return fail_memory(error, "a projection");
-            }
+            node->projected[random] = arena_alloc(t->arena, rows * node->width, sizeof(double));
         }
         ProjectCall call = {t, node};
         compute_parallel(t->sage->compute, rows, project_row, &call);
     }
     if (node->reads) {
-        return STATUS_OK;
+        return;
     }
-    double *scratch = arena_alloc(&t->arena, t->sage->llm.config.d_model, sizeof(double));
-    if (scratch == NULL) {
-        return fail_memory(error, "a projection");
-    }
+    double *scratch = arena_alloc(t->arena, t->sage->llm.config.d_model, sizeof(double));
     node_o_mean(t, node, scratch);
-    return STATUS_OK;
 }
 
 /* ---- variants ---- */
 
-static Status open_variants(Test *t, Error *error) {
-    size_t widest = 0, threads = t->sage->compute->threads > 0 ? (size_t)t->sage->compute->threads : 1;
+static void open_variants(Test *t) {
+    size_t widest = 0,
+           threads = t->sage->compute->threads > 0 ? (size_t)t->sage->compute->threads : 1;
     t->n_variants = sae_variant(t, 2, 0, 0);
-    t->variants = arena_alloc(&t->arena, t->n_variants, sizeof(Variant));
-    t->predicted_clean = arena_alloc(&t->arena, t->n_test, sizeof(int32_t));
-    for (size_t v = 0; t->variants != NULL && v < t->n_variants; v++) {
-        t->variants[v].values = arena_alloc(&t->arena, t->n_nodes, sizeof(float *));
-        t->variants[v].predicted = variant_predicts(v) ? arena_alloc(&t->arena, t->n_test, sizeof(int32_t)) : NULL;
-        t->variants[v].magnitude = arena_alloc(&t->arena, t->n_nodes * t->n_test, sizeof(double));
-        for (size_t i = 0; i < t->n_nodes && t->variants[v].values != NULL; i++) {
-            t->variants[v].values[i] = arena_alloc(&t->arena, t->n_test * t->nodes[i].width, sizeof(float));
+    t->variants = arena_alloc(t->arena, t->n_variants, sizeof(Variant));
+    t->predicted_clean = arena_alloc(t->arena, t->n_test, sizeof(int32_t));
+    for (size_t v = 0; v < t->n_variants; v++) {
+        t->variants[v].values = arena_alloc(t->arena, t->n_nodes, sizeof(float *));
+        t->variants[v].predicted =
+            variant_predicts(v) ? arena_alloc(t->arena, t->n_test, sizeof(int32_t)) : NULL;
+        t->variants[v].magnitude = arena_alloc(t->arena, t->n_nodes * t->n_test, sizeof(double));
+        for (size_t i = 0; i < t->n_nodes; i++) {
+            t->variants[v].values[i] =
+                arena_alloc(t->arena, t->n_test * t->nodes[i].width, sizeof(float));
         }
     }
     for (size_t i = 0; i < t->n_nodes; i++) {
@@ -815,13 +810,12 @@ static Status open_variants(Test *t, Error *error) {
         t->scratch_size = work > t->scratch_size ? work : t->scratch_size;
         widest = t->nodes[i].width > widest ? t->nodes[i].width : widest;
     }
-    t->scratch = arena_alloc(&t->arena, threads * t->scratch_size, sizeof(double));
-    t->recon = arena_alloc(&t->arena, t->n_test * widest, sizeof(float));
-    return t->arena.failed || t->variants == NULL ? fail_memory(error, "patches") : STATUS_OK;
+    t->scratch = arena_alloc(t->arena, threads * t->scratch_size, sizeof(double));
+    t->recon = arena_alloc(t->arena, t->n_test * widest, sizeof(float));
 }
 
-/* a - u(i, v) + u(i, v') and the size of what is taken away: 0 where the features of a prompt cancel and their sum
- * is rounding. */
+/* a - u(i, v) + u(i, v') and the size of what is taken away: 0 where the features of a prompt
+ * cancel and their sum is rounding. */
 static void supervised_edits(Test *t, size_t node_index, int k, size_t p) {
     const Node *node = &t->nodes[node_index];
     const SagePrompt *prompt = &t->sage->task.prompts[SAGE_TEST][p];
@@ -838,12 +832,14 @@ static void supervised_edits(Test *t, size_t node_index, int k, size_t p) {
     }
     for (size_t i = 0; i < width; i++) {
         v[SUFFICIENCY].values[node_index][p * width + i] = (float)recon[i];
-        v[NECESSITY].values[node_index][p * width + i] = (float)(node->mean[i] + ((double)clean[i] - recon[i]));
+        v[NECESSITY].values[node_index][p * width + i] =
+            (float)(node->mean[i] + ((double)clean[i] - recon[i]));
         v[CONTROL].values[node_index][p * width + i] = (float)((double)clean[i] - old[i] + new[i]);
         dot += old[i] * (recon[i] - node->mean[i]);
         square += (recon[i] - node->mean[i]) * (recon[i] - node->mean[i]);
     }
-    v[CONTROL].magnitude[node_index * t->n_test + p] = square > dictionary_cutoff * parts ? dot / square : 0.0;
+    v[CONTROL].magnitude[node_index * t->n_test + p] =
+        square > dictionary_cutoff * parts ? dot / square : 0.0;
 }
 
 static void make_edits(Test *t) {
@@ -851,7 +847,8 @@ static void make_edits(Test *t) {
     for (size_t i = 0; i < t->n_nodes; i++) {
         const Node *node = &t->nodes[i];
         SageFit *fit = &cross->fits[i];
-        memcpy(t->variants[V_TARGET].values[i], node->side[OTHER], t->n_test * node->width * sizeof(float));
+        memcpy(t->variants[V_TARGET].values[i], node->side[OTHER],
+               t->n_test * node->width * sizeof(float));
         for (size_t k = 0; k < t->n_test * node->width; k++) {
             t->variants[V_ABLATED].values[i][k] = (float)node->mean[k % node->width];
         }
@@ -866,7 +863,9 @@ static void make_edits(Test *t) {
         fit->weights = node->reads ? projection_r2(t, node, PROJECT_WEIGHTS) : NAN;
         fit->span = node->reads ? NAN : projection_r2(t, node, PROJECT_SPAN);
         fit->encoder = node->reads ? NAN : projection_r2(t, node, PROJECT_ENCODER);
-        fit->sae = node->reads ? fit->weights : t->projection == PROJECT_SPAN ? fit->span : fit->encoder;
+        fit->sae = node->reads                     ? fit->weights
+                   : t->projection == PROJECT_SPAN ? fit->span
+                                                   : fit->encoder;
     }
     for (t->random = 0; t->random < 2; t->random++) {
         compute_parallel(t->sage->compute, t->n_nodes * t->n_test, edit_task, t);
@@ -874,16 +873,14 @@ static void make_edits(Test *t) {
 }
 
 /* Every variant over the test prompts, batch by batch, from the cross-section's first layer on. */
-static Status run_variants(Test *t, Error *error) {
+static void run_variants(Test *t) {
     Sage *sage = t->sage;
     size_t n_slices = 0;
-    Slice *slices = arena_alloc(&t->arena, t->n_nodes, sizeof(Slice));
-    size_t *order = arena_alloc(&t->arena, t->n_nodes, sizeof(size_t));
-    double *m = arena_alloc(&t->arena, sage->batch, sizeof(double));
-    if (slices == NULL || order == NULL || m == NULL) {
-        return fail_memory(error, "patches");
-    }
-    for (size_t p = 0; p < sage->task.n_positions; p++) { /* of two names of one token the later wins */
+    Slice *slices = arena_alloc(t->arena, t->n_nodes, sizeof(Slice));
+    size_t *order = arena_alloc(t->arena, t->n_nodes, sizeof(size_t));
+    double *m = arena_alloc(t->arena, sage->batch, sizeof(double));
+    for (size_t p = 0; p < sage->task.n_positions;
+         p++) { /* of two names of one token the later wins */
         for (size_t i = 0; i < t->n_nodes; i++) {
             if (t->nodes[i].node->position == p) {
                 order[n_slices++] = i;
@@ -894,16 +891,17 @@ static Status run_variants(Test *t, Error *error) {
     for (size_t first = 0; first < t->n_test; first += sage->batch) {
         size_t n = t->n_test - first < sage->batch ? t->n_test - first : sage->batch;
         sage_batch(sage, SAGE_TEST, -1, first, n);
-        TRY(sage_streams(sage, m, t->predicted_clean + first, error));
+        sage_streams(sage, m, t->predicted_clean + first);
         for (size_t s = 0; s < n; s++) {
             t->m_clean += m[s];
         }
         for (size_t v = 0; v < t->n_variants; v++) {
             for (size_t i = 0; i < t->n_nodes; i++) {
-                slices[i] = sage_slice(sage, t->nodes[order[i]].node, t->variants[v].values[order[i]], true);
+                slices[i] = sage_slice(sage, t->nodes[order[i]].node,
+                                       t->variants[v].values[order[i]], true);
             }
             int32_t *predicted = t->variants[v].predicted;
-            TRY(sage_patch(sage, slices, t->n_nodes, m, predicted != NULL ? predicted + first : NULL, error));
+            sage_patch(sage, slices, t->n_nodes, m, predicted != NULL ? predicted + first : NULL);
             for (size_t s = 0; s < n; s++) {
                 t->variants[v].m += m[s];
             }
@@ -911,13 +909,12 @@ static Status run_variants(Test *t, Error *error) {
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    return STATUS_OK;
 }
 
 /* ---- figures of merit ---- */
 
-/* The rescaled magnitude is 0 for what the supervised edit (mean dictionary) takes away and 1 for all; undefined
- * where that edit takes all away, as with a single attribute. */
+/* The rescaled magnitude is 0 for what the supervised edit (mean dictionary) takes away and 1 for
+ * all; undefined where that edit takes all away, as with a single attribute. */
 static SageControl control_of(const Test *t, const Variant *v) {
     size_t same = 0;
     double magnitude = 0.0;
@@ -930,7 +927,8 @@ static SageControl control_of(const Test *t, const Variant *v) {
     magnitude /= (double)t->n_nodes * (double)t->n_test;
     double rest = 1.0 - t->supervised_magnitude;
     return (SageControl){(double)same / (double)t->n_test, magnitude,
-                         fabs(rest) > rescale_cutoff ? (magnitude - t->supervised_magnitude) / rest : NAN};
+                         fabs(rest) > rescale_cutoff ? (magnitude - t->supervised_magnitude) / rest
+                                                     : NAN};
 }
 
 /* sufficiency: m with a^ over m clean. necessity: 1 - |m_abl - m_int| / |m_abl - m_clean|. */
@@ -958,7 +956,8 @@ static void write_tests(Test *t) {
         cross->tests[SAGE_MEAN + k] = tests_of(t, &t->variants[V_SUPERVISED + 3 * k], 1);
     }
     for (int random = 0; random < 2; random++) {
-        cross->tests[SAGE_SAE + random] = tests_of(t, &t->variants[sae_variant(t, random, 0, 0)], SAGE_KS);
+        cross->tests[SAGE_SAE + random] =
+            tests_of(t, &t->variants[sae_variant(t, random, 0, 0)], SAGE_KS);
         for (size_t f = 0; f < t->sage->options->n_f1; f++) {
             for (size_t part = 0; part < 2; part++) {
                 cross->f1[f][random][part] =
@@ -968,45 +967,46 @@ static void write_tests(Test *t) {
     }
 }
 
-Status sage_test_options(const SageOptions *options, bool *encoder, Error *error) {
-    enum { AUTO, WEIGHTS, SPAN, ENCODER, NAMES };
+bool sage_test_options(const SageOptions *options) {
+    enum {
+        AUTO,
+        WEIGHTS,
+        SPAN,
+        ENCODER,
+        NAMES
+    };
     static const char *const names[NAMES] = {"auto", "weights", "span", "encoder"};
     size_t writes = NAMES; /* the first that says how nodes that write are reached */
     for (const char *list = options->projection; list != NULL;) {
         size_t name = sage_list_next(&list, names, NAMES);
         if (name == NAMES) {
-            return fail(error, STATUS_INPUT, "--projection %s: expected auto, or some of weights,span,encoder",
-                        options->projection);
+            fail(STATUS_INPUT, "--projection %s: expected auto, or some of weights,span,encoder",
+                 options->projection);
         }
         writes = writes == NAMES && name != WEIGHTS ? name : writes;
     }
-    *encoder = writes == ENCODER;
-    return STATUS_OK;
+    return writes == ENCODER;
 }
 
-static Status test_all(Test *t, Error *error) {
-    bool encoder;
-    TRY(sage_test_options(t->sage->options, &encoder, error));
-    t->projection = encoder ? PROJECT_ENCODER : PROJECT_SPAN;
-    TRY(open_nodes(t, error));
-    TRY(capture_all(t, error));
+static void test_all(Test *t) {
+    t->projection = sage_test_options(t->sage->options) ? PROJECT_ENCODER : PROJECT_SPAN;
+    open_nodes(t);
+    capture_all(t);
     for (size_t i = 0; i < t->n_nodes; i++) {
-        TRY(prepare_node(t, &t->nodes[i], error));
+        prepare_node(t, &t->nodes[i]);
     }
-    TRY(open_variants(t, error));
+    open_variants(t);
     make_edits(t);
-    TRY(run_variants(t, error));
+    run_variants(t);
     write_tests(t);
-    return STATUS_OK;
 }
 
-Status sage_test_attribute(Sage *sage, size_t attribute, Error *error) {
+void sage_test_attribute(Sage *sage, size_t attribute) {
     Test t = {.sage = sage,
               .attribute = attribute,
               .n_train = sage->task.n_prompts[SAGE_TRAIN],
               .n_test = sage->task.n_prompts[SAGE_TEST]};
-    arena_init_growing(&t.arena);
-    Status status = test_all(&t, error);
-    arena_free(&t.arena);
-    return status;
+    t.arena = arena_new();
+    test_all(&t);
+    arena_free(t.arena);
 }

@@ -63,35 +63,29 @@ enum { N_EXPECTED = sizeof expected / sizeof *expected };
 
 /* ---- files ---- */
 
-static Status write_bytes(const char *path, const void *data, size_t size, Error *error) {
-    OutFile file;
-    TRY(out_open(&file, path, error));
-    fwrite(data, 1, size, file.stream);
-    return out_commit(&file, error);
+static void write_bytes(const char *path, const void *data, size_t size) {
+    OutFile *file = out_open(path);
+    fwrite(data, 1, size, file->stream);
+    out_commit(file);
 }
 
-static Status write_text(const char *path, const char *text, Error *error) {
-    return write_bytes(path, text, strlen(text), error);
+static void write_text(const char *path, const char *text) {
+    write_bytes(path, text, strlen(text));
 }
 
 static void remove_tree(const char *path, int depth) {
-    Arena arena;
-    Error ignored = {0};
-    char **names = NULL;
-    size_t count = 0;
-    arena_init_growing(&arena);
-    if (depth < 8 && path_is_directory(path) && path_list(&arena, path, &names, &count, &ignored) == STATUS_OK) {
-        for (size_t i = 0; i < count; i++) {
-            char *inner = path_join(&arena, path, names[i]);
-            if (inner != NULL) {
-                remove_tree(inner, depth + 1);
-            }
-        }
-        (void)rmdir(path);
-    } else {
+    if (depth == 8 || !path_is_directory(path)) {
         (void)unlink(path);
+        return;
     }
-    arena_free(&arena);
+    Arena *arena = arena_new();
+    size_t count;
+    char **names = path_list(arena, path, &count);
+    for (size_t i = 0; i < count; i++) {
+        remove_tree(path_join(arena, path, names[i]), depth + 1);
+    }
+    (void)rmdir(path);
+    arena_free(arena);
 }
 
 /* ---- random checkpoints ---- */
@@ -149,40 +143,34 @@ static uint16_t narrow(float x, Dtype dtype) {
     return (uint16_t)(((bits >> 16) & 0x8000) | low);
 }
 
-static Status draw_write(const Draw *d, const char *path, Dtype dtype, uint64_t stream, Error *error) {
-    TensorWriter *writer;
+static void draw_write(const Draw *d, const char *path, Dtype dtype, uint64_t stream) {
     Random random = random_start(1, RANDOM_TEST + (stream << 32));
-    TRY(tensor_writer_open(&writer, path, error));
-    Status status = STATUS_OK;
-    for (size_t i = 0; i < d->count && status == STATUS_OK; i++) {
+    TensorWriter *writer = tensor_writer_open(path);
+    for (size_t i = 0; i < d->count; i++) {
         const Drawn *t = &d->tensors[i];
-        status = tensor_writer_declare(writer, t->name, dtype, t->rank, t->shape, error);
+        tensor_writer_declare(writer, t->name, dtype, t->rank, t->shape);
     }
-    for (size_t i = 0; i < d->count && status == STATUS_OK; i++) {
+    for (size_t i = 0; i < d->count; i++) {
         const Drawn *t = &d->tensors[i];
         float normals[2] = {0};
-        for (size_t k = 0; k < t->count && status == STATUS_OK; k++) {
+        for (size_t k = 0; k < t->count; k++) {
             if (k % 2 == 0) {
                 random_normals(&random, normals);
             }
             float x = t->mean + t->spread * normals[k % 2];
             uint16_t half = narrow(x, dtype);
-            status = tensor_writer_data(writer, dtype == DTYPE_F32 ? (void *)&x : (void *)&half,
-                                        dtype == DTYPE_F32 ? sizeof x : sizeof half, error);
+            tensor_writer_data(writer, dtype == DTYPE_F32 ? (void *)&x : (void *)&half,
+                               dtype == DTYPE_F32 ? sizeof x : sizeof half);
         }
     }
-    if (status == STATUS_OK) {
-        return tensor_writer_commit(&writer, error);
-    }
-    tensor_writer_abandon(&writer);
-    return status;
+    tensor_writer_commit(writer);
 }
 
 /* ---- the models: odd shapes, so that edges of blocks are computed too ---- */
 
 enum { LAYERS = 3, VOCABULARY = 280, D_GEMMA = 26, D_GPT = 24, D_CLIP = 18, D_SAE = 70 };
 
-static Status make_gemma2(Error *error) {
+static void make_gemma2(void) {
     static const char *const norms[] = {"input_layernorm.weight", "post_attention_layernorm.weight",
                                         "pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"};
     char layer[32];
@@ -203,18 +191,17 @@ static Status make_gemma2(Error *error) {
             draw(&d, norms[i], D_GEMMA, 0, 0.0f, 0.2f);
         }
     }
-    TRY(path_make_directory("gemma2", error));
-    TRY(write_text("gemma2/config.json",
+    path_make_directory("gemma2");
+    write_text("gemma2/config.json",
                    "{\"model_type\": \"gemma2\", \"hidden_size\": 26, \"num_hidden_layers\": 3, \"num_attention_heads\": 4,"
                    " \"num_key_value_heads\": 2, \"head_dim\": 10, \"intermediate_size\": 37, \"vocab_size\": 280,"
                    " \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000.0, \"sliding_window\": 7, \"query_pre_attn_scalar\": 12,"
                    " \"attn_logit_softcapping\": 5.0, \"final_logit_softcapping\": 4.0, \"max_position_embeddings\": 256,"
-                   " \"hidden_activation\": \"gelu_pytorch_tanh\", \"bos_token_id\": 2, \"eos_token_id\": 1}",
-                   error));
-    return draw_write(&d, "gemma2/model.safetensors", DTYPE_BF16, 1, error);
+                   " \"hidden_activation\": \"gelu_pytorch_tanh\", \"bos_token_id\": 2, \"eos_token_id\": 1}");
+    draw_write(&d, "gemma2/model.safetensors", DTYPE_BF16, 1);
 }
 
-static Status make_gpt2(Error *error) {
+static void make_gpt2(void) {
     char layer[32];
     Draw d = {.prefix = ""};
     draw_linear(&d, "wte", VOCABULARY, D_GPT);
@@ -230,16 +217,15 @@ static Status make_gpt2(Error *error) {
         draw_biased(&d, "mlp.c_fc", 41, D_GPT, true);
         draw_biased(&d, "mlp.c_proj", D_GPT, 41, true);
     }
-    TRY(path_make_directory("gpt2", error));
-    TRY(write_text("gpt2/config.json",
+    path_make_directory("gpt2");
+    write_text("gpt2/config.json",
                    "{\"model_type\": \"gpt2\", \"n_embd\": 24, \"n_layer\": 3, \"n_head\": 3, \"n_inner\": 41,"
                    " \"n_positions\": 64, \"vocab_size\": 280, \"activation_function\": \"gelu_new\","
-                   " \"layer_norm_epsilon\": 1e-5, \"bos_token_id\": 2, \"eos_token_id\": 1}",
-                   error));
-    return draw_write(&d, "gpt2/model.safetensors", DTYPE_F32, 2, error);
+                   " \"layer_norm_epsilon\": 1e-5, \"bos_token_id\": 2, \"eos_token_id\": 1}");
+    draw_write(&d, "gpt2/model.safetensors", DTYPE_F32, 2);
 }
 
-static Status make_gpt_neox(Error *error) {
+static void make_gpt_neox(void) {
     char layer[48];
     Draw d = {.prefix = ""};
     draw_linear(&d, "gpt_neox.embed_in", VOCABULARY, D_GPT);
@@ -255,17 +241,16 @@ static Status make_gpt_neox(Error *error) {
         draw_biased(&d, "mlp.dense_h_to_4h", 43, D_GPT, false);
         draw_biased(&d, "mlp.dense_4h_to_h", D_GPT, 43, false);
     }
-    TRY(path_make_directory("gpt_neox", error));
-    TRY(write_text("gpt_neox/config.json",
+    path_make_directory("gpt_neox");
+    write_text("gpt_neox/config.json",
                    "{\"model_type\": \"gpt_neox\", \"hidden_size\": 24, \"num_hidden_layers\": 3, \"num_attention_heads\": 3,"
                    " \"intermediate_size\": 43, \"vocab_size\": 280, \"layer_norm_eps\": 1e-5, \"hidden_act\": \"gelu\","
                    " \"rotary_pct\": 0.5, \"rotary_emb_base\": 10000, \"max_position_embeddings\": 64,"
-                   " \"use_parallel_residual\": true, \"bos_token_id\": 2, \"eos_token_id\": 1}",
-                   error));
-    return draw_write(&d, "gpt_neox/model.safetensors", DTYPE_F16, 3, error);
+                   " \"use_parallel_residual\": true, \"bos_token_id\": 2, \"eos_token_id\": 1}");
+    draw_write(&d, "gpt_neox/model.safetensors", DTYPE_F16, 3);
 }
 
-static Status make_clip(Error *error) {
+static void make_clip(void) {
     char layer[64];
     Draw d = {.prefix = "vision_model."};
     draw(&d, "embeddings.class_embedding", D_CLIP, 0, 0.0f, 0.3f);
@@ -288,24 +273,22 @@ static Status make_clip(Error *error) {
         draw_biased(&d, "mlp.fc1", 29, D_CLIP, false);
         draw_biased(&d, "mlp.fc2", D_CLIP, 29, false);
     }
-    TRY(path_make_directory("clip", error));
-    TRY(write_text("clip/preprocessor_config.json", "{\"size\": {\"shortest_edge\": 15}, \"crop_size\": 15}", error));
-    TRY(write_text("clip/config.json",
+    path_make_directory("clip");
+    write_text("clip/preprocessor_config.json", "{\"size\": {\"shortest_edge\": 15}, \"crop_size\": 15}");
+    write_text("clip/config.json",
                    "{\"model_type\": \"clip_vision_model\", \"hidden_size\": 18, \"num_hidden_layers\": 2,"
                    " \"num_attention_heads\": 3, \"intermediate_size\": 29, \"image_size\": 15, \"patch_size\": 5,"
-                   " \"hidden_act\": \"quick_gelu\", \"layer_norm_eps\": 1e-5}",
-                   error));
-    return draw_write(&d, "clip/model.safetensors", DTYPE_F32, 4, error);
+                   " \"hidden_act\": \"quick_gelu\", \"layer_norm_eps\": 1e-5}");
+    draw_write(&d, "clip/model.safetensors", DTYPE_F32, 4);
 }
 
 /* Byte-level BPE: five special tokens, the 256 bytes, " A" to " H". */
-static Status make_tokenizer(const char *path, Error *error) {
+static void make_tokenizer(const char *path) {
     static const char *const special[] = {"<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"};
-    OutFile file;
-    TRY(out_open(&file, path, error));
-    fputs("{\"version\": \"1.0\", \"added_tokens\": [", file.stream);
+    OutFile *file = out_open(path);
+    fputs("{\"version\": \"1.0\", \"added_tokens\": [", file->stream);
     for (int i = 0; i < 5; i++) {
-        fprintf(file.stream,
+        fprintf(file->stream,
                 "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false,"
                 " \"normalized\": false, \"special\": true}",
                 i > 0 ? ", " : "", i, special[i]);
@@ -313,28 +296,27 @@ static Status make_tokenizer(const char *path, Error *error) {
     fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false,"
           " \"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"},"
           " \"model\": {\"type\": \"BPE\", \"vocab\": {",
-          file.stream);
+          file->stream);
     for (int i = 0; i < 5; i++) {
-        fprintf(file.stream, "\"%s\": %d, ", special[i], i);
+        fprintf(file->stream, "\"%s\": %d, ", special[i], i);
     }
     for (unsigned byte = 0, more = 256; byte < 256; byte++) { /* GPT-2's alphabet: bytes that print are themselves */
         bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
-        fprintf(file.stream, "\"\\u%04x\": %u, ", prints ? byte : more, 5 + byte);
+        fprintf(file->stream, "\"\\u%04x\": %u, ", prints ? byte : more, 5 + byte);
         more += prints ? 0 : 1;
     }
     for (int i = 0; i < 8; i++) {
-        fprintf(file.stream, "\"\\u0120%c\": %d%s", 'A' + i, 261 + i, i < 7 ? ", " : "}, \"merges\": [");
+        fprintf(file->stream, "\"\\u0120%c\": %d%s", 'A' + i, 261 + i, i < 7 ? ", " : "}, \"merges\": [");
     }
     for (int i = 0; i < 8; i++) {
-        fprintf(file.stream, "\"\\u0120 %c\"%s", 'A' + i, i < 7 ? ", " : "]}}");
+        fprintf(file->stream, "\"\\u0120 %c\"%s", 'A' + i, i < 7 ? ", " : "]}}");
     }
-    return out_commit(&file, error);
+    out_commit(file);
 }
 
 /* ---- SAEs, pictures, conversations ---- */
 
-static Status make_sae(const char *directory, const char *hook, const char *architecture, size_t d_in, uint64_t stream,
-                       Error *error) {
+static void make_sae(const char *directory, const char *hook, const char *architecture, size_t d_in, uint64_t stream) {
     char path[128], text[512];
     Draw d = {.prefix = ""};
     draw(&d, "W_enc", d_in, D_SAE, 0.0f, 0.3f);
@@ -351,16 +333,16 @@ static Status make_sae(const char *directory, const char *hook, const char *arch
         draw(&d, "threshold", D_SAE, 0, 0.5f, 0.1f);
     }
     snprintf(path, sizeof path, "%s/%s", directory, hook);
-    TRY(path_make_directory(path, error));
+    path_make_directory(path);
     snprintf(text, sizeof text,
              "{\"architecture\": \"%s\", \"d_in\": %zu, \"d_sae\": %d, \"k\": 9, \"apply_b_dec_to_input\": true,"
              " \"normalize_activations\": \"none\", \"reshape_activations\": \"none\", \"metadata\": {\"sae_lens_version\":"
              " \"6.0.0\", \"hook_name\": \"%s\", \"model_from_pretrained_kwargs\": {\"center_writing_weights\": false}}}",
              architecture, d_in, D_SAE, hook);
     snprintf(path, sizeof path, "%s/%s/cfg.json", directory, hook);
-    TRY(write_text(path, text, error));
+    write_text(path, text);
     snprintf(path, sizeof path, "%s/%s/sae_weights.safetensors", directory, hook);
-    return draw_write(&d, path, DTYPE_F32, stream, error);
+    draw_write(&d, path, DTYPE_F32, stream);
 }
 
 static const unsigned char picture_jpeg[] = {
@@ -401,69 +383,64 @@ static const unsigned char picture_png[] = {
     39, 12, 67, 53, 140, 217, 191, 110, 139, 160, 196, 31, 199, 47, 147, 127, 219, 194, 43, 138,
     138, 8, 25, 132, 3, 171, 12, 105, 0, 0, 0, 0, 73, 69, 78, 68, 174, 66, 96, 130};
 
-static Status make_ppm(const char *path, unsigned width, unsigned height, Error *error) {
-    OutFile file;
-    TRY(out_open(&file, path, error));
-    fprintf(file.stream, "P6\n%u %u\n255\n", width, height);
+static void make_ppm(const char *path, unsigned width, unsigned height) {
+    OutFile *file = out_open(path);
+    fprintf(file->stream, "P6\n%u %u\n255\n", width, height);
     for (unsigned i = 0; i < 3 * width * height; i++) {
-        fputc((int)((i * i / 7 + 13 * i) % 256), file.stream);
+        fputc((int)((i * i / 7 + 13 * i) % 256), file->stream);
     }
-    return out_commit(&file, error);
+    out_commit(file);
 }
 
-static Status make_world(Error *error) {
+static void make_world(void) {
     static const char *const models[] = {"gemma2", "gpt2", "gpt_neox"};
-    TRY(make_gemma2(error));
-    TRY(make_gpt2(error));
-    TRY(make_gpt_neox(error));
-    TRY(make_clip(error));
+    make_gemma2();
+    make_gpt2();
+    make_gpt_neox();
+    make_clip();
     for (size_t i = 0; i < 3; i++) {
         char path[64];
         snprintf(path, sizeof path, "%s/tokenizer.json", models[i]);
-        TRY(make_tokenizer(path, error));
+        make_tokenizer(path);
     }
-    TRY(make_sae("saes_gemma2", "blocks.0.hook_resid_post", "jumprelu", D_GEMMA, 5, error));
-    TRY(make_sae("saes_gemma2", "blocks.1.hook_resid_post", "gated", D_GEMMA, 6, error));
-    TRY(make_sae("saes_gemma2", "blocks.2.hook_resid_post", "standard", D_GEMMA, 7, error));
-    TRY(make_sae("saes_gpt2", "blocks.0.hook_resid_pre", "topk", D_GPT, 8, error));
-    TRY(make_sae("saes_gpt2", "blocks.1.hook_resid_pre", "topk", D_GPT, 9, error));
-    TRY(make_sae("saes_gpt2", "blocks.2.hook_resid_pre", "topk", D_GPT, 10, error));
-    TRY(make_sae("saes_gpt2", "blocks.2.hook_resid_post", "topk", D_GPT, 11, error));
-    TRY(path_make_directory("images", error));
-    TRY(make_ppm("images/a.ppm", 23, 17, error));
-    TRY(make_ppm("images/b.ppm", 12, 31, error));
-    TRY(write_bytes("images/c.jpg", picture_jpeg, sizeof picture_jpeg, error));
-    TRY(write_bytes("images/d.png", picture_png, sizeof picture_png, error));
-    TRY(write_text("data.json",
+    make_sae("saes_gemma2", "blocks.0.hook_resid_post", "jumprelu", D_GEMMA, 5);
+    make_sae("saes_gemma2", "blocks.1.hook_resid_post", "gated", D_GEMMA, 6);
+    make_sae("saes_gemma2", "blocks.2.hook_resid_post", "standard", D_GEMMA, 7);
+    make_sae("saes_gpt2", "blocks.0.hook_resid_pre", "topk", D_GPT, 8);
+    make_sae("saes_gpt2", "blocks.1.hook_resid_pre", "topk", D_GPT, 9);
+    make_sae("saes_gpt2", "blocks.2.hook_resid_pre", "topk", D_GPT, 10);
+    make_sae("saes_gpt2", "blocks.2.hook_resid_post", "topk", D_GPT, 11);
+    path_make_directory("images");
+    make_ppm("images/a.ppm", 23, 17);
+    make_ppm("images/b.ppm", 12, 31);
+    write_bytes("images/c.jpg", picture_jpeg, sizeof picture_jpeg);
+    write_bytes("images/d.png", picture_png, sizeof picture_png);
+    write_text("data.json",
                    "[{\"id\": 0, \"image\": \"a.ppm\", \"conversations\": [{\"from\": \"human\", \"value\": \"<image>\\nWho is"
                    " it?\"}, {\"from\": \"gpt\", \"value\": \"It is A B\"}]}, {\"id\": \"1\", \"image\": \"b.ppm\","
                    " \"conversations\": [{\"from\": \"human\", \"value\": \"And here?\\n<image>\"}, {\"from\": \"gpt\","
                    " \"value\": \"C\"}, {\"from\": \"human\", \"value\": \"Then?\"}, {\"from\": \"gpt\", \"value\": \"D E\"}]},"
                    " {\"id\": 2, \"image\": \"c.jpg\", \"conversations\": [{\"from\": \"human\", \"value\": \"<image>\"},"
                    " {\"from\": \"gpt\", \"value\": \"G or H\"}]}, {\"id\": 3, \"image\": \"d.png\", \"conversations\": [{\"from\":"
-                   " \"human\", \"value\": \"Small?<image>\"}, {\"from\": \"gpt\", \"value\": \"yes\"}]}]",
-                   error));
-    TRY(write_text("questions.jsonl",
+                   " \"human\", \"value\": \"Small?<image>\"}, {\"from\": \"gpt\", \"value\": \"yes\"}]}]");
+    write_text("questions.jsonl",
                    "{\"question_id\": 0, \"image\": \"a.ppm\", \"text\": \"Who?\", \"answer\": \"A\"}\n"
-                   "{\"question_id\": 1, \"image\": \"c.jpg\", \"text\": \"Is it?\", \"answer\": \"yes\"}\n",
-                   error));
-    return write_text("task.json",
+                   "{\"question_id\": 1, \"image\": \"c.jpg\", \"text\": \"Is it?\", \"answer\": \"yes\"}\n");
+    write_text("task.json",
                       "{\"name\": \"task\", \"attributes\": {\"IO\": [\"A\", \"B\", \"C\", \"D\"], \"S\": [\"A\", \"B\", \"C\","
                       " \"D\"], \"Pos\": [\"ABB\", \"BAB\"]}, \"form\": \"Pos\", \"distinct\": [[\"IO\", \"S\"]], \"fillers\":"
                       " {\"X\": {\"train\": [\"E\", \"F\"], \"test\": [\"G\", \"H\"]}}, \"templates\": {\"train\": [{\"ABB\":"
                       " \"So {IO} {S} {X}: {S} to\", \"BAB\": \"So {S} {IO} {X}: {S} to\"}], \"test\": [{\"ABB\": \"As {IO} {S}"
                       " {X}: {S} to\", \"BAB\": \"As {S} {IO} {X}: {S} to\"}]}, \"answer\": \"IO\", \"wrong\": \"S\","
-                      " \"positions\": {\"IO\": \"IO#1\", \"S1\": \"S#1\", \"S2\": \"S#2\", \"END\": \"end\"}}",
-                      error);
+                      " \"positions\": {\"IO\": \"IO#1\", \"S1\": \"S#1\", \"S2\": \"S#2\", \"END\": \"end\"}}");
 }
 
 /* ---- the stages ---- */
 
-static Status run_functions(Error *error) {
+static void run_functions(void) {
     static float (*const functions[])(float) = {exp_f32, log_f32, tanh_f32, erf_f32, sin_f32, cos_f32};
-    OutFile file;
     Random random = random_start(1, RANDOM_TEST);
-    TRY(out_open(&file, "functions", error));
+    OutFile *file = out_open("functions");
     for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
         for (int i = 0; i < 20000; i++) {
             float x, y;
@@ -471,89 +448,94 @@ static Status run_functions(Error *error) {
             memcpy(&x, &bits, sizeof x);
             y = functions[f](x);
             if (y == y) { /* the bits of a NaN are its own */
-                fwrite(&y, sizeof y, 1, file.stream);
+                fwrite(&y, sizeof y, 1, file->stream);
             }
         }
     }
-    return out_commit(&file, error);
+    out_commit(file);
 }
 
-static Status run_stages(const Compute *compute, Error *error) {
+static void run_stages(const Compute *compute) {
     static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {"gemma2.st", "gpt2.st", "gpt_neox.st"};
     const Console console = {true, "refsae selftest"};
-    TRY(run_functions(error));
+    run_functions();
     for (size_t i = 0; i < 3; i++) {
         DumpOptions dump = {.prompt = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
                             .hooks = "*",
                             .grad = "261,262",
                             .out = dumps[i]};
-        TRY(dump_run(compute, &dump, &console, error));
+        dump_run(compute, &dump, &console);
     }
     DumpOptions vision = {.prompt = {.vision = "clip", .image = "images/c.jpg", .bos = -1}, .hooks = "*", .out = "clip.st"};
     DumpOptions picture = {.prompt = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
-    TRY(dump_run(compute, &vision, &console, error));
-    TRY(dump_run(compute, &picture, &console, error));
+    dump_run(compute, &vision, &console);
+    dump_run(compute, &picture, &console);
     TrainOptions train = {.llm = "gemma2", .vision = "clip", .data = "data.json", .images = "images", .out = "train",
                           .shuffle = true, .lr = 1e-2, .min_lr = 1e-8, .warmup = 0.3, .batch = 2, .accumulate = 2,
                           .epochs = 3, .tokens = 60, .seed = 475};
-    TRY(adapter_train(compute, &train, &console, error));
+    adapter_train(compute, &train, &console);
     EvalOptions eval = {.llm = "gemma2", .vision = "clip", .adapter = "train/adapter.safetensors",
                         .questions = "questions.jsonl", .images = "images", .out = "eval",
                         .generate = {.max_new_tokens = 6, .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
                                      .seed = 475},
                         .seed = 475};
-    TRY(adapter_eval(compute, &eval, &console, error));
+    adapter_eval(compute, &eval, &console);
     AnalyzeOptions analyze = {.llm = "gemma2", .vision = "clip", .adapter = "train/adapter.safetensors",
                               .saes = "saes_gemma2", .data = "data.json", .images = "images", .out = "analyze",
                               .examples = 4, .loss_examples = 2, .max_frequency = 1, .max_density = 1, .converge = 1.5,
                               .seed = 475};
-    TRY(analyze_run(compute, &analyze, &console, error));
+    analyze_run(compute, &analyze, &console);
     SageOptions sage = {.llm = "gpt2", .saes = "saes_gpt2", .task = "task.json", .out = "sage", .nodes = "q,k,v,z,mlp_out",
                         .projection = "auto", .n = {24, 12}, .share = 0.5, .f1 = {0.5}, .max_nodes = 8, .n_f1 = 1, .bos = 1,
                         .seed = 475};
-    return sage_run(compute, &sage, &console, error);
+    sage_run(compute, &sage, &console);
 }
 
-static Status compare(bool json, FILE *out, Error *error) {
+static void compare(bool json, FILE *out) {
     size_t wrong = 0;
     fputs(json ? "[" : "", out);
     for (size_t i = 0; i < N_EXPECTED; i++) {
         char digest[65];
-        TRY(sha256_file(expected[i].file, digest, error));
+        sha256_file(expected[i].file, digest);
         bool same = strcmp(digest, expected[i].digest) == 0;
         wrong += same ? 0 : 1;
         fprintf(out, json ? "%s{\"output\": \"%s\", \"sha256\": \"%s\", \"same\": %s}" : "%s%-28s %s  %s\n",
                 json && i > 0 ? ", " : "", expected[i].file, digest, json ? same ? "true" : "false" : same ? "ok" : "DIFFERS");
     }
     fputs(json ? "]\n" : "", out);
-    return wrong == 0 ? STATUS_OK
-                      : fail(error, STATUS_CHECK, "selftest: %zu of %d outputs have other bytes than they should", wrong,
-                             (int)N_EXPECTED);
+    if (wrong > 0) {
+        fail(STATUS_CHECK, "selftest: %zu of %d outputs have other bytes than they should", wrong,
+             (int)N_EXPECTED);
+    }
 }
 
-Status selftest_run(const Compute *compute, bool json, FILE *out, Error *error) {
+static void run_inside(const Compute *compute, const char *path, bool json, FILE *out) {
+    if (chdir(path) != 0) {
+        fail_errno(errno, "selftest", path);
+    }
+    make_world();
+    run_stages(compute);
+    compare(json, out);
+}
+
+void selftest_run(const Compute *compute, bool json, FILE *out) {
     const char *base = getenv("TMPDIR");
     char path[4096];
-    int n = snprintf(path, sizeof path, "%s/refsae-selftest-XXXXXX", base != NULL && base[0] != '\0' ? base : "/tmp");
+    int n = snprintf(path, sizeof path, "%s/refsae-selftest-XXXXXX",
+                     base != NULL && base[0] != '\0' ? base : "/tmp");
     if (n < 0 || (size_t)n >= sizeof path || mkdtemp(path) == NULL) {
-        return fail(error, STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)",
-                    base != NULL ? base : "/tmp", strerror(errno));
+        fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)",
+             base != NULL ? base : "/tmp", strerror(errno));
     }
+    Error error;
     int back = open(".", O_RDONLY); /* inside the folder every path is the same on every machine */
-    Status status = back >= 0 && chdir(path) == 0
-                        ? STATUS_OK
-                        : fail(error, STATUS_RESOURCE, "selftest: %s: %s", path, strerror(errno));
-    if (status == STATUS_OK) {
-        status = make_world(error);
-        status = status == STATUS_OK ? run_stages(compute, error) : status;
-        status = status == STATUS_OK ? compare(json, out, error) : status;
-        if (fchdir(back) != 0 && status == STATUS_OK) {
-            status = fail(error, STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno));
-        }
+    ATTEMPT(&error, run_inside(compute, path, json, out));
+    if (back < 0 || fchdir(back) != 0) {
+        fail_errno(errno, "selftest", "the way back");
     }
-    if (back >= 0) {
-        close(back);
-    }
+    close(back);
     remove_tree(path, 0);
-    return status;
+    if (error.status != STATUS_OK) {
+        fail(error.status, "%s", error.text);
+    }
 }

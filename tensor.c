@@ -53,35 +53,26 @@ const char *dtype_name(Dtype dtype) {
 
 /* ---- the list that readers fill ---- */
 
-Status tensor_list_add(TensorList *list, const Tensor *tensor, Error *error) {
-    if (list->count == list->room) {
-        size_t room = list->room == 0 ? 64 : 2 * list->room, bytes;
-        Tensor *items = size_mul(&bytes, room, sizeof *items) ? realloc(list->items, bytes) : NULL;
-        if (items == NULL) {
-            return fail_memory(error, tensor->file);
-        }
-        list->items = items;
-        list->room = room;
-    }
+void tensor_list_add(TensorList *list, const Tensor *tensor) {
+    list->items =
+        arena_grow(list->arena, list->items, &list->room, list->count + 1, sizeof *list->items);
     list->items[list->count++] = *tensor;
-    return STATUS_OK;
 }
 
 static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name);
 }
 
-static Status list_sort(TensorList *list, Error *error) {
+static void list_sort(TensorList *list) {
     if (list->count > 1) {
         qsort(list->items, list->count, sizeof *list->items, compare_tensors);
     }
     for (size_t i = 1; i < list->count; i++) {
         if (strcmp(list->items[i - 1].name, list->items[i].name) == 0) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': is there twice", list->items[i].file,
-                        list->items[i].name);
+            fail(STATUS_INPUT, "%s: tensor '%s': is there twice", list->items[i].file,
+                 list->items[i].name);
         }
     }
-    return STATUS_OK;
 }
 
 static const Tensor *list_find(const Tensor *items, size_t count, const char *name) {
@@ -103,13 +94,9 @@ static int compare_spans(const void *a, const void *b) {
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
-Status tensor_gather(Tensor *tensor, const size_t *strides, size_t element, Arena *arena,
-                     Error *error) {
+void tensor_gather(Tensor *tensor, const size_t *strides, size_t element, Arena *arena) {
     size_t index[TENSOR_MAX_RANK] = {0}, from = 0;
     unsigned char *copy = arena_alloc(arena, tensor->count, element);
-    if (copy == NULL) {
-        return fail_memory(error, tensor->file);
-    }
     for (size_t i = 0; i < tensor->count; i++) {
         memcpy(copy + i * element, (const unsigned char *)tensor->data + from * element, element);
         for (int d = tensor->rank; d-- > 0;) {
@@ -122,7 +109,6 @@ Status tensor_gather(Tensor *tensor, const size_t *strides, size_t element, Aren
         }
     }
     tensor->data = copy;
-    return STATUS_OK;
 }
 
 bool tensor_shape_bytes(const size_t *shape, int rank, unsigned bits, size_t *count,
@@ -159,15 +145,15 @@ static bool json_size(const Json *value, uint64_t *out) {
     return true;
 }
 
-static Status safetensors_tensor(const Json *entry, const FileMap *map, uint64_t data_start,
-                                 const char *path, Arena *arena, TensorList *list, Span *span,
-                                 Error *error) {
+/* Adds the tensor of one entry of the header; returns its place in the data. */
+static Span safetensors_tensor(const Json *entry, const FileMap *map, uint64_t data_start,
+                               const char *path, Arena *arena, TensorList *list) {
     Tensor tensor = {.file = path};
+    Span span;
     const char *name = entry->key;
     const Json *dtype = NULL, *shape = NULL, *offsets = NULL;
     if (entry->kind != JSON_OBJECT || strlen(name) != entry->key_length) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': is not described by an object", path,
-                    name);
+        fail(STATUS_INPUT, "%s: tensor '%s': is not described by an object", path, name);
     }
     for (const Json *c = entry->child; c != NULL; c = c->next) {
         const Json **field = strcmp(c->key, "dtype") == 0          ? &dtype
@@ -175,8 +161,7 @@ static Status safetensors_tensor(const Json *entry, const FileMap *map, uint64_t
                              : strcmp(c->key, "data_offsets") == 0 ? &offsets
                                                                    : NULL;
         if (field != NULL && *field != NULL) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': %s is there twice", path, name,
-                        c->key);
+            fail(STATUS_INPUT, "%s: tensor '%s': %s is there twice", path, name, c->key);
         }
         if (field != NULL) {
             *field = c;
@@ -187,132 +172,117 @@ static Status safetensors_tensor(const Json *entry, const FileMap *map, uint64_t
         known++;
     }
     if (known == DTYPE_ENTRIES) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': unknown dtype '%s'", path, name,
-                    json_is(dtype, JSON_STRING) ? dtype->text : "");
+        fail(STATUS_INPUT, "%s: tensor '%s': unknown dtype '%s'", path, name,
+             json_is(dtype, JSON_STRING) ? dtype->text : "");
     }
     tensor.dtype = dtypes[known].dtype;
     tensor.type = dtypes[known].name;
     if (!json_is(shape, JSON_ARRAY)) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': shape is missing", path, name);
+        fail(STATUS_INPUT, "%s: tensor '%s': shape is missing", path, name);
     }
     if (shape->length > TENSOR_MAX_RANK) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': %zu dimensions; at most %d are read",
-                    path, name, shape->length, TENSOR_MAX_RANK);
+        fail(STATUS_INPUT, "%s: tensor '%s': %zu dimensions; at most %d are read", path, name,
+             shape->length, TENSOR_MAX_RANK);
     }
     for (const Json *c = shape->child; c != NULL; c = c->next) {
         uint64_t size;
         if (!json_size(c, &size) || size > SIZE_MAX) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': its shape is not made of sizes",
-                        path, name);
+            fail(STATUS_INPUT, "%s: tensor '%s': its shape is not made of sizes", path, name);
         }
         tensor.shape[tensor.rank++] = (size_t)size;
     }
     size_t bytes;
     if (!tensor_shape_bytes(tensor.shape, tensor.rank, dtypes[known].bits, &tensor.count, &bytes)) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': its shape overflows", path, name);
+        fail(STATUS_INPUT, "%s: tensor '%s': its shape overflows", path, name);
     }
     if (!json_is(offsets, JSON_ARRAY) || offsets->length != 2 ||
-        !json_size(offsets->child, &span->begin) || !json_size(offsets->child->next, &span->end)) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': data_offsets are not two sizes", path,
-                    name);
+        !json_size(offsets->child, &span.begin) || !json_size(offsets->child->next, &span.end)) {
+        fail(STATUS_INPUT, "%s: tensor '%s': data_offsets are not two sizes", path, name);
     }
-    if (span->begin > span->end || span->end > map->size - data_start) {
-        return fail(error, STATUS_INPUT,
-                    "%s: tensor '%s': its bytes %llu to %llu are not in the file, which holds %llu "
-                    "bytes of data",
-                    path, name, (unsigned long long)span->begin, (unsigned long long)span->end,
-                    (unsigned long long)(map->size - data_start));
+    if (span.begin > span.end || span.end > map->size - data_start) {
+        fail(STATUS_INPUT,
+             "%s: tensor '%s': its bytes %llu to %llu are not in the file, which holds %llu "
+             "bytes of data",
+             path, name, (unsigned long long)span.begin, (unsigned long long)span.end,
+             (unsigned long long)(map->size - data_start));
     }
-    if (span->end - span->begin != bytes) {
-        return fail(error, STATUS_INPUT,
-                    "%s: tensor '%s': its shape takes %zu bytes, but the file gives it %llu", path,
-                    name, bytes, (unsigned long long)(span->end - span->begin));
+    if (span.end - span.begin != bytes) {
+        fail(STATUS_INPUT, "%s: tensor '%s': its shape takes %zu bytes, but the file gives it %llu",
+             path, name, bytes, (unsigned long long)(span.end - span.begin));
     }
-    tensor.data = map->data + data_start + span->begin;
+    tensor.data = map->data + data_start + span.begin;
     tensor.name = arena_copy(arena, name, entry->key_length);
-    span->name = tensor.name;
-    if (tensor.name == NULL) {
-        return fail_memory(error, path);
-    }
-    return tensor_list_add(list, &tensor, error);
+    span.name = tensor.name;
+    tensor_list_add(list, &tensor);
+    return span;
 }
 
-static Status metadata_check(const Json *metadata, const char *path, Error *error) {
+static void metadata_check(const Json *metadata, const char *path) {
     bool good = metadata->kind == JSON_OBJECT || metadata->kind == JSON_NULL;
     for (const Json *c = metadata->child; c != NULL && good; c = c->next) {
         good = c->kind == JSON_STRING;
     }
-    return good ? STATUS_OK
-                : fail(error, STATUS_INPUT, "%s: __metadata__ is not an object of strings", path);
+    if (!good) {
+        fail(STATUS_INPUT, "%s: __metadata__ is not an object of strings", path);
+    }
 }
 
 /* The tensors must fill the data without holes or overlaps, as the safetensors crate demands: a
  * hole could carry something else along, an overlap is a decompression bomb. */
-static Status spans_check(Span *spans, size_t count, uint64_t size, const char *path,
-                          Error *error) {
+static void spans_check(Span *spans, size_t count, uint64_t size, const char *path) {
     uint64_t end = 0;
     if (count > 1) {
         qsort(spans, count, sizeof *spans, compare_spans);
     }
     for (size_t i = 0; i < count; i++) {
         if (spans[i].begin != end) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': %s at byte %llu of the data", path,
-                        spans[i].name, spans[i].begin < end ? "overlaps another" : "follows a hole",
-                        (unsigned long long)(spans[i].begin < end ? spans[i].begin : end));
+            fail(STATUS_INPUT, "%s: tensor '%s': %s at byte %llu of the data", path, spans[i].name,
+                 spans[i].begin < end ? "overlaps another" : "follows a hole",
+                 (unsigned long long)(spans[i].begin < end ? spans[i].begin : end));
         }
         end = spans[i].end;
     }
     if (end != size) {
-        return fail(error, STATUS_INPUT, "%s: %llu bytes after the last tensor", path,
-                    (unsigned long long)(size - end));
+        fail(STATUS_INPUT, "%s: %llu bytes after the last tensor", path,
+             (unsigned long long)(size - end));
     }
-    return STATUS_OK;
 }
 
-static Status safetensors_read(const FileMap *map, const char *path, Arena *arena, Arena *scratch,
-                               TensorList *list, Error *error) {
-    const Json *header;
+static void safetensors_read(const FileMap *map, const char *path, Arena *arena, Arena *scratch,
+                             TensorList *list) {
     if (map->size < 8) {
-        return fail(error, STATUS_INPUT, "%s: not a safetensors file: %zu bytes", path, map->size);
+        fail(STATUS_INPUT, "%s: not a safetensors file: %zu bytes", path, map->size);
     }
     if (map->size < 1024 && memcmp(map->data, "version ", 8) == 0) {
-        return fail(error, STATUS_INPUT, "%s: is a Git LFS pointer; fetch the file itself", path);
+        fail(STATUS_INPUT, "%s: is a Git LFS pointer; fetch the file itself", path);
     }
     uint64_t size = read_u64(map->data);
     if (size > map->size - 8 || size > HEADER_LIMIT) {
-        return fail(error, STATUS_INPUT,
-                    "%s: not a whole safetensors file: its header would take %llu bytes of %zu",
-                    path, (unsigned long long)size, map->size);
+        fail(STATUS_INPUT,
+             "%s: not a whole safetensors file: its header would take %llu bytes of %zu", path,
+             (unsigned long long)size, map->size);
     }
     char *name = arena_format(scratch, "%s: header", path);
-    if (name == NULL) {
-        return fail_memory(error, path);
-    }
-    TRY(json_parse(scratch, (const char *)map->data + 8, (size_t)size, name, &header, error));
+    const Json *header = json_parse(scratch, (const char *)map->data + 8, (size_t)size, name);
     if (header->kind != JSON_OBJECT) {
-        return fail(error, STATUS_INPUT, "%s: not a safetensors file: its header is no object",
-                    path);
+        fail(STATUS_INPUT, "%s: not a safetensors file: its header is no object", path);
     }
     Span *spans = arena_alloc(scratch, header->length, sizeof *spans);
-    if (spans == NULL) {
-        return fail_memory(error, path);
-    }
     size_t count = 0;
     bool metadata = false;
     for (const Json *c = header->child; c != NULL; c = c->next) {
         if (strcmp(c->key, "__metadata__") == 0) {
-            TRY(metadata_check(c, path, error));
+            metadata_check(c, path);
             if (metadata) {
-                return fail(error, STATUS_INPUT, "%s: __metadata__ is there twice", path);
+                fail(STATUS_INPUT, "%s: __metadata__ is there twice", path);
             }
             metadata = true;
             continue;
         }
-        TRY(safetensors_tensor(c, map, 8 + size, path, arena, list, &spans[count], error));
-        count++;
+        spans[count++] = safetensors_tensor(c, map, 8 + size, path, arena, list);
     }
-    TRY(list_sort(list, error));
-    return spans_check(spans, count, map->size - 8 - size, path, error);
+    list_sort(list);
+    spans_check(spans, count, map->size - 8 - size, path);
 }
 
 /* ---- index and shards ---- */
@@ -335,48 +305,37 @@ static bool shard_name_is_plain(const Json *value) {
 }
 
 /* Reads one shard and takes those of its tensors that the index places there. */
-static Status shard_read(TensorStore *store, const char *path, const Placement *places,
-                         size_t count, const char *index_path, TensorList *list, Error *error) {
-    TensorList found = {.items = NULL};
-    Arena scratch;
-    arena_init_growing(&scratch);
-    FileMap *map = &store->maps[store->map_count];
-    Status status = file_map(map, path, error);
-    if (status == STATUS_OK) {
-        store->map_count++;
-        status = safetensors_read(map, path, &store->arena, &scratch, &found, error);
-    }
-    for (size_t i = 0; status == STATUS_OK && i < count; i++) {
+static void shard_read(TensorStore *store, const char *path, const Placement *places, size_t count,
+                       const char *index_path, TensorList *list) {
+    Arena *scratch = arena_new();
+    TensorList found = {.arena = scratch};
+    FileMap *map = &store->maps[store->map_count++];
+    *map = file_map(store->arena, path);
+    safetensors_read(map, path, store->arena, scratch, &found);
+    for (size_t i = 0; i < count; i++) {
         const Tensor *tensor = list_find(found.items, found.count, places[i].name);
-        status = tensor == NULL
-                     ? fail(error, STATUS_INPUT, "%s: tensor '%s': is not in its shard %s",
-                            index_path, places[i].name, places[i].shard)
-                     : tensor_list_add(list, tensor, error);
+        if (tensor == NULL) {
+            fail(STATUS_INPUT, "%s: tensor '%s': is not in its shard %s", index_path,
+                 places[i].name, places[i].shard);
+        }
+        tensor_list_add(list, tensor);
     }
-    free(found.items);
-    arena_free(&scratch);
-    return status;
+    arena_free(scratch);
 }
 
-static Status index_read(TensorStore *store, const FileMap *map, const char *path, Arena *scratch,
-                         TensorList *list, Error *error) {
-    const Json *root;
-    TRY(json_parse(scratch, (const char *)map->data, map->size, path, &root, error));
+static void index_read(TensorStore *store, const FileMap *map, const char *path, Arena *scratch,
+                       TensorList *list) {
+    const Json *root = json_parse(scratch, (const char *)map->data, map->size, path);
     const Json *weights = json_get(root, "weight_map");
     if (!json_is(weights, JSON_OBJECT)) {
-        return fail(error, STATUS_INPUT, "%s: neither safetensors nor an index with a weight_map",
-                    path);
+        fail(STATUS_INPUT, "%s: neither safetensors nor an index with a weight_map", path);
     }
     size_t count = 0, shards = 0;
     Placement *places = arena_alloc(scratch, weights->length, sizeof *places);
-    if (places == NULL) {
-        return fail_memory(error, path);
-    }
     for (const Json *c = weights->child; c != NULL; c = c->next) {
         if (!shard_name_is_plain(c) || strlen(c->key) != c->key_length) {
-            return fail(error, STATUS_INPUT,
-                        "%s: tensor '%s': '%s' is no name of a shard beside it", path, c->key,
-                        json_is(c, JSON_STRING) ? c->text : "");
+            fail(STATUS_INPUT, "%s: tensor '%s': '%s' is no name of a shard beside it", path,
+                 c->key, json_is(c, JSON_STRING) ? c->text : "");
         }
         places[count++] = (Placement){.shard = c->text, .name = c->key};
     }
@@ -386,22 +345,15 @@ static Status index_read(TensorStore *store, const FileMap *map, const char *pat
     for (size_t i = 0; i < count; i++) {
         shards += i == 0 || strcmp(places[i - 1].shard, places[i].shard) != 0;
     }
-    store->maps = arena_alloc(&store->arena, shards, sizeof *store->maps);
-    if (store->maps == NULL) {
-        return fail_memory(error, path);
-    }
+    store->maps = arena_alloc(store->arena, shards, sizeof *store->maps);
     const char *slash = strrchr(path, '/');
     int directory = slash == NULL ? 0 : (int)(slash - path) + 1;
     for (size_t i = 0, end; i < count; i = end) {
         for (end = i + 1; end < count && strcmp(places[i].shard, places[end].shard) == 0; end++) {
         }
-        const char *shard = arena_format(&store->arena, "%.*s%s", directory, path, places[i].shard);
-        if (shard == NULL) {
-            return fail_memory(error, path);
-        }
-        TRY(shard_read(store, shard, places + i, end - i, path, list, error));
+        const char *shard = arena_format(store->arena, "%.*s%s", directory, path, places[i].shard);
+        shard_read(store, shard, places + i, end - i, path, list);
     }
-    return STATUS_OK;
 }
 
 /* ---- npy ---- */
@@ -514,17 +466,16 @@ static size_t npy_data_start(const unsigned char *data, size_t size) {
 }
 
 /* Understands the header in data[0 .. start) and sets all of `tensor` but its data. `size` is that
- * of the whole member. */
-static Status npy_header(Tensor *tensor, bool *fortran, const unsigned char *data, size_t start,
-                         size_t size, Arena *arena, Error *error) {
+ * of the whole member. Whether the data is in Fortran's order. */
+static bool npy_header(Tensor *tensor, const unsigned char *data, size_t start, size_t size,
+                       Arena *arena) {
     NpyHeader header = {.rank = 0};
     const char *text = (const char *)data + (data[6] == 1 ? 10 : 12);
     if (!npy_dict(text, (const char *)data + start, &header)) {
-        return fail(
-            error, STATUS_INPUT,
-            "%s: tensor '%s': its npy header is none that refsae understands (plain dtypes, at "
-            "most %d dimensions)",
-            tensor->file, tensor->name, TENSOR_MAX_RANK);
+        fail(STATUS_INPUT,
+             "%s: tensor '%s': its npy header is none that refsae understands (plain dtypes, at "
+             "most %d dimensions)",
+             tensor->file, tensor->name, TENSOR_MAX_RANK);
     }
     int known = 0;
     const char *descr = header.descr;
@@ -533,34 +484,31 @@ static Status npy_header(Tensor *tensor, bool *fortran, const unsigned char *dat
         known++;
     }
     if (known < DTYPE_ENTRIES && descr[0] == '>' && dtypes[known].bits > 8) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': big-endian dtype '%s'", tensor->file,
-                    tensor->name, descr);
+        fail(STATUS_INPUT, "%s: tensor '%s': big-endian dtype '%s'", tensor->file, tensor->name,
+             descr);
     }
     if (known < DTYPE_ENTRIES && strchr("<=|>", descr[0]) == NULL) {
         known = DTYPE_ENTRIES;
     }
     tensor->rank = header.rank;
     memcpy(tensor->shape, header.shape, sizeof tensor->shape);
-    *fortran = header.fortran;
     size_t bytes;
     unsigned bits = known < DTYPE_ENTRIES ? dtypes[known].bits : 0;
     if (!tensor_shape_bytes(tensor->shape, tensor->rank, bits, &tensor->count, &bytes)) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': its shape overflows", tensor->file,
-                    tensor->name);
+        fail(STATUS_INPUT, "%s: tensor '%s': its shape overflows", tensor->file, tensor->name);
     }
     if (known == DTYPE_ENTRIES) { /* strings, objects: held by name, never read */
         tensor->dtype = DTYPE_OTHER;
         tensor->type = arena_copy(arena, descr, strlen(descr));
-        return tensor->type == NULL ? fail_memory(error, tensor->file) : STATUS_OK;
+        return header.fortran;
     }
     tensor->dtype = dtypes[known].dtype;
     tensor->type = dtypes[known].name;
     if (size - start != bytes) {
-        return fail(error, STATUS_INPUT,
-                    "%s: tensor '%s': its shape takes %zu bytes, but the file gives it %zu",
-                    tensor->file, tensor->name, bytes, size - start);
+        fail(STATUS_INPUT, "%s: tensor '%s': its shape takes %zu bytes, but the file gives it %zu",
+             tensor->file, tensor->name, bytes, size - start);
     }
-    return STATUS_OK;
+    return header.fortran;
 }
 
 /* ---- npz ---- */
@@ -568,8 +516,8 @@ static Status npy_header(Tensor *tensor, bool *fortran, const unsigned char *dat
 /* Adds the tensor of one member "NAME.npy". A stored member stays in the map; a deflated one is
  * unpacked into the arena, after its first bytes have shown that the shape agrees with the declared
  * size. */
-static Status npz_member(const ZipMember *member, const char *name, const char *path, Arena *arena,
-                         TensorList *list, Error *error) {
+static void npz_member(const ZipMember *member, const char *name, const char *path, Arena *arena,
+                       TensorList *list) {
     Tensor tensor = {.file = path, .name = name};
     bool fortran;
     size_t size = (size_t)member->size;
@@ -582,32 +530,24 @@ static Status npz_member(const ZipMember *member, const char *name, const char *
     }
     size_t start = npy_data_start(data, have);
     if (start == 0 || start > size) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': not an npy file", path, name);
+        fail(STATUS_INPUT, "%s: tensor '%s': not an npy file", path, name);
     }
     if (member->method == 8) {
-        Arena scratch;
-        arena_init_growing(&scratch);
-        unsigned char *prefix = arena_alloc(&scratch, start, 1);
-        Status status = prefix == NULL ? fail_memory(error, path) : STATUS_OK;
-        if (prefix != NULL &&
-            inflate_prefix(prefix, start, member->data, (size_t)member->packed) != start) {
-            status = fail(error, STATUS_INPUT, "%s: tensor '%s': broken deflate data", path, name);
+        Arena *scratch = arena_new();
+        unsigned char *prefix = arena_alloc(scratch, start, 1);
+        if (inflate_prefix(prefix, start, member->data, (size_t)member->packed) != start) {
+            fail(STATUS_INPUT, "%s: tensor '%s': broken deflate data", path, name);
         }
-        if (status == STATUS_OK) {
-            status = npy_header(&tensor, &fortran, prefix, start, size, arena, error);
-        }
-        arena_free(&scratch);
-        TRY(status);
+        fortran = npy_header(&tensor, prefix, start, size, arena);
+        arena_free(scratch);
         if (tensor.dtype == DTYPE_OTHER) {
-            return tensor_list_add(list, &tensor, error);
+            tensor_list_add(list, &tensor);
+            return;
         }
         char *what = arena_format(arena, "%s: tensor '%s'", path, name);
-        if (what == NULL) {
-            return fail_memory(error, path);
-        }
-        TRY(zip_unpack(&data, member, what, arena, error));
+        data = zip_unpack(arena, member, what);
     } else {
-        TRY(npy_header(&tensor, &fortran, data, start, size, arena, error));
+        fortran = npy_header(&tensor, data, start, size, arena);
     }
     tensor.data = data + start;
     if (fortran && tensor.rank > 1 && tensor.count > 1 && tensor.dtype != DTYPE_OTHER) {
@@ -615,13 +555,12 @@ static Status npz_member(const ZipMember *member, const char *name, const char *
         for (int d = 1; d < tensor.rank; d++) {
             strides[d] = strides[d - 1] * tensor.shape[d - 1];
         }
-        TRY(tensor_gather(&tensor, strides, dtype_size(tensor.dtype), arena, error));
+        tensor_gather(&tensor, strides, dtype_size(tensor.dtype), arena);
     }
-    return tensor_list_add(list, &tensor, error);
+    tensor_list_add(list, &tensor);
 }
 
-static Status npz_read(const Zip *zip, const char *path, Arena *arena, TensorList *list,
-                       Error *error) {
+static void npz_read(const Zip *zip, const char *path, Arena *arena, TensorList *list) {
     bool arrays = false;
     for (size_t i = 0; i < zip->count; i++) {
         const char *name = zip->members[i].name;
@@ -630,29 +569,23 @@ static Status npz_read(const Zip *zip, const char *path, Arena *arena, TensorLis
             continue;
         }
         if (!utf8_valid(name, length)) {
-            return fail(error, STATUS_INPUT, "%s: tensor '%s': a name that is no text", path, name);
+            fail(STATUS_INPUT, "%s: tensor '%s': a name that is no text", path, name);
         }
         const char *stem = arena_copy(arena, name, length - 4);
-        if (stem == NULL) {
-            return fail_memory(error, path);
-        }
         arrays = true;
-        TRY(npz_member(&zip->members[i], stem, path, arena, list, error));
+        npz_member(&zip->members[i], stem, path, arena, list);
     }
     if (!arrays && zip->count != 0) {
-        return fail(error, STATUS_INPUT, "%s: a zip without any .npy member", path);
+        fail(STATUS_INPUT, "%s: a zip without any .npy member", path);
     }
-    return STATUS_OK;
 }
 
 /* ---- opening ---- */
 
 /* By content: a safetensors header is one whose length fits and which starts as an object; the
  * length may begin with any bytes, so this is asked before "PK" (a zip) and '{' (an index). */
-static Status store_read(TensorStore *store, const char *path, Arena *scratch, TensorList *list,
-                         Error *error) {
-    FileMap map;
-    TRY(file_map(&map, path, error));
+static void store_read(TensorStore *store, const char *path, Arena *scratch, TensorList *list) {
+    FileMap map = file_map(store->arena, path);
     const unsigned char *data = map.data;
     uint64_t header = map.size >= 9 ? read_u64(data) : 0;
     bool safetensors = header != 0 && header <= HEADER_LIMIT && header <= map.size - 8 &&
@@ -665,84 +598,54 @@ static Status store_read(TensorStore *store, const char *path, Arena *scratch, T
     }
     if (!safetensors && !zip && map.size > text && data[text] == '{' &&
         memchr(data, 0, map.size) == NULL) {
-        Status status = index_read(store, &map, path, scratch, list, error);
-        file_unmap(&map);
-        return status;
+        index_read(store, &map, path, scratch, list);
+        return;
     }
-    store->maps = arena_alloc(&store->arena, 1, sizeof *store->maps);
-    if (store->maps == NULL) {
-        file_unmap(&map);
-        return fail_memory(error, path);
-    }
+    store->maps = arena_alloc(store->arena, 1, sizeof *store->maps);
     store->maps[store->map_count++] = map;
-    if (!safetensors && zip) {
-        Zip archive;
-        TRY(zip_open(&archive, &map, path, scratch, error));
-        return pth_is(&archive)
-                   ? pth_read(&archive, &map, path, &store->arena, scratch, list, error)
-                   : npz_read(&archive, path, &store->arena, list, error);
+    if (safetensors || !zip) {
+        if (!safetensors) {
+            pth_refuse_legacy(&map, path);
+        }
+        safetensors_read(&map, path, store->arena, scratch, list);
+        return;
     }
-    if (!safetensors) {
-        TRY(pth_refuse_legacy(&map, path, error));
+    Zip archive = zip_open(scratch, &map, path);
+    if (pth_is(&archive)) {
+        pth_read(&archive, &map, path, store->arena, scratch, list);
+    } else {
+        npz_read(&archive, path, store->arena, list);
     }
-    return safetensors_read(&map, path, &store->arena, scratch, list, error);
 }
 
-static Status store_resolve(TensorStore *store, const char *path, Error *error) {
+static void store_resolve(TensorStore *store, const char *path) {
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
-    store->path = arena_copy(&store->arena, path, strlen(path));
+    store->path = arena_copy(store->arena, path, strlen(path));
     for (size_t i = 0; i < 2 && path_is_directory(path); i++) {
-        const char *file = path_join(&store->arena, path, names[i]);
-        if (file == NULL) {
-            return fail_memory(error, path);
-        }
+        const char *file = path_join(store->arena, path, names[i]);
         if (path_exists(file)) {
             store->path = file;
-            return STATUS_OK;
+            return;
         }
     }
     if (path_is_directory(path)) {
-        return fail(error, STATUS_INPUT, "%s: holds neither %s nor %s", path, names[0], names[1]);
+        fail(STATUS_INPUT, "%s: holds neither %s nor %s", path, names[0], names[1]);
     }
-    return store->path == NULL ? fail_memory(error, path) : STATUS_OK;
 }
 
-Status tensors_open(TensorStore *store, const char *path, Error *error) {
-    TensorList list = {.items = NULL};
-    Arena scratch;
-    *store = (TensorStore){.tensors = NULL};
-    arena_init_growing(&store->arena);
-    arena_init_growing(&scratch);
-    Status status = store_resolve(store, path, error);
-    if (status == STATUS_OK) {
-        status = store_read(store, store->path, &scratch, &list, error);
+void tensors_open(TensorStore *store, Arena *arena, const char *path) {
+    Arena *scratch = arena_new();
+    TensorList list = {.arena = scratch};
+    *store = (TensorStore){.arena = arena};
+    store_resolve(store, path);
+    store_read(store, store->path, scratch, &list);
+    list_sort(&list);
+    store->tensors = arena_alloc(arena, list.count, sizeof *store->tensors);
+    store->count = list.count;
+    if (list.count != 0) {
+        memcpy(store->tensors, list.items, list.count * sizeof *list.items);
     }
-    if (status == STATUS_OK) {
-        status = list_sort(&list, error);
-    }
-    if (status == STATUS_OK) {
-        store->tensors = arena_alloc(&store->arena, list.count, sizeof *store->tensors);
-        store->count = list.count;
-        if (store->tensors == NULL) {
-            status = fail_memory(error, path);
-        } else if (list.count != 0) {
-            memcpy(store->tensors, list.items, list.count * sizeof *list.items);
-        }
-    }
-    free(list.items);
-    arena_free(&scratch);
-    if (status != STATUS_OK) {
-        tensors_close(store);
-    }
-    return status;
-}
-
-void tensors_close(TensorStore *store) {
-    for (size_t i = 0; i < store->map_count; i++) {
-        file_unmap(&store->maps[i]);
-    }
-    arena_free(&store->arena);
-    *store = (TensorStore){.tensors = NULL};
+    arena_free(scratch);
 }
 
 const Tensor *tensors_find(const TensorStore *store, const char *name) {
@@ -759,102 +662,82 @@ static void shape_format(char text[24 * TENSOR_MAX_RANK], int rank, const size_t
     memcpy(text + used, "]", 2);
 }
 
-Status tensors_need(const TensorStore *store, const char *name, int rank, const size_t *shape,
-                    const Tensor **tensor, Error *error) {
+const Tensor *tensors_need(const TensorStore *store, const char *name, int rank,
+                           const size_t *shape) {
     char expected[24 * TENSOR_MAX_RANK], found[24 * TENSOR_MAX_RANK];
     const Tensor *t = tensors_find(store, name);
     shape_format(expected, rank, shape);
     if (t == NULL) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': expected %s, not found", store->path,
-                    name, expected);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, not found", store->path, name, expected);
     }
     if (t->rank != rank ||
         (rank != 0 && memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0)) {
         shape_format(found, t->rank, t->shape);
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': expected %s, found %s", t->file, name,
-                    expected, found);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, found %s", t->file, name, expected,
+             found);
     }
     if (t->dtype != DTYPE_F32 && t->dtype != DTYPE_BF16 && t->dtype != DTYPE_F16) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': expected F32, BF16 or F16, found %s",
-                    t->file, name, t->type);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected F32, BF16 or F16, found %s", t->file, name,
+             t->type);
     }
-    *tensor = t;
-    return STATUS_OK;
+    return t;
 }
 
 /* ---- writing ---- */
 
 struct TensorWriter {
-    OutFile out;
-    char *path;
+    OutFile *out;
+    const char *path;
     TensorList declared;
-    Arena arena;
-    char *metadata; /* members of __metadata__, grown by tensor_writer_metadata */
-    size_t metadata_size;
-    FILE *metadata_stream;
+    MemoryStream *metadata; /* members of __metadata__; NULL: none */
     uint64_t total, written;
     bool header_done;
 };
 
-Status tensor_writer_open(TensorWriter **writer, const char *path, Error *error) {
-    TensorWriter *w = calloc(1, sizeof *w);
-    *writer = NULL;
-    if (w == NULL) {
-        return fail_memory(error, path);
-    }
-    arena_init_growing(&w->arena);
-    w->path = arena_copy(&w->arena, path, strlen(path));
-    Status status = w->path == NULL ? fail_memory(error, path) : out_open(&w->out, path, error);
-    if (status == STATUS_OK) {
-        *writer = w;
-    } else {
-        arena_free(&w->arena);
-        free(w);
-    }
-    return status;
+TensorWriter *tensor_writer_open(const char *path) {
+    OutFile *out = out_open(path);
+    TensorWriter *w = arena_alloc(out->arena, 1, sizeof *w);
+    w->out = out;
+    w->path = arena_copy(out->arena, path, strlen(path));
+    w->declared.arena = out->arena;
+    return w;
 }
 
-Status tensor_writer_declare(TensorWriter *w, const char *name, Dtype dtype, int rank,
-                             const size_t *shape, Error *error) {
+void tensor_writer_declare(TensorWriter *w, const char *name, Dtype dtype, int rank,
+                           const size_t *shape) {
     Tensor tensor = {.file = w->path, .dtype = dtype, .type = dtype_name(dtype), .rank = rank};
     size_t bytes;
     if (rank < 0 || rank > TENSOR_MAX_RANK || dtype == DTYPE_OTHER || w->header_done ||
         strcmp(name, "__metadata__") == 0 || !utf8_valid(name, strlen(name)) ||
         !tensor_shape_bytes(shape, rank, dtypes[dtype].bits, &tensor.count, &bytes) ||
         bytes > UINT64_MAX - w->total) {
-        return fail(error, STATUS_INPUT, "%s: tensor '%s': cannot be written", w->path, name);
+        fail(STATUS_INPUT, "%s: tensor '%s': cannot be written", w->path, name);
     }
     for (int i = 0; i < rank; i++) {
         tensor.shape[i] = shape[i];
     }
-    tensor.name = arena_copy(&w->arena, name, strlen(name));
-    if (tensor.name == NULL) {
-        return fail_memory(error, w->path);
-    }
+    tensor.name = arena_copy(w->out->arena, name, strlen(name));
     w->total += bytes;
-    return tensor_list_add(&w->declared, &tensor, error);
+    tensor_list_add(&w->declared, &tensor);
 }
 
-Status tensor_writer_metadata(TensorWriter *w, const char *key, const char *value, Error *error) {
-    if (w->metadata_stream == NULL) {
-        w->metadata_stream = open_memstream(&w->metadata, &w->metadata_size);
-        if (w->metadata_stream == NULL) {
-            return fail_memory(error, w->path);
-        }
+void tensor_writer_metadata(TensorWriter *w, const char *key, const char *value) {
+    if (w->metadata == NULL) {
+        w->metadata = memory_open(w->out->arena);
     } else {
-        putc(',', w->metadata_stream);
+        putc(',', w->metadata->stream);
     }
-    json_write_string(w->metadata_stream, key, strlen(key));
-    putc(':', w->metadata_stream);
-    json_write_string(w->metadata_stream, value, strlen(value));
-    return STATUS_OK;
+    json_write_string(w->metadata->stream, key, strlen(key));
+    putc(':', w->metadata->stream);
+    json_write_string(w->metadata->stream, value, strlen(value));
 }
 
 static void header_print(TensorWriter *w, FILE *stream) {
     uint64_t at = 0;
     putc('{', stream);
     if (w->metadata != NULL) {
-        fprintf(stream, "\"__metadata__\":{%s}%s", w->metadata, w->declared.count == 0 ? "" : ",");
+        fprintf(stream, "\"__metadata__\":{%s}%s", memory_text(w->metadata),
+                w->declared.count == 0 ? "" : ",");
     }
     for (size_t i = 0; i < w->declared.count; i++) {
         const Tensor *t = &w->declared.items[i];
@@ -873,76 +756,36 @@ static void header_print(TensorWriter *w, FILE *stream) {
 }
 
 /* The header is padded with spaces so that the data begins at a multiple of 8. */
-static Status header_write(TensorWriter *w, Error *error) {
-    char *text = NULL;
-    size_t length = 0;
+static void header_write(TensorWriter *w) {
+    MemoryStream *header = memory_open(w->out->arena);
+    header_print(w, header->stream);
+    list_sort(&w->declared); /* names no tensor twice */
+    const char *text = memory_text(header);
+    uint64_t padded = ((uint64_t)header->length + 7) / 8 * 8;
+    fwrite(&padded, 8, 1, w->out->stream);
+    fprintf(w->out->stream, "%s%*s", text, (int)(padded - header->length), "");
     w->header_done = true;
-    if (w->metadata_stream != NULL) {
-        int closed = fclose(w->metadata_stream);
-        w->metadata_stream = NULL;
-        if (closed != 0 || w->metadata == NULL) {
-            return fail_memory(error, w->path);
-        }
-    }
-    FILE *stream = open_memstream(&text, &length);
-    if (stream == NULL) {
-        return fail_memory(error, w->path);
-    }
-    header_print(w, stream);
-    Status status = STATUS_OK;
-    if (fclose(stream) != 0 || text == NULL) {
-        status = fail_memory(error, w->path);
-    } else {
-        uint64_t padded = ((uint64_t)length + 7) / 8 * 8;
-        fwrite(&padded, 8, 1, w->out.stream);
-        fprintf(w->out.stream, "%s%*s", text, (int)(padded - length), "");
-        status = list_sort(&w->declared, error); /* names no tensor twice */
-    }
-    free(text);
-    return status;
 }
 
-Status tensor_writer_data(TensorWriter *w, const void *data, size_t bytes, Error *error) {
+void tensor_writer_data(TensorWriter *w, const void *data, size_t bytes) {
     if (!w->header_done) {
-        TRY(header_write(w, error));
+        header_write(w);
     }
     if (bytes > w->total - w->written) {
-        return fail(error, STATUS_INPUT, "%s: more data than was declared", w->path);
+        fail(STATUS_INPUT, "%s: more data than was declared", w->path);
     }
-    if (bytes != 0 && fwrite(data, 1, bytes, w->out.stream) != bytes) {
-        return fail(error, STATUS_RESOURCE, "%s: cannot write: %s", w->path, strerror(errno));
+    if (bytes != 0 && fwrite(data, 1, bytes, w->out->stream) != bytes) {
+        fail(STATUS_RESOURCE, "%s: cannot write: %s", w->path, strerror(errno));
     }
     w->written += bytes;
-    return STATUS_OK;
 }
 
-static void writer_free(TensorWriter *w) {
-    if (w->metadata_stream != NULL) {
-        fclose(w->metadata_stream);
+void tensor_writer_commit(TensorWriter *w) {
+    if (!w->header_done) {
+        header_write(w);
     }
-    free(w->metadata);
-    free(w->declared.items);
-    arena_free(&w->arena);
-    free(w);
-}
-
-Status tensor_writer_commit(TensorWriter **writer, Error *error) {
-    TensorWriter *w = *writer;
-    Status status = w->header_done ? STATUS_OK : header_write(w, error);
-    if (status == STATUS_OK && w->written != w->total) {
-        status = fail(error, STATUS_INPUT, "%s: less data than was declared", w->path);
+    if (w->written != w->total) {
+        fail(STATUS_INPUT, "%s: less data than was declared", w->path);
     }
-    if (status == STATUS_OK) {
-        status = out_commit(&w->out, error);
-    }
-    tensor_writer_abandon(writer);
-    return status;
-}
-
-void tensor_writer_abandon(TensorWriter **writer) {
-    if (*writer != NULL) {
-        out_abandon(&(*writer)->out);
-        writer_free(*writer);
-        *writer = NULL;
-    }
+    out_commit(w->out);
 }

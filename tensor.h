@@ -25,7 +25,9 @@ typedef enum Dtype {
 size_t dtype_size(Dtype dtype); /* bytes an element; 0 for DTYPE_OTHER */
 const char *dtype_name(Dtype dtype);
 
-enum { TENSOR_MAX_RANK = 8 };
+enum {
+    TENSOR_MAX_RANK = 8
+};
 
 typedef struct Tensor {
     const char *name;
@@ -38,51 +40,49 @@ typedef struct Tensor {
     size_t count; /* product of shape */
 } Tensor;
 
-/* Every tensor of a checkpoint. Data stays in the mapped file. */
+/* Every tensor of a checkpoint. Data stays in the mapped file; all of it goes with the arena. */
 typedef struct TensorStore {
     Tensor *tensors; /* sorted by name (strcmp) */
     size_t count;
     FileMap *maps;
     size_t map_count;
-    Arena arena; /* names, shapes, deflated npz members */
+    Arena *arena; /* the caller's: maps, names, unpacked members */
     const char *path;
 } TensorStore;
 
 /* path: a .safetensors file, a .safetensors.index.json, an .npz, or a directory that holds
  * model.safetensors or model.safetensors.index.json. Chosen by content, not by name.
  * Errors name file and tensor: truncated, overlapping, duplicated, headers beyond the end. */
-Status tensors_open(TensorStore *store, const char *path, Error *error);
-void tensors_close(TensorStore *store);
+void tensors_open(TensorStore *store, Arena *arena, const char *path);
 
 const Tensor *tensors_find(const TensorStore *store, const char *name); /* NULL: none */
 
 /* The tensor `name`, which must be there, with this shape and F32, BF16 or F16:
  * "FILE: tensor 'x': expected [64, 16], found [64, 8]". */
-Status tensors_need(const TensorStore *store, const char *name, int rank, const size_t *shape,
-                    const Tensor **tensor, Error *error);
+const Tensor *tensors_need(const TensorStore *store, const char *name, int rank,
+                           const size_t *shape);
 
 /* ---- writing safetensors: names in the order given, data F32 (or as `dtype` says) ---- */
 typedef struct TensorWriter TensorWriter;
 
 /* Two passes, so that large dumps need not be held: first declare every tensor, then give its data
- * in the same order, in as many pieces as is convenient. */
-Status tensor_writer_open(TensorWriter **writer, const char *path, Error *error);
-Status tensor_writer_declare(TensorWriter *writer, const char *name, Dtype dtype, int rank,
-                             const size_t *shape, Error *error);
-Status tensor_writer_metadata(TensorWriter *writer, const char *key, const char *value,
-                              Error *error);
-Status tensor_writer_data(TensorWriter *writer, const void *data, size_t bytes, Error *error);
-/* All declared bytes must be there. */
-Status tensor_writer_commit(TensorWriter **writer, Error *error);
-void tensor_writer_abandon(TensorWriter **writer);
+ * in the same order, in as many pieces as is convenient. As with OutFile, what is not committed
+ * leaves nothing. */
+TensorWriter *tensor_writer_open(const char *path);
+void tensor_writer_declare(TensorWriter *writer, const char *name, Dtype dtype, int rank,
+                           const size_t *shape);
+void tensor_writer_metadata(TensorWriter *writer, const char *key, const char *value);
+void tensor_writer_data(TensorWriter *writer, const void *data, size_t bytes);
+/* All declared bytes must be there. The writer is gone afterwards. */
+void tensor_writer_commit(TensorWriter *writer);
 
 /* ---- inflate (RFC 1951; zlib's frame RFC 1950 with its Adler-32) ----
- * Decodes into out[capacity]; an output longer than that is an error (no bombs), a shorter one sets
- * *length. `used` (may be NULL): bytes of input consumed. Messages start with `name`. */
-Status inflate_raw(unsigned char *out, size_t capacity, size_t *length, const unsigned char *in,
-                   size_t size, size_t *used, const char *name, Error *error);
-Status inflate_zlib(unsigned char *out, size_t capacity, size_t *length, const unsigned char *in,
-                    size_t size, size_t *used, const char *name, Error *error);
+ * Decodes into out[capacity] and returns the bytes that came; more than fit are an error (no
+ * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */
+size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                   size_t *used, const char *name);
+size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                    size_t *used, const char *name);
 /* The first bytes of a raw stream, at most capacity; 0 if it is broken. */
 size_t inflate_prefix(unsigned char *out, size_t capacity, const unsigned char *in, size_t size);
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */

@@ -16,7 +16,6 @@
  */
 #include "tokenizer.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "tokenizer_parts.h"
@@ -33,14 +32,22 @@ enum {
 /* Bytes and, for each, where its character began in the original text. A view (origin NULL) is the
  * original text itself. Texts only grow during a call, so positions in them stay valid. */
 typedef struct Text {
+    Arena *arena; /* in which it grows */
     char *own;
     const char *bytes;
     uint32_t *origin;
     size_t length, capacity;
+    NfcChar *chars; /* scratch of put_nfc */
+    size_t chars_capacity;
 } Text;
 
-typedef struct Spans { /* pairs: begin, end */
-    size_t *at;
+typedef struct Span {
+    size_t begin, end;
+} Span;
+
+typedef struct Spans {
+    Arena *arena;
+    Span *list;
     size_t count, capacity;
 } Spans;
 
@@ -54,27 +61,17 @@ static uint32_t origin_of(const Text *text, size_t i) {
     return (uint32_t)i;
 }
 
-static Status text_reserve(Text *text, size_t more, Error *error) {
+static void text_reserve(Text *text, size_t more) {
     size_t need;
     if (!size_add(&need, text->length, more) || need >= NONE / 2) {
-        return fail(error, STATUS_INPUT,
-                    "the text to tokenize is longer than 2 GiB once normalized");
+        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
     }
     if (need > text->capacity) {
-        size_t capacity = need + need / 2 + 64;
-        char *own = realloc(text->own, capacity);
-        if (own == NULL) {
-            return fail_memory(error, "a normalized text");
-        }
-        text->bytes = text->own = own;
-        uint32_t *origin = realloc(text->origin, capacity * sizeof(*origin));
-        if (origin == NULL) {
-            return fail_memory(error, "a normalized text");
-        }
-        text->origin = origin;
-        text->capacity = capacity;
+        size_t same = text->capacity;
+        text->origin = arena_grow(text->arena, text->origin, &same, need, sizeof(*text->origin));
+        text->own = arena_grow(text->arena, text->own, &text->capacity, need, 1);
+        text->bytes = text->own;
     }
-    return STATUS_OK;
 }
 
 /* `length` bytes that all come from `origin`; room is reserved. */
@@ -85,16 +82,15 @@ static void text_put(Text *text, const char *bytes, size_t length, uint32_t orig
     }
 }
 
-static Status text_copy(Text *text, const Text *from, size_t begin, size_t end, Error *error) {
+static void text_copy(Text *text, const Text *from, size_t begin, size_t end) {
     if (end <= begin) {
-        return STATUS_OK;
+        return;
     }
-    TRY(text_reserve(text, end - begin, error));
+    text_reserve(text, end - begin);
     memcpy(text->own + text->length, from->bytes + begin, end - begin);
     for (size_t i = begin; i < end; i++) {
         text->origin[text->length++] = origin_of(from, i);
     }
-    return STATUS_OK;
 }
 
 /* First occurrence of `pattern` in [from, end), or end. */
@@ -134,51 +130,47 @@ static int code_to_byte(uint32_t code) {
                            : -1;
 }
 
-static Status put_byte_level(Text *out, const Text *in, size_t begin, size_t end, Error *error) {
-    TRY(text_reserve(out, 2 * (end - begin), error));
+static void put_byte_level(Text *out, const Text *in, size_t begin, size_t end) {
+    text_reserve(out, 2 * (end - begin));
     for (size_t i = begin; i < end; i++) {
         char code[4];
         size_t length = utf8_encode(byte_to_code((unsigned char)in->bytes[i]), code);
         text_put(out, code, length, origin_of(in, i));
     }
-    return STATUS_OK;
 }
 
-static Status put_replaced(Text *out, const Text *in, size_t begin, size_t end, String pattern,
-                           String content, Error *error) {
+static void put_replaced(Text *out, const Text *in, size_t begin, size_t end, String pattern,
+                         String content) {
     for (size_t i = begin; i < end;) {
         size_t hit = find_bytes(in->bytes, i, end, pattern);
-        TRY(text_copy(out, in, i, hit, error));
+        text_copy(out, in, i, hit);
         i = hit;
         if (hit < end) {
             i += pattern.length;
-            TRY(text_reserve(out, content.length, error));
+            text_reserve(out, content.length);
             text_put(out, content.text, content.length, origin_of(in, i - 1));
         }
     }
-    return STATUS_OK;
 }
 
-static Status put_nfc(Text *out, const Text *in, size_t begin, size_t end, Error *error) {
+static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
     for (size_t i = begin; i < end;) {
         size_t stop;
         size_t start =
             begin + unicode_nfc_stretch(in->bytes + begin, end - begin, i - begin, &stop);
         stop += begin;
-        TRY(text_copy(out, in, i, start, error));
+        text_copy(out, in, i, start);
         i = stop;
         if (start == end) {
             break;
         }
-        NfcChar *chars =
-            stop - start < SIZE_MAX / 64 ? malloc((stop - start) * 2 * sizeof(*chars)) : NULL;
-        if (chars == NULL) {
-            return fail_memory(error, "a normal form");
-        }
+        NfcChar *chars = arena_grow(out->arena, out->chars, &out->chars_capacity,
+                                    2 * (stop - start), sizeof(*chars));
+        out->chars = chars;
         size_t count = unicode_nfc(in->bytes + start, stop - start, chars);
-        Status status = text_reserve(out, 4 * count, error);
+        text_reserve(out, 4 * count);
         size_t at = start; /* next byte of `in` to be consumed */
-        for (size_t k = 0; k < count && status == STATUS_OK; k++) {
+        for (size_t k = 0; k < count; k++) {
             char code[4];
             size_t length = utf8_encode(chars[k].code, code);
             bool inserted = chars[k].change > 0;
@@ -191,67 +183,69 @@ static Status put_nfc(Text *out, const Text *in, size_t begin, size_t end, Error
                 at += utf8_decode(in->bytes + at, stop - at, &ignored);
             }
         }
-        free(chars);
-        TRY(status);
     }
-    return STATUS_OK;
 }
 
 /* Appends what a rewriting step makes of [begin, end) of `in`. */
-static Status rewrite(const Step *step, const Text *in, size_t begin, size_t end, Text *out,
-                      Error *error) {
+static void rewrite(const Step *step, const Text *in, size_t begin, size_t end, Text *out) {
     String content = step->content;
     switch (step->kind) {
     case STEP_NFC:
-        return put_nfc(out, in, begin, end, error);
+        put_nfc(out, in, begin, end);
+        return;
     case STEP_REPLACE:
-        return put_replaced(out, in, begin, end, step->pattern, content, error);
+        put_replaced(out, in, begin, end, step->pattern, content);
+        return;
     case STEP_PREPEND:
         if (begin < end && (step->prepend == PREPEND_ALWAYS ||
                             ((step->prepend == PREPEND_MISSING || origin_of(in, begin) == 0) &&
                              (end - begin < content.length ||
                               memcmp(in->bytes + begin, content.text, content.length) != 0)))) {
-            TRY(text_reserve(out, content.length, error));
+            text_reserve(out, content.length);
             text_put(out, content.text, content.length, origin_of(in, begin));
         }
-        return text_copy(out, in, begin, end, error);
+        text_copy(out, in, begin, end);
+        return;
     default:
-        return put_byte_level(out, in, begin, end, error);
+        put_byte_level(out, in, begin, end);
+        return;
     }
 }
 
 /* Passes [*begin, *end) of texts[0] through all steps; the result is in texts[steps->count]. */
-static Status normalize(const Steps *steps, Text *texts, size_t *begin, size_t *end, Error *error) {
+static void normalize(const Steps *steps, Text *texts, size_t *begin, size_t *end) {
     for (size_t i = 0; i < steps->count; i++) {
         size_t start = texts[i + 1].length;
-        TRY(rewrite(&steps->list[i], &texts[i], *begin, *end, &texts[i + 1], error));
+        rewrite(&steps->list[i], &texts[i], *begin, *end, &texts[i + 1]);
         *begin = start;
         *end = texts[i + 1].length;
     }
-    return STATUS_OK;
 }
 
-Status normalize_string(const Steps *steps, String from, Arena *arena, String *to, Error *error) {
-    Text *texts = calloc(steps->count + 1, sizeof(*texts));
-    if (texts == NULL) {
-        return fail_memory(error, "an added token");
+/* texts[0], a view of what is to be normalized, and one for each of `steps` that rewrite: with room
+ * at once for what most texts need, since growth leaves memory behind. */
+static Text *texts_new(Arena *arena, size_t steps, const char *bytes, size_t length) {
+    Text *texts = arena_alloc(arena, steps + 1, sizeof(*texts));
+    texts[0].bytes = bytes;
+    texts[0].length = length;
+    for (size_t i = 1; i <= steps; i++) {
+        size_t room = length + length / 2;
+        char *own = arena_alloc(arena, room, 1);
+        uint32_t *origin = arena_alloc(arena, room, sizeof(*origin));
+        texts[i] =
+            (Text){.arena = arena, .own = own, .bytes = own, .origin = origin, .capacity = room};
     }
-    texts[0].bytes = from.text;
-    texts[0].length = from.length;
+    return texts;
+}
+
+String normalize_string(const Steps *steps, String from, Arena *arena) {
+    Arena *scratch = arena_new();
+    Text *texts = texts_new(scratch, steps->count, from.text, from.length);
     size_t begin = 0, end = from.length;
-    Status status = normalize(steps, texts, &begin, &end, error);
-    const Text *last = &texts[steps->count];
-    if (status == STATUS_OK) {
-        to->length = end - begin;
-        to->text = arena_copy(arena, to->length > 0 ? last->bytes + begin : "", to->length);
-        status = to->text == NULL ? fail_memory(error, "an added token") : STATUS_OK;
-    }
-    for (size_t i = 0; i <= steps->count; i++) {
-        free(texts[i].own);
-        free(texts[i].origin);
-    }
-    free(texts);
-    return status;
+    normalize(steps, texts, &begin, &end);
+    String to = {arena_copy(arena, texts[steps->count].bytes + begin, end - begin), end - begin};
+    arena_free(scratch);
+    return to;
 }
 
 /* ---- encoding ---- */
@@ -275,63 +269,37 @@ typedef struct Piece {
 } Piece;
 
 typedef struct Pieces {
+    Arena *arena;
     Piece *list;
     size_t count, capacity;
 } Pieces;
 
+typedef struct Emitted {
+    uint32_t id, place; /* in the words' text */
+    size_t begin;       /* as in Tokens */
+} Emitted;
+
 typedef struct Encoder {
     const Tokenizer *t;
-    Error *error;
-    Tokens *tokens;
-    uint32_t *place; /* of each token in the words' text */
-    size_t place_capacity;
+    Arena *arena;
+    Emitted *tokens;
+    size_t count, capacity;
     Text *texts; /* original, then one for each step */
     const Text *words;
     Pieces outer, inner;
     Spans spans, spare;
     Symbol *symbols;
     Queued *heap;
-    size_t symbol_capacity, symbol_count;
+    size_t symbol_capacity, heap_capacity, symbol_count;
     size_t lost; /* bytes of the word so far that vanished: offsets shift by them */
     Remembered *cache;
     size_t cache_mask;
 } Encoder;
 
-/* Grows *list (of `size`-byte elements) so that it holds `need`. */
-static Status grow(void *list_address, size_t *capacity, size_t need, size_t size, Error *error) {
-    if (need <= *capacity) {
-        return STATUS_OK;
-    }
-    void *old;
-    memcpy(&old, list_address, sizeof(old));
-    size_t wanted = need + need / 2 + 16, bytes;
-    void *list = size_mul(&bytes, wanted, size) ? realloc(old, bytes) : NULL;
-    if (list == NULL) {
-        return fail_memory(error, "tokens");
-    }
-    memcpy(list_address, &list, sizeof(list));
-    *capacity = wanted;
-    return STATUS_OK;
-}
-
-static Status tokens_reserve(Tokens *tokens, size_t more, Error *error) {
-    if (tokens->count + more <= tokens->capacity) {
-        return STATUS_OK;
-    }
-    size_t ids = tokens->capacity, begins = tokens->capacity;
-    TRY(grow(&tokens->id, &ids, tokens->count + more, sizeof(*tokens->id), error));
-    TRY(grow(&tokens->begin, &begins, tokens->count + more, sizeof(*tokens->begin), error));
-    tokens->capacity = ids;
-    return STATUS_OK;
-}
-
-static Status emit(Encoder *e, uint32_t id, const Text *text, size_t at) {
-    TRY(tokens_reserve(e->tokens, 1, e->error));
-    TRY(grow(&e->place, &e->place_capacity, e->tokens->count + 1, sizeof(*e->place), e->error));
-    e->place[e->tokens->count] = (uint32_t)at;
-    e->tokens->id[e->tokens->count] = (int32_t)id;
-    e->tokens->begin[e->tokens->count++] = at < text->length ? origin_of(text, at) : 0;
-    return STATUS_OK;
+static void emit(Encoder *e, uint32_t id, const Text *text, size_t at) {
+    e->tokens = arena_grow(e->arena, e->tokens, &e->capacity, e->count + 1, sizeof(*e->tokens));
+    e->tokens[e->count++] =
+        (Emitted){id, (uint32_t)at, at < text->length ? origin_of(text, at) : 0};
 }
 
 static uint32_t character_id(const Tokenizer *t, uint32_t code, const char *text, size_t length) {
@@ -356,7 +324,7 @@ static void add_symbol(Encoder *e, uint32_t id, size_t length) {
 }
 
 /* The characters of [begin, end) as symbols (BPE::merge_word). */
-static Status read_symbols(Encoder *e, size_t begin, size_t end) {
+static void read_symbols(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
     const char *text = e->words->bytes;
     size_t unk_length = 0; /* of unknown characters that wait; 0: none */
@@ -383,9 +351,8 @@ static Status read_symbols(Encoder *e, size_t begin, size_t end) {
             }
         } else if (t->has_unk) {
             if (t->unk_id == NONE) {
-                return fail(e->error, STATUS_INPUT,
-                            "%s: the unknown token '%s' is not in the vocabulary", t->path,
-                            t->unk.text);
+                fail(STATUS_INPUT, "%s: the unknown token '%s' is not in the vocabulary", t->path,
+                     t->unk.text);
             }
             if (unk_length > 0 && !t->fuse_unk) {
                 add_symbol(e, t->unk_id, unk_length);
@@ -399,7 +366,6 @@ static Status read_symbols(Encoder *e, size_t begin, size_t end) {
     if (unk_length > 0) {
         add_symbol(e, t->unk_id, unk_length);
     }
-    return STATUS_OK;
 }
 
 static bool queued_before(const Queued *a, const Queued *b) {
@@ -473,77 +439,62 @@ static void merge_symbols(Encoder *e) {
 }
 
 /* Room for the symbols of `length` bytes and their merges. */
-static Status reserve_symbols(Encoder *e, size_t length) {
-    if (length <= e->symbol_capacity) {
-        return STATUS_OK;
-    }
-    size_t capacity = length + length / 2 + 64;
-    free(e->symbols);
-    free(e->heap);
-    e->symbol_capacity = 0;
-    e->symbols = malloc(capacity * sizeof(*e->symbols));
-    e->heap = malloc(2 * capacity * sizeof(*e->heap));
-    if (e->symbols == NULL || e->heap == NULL) {
-        return fail_memory(e->error, "the symbols of a word");
-    }
-    e->symbol_capacity = capacity;
-    return STATUS_OK;
+static void reserve_symbols(Encoder *e, size_t length) {
+    e->symbols = arena_grow(e->arena, e->symbols, &e->symbol_capacity, length, sizeof(*e->symbols));
+    e->heap = arena_grow(e->arena, e->heap, &e->heap_capacity, 2 * length, sizeof(*e->heap));
 }
 
 /* Tokens of [begin, end) of the words' text: remembered ones or merged anew. */
-static Status encode_piece(Encoder *e, size_t begin, size_t end) {
+static void encode_piece(Encoder *e, size_t begin, size_t end) {
     const char *text = e->words->bytes;
     size_t length = end - begin, at = begin - e->lost, lost = e->lost;
     Remembered *slot = NULL;
     if (length == 0) {
-        return STATUS_OK;
+        return;
     }
     if (e->cache != NULL && length <= CACHE_WORD) {
         slot = &e->cache[hash_bytes(text + begin, length) & e->cache_mask];
         if (slot->length == length && memcmp(text + slot->start, text + begin, length) == 0) {
+            uint32_t start = e->tokens[slot->token].place;
             for (uint32_t i = slot->token; i < slot->token + slot->count; i++) {
-                TRY(emit(e, (uint32_t)e->tokens->id[i], e->words,
-                         at + (e->place[i] - e->place[slot->token])));
+                emit(e, e->tokens[i].id, e->words, at + (e->tokens[i].place - start));
             }
-            return STATUS_OK;
+            return;
         }
     }
-    TRY(reserve_symbols(e, length));
-    TRY(read_symbols(e, begin, end));
+    reserve_symbols(e, length);
+    read_symbols(e, begin, end);
     merge_symbols(e);
-    size_t first = e->tokens->count;
+    size_t first = e->count;
     for (size_t i = 0; i < e->symbol_count; i++) {
         if (e->symbols[i].length > 0) {
-            TRY(emit(e, e->symbols[i].id, e->words, at));
+            emit(e, e->symbols[i].id, e->words, at);
             at += e->symbols[i].length;
         }
     }
-    if (slot != NULL && e->lost == lost && e->tokens->count < NONE) {
+    if (slot != NULL && e->lost == lost && e->count < NONE) {
         *slot = (Remembered){(uint32_t)begin, (uint32_t)length, (uint32_t)first,
-                             (uint32_t)(e->tokens->count - first)};
+                             (uint32_t)(e->count - first)};
     }
-    return STATUS_OK;
 }
 
 /* A long word (Gemma's is all text between added tokens) is the sum of its pieces when cut between
  * two known characters over which no merge reaches: no merge then ever sees both sides, and each
  * side merges in the same order as within the whole. */
-static Status encode_word(Encoder *e, size_t begin, size_t end) {
+static void encode_word(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
     const char *text = e->words->bytes;
     e->lost = 0;
     if (t->ignore_merges) {
         uint32_t id = names_id(&t->vocabulary, text + begin, end - begin);
         if (id != NONE) {
-            return emit(e, id, e->words, begin);
+            emit(e, id, e->words, begin);
+            return;
         }
     }
-    if (end - begin <= WORD_CUT || !t->cuttable) {
-        return encode_piece(e, begin, end);
-    }
+    bool cut = end - begin > WORD_CUT && t->cuttable, known = false;
     uint32_t previous = 0;
-    bool known = false;
-    for (size_t i = begin, step; i < end; i += step) {
+    for (size_t i = begin, step; cut && i < end; i += step) {
         uint32_t code = (unsigned char)text[i];
         step = code < 0x80 ? 1 : utf8_decode(text + i, end - i, &code);
         bool was_known = known;
@@ -551,13 +502,13 @@ static Status encode_word(Encoder *e, size_t begin, size_t end) {
         if (known && was_known) {
             size_t bit = join_bit(t, previous, code);
             if ((t->joins[bit >> 6] >> (bit & 63) & 1) == 0) {
-                TRY(encode_piece(e, begin, i));
+                encode_piece(e, begin, i);
                 begin = i;
             }
         }
         previous = code;
     }
-    return encode_piece(e, begin, end);
+    encode_piece(e, begin, end);
 }
 
 /* ---- added tokens ---- */
@@ -626,16 +577,15 @@ static size_t run_end(const char *text, size_t i, size_t end, unsigned mask, uns
     return i;
 }
 
-static Status add_piece(Pieces *pieces, size_t begin, size_t end, const AddedToken *token,
-                        Error *error) {
-    TRY(grow(&pieces->list, &pieces->capacity, pieces->count + 1, sizeof(Piece), error));
+static void add_piece(Pieces *pieces, size_t begin, size_t end, const AddedToken *token) {
+    pieces->list = arena_grow(pieces->arena, pieces->list, &pieces->capacity, pieces->count + 1,
+                              sizeof(*pieces->list));
     pieces->list[pieces->count++] = (Piece){begin, end, token};
-    return STATUS_OK;
 }
 
 /* Splits [begin, end) into added tokens and the text between (AddedVocabulary::find_matches). */
-static Status split_added(const AddedSet *set, const char *text, size_t begin, size_t end,
-                          Pieces *pieces, Error *error) {
+static void split_added(const AddedSet *set, const char *text, size_t begin, size_t end,
+                        Pieces *pieces) {
     pieces->count = 0;
     size_t done = begin, blank = end, blank_end = end; /* the last run of white space */
     for (size_t i = begin; i < end && set->count > 0;) {
@@ -667,26 +617,26 @@ static Status split_added(const AddedSet *set, const char *text, size_t begin, s
             stop = blank_end;
         }
         if (done < start) {
-            TRY(add_piece(pieces, done, start, NULL, error));
+            add_piece(pieces, done, start, NULL);
         }
         if (start < stop) { /* not all eaten by the one before */
-            TRY(add_piece(pieces, start, stop, token, error));
+            add_piece(pieces, start, stop, token);
         }
         done = stop;
     }
-    return done < end ? add_piece(pieces, done, end, NULL, error) : STATUS_OK;
+    if (done < end) {
+        add_piece(pieces, done, end, NULL);
+    }
 }
 
 /* ---- pre-tokenizers ---- */
 
-static Status add_span(Spans *spans, size_t begin, size_t end, Error *error) {
-    if (begin == end) {
-        return STATUS_OK;
+static void add_span(Spans *spans, size_t begin, size_t end) {
+    if (begin < end) {
+        spans->list = arena_grow(spans->arena, spans->list, &spans->capacity, spans->count + 1,
+                                 sizeof(*spans->list));
+        spans->list[spans->count++] = (Span){begin, end};
     }
-    TRY(grow(&spans->at, &spans->capacity, 2 * spans->count + 2, sizeof(size_t), error));
-    spans->at[2 * spans->count] = begin;
-    spans->at[2 * spans->count++ + 1] = end;
-    return STATUS_OK;
 }
 
 /* End of the match at text[i] of GPT-2's expression
@@ -718,8 +668,8 @@ static size_t gpt2_match(const char *text, size_t i, size_t end) {
 }
 
 /* Splits a span at occurrences of the pattern (NormalizedString::split). */
-static Status split_pattern(const Step *step, const char *text, size_t begin, size_t end,
-                            Spans *out, Error *error) {
+static void split_pattern(const Step *step, const char *text, size_t begin, size_t end,
+                          Spans *out) {
     Behaviour how = step->behaviour;
     bool previous = false, pending = false; /* the open span [open, i) is not written yet */
     size_t open = begin;
@@ -733,7 +683,7 @@ static Status split_pattern(const Step *step, const char *text, size_t begin, si
                                  : how == SPLIT_WITH_NEXT     ? !match && previous
                                                               : false);
         if (pending && !joins) {
-            TRY(add_span(out, open, i, error));
+            add_span(out, open, i);
         }
         if (how == SPLIT_REMOVED && match) {
             pending = false;
@@ -744,7 +694,9 @@ static Status split_pattern(const Step *step, const char *text, size_t begin, si
         previous = match;
         i = stop;
     }
-    return pending ? add_span(out, open, end, error) : STATUS_OK;
+    if (pending) {
+        add_span(out, open, end);
+    }
 }
 
 static bool step_splits(const Step *step) {
@@ -752,204 +704,179 @@ static bool step_splits(const Step *step) {
 }
 
 /* Passes the spans of `in` through a step; one that rewrites puts them into `fresh`. */
-static Status pre_tokenize(Encoder *e, const Step *step, const Text *in, Text *fresh) {
+static void pre_tokenize(Encoder *e, const Step *step, const Text *in, Text *fresh) {
     e->spare.count = 0;
     for (size_t s = 0; s < e->spans.count; s++) {
-        size_t begin = e->spans.at[2 * s], end = e->spans.at[2 * s + 1];
+        size_t begin = e->spans.list[s].begin, end = e->spans.list[s].end;
         if (step->kind == STEP_SPLIT) {
-            TRY(split_pattern(step, in->bytes, begin, end, &e->spare, e->error));
+            split_pattern(step, in->bytes, begin, end, &e->spare);
         } else if (step->kind == STEP_GPT2_SPLIT) {
             for (size_t i = begin, stop; i < end; i = stop) {
                 stop = gpt2_match(in->bytes, i, end);
-                TRY(add_span(&e->spare, i, stop, e->error));
+                add_span(&e->spare, i, stop);
             }
         } else {
             size_t start = fresh->length;
-            TRY(rewrite(step, in, begin, end, fresh, e->error));
-            TRY(add_span(&e->spare, start, fresh->length, e->error));
+            rewrite(step, in, begin, end, fresh);
+            add_span(&e->spare, start, fresh->length);
         }
     }
     Spans result = e->spare;
     e->spare = e->spans;
     e->spans = result;
-    return STATUS_OK;
 }
 
 /* Words and tokens of [begin, end) of texts[at], which is normalized and free of added tokens. */
-static Status encode_segment(Encoder *e, size_t at, size_t begin, size_t end) {
+static void encode_segment(Encoder *e, size_t at, size_t begin, size_t end) {
     e->spans.count = 0;
-    TRY(add_span(&e->spans, begin, end, e->error));
+    add_span(&e->spans, begin, end);
     for (size_t i = 0; i < e->t->pre_tokenizer.count; i++) {
         const Step *step = &e->t->pre_tokenizer.list[i];
-        TRY(pre_tokenize(e, step, &e->texts[at], &e->texts[at + 1]));
+        pre_tokenize(e, step, &e->texts[at], &e->texts[at + 1]);
         at += !step_splits(step);
     }
     for (size_t i = 0; i < e->spans.count; i++) {
-        TRY(encode_word(e, e->spans.at[2 * i], e->spans.at[2 * i + 1]));
+        encode_word(e, e->spans.list[i].begin, e->spans.list[i].end);
     }
-    return STATUS_OK;
 }
 
-static Status encode_text(Encoder *e, size_t length) {
+static void encode_text(Encoder *e, size_t length) {
     const Tokenizer *t = e->t;
     size_t normalized = t->normalizer.count;
-    TRY(split_added(&t->plain, e->texts[0].bytes, 0, length, &e->outer, e->error));
+    split_added(&t->plain, e->texts[0].bytes, 0, length, &e->outer);
     for (size_t i = 0; i < e->outer.count; i++) {
         Piece piece = e->outer.list[i];
         if (piece.token != NULL) {
-            TRY(emit(e, piece.token->id, &e->texts[0], piece.begin));
+            emit(e, piece.token->id, &e->texts[0], piece.begin);
             continue;
         }
-        TRY(normalize(&t->normalizer, e->texts, &piece.begin, &piece.end, e->error));
+        normalize(&t->normalizer, e->texts, &piece.begin, &piece.end);
         const Text *text = &e->texts[normalized];
-        TRY(split_added(&t->normalized, text->bytes, piece.begin, piece.end, &e->inner, e->error));
+        split_added(&t->normalized, text->bytes, piece.begin, piece.end, &e->inner);
         for (size_t k = 0; k < e->inner.count; k++) {
             Piece part = e->inner.list[k];
-            TRY(part.token != NULL ? emit(e, part.token->id, text, part.begin)
-                                   : encode_segment(e, normalized, part.begin, part.end));
+            if (part.token != NULL) {
+                emit(e, part.token->id, text, part.begin);
+            } else {
+                encode_segment(e, normalized, part.begin, part.end);
+            }
         }
     }
-    return STATUS_OK;
 }
 
-/* Keeps at most the file's `truncation` of the text's own tokens (truncate_encodings). */
-static Status truncate_tokens(const Tokenizer *t, Tokens *tokens, size_t added, Error *error) {
+/* Of `count` tokens of the text itself, as many as the file's `truncation` leaves beside `added`
+ * ones (truncate_encodings). */
+static size_t truncated_count(const Tokenizer *t, size_t count, size_t added) {
     size_t most = t->truncate_length - added; /* wraps, then nothing is cut, as in `tokenizers` */
-    if (!t->truncate || tokens->count <= most) {
-        return STATUS_OK;
+    if (!t->truncate || count <= most) {
+        return count;
     }
     if (t->truncate_second && most > 0) {
-        return fail(error, STATUS_INPUT, "%s: truncation 'OnlySecond' needs a second text",
-                    t->path);
+        fail(STATUS_INPUT, "%s: truncation 'OnlySecond' needs a second text", t->path);
     }
     if (t->truncate_stride >= most && most > 0) {
-        return fail(error, STATUS_INPUT, "%s: truncation stride %zu is not below the length %zu",
-                    t->path, t->truncate_stride, most);
+        fail(STATUS_INPUT, "%s: truncation stride %zu is not below the length %zu", t->path,
+             t->truncate_stride, most);
     }
-    if (t->truncate_left) {
-        size_t cut = tokens->count - most;
-        memmove(tokens->id, tokens->id + cut, most * sizeof(*tokens->id));
-        memmove(tokens->begin, tokens->begin + cut, most * sizeof(*tokens->begin));
-    }
-    tokens->count = most;
-    return STATUS_OK;
+    return most;
 }
 
-/* Puts `count` tokens of ids[i], or all of `id` where ids is NULL, before or after the others. */
-static Status surround(Tokens *tokens, const uint32_t *ids, uint32_t id, size_t count, bool left,
-                       Error *error) {
-    if (count == 0) {
-        return STATUS_OK;
+/* How many tokens the file's `padding` adds to `count`. */
+static size_t padding_count(const Tokenizer *t, size_t count) {
+    size_t length = t->pad_fixed ? t->pad_length : count;
+    if (t->pad_multiple > 0 && length % t->pad_multiple > 0) {
+        length += t->pad_multiple - length % t->pad_multiple;
     }
-    TRY(tokens_reserve(tokens, count, error));
-    size_t at = left ? 0 : tokens->count;
-    memmove(tokens->id + at + count, tokens->id + at, (tokens->count - at) * sizeof(*tokens->id));
-    memmove(tokens->begin + at + count, tokens->begin + at,
-            (tokens->count - at) * sizeof(*tokens->begin));
+    return t->pad && length > count ? length - count : 0;
+}
+
+/* Appends id[0], id[step], id[2 * step] ... whose `begin` stays 0. */
+static void put_ids(Tokens *out, const uint32_t *id, size_t step, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        tokens->id[at + i] = (int32_t)(ids == NULL ? id : ids[i]);
-        tokens->begin[at + i] = 0;
+        out->id[out->count++] = (int32_t)id[i * step];
     }
-    tokens->count += count;
-    return STATUS_OK;
 }
 
-static Status post_process(const Tokenizer *t, Tokens *tokens, bool special, Error *error) {
-    size_t added = special ? t->before.count + t->after.count : 0;
-    TRY(truncate_tokens(t, tokens, added, error));
-    if (added > 0) {
-        TRY(surround(tokens, t->before.list, 0, t->before.count, true, error));
-        TRY(surround(tokens, t->after.list, 0, t->after.count, false, error));
+static Tokens post_process(const Encoder *e, bool special, Arena *arena) {
+    const Tokenizer *t = e->t;
+    size_t before = special ? t->before.count : 0, after = special ? t->after.count : 0;
+    size_t kept = truncated_count(t, e->count, before + after);
+    size_t padding = padding_count(t, before + kept + after);
+    Tokens out = {.capacity = before + kept + after + padding};
+    out.id = arena_alloc(arena, out.capacity, sizeof(*out.id));
+    out.begin = arena_alloc(arena, out.capacity, sizeof(*out.begin));
+    put_ids(&out, &t->pad_id, 0, t->pad_left ? padding : 0);
+    put_ids(&out, t->before.list, 1, before);
+    for (size_t i = t->truncate_left ? e->count - kept : 0; kept > 0; i++, kept--) {
+        out.begin[out.count] = e->tokens[i].begin;
+        out.id[out.count++] = (int32_t)e->tokens[i].id;
     }
-    if (t->pad) {
-        size_t length = t->pad_fixed ? t->pad_length : tokens->count;
-        if (t->pad_multiple > 0 && length % t->pad_multiple > 0) {
-            length += t->pad_multiple - length % t->pad_multiple;
-        }
-        if (length > tokens->count) {
-            TRY(surround(tokens, NULL, t->pad_id, length - tokens->count, t->pad_left, error));
-        }
-    }
-    return STATUS_OK;
+    put_ids(&out, t->after.list, 1, after);
+    put_ids(&out, &t->pad_id, 0, t->pad_left ? 0 : padding);
+    return out;
 }
 
-Status tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool special,
-                        Tokens *tokens, Error *error) {
-    tokens->count = 0;
+Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool special,
+                        Arena *arena) {
     if (!utf8_valid(text, length)) {
-        return fail(error, STATUS_INPUT, "the text to tokenize is not valid UTF-8");
+        fail(STATUS_INPUT, "the text to tokenize is not valid UTF-8");
     }
     if (length >= NONE / 2) {
-        return fail(error, STATUS_INPUT, "the text to tokenize is longer than 2 GiB");
+        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB");
     }
     size_t words = t->normalizer.count; /* the text that BPE reads */
     for (size_t i = 0; i < t->pre_tokenizer.count; i++) {
         words += !step_splits(&t->pre_tokenizer.list[i]);
     }
-    size_t count = words + 2; /* one more, so that the text after any exists */
-    Encoder e = {.t = t, .error = error, .tokens = tokens};
-    size_t slots = 0; /* memory for remembered pieces grows with the text */
-    if (length >= 256) {
-        for (slots = 64; slots < length / 16 && slots < CACHE_MOST;) {
+    Arena *scratch = arena_new();
+    size_t room = length / 2; /* few texts have more tokens */
+    Encoder e = {.t = t,
+                 .arena = scratch,
+                 .tokens = arena_alloc(scratch, room, sizeof(*e.tokens)),
+                 .capacity = room,
+                 .outer = {.arena = scratch},
+                 .inner = {.arena = scratch},
+                 .spans = {.arena = scratch},
+                 .spare = {.arena = scratch}};
+    e.texts = texts_new(scratch, words, text, length);
+    e.words = &e.texts[words];
+    if (length >= 256) { /* memory for remembered pieces grows with the text */
+        size_t slots = 64;
+        while (slots < length / 16 && slots < CACHE_MOST) {
             slots *= 2;
         }
-        e.cache = calloc(slots, sizeof(*e.cache));
+        e.cache = arena_alloc(scratch, slots, sizeof(*e.cache));
         e.cache_mask = slots - 1;
     }
-    e.texts = calloc(count, sizeof(*e.texts));
-    Status status = e.texts == NULL || (slots > 0 && e.cache == NULL)
-                        ? fail_memory(error, "tokenizing")
-                        : STATUS_OK;
-    if (status == STATUS_OK) {
-        e.texts[0].bytes = text;
-        e.texts[0].length = length;
-        e.words = &e.texts[words];
-        status = encode_text(&e, length);
-    }
-    for (size_t i = 0; e.texts != NULL && i < count; i++) {
-        free(e.texts[i].own);
-        free(e.texts[i].origin);
-    }
-    free(e.texts);
-    free(e.cache);
-    free(e.place);
-    free(e.outer.list);
-    free(e.inner.list);
-    free(e.spans.at);
-    free(e.spare.at);
-    free(e.symbols);
-    free(e.heap);
-    return status == STATUS_OK ? post_process(t, tokens, special, error) : status;
-}
-
-void tokens_free(Tokens *tokens) {
-    free(tokens->id);
-    free(tokens->begin);
-    *tokens = (Tokens){0};
+    encode_text(&e, length);
+    Tokens tokens = post_process(&e, special, arena);
+    arena_free(scratch);
+    return tokens;
 }
 
 /* ---- decoding ---- */
 
 /* A list of strings: string i is bytes[end[i - 1], end[i]). */
 typedef struct Strings {
-    char *bytes;
+    Arena *arena;
+    char *bytes; /* not NULL once something was put, be it empty */
     size_t *end;
     size_t length, bytes_capacity, count, end_capacity;
 } Strings;
 
-static Status put_bytes(Strings *out, const char *bytes, size_t length, Error *error) {
-    TRY(grow(&out->bytes, &out->bytes_capacity, out->length + length + 1, 1, error));
+static void put_bytes(Strings *out, const char *bytes, size_t length) {
+    out->bytes =
+        arena_grow(out->arena, out->bytes, &out->bytes_capacity, out->length + length + 1, 1);
     if (length > 0) {
         memcpy(out->bytes + out->length, bytes, length);
     }
     out->length += length;
-    return STATUS_OK;
 }
 
-static Status end_string(Strings *out, Error *error) {
-    TRY(grow(&out->end, &out->end_capacity, out->count + 1, sizeof(*out->end), error));
+static void end_string(Strings *out) {
+    out->end =
+        arena_grow(out->arena, out->end, &out->end_capacity, out->count + 1, sizeof(*out->end));
     out->end[out->count++] = out->length;
-    return STATUS_OK;
 }
 
 static String string_at(const Strings *strings, size_t i) {
@@ -976,7 +903,7 @@ static size_t broken_prefix(const unsigned char *s, size_t length) {
     return n;
 }
 
-static Status put_lossy(Strings *out, const char *bytes, size_t length, Error *error) {
+static void put_lossy(Strings *out, const char *bytes, size_t length) {
     for (size_t i = 0, start = 0; i < length || start < i;) {
         uint32_t code;
         size_t step = i < length ? utf8_decode(bytes + i, length - i, &code) : 0;
@@ -984,41 +911,36 @@ static Status put_lossy(Strings *out, const char *bytes, size_t length, Error *e
             i += step;
             continue;
         }
-        TRY(put_bytes(out, bytes + start, i - start, error));
+        put_bytes(out, bytes + start, i - start);
         if (i < length) {
-            TRY(put_bytes(out, "\xEF\xBF\xBD", 3, error));
+            put_bytes(out, "\xEF\xBF\xBD", 3);
             i += broken_prefix((const unsigned char *)bytes + i, length - i);
         }
         start = i;
     }
-    return STATUS_OK;
 }
 
 /* All tokens become one string; one with a character that stands for no byte is taken as it is. */
-static Status decode_byte_level(const Strings *in, Strings *out, Error *error) {
-    Strings raw = {0};
-    Status status = STATUS_OK;
-    for (size_t i = 0; i < in->count && status == STATUS_OK; i++) {
+static void decode_byte_level(const Strings *in, Strings *out) {
+    Strings raw = {.arena = out->arena};
+    for (size_t i = 0; i < in->count; i++) {
         String token = string_at(in, i);
         size_t before = raw.length;
-        for (size_t k = 0, step; k < token.length && status == STATUS_OK; k += step) {
+        for (size_t k = 0, step; k < token.length; k += step) {
             uint32_t code = 0;
             step = utf8_decode(token.text + k, token.length - k, &code);
             int byte = code_to_byte(code);
             char c = (char)byte;
             if (byte < 0) {
                 raw.length = before;
-                status = put_bytes(&raw, token.text, token.length, error);
+                put_bytes(&raw, token.text, token.length);
                 break;
             }
-            status = put_bytes(&raw, &c, 1, error);
+            put_bytes(&raw, &c, 1);
         }
     }
-    if (status == STATUS_OK) {
-        status = put_lossy(out, raw.bytes, raw.length, error);
-    }
-    free(raw.bytes);
-    return status == STATUS_OK ? end_string(out, error) : status;
+    put_lossy(out, raw.bytes, raw.length);
+    end_string(out);
 }
 
 /* The byte that <0xNN> stands for, or -1. Like Rust's from_str_radix, this takes "+N". */
@@ -1043,33 +965,32 @@ static int fallback_byte(String token) {
 }
 
 /* A run of byte tokens becomes one string if it is UTF-8 as a whole, else one U+FFFD a byte. */
-static Status decode_byte_fallback(const Strings *in, Strings *out, Error *error) {
+static void decode_byte_fallback(const Strings *in, Strings *out) {
     for (size_t i = 0; i < in->count;) {
         size_t start = out->length, run = 0;
         int byte;
         for (; i + run < in->count && (byte = fallback_byte(string_at(in, i + run))) >= 0; run++) {
             char c = (char)byte;
-            TRY(put_bytes(out, &c, 1, error));
+            put_bytes(out, &c, 1);
         }
         if (run == 0) {
             String token = string_at(in, i++);
-            TRY(put_bytes(out, token.text, token.length, error));
+            put_bytes(out, token.text, token.length);
         } else if (!utf8_valid(out->bytes + start, out->length - start)) {
             out->length = start;
             for (size_t k = 0; k < run; k++) {
-                TRY(put_bytes(out, "\xEF\xBF\xBD", 3, error));
-                TRY(end_string(out, error));
+                put_bytes(out, "\xEF\xBF\xBD", 3);
+                end_string(out);
             }
             i += run;
             continue;
         }
         i += run;
-        TRY(end_string(out, error));
+        end_string(out);
     }
-    return STATUS_OK;
 }
 
-static Status decode_token(const Step *step, String token, bool first, Strings *out, Error *error) {
+static void decode_token(const Step *step, String token, bool first, Strings *out) {
     String pattern = step->pattern;
     const char *end = token.text + token.length;
     if (step->kind == STEP_STRIP) {
@@ -1085,82 +1006,73 @@ static Status decode_token(const Step *step, String token, bool first, Strings *
             end -= pattern.length;
             token.length -= pattern.length;
         }
-        return put_bytes(out, token.text, token.length, error);
+        put_bytes(out, token.text, token.length);
+        return;
     }
     String content =
         step->kind == STEP_REPLACE ? step->content : (String){" ", step->first && first ? 0 : 1};
     for (size_t i = 0; i < token.length;) {
         size_t hit = find_bytes(token.text, i, token.length, pattern);
-        TRY(put_bytes(out, token.text + i, hit - i, error));
+        put_bytes(out, token.text + i, hit - i);
         if (hit < token.length) {
-            TRY(put_bytes(out, content.text, content.length, error));
+            put_bytes(out, content.text, content.length);
             hit += pattern.length;
         }
         i = hit;
     }
-    return STATUS_OK;
 }
 
-static Status decode_step(const Step *step, const Strings *in, Strings *out, Error *error) {
+static void decode_step(const Step *step, const Strings *in, Strings *out) {
     if (step->kind == STEP_BYTE_LEVEL) {
-        return decode_byte_level(in, out, error);
+        decode_byte_level(in, out);
+        return;
     }
     if (step->kind == STEP_BYTE_FALLBACK) {
-        return decode_byte_fallback(in, out, error);
+        decode_byte_fallback(in, out);
+        return;
     }
     if (step->kind == STEP_FUSE) {
-        TRY(put_bytes(out, in->bytes, in->length, error));
-        return end_string(out, error);
+        put_bytes(out, in->bytes, in->length);
+        end_string(out);
+        return;
     }
     for (size_t i = 0; i < in->count; i++) {
-        TRY(decode_token(step, string_at(in, i), i == 0, out, error));
-        TRY(end_string(out, error));
+        decode_token(step, string_at(in, i), i == 0, out);
+        end_string(out);
     }
-    return STATUS_OK;
 }
 
-static Status decode_all(const Tokenizer *t, const int32_t *ids, size_t count, bool skip_special,
-                         Strings *now, Strings *next, Error *error) {
-    TRY(put_bytes(now, "", 0, error));
+char *tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, bool skip_special,
+                       Arena *arena, size_t *length) {
+    Arena *scratch = arena_new();
+    Strings now = {.arena = scratch}, next = {.arena = scratch};
+    put_bytes(&now, "", 0);
     for (size_t i = 0; i < count; i++) {
         if (ids[i] < 0) {
-            return fail(error, STATUS_INPUT, "token id %ld is negative", (long)ids[i]);
+            fail(STATUS_INPUT, "token id %ld is negative", (long)ids[i]);
         }
         const AddedToken *added = added_by_id(t, (uint32_t)ids[i]);
         const Name *name = names_by_id(&t->vocabulary, (uint32_t)ids[i]);
         if (added != NULL ? added->skipped && skip_special : name == NULL) {
             continue; /* an unknown id is passed over */
         }
-        if (!t->has_decoder && now->count > 0) {
-            TRY(put_bytes(now, " ", 1, error));
+        if (!t->has_decoder && now.count > 0) {
+            put_bytes(&now, " ", 1);
         }
-        TRY(added != NULL ? put_bytes(now, added->decoded.text, added->decoded.length, error)
-                          : put_bytes(now, name->text, name->length, error));
-        TRY(end_string(now, error));
+        String token = added != NULL ? added->decoded : (String){name->text, name->length};
+        put_bytes(&now, token.text, token.length);
+        end_string(&now);
     }
     for (size_t i = 0; i < t->decoder.count; i++) {
-        next->length = next->count = 0;
-        TRY(put_bytes(next, "", 0, error));
-        TRY(decode_step(&t->decoder.list[i], now, next, error));
-        Strings swap = *now;
-        *now = *next;
-        *next = swap;
+        next.length = next.count = 0;
+        put_bytes(&next, "", 0);
+        decode_step(&t->decoder.list[i], &now, &next);
+        Strings swap = now;
+        now = next;
+        next = swap;
     }
-    now->bytes[now->length] = 0;
-    return STATUS_OK;
-}
-
-Status tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, bool skip_special,
-                        char **text, size_t *length, Error *error) {
-    Strings now = {0}, next = {0};
-    Status status = decode_all(t, ids, count, skip_special, &now, &next, error);
-    free(next.bytes);
-    free(next.end);
-    free(now.end);
-    *text = status == STATUS_OK ? now.bytes : NULL;
-    *length = status == STATUS_OK ? now.length : 0;
-    if (status != STATUS_OK) {
-        free(now.bytes);
-    }
-    return status;
+    char *text = arena_copy(arena, now.bytes, now.length);
+    *length = now.length;
+    arena_free(scratch);
+    return text;
 }

@@ -16,21 +16,18 @@ typedef struct Tokens {
 
 /* path: tokenizer.json, or a directory that holds it. What the file asks for and is not implemented
  * (another model, normalizer, pre-tokenizer, decoder ...) is refused by name. */
-Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *error);
-void tokenizer_close(Tokenizer *tokenizer);
+Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
-/* Ids of `text` (valid UTF-8, else STATUS_INPUT). special: what the post-processor adds (<bos>
- * ...). tokens grows by malloc; start from {0}, its former content is replaced; tokens_free gives
- * it back. The file's truncation and padding are applied. A text is at most 2 GiB long, normalized
- * too. */
-Status tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
-                        Tokens *tokens, Error *error);
-void tokens_free(Tokens *tokens);
+/* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
+ * adds (<bos> ...). The file's truncation and padding are applied. A text is at most 2 GiB long,
+ * normalized too. */
+Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
+                        Arena *arena);
 
-/* Text of ids as tokenizers' decode(ids, skip_special_tokens=skip_special) gives it. *text is
- * malloced, 0-terminated. */
-Status tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count,
-                        bool skip_special, char **text, size_t *length, Error *error);
+/* Text of ids as tokenizers' decode(ids, skip_special_tokens=skip_special) gives it, in the arena,
+ * with a 0 byte after it. */
+char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count,
+                       bool skip_special, Arena *arena, size_t *length);
 
 int32_t tokenizer_id(const Tokenizer *tokenizer, const char *token); /* -1: no such token */
 const char *tokenizer_token(const Tokenizer *tokenizer, int32_t id,

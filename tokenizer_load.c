@@ -60,7 +60,7 @@ uint32_t names_id(const Names *names, const char *text, size_t length) {
     return index == NONE ? NONE : names->list[index].id;
 }
 
-static Status names_init(Names *names, Arena *arena, size_t most, Error *error) {
+static void names_init(Names *names, Arena *arena, size_t most) {
     size_t slots = 16;
     while (slots / 2 < most) {
         slots *= 2;
@@ -69,8 +69,6 @@ static Status names_init(Names *names, Arena *arena, size_t most, Error *error) 
     names->slots = arena_alloc(arena, slots, sizeof(uint32_t));
     names->mask = slots - 1;
     names->count = 0;
-    return names->list == NULL || names->slots == NULL ? fail_memory(error, "a vocabulary")
-                                                       : STATUS_OK;
 }
 
 /* Adds a name; one that is there gets the new id, as a JSON member that comes twice. */
@@ -122,17 +120,12 @@ const AddedToken *added_by_id(const Tokenizer *t, uint32_t id) {
 
 /* ---- reading JSON ---- */
 
-typedef struct Loader {
-    Tokenizer *t;
-    Error *error;
-} Loader;
-
-static Status load_fail(const Loader *l, const char *where, const char *what) {
-    return fail(l->error, STATUS_INPUT, "%s: %s: %s", l->t->path, where, what);
+REFSAE_NORETURN static void load_fail(const Tokenizer *t, const char *where, const char *what) {
+    fail(STATUS_INPUT, "%s: %s: %s", t->path, where, what);
 }
 
-static Status unsupported(const Loader *l, const char *where, const char *what) {
-    return fail(l->error, STATUS_INPUT, "%s: %s '%s' is not supported", l->t->path, where, what);
+REFSAE_NORETURN static void unsupported(const Tokenizer *t, const char *where, const char *what) {
+    fail(STATUS_INPUT, "%s: %s '%s' is not supported", t->path, where, what);
 }
 
 static bool absent(const Json *value) {
@@ -140,407 +133,356 @@ static bool absent(const Json *value) {
 }
 
 /* The member `key`, which must be there and of that kind. */
-static Status get(const Loader *l, const Json *object, const char *where, const char *key,
-                  JsonKind kind, const Json **value) {
+static const Json *get(const Tokenizer *t, const Json *object, const char *where, const char *key,
+                       JsonKind kind) {
     static const char *const names[] = {"null",     "false",    "true",     "a number",
                                         "a string", "an array", "an object"};
-    *value = json_get(object, key);
-    if (!json_is(*value, kind)) {
-        return fail(l->error, STATUS_INPUT, "%s: %s: '%s' must be %s", l->t->path, where, key,
-                    names[kind]);
+    const Json *value = json_get(object, key);
+    if (!json_is(value, kind)) {
+        fail(STATUS_INPUT, "%s: %s: '%s' must be %s", t->path, where, key, names[kind]);
     }
-    return STATUS_OK;
+    return value;
 }
 
 /* otherwise: the value where the member is missing or null; -1: it must be there. */
-static Status get_bool(const Loader *l, const Json *object, const char *where, const char *key,
-                       int otherwise, bool *out) {
+static bool get_bool(const Tokenizer *t, const Json *object, const char *where, const char *key,
+                     int otherwise) {
     const Json *value = json_get(object, key);
     if (absent(value) && otherwise >= 0) {
-        *out = otherwise != 0;
-        return STATUS_OK;
+        return otherwise != 0;
     }
     if (!json_is(value, JSON_TRUE) && !json_is(value, JSON_FALSE)) {
-        return fail(l->error, STATUS_INPUT, "%s: %s: '%s' must be true or false", l->t->path, where,
-                    key);
+        fail(STATUS_INPUT, "%s: %s: '%s' must be true or false", t->path, where, key);
     }
-    *out = value->kind == JSON_TRUE;
-    return STATUS_OK;
+    return value->kind == JSON_TRUE;
 }
 
-static Status get_size(const Loader *l, const Json *object, const char *where, const char *key,
-                       size_t *out) {
+static size_t get_size(const Tokenizer *t, const Json *object, const char *where, const char *key) {
     const Json *value = json_get(object, key);
     int64_t number;
     if (value == NULL || !json_int64(value, &number) || number < 0 || number > INT32_MAX) {
-        return fail(l->error, STATUS_INPUT, "%s: %s: '%s' must be a whole number from 0 to %ld",
-                    l->t->path, where, key, (long)INT32_MAX);
+        fail(STATUS_INPUT, "%s: %s: '%s' must be a whole number from 0 to %ld", t->path, where, key,
+             (long)INT32_MAX);
     }
-    *out = (size_t)number;
-    return STATUS_OK;
+    return (size_t)number;
 }
 
-static Status keep(const Loader *l, const Json *text, String *out) {
-    out->text = arena_copy(&l->t->arena, text->text, text->length);
-    out->length = text->length;
-    return out->text == NULL ? fail_memory(l->error, "a tokenizer") : STATUS_OK;
-}
-
-static Status get_string(const Loader *l, const Json *object, const char *where, const char *key,
-                         String *out) {
-    const Json *value;
-    TRY(get(l, object, where, key, JSON_STRING, &value));
-    return keep(l, value, out);
+static String get_string(const Tokenizer *t, const Json *object, const char *where,
+                         const char *key) {
+    const Json *value = get(t, object, where, key, JSON_STRING);
+    return (String){arena_copy(t->arena, value->text, value->length), value->length};
 }
 
 /* A string of one character. */
-static Status get_character(const Loader *l, const Json *object, const char *where, const char *key,
-                            String *out) {
+static String get_character(const Tokenizer *t, const Json *object, const char *where,
+                            const char *key) {
     uint32_t code;
-    TRY(get_string(l, object, where, key, out));
-    if (out->length == 0 || utf8_decode(out->text, out->length, &code) != out->length) {
-        return fail(l->error, STATUS_INPUT, "%s: %s: '%s' must be one character", l->t->path, where,
-                    key);
+    String text = get_string(t, object, where, key);
+    if (text.length == 0 || utf8_decode(text.text, text.length, &code) != text.length) {
+        fail(STATUS_INPUT, "%s: %s: '%s' must be one character", t->path, where, key);
     }
-    return STATUS_OK;
+    return text;
 }
 
-static Status get_type(const Loader *l, const Json *part, const char *where, const char **type) {
-    const Json *value;
+static const char *get_type(const Tokenizer *t, const Json *part, const char *where) {
     if (!json_is(part, JSON_OBJECT)) {
-        return load_fail(l, where, "must be an object or null");
+        load_fail(t, where, "must be an object or null");
     }
-    TRY(get(l, part, where, "type", JSON_STRING, &value));
-    *type = value->text;
-    return STATUS_OK;
+    return get(t, part, where, "type", JSON_STRING)->text;
 }
 
 static bool is(const char *type, const char *name) {
     return strcmp(type, name) == 0;
 }
 
-static Status add_step(const Loader *l, Steps *steps, Step step) {
-    if (steps->count == steps->capacity) {
-        size_t capacity = 2 * steps->capacity + 4;
-        Step *list = arena_alloc(&l->t->arena, capacity, sizeof(*list));
-        if (list == NULL) {
-            return fail_memory(l->error, "a tokenizer");
-        }
-        if (steps->count > 0) {
-            memcpy(list, steps->list, steps->count * sizeof(*list));
-        }
-        steps->list = list;
-        steps->capacity = capacity;
-    }
+static void add_step(const Tokenizer *t, Steps *steps, Step step) {
+    steps->list =
+        arena_grow(t->arena, steps->list, &steps->capacity, steps->count + 1, sizeof(*steps->list));
     steps->list[steps->count++] = step;
-    return STATUS_OK;
 }
 
 /* "pattern": {"String": ...} or {"Regex": ...} */
-static Status get_pattern(const Loader *l, const Json *part, const char *where, String *pattern,
-                          bool *regex) {
-    const Json *value;
-    TRY(get(l, part, where, "pattern", JSON_OBJECT, &value));
+static String get_pattern(const Tokenizer *t, const Json *part, const char *where, bool *regex) {
+    const Json *value = get(t, part, where, "pattern", JSON_OBJECT);
     *regex = json_get(value, "String") == NULL;
-    TRY(get_string(l, value, where, *regex ? "Regex" : "String", pattern));
-    return pattern->length == 0 ? load_fail(l, where, "an empty pattern is not supported")
-                                : STATUS_OK;
+    String pattern = get_string(t, value, where, *regex ? "Regex" : "String");
+    if (pattern.length == 0) {
+        load_fail(t, where, "an empty pattern is not supported");
+    }
+    return pattern;
 }
 
-static Status load_replace(const Loader *l, const Json *part, const char *where, Steps *steps) {
-    Step step = {.kind = STEP_REPLACE};
-    bool regex = false;
-    TRY(get_pattern(l, part, where, &step.pattern, &regex));
+static void load_replace(const Tokenizer *t, const Json *part, const char *where, Steps *steps) {
+    bool regex;
+    Step step = {.kind = STEP_REPLACE, .pattern = get_pattern(t, part, where, &regex)};
     if (regex) {
-        return unsupported(l, where, step.pattern.text);
+        unsupported(t, where, step.pattern.text);
     }
-    TRY(get_string(l, part, where, "content", &step.content));
-    return add_step(l, steps, step);
+    step.content = get_string(t, part, where, "content");
+    add_step(t, steps, step);
 }
 
 /* The parts of a Sequence, or the one part itself. Depth is bounded by json_parse's. */
-typedef Status LoadPart(const Loader *l, const Json *part, const char *type, Steps *steps);
+typedef void LoadPart(Tokenizer *t, const Json *part, const char *type, Steps *steps);
 
-static Status load_parts(const Loader *l, const Json *part, const char *where, const char *list,
-                         LoadPart *load, Steps *steps) {
-    const char *type = NULL;
-    const Json *parts;
+static void load_parts(Tokenizer *t, const Json *part, const char *where, const char *list,
+                       LoadPart *load, Steps *steps) {
     if (absent(part)) {
-        return STATUS_OK;
+        return;
     }
-    TRY(get_type(l, part, where, &type));
+    const char *type = get_type(t, part, where);
     if (!is(type, "Sequence")) {
-        return load(l, part, type, steps);
+        load(t, part, type, steps);
+        return;
     }
-    TRY(get(l, part, where, list, JSON_ARRAY, &parts));
-    for (const Json *p = parts->child; p != NULL; p = p->next) {
+    for (const Json *p = get(t, part, where, list, JSON_ARRAY)->child; p != NULL; p = p->next) {
         if (absent(p)) {
-            return load_fail(l, where, "a part of a sequence is null");
+            load_fail(t, where, "a part of a sequence is null");
         }
-        TRY(load_parts(l, p, where, list, load, steps));
+        load_parts(t, p, where, list, load, steps);
     }
-    return STATUS_OK;
 }
 
-static Status load_normalizer(const Loader *l, const Json *part, const char *type, Steps *steps) {
+static void load_normalizer(Tokenizer *t, const Json *part, const char *type, Steps *steps) {
     if (is(type, "NFC")) {
-        return add_step(l, steps, (Step){.kind = STEP_NFC});
+        add_step(t, steps, (Step){.kind = STEP_NFC});
+    } else if (is(type, "Replace")) {
+        load_replace(t, part, "normalizer Replace", steps);
+    } else if (is(type, "Prepend")) {
+        String content = get_string(t, part, "normalizer Prepend", "prepend");
+        add_step(t, steps,
+                 (Step){.kind = STEP_PREPEND, .prepend = PREPEND_ALWAYS, .content = content});
+    } else if (is(type, "ByteLevel")) {
+        add_step(t, steps, (Step){.kind = STEP_BYTE_LEVEL});
+    } else {
+        unsupported(t, "normalizer", type);
     }
-    if (is(type, "Replace")) {
-        return load_replace(l, part, "normalizer Replace", steps);
-    }
-    if (is(type, "Prepend")) {
-        Step step = {.kind = STEP_PREPEND, .prepend = PREPEND_ALWAYS};
-        TRY(get_string(l, part, "normalizer Prepend", "prepend", &step.content));
-        return add_step(l, steps, step);
-    }
-    return is(type, "ByteLevel") ? add_step(l, steps, (Step){.kind = STEP_BYTE_LEVEL})
-                                 : unsupported(l, "normalizer", type);
 }
 
-static Status load_split(const Loader *l, const Json *part, Steps *steps) {
+static void load_split(Tokenizer *t, const Json *part, Steps *steps) {
     static const char *const behaviours[] = {"Removed", "Isolated", "MergedWithPrevious",
                                              "MergedWithNext", "Contiguous"};
     const char *where = "pre_tokenizer Split";
-    Step step = {.kind = STEP_SPLIT};
-    String behaviour;
-    bool regex = false;
-    TRY(get_pattern(l, part, where, &step.pattern, &regex));
-    TRY(get_bool(l, part, where, "invert", -1, &step.invert));
-    TRY(get_string(l, part, where, "behavior", &behaviour));
+    bool regex;
+    Step step = {.kind = STEP_SPLIT, .pattern = get_pattern(t, part, where, &regex)};
+    step.invert = get_bool(t, part, where, "invert", -1);
+    String behaviour = get_string(t, part, where, "behavior");
     size_t i = 0;
     while (i < 5 && !is(behaviour.text, behaviours[i])) {
         i++;
     }
     if (i == 5) {
-        return unsupported(l, "behavior", behaviour.text);
+        unsupported(t, "behavior", behaviour.text);
     }
     step.behaviour = (Behaviour)i;
     if (regex) {
         if (!is(step.pattern.text, gpt2_pattern) || step.behaviour != SPLIT_ISOLATED) {
-            return unsupported(l, "pre_tokenizer Split with the regular expression",
-                               step.pattern.text);
+            unsupported(t, "pre_tokenizer Split with the regular expression", step.pattern.text);
         }
         step.kind = STEP_GPT2_SPLIT;
     }
-    return add_step(l, steps, step);
+    add_step(t, steps, step);
 }
 
 /* The scheme of a Metaspace: 0 always, 1 first, 2 never (Metaspace's Deserialize). */
-static Status get_scheme(const Loader *l, const Json *part, const char *where, int *scheme) {
+static int get_scheme(const Tokenizer *t, const Json *part, const char *where) {
     static const char *const names[] = {"always", "first", "never"};
     const Json *value = json_get(part, "prepend_scheme");
-    *scheme = 0;
-    while (!absent(value) && *scheme < 3 && !json_text_is(value, names[*scheme])) {
-        ++*scheme;
+    int scheme = 0;
+    while (!absent(value) && scheme < 3 && !json_text_is(value, names[scheme])) {
+        scheme++;
     }
-    if (*scheme == 3 || (json_is(json_get(part, "add_prefix_space"), JSON_FALSE) && *scheme != 2)) {
-        return load_fail(l, where,
-                         "'prepend_scheme' is unknown or does not fit 'add_prefix_space'");
+    if (scheme == 3 || (json_is(json_get(part, "add_prefix_space"), JSON_FALSE) && scheme != 2)) {
+        load_fail(t, where, "'prepend_scheme' is unknown or does not fit 'add_prefix_space'");
     }
-    return STATUS_OK;
+    return scheme;
 }
 
-static Status load_metaspace(const Loader *l, const Json *part, Steps *steps) {
+static void load_metaspace(Tokenizer *t, const Json *part, Steps *steps) {
     const char *where = "pre_tokenizer Metaspace";
-    String mark;
-    int scheme;
-    bool split = true;
-    TRY(get_character(l, part, where, "replacement", &mark));
-    TRY(get_scheme(l, part, where, &scheme));
-    TRY(get_bool(l, part, where, "split", 1, &split));
-    TRY(add_step(l, steps, (Step){.kind = STEP_REPLACE, .pattern = {" ", 1}, .content = mark}));
+    String mark = get_character(t, part, where, "replacement");
+    int scheme = get_scheme(t, part, where);
+    bool split = get_bool(t, part, where, "split", 1);
+    add_step(t, steps, (Step){.kind = STEP_REPLACE, .pattern = {" ", 1}, .content = mark});
     if (scheme != 2) {
-        TRY(add_step(l, steps,
-                     (Step){.kind = STEP_PREPEND,
-                            .content = mark,
-                            .prepend = scheme == 0 ? PREPEND_MISSING : PREPEND_MISSING_FIRST}));
+        add_step(t, steps,
+                 (Step){.kind = STEP_PREPEND,
+                        .content = mark,
+                        .prepend = scheme == 0 ? PREPEND_MISSING : PREPEND_MISSING_FIRST});
     }
-    return split
-               ? add_step(l, steps,
-                          (Step){.kind = STEP_SPLIT, .pattern = mark, .behaviour = SPLIT_WITH_NEXT})
-               : STATUS_OK;
+    if (split) {
+        add_step(t, steps,
+                 (Step){.kind = STEP_SPLIT, .pattern = mark, .behaviour = SPLIT_WITH_NEXT});
+    }
 }
 
-static Status load_pre_tokenizer(const Loader *l, const Json *part, const char *type,
-                                 Steps *steps) {
+static void load_pre_tokenizer(Tokenizer *t, const Json *part, const char *type, Steps *steps) {
     if (is(type, "ByteLevel")) {
-        bool prefix = false, regex = true;
-        TRY(get_bool(l, part, "pre_tokenizer ByteLevel", "add_prefix_space", -1, &prefix));
-        TRY(get_bool(l, part, "pre_tokenizer ByteLevel", "use_regex", 1, &regex));
+        bool prefix = get_bool(t, part, "pre_tokenizer ByteLevel", "add_prefix_space", -1);
+        bool regex = get_bool(t, part, "pre_tokenizer ByteLevel", "use_regex", 1);
         if (prefix) {
-            TRY(add_step(
-                l, steps,
-                (Step){.kind = STEP_PREPEND, .content = {" ", 1}, .prepend = PREPEND_MISSING}));
+            add_step(t, steps,
+                     (Step){.kind = STEP_PREPEND, .content = {" ", 1}, .prepend = PREPEND_MISSING});
         }
         if (regex) {
-            TRY(add_step(l, steps, (Step){.kind = STEP_GPT2_SPLIT}));
+            add_step(t, steps, (Step){.kind = STEP_GPT2_SPLIT});
         }
-        return add_step(l, steps, (Step){.kind = STEP_BYTE_LEVEL});
+        add_step(t, steps, (Step){.kind = STEP_BYTE_LEVEL});
+    } else if (is(type, "Split")) {
+        load_split(t, part, steps);
+    } else if (is(type, "Metaspace")) {
+        load_metaspace(t, part, steps);
+    } else {
+        unsupported(t, "pre_tokenizer", type);
     }
-    return is(type, "Split")       ? load_split(l, part, steps)
-           : is(type, "Metaspace") ? load_metaspace(l, part, steps)
-                                   : unsupported(l, "pre_tokenizer", type);
 }
 
-static Status load_decoder(const Loader *l, const Json *part, const char *type, Steps *steps) {
+static void load_decoder(Tokenizer *t, const Json *part, const char *type, Steps *steps) {
     if (is(type, "Replace")) {
-        return load_replace(l, part, "decoder Replace", steps);
-    }
-    if (is(type, "Strip")) {
+        load_replace(t, part, "decoder Replace", steps);
+    } else if (is(type, "Strip")) {
         Step step = {.kind = STEP_STRIP};
-        TRY(get_character(l, part, "decoder Strip", "content", &step.pattern));
-        TRY(get_size(l, part, "decoder Strip", "start", &step.start));
-        TRY(get_size(l, part, "decoder Strip", "stop", &step.stop));
-        return add_step(l, steps, step);
-    }
-    if (is(type, "Metaspace")) {
+        step.pattern = get_character(t, part, "decoder Strip", "content");
+        step.start = get_size(t, part, "decoder Strip", "start");
+        step.stop = get_size(t, part, "decoder Strip", "stop");
+        add_step(t, steps, step);
+    } else if (is(type, "Metaspace")) {
         Step step = {.kind = STEP_METASPACE};
-        int scheme;
-        TRY(get_character(l, part, "decoder Metaspace", "replacement", &step.pattern));
-        TRY(get_scheme(l, part, "decoder Metaspace", &scheme));
-        step.first = scheme != 2;
-        return add_step(l, steps, step);
+        step.pattern = get_character(t, part, "decoder Metaspace", "replacement");
+        step.first = get_scheme(t, part, "decoder Metaspace") != 2;
+        add_step(t, steps, step);
+    } else if (is(type, "ByteLevel")) {
+        add_step(t, steps, (Step){.kind = STEP_BYTE_LEVEL});
+    } else if (is(type, "ByteFallback")) {
+        add_step(t, steps, (Step){.kind = STEP_BYTE_FALLBACK});
+    } else if (is(type, "Fuse")) {
+        add_step(t, steps, (Step){.kind = STEP_FUSE});
+    } else {
+        unsupported(t, "decoder", type);
     }
-    if (is(type, "ByteLevel")) {
-        return add_step(l, steps, (Step){.kind = STEP_BYTE_LEVEL});
-    }
-    if (is(type, "ByteFallback")) {
-        return add_step(l, steps, (Step){.kind = STEP_BYTE_FALLBACK});
-    }
-    return is(type, "Fuse") ? add_step(l, steps, (Step){.kind = STEP_FUSE})
-                            : unsupported(l, "decoder", type);
 }
 
 /* ---- post-processor, truncation, padding ---- */
 
-static Status get_id(const Loader *l, const Json *value, const char *where, uint32_t *id) {
+static uint32_t get_id(const Tokenizer *t, const Json *value, const char *where) {
     int64_t number;
     if (value == NULL || !json_int64(value, &number) || number < 0 || number >= INT32_MAX) {
-        return load_fail(l, where, "an id must be a whole number from 0 to 2147483646");
+        load_fail(t, where, "an id must be a whole number from 0 to 2147483646");
     }
-    *id = (uint32_t)number;
-    return STATUS_OK;
+    return (uint32_t)number;
 }
 
-static Status add_ids(const Loader *l, Ids *ids, const Json *first, size_t count) {
-    uint32_t *list = arena_alloc(&l->t->arena, ids->count + count, sizeof(*list));
-    if (list == NULL) {
-        return fail_memory(l->error, "a tokenizer");
-    }
+static void add_ids(const Tokenizer *t, Ids *ids, const Json *first, size_t count) {
+    uint32_t *list = arena_alloc(t->arena, ids->count + count, sizeof(*list));
     if (ids->count > 0) {
         memcpy(list, ids->list, ids->count * sizeof(*list));
     }
     ids->list = list;
     for (; count > 0; count--, first = first->next) {
-        TRY(get_id(l, first, "post_processor", &list[ids->count]));
-        ids->count++;
+        list[ids->count++] = get_id(t, first, "post_processor");
     }
-    return STATUS_OK;
 }
 
-static Status load_template(const Loader *l, const Json *part) {
+static void load_template(Tokenizer *t, const Json *part) {
     const char *where = "post_processor TemplateProcessing";
-    const Json *single, *specials, *body, *special, *id, *ids;
     size_t sequences = 0;
-    TRY(get(l, part, where, "single", JSON_ARRAY, &single));
-    TRY(get(l, part, where, "special_tokens", JSON_OBJECT, &specials));
+    const Json *single = get(t, part, where, "single", JSON_ARRAY);
+    const Json *specials = get(t, part, where, "special_tokens", JSON_OBJECT);
     for (const Json *piece = single->child; piece != NULL; piece = piece->next) {
-        if (json_is(body = json_get(piece, "Sequence"), JSON_OBJECT)) {
+        const Json *body = json_get(piece, "Sequence");
+        if (json_is(body, JSON_OBJECT)) {
             sequences++;
             if (!json_text_is(json_get(body, "id"), "A")) {
-                return load_fail(l, where, "'single' may only use the sequence A");
+                load_fail(t, where, "'single' may only use the sequence A");
             }
             continue;
         }
-        TRY(get(l, piece, where, "SpecialToken", JSON_OBJECT, &body));
-        TRY(get(l, body, where, "id", JSON_STRING, &id));
-        TRY(get(l, specials, where, id->text, JSON_OBJECT, &special));
-        TRY(get(l, special, where, "ids", JSON_ARRAY, &ids));
-        TRY(add_ids(l, sequences == 0 ? &l->t->before : &l->t->after, ids->child, ids->length));
+        body = get(t, piece, where, "SpecialToken", JSON_OBJECT);
+        const Json *id = get(t, body, where, "id", JSON_STRING);
+        const Json *special = get(t, specials, where, id->text, JSON_OBJECT);
+        const Json *ids = get(t, special, where, "ids", JSON_ARRAY);
+        add_ids(t, sequences == 0 ? &t->before : &t->after, ids->child, ids->length);
     }
-    return sequences == 1 ? STATUS_OK
-                          : load_fail(l, where, "'single' must hold the sequence A exactly once");
+    if (sequences != 1) {
+        load_fail(t, where, "'single' must hold the sequence A exactly once");
+    }
 }
 
 /* "cls": ["<s>", 0], "sep": ["</s>", 2] of RobertaProcessing and BertProcessing */
-static Status load_pair(const Loader *l, const Json *part, const char *key, Ids *ids) {
-    const Json *pair;
-    TRY(get(l, part, "post_processor", key, JSON_ARRAY, &pair));
-    return pair->length == 2 ? add_ids(l, ids, pair->child->next, 1)
-                             : load_fail(l, "post_processor", "'cls' and 'sep' are [token, id]");
+static void load_pair(const Tokenizer *t, const Json *part, const char *key, Ids *ids) {
+    const Json *pair = get(t, part, "post_processor", key, JSON_ARRAY);
+    if (pair->length != 2) {
+        load_fail(t, "post_processor", "'cls' and 'sep' are [token, id]");
+    }
+    add_ids(t, ids, pair->child->next, 1);
 }
 
-static Status load_post_processor(const Loader *l, const Json *part, const char *type,
-                                  Steps *steps) {
+static void load_post_processor(Tokenizer *t, const Json *part, const char *type, Steps *steps) {
     (void)steps;
     if (is(type, "ByteLevel")) {
-        return STATUS_OK; /* trims offsets, adds no token */
+        return; /* trims offsets, adds no token */
     }
-    if (l->t->before.count + l->t->after.count > 0) {
-        return load_fail(l, "post_processor", "a second one that adds tokens is not supported");
+    if (t->before.count + t->after.count > 0) {
+        load_fail(t, "post_processor", "a second one that adds tokens is not supported");
     }
     if (is(type, "RobertaProcessing") || is(type, "BertProcessing")) {
-        TRY(load_pair(l, part, "cls", &l->t->before));
-        return load_pair(l, part, "sep", &l->t->after);
+        load_pair(t, part, "cls", &t->before);
+        load_pair(t, part, "sep", &t->after);
+    } else if (is(type, "TemplateProcessing")) {
+        load_template(t, part);
+    } else {
+        unsupported(t, "post_processor", type);
     }
-    return is(type, "TemplateProcessing") ? load_template(l, part)
-                                          : unsupported(l, "post_processor", type);
 }
 
-/* One of two words for false and true; `otherwise` where the member is missing. */
-static Status get_choice(const Loader *l, const Json *object, const char *where, const char *key,
-                         const char *no, const char *yes, bool required, bool *out) {
+/* One of two words for false and true; false where the member is missing. */
+static bool get_choice(const Tokenizer *t, const Json *object, const char *where, const char *key,
+                       const char *no, const char *yes, bool required) {
     const Json *value = json_get(object, key);
-    *out = json_text_is(value, yes);
-    if (*out || json_text_is(value, no) || (value == NULL && !required)) {
-        return STATUS_OK;
+    bool chosen = json_text_is(value, yes);
+    if (!chosen && !json_text_is(value, no) && (value != NULL || required)) {
+        fail(STATUS_INPUT, "%s: %s: '%s' must be %s or %s", t->path, where, key, no, yes);
     }
-    return fail(l->error, STATUS_INPUT, "%s: %s: '%s' must be %s or %s", l->t->path, where, key, no,
-                yes);
+    return chosen;
 }
 
-static Status load_truncation(const Loader *l, const Json *part) {
-    Tokenizer *t = l->t;
+static void load_truncation(Tokenizer *t, const Json *part) {
     const char *where = "truncation";
     if (absent(part)) {
-        return STATUS_OK;
+        return;
     }
-    const Json *strategy;
     t->truncate = true;
-    TRY(get_size(l, part, where, "max_length", &t->truncate_length));
-    TRY(get_size(l, part, where, "stride", &t->truncate_stride));
-    TRY(get_choice(l, part, where, "direction", "Right", "Left", false, &t->truncate_left));
-    TRY(get(l, part, where, "strategy", JSON_STRING, &strategy));
-    t->truncate_second = is(strategy->text, "OnlySecond");
-    return t->truncate_second || is(strategy->text, "OnlyFirst") ||
-                   is(strategy->text, "LongestFirst")
-               ? STATUS_OK
-               : unsupported(l, "truncation strategy", strategy->text);
+    t->truncate_length = get_size(t, part, where, "max_length");
+    t->truncate_stride = get_size(t, part, where, "stride");
+    t->truncate_left = get_choice(t, part, where, "direction", "Right", "Left", false);
+    const char *strategy = get(t, part, where, "strategy", JSON_STRING)->text;
+    t->truncate_second = is(strategy, "OnlySecond");
+    if (!t->truncate_second && !is(strategy, "OnlyFirst") && !is(strategy, "LongestFirst")) {
+        unsupported(t, "truncation strategy", strategy);
+    }
 }
 
-static Status load_padding(const Loader *l, const Json *part) {
-    Tokenizer *t = l->t;
+static void load_padding(Tokenizer *t, const Json *part) {
     const char *where = "padding";
     if (absent(part)) {
-        return STATUS_OK;
+        return;
     }
     t->pad = true;
     const Json *strategy = json_get(part, "strategy");
     if (json_is(strategy, JSON_OBJECT)) {
         t->pad_fixed = true;
-        TRY(get_size(l, strategy, where, "Fixed", &t->pad_length));
+        t->pad_length = get_size(t, strategy, where, "Fixed");
     } else if (!json_text_is(strategy, "BatchLongest")) {
-        return load_fail(l, where, "'strategy' must be BatchLongest or Fixed");
+        load_fail(t, where, "'strategy' must be BatchLongest or Fixed");
     }
-    TRY(get_choice(l, part, where, "direction", "Right", "Left", true, &t->pad_left));
+    t->pad_left = get_choice(t, part, where, "direction", "Right", "Left", true);
     if (!absent(json_get(part, "pad_to_multiple_of"))) {
-        TRY(get_size(l, part, where, "pad_to_multiple_of", &t->pad_multiple));
+        t->pad_multiple = get_size(t, part, where, "pad_to_multiple_of");
     }
     if (t->pad_length > PAD_MOST || t->pad_multiple > PAD_MOST) {
-        return load_fail(l, where, "more than 16777216 tokens are not supported");
+        load_fail(t, where, "more than 16777216 tokens are not supported");
     }
-    return get_id(l, json_get(part, "pad_id"), where, &t->pad_id);
+    t->pad_id = get_id(t, json_get(part, "pad_id"), where);
 }
 
 /* ---- model ---- */
@@ -550,25 +492,20 @@ static int compare_ids(const void *a, const void *b) {
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-static Status load_vocabulary(const Loader *l, const Json *vocabulary) {
-    Tokenizer *t = l->t;
+static void load_vocabulary(Tokenizer *t, const Json *vocabulary) {
     size_t bytes = 0;
     for (const Json *v = vocabulary->child; v != NULL; v = v->next) {
         bytes += (size_t)v->key_length + 1;
     }
-    char *text = arena_alloc(&t->arena, bytes + 1, 1);
-    if (text == NULL) {
-        return fail_memory(l->error, "a vocabulary");
-    }
+    char *text = arena_alloc(t->arena, bytes + 1, 1);
     Names *names = &t->vocabulary;
-    TRY(names_init(names, &t->arena, vocabulary->length, l->error));
+    names_init(names, t->arena, vocabulary->length);
     for (const Json *v = vocabulary->child; v != NULL; v = v->next) {
         int64_t id;
         if (!json_int64(v, &id) || id < 0 || id >= INT32_MAX) {
-            return fail(
-                l->error, STATUS_INPUT,
-                "%s: vocabulary: the id of '%s' must be a whole number from 0 to 2147483646",
-                t->path, v->key);
+            fail(STATUS_INPUT,
+                 "%s: vocabulary: the id of '%s' must be a whole number from 0 to 2147483646",
+                 t->path, v->key);
         }
         memcpy(text, v->key, v->key_length);
         names_add(names, text, v->key_length, (uint32_t)id);
@@ -589,22 +526,15 @@ static Status load_vocabulary(const Loader *l, const Json *vocabulary) {
     }
     for (size_t i = 1; i < names->count; i++) {
         if (names->list[i - 1].id == names->list[i].id) {
-            return fail(l->error, STATUS_INPUT,
-                        "%s: vocabulary: '%s' and '%s' have the same id %lu", t->path,
-                        names->list[i - 1].text, names->list[i].text,
-                        (unsigned long)names->list[i].id);
+            fail(STATUS_INPUT, "%s: vocabulary: '%s' and '%s' have the same id %lu", t->path,
+                 names->list[i - 1].text, names->list[i].text, (unsigned long)names->list[i].id);
         }
     }
-    return STATUS_OK;
 }
 
 /* Ids of single characters and of byte tokens. */
-static Status index_characters(const Loader *l) {
-    Tokenizer *t = l->t;
-    t->direct = arena_alloc(&t->arena, DIRECT_CODES, sizeof(*t->direct));
-    if (t->direct == NULL) {
-        return fail_memory(l->error, "a vocabulary");
-    }
+static void index_characters(Tokenizer *t) {
+    t->direct = arena_alloc(t->arena, DIRECT_CODES, sizeof(*t->direct));
     memset(t->direct, 0xFF, DIRECT_CODES * sizeof(*t->direct));
     for (size_t i = 0; i < t->vocabulary.count; i++) {
         Name name = t->vocabulary.list[i];
@@ -619,17 +549,16 @@ static Status index_characters(const Loader *l) {
         snprintf(token, sizeof(token), "<0x%02X>", i);
         t->byte_ids[i] = names_id(&t->vocabulary, token, 6);
     }
-    return STATUS_OK;
 }
 
 /* The two sides of a merge, ["a", "b"] or "a b". */
-static Status merge_sides(const Loader *l, const Json *merge, bool pairs, size_t rank, String *a,
-                          String *b) {
+static void merge_sides(const Tokenizer *t, const Json *merge, bool pairs, size_t rank, String *a,
+                        String *b) {
     if (pairs && json_is(merge, JSON_ARRAY) && merge->length == 2 &&
         json_is(merge->child, JSON_STRING) && json_is(merge->child->next, JSON_STRING)) {
         *a = (String){merge->child->text, merge->child->length};
         *b = (String){merge->child->next->text, merge->child->next->length};
-        return STATUS_OK;
+        return;
     }
     if (!pairs && json_is(merge, JSON_STRING)) {
         const char *space = memchr(merge->text, ' ', merge->length);
@@ -637,18 +566,17 @@ static Status merge_sides(const Loader *l, const Json *merge, bool pairs, size_t
         if (space != NULL && memchr(space + 1, ' ', merge->length - left - 1) == NULL) {
             *a = (String){merge->text, left};
             *b = (String){space + 1, merge->length - left - 1};
-            return STATUS_OK;
+            return;
         }
     }
-    return fail(l->error, STATUS_INPUT, "%s: merge %zu is not %s", l->t->path, rank,
-                pairs ? "a pair of strings like those before it"
-                      : "a string of two tokens with one space between");
+    fail(STATUS_INPUT, "%s: merge %zu is not %s", t->path, rank,
+         pairs ? "a pair of strings like those before it"
+               : "a string of two tokens with one space between");
 }
 
-static Status unknown_in_merge(const Loader *l, size_t rank, String token) {
-    return fail(l->error, STATUS_INPUT,
-                "%s: merge %zu names '%.*s', which is not in the vocabulary", l->t->path, rank,
-                token.length < 200 ? (int)token.length : 200, token.text);
+REFSAE_NORETURN static void unknown_in_merge(const Tokenizer *t, size_t rank, String token) {
+    fail(STATUS_INPUT, "%s: merge %zu names '%.*s', which is not in the vocabulary", t->path, rank,
+         token.length < 200 ? (int)token.length : 200, token.text);
 }
 
 /* Notes which characters the merge of `a` and `b` can bring together. */
@@ -676,8 +604,7 @@ static void add_merge(Tokenizer *t, Merge merge) {
     t->merges[i] = merge; /* the last of equal ones counts, with its rank */
 }
 
-static Status load_merges(const Loader *l, const Json *merges, char **joined, size_t *capacity) {
-    Tokenizer *t = l->t;
+static void load_merges(Tokenizer *t, const Json *merges) {
     unsigned bits = 4, join_bits = 10;
     while (((size_t)1 << bits) / 4 * 3 < merges->length + 1) {
         bits++;
@@ -688,13 +615,13 @@ static Status load_merges(const Loader *l, const Json *merges, char **joined, si
     t->merge_shift = 64 - bits;
     t->merge_mask = ((size_t)1 << bits) - 1;
     t->joins_shift = 64 - join_bits;
-    t->merges = arena_alloc(&t->arena, t->merge_mask + 1, sizeof(*t->merges));
-    t->joins = arena_alloc(&t->arena, (size_t)1 << (join_bits - 6), sizeof(*t->joins));
-    if (t->merges == NULL || t->joins == NULL) {
-        return fail_memory(l->error, "merges");
-    }
+    t->merges = arena_alloc(t->arena, t->merge_mask + 1, sizeof(*t->merges));
+    t->joins = arena_alloc(t->arena, (size_t)1 << (join_bits - 6), sizeof(*t->joins));
     memset(t->merges, 0xFF, (t->merge_mask + 1) * sizeof(*t->merges));
     t->cuttable = true;
+    Arena *scratch = arena_new();
+    char *joined = NULL;
+    size_t capacity = 0;
     bool is_byte_token = false;
     bool pairs = !json_is(merges->child, JSON_STRING);
     size_t rank = 0;
@@ -703,27 +630,19 @@ static Status load_merges(const Loader *l, const Json *merges, char **joined, si
         if (!pairs && json_is(m, JSON_STRING) && strncmp(m->text, "#version", 8) == 0) {
             continue;
         }
-        TRY(merge_sides(l, m, pairs, rank, &a, &b));
+        merge_sides(t, m, pairs, rank, &a, &b);
         uint32_t left = names_id(&t->vocabulary, a.text, a.length);
         uint32_t right = names_id(&t->vocabulary, b.text, b.length);
         if (left == NONE || right == NONE) {
-            return unknown_in_merge(l, rank, left == NONE ? a : b);
+            unknown_in_merge(t, rank, left == NONE ? a : b);
         }
         size_t length = a.length + b.length;
-        if (length + 1 > *capacity) {
-            char *larger = realloc(*joined, 2 * length + 64);
-            if (larger == NULL) {
-                return fail_memory(l->error, "merges");
-            }
-            *joined = larger;
-            *capacity = 2 * length + 64;
-        }
-        memcpy(*joined, a.text, a.length);
-        memcpy(*joined + a.length, b.text, b.length);
-        (*joined)[length] = 0;
-        uint32_t id = names_id(&t->vocabulary, *joined, length);
+        joined = arena_grow(scratch, joined, &capacity, length + 1, 1);
+        memcpy(joined, a.text, a.length);
+        memcpy(joined + a.length, b.text, b.length);
+        uint32_t id = names_id(&t->vocabulary, joined, length);
         if (id == NONE) {
-            return unknown_in_merge(l, rank, (String){*joined, length});
+            unknown_in_merge(t, rank, (String){joined, length});
         }
         is_byte_token = is_byte_token || (a.length == 6 && memcmp(a.text, "<0x", 3) == 0) ||
                         (b.length == 6 && memcmp(b.text, "<0x", 3) == 0);
@@ -731,60 +650,57 @@ static Status load_merges(const Loader *l, const Json *merges, char **joined, si
         add_merge(t, (Merge){left, right, (uint32_t)rank++, id});
     }
     t->cuttable = t->cuttable && !(t->byte_fallback && is_byte_token);
-    return STATUS_OK;
+    arena_free(scratch);
 }
 
-static Status load_model(const Loader *l, const Json *model) {
-    Tokenizer *t = l->t;
+static void load_model(Tokenizer *t, const Json *model) {
     const char *where = "model";
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     const Json *type = json_get(model, "type"), *unk = json_get(model, "unk_token");
-    const Json *vocabulary, *merges, *dropout = json_get(model, "dropout");
+    const Json *dropout = json_get(model, "dropout");
     if (type != NULL && !json_text_is(type, "BPE")) {
-        return unsupported(l, where, json_is(type, JSON_STRING) ? type->text : "type");
+        unsupported(t, where, json_is(type, JSON_STRING) ? type->text : "type");
     }
     for (size_t i = 0; i < 2; i++) {
         const Json *affix = json_get(model, affixes[i]);
         if (!absent(affix) && !(json_is(affix, JSON_STRING) && affix->length == 0)) {
-            return unsupported(l, where, affixes[i]);
+            unsupported(t, where, affixes[i]);
         }
     }
     if (!absent(dropout) && !(json_is(dropout, JSON_NUMBER) && json_double(dropout) == 0.0)) {
-        return unsupported(l, where, "dropout");
+        unsupported(t, where, "dropout");
     }
-    TRY(get_bool(l, model, where, "fuse_unk", 0, &t->fuse_unk));
-    TRY(get_bool(l, model, where, "byte_fallback", 0, &t->byte_fallback));
-    TRY(get_bool(l, model, where, "ignore_merges", 0, &t->ignore_merges));
-    TRY(get(l, model, where, "vocab", JSON_OBJECT, &vocabulary));
-    TRY(get(l, model, where, "merges", JSON_ARRAY, &merges));
-    TRY(load_vocabulary(l, vocabulary));
-    TRY(index_characters(l));
+    t->fuse_unk = get_bool(t, model, where, "fuse_unk", 0);
+    t->byte_fallback = get_bool(t, model, where, "byte_fallback", 0);
+    t->ignore_merges = get_bool(t, model, where, "ignore_merges", 0);
+    const Json *vocabulary = get(t, model, where, "vocab", JSON_OBJECT);
+    const Json *merges = get(t, model, where, "merges", JSON_ARRAY);
+    load_vocabulary(t, vocabulary);
+    index_characters(t);
     if (!absent(unk)) {
-        TRY(get_string(l, model, where, "unk_token", &t->unk));
+        t->unk = get_string(t, model, where, "unk_token");
         t->has_unk = true;
         t->unk_id = names_id(&t->vocabulary, t->unk.text, t->unk.length);
     }
-    char *joined = NULL;
-    size_t capacity = 0;
-    Status status = load_merges(l, merges, &joined, &capacity);
-    free(joined);
-    return status;
+    load_merges(t, merges);
 }
 
 /* ---- added tokens ---- */
 
-static Status read_added(const Loader *l, const Json *object, AddedToken *token) {
+static AddedToken read_added(const Tokenizer *t, const Json *object) {
     const char *where = "added_tokens";
+    AddedToken token = {0};
     if (!json_is(object, JSON_OBJECT)) {
-        return load_fail(l, where, "each must be an object");
+        load_fail(t, where, "each must be an object");
     }
-    TRY(get_string(l, object, where, "content", &token->content));
-    TRY(get_id(l, json_get(object, "id"), where, &token->id));
-    TRY(get_bool(l, object, where, "single_word", -1, &token->single_word));
-    TRY(get_bool(l, object, where, "lstrip", -1, &token->lstrip));
-    TRY(get_bool(l, object, where, "rstrip", -1, &token->rstrip));
-    TRY(get_bool(l, object, where, "normalized", -1, &token->normalized));
-    return get_bool(l, object, where, "special", -1, &token->special);
+    token.content = get_string(t, object, where, "content");
+    token.id = get_id(t, json_get(object, "id"), where);
+    token.single_word = get_bool(t, object, where, "single_word", -1);
+    token.lstrip = get_bool(t, object, where, "lstrip", -1);
+    token.rstrip = get_bool(t, object, where, "rstrip", -1);
+    token.normalized = get_bool(t, object, where, "normalized", -1);
+    token.special = get_bool(t, object, where, "special", -1);
+    return token;
 }
 
 static bool same_string(String a, String b) {
@@ -831,29 +747,23 @@ static void finish_set(AddedSet *set) {
 }
 
 /* AddedVocabulary::add_tokens and refresh_added_tokens. holders: the latest token of each id. */
-static Status load_added(const Loader *l, const Json *list) {
-    Tokenizer *t = l->t;
+static void load_added(Tokenizer *t, const Json *list) {
     Names holders = {0}, specials = {0};
     size_t most = absent(list) ? 0 : list->length, count = 0;
     if (!absent(list) && !json_is(list, JSON_ARRAY)) {
-        return load_fail(l, "added_tokens", "must be an array");
+        load_fail(t, "added_tokens", "must be an array");
     }
-    TRY(names_init(&t->added_names, &t->arena, most, l->error));
-    TRY(names_init(&holders, &t->arena, most, l->error));
-    TRY(names_init(&specials, &t->arena, most, l->error));
-    t->added = arena_alloc(&t->arena, most + 1, sizeof(*t->added));
-    t->by_id = arena_alloc(&t->arena, most + 1, sizeof(*t->by_id));
-    t->plain.list = arena_alloc(&t->arena, most + 1, sizeof(*t->plain.list));
-    t->normalized.list = arena_alloc(&t->arena, most + 1, sizeof(*t->normalized.list));
-    if (t->added == NULL || t->by_id == NULL || t->plain.list == NULL ||
-        t->normalized.list == NULL) {
-        return fail_memory(l->error, "added tokens");
-    }
+    names_init(&t->added_names, t->arena, most);
+    names_init(&holders, t->arena, most);
+    names_init(&specials, t->arena, most);
+    t->added = arena_alloc(t->arena, most + 1, sizeof(*t->added));
+    t->by_id = arena_alloc(t->arena, most + 1, sizeof(*t->by_id));
+    t->plain.list = arena_alloc(t->arena, most + 1, sizeof(*t->plain.list));
+    t->normalized.list = arena_alloc(t->arena, most + 1, sizeof(*t->normalized.list));
     uint32_t next_id = (uint32_t)t->vocabulary.count;
     for (const Json *json = most > 0 ? list->child : NULL; json != NULL; json = json->next) {
         AddedToken *token = &t->added[count];
-        *token = (AddedToken){0};
-        TRY(read_added(l, json, token));
+        *token = read_added(t, json);
         String content = token->content;
         if (content.length == 0) {
             continue;
@@ -870,12 +780,10 @@ static Status load_added(const Loader *l, const Json *list) {
             token->normal = t->added[holder].normal;
         }
         if (token->normalized && t->normalizer.count > 0) {
-            String normal;
-            TRY(normalize_string(&t->normalizer, content, &t->arena, &normal, l->error));
+            String normal = normalize_string(&t->normalizer, content, t->arena);
             token->normal = same_string(normal, content) ? token->normal : normal;
             if (normal.length == 0) {
-                return unsupported(l, "an added token that is empty once normalized,",
-                                   content.text);
+                unsupported(t, "an added token that is empty once normalized,", content.text);
             }
         }
         token->decoded = token->normal.text != NULL ? token->normal : content;
@@ -899,67 +807,44 @@ static Status load_added(const Loader *l, const Json *list) {
     }
     finish_set(&t->plain);
     finish_set(&t->normalized);
-    return STATUS_OK;
 }
 
 /* ---- the whole ---- */
 
-static Status load(const Loader *l, const Json *root) {
-    Tokenizer *t = l->t;
-    const Json *version = json_get(root, "version"), *model;
+static void load(Tokenizer *t, const Json *root) {
+    const Json *version = json_get(root, "version");
     Steps none = {0};
     if (!json_is(root, JSON_OBJECT)) {
-        return load_fail(l, "the file", "must be a JSON object");
+        load_fail(t, "the file", "must be a JSON object");
     }
     if (version != NULL && !json_text_is(version, "1.0")) {
-        return load_fail(l, "version", "only 1.0 is supported");
+        load_fail(t, "version", "only 1.0 is supported");
     }
-    TRY(get(l, root, "the file", "model", JSON_OBJECT, &model));
-    TRY(load_parts(l, json_get(root, "normalizer"), "normalizer", "normalizers", load_normalizer,
-                   &t->normalizer));
-    TRY(load_parts(l, json_get(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers",
-                   load_pre_tokenizer, &t->pre_tokenizer));
-    TRY(load_parts(l, json_get(root, "decoder"), "decoder", "decoders", load_decoder, &t->decoder));
+    const Json *model = get(t, root, "the file", "model", JSON_OBJECT);
+    load_parts(t, json_get(root, "normalizer"), "normalizer", "normalizers", load_normalizer,
+               &t->normalizer);
+    load_parts(t, json_get(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers",
+               load_pre_tokenizer, &t->pre_tokenizer);
+    load_parts(t, json_get(root, "decoder"), "decoder", "decoders", load_decoder, &t->decoder);
     t->has_decoder = !absent(json_get(root, "decoder"));
-    TRY(load_parts(l, json_get(root, "post_processor"), "post_processor", "processors",
-                   load_post_processor, &none));
-    TRY(load_truncation(l, json_get(root, "truncation")));
-    TRY(load_padding(l, json_get(root, "padding")));
-    TRY(load_model(l, model));
-    return load_added(l, json_get(root, "added_tokens"));
+    load_parts(t, json_get(root, "post_processor"), "post_processor", "processors",
+               load_post_processor, &none);
+    load_truncation(t, json_get(root, "truncation"));
+    load_padding(t, json_get(root, "padding"));
+    load_model(t, model);
+    load_added(t, json_get(root, "added_tokens"));
 }
 
-Status tokenizer_open(Tokenizer **tokenizer, const char *path, Error *error) {
-    Tokenizer *t = calloc(1, sizeof(*t));
-    *tokenizer = t;
-    if (t == NULL) {
-        return fail_memory(error, "a tokenizer");
-    }
-    Arena json;
-    const Json *root;
-    arena_init_growing(&t->arena);
-    arena_init_growing(&json);
+Tokenizer *tokenizer_open(Arena *arena, const char *path) {
+    Tokenizer *t = arena_alloc(arena, 1, sizeof(*t));
+    Arena *scratch = arena_new();
+    t->arena = arena;
     t->unk_id = NONE;
-    t->path = path_is_directory(path) ? path_join(&t->arena, path, "tokenizer.json")
-                                      : arena_copy(&t->arena, path, strlen(path));
-    Status status = t->path == NULL ? fail_memory(error, "a tokenizer")
-                                    : json_read_file(&json, t->path, &root, error);
-    if (status == STATUS_OK) {
-        status = load(&(Loader){t, error}, root);
-    }
-    arena_free(&json);
-    if (status != STATUS_OK) {
-        tokenizer_close(t);
-        *tokenizer = NULL;
-    }
-    return status;
-}
-
-void tokenizer_close(Tokenizer *t) {
-    if (t != NULL) {
-        arena_free(&t->arena);
-        free(t);
-    }
+    t->path = path_is_directory(path) ? path_join(arena, path, "tokenizer.json")
+                                      : arena_copy(arena, path, strlen(path));
+    load(t, json_read_file(scratch, t->path));
+    arena_free(scratch);
+    return t;
 }
 
 int32_t tokenizer_id(const Tokenizer *t, const char *token) {

@@ -7,7 +7,7 @@
 
 enum {
     DIRECT_CODES = 0x10000
-};                       /* characters whose id is looked up in an array */
+}; /* characters whose id is looked up in an array */
 #define NONE 0xFFFFFFFFu /* no id, no position */
 
 typedef struct String {
@@ -96,7 +96,7 @@ typedef struct Ids {
 } Ids;
 
 struct Tokenizer {
-    Arena arena;
+    Arena *arena;
     const char *path;
     Names vocabulary;  /* the model's, by id */
     Names added_names; /* id: index in `added` of the latest of that content */
@@ -142,6 +142,6 @@ static inline size_t join_bit(const Tokenizer *t, uint32_t last, uint32_t first)
 }
 
 /* What the normalizer makes of `from`, in the arena. */
-Status normalize_string(const Steps *steps, String from, Arena *arena, String *to, Error *error);
+String normalize_string(const Steps *steps, String from, Arena *arena);
 
 #endif

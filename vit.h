@@ -18,19 +18,18 @@ typedef struct Vit {
     struct VitLayer *layers;
     Weight class_embed, patch, pos_embed, pre_w, pre_b;
     TensorStore store;
-    Arena arena;
+    Arena *arena;
     const char *path;
 } Vit;
 
 /* model_type clip_vision_model, or clip (its vision_config; the text tower's tensors are ignored). */
-Status vit_open(Vit *vit, const char *directory, Error *error);
-void vit_close(Vit *vit);
+void vit_open(Vit *vit, Arena *arena, const char *directory);
 
 typedef struct VitRun VitRun;
 VitRun *vit_run_layout(const Vit *vit, const Compute *compute, Arena *arena); /* NULL while measuring */
 
 /* pixel_values [3, image_size, image_size] -> features [n_patches, d_model]: the last encoder layer's
  * output before post_layernorm, class token dropped (what the adapter reads). features may be NULL. */
-Status vit_forward(VitRun *run, const float *pixel_values, float *features, const Hooks *hooks, Error *error);
+void vit_forward(VitRun *run, const float *pixel_values, float *features, const Hooks *hooks);
 
 #endif

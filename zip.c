@@ -25,8 +25,7 @@ typedef struct Directory {
 } Directory;
 
 /* Finds the end record (and its zip64 form) and from it the central directory. */
-static Status zip_directory(const FileMap *map, const char *path, Directory *directory,
-                            Error *error) {
+static Directory zip_directory(const FileMap *map, const char *path) {
     const unsigned char *data = map->data;
     size_t lowest = map->size > 65557 ? map->size - 65557 : 0, at = map->size;
     bool found = false;
@@ -36,25 +35,25 @@ static Status zip_directory(const FileMap *map, const char *path, Directory *dir
                 read_u16(data + at + 20) <= map->size - at - 22;
     }
     if (!found) {
-        return fail(error, STATUS_INPUT, "%s: a zip whose end is missing", path);
+        fail(STATUS_INPUT, "%s: a zip whose end is missing", path);
     }
-    directory->count = read_u16(data + at + 10);
-    directory->size = read_u32(data + at + 12);
-    directory->start = read_u32(data + at + 16);
+    Directory directory = {.count = read_u16(data + at + 10),
+                           .size = read_u32(data + at + 12),
+                           .start = read_u32(data + at + 16)};
     if (at >= 20 && read_u32(data + at - 20) == 0x07064B50) {
         uint64_t end64 = read_u64(data + at - 12);
         if (end64 > map->size || map->size - end64 < 56 || read_u32(data + end64) != 0x06064B50) {
-            return fail(error, STATUS_INPUT, "%s: a zip whose zip64 end is broken", path);
+            fail(STATUS_INPUT, "%s: a zip whose zip64 end is broken", path);
         }
-        directory->count = read_u64(data + end64 + 32);
-        directory->size = read_u64(data + end64 + 40);
-        directory->start = read_u64(data + end64 + 48);
+        directory = (Directory){.count = read_u64(data + end64 + 32),
+                                .size = read_u64(data + end64 + 40),
+                                .start = read_u64(data + end64 + 48)};
     }
-    if (directory->start > map->size || directory->size > map->size - directory->start ||
-        directory->count > directory->size / 46) {
-        return fail(error, STATUS_INPUT, "%s: a zip whose directory is not in the file", path);
+    if (directory.start > map->size || directory.size > map->size - directory.start ||
+        directory.count > directory.size / 46) {
+        fail(STATUS_INPUT, "%s: a zip whose directory is not in the file", path);
     }
-    return STATUS_OK;
+    return directory;
 }
 
 /* The zip64 extra field holds, in this order, those of the three values that are all ones. */
@@ -87,17 +86,17 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
     return !needed;
 }
 
-/* Reads the directory entry at `entry` (`left` bytes remain) and finds the member's data. */
-static Status zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
-                         const char *path, Arena *arena, ZipMember *member, size_t *entry_size,
-                         Error *error) {
+/* Reads the directory entry at `entry` (`left` bytes remain) and finds the member's data. Returns
+ * the size of the entry. */
+static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
+                         const char *path, Arena *arena, ZipMember *member) {
     if (left < 46 || read_u32(entry) != 0x02014B50) {
-        return fail(error, STATUS_INPUT, "%s: a zip whose directory is broken", path);
+        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
     }
     size_t name = read_u16(entry + 28), extra = read_u16(entry + 30);
-    *entry_size = 46 + name + extra + read_u16(entry + 32);
-    if (*entry_size > left) {
-        return fail(error, STATUS_INPUT, "%s: a zip whose directory is broken", path);
+    size_t entry_size = 46 + name + extra + read_u16(entry + 32);
+    if (entry_size > left) {
+        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
     }
     uint64_t at = read_u32(entry + 42);
     *member = (ZipMember){.method = read_u16(entry + 10),
@@ -106,40 +105,33 @@ static Status zip_member(const FileMap *map, const unsigned char *entry, uint64_
                           .size = read_u32(entry + 24)};
     uint64_t *wide[3] = {&member->size, &member->packed, &at};
     if (!zip64_values(entry + 46 + name, extra, wide)) {
-        return fail(error, STATUS_INPUT, "%s: a zip whose zip64 sizes are broken", path);
+        fail(STATUS_INPUT, "%s: a zip whose zip64 sizes are broken", path);
     }
     member->name = arena_copy(arena, (const char *)entry + 46, name);
-    if (member->name == NULL) {
-        return fail_memory(error, path);
-    }
     if (strlen(member->name) != name) {
-        return fail(error, STATUS_INPUT, "%s: a zip member '%s' with a 0 in its name", path,
-                    member->name);
+        fail(STATUS_INPUT, "%s: a zip member '%s' with a 0 in its name", path, member->name);
     }
     if ((read_u16(entry + 8) & 1) != 0 || (member->method != 0 && member->method != 8)) {
-        return fail(error, STATUS_INPUT,
-                    "%s: a zip member that is encrypted or packed by method %u", path,
-                    (unsigned)member->method);
+        fail(STATUS_INPUT, "%s: a zip member that is encrypted or packed by method %u", path,
+             (unsigned)member->method);
     }
     if (at > map->size || map->size - at < 30 || read_u32(map->data + at) != 0x04034B50) {
-        return fail(error, STATUS_INPUT, "%s: a zip member that is not where the directory says",
-                    path);
+        fail(STATUS_INPUT, "%s: a zip member that is not where the directory says", path);
     }
     member->begin = at;
     at += 30 + (uint64_t)read_u16(map->data + at + 26) + read_u16(map->data + at + 28);
     if (at > map->size || member->packed > map->size - at ||
         (member->method == 0 && member->packed != member->size)) {
-        return fail(error, STATUS_INPUT, "%s: a zip member of %llu bytes that ends after the file",
-                    path, (unsigned long long)member->packed);
+        fail(STATUS_INPUT, "%s: a zip member of %llu bytes that ends after the file", path,
+             (unsigned long long)member->packed);
     }
     if (member->size > SIZE_MAX || member->size / DEFLATE_MOST > member->packed + 64) {
-        return fail(error, STATUS_INPUT, "%s: zip member '%s': %llu bytes cannot unpack to %llu",
-                    path, member->name, (unsigned long long)member->packed,
-                    (unsigned long long)member->size);
+        fail(STATUS_INPUT, "%s: zip member '%s': %llu bytes cannot unpack to %llu", path,
+             member->name, (unsigned long long)member->packed, (unsigned long long)member->size);
     }
     member->data = map->data + at;
     member->end = at + member->packed;
-    return STATUS_OK;
+    return entry_size;
 }
 
 static int compare_places(const void *a, const void *b) {
@@ -154,26 +146,24 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(((const ZipMember *)a)->name, ((const ZipMember *)b)->name);
 }
 
-Status zip_open(Zip *zip, const FileMap *map, const char *path, Arena *arena, Error *error) {
-    Directory directory = {0, 0, 0};
-    TRY(zip_directory(map, path, &directory, error));
+Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
+    Directory directory = zip_directory(map, path);
     const unsigned char *entry = map->data + directory.start;
     uint64_t left = directory.size;
-    size_t count = (size_t)directory.count, entry_size = 0;
+    size_t count = (size_t)directory.count;
     ZipMember *members = arena_alloc(arena, count, sizeof *members);
-    if (members == NULL) {
-        return fail_memory(error, path);
-    }
-    for (size_t i = 0; i < count; i++, entry += entry_size, left -= entry_size) {
-        TRY(zip_member(map, entry, left, path, arena, &members[i], &entry_size, error));
+    for (size_t i = 0; i < count; i++) {
+        size_t size = zip_member(map, entry, left, path, arena, &members[i]);
+        entry += size;
+        left -= size;
     }
     if (count > 1) {
         qsort(members, count, sizeof *members, compare_places);
     }
     for (size_t i = 1; i < count; i++) {
         if (members[i].begin < members[i - 1].end) {
-            return fail(error, STATUS_INPUT, "%s: zip members '%s' and '%s' overlap", path,
-                        members[i - 1].name, members[i].name);
+            fail(STATUS_INPUT, "%s: zip members '%s' and '%s' overlap", path, members[i - 1].name,
+                 members[i].name);
         }
     }
     if (count > 1) {
@@ -181,12 +171,10 @@ Status zip_open(Zip *zip, const FileMap *map, const char *path, Arena *arena, Er
     }
     for (size_t i = 1; i < count; i++) {
         if (strcmp(members[i - 1].name, members[i].name) == 0) {
-            return fail(error, STATUS_INPUT, "%s: zip member '%s' is there twice", path,
-                        members[i].name);
+            fail(STATUS_INPUT, "%s: zip member '%s' is there twice", path, members[i].name);
         }
     }
-    *zip = (Zip){.members = members, .count = count};
-    return STATUS_OK;
+    return (Zip){.members = members, .count = count};
 }
 
 const ZipMember *zip_find(const Zip *zip, const char *name) {
@@ -195,23 +183,16 @@ const ZipMember *zip_find(const Zip *zip, const char *name) {
                            : bsearch(&key, zip->members, zip->count, sizeof key, compare_names);
 }
 
-Status zip_unpack(const unsigned char **data, const ZipMember *member, const char *what,
-                  Arena *arena, Error *error) {
-    size_t size = (size_t)member->size, length = 0;
-    *data = member->data;
+const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {
     if (member->method == 0) {
-        return STATUS_OK;
+        return member->data;
     }
+    size_t size = (size_t)member->size;
     unsigned char *unpacked = arena_alloc(arena, size, 1);
-    if (unpacked == NULL) {
-        return fail_memory(error, what);
-    }
-    TRY(inflate_raw(unpacked, size, &length, member->data, (size_t)member->packed, NULL, what,
-                    error));
+    size_t length = inflate_raw(unpacked, size, member->data, (size_t)member->packed, NULL, what);
     if (length != size || crc32_of(0, unpacked, size) != member->crc) {
-        return fail(error, STATUS_INPUT, "%s: %s differs from what the zip states", what,
-                    length != size ? "its size" : "its CRC-32");
+        fail(STATUS_INPUT, "%s: %s differs from what the zip states", what,
+             length != size ? "its size" : "its CRC-32");
     }
-    *data = unpacked;
-    return STATUS_OK;
+    return unpacked;
 }

@@ -25,12 +25,11 @@ bool zip_is(const FileMap *map);
 /* Reads the directory (zip64 too). Refuses members that are encrypted, packed otherwise, outside
  * the file, overlapping (they would unpack the same bytes many times), there twice, or that state a
  * size which deflate cannot reach. Names are never used as paths. */
-Status zip_open(Zip *zip, const FileMap *map, const char *path, Arena *arena, Error *error);
+Zip zip_open(Arena *arena, const FileMap *map, const char *path);
 const ZipMember *zip_find(const Zip *zip, const char *name); /* NULL: none */
 /* The bytes of a member: in the map if it is stored, else unpacked into the arena and checked
  * against its CRC-32. Messages start with `what`. */
-Status zip_unpack(const unsigned char **data, const ZipMember *member, const char *what,
-                  Arena *arena, Error *error);
+const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what);
 
 /* Little-endian numbers at any address. */
 static inline uint64_t read_u64(const unsigned char *p) {

@@ -16,11 +16,8 @@ static void image_digest(const Image *image, char hex[65]) {
     sha256_end(&sha, hex);
 }
 
-static Status read_golden(Image *image, const char *name, Arena *arena, Error *error) {
-    char path[256];
-    snprintf(path, sizeof path, GOLDEN "%s", name);
-    memset(error, 0, sizeof *error);
-    return image_read(image, path, arena, error);
+static Image read_golden(Arena *arena, const char *name) {
+    return image_read(arena, arena_format(arena, GOLDEN "%s", name));
 }
 
 Test(image, files_equal_pillow) {
@@ -29,15 +26,12 @@ Test(image, files_equal_pillow) {
     char name[128], expected[65], found[65];
     size_t width, height, count = 0;
     while (fscanf(manifest, "%127s %zu %zu %64s", name, &width, &height, expected) == 4) {
-        Arena arena;
-        Error error;
-        Image image;
-        arena_init_growing(&arena);
-        cr_assert_eq(read_golden(&image, name, &arena, &error), STATUS_OK, "%s", error.text);
+        Arena *arena = arena_new();
+        Image image = read_golden(arena, name);
         cr_expect(image.width == width && image.height == height, "%s: size", name);
         image_digest(&image, found);
         cr_expect_str_eq(found, expected, "%s: pixels differ", name);
-        arena_free(&arena);
+        arena_free(arena);
         count++;
     }
     fclose(manifest);
@@ -50,15 +44,12 @@ Test(image, resize_equals_pillow) {
     char name[128], expected[65], found[65];
     size_t width, height, count = 0;
     while (fscanf(lines, "%127s %zu %zu %64s", name, &width, &height, expected) == 4) {
-        Arena arena;
-        Error error;
-        Image image, resized;
-        arena_init_growing(&arena);
-        cr_assert_eq(read_golden(&image, name, &arena, &error), STATUS_OK, "%s", error.text);
-        cr_assert_eq(image_resize(&resized, &image, width, height, &arena, &error), STATUS_OK);
+        Arena *arena = arena_new();
+        Image image = read_golden(arena, name);
+        Image resized = image_resize(arena, &image, width, height);
         image_digest(&resized, found);
         cr_expect_str_eq(found, expected, "%s to %zu x %zu", name, width, height);
-        arena_free(&arena);
+        arena_free(arena);
         count++;
     }
     fclose(lines);
@@ -72,45 +63,39 @@ Test(image, pixel_values_equal_transformers) {
     char setting[64], name[128], path[512];
     size_t height, width, count = 0;
     while (fscanf(lines, "%63s %127s %zu %zu", setting, name, &height, &width) == 4) {
-        Arena arena;
-        Error error;
-        Image image;
-        Preprocess preprocess;
-        FileMap map;
-        float *values;
-        size_t h, w;
-        arena_init_growing(&arena);
-        cr_assert_eq(read_golden(&image, name, &arena, &error), STATUS_OK, "%s", error.text);
+        Arena *arena = arena_new();
+        Image image = read_golden(arena, name);
         snprintf(path, sizeof path, GOLDEN "settings/%s", setting);
-        cr_assert_eq(preprocess_open(&preprocess, path, 7, &error), STATUS_OK, "%s", error.text);
-        cr_assert_eq(preprocess_apply(&values, &h, &w, &preprocess, &image, &arena, &error),
-                     STATUS_OK, "%s", error.text);
+        Preprocess preprocess = preprocess_open(path, 7);
+        size_t h, w;
+        float *values = preprocess_apply(arena, &h, &w, &preprocess, &image);
         cr_expect(h == height && w == width, "%s %s: %zu x %zu", setting, name, h, w);
         snprintf(path, sizeof path, GOLDEN "settings/%s/%s.f32", setting, name);
-        cr_assert_eq(file_map(&map, path, &error), STATUS_OK, "%s", error.text);
+        FileMap map = file_map(arena, path);
         cr_assert_eq(map.size, 3 * h * w * sizeof *values);
         cr_expect_eq(memcmp(map.data, values, map.size), 0, "%s %s: values differ", setting, name);
-        file_unmap(&map);
-        arena_free(&arena);
+        arena_free(arena);
         count++;
     }
     fclose(lines);
     cr_assert_geq(count, 16);
 }
 
-static void expect_refusal(const void *data, size_t size, const char *what) {
-    Arena arena;
+static Error attempt_decode(const void *data, size_t size) {
     Error error;
-    Image image;
+    Arena *arena = arena_new();
     unsigned char *copy = malloc(size > 0 ? size : 1); /* so that ASan sees a byte too many */
-    memset(&error, 0, sizeof error);
     memcpy(copy, data, size);
-    arena_init_growing(&arena);
-    cr_expect_eq(image_decode(&image, copy, size, "file", &arena, &error), STATUS_INPUT, "%s",
-                 what);
-    cr_expect(strstr(error.text, what) != NULL, "expected '%s', found '%s'", what, error.text);
-    arena_free(&arena);
+    ATTEMPT(&error, image_decode(arena, copy, size, "file"));
     free(copy);
+    arena_free(arena);
+    return error;
+}
+
+static void expect_refusal(const void *data, size_t size, const char *what) {
+    Error error = attempt_decode(data, size);
+    cr_expect_eq(error.status, STATUS_INPUT, "%s", what);
+    cr_expect(strstr(error.text, what) != NULL, "expected '%s', found '%s'", what, error.text);
 }
 
 #define PNG_START "\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
@@ -196,14 +181,10 @@ static const Damage damages[] = {
 Test(image, damage_is_refused) {
     for (size_t i = 0; i < sizeof damages / sizeof *damages; i++) {
         const Damage *d = &damages[i];
-        char path[256];
-        Error error;
-        FileMap map;
-        snprintf(path, sizeof path, GOLDEN "%s", d->name);
-        cr_assert_eq(file_map(&map, path, &error), STATUS_OK);
+        Arena *arena = arena_new();
+        FileMap map = file_map(arena, arena_format(arena, GOLDEN "%s", d->name));
         size_t size = d->find == NULL ? d->offset : map.size, at = 0;
-        unsigned char *copy = malloc(size);
-        memcpy(copy, map.data, size);
+        char *copy = arena_copy(arena, (const char *)map.data, size);
         while (d->find != NULL && memcmp(copy + at, d->find, d->find_length) != 0) {
             at++;
         }
@@ -211,49 +192,46 @@ Test(image, damage_is_refused) {
             memcpy(copy + at + d->offset, d->bytes, d->length);
         }
         expect_refusal(copy, size, d->what);
-        free(copy);
-        file_unmap(&map);
+        arena_free(arena);
     }
 }
 
 /* Any end of a file, and any byte of it changed, gives pixels or one sentence. */
 Test(image, no_damage_breaks_the_decoder) {
-    static const char *const names[] = {"sample_2x2.jpg", "progressive_444_restart.jpg",
-                                        "cmyk_adobe.jpg", "arithmetic_restart.jpg",
-                                        "arithmetic_progressive.jpg", "c3_04_interlaced.png",
-                                        "plain.ppm",      "raw_300.pgm"};
+    static const char *const names[] = {"sample_2x2.jpg",
+                                        "progressive_444_restart.jpg",
+                                        "cmyk_adobe.jpg",
+                                        "arithmetic_restart.jpg",
+                                        "arithmetic_progressive.jpg",
+                                        "c3_04_interlaced.png",
+                                        "plain.ppm",
+                                        "raw_300.pgm"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char path[256];
-        Error error;
-        FileMap map;
-        snprintf(path, sizeof path, GOLDEN "%s", names[i]);
-        cr_assert_eq(file_map(&map, path, &error), STATUS_OK);
+        Arena *arena = arena_new();
+        FileMap map = file_map(arena, arena_format(arena, GOLDEN "%s", names[i]));
+        char *copy = arena_copy(arena, (const char *)map.data, map.size);
         for (size_t k = 0; k < 2 * map.size; k++) {
             bool cut = k < map.size;
             size_t size = cut ? k : map.size;
-            unsigned char *copy = malloc(size + (size == 0));
-            memcpy(copy, map.data, size);
             if (!cut) {
-                copy[k - map.size] ^= (unsigned char)(1 + k * 37 % 255);
+                copy[k - map.size] ^= (char)(1 + k * 37 % 255);
             }
-            Arena arena;
-            Image image;
-            arena_init_growing(&arena);
-            memset(&error, 0, sizeof error);
-            Status status = image_decode(&image, copy, size, "file", &arena, &error);
-            cr_assert(status == STATUS_OK || strncmp(error.text, "file: ", 6) == 0, "%s: %zu: '%s'",
-                      names[i], k, error.text);
-            arena_free(&arena);
-            free(copy);
+            Error error = attempt_decode(copy, size);
+            cr_assert(error.status == STATUS_OK || strncmp(error.text, "file: ", 6) == 0,
+                      "%s: %zu: '%s'", names[i], k, error.text);
+            if (!cut) {
+                copy[k - map.size] = (char)map.data[k - map.size];
+            }
         }
-        file_unmap(&map);
+        arena_free(arena);
     }
 }
 
 /* ---- settings ---- */
 
-static Status open_settings(const char *text, const char *file, Preprocess *preprocess,
-                            Error *error) {
+/* Why the settings were refused, if they were. */
+static Error open_settings(const char *text, const char *file, Preprocess *preprocess) {
+    Error error;
     char directory[] = "/tmp/refsae-image-XXXXXX", path[128];
     cr_assert_not_null(mkdtemp(directory));
     snprintf(path, sizeof path, "%s/%s", directory, file);
@@ -262,25 +240,24 @@ static Status open_settings(const char *text, const char *file, Preprocess *prep
         fputs(text, stream);
         fclose(stream);
     }
-    memset(error, 0, sizeof *error);
-    Status status = preprocess_open(preprocess, directory, 30, error);
+    ATTEMPT(&error, *preprocess = preprocess_open(directory, 30));
     remove(path);
     rmdir(directory);
-    return status;
+    return error;
 }
 
 Test(image, absent_settings_take_defaults) {
     Preprocess p;
-    Error error;
-    cr_assert_eq(open_settings(NULL, "none", &p, &error), STATUS_OK, "%s", error.text);
+    Error error = open_settings(NULL, "none", &p);
+    cr_assert_eq(error.status, STATUS_OK, "%s", error.text);
     cr_expect(p.shortest_edge == 30 && p.crop_height == 30 && p.crop_width == 30);
-    cr_assert_eq(open_settings("{}", "preprocessor_config.json", &p, &error), STATUS_OK);
+    cr_assert_eq(open_settings("{}", "preprocessor_config.json", &p).status, STATUS_OK);
     cr_expect(p.shortest_edge == 224 && p.crop_height == 224 && p.do_normalize);
     cr_expect(p.mean[0] == 0.48145466 && p.std[2] == 0.27577711 && p.rescale_factor == 1.0 / 255);
-    cr_assert_eq(
+    error =
         open_settings("{\"image_processor\": {\"size\": {\"shortest_edge\": 5}, \"do_pad\": null}}",
-                      "processor_config.json", &p, &error),
-        STATUS_OK, "%s", error.text);
+                      "processor_config.json", &p);
+    cr_assert_eq(error.status, STATUS_OK, "%s", error.text);
     cr_expect(p.shortest_edge == 5 && p.crop_height == 224);
 }
 
@@ -310,9 +287,8 @@ Test(image, unknown_settings_are_refused_by_name) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Preprocess p;
-        Error error;
-        cr_expect_eq(open_settings(cases[i][0], "preprocessor_config.json", &p, &error),
-                     STATUS_INPUT, "%s", cases[i][0]);
+        Error error = open_settings(cases[i][0], "preprocessor_config.json", &p);
+        cr_expect_eq(error.status, STATUS_INPUT, "%s", cases[i][0]);
         cr_expect(strstr(error.text, cases[i][1]) != NULL, "%s: '%s'", cases[i][0], error.text);
     }
 }

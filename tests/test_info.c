@@ -1,6 +1,5 @@
 /* Behaviour: what `info` says of every kind of file, for people and as JSON. */
 #include <criterion/criterion.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "info.h"
@@ -9,47 +8,41 @@
 typedef struct Told {
     char *text;
     const Json *value; /* of the first path */
-    Status status;
     Error error;
-    Arena arena;
+    Arena *arena;
 } Told;
 
 static void ask(Told *t, const char *path, bool json) {
     Compute compute;
-    size_t size = 0;
     char *paths[] = {(char *)(uintptr_t)path};
-    *t = (Told){0};
-    arena_init_growing(&t->arena);
-    cr_assert_eq(compute_open(&compute, 1, &t->error), STATUS_OK);
-    FILE *stream = open_memstream(&t->text, &size);
-    t->status = info_run(&compute, paths, 1, json, stream, &t->error);
-    fclose(stream);
-    compute_close(&compute);
+    *t = (Told){.arena = arena_new()};
+    compute_open(&compute, t->arena, 1);
+    MemoryStream *memory = memory_open(t->arena);
+    ATTEMPT(&t->error, info_run(&compute, paths, 1, json, memory->stream));
+    t->text = memory_text(memory);
     if (json) {
-        Error error = {0};
-        cr_assert_eq(json_parse(&t->arena, t->text, size, path, &t->value, &error), STATUS_OK, "%s", error.text);
-        t->value = t->value->child;
+        t->value = json_parse(t->arena, t->text, memory->length, path)->child;
     }
 }
 
 static void forget(Told *t) {
-    free(t->text);
-    arena_free(&t->arena);
+    arena_free(t->arena);
 }
 
 /* Keys are unique and of small letters, digits and underscores, at every level. */
 static void keys_are_plain(const Json *value, const char *path) {
     for (const Json *child = value->child; child != NULL; child = child->next) {
         if (value->kind == JSON_OBJECT) {
-            cr_assert_eq(strspn(child->key, "abcdefghijklmnopqrstuvwxyz0123456789_"), strlen(child->key), "%s: '%s'",
-                         path, child->key);
+            cr_assert_eq(strspn(child->key, "abcdefghijklmnopqrstuvwxyz0123456789_"),
+                         strlen(child->key), "%s: '%s'", path, child->key);
             cr_assert_eq(json_get(value, child->key), child, "%s: '%s' twice", path, child->key);
         }
         keys_are_plain(child, path);
     }
 }
 
-/* Whether a member is as written: a text, or a number or true or false by its JSON text; "a.b" goes down. */
+/* Whether a member is as written: a text, or a number or true or false by its JSON text; "a.b" goes
+ * down. */
 static void member_is(const Told *t, const char *name, const char *expected, const char *path) {
     char key[64];
     const Json *value = t->value;
@@ -64,7 +57,8 @@ static void member_is(const Told *t, const char *name, const char *expected, con
                         : value->kind == JSON_FALSE ? "false"
                         : value->kind == JSON_NULL  ? "null"
                                                     : value->text;
-    cr_assert(strcmp(expected, "*") == 0 || strcmp(found, expected) == 0, "%s: '%s' is %s", path, name, found);
+    cr_assert(strcmp(expected, "*") == 0 || strcmp(found, expected) == 0, "%s: '%s' is %s", path,
+              name, found);
 }
 
 #define SAES "tests/golden/sae/"
@@ -73,42 +67,55 @@ Test(info, knows_every_kind) {
     static const struct {
         const char *path, *members[10]; /* pairs */
     } cases[] = {
-        {"weights/gemma2", {"kind", "language model", "model_type", "gemma2", "dtype", "BF16", "tied_head", "true",
-                            "memory.train", "*"}},
-        {"weights/gpt2/config.json", {"kind", "language model", "model_type", "gpt2", "positions", "128",
-                                      "parallel_blocks", "false", "memory.generate", "*"}},
-        {"tests/golden/models/neox_par", {"model_type", "gpt_neox", "parallel_blocks", "true", "tied_head", "false",
-                                          "rotary_dimensions", "4", "memory.dump_grad", "*"}},
-        {"weights/clip", {"kind", "CLIP vision tower", "image_tokens", "16", "patch_size", "16", "dtype", "F32",
-                          "memory.dump", "*"}},
-        {SAES "saelens/topk_rescale", {"kind", "sparse autoencoder", "format", "SAELens", "k", "6",
-                                       "rescale_by_decoder_norm", "true", "hook_point", "blocks.4.hook_resid_post"}},
-        {SAES "saelens/old_centred", {"format", "SAELens before 6", "stream_centred", "true", "normalization", "none",
-                                      "b_dec_subtracted", "true", "memory.dump_sae", "*"}},
-        {SAES "saelens/old_hook_z_folded", {"value_biases_folded", "true", "stream_centred", "not said: --centre yes|no",
-                                        "d_in", "21", "d_sae", "40"}},
-        {SAES "saelens/expected_average/cfg.json", {"normalization", "expected_average_only_in", "normalization_factor",
-                                                    "not in the file: give --norm-factor X"}},
+        {"weights/gemma2",
+         {"kind", "language model", "model_type", "gemma2", "dtype", "BF16", "tied_head", "true",
+          "memory.train", "*"}},
+        {"weights/gpt2/config.json",
+         {"kind", "language model", "model_type", "gpt2", "positions", "128", "parallel_blocks",
+          "false", "memory.generate", "*"}},
+        {"tests/golden/models/neox_par",
+         {"model_type", "gpt_neox", "parallel_blocks", "true", "tied_head", "false",
+          "rotary_dimensions", "4", "memory.dump_grad", "*"}},
+        {"weights/clip",
+         {"kind", "CLIP vision tower", "image_tokens", "16", "patch_size", "16", "dtype", "F32",
+          "memory.dump", "*"}},
+        {SAES "saelens/topk_rescale",
+         {"kind", "sparse autoencoder", "format", "SAELens", "k", "6", "rescale_by_decoder_norm",
+          "true", "hook_point", "blocks.4.hook_resid_post"}},
+        {SAES "saelens/old_centred",
+         {"format", "SAELens before 6", "stream_centred", "true", "normalization", "none",
+          "b_dec_subtracted", "true", "memory.dump_sae", "*"}},
+        {SAES "saelens/old_hook_z_folded",
+         {"value_biases_folded", "true", "stream_centred", "not said: --centre yes|no", "d_in",
+          "21", "d_sae", "40"}},
+        {SAES "saelens/expected_average/cfg.json",
+         {"normalization", "expected_average_only_in", "normalization_factor",
+          "not in the file: give --norm-factor X"}},
         {SAES "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59/params.npz",
-         {"format", "GemmaScope", "activation", "JumpReLU", "b_dec_subtracted", "false", "average_l0", "59", "hook_point",
-          "blocks.3.hook_resid_post"}},
-        {SAES "sparsify/layers.1.mlp", {"format", "EleutherAI sparsify", "activation", "top k, then ReLU", "hook_point",
-                                        "blocks.1.hook_mlp_out"}},
+         {"format", "GemmaScope", "activation", "JumpReLU", "b_dec_subtracted", "false",
+          "average_l0", "59", "hook_point", "blocks.3.hook_resid_post"}},
+        {SAES "sparsify/layers.1.mlp",
+         {"format", "EleutherAI sparsify", "activation", "top k, then ReLU", "hook_point",
+          "blocks.1.hook_mlp_out"}},
         {"weights/saes/gpt2", {"kind", "sparse autoencoders", "count", "5"}},
-        {SAES "gemma-scope-2b-pt-res", {"kind", "sparse autoencoders", "count", "4"}}, /* two for one layer */
-        {"tests/golden/training/toy/adapter_off.safetensors", {"kind", "adapter", "d_llm", "80", "d_vit", "64"}},
+        {SAES "gemma-scope-2b-pt-res",
+         {"kind", "sparse autoencoders", "count", "4"}}, /* two for one layer */
+        {"tests/golden/training/toy/adapter_off.safetensors",
+         {"kind", "adapter", "d_llm", "80", "d_vit", "64"}},
         {"tests/golden/models/gpt2_odd.safetensors", {"kind", "tensors", "dtype", "F32"}},
-        {"weights/train.json", {"kind", "conversations", "examples", "2025", "with_image", "2020", "turns", "5164"}},
+        {"weights/train.json",
+         {"kind", "conversations", "examples", "2025", "with_image", "2020", "turns", "5164"}},
         {"weights/questions.jsonl", {"kind", "questions"}},
         {"weights/gemma2/tokenizer.json", {"kind", "tokenizer", "vocabulary", "1200"}},
-        {"weights/images/held_000.png", {"kind", "image", "format", "PNG", "width", "77", "height", "77"}},
+        {"weights/images/held_000.png",
+         {"kind", "image", "format", "PNG", "width", "77", "height", "77"}},
         {"weights/images/held_001.jpg", {"kind", "image", "format", "JPEG"}},
         {"tests/golden/image/raw.pbm", {"kind", "image"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Told t;
         ask(&t, cases[i].path, true);
-        cr_assert_eq(t.status, STATUS_OK, "%s", t.error.text);
+        cr_assert_eq(t.error.status, STATUS_OK, "%s", t.error.text);
         keys_are_plain(t.value, cases[i].path);
         member_is(&t, "path", cases[i].path, cases[i].path);
         for (size_t m = 0; m + 1 < 10 && cases[i].members[m] != NULL; m += 2) {
@@ -122,11 +129,12 @@ Test(info, knows_every_kind) {
 }
 
 Test(info, what_is_none_is_said) {
-    static const char *const bad[] = {"tests/reference", "weights/no_such", "README.md", "Makefile", "tests/test_info.c"};
+    static const char *const bad[] = {"tests/reference", "weights/no_such", "README.md", "Makefile",
+                                      "tests/test_info.c"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         Told t;
         ask(&t, bad[i], true);
-        cr_assert_eq(t.status, STATUS_INPUT, "%s", bad[i]);
+        cr_assert_eq(t.error.status, STATUS_INPUT, "%s", bad[i]);
         member_is(&t, "error", t.error.text, bad[i]);
         cr_assert_not_null(strstr(t.error.text, bad[i]), "%s", t.error.text);
         forget(&t);

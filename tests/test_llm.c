@@ -24,38 +24,36 @@ static const double TOLERANCE = 2e-5;
 typedef struct World {
     Llm llm;
     Compute compute;
-    Arena arena;
+    Arena *arena;
     LlmRun *run;
 } World;
 
 static World world_open(const char *directory, int threads) {
     Error error = {0};
     World w = {0};
-    OK(compute_open(&w.compute, threads, &error));
-    OK(llm_open(&w.llm, directory, &error));
+    OK(compute_open(&w.compute, arena, threads, &error));
+    OK(llm_open(&w.llm, arena, directory, &error));
     return w;
 }
 
 static void world_plan(World *w, LlmPlan plan) {
     Error error = {0};
-    Arena measure;
+    Arena *measure;
     if (w->run != NULL) {
-        arena_free(&w->arena);
+        arena_free(w->arena);
     }
-    arena_init_measuring(&measure);
-    cr_assert_null(llm_run_layout(&w->llm, &w->compute, &plan, &measure));
+    arena_init_measuring(measure);
+    cr_assert_null(llm_run_layout(&w->llm, &w->compute, &plan, measure));
     cr_assert(!measure.failed);
-    OK(arena_init_fixed(&w->arena, measure.used, &error));
-    w->run = llm_run_layout(&w->llm, &w->compute, &plan, &w->arena);
+    OK(arena_init_fixed(w->arena, measure.used, &error));
+    w->run = llm_run_layout(&w->llm, &w->compute, &plan, w->arena);
     cr_assert_not_null(w->run);
 }
 
 static void world_close(World *w) {
     if (w->run != NULL) {
-        arena_free(&w->arena);
+        arena_free(w->arena);
     }
-    llm_close(&w->llm);
-    compute_close(&w->compute);
 }
 
 static LlmPlan plan_for(size_t rows, bool backward) {
@@ -101,17 +99,17 @@ static size_t numbers(const char *text, long *out, size_t room) {
 
 static void golden_open(Golden *golden, const char *path) {
     Error error = {0};
-    Arena arena;
+    Arena *arena;
     FileMap map;
     const Json *header;
     uint64_t length;
     long ids[64], grad[2];
     memset(golden, 0, sizeof *golden);
-    OK(tensors_open(&golden->store, path, &error));
-    arena_init_growing(&arena);
-    OK(file_map(&map, path, &error));
+    OK(tensors_open(&golden->store, arena, path, &error));
+    arena = arena_new();
+    OK(file_map(arena, &map, path, &error));
     memcpy(&length, map.data, sizeof length);
-    OK(json_parse(&arena, (const char *)map.data + 8, (size_t)length, path, &header, &error));
+    OK(json_parse(arena, (const char *)map.data + 8, (size_t)length, path, &header, &error));
     const Json *about = json_get(header, "__metadata__");
     golden->n = numbers(json_get(about, "ids")->text, ids, 64);
     golden->grads = numbers(json_get(about, "grad")->text, grad, 2);
@@ -121,8 +119,7 @@ static void golden_open(Golden *golden, const char *path) {
     for (size_t i = 0; i < golden->grads; i++) {
         golden->grad[i] = (size_t)grad[i];
     }
-    file_unmap(&map);
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 static bool want_all(void *user, HookKind kind, int layer, bool gradient) {
@@ -193,7 +190,6 @@ static void check_golden(const char *model, const char *path) {
             golden.where);
     free(logits);
     free(dlogits);
-    tensors_close(&golden.store);
     world_close(&w);
 }
 
@@ -783,16 +779,16 @@ Test(llm, sampling) {
         DRAWS = 20000
     };
     Error error = {0};
-    Arena arena;
+    Arena *arena;
     float logits[V];
     int32_t id = -1;
     Random random = random_start(1, RANDOM_TEST);
-    arena_init_growing(&arena);
+    arena = arena_new();
     for (int i = 0; i < V; i++) {
         logits[i] = sinf((float)i * 1.7F) * 3;
     }
     logits[7] = logits[31] = 4;
-    OK(llm_sample(logits, V, &(Sampling){0, 0, 1}, &random, &arena, &id, &error));
+    OK(llm_sample(logits, V, &(Sampling){0, 0, 1}, &random, arena, &id, &error));
     cr_expect_eq(id, 7);
 
     static const Sampling ways[] = {{1, 0, 1},     {0.7F, 5, 1}, {1.3F, 0, 0.6F},
@@ -824,8 +820,8 @@ Test(llm, sampling) {
             after += kept[i] ? p[i] : 0;
         }
         for (int draw = 0; draw < DRAWS; draw++) {
-            arena_reset(&arena);
-            OK(llm_sample(logits, V, &ways[way], &random, &arena, &id, &error));
+            arena_reset(arena);
+            OK(llm_sample(logits, V, &ways[way], &random, arena, &id, &error));
             counts[id]++;
         }
         for (int i = 0; i < V; i++) { /* five standard deviations */
@@ -835,8 +831,8 @@ Test(llm, sampling) {
         }
     }
     logits[3] = NAN;
-    cr_expect_eq(llm_sample(logits, V, &ways[0], &random, &arena, &id, &error), STATUS_INPUT);
-    arena_free(&arena);
+    cr_expect_eq(llm_sample(logits, V, &ways[0], &random, arena, &id, &error), STATUS_INPUT);
+    arena_free(arena);
 }
 
 Test(llm, where_generation_begins_and_stops) {
@@ -878,9 +874,8 @@ static Status open_changed(const char *model, const char *change, const char *wh
 
     Llm llm;
     memset(error, 0, sizeof *error);
-    Status status = llm_open(&llm, directory, error);
+    Status status = llm_open(&llm, arena, directory, error);
     if (status == STATUS_OK) {
-        llm_close(&llm);
     }
     unlink(path);
     snprintf(path, sizeof path, "%s/config.json", directory);
@@ -971,7 +966,7 @@ Test(llm, refuses_by_name) {
     }
     Llm llm;
     Error error = {0};
-    cr_expect_eq(llm_open(&llm, "/nonexistent", &error), STATUS_INPUT);
+    cr_expect_eq(llm_open(&llm, arena, "/nonexistent", &error), STATUS_INPUT);
 }
 
 Test(llm, refuses_what_a_run_cannot_hold) {

@@ -14,24 +14,23 @@
 
 static const char hostile[] = "<b>&\"'</svg><script>alert(1)</script>\x01\xFF\xEF\xBF\xBE 名😀";
 
-typedef struct Memory {
-    FILE *stream;
-    char *text;
-    size_t size;
-} Memory;
+static Arena *arena; /* of one test */
 
-static void memory_open(Memory *m) {
-    *m = (Memory){.text = NULL};
-    m->stream = open_memstream(&m->text, &m->size);
-    cr_assert_not_null(m->stream);
+static void setup(void) {
+    arena = arena_new();
 }
+
+static void teardown(void) {
+    arena_free(arena);
+}
+
+TestSuite(report, .init = setup, .fini = teardown);
 
 /* ---- CSV and JSON ---- */
 
 Test(report, csv) {
-    Memory m;
-    memory_open(&m);
-    Csv csv = csv_start(m.stream, "a,b,c,d");
+    MemoryStream *m = memory_open(arena);
+    Csv csv = csv_start(m->stream, "a,b,c,d");
     csv_int(&csv, INT64_MIN);
     csv_double(&csv, 0.1);
     csv_float(&csv, 0.1F);
@@ -42,17 +41,14 @@ Test(report, csv) {
     csv_double(&csv, (double)NAN);
     csv_float(&csv, -INFINITY);
     csv_end(&csv);
-    fclose(m.stream);
-    cr_assert_str_eq(m.text,
+    cr_assert_str_eq(memory_text(m),
                      "a,b,c,d\n-9223372036854775808,0.1,0.1,plain\n,\"a,\"\"b\"\"\n\",,-inf\n");
-    free(m.text);
 }
 
 Test(report, json) {
-    Memory m;
-    memory_open(&m);
+    MemoryStream *m = memory_open(arena);
     for (int pretty = 0; pretty < 3; pretty += 2) {
-        JsonOut json = json_out_start(m.stream, pretty);
+        JsonOut json = json_out_start(m->stream, pretty);
         json_out_object(&json, NULL);
         json_out_text(&json, "a\"", "x\n");
         json_out_array(&json, "list");
@@ -70,15 +66,13 @@ Test(report, json) {
         json_out_bytes(&json, "bytes", "a\0b", 3);
         json_out_end(&json);
     }
-    fclose(m.stream);
     cr_assert_str_eq(
-        m.text,
+        memory_text(m),
         "{\"a\\\"\": \"x\\n\", \"list\": [{\"n\": -3, \"d\": 0.1}, []], \"f\": 0.1, \"nan\": "
         "null, \"yes\": true, \"none\": null, \"bytes\": \"a\\u0000b\"}\n"
         "{\n  \"a\\\"\": \"x\\n\",\n  \"list\": [\n    {\"n\": -3, \"d\": 0.1},\n    []\n  "
         "],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
         "\"bytes\": \"a\\u0000b\"\n}\n");
-    free(m.text);
 }
 
 Test(report, numbers_as_books_print_them) {
@@ -116,14 +110,13 @@ typedef enum Kind {
     HEAT
 } Kind;
 
-/* Draws n values, four series or columns of them, under the given name; the caller frees. */
+/* Draws n values, four series or columns of them, under the given name. */
 static char *draw(Kind kind, const double *values, size_t n, const char *name, bool log_y) {
-    Memory m;
+    MemoryStream *m = memory_open(arena);
     const char *names[4] = {name, "b", name, "d"}, *rows[200];
     static const bool marked[800] = {true, false, true};
     Series series[4];
     double reference = 1;
-    memory_open(&m);
     for (size_t i = 0; i < 200; i++) {
         rows[i] = i % 2 == 0 ? name : "row";
     }
@@ -138,14 +131,13 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
     BarChart bars = {name, name, name, rows, n / 4, names, 4, values, &reference, name};
     HeatMap heat = {name, name, name, name, name, rows, n / 4, names, 4, values, marked};
     if (kind == LINES) {
-        svg_lines(m.stream, &lines);
+        svg_lines(m->stream, &lines);
     } else if (kind == BARS) {
-        svg_bars(m.stream, &bars);
+        svg_bars(m->stream, &bars);
     } else {
-        svg_heat(m.stream, &heat);
+        svg_heat(m->stream, &heat);
     }
-    fclose(m.stream);
-    return m.text;
+    return memory_text(m);
 }
 
 Test(report, figures_of_any_values_are_xml) {
@@ -177,8 +169,7 @@ Test(report, figures_of_any_values_are_xml) {
             assert_xml(a, "svg");
             cr_assert_str_eq(a, b);
             cr_assert_null(strstr(a, "<script"));
-            free(a);
-            free(b);
+            arena_reset(arena);
         }
     }
 }
@@ -196,11 +187,10 @@ Test(report, line_chart_shows_what_it_is_given) {
                        .log_y = true,
                        .marker_label = "convergence: layer 2",
                        .marker_x = 2};
-    Memory m;
-    memory_open(&m);
-    svg_lines(m.stream, &chart);
-    fclose(m.stream);
-    assert_xml(m.text, "svg");
+    MemoryStream *m = memory_open(arena);
+    svg_lines(m->stream, &chart);
+    char *svg = memory_text(m);
+    assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
                                         ">layer<",
                                         ">MSE<",
@@ -212,38 +202,30 @@ Test(report, line_chart_shows_what_it_is_given) {
                                         ">100<",
                                         "stroke-dasharray"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        cr_assert_not_null(strstr(m.text, parts[i]), "%s", parts[i]);
+        cr_assert_not_null(strstr(svg, parts[i]), "%s", parts[i]);
     }
     /* The NaN breaks both curves: two strokes begin in each, legends aside. */
     int begins = 0;
-    for (const char *s = m.text; (s = strstr(s, "h0")) != NULL; s++) {
+    for (const char *s = svg; (s = strstr(s, "h0")) != NULL; s++) {
         begins++;
     }
     cr_assert_eq(begins, 4);
-    free(m.text);
 }
 
 Test(report, bars_and_cells_are_counted) {
     double values[8] = {0.5, -0.25, (double)NAN, 1, 2, 3, (double)INFINITY, 4};
     char *svg = draw(BARS, values, 8, "n", false);
     cr_assert_eq(assert_xml(svg, "rect"), 1 + 4 + 6, "paper, legend, bars");
-    free(svg);
     svg = draw(HEAT, values, 8, "n", false);
     cr_assert_eq(assert_xml(svg, "rect"), 1 + 21 + 1 + 6 + 2, "paper, scale, frame, cells, marks");
     cr_assert_not_null(strstr(svg, "fill-opacity=\"0.125\"><title>n · n: 0.5<"), "0.5 of 4");
-    free(svg);
 }
 
 /* ---- HTML ---- */
 
 static char *read_file(const char *path) {
-    FileMap map;
-    Error error = {0};
-    cr_assert_eq(file_map(&map, path, &error), STATUS_OK, "%s", error.text);
-    char *text = calloc(1, map.size + 1);
-    memcpy(text, map.data, map.size);
-    file_unmap(&map);
-    return text;
+    FileMap map = file_map(arena, path);
+    return arena_copy(arena, (const char *)map.data, map.size);
 }
 
 static void fill(Report *report) {
@@ -282,12 +264,10 @@ Test(report, html_is_whole_and_escaped) {
     char path[] = "/tmp/refsae-report-XXXXXX";
     int file = mkstemp(path);
     Report report;
-    Error error = {0};
     close(file);
-    cr_assert_eq(report_open(&report, path, hostile, hostile, &error), STATUS_OK);
+    report_open(&report, path, hostile, hostile);
     fill(&report);
-    cr_assert_eq(report_commit(&report, &error), STATUS_OK, "%s", error.text);
-    report_abandon(&report);
+    report_commit(&report);
     char *html = read_file(path);
     static const char *const once[] = {"<!doctype html>",
                                        "</html>",
@@ -327,25 +307,24 @@ Test(report, html_is_whole_and_escaped) {
     char *svg = strstr(html, "<svg"), *end = strstr(svg, "</svg>") + 6;
     *end = 0;
     assert_xml(svg, "svg");
-    free(html);
     unlink(path);
 }
 
-Test(report, abandoned_report_leaves_nothing) {
+Test(report, failure_leaves_nothing) {
     Report report;
-    Error error = {0};
-    char path[] = "/tmp/refsae-report-abandoned.html";
-    cr_assert_eq(report_open(&report, path, "t", NULL, &error), STATUS_OK);
-    fill(&report);
-    report_abandon(&report);
-    report_abandon(&report);
+    Error error;
+    char path[] = "/tmp/refsae-report-failed.html", temporary[64];
+    snprintf(temporary, sizeof temporary, "%s.%ld-0.tmp", path, (long)getpid());
+    ATTEMPT(&error, report_open(&report, path, "t", NULL); fill(&report);
+            cr_assert(path_exists(temporary)); fail(STATUS_INPUT, "no more"));
+    cr_assert_str_eq(error.text, "no more");
     cr_assert_not(path_exists(path));
-    cr_assert_eq(report_open(&report, "/nonexistent/r.html", "t", NULL, &error), STATUS_INPUT);
-    report_abandon(&report);
-    error.status = STATUS_OK;
-    cr_assert_eq(report_open(&report, "/dev/full", "t", NULL, &error), STATUS_OK);
-    fill(&report);
-    cr_assert_eq(report_commit(&report, &error), STATUS_RESOURCE);
+    cr_assert_not(path_exists(temporary));
+    ATTEMPT(&error, report_open(&report, "/nonexistent/r.html", "t", NULL));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, report_open(&report, "/dev/full", "t", NULL); fill(&report);
+            report_commit(&report));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
 }
 
 /* ---- progress ---- */
@@ -371,6 +350,5 @@ Test(report, progress_says_how_long_where_there_is_no_terminal) {
     char *text = read_file(path);
     cr_assert_str_eq(text, "training: 110/200 steps, 55 %, 15.0/min, 6 min 00 s left, loss 1\n"
                            "training: 100 steps in 1 h 07 min\n");
-    free(text);
     unlink(path);
 }

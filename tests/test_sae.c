@@ -16,24 +16,26 @@
 typedef struct Fixture {
     Error error;
     Compute compute;
-    Arena arena;
+    size_t d_in, d_sae, rows;
+    Arena *arena, *block;
     SaeRun *run;
 } Fixture;
 
+static void layout(Arena *arena, void *user) {
+    Fixture *f = user;
+    f->run = sae_run_layout(&f->compute, f->d_in, f->d_sae, f->rows, arena);
+}
+
 static void start(Fixture *f, int threads, size_t d_in, size_t d_sae, size_t rows) {
-    memset(f, 0, sizeof *f);
-    cr_assert_eq(compute_open(&f->compute, threads, &f->error), STATUS_OK, "%s", f->error.text);
-    Arena measure;
-    arena_init_measuring(&measure);
-    sae_run_layout(&f->compute, d_in, d_sae, rows, &measure);
-    cr_assert_eq(arena_init_fixed(&f->arena, measure.used, &f->error), STATUS_OK);
-    f->run = sae_run_layout(&f->compute, d_in, d_sae, rows, &f->arena);
+    *f = (Fixture){.d_in = d_in, .d_sae = d_sae, .rows = rows, .arena = arena_new()};
+    compute_open(&f->compute, f->arena, threads);
+    f->block = arena_plan(layout, f);
     cr_assert_not_null(f->run);
 }
 
 static void stop(Fixture *f) {
-    arena_free(&f->arena);
-    compute_close(&f->compute);
+    arena_free(f->block);
+    arena_free(f->arena);
 }
 
 static float *values(const TensorStore *store, const char *name) {
@@ -133,7 +135,8 @@ static const Case cases[] = {
      "blocks.20.hook_resid_post", 0, false},
     {GOLDEN "saelens/trained_topk", SAE_SAELENS, SAE_TOPK, SAE_NORM_NONE,
      "blocks.21.hook_resid_post", 0, false},
-    {GOLDEN "saelens/hook_z_topk", SAE_SAELENS, SAE_TOPK, SAE_NORM_NONE, "blocks.1.attn.hook_z", 0, false},
+    {GOLDEN "saelens/hook_z_topk", SAE_SAELENS, SAE_TOPK, SAE_NORM_NONE, "blocks.1.attn.hook_z", 0,
+     false},
     {GOLDEN "saelens/old_constant_norm", SAE_SAELENS_OLD, SAE_RELU, SAE_NORM_CONSTANT,
      "blocks.11.hook_resid_pre", 0, false},
     {GOLDEN "saelens/old_expected", SAE_SAELENS_OLD, SAE_RELU, SAE_NORM_EXPECTED,
@@ -184,8 +187,7 @@ static void golden_case(const Case *c) {
     start(&f, 2, 24, 96, 7);
     Sae sae;
     SaeOptions options = {.norm_factor = c->norm_factor, .unit_decoder = c->unit_decoder};
-    cr_assert_eq(sae_open(&sae, c->path, &options, &f.error), STATUS_OK, "%s: %s", c->path,
-                 f.error.text);
+    sae_open(&sae, f.arena, c->path, &options);
     char hook[HOOK_NAME_MAX], path[256];
     cr_assert(sae.hook_known, "%s", c->path);
     hook_name(hook, sae.hook, sae.layer, false, false);
@@ -197,7 +199,7 @@ static void golden_case(const Case *c) {
     TensorStore golden;
     snprintf(path, sizeof path, "%s/expected%s.safetensors", c->path,
              c->unit_decoder ? "_unit" : "");
-    cr_assert_eq(tensors_open(&golden, path, &f.error), STATUS_OK, "%s", f.error.text);
+    tensors_open(&golden, f.arena, path);
     float *x = values(&golden, "x"), *pre = values(&golden, "pre"), *acts = values(&golden, "acts"),
           *recon = values(&golden, "recon");
     size_t rows = tensors_find(&golden, "x")->shape[0], n = rows * sae.d_sae;
@@ -205,9 +207,9 @@ static void golden_case(const Case *c) {
     cr_assert_eq(tensors_find(&golden, "recon")->count, rows * sae.d_in);
     float *my_pre = malloc(n * sizeof(float)), *my_acts = malloc(n * sizeof(float)),
           *alone = malloc(n * sizeof(float)), *my_recon = malloc(rows * sae.d_in * sizeof(float));
-    cr_assert_eq(sae_encode(&sae, f.run, x, NULL, alone, rows, &f.error), STATUS_OK);
-    cr_assert_eq(sae_encode(&sae, f.run, x, my_pre, my_acts, rows, &f.error), STATUS_OK);
-    cr_assert_eq(sae_decode(&sae, f.run, my_acts, my_recon, rows, &f.error), STATUS_OK);
+    sae_encode(&sae, f.run, x, NULL, alone, rows);
+    sae_encode(&sae, f.run, x, my_pre, my_acts, rows);
+    sae_decode(&sae, f.run, my_acts, my_recon, rows);
     cr_assert_arr_eq(alone, my_acts, n * sizeof(float), "%s: pre changes acts", c->path);
     /* Sums of at most 24 products of about unit size in another order: 1e-6; the margin of choices
      * in the goldens is 1e-4, so no feature may differ in being active. */
@@ -221,8 +223,6 @@ static void golden_case(const Case *c) {
     cr_assert_lt(far, 1e-5, "%s: recon %g", c->path, far);
     free(x), free(pre), free(acts), free(recon);
     free(my_pre), free(my_acts), free(alone), free(my_recon);
-    tensors_close(&golden);
-    sae_close(&sae);
     stop(&f);
 }
 
@@ -234,28 +234,22 @@ Test(sae, every_convention_equals_its_library) {
 
 Test(sae, what_the_settings_say_about_the_model) {
     Sae sae;
-    Error error = {0};
+    Arena *arena = arena_new();
     SaeOptions centre = {.centre = SAE_CENTRE_YES};
-    cr_assert_eq(sae_open(&sae, GOLDEN "saelens/old_centred", NULL, &error), STATUS_OK);
+    sae_open(&sae, arena, GOLDEN "saelens/old_centred", NULL);
     cr_assert_eq(sae.centre, SAE_CENTRE_YES);
     cr_assert_str_eq(sae.model_name, "gpt2-small");
     cr_assert(sae.prepend_bos);
-    sae_close(&sae);
     /* The files say no: an option settles only what they leave open. */
-    cr_assert_eq(sae_open(&sae, GOLDEN "saelens/old_gated", &centre, &error), STATUS_OK);
+    sae_open(&sae, arena, GOLDEN "saelens/old_gated", &centre);
     cr_assert_eq(sae.centre, SAE_CENTRE_NO);
-    sae_close(&sae);
-    cr_assert_eq(sae_open(&sae, GOLDEN "saelens/old_jumprelu", NULL, &error), STATUS_OK);
+    sae_open(&sae, arena, GOLDEN "saelens/old_jumprelu", NULL);
     cr_assert_eq(sae.centre, SAE_CENTRE_UNKNOWN);
-    sae_close(&sae);
-    cr_assert_eq(sae_open(&sae, GOLDEN "saelens/old_jumprelu", &centre, &error), STATUS_OK);
+    sae_open(&sae, arena, GOLDEN "saelens/old_jumprelu", &centre);
     cr_assert_eq(sae.centre, SAE_CENTRE_YES);
-    sae_close(&sae);
-    cr_assert_eq(
-        sae_open(&sae, SCOPE "res/layer_3/width_16k/average_l0_59/params.npz", NULL, &error),
-        STATUS_OK);
+    sae_open(&sae, arena, SCOPE "res/layer_3/width_16k/average_l0_59/params.npz", NULL);
     cr_assert(sae.average_l0 == 59 && sae.width_16k);
-    sae_close(&sae);
+    arena_free(arena);
 }
 
 /* ---- contract: a large SAE in memory, against the formula in the contract's own words ---- */
@@ -344,14 +338,14 @@ Test(sae, decoding_is_the_chain_over_active_features) {
         Fixture f;
         start(&f, threads, D_IN, D_SAE, ROWS);
         float got[ROWS * D_IN];
-        cr_assert_eq(sae_decode(&m.sae, f.run, acts, got, ROWS, &f.error), STATUS_OK);
+        sae_decode(&m.sae, f.run, acts, got, ROWS);
         cr_assert_arr_eq(got, want, sizeof got);
         Sae other = m.sae; /* the decoder stored [d_in, d_sae] */
         other.w_dec.data = transposed;
         other.dec_feature = 1;
         other.dec_input = D_SAE;
         memset(got, 0, sizeof got);
-        cr_assert_eq(sae_decode(&other, f.run, acts, got, ROWS, &f.error), STATUS_OK);
+        sae_decode(&other, f.run, acts, got, ROWS);
         cr_assert_arr_eq(got, want, sizeof got);
         stop(&f);
     }
@@ -371,7 +365,7 @@ Test(sae, topk_takes_the_lowest_index_among_equals) {
         m.sae.rescale_by_decoder_norm = k % 2 == 0;
         Random random = random_start(k, RANDOM_TEST);
         for (size_t i = 0; i < D_IN * D_SAE; i++) { /* few values, so that many are equal */
-            m.w_enc[i] = (float)(random_below(&random, 3)) - 1;
+            m.w_enc[i] = (float)random_below(&random, 3) - 1;
         }
         memset(m.b_enc, 0, D_SAE * sizeof *m.b_enc);
         memset(m.b_dec, 0, D_IN * sizeof *m.b_dec);
@@ -380,11 +374,11 @@ Test(sae, topk_takes_the_lowest_index_among_equals) {
         }
         float x[ROWS * D_IN], pre[ROWS * D_SAE], acts[ROWS * D_SAE];
         for (size_t i = 0; i < ROWS * D_IN; i++) {
-            x[i] = (float)(random_below(&random, 3)) - 1;
+            x[i] = (float)random_below(&random, 3) - 1;
         }
         Fixture f;
         start(&f, 2, D_IN, D_SAE, ROWS);
-        cr_assert_eq(sae_encode(&m.sae, f.run, x, pre, acts, ROWS, &f.error), STATUS_OK);
+        sae_encode(&m.sae, f.run, x, pre, acts, ROWS);
         for (size_t r = 0; r < ROWS; r++) {
             const float *z = pre + r * D_SAE;
             for (size_t j = 0; j < D_SAE; j++) {
@@ -419,18 +413,14 @@ Test(sae, threads_and_rows_together_change_no_bit) {
         Fixture f;
         start(&f, 1, D_IN, D_SAE, ROWS);
         for (size_t r = 0; r < ROWS; r++) {
-            cr_assert_eq(
-                sae_encode(&m.sae, f.run, x + r * D_IN, NULL, one + r * D_SAE, 1, &f.error),
-                STATUS_OK);
-            cr_assert_eq(
-                sae_decode(&m.sae, f.run, one + r * D_SAE, recon_one + r * D_IN, 1, &f.error),
-                STATUS_OK);
+            sae_encode(&m.sae, f.run, x + r * D_IN, NULL, one + r * D_SAE, 1);
+            sae_decode(&m.sae, f.run, one + r * D_SAE, recon_one + r * D_IN, 1);
         }
         stop(&f);
         for (int threads = 1; threads <= 3; threads++) {
             start(&f, threads, D_IN, D_SAE, ROWS);
-            cr_assert_eq(sae_encode(&m.sae, f.run, x, NULL, all, ROWS, &f.error), STATUS_OK);
-            cr_assert_eq(sae_decode(&m.sae, f.run, all, recon_all, ROWS, &f.error), STATUS_OK);
+            sae_encode(&m.sae, f.run, x, NULL, all, ROWS);
+            sae_decode(&m.sae, f.run, all, recon_all, ROWS);
             cr_assert_arr_eq(all, one, ROWS * D_SAE * sizeof *all);
             cr_assert_arr_eq(recon_all, recon_one, sizeof recon_all);
             stop(&f);
@@ -462,19 +452,19 @@ Test(sae, what_is_not_finite_is_an_error) {
     Fixture f;
     start(&f, 1, 4, 8, 2);
     float x[8] = {1, 2, 3, 4, 1, (float)NAN, 3, 4}, acts[16], recon[8];
-    cr_assert_eq(sae_encode(&m.sae, f.run, x, NULL, acts, 2, &f.error), STATUS_INPUT);
+    ATTEMPT(&f.error, sae_encode(&m.sae, f.run, x, NULL, acts, 2));
+    cr_assert_eq(f.error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(f.error.text, "made: the encoding of row 1"), "%s", f.error.text);
-    memset(&f.error, 0, sizeof f.error);
     m.w_dec[0] = (float)INFINITY;
     x[5] = 2;
-    cr_assert_eq(sae_encode(&m.sae, f.run, x, NULL, acts, 2, &f.error), STATUS_OK);
+    sae_encode(&m.sae, f.run, x, NULL, acts, 2);
     acts[8] = 1;
     acts[0] = 0;
-    cr_assert_eq(sae_decode(&m.sae, f.run, acts, recon, 2, &f.error), STATUS_INPUT);
+    ATTEMPT(&f.error, sae_decode(&m.sae, f.run, acts, recon, 2));
+    cr_assert_eq(f.error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(f.error.text, "reconstruction of row 1"), "%s", f.error.text);
-    memset(&f.error, 0, sizeof f.error);
-    cr_assert_eq(sae_encode(&m.sae, f.run, x, NULL, acts, 3, &f.error),
-                 STATUS_INPUT); /* too many rows */
+    ATTEMPT(&f.error, sae_encode(&m.sae, f.run, x, NULL, acts, 3));
+    cr_assert_eq(f.error.status, STATUS_INPUT); /* too many rows */
     stop(&f);
     made_free(&m);
 }
@@ -510,6 +500,19 @@ static void remove_tree(const char *root) {
     char command[300];
     snprintf(command, sizeof command, "rm -rf '%s'", root);
     cr_assert_eq(system(command), 0);
+}
+
+static Error open_error(const char *path) {
+    Sae sae;
+    Error error;
+    ATTEMPT(&error, sae_open(&sae, arena_new(), path, NULL));
+    return error;
+}
+
+static Status search_for(SaeSet *set, Arena *arena, const char *root, HookKind kind, bool canonical,
+                         const SaeOptions *options, Error *error) {
+    ATTEMPT(error, sae_set_open(set, arena, root, kind, NULL, 0, canonical, options));
+    return error->status;
 }
 
 #define STANDARD GOLDEN "saelens/standard/sae_weights.safetensors"
@@ -559,9 +562,8 @@ Test(sae, refusals_name_what_is_wrong) {
         cr_assert_not_null(mkdtemp(root));
         put(root, "cfg.json", bad[i].cfg);
         put_link(root, "sae_weights.safetensors", bad[i].weights);
-        Sae sae;
-        Error error = {0};
-        cr_assert_eq(sae_open(&sae, root, NULL, &error), STATUS_INPUT, "%s", bad[i].cfg);
+        Error error = open_error(root);
+        cr_assert_eq(error.status, STATUS_INPUT, "%s", bad[i].cfg);
         cr_assert_not_null(strstr(error.text, bad[i].says), "%s: %s", bad[i].cfg, error.text);
         cr_assert_not_null(strstr(error.text, root), "%s", error.text);
         remove_tree(root);
@@ -580,9 +582,8 @@ Test(sae, refusals_name_what_is_wrong) {
         cr_assert_not_null(mkdtemp(root));
         put(root, "cfg.json", sparse[i].cfg);
         put_link(root, "sae.safetensors", GOLDEN "sparsify/layers.0/sae.safetensors");
-        Sae sae;
-        Error error = {0};
-        cr_assert_eq(sae_open(&sae, root, NULL, &error), STATUS_INPUT, "%s", sparse[i].cfg);
+        Error error = open_error(root);
+        cr_assert_eq(error.status, STATUS_INPUT, "%s", sparse[i].cfg);
         cr_assert_not_null(strstr(error.text, sparse[i].says), "%s: %s", sparse[i].cfg, error.text);
         remove_tree(root);
     }
@@ -591,28 +592,29 @@ Test(sae, refusals_name_what_is_wrong) {
 Test(sae, an_open_norm_factor_names_its_option) {
     Sae sae;
     SaeSet set;
-    Error error = {0};
-    cr_assert_eq(sae_open(&sae, GOLDEN "saelens/expected_average", NULL, &error), STATUS_OK);
+    Error error;
+    Arena *arena = arena_new();
+    sae_open(&sae, arena, GOLDEN "saelens/expected_average", NULL);
     Fixture f;
     start(&f, 1, sae.d_in, sae.d_sae, 1);
     float x[12] = {1}, acts[40];
-    cr_assert_eq(sae_encode(&sae, f.run, x, NULL, acts, 1, &f.error), STATUS_INPUT);
+    ATTEMPT(&f.error, sae_encode(&sae, f.run, x, NULL, acts, 1));
+    cr_assert_eq(f.error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(f.error.text, "--norm-factor"), "%s", f.error.text);
     stop(&f);
-    sae_close(&sae);
-    cr_assert_eq(sae_set_open(&set, GOLDEN "saelens/expected_average", HOOK_KINDS, NULL, 0, false,
-                              NULL, &error),
-                 STATUS_INPUT);
+    cr_assert_eq(
+        search_for(&set, arena, GOLDEN "saelens/expected_average", HOOK_KINDS, false, NULL, &error),
+        STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "--norm-factor"), "%s", error.text);
+    arena_free(arena);
 }
 
 #define NPZ SCOPE "res/layer_3/width_16k/average_l0_59/params.npz"
 
-static Status search(SaeSet *set, const char *root, HookKind kind, bool canonical, const char *pick,
-                     const char *hook, Error *error) {
+static Status search(SaeSet *set, Arena *arena, const char *root, HookKind kind, bool canonical,
+                     const char *pick, const char *hook, Error *error) {
     SaeOptions options = {.pick = pick, .hook = hook};
-    memset(error, 0, sizeof *error);
-    return sae_set_open(set, root, kind, NULL, 0, canonical, &options, error);
+    return search_for(set, arena, root, kind, canonical, &options, error);
 }
 
 Test(sae, search_finds_picks_and_asks) {
@@ -629,40 +631,39 @@ Test(sae, search_finds_picks_and_asks) {
     put_link(root, "layer_2/loop", root); /* a loop, and each SAE a second time */
     SaeSet set;
     Error error;
-    cr_assert_eq(search(&set, root, HOOK_RESID_POST, false, NULL, NULL, &error), STATUS_INPUT);
+    Arena *arena = arena_new();
+    cr_assert_eq(search(&set, arena, root, HOOK_RESID_POST, false, NULL, NULL, &error),
+                 STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "blocks.0.hook_resid_post"), "%s", error.text);
     cr_assert_not_null(strstr(error.text, "average_l0_105"), "%s", error.text);
     cr_assert_not_null(strstr(error.text, "--pick"), "%s", error.text);
     cr_assert_not_null(strstr(error.text, "--canonical"), "%s", error.text);
 
-    cr_assert_eq(search(&set, root, HOOK_RESID_POST, true, NULL, NULL, &error), STATUS_OK, "%s",
-                 error.text);
+    cr_assert_eq(search(&set, arena, root, HOOK_RESID_POST, true, NULL, NULL, &error), STATUS_OK,
+                 "%s", error.text);
     cr_assert_eq(set.count, 3);
     cr_assert(set.saes[0].layer == 0 && set.saes[1].layer == 2 && set.saes[2].layer == 10);
     cr_assert(set.saes[0].average_l0 == 105 && set.saes[0].width_16k);
     cr_assert_eq(sae_set_find(&set, HOOK_RESID_POST, 10), &set.saes[2]);
     cr_assert_null(sae_set_find(&set, HOOK_RESID_POST, 1));
     cr_assert_null(sae_set_find(&set, HOOK_RESID_PRE, 0));
-    sae_set_close(&set);
 
-    cr_assert_eq(search(&set, root, HOOK_KINDS, false, "*l0_[27]0*", NULL, &error), STATUS_OK, "%s",
-                 error.text);
+    cr_assert_eq(search(&set, arena, root, HOOK_KINDS, false, "*l0_[27]0*", NULL, &error),
+                 STATUS_OK, "%s", error.text);
     cr_assert_eq(set.count, 1);
     cr_assert(set.saes[0].average_l0 == 200);
-    sae_set_close(&set);
 
-    cr_assert_eq(search(&set, root, HOOK_Z, false, NULL, NULL, &error), STATUS_INPUT);
-    cr_assert_eq(search(&set, root, HOOK_KINDS, false, "nothing", NULL, &error), STATUS_INPUT);
+    cr_assert_eq(search(&set, arena, root, HOOK_Z, false, NULL, NULL, &error), STATUS_INPUT);
+    cr_assert_eq(search(&set, arena, root, HOOK_KINDS, false, "nothing", NULL, &error),
+                 STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "--pick"), "%s", error.text);
 
     bool layers[11] = {false};
     layers[2] = true;
-    memset(&error, 0, sizeof error);
-    cr_assert_eq(sae_set_open(&set, root, HOOK_RESID_POST, layers, 11, false, NULL, &error),
-                 STATUS_OK, "%s", error.text);
+    sae_set_open(&set, arena, root, HOOK_RESID_POST, layers, 11, false, NULL);
     cr_assert_eq(set.count, 1);
     cr_assert_eq(set.saes[0].source, SAE_SAELENS);
-    sae_set_close(&set);
+    arena_free(arena);
     remove_tree(root);
 }
 
@@ -694,7 +695,8 @@ Test(sae, hook_points_from_paths_and_options) {
         put(root, cfg, "{\"d_in\":12,\"num_latents\":40,\"k\":5}");
         SaeSet set;
         Error error;
-        Status status = search(&set, root, HOOK_KINDS, false, NULL, paths[i].option, &error);
+        Arena *arena = arena_new();
+        Status status = search(&set, arena, root, HOOK_KINDS, false, NULL, paths[i].option, &error);
         if (paths[i].hook == NULL) {
             cr_assert_eq(status, STATUS_INPUT, "%s", paths[i].file);
             cr_assert_not_null(strstr(error.text, "--hook"), "%s", error.text);
@@ -703,17 +705,19 @@ Test(sae, hook_points_from_paths_and_options) {
             char name[HOOK_NAME_MAX];
             hook_name(name, set.saes[0].hook, set.saes[0].layer, false, false);
             cr_assert_str_eq(name, paths[i].hook, "%s", paths[i].file);
-            sae_set_close(&set);
         }
+        arena_free(arena);
         remove_tree(root);
     }
     SaeSet set;
     Error error;
+    Arena *arena = arena_new();
     char root[] = "/tmp/refsae_sae_XXXXXX";
     cr_assert_not_null(mkdtemp(root));
     put_link(root, "gemma-scope-2b-pt-transcoders/layer_1/params.npz", NPZ);
-    cr_assert_eq(search(&set, root, HOOK_KINDS, false, NULL, NULL, &error), STATUS_INPUT);
+    cr_assert_eq(search(&set, arena, root, HOOK_KINDS, false, NULL, NULL, &error), STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "transcoder"), "%s", error.text);
+    arena_free(arena);
     remove_tree(root);
 }
 
@@ -783,17 +787,18 @@ Test(sae, dictionary_learning_settings_paths_and_options) {
             put(root, path, given[i].config);
         }
         SaeSet set;
-        Error error = {0};
+        Error error;
+        Arena *arena = arena_new();
         SaeOptions options = {.hook = given[i].hook, .dict_class = given[i].dict_class};
-        Status status = sae_set_open(&set, root, HOOK_KINDS, NULL, 0, false, &options, &error);
+        Status status = search_for(&set, arena, root, HOOK_KINDS, false, &options, &error);
         if (status == STATUS_OK) {
             hook_name(name, set.saes[0].hook, set.saes[0].layer, false, false);
             cr_assert_str_eq(name, given[i].is, "case %zu", i);
-            sae_set_close(&set);
         } else {
             cr_assert_eq(status, STATUS_INPUT);
             cr_assert_not_null(strstr(error.text, given[i].is), "case %zu: %s", i, error.text);
         }
+        arena_free(arena);
         remove_tree(root);
     }
 }
@@ -806,28 +811,26 @@ Test(sae, a_path_may_be_a_file_a_directory_or_above_it) {
                                        NPZ,
                                        LINEAR};
     Sae sae;
-    Error wrong = {0};
+    Arena *arena = arena_new();
     char root[] = "/tmp/refsae_sae_XXXXXX", path[128];
     cr_assert_not_null(mkdtemp(root));
     put(root, "config.json", "{\"trainer\":{\"layer\":5,\"dict_class\":\"BatchTopKSAE\"}}");
     put_link(root, "checkpoints/ae_1000.pt", TOPK); /* its settings are one folder above */
     snprintf(path, sizeof path, "%s/checkpoints/ae_1000.pt", root);
-    cr_assert_eq(sae_open(&sae, path, NULL, &wrong), STATUS_OK, "%s", wrong.text);
+    sae_open(&sae, arena, path, NULL);
     cr_assert(sae.act == SAE_BATCHTOPK && sae.hook_known && sae.layer == 5);
-    sae_close(&sae);
     remove_tree(root);
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
-        Error error = {0};
-        cr_assert_eq(sae_open(&sae, good[i], NULL, &error), STATUS_OK, "%s", error.text);
+        sae_open(&sae, arena, good[i], NULL);
         cr_assert(sae.hook_known, "%s", good[i]);
-        sae_close(&sae);
     }
     static const char *const bad[] = {GOLDEN, "tests/golden/no_such",
                                       GOLDEN "saelens/topk/expected.safetensors", "tests/reference",
                                       "Makefile"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        Error error = {0};
-        cr_assert_eq(sae_open(&sae, bad[i], NULL, &error), STATUS_INPUT, "%s", bad[i]);
+        Error error = open_error(bad[i]);
+        cr_assert_eq(error.status, STATUS_INPUT, "%s", bad[i]);
         cr_assert_gt(strlen(error.text), 10);
     }
+    arena_free(arena);
 }

@@ -217,13 +217,12 @@ static int run(const char *format, ...) {
 
 static char *slurp(const char *name) {
     char path[256];
-    FileMap map;
-    Error error = {0};
+    Arena *arena = arena_new();
     expand(path, name);
-    cr_assert_eq(file_map(&map, path, &error), STATUS_OK, "%s", error.text);
+    FileMap map = file_map(arena, path);
     char *text = calloc(1, map.size + 1);
     memcpy(text, map.data, map.size);
-    file_unmap(&map);
+    arena_free(arena);
     return text;
 }
 
@@ -254,11 +253,8 @@ static void put(const char *name, const char *text) {
 
 static const Json *read_json(Arena *arena, const char *name) {
     char path[256];
-    const Json *json;
-    Error error = {0};
     expand(path, name);
-    cr_assert_eq(json_read_file(arena, path, &json, &error), STATUS_OK, "%s", error.text);
-    return json;
+    return json_read_file(arena, path);
 }
 
 static double number(const Json *object, const char *key) {
@@ -280,11 +276,9 @@ static void write_sae(const char *name, const char *hook, const char *settings, 
                       size_t d_sae, const float *enc, const float *dec, const float *b_enc,
                       const float *b_dec) {
     char directory[256], path[512], cfg[1024];
-    Error error = {0};
-    TensorWriter *w;
     snprintf(path, sizeof path, "@/%s/%s", name, hook);
     expand(directory, path);
-    cr_assert_eq(path_make_directory(directory, &error), STATUS_OK, "%s", error.text);
+    path_make_directory(directory);
     snprintf(cfg, sizeof cfg,
              "{\"d_in\": %zu, \"d_sae\": %zu, \"apply_b_dec_to_input\": true, "
              "\"reshape_activations\": \"none\", %s, "
@@ -305,18 +299,15 @@ static void write_sae(const char *name, const char *hook, const char *settings, 
                   {"W_dec", dec, 2, {d_sae, d_in}},
                   {"b_enc", b_enc != NULL ? b_enc : zeros, 1, {d_sae}},
                   {"b_dec", b_dec != NULL ? b_dec : zeros, 1, {d_in}}};
-    cr_assert_eq(tensor_writer_open(&w, path, &error), STATUS_OK, "%s", error.text);
+    TensorWriter *w = tensor_writer_open(path);
     for (size_t i = 0; i < 4; i++) {
-        cr_assert_eq(tensor_writer_declare(w, parts[i].name, DTYPE_F32, parts[i].rank,
-                                           parts[i].shape, &error),
-                     STATUS_OK);
+        tensor_writer_declare(w, parts[i].name, DTYPE_F32, parts[i].rank, parts[i].shape);
     }
     for (size_t i = 0; i < 4; i++) {
         size_t count = parts[i].shape[0] * (parts[i].rank > 1 ? parts[i].shape[1] : 1);
-        cr_assert_eq(tensor_writer_data(w, parts[i].data, count * sizeof(float), &error),
-                     STATUS_OK);
+        tensor_writer_data(w, parts[i].data, count * sizeof(float));
     }
-    cr_assert_eq(tensor_writer_commit(&w, &error), STATUS_OK, "%s", error.text);
+    tensor_writer_commit(w);
     free(zeros);
 }
 
@@ -402,7 +393,6 @@ static void assert_exact(const Json *json, size_t *reads0, size_t *writes) {
 
 static void exact(const char *model, const char *task, const char *const *hooks, const char *norm,
                   const char *options, size_t d) {
-    Arena arena;
     size_t reads0 = 0, writes = 0;
     char settings[128], name[32];
     snprintf(settings, sizeof settings, STANDARD "\"%s\"", norm);
@@ -411,11 +401,11 @@ static void exact(const char *model, const char *task, const char *const *hooks,
     assert_done(run("--llm weights/%s --saes @/%s --task %s --out @/out --train 12 --test 4 "
                     "--share 0.8 --max-nodes 16 %s",
                     model, name, task, options));
-    arena_init_growing(&arena);
-    assert_exact(read_json(&arena, "@/out/sage.json"), &reads0, &writes);
+    Arena *arena = arena_new();
+    assert_exact(read_json(arena, "@/out/sage.json"), &reads0, &writes);
     cr_assert_gt(reads0, 0, "%s: layer 0 reads", model);
     cr_assert_gt(writes, 0);
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 Test(sage, what_reconstructs_exactly_does_so_at_every_node) {
@@ -433,13 +423,12 @@ Test(sage, layer_0_reads_the_embedding_where_positions_are_rotary) {
 
 /* Half of the directions: what is orthonormal and tied projects by its encoder as onto its span. */
 Test(sage, tied_orthonormal_encoders_project_onto_their_span) {
-    Arena arena;
     size_t nodes = 0, partial = 0;
     write_pairs_everywhere("half", gpt2_hooks, HOOKS, STANDARD "\"none\"", 64, 32);
     assert_done(run("--llm weights/gpt2 --saes @/half --task ioi --out @/out --train 24 --test 12 "
                     "--nodes z,attn_out,mlp_out"));
-    arena_init_growing(&arena);
-    const Json *json = json_get(read_json(&arena, "@/out/sage.json"), "dictionaries");
+    Arena *arena = arena_new();
+    const Json *json = json_get(read_json(arena, "@/out/sage.json"), "dictionaries");
     for (const Json *attribute = json->child; attribute != NULL; attribute = attribute->next) {
         for (const Json *node = attribute->child; node != NULL; node = node->next) {
             const Json *r2 = json_get(node, "r2");
@@ -450,7 +439,7 @@ Test(sage, tied_orthonormal_encoders_project_onto_their_span) {
     }
     cr_assert_gt(nodes, 5);
     cr_assert_gt(partial, 0);
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 /* ---- scaling, folded into the weights or not ---- */
@@ -468,11 +457,11 @@ Test(sage, a_factor_that_is_folded_changes_nothing) {
     for (size_t h = 0; h < HOOKS; h++) {
         char path[128];
         TensorStore store;
-        Error error = {0};
+        Arena *arena = arena_new();
         float *data[4], scale[4] = {0.25f, 4.0f, 1.0f, 4.0f};
         static const char *const names[4] = {"W_enc", "W_dec", "b_enc", "b_dec"};
         snprintf(path, sizeof path, "weights/saes/gpt2/%s/sae_weights.safetensors", gpt2_hooks[h]);
-        cr_assert_eq(tensors_open(&store, path, &error), STATUS_OK, "%s", error.text);
+        tensors_open(&store, arena, path);
         for (size_t i = 0; i < 4; i++) {
             const Tensor *tensor = tensors_find(&store, names[i]);
             data[i] = calloc(tensor->count, sizeof(float));
@@ -487,7 +476,7 @@ Test(sage, a_factor_that_is_folded_changes_nothing) {
         for (size_t i = 0; i < 4; i++) {
             free(data[i]);
         }
-        tensors_close(&store);
+        arena_free(arena);
     }
     static const char common[] =
         "--llm weights/gpt2 --task ioi --train 16 --test 6 --nodes q,k,v,z,attn_out,mlp_out";
@@ -537,7 +526,6 @@ static const char own_task[] =
 /* At A's position the counterfactual in B has the clean activations: to patch them in changes no
  * bit of m. And the model as it is has sufficiency 1, necessity 0 and magnitude 0, exactly. */
 Test(sage, clean_patches_and_rows_of_none_are_exact) {
-    Arena arena;
     put("@/task.json", own_task);
     assert_done(run(OWN "--train 18 --test 9 --share 1 --max-nodes 100"));
     char *text = slurp("@/out/cross_sections.csv");
@@ -561,8 +549,8 @@ Test(sage, clean_patches_and_rows_of_none_are_exact) {
     free(text);
     cr_assert_eq(scores, 64, "16 heads, 4 components: %zu", scores);
     cr_assert_gt(effects, 10, "%zu", effects);
-    arena_init_growing(&arena);
-    const Json *json = read_json(&arena, "@/out/sage.json");
+    Arena *arena = arena_new();
+    const Json *json = read_json(arena, "@/out/sage.json");
     for (const Json *attribute = json_get(json, "tests")->child; attribute != NULL;
          attribute = attribute->next) {
         const Json *none = json_get(attribute, "none");
@@ -576,28 +564,25 @@ Test(sage, clean_patches_and_rows_of_none_are_exact) {
                             "rescaled_magnitude"),
                      0.0);
     }
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 /* Each pair of values once: the attributes' one-hot columns are then orthogonal but for their
  * means. */
 Test(sage, mean_and_mse_agree_on_balanced_prompts) {
-    Arena arena;
-    Error error = {0};
     char path[128];
     put("@/task.json", own_task);
     assert_done(run(OWN "--train 120 --test 40"));
     char *text = slurp("@/out/prompts.jsonl"), *balanced = calloc(strlen(text) + 1, 1);
     bool seen[2][3][3] = {{{false}}};
     size_t kept = 0;
-    arena_init_growing(&arena);
+    Arena *arena = arena_new();
     for (char *line = text, *end; *line != '\0'; line = end + 1) {
         static const char *const values[2][3] = {{"Mary", "John", "Tom"}, {"Anna", "Paul", "Luke"}};
-        const Json *row;
         size_t place[2] = {0, 0};
         end = strchr(line, '\n');
         *end = '\0';
-        cr_assert_eq(json_parse(&arena, line, strlen(line), "prompts", &row, &error), STATUS_OK);
+        const Json *row = json_parse(arena, line, strlen(line), "prompts");
         for (size_t a = 0; a < 2; a++) {
             const char *value = json_get(json_get(row, "values"), a == 0 ? "A" : "B")->text;
             while (strcmp(values[a][place[a]], value) != 0) {
@@ -617,7 +602,7 @@ Test(sage, mean_and_mse_agree_on_balanced_prompts) {
     free(balanced);
     assert_done(run(OWN "--prompts @/balanced.jsonl"));
     expand(path, "@/out/sage.json");
-    const Json *json = read_json(&arena, "@/out/sage.json");
+    const Json *json = read_json(arena, "@/out/sage.json");
     for (const Json *attribute = json_get(json, "dictionaries")->child; attribute != NULL;
          attribute = attribute->next) {
         cr_assert_not_null(attribute->child);
@@ -637,17 +622,17 @@ Test(sage, mean_and_mse_agree_on_balanced_prompts) {
         cr_assert_eq(number(mse, "score"), number(mean, "score"));
         assert_near(number(mse, "magnitude"), number(mean, "magnitude"), 1e-6, "magnitude");
     }
-    arena_free(&arena);
+    arena_free(arena);
 }
 
-/* Twelve prompts: at some node the features of a test prompt cancel, IO's being Pos's turned round. What is
- * taken away has then no share in a sum that is rounding alone (it was 1e13). */
+/* Twelve prompts: at some node the features of a test prompt cancel, IO's being Pos's turned round.
+ * What is taken away has then no share in a sum that is rounding alone (it was 1e13). */
 Test(sage, features_that_cancel_have_no_magnitude) {
-    Arena arena;
-    assert_done(run("--llm weights/gemma2 --saes weights/saes/gemma2 --task ioi --train 12 --test 8 --nodes "
-                    "q,k,v,z,attn_out,mlp_out --max-nodes 24 --share 0.9 --out @/out"));
-    arena_init_growing(&arena);
-    const Json *tests = json_get(read_json(&arena, "@/out/sage.json"), "tests");
+    assert_done(run(
+        "--llm weights/gemma2 --saes weights/saes/gemma2 --task ioi --train 12 --test 8 --nodes "
+        "q,k,v,z,attn_out,mlp_out --max-nodes 24 --share 0.9 --out @/out"));
+    Arena *arena = arena_new();
+    const Json *tests = json_get(read_json(arena, "@/out/sage.json"), "tests");
     for (const Json *attribute = tests->child; attribute != NULL; attribute = attribute->next) {
         static const char *const methods[] = {"mean", "mse", "weighted"};
         for (size_t m = 0; m < 3; m++) {
@@ -655,38 +640,42 @@ Test(sage, features_that_cancel_have_no_magnitude) {
             cr_assert_lt(fabs(number(control, "magnitude")), 100.0, "%s", methods[m]);
         }
     }
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 /* A predicate longer than any buffer, in a language of its own: whole, and valid JSON. */
 Test(sage, predicates_of_any_length) {
     static const char *const shapes[2] = {"\xC3\xA4", "\xE4\xBA\x8C"};
     char form[2][1600], task[16384];
-    Arena arena;
     for (int f = 0; f < 2; f++) {
         form[f][0] = '\0';
         for (int i = 0; i < 500; i++) {
             strcat(form[f], shapes[f]);
         }
     }
-    snprintf(task, sizeof task,
-             "{\"attributes\": {\"A\": [\"Mary\", \"John\", \"Tom\"], \"Form\": [\"%s\", \"%s\"]}, "
-             "\"form\": \"Form\", \"templates\": {\"train\": [{\"%s\": \"Then {A} gave the ring to\", \"%s\": "
-             "\"When {A} gave the ring to\"}], \"test\": [{\"%s\": \"Then {A} gave a ring to\", \"%s\": \"When {A} "
-             "gave a ring to\"}]}, \"answer\": \"A\", \"wrong\": {\"of\": \"A\", \"map\": {\"Mary\": \" "
-             "John\", \"John\": \" Tom\", \"Tom\": \" Mary\"}}, \"positions\": {\"A\": \"A#1\", \"END\": "
-             "\"end\"}}",
-             form[0], form[1], form[0], form[1], form[0], form[1]);
+    snprintf(
+        task, sizeof task,
+        "{\"attributes\": {\"A\": [\"Mary\", \"John\", \"Tom\"], \"Form\": [\"%s\", \"%s\"]}, "
+        "\"form\": \"Form\", \"templates\": {\"train\": [{\"%s\": \"Then {A} gave the ring to\", "
+        "\"%s\": "
+        "\"When {A} gave the ring to\"}], \"test\": [{\"%s\": \"Then {A} gave a ring to\", \"%s\": "
+        "\"When {A} "
+        "gave a ring to\"}]}, \"answer\": \"A\", \"wrong\": {\"of\": \"A\", \"map\": {\"Mary\": \" "
+        "John\", \"John\": \" Tom\", \"Tom\": \" Mary\"}}, \"positions\": {\"A\": \"A#1\", "
+        "\"END\": "
+        "\"end\"}}",
+        form[0], form[1], form[0], form[1], form[0], form[1]);
     put("@/task.json", task);
     assert_done(run(OWN "--train 12 --test 12 --nodes z --projection encoder,weights,span"));
-    arena_init_growing(&arena);
+    Arena *arena = arena_new();
     size_t longest = 0;
-    for (const Json *i = json_get(read_json(&arena, "@/out/sage.json"), "interpretations")->child; i != NULL; i = i->next) {
+    for (const Json *i = json_get(read_json(arena, "@/out/sage.json"), "interpretations")->child;
+         i != NULL; i = i->next) {
         const Json *predicate = json_get(i, "predicate");
         longest = predicate->length > longest ? predicate->length : longest;
     }
     cr_assert_geq(longest, strlen("Form=") + 1500);
-    arena_free(&arena);
+    arena_free(arena);
 }
 
 /* ---- what is missing ---- */
@@ -727,12 +716,14 @@ Test(sage, each_missing_thing_has_its_sentence_and_exit_2) {
     assert_refused(run(OWN "--prompts @/none.jsonl"), "none.jsonl");
 }
 
-/* Several SAEs of one MLP beside those of the stream: nobody asks which, but alone they are too few. */
+/* Several SAEs of one MLP beside those of the stream: nobody asks which, but alone they are too
+ * few. */
 Test(sage, saes_of_other_places_are_passed_over) {
     write_pairs("mixed/a", "blocks.1.hook_mlp_out", STANDARD "\"none\"", 64, 64, true, unit);
     write_pairs("mixed/b", "blocks.1.hook_mlp_out", STANDARD "\"none\"", 64, 64, true, unit);
-    assert_refused(run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"),
-                   "none of the 2 SAEs below it is of the residual stream");
+    assert_refused(
+        run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"),
+        "none of the 2 SAEs below it is of the residual stream");
     write_pairs_everywhere("mixed", gpt2_hooks, HOOKS, STANDARD "\"none\"", 64, 64);
     assert_done(run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"));
 }

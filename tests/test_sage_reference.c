@@ -1,5 +1,6 @@
-/* Golden: every number of sage.json and every score of cross_sections.csv against the reference in Python
- * (tests/reference/sage_reference.py, a float64 model), on the same prompts, for the three model classes. */
+/* Golden: every number of sage.json and every score of cross_sections.csv against the reference in
+ * Python (tests/reference/sage_reference.py, a float64 model), on the same prompts, for the three
+ * model classes. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
@@ -8,8 +9,8 @@
 
 #include "json.h"
 
-/* 1e-4 relative. Below 0.01 absolute: necessities and effects are differences of m, which is about 10 here and
- * known to 1e-7 of itself. Shares of 24 prompts are therefore compared exactly. */
+/* 1e-4 relative. Below 0.01 absolute: necessities and effects are differences of m, which is about
+ * 10 here and known to 1e-7 of itself. Shares of 24 prompts are therefore compared exactly. */
 static bool near(double a, double b) {
     return fabs(a - b) <= 1e-4 * fmax(fmax(fabs(a), fabs(b)), 0.01);
 }
@@ -24,8 +25,8 @@ static void compare(const Json *expected, const Json *found, const char *path) {
     } else if (json_is(expected, JSON_STRING)) {
         cr_assert_str_eq(found->text, expected->text, "%s", path);
     } else if (json_is(expected, JSON_ARRAY) || json_is(expected, JSON_OBJECT)) {
-        cr_assert_eq(found->length, expected->length, "%s: expected %zu members, found %zu", path, expected->length,
-                     found->length);
+        cr_assert_eq(found->length, expected->length, "%s: expected %zu members, found %zu", path,
+                     expected->length, found->length);
         const Json *other = found->child;
         size_t place = 0;
         for (const Json *member = expected->child; member != NULL; member = member->next) {
@@ -81,7 +82,9 @@ static size_t read_rows(const char *path, Row *rows, size_t most) {
     return n;
 }
 
-enum { MOST_ROWS = 4096 };
+enum {
+    MOST_ROWS = 4096
+};
 
 static void compare_rows(const char *expected_path, const char *path) {
     Row *expected = calloc(MOST_ROWS, sizeof *expected), *found = calloc(MOST_ROWS, sizeof *found);
@@ -90,8 +93,8 @@ static void compare_rows(const char *expected_path, const char *path) {
     cr_assert_eq(read_rows(path, found, MOST_ROWS), n);
     for (size_t i = 0; i < n; i++) {
         cr_assert_str_eq(found[i].key, expected[i].key);
-        cr_assert(near(found[i].score, expected[i].score), "%s: expected %.10g, found %.10g", expected[i].key,
-                  expected[i].score, found[i].score);
+        cr_assert(near(found[i].score, expected[i].score), "%s: expected %.10g, found %.10g",
+                  expected[i].key, expected[i].score, found[i].score);
         cr_assert_eq(found[i].chosen, expected[i].chosen, "%s", expected[i].key);
         free(found[i].key);
         free(expected[i].key);
@@ -111,16 +114,11 @@ static void golden(const char *name, const char *model, const char *task, const 
     int status = system(command);
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", command);
 
-    Arena arena;
-    arena_init_growing(&arena);
-    Error error = {0};
-    const Json *expected, *found;
+    Arena *arena = arena_new();
     snprintf(expected_path, sizeof expected_path, "tests/golden/sage/%s/expected.json", name);
     snprintf(path, sizeof path, "%s/sage.json", out);
-    cr_assert_eq(json_read_file(&arena, expected_path, &expected, &error), STATUS_OK);
-    cr_assert_eq(json_read_file(&arena, path, &found, &error), STATUS_OK);
-    compare(expected, found, name);
-    arena_free(&arena);
+    compare(json_read_file(arena, expected_path), json_read_file(arena, path), name);
+    arena_free(arena);
 
     snprintf(expected_path, sizeof expected_path, "tests/golden/sage/%s/expected.csv", name);
     snprintf(path, sizeof path, "%s/cross_sections.csv", out);
@@ -139,9 +137,10 @@ Test(sage_reference, years) { /* lists of up to 97 answers */
     golden("years", "gpt2", "greater-than", "--nodes z");
 }
 
-Test(sage_reference, gpt_neox) { /* lists of answers; whole block outputs; the encoder's projection; an SAE of
-                                    the embedding */
-    golden("gpt_neox", "gpt_neox", "agreement", "--nodes q,k,v,z,attn_out,mlp_out --projection weights,encoder");
+Test(sage_reference, gpt_neox) { /* lists of answers; whole block outputs; the encoder's projection;
+                                    an SAE of the embedding */
+    golden("gpt_neox", "gpt_neox", "agreement",
+           "--nodes q,k,v,z,attn_out,mlp_out --projection weights,encoder");
 }
 
 Test(sage_reference, gemma2) { /* z through the post-norm with each prompt's own scale */

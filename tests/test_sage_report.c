@@ -19,7 +19,7 @@ enum {
 };
 
 typedef struct World {
-    Arena arena;
+    Arena *arena;
     SageOptions options;
     Console console;
     SageTask task;
@@ -46,7 +46,8 @@ static double uniform(World *w) {
 static SageTests make_tests(World *w, double level) {
     SageTests t = {.sufficiency = level + 0.1 * uniform(w), .necessity = level - 0.1 * uniform(w)};
     for (size_t k = 0; k < SAGE_KS; k++) {
-        t.control[k] = (SageControl){level * (1 - 1.0 / (double)(k + 2)), 0.1 * (double)(k + 1), 0.125};
+        t.control[k] =
+            (SageControl){level * (1 - 1.0 / (double)(k + 2)), 0.1 * (double)(k + 1), 0.125};
     }
     t.supervised = (SageControl){level, 0.12, 0.25};
     return t;
@@ -176,7 +177,7 @@ static World *world_make(const char *odd) {
                              .n_interpretations = FOUND,
                              .sae_names = w->saes,
                              .n_saes = 2};
-    arena_init_growing(&w->arena);
+    w->arena = arena_new();
     return w;
 }
 
@@ -186,32 +187,17 @@ static void world_end(World *w) {
     if (getenv("REFSAE_KEEP") == NULL) {
         cr_assert_eq(system(command), 0);
     }
-    arena_free(&w->arena);
+    arena_free(w->arena);
     free(w);
 }
 
-static void must_write(World *w) {
-    Error error = {0};
-    cr_assert_eq(sage_write(&w->result, &error), STATUS_OK, "%s", error.text);
-}
-
 static char *slurp(World *w, const char *name) {
-    FileMap map;
-    Error error = {0};
-    cr_assert_eq(file_map(&map, path_join(&w->arena, w->folder, name), &error), STATUS_OK, "%s",
-                 error.text);
-    char *text = arena_copy(&w->arena, (const char *)map.data, map.size);
-    file_unmap(&map);
-    return text;
+    FileMap map = file_map(w->arena, path_join(w->arena, w->folder, name));
+    return arena_copy(w->arena, (const char *)map.data, map.size);
 }
 
 static const Json *read_json(World *w) {
-    const Json *json;
-    Error error = {0};
-    cr_assert_eq(
-        json_read_file(&w->arena, path_join(&w->arena, w->folder, "sage.json"), &json, &error),
-        STATUS_OK, "%s", error.text);
-    return json;
+    return json_read_file(w->arena, path_join(w->arena, w->folder, "sage.json"));
 }
 
 /* The value at "a/b/0/c". */
@@ -253,7 +239,7 @@ static void assert_keys(const Json *object, const char *path, const char *keys) 
 
 Test(sage_report, json_has_the_form_that_others_read) {
     World *w = world_make(NULL);
-    must_write(w);
+    sage_write(&w->result);
     const Json *json = read_json(w);
     assert_keys(json, "",
                 "task model prompts baseline cross_sections dictionaries tests interpretations");
@@ -309,7 +295,7 @@ Test(sage_report, json_has_the_form_that_others_read) {
 
 Test(sage_report, tables_have_a_row_for_everything) {
     World *w = world_make(NULL);
-    must_write(w);
+    sage_write(&w->result);
     const char *line = slurp(w, "cross_sections.csv");
     size_t rows = 0, chosen = 0, with_effect = 0;
     static const char header[] = "attribute,node,head,position,score,chosen,effect\n";
@@ -335,7 +321,8 @@ Test(sage_report, tables_have_a_row_for_everything) {
     cr_assert_eq(chosen, ATTRIBUTES * 8);
     cr_assert_eq(with_effect, ATTRIBUTES * 14);
     const char *tidy = slurp(w, "sage.csv");
-    cr_assert_not_null(strstr(tidy, "attribute,method,subset,test,k,score,magnitude,rescaled_magnitude\n"));
+    cr_assert_not_null(
+        strstr(tidy, "attribute,method,subset,test,k,score,magnitude,rescaled_magnitude\n"));
     cr_assert_not_null(strstr(tidy, "\nIO,none,all,sufficiency,,1,,\n"));
     cr_assert_not_null(strstr(tidy, "\nPos,weighted,all,control,,0.94,0.12,0.25\n"));
     cr_assert_not_null(strstr(tidy, "\nS,random,f1<0.7,control,32,"));
@@ -379,7 +366,7 @@ static void assert_report(World *w) {
 
 Test(sage_report, report_and_figures) {
     World *w = world_make(NULL);
-    must_write(w);
+    sage_write(&w->result);
     static const char *const figures[] = {"heat_IO.svg",    "heat_S.svg",     "heat_Pos.svg",
                                           "control_IO.svg", "control_S.svg",  "control_Pos.svg",
                                           "necessity.svg",  "sufficiency.svg"};
@@ -399,7 +386,7 @@ Test(sage_report, report_and_figures) {
 
 Test(sage_report, best_interpretations_first) {
     World *w = world_make(NULL);
-    must_write(w);
+    sage_write(&w->result);
     const char *html = strstr(slurp(w, "report.html"), "active when</th>");
     cr_assert_not_null(html);
     static const int best[] = {36, 35, 34}; /* f1 = 0.01 (i mod 37) */
@@ -416,7 +403,7 @@ Test(sage_report, best_interpretations_first) {
 
 Test(sage_report, hostile_names) {
     World *w = world_make("../<b>&\"'|,</svg><script>\x01\xFF\n{}%s\xF0\x9F\x98\x80");
-    must_write(w);
+    sage_write(&w->result);
     cr_assert_eq(assert_xml(slurp(w, "heat_.1.svg"), "svg"), 1, "a safe name with its number");
     cr_assert_eq(assert_xml(slurp(w, "control_.1.svg"), "svg"), 1);
     cr_assert(json_is(read_json(w), JSON_OBJECT));
@@ -444,7 +431,7 @@ Test(sage_report, nothing_found) {
     w->result.n_interpretations = 0;
     w->result.n_saes = 0;
     w->task.n_dropped = 0;
-    must_write(w);
+    sage_write(&w->result);
     cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency"), JSON_NULL));
     cr_assert(json_is(at(read_json(w), "cross_sections/S/spearman"), JSON_NULL));
     assert_report(w);
@@ -453,9 +440,10 @@ Test(sage_report, nothing_found) {
 
 Test(sage_report, a_folder_that_cannot_be_made) {
     World *w = world_make(NULL);
-    Error error = {0};
+    Error error;
     w->options.out = "/dev/null/out";
-    cr_assert_neq(sage_write(&w->result, &error), STATUS_OK);
+    ATTEMPT(&error, sage_write(&w->result));
+    cr_assert_neq(error.status, STATUS_OK);
     cr_assert_not_null(strstr(error.text, "/dev/null"));
     world_end(w);
 }

@@ -129,13 +129,8 @@ static size_t draw_ids(Random *r, int32_t *ids, uint32_t size) {
 
 /* ---- digests ---- */
 
-static Tokenizer *open_golden(const char *name) {
-    char path[256];
-    Error error = {0};
-    Tokenizer *tokenizer;
-    snprintf(path, sizeof(path), FOLDER "%s.json", name);
-    cr_assert_eq(tokenizer_open(&tokenizer, path, &error), STATUS_OK, "%s", error.text);
-    return tokenizer;
+static Tokenizer *open_golden(Arena *arena, const char *name) {
+    return tokenizer_open(arena, arena_format(arena, FOLDER "%s.json", name));
 }
 
 static void add_word(Sha256 *sha, size_t value) {
@@ -143,16 +138,13 @@ static void add_word(Sha256 *sha, size_t value) {
     sha256_add(sha, &word, sizeof(word));
 }
 
-static void add_decoded(Sha256 *sha, const Tokenizer *t, const int32_t *ids, size_t count) {
+static void add_decoded(Sha256 *sha, const Tokenizer *t, const int32_t *ids, size_t count,
+                        Arena *arena) {
     for (int skip = 0; skip < 2; skip++) {
-        char *text;
         size_t length;
-        Error error = {0};
-        cr_assert_eq(tokenizer_decode(t, ids, count, skip, &text, &length, &error), STATUS_OK, "%s",
-                     error.text);
+        const char *text = tokenizer_decode(t, ids, count, skip, arena, &length);
         add_word(sha, length);
         sha256_add(sha, text, length);
-        free(text);
     }
 }
 
@@ -161,14 +153,14 @@ static void check_against_golden(const char *name, uint64_t stream, int count) {
     snprintf(path, sizeof(path), FOLDER "%s.sha256", name);
     FILE *golden = fopen(path, "r");
     cr_assert_not_null(golden, "%s", path);
-    Tokenizer *t = open_golden(name);
-    Tokens tokens = {0};
+    Arena *arena = arena_new(), *scratch = arena_new();
+    Tokenizer *t = open_golden(arena, name);
     Random strings = random_start(475, stream), lists = random_start(475, stream + 1);
     Sha256 sha[3];
     for (int n = 0; n < count; n++) {
         char text[2048], hex[3][65], line[256];
         int32_t ids[24];
-        Error error = {0};
+        Tokens tokens = {0};
         if (n % CHUNK == 0) {
             for (int i = 0; i < 3; i++) {
                 sha256_start(&sha[i]);
@@ -176,8 +168,7 @@ static void check_against_golden(const char *name, uint64_t stream, int count) {
         }
         size_t length = draw_string(&strings, text);
         for (int special = 0; special < 2; special++) {
-            cr_assert_eq(tokenizer_encode(t, text, length, special, &tokens, &error), STATUS_OK,
-                         "%s", error.text);
+            tokens = tokenizer_encode(t, text, length, special, scratch);
             add_word(&sha[0], tokens.count);
             add_word(&sha[1], tokens.count);
             for (size_t i = 0; i < tokens.count; i++) {
@@ -185,9 +176,10 @@ static void check_against_golden(const char *name, uint64_t stream, int count) {
                 add_word(&sha[1], tokens.begin[i]);
             }
         }
-        add_decoded(&sha[2], t, tokens.id, tokens.count);
+        add_decoded(&sha[2], t, tokens.id, tokens.count, scratch);
         size_t drawn = draw_ids(&lists, ids, (uint32_t)tokenizer_size(t));
-        add_decoded(&sha[2], t, ids, drawn);
+        add_decoded(&sha[2], t, ids, drawn, scratch);
+        arena_reset(scratch);
         if (n % CHUNK == CHUNK - 1) {
             for (int i = 0; i < 3; i++) {
                 sha256_end(&sha[i], hex[i]);
@@ -201,8 +193,8 @@ static void check_against_golden(const char *name, uint64_t stream, int count) {
     }
     cr_assert_null(fgets(expected, sizeof(expected), golden), "%s holds more lines", path);
     fclose(golden);
-    tokens_free(&tokens);
-    tokenizer_close(t);
+    arena_free(scratch);
+    arena_free(arena);
 }
 
 Test(tokenizer, gpt2_kind_equals_tokenizers_on_10000_strings) {
@@ -236,10 +228,9 @@ Test(tokenizer, long_text_equals_its_lines) {
     };
     char *text = malloc((size_t)LINES * 1024);
     for (size_t k = 0; k < 3; k++) {
-        Tokenizer *t = open_golden(names[k]);
-        Tokens whole = {0}, part = {0};
+        Arena *arena = arena_new(), *scratch = arena_new();
+        Tokenizer *t = open_golden(arena, names[k]);
         Random r = random_start(1, RANDOM_TEST);
-        Error error = {0};
         size_t length = 0, at = 0;
         /* "<eos>" and "<|endoftext|>" are added tokens: each line is a segment of its own */
         const char *stop = k == 2 ? "<eos>" : "<|endoftext|>";
@@ -251,11 +242,11 @@ Test(tokenizer, long_text_equals_its_lines) {
             length += strlen(stop);
         }
         starts[LINES] = length;
-        cr_assert_eq(tokenizer_encode(t, text, length, false, &whole, &error), STATUS_OK);
+        Tokens whole = tokenizer_encode(t, text, length, false, arena);
         for (size_t i = 0; i < LINES; i++) {
-            cr_assert_eq(tokenizer_encode(t, text + starts[i], starts[i + 1] - starts[i], false,
-                                          &part, &error),
-                         STATUS_OK);
+            arena_reset(scratch);
+            Tokens part =
+                tokenizer_encode(t, text + starts[i], starts[i + 1] - starts[i], false, scratch);
             for (size_t j = 0; j < part.count; j++, at++) {
                 cr_assert_lt(at, whole.count);
                 cr_assert_eq(part.id[j], whole.id[at], "%s: line %zu", names[k], i);
@@ -263,9 +254,8 @@ Test(tokenizer, long_text_equals_its_lines) {
             }
         }
         cr_assert_eq(at, whole.count);
-        tokens_free(&whole);
-        tokens_free(&part);
-        tokenizer_close(t);
+        arena_free(scratch);
+        arena_free(arena);
     }
     free(text);
 }
@@ -273,7 +263,8 @@ Test(tokenizer, long_text_equals_its_lines) {
 /* ---- names and bad input ---- */
 
 Test(tokenizer, knows_names_and_sizes) {
-    Tokenizer *t = open_golden("gemma");
+    Arena *arena = arena_new();
+    Tokenizer *t = open_golden(arena, "gemma");
     size_t length;
     cr_assert_eq(tokenizer_id(t, "<bos>"), 2);
     cr_assert_eq(tokenizer_id(t, "<no such token>"), -1);
@@ -282,21 +273,21 @@ Test(tokenizer, knows_names_and_sizes) {
     cr_assert_null(tokenizer_token(t, -1, &length));
     cr_assert_null(tokenizer_token(t, tokenizer_size(t), &length));
     cr_assert_not_null(tokenizer_token(t, tokenizer_size(t) - 1, &length));
-    tokenizer_close(t);
+    arena_free(arena);
 }
 
-static Status open_text(const char *text, size_t length, Error *error) {
+static Error open_text(const char *text, size_t length) {
     char path[] = "/tmp/refsae_tokenizer_XXXXXX";
     int descriptor = mkstemp(path);
     FILE *file = fdopen(descriptor, "wb");
     cr_assert_eq(fwrite(text, 1, length, file), length);
     fclose(file);
-    Tokenizer *t;
-    *error = (Error){0};
-    Status status = tokenizer_open(&t, path, error);
-    tokenizer_close(t);
+    Arena *arena = arena_new();
+    Error error;
+    ATTEMPT(&error, tokenizer_open(arena, path));
+    arena_free(arena);
     remove(path);
-    return status;
+    return error;
 }
 
 Test(tokenizer, refuses_by_name) {
@@ -335,27 +326,25 @@ Test(tokenizer, refuses_by_name) {
          "exactly once"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        Error error;
-        cr_expect_eq(open_text(cases[i][0], strlen(cases[i][0]), &error), STATUS_INPUT, "case %zu",
-                     i);
+        Error error = open_text(cases[i][0], strlen(cases[i][0]));
+        cr_expect_eq(error.status, STATUS_INPUT, "case %zu", i);
         cr_expect(strstr(error.text, cases[i][1]) != NULL, "case %zu: %s", i, error.text);
     }
 }
 
 Test(tokenizer, refuses_broken_text_and_ids) {
-    Tokenizer *t = open_golden("gpt2");
-    Tokens tokens = {0};
-    char *text;
+    Arena *arena = arena_new();
+    Tokenizer *t = open_golden(arena, "gpt2");
     size_t length;
-    Error error = {0};
-    cr_assert_eq(tokenizer_encode(t, "a\xFF", 2, false, &tokens, &error), STATUS_INPUT);
-    cr_assert_eq(tokenizer_encode(t, "\xED\xA0\x80", 3, false, &tokens, &error), STATUS_INPUT);
-    cr_assert_eq(tokenizer_decode(t, (int32_t[]){1, -5}, 2, false, &text, &length, &error),
-                 STATUS_INPUT);
-    cr_assert_eq(tokenizer_encode(t, "", 0, true, &tokens, &error), STATUS_OK);
-    cr_assert_eq(tokens.count, 0);
-    tokens_free(&tokens);
-    tokenizer_close(t);
+    Error error;
+    ATTEMPT(&error, tokenizer_encode(t, "a\xFF", 2, false, arena));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, tokenizer_encode(t, "\xED\xA0\x80", 3, false, arena));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, tokenizer_decode(t, (int32_t[]){1, -5}, 2, false, arena, &length));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_eq(tokenizer_encode(t, "", 0, true, arena).count, 0);
+    arena_free(arena);
 }
 
 /* Every golden with bytes broken or cut off: an error or a tokenizer, never a crash (ASan, UBSan).
@@ -364,12 +353,9 @@ Test(tokenizer, survives_broken_files) {
     static const char *const names[] = {"flags_gemma2", "template", "fixed", "metaspace"};
     Random r = random_start(3, RANDOM_TEST);
     for (size_t k = 0; k < 4; k++) {
-        char path[256];
-        FileMap map;
-        Error error = {0};
-        snprintf(path, sizeof(path), FOLDER "%s.json", names[k]);
-        cr_assert_eq(file_map(&map, path, &error), STATUS_OK);
-        char *copy = malloc(map.size);
+        Arena *arena = arena_new();
+        FileMap map = file_map(arena, arena_format(arena, FOLDER "%s.json", names[k]));
+        char *copy = arena_alloc(arena, map.size, 1);
         for (int n = 0; n < 150; n++) {
             size_t size = n % 3 == 0 ? random_below(&r, map.size) : map.size;
             memcpy(copy, map.data, map.size);
@@ -377,10 +363,10 @@ Test(tokenizer, survives_broken_files) {
                 size_t at = random_below(&r, n % 2 == 0 ? map.size : 2000);
                 copy[at] = "0\"{}[],:n9-e\\"[random_below(&r, 13)];
             }
-            Status status = open_text(copy, size, &error);
-            cr_assert(status == STATUS_OK || (status == STATUS_INPUT && error.text[0] != 0));
+            Error error = open_text(copy, size);
+            cr_assert(error.status == STATUS_OK ||
+                      (error.status == STATUS_INPUT && error.text[0] != 0));
         }
-        free(copy);
-        file_unmap(&map);
+        arena_free(arena);
     }
 }

@@ -14,26 +14,24 @@ typedef struct Fixture {
     Error error;
     Compute compute;
     Vit vit;
-    Arena arena;
+    Arena *arena;
     VitRun *run;
 } Fixture;
 
 static void start(Fixture *f, const char *directory, int threads) {
     memset(f, 0, sizeof *f);
-    cr_assert_eq(compute_open(&f->compute, threads, &f->error), STATUS_OK, "%s", f->error.text);
-    cr_assert_eq(vit_open(&f->vit, directory, &f->error), STATUS_OK, "%s", f->error.text);
-    Arena measure;
-    arena_init_measuring(&measure);
-    vit_run_layout(&f->vit, &f->compute, &measure);
-    cr_assert_eq(arena_init_fixed(&f->arena, measure.used, &f->error), STATUS_OK);
-    f->run = vit_run_layout(&f->vit, &f->compute, &f->arena);
+    cr_assert_eq(compute_open(&f->compute, arena, threads, &f->error), STATUS_OK, "%s", f->error.text);
+    cr_assert_eq(vit_open(&f->vit, arena, directory, &f->error), STATUS_OK, "%s", f->error.text);
+    Arena *measure;
+    arena_init_measuring(measure);
+    vit_run_layout(&f->vit, &f->compute, measure);
+    cr_assert_eq(arena_init_fixed(f->arena, measure.used, &f->error), STATUS_OK);
+    f->run = vit_run_layout(&f->vit, &f->compute, f->arena);
     cr_assert_not_null(f->run);
 }
 
 static void stop(Fixture *f) {
-    arena_free(&f->arena);
-    vit_close(&f->vit);
-    compute_close(&f->compute);
+    arena_free(f->arena);
 }
 
 static const float *values(const TensorStore *store, const char *name, size_t *count) {
@@ -96,7 +94,7 @@ static void against_golden(const char *directory, const char *golden, int thread
     Fixture f;
     start(&f, directory, threads);
     TensorStore store;
-    cr_assert_eq(tensors_open(&store, golden, &f.error), STATUS_OK, "%s", f.error.text);
+    cr_assert_eq(tensors_open(&store, arena, golden, &f.error), STATUS_OK, "%s", f.error.text);
     size_t count;
     const float *pixels = values(&store, "vision.pixel_values", &count);
     Comparison c = {.golden = &store};
@@ -124,7 +122,6 @@ static void against_golden(const char *directory, const char *golden, int thread
     free(again);
     free(features);
     free((void *)(size_t)pixels);
-    tensors_close(&store);
     stop(&f);
 }
 
@@ -173,7 +170,7 @@ Test(vit, replaced_result_and_z_reach_attn_out) {
     Fixture f;
     start(&f, odd, 1);
     TensorStore store;
-    cr_assert_eq(tensors_open(&store, odd_golden, &f.error), STATUS_OK);
+    cr_assert_eq(tensors_open(&store, arena, odd_golden, &f.error), STATUS_OK);
     size_t count;
     const float *pixels = values(&store, "vision.pixel_values", &count);
     static Replacement plain, z, result;
@@ -193,7 +190,6 @@ Test(vit, replaced_result_and_z_reach_attn_out) {
     }
     cr_assert_gt(moved, 0.1);
     free((void *)(size_t)pixels);
-    tensors_close(&store);
     stop(&f);
 }
 
@@ -215,8 +211,8 @@ static void write_weights(const char *directory, const char *skip) {
     TensorWriter *writer;
     char path[256];
     snprintf(path, sizeof path, "%s/model.safetensors", directory);
-    cr_assert_eq(tensors_open(&store, odd, &error), STATUS_OK);
-    cr_assert_eq(tensor_writer_open(&writer, path, &error), STATUS_OK);
+    tensors_open(&store, arena, odd);
+    writer = tensor_writer_open(path);
     for (int pass = 0; pass < 2; pass++) {
         for (size_t i = 0; i < store.count; i++) {
             const Tensor *t = &store.tensors[i];
@@ -231,8 +227,7 @@ static void write_weights(const char *directory, const char *skip) {
                          STATUS_OK, "%s", error.text);
         }
     }
-    cr_assert_eq(tensor_writer_commit(&writer, &error), STATUS_OK, "%s", error.text);
-    tensors_close(&store);
+    tensor_writer_commit(&writer);
 }
 
 static void remove_directory(const char *directory) {
@@ -297,7 +292,8 @@ Test(vit, refusals_name_what_is_wrong) {
         write_weights(directory, cases[i].skip);
         Vit vit;
         Error error = {0};
-        cr_assert_eq(vit_open(&vit, directory, &error), STATUS_INPUT, "%s", cases[i].config);
+        ATTEMPT(&error, vit_open(&vit, arena, directory));
+    cr_assert_eq(error.status, STATUS_INPUT, "%s", cases[i].config);
         cr_assert_not_null(strstr(error.text, cases[i].says), "%s: %s", cases[i].config,
                            error.text);
         cr_assert_not_null(strstr(error.text, directory), "%s", error.text);
@@ -305,7 +301,7 @@ Test(vit, refusals_name_what_is_wrong) {
     }
     Vit vit;
     Error error = {0};
-    cr_assert_neq(vit_open(&vit, "/tmp/refsae_no_such_directory", &error), STATUS_OK);
+    cr_assert_neq(vit_open(&vit, arena, "/tmp/refsae_no_such_directory", &error), STATUS_OK);
 }
 
 Test(vit, pixels_that_are_not_finite_are_an_error) {

@@ -1,0 +1,57 @@
+/* What the tests use of Criterion, for machines that have none (`make check` puts this directory
+ * first in line): each test runs in a process of its own, REFSAE_TESTS=suite/name picks some. */
+#ifndef REFSAE_CHECK_H
+#define REFSAE_CHECK_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct Check {
+    const char *suite, *name; /* name NULL: what all tests of the suite run within */
+    void (*run)(void), (*init)(void), (*fini)(void);
+    double timeout; /* Criterion's; a test that hangs is seen here by whoever waits */
+    struct Check *next;
+} Check;
+
+__attribute__((weak)) Check *checks;
+__attribute__((weak)) int checks_failed; /* in this process */
+
+#define CHECK_ADD(id, ...)                                                                         \
+    static Check id##_check = {.suite = __VA_ARGS__};                                              \
+    __attribute__((constructor)) static void id##_add(void) {                                      \
+        id##_check.next = checks;                                                                  \
+        checks = &id##_check;                                                                      \
+    }
+#define TestSuite(s, ...) CHECK_ADD(s, #s, __VA_ARGS__)
+#define Test(s, n, ...)                                                                            \
+    static void s##_##n(void);                                                                     \
+    CHECK_ADD(s##_##n, #s, .name = #n, .run = s##_##n, ##__VA_ARGS__)                              \
+    static void s##_##n(void)
+
+#define CHECK_SAY(text, ...)                                                                       \
+    (checks_failed++, fprintf(stderr, "%s:%d: %s ", __FILE__, __LINE__, text),                     \
+     fprintf(stderr, "" __VA_ARGS__), fputc('\n', stderr))
+#define cr_expect(c, ...) ((c) ? 0 : CHECK_SAY(#c, __VA_ARGS__))
+#define cr_assert(c, ...) ((c) ? (void)0 : (CHECK_SAY(#c, __VA_ARGS__), exit(1)))
+#define CHECK_BOTH(kind, c, ...) cr_##kind(c, __VA_ARGS__)
+#define cr_assert_fail(...) cr_assert(0, __VA_ARGS__)
+#define cr_skip_test(...) exit(0)
+#define cr_assert_not(a, ...) cr_assert(!(a), __VA_ARGS__)
+#define cr_assert_null(a, ...) cr_assert((a) == NULL, __VA_ARGS__)
+#define cr_assert_not_null(a, ...) cr_assert((a) != NULL, __VA_ARGS__)
+#define cr_assert_eq(a, b, ...) cr_assert((a) == (b), __VA_ARGS__)
+#define cr_assert_neq(a, b, ...) cr_assert((a) != (b), __VA_ARGS__)
+#define cr_assert_lt(a, b, ...) cr_assert((a) < (b), __VA_ARGS__)
+#define cr_assert_leq(a, b, ...) cr_assert((a) <= (b), __VA_ARGS__)
+#define cr_assert_gt(a, b, ...) cr_assert((a) > (b), __VA_ARGS__)
+#define cr_assert_geq(a, b, ...) cr_assert((a) >= (b), __VA_ARGS__)
+#define cr_assert_str_eq(a, b, ...) cr_assert(strcmp(a, b) == 0, __VA_ARGS__)
+#define cr_assert_str_neq(a, b, ...) cr_assert(strcmp(a, b) != 0, __VA_ARGS__)
+#define cr_assert_arr_eq(a, b, n, ...) cr_assert(memcmp(a, b, n) == 0, __VA_ARGS__)
+#define cr_assert_arr_neq(a, b, n, ...) cr_assert(memcmp(a, b, n) != 0, __VA_ARGS__)
+#define cr_assert_float_eq(a, b, e, ...) cr_assert(fabs((a) - (b)) <= (e), __VA_ARGS__)
+#define cr_expect_not(a, ...) cr_expect(!(a), __VA_ARGS__)

@@ -1,0 +1,83 @@
+#!/bin/sh
+# The house: includes go to lower floors only (so there is no circle), the five files of the
+# specification hold no plumbing, and no function stands where nothing calls it.
+#
+#     sh tests/house.sh
+set -eu
+cd "$(dirname "$0")/.."
+
+# From the ground up; what a room has beside FILE.c and FILE.h (private headers) stands in brackets.
+floors='base
+elementary linalg hooks
+json inflate unicode(unicode_tables.h)
+zip tensor
+pickle kernels(kernelset.h) kernels_simd(simd.h) png jpeg tokenizer
+checkpoint image
+vit llm sae
+model_load sae_load
+data task
+adapter sage
+run_mapping run_sage
+figure
+report
+generate dump info bench
+selftest
+main'
+bad=0
+complain() { echo "house: $*"; bad=1; }
+
+# FLOOR ROOM FILE for every source file of the root.
+rooms=$(echo "$floors" | awk '{
+    for (i = 1; i <= NF; i++) {
+        n = split($i, part, /[(),]/)
+        print NR, part[1], part[1] ".c"; print NR, part[1], part[1] ".h"
+        for (k = 2; k <= n; k++) if (part[k] != "") print NR, part[1], part[k]
+    }}')
+
+for file in *.c *.h; do
+    echo "$rooms" | grep -q " $file\$" || complain "$file has no floor"
+done
+[ "$(ls ./*.c | wc -l)" -le 36 ] || complain "more than 36 rooms"
+
+# An include of the project must lie on a lower floor, or be of the same room.
+grep -Hn '^ *# *include *"' ./*.c ./*.h | sed 's|^\./||' | {
+    up=0
+    while IFS= read -r line; do
+        file=${line%%:*}
+        to=$(echo "$line" | sed 's/.*"\(.*\)".*/\1/')
+        case $to in tasks.h) continue ;; esac
+        verdict=$(echo "$rooms" | awk -v from="$file" -v to="$to" '
+            $3 == from { f = $1; fr = $2 }
+            $3 == to { t = $1; tr = $2 }
+            END { print (t != "" && (fr == tr || t < f)) ? "ok" : "up" }')
+        [ $verdict = ok ] || { echo "house: $file includes $to, which is not on a lower floor"; up=1; }
+    done
+    exit $up
+} || bad=1
+
+# The specification: formulas alone.
+for file in llm.c vit.c sae.c adapter.c sage.c; do
+    ! grep -n 'fopen\|file_open\|out_open\|json_\|progress_\|fprintf\|printf(' $file || complain "$file holds plumbing"
+    [ "$(wc -l <$file)" -le 1650 ] || complain "$file is longer than 1,650 lines"
+done
+
+# What a header declares is called by another file than the one that defines it.
+for header in *.h; do
+    room=${header%.h}
+    awk '/^[a-zA-Z].*[ *][a-z][a-z0-9_]*\(/ && !/^(typedef|static|#|extern)/ {
+        sub(/\(.*/, ""); sub(/.*[ *]/, ""); print }' "$header" |
+        while read -r name; do
+            grep -lw "$name" ./*.c ./*.h | grep -v "^./$room\.[ch]\$" | grep -q . ||
+                echo "house: $header: nothing outside $room calls $name"
+        done
+done >build/house.txt
+cat build/house.txt
+[ ! -s build/house.txt ] || bad=1
+
+# Lines of at most 100 columns.
+awk 'length($0) > 100 { print "house: " FILENAME ":" FNR ": " length($0) " columns" }' ./*.c ./*.h >build/wide.txt
+cat build/wide.txt
+[ ! -s build/wide.txt ] || bad=1
+
+[ $bad = 0 ] && echo "house: in order"
+exit $bad
