@@ -284,7 +284,7 @@ static void node_read_map(const Test *t, Node *node, Arena *arena) {
     const Sage *sage = t->sage;
     size_t d = sage->llm.config.d_model;
     Matrix w = llm_head_matrix(&sage->llm, (size_t)node->node->layer, node->node->kind,
-                                  (size_t)node->node->head);
+                               (size_t)node->node->head);
     const LlmNorm *ln = &sage->llm.layers[node->node->layer].ln1;
     node->direct = arena_alloc(arena, node->width * d, sizeof(double));
     node->constant = arena_alloc(arena, node->width, sizeof(double));

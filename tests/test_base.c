@@ -3,6 +3,8 @@
 #include "base.h"
 
 #include <criterion/criterion.h>
+#include <criterion/redirect.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,88 +14,211 @@
 
 /* ---- errors ---- */
 
-Test(base, error_keeps_the_first_cause) {
-    Error error = {0};
-    cr_assert_eq(fail(&error, STATUS_INPUT, "%s: cause %d", "FILE", 1), STATUS_INPUT);
-    cr_assert_eq(fail(&error, STATUS_RESOURCE, "consequence"), STATUS_RESOURCE);
-    cr_assert_str_eq(error.text, "FILE: cause 1");
+static Error failure(const char *text) {
+    Error error;
+    ATTEMPT(&error, fail(STATUS_INPUT, "%s", text));
     cr_assert_eq(error.status, STATUS_INPUT);
-    cr_assert_eq(fail(NULL, STATUS_CHECK, "nobody listens"), STATUS_CHECK);
+    return error;
+}
+
+Test(base, error_says_why) {
+    Error error;
+    ATTEMPT(&error, fail(STATUS_CHECK, "%s: cause %d", "FILE", 1));
+    cr_assert_eq(error.status, STATUS_CHECK);
+    cr_assert_str_eq(error.text, "FILE: cause 1");
+    ATTEMPT(&error, (void)0);
+    cr_assert_eq(error.status, STATUS_OK);
+    cr_assert_str_eq(error.text, "");
+    ATTEMPT(&error, fail_errno(ENOENT, "FILE", "cannot read"));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_str_eq(error.text, "FILE: cannot read: No such file or directory");
+    ATTEMPT(&error, fail_errno(ENOSPC, "FILE", "cannot write"));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
+}
+
+Test(base, error_without_attempt_exits, .exit_code = STATUS_RESOURCE) {
+    cr_redirect_stderr();
+    fail(STATUS_RESOURCE, "nobody listens");
 }
 
 Test(base, error_shows_what_a_terminal_would_obey) {
-    Error error = {0};
-    fail(&error, STATUS_INPUT, "%s", "a\x1b[31m\xff\n\xc2\x9b\xe2\x80\xae 名é😀");
+    Error error = failure("a\x1b[31m\xff\n\xc2\x9b\xe2\x80\xae 名é😀");
     cr_assert_str_eq(error.text, "a\\x1B[31m\\xFF\\x0A\\xC2\\x9B\\xE2\\x80\\xAE 名é😀");
 }
 
 Test(base, error_of_any_length_is_cut_at_a_character) {
     for (size_t length = 990; length < 3000; length += 7) {
-        Error error = {0};
-        char *text = malloc(length + 1);
+        char text[3000];
         for (size_t i = 0; i < length; i++) {
             text[i] = "\xC3\xA9"[i % 2];
         }
         text[length] = 0;
-        fail(&error, STATUS_INPUT, "%s", text);
+        Error error = failure(text);
         cr_assert_lt(strlen(error.text), sizeof error.text);
         cr_assert(utf8_valid(error.text, strlen(error.text)));
         if (length > 1020) {
             cr_assert_str_eq(error.text + strlen(error.text) - 3, "...");
         }
-        free(text);
     }
+}
+
+/* What was released, as digits in order. */
+static char released[16];
+
+static void note_release(void *digit) {
+    strcat(released, digit);
+}
+
+static Arena *arena_noted(Arena *arena, char *digit) {
+    arena_defer(arena, note_release, digit);
+    return arena;
+}
+
+static void inner_attempt(void) {
+    Error error;
+    ATTEMPT(&error, arena_noted(arena_new(), "2"); fail(STATUS_INPUT, "inner"));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_str_eq(error.text, "inner");
+    cr_assert_str_eq(released, "2", "a failure frees what its own attempt made");
+    ATTEMPT(&error, arena_noted(arena_new(), "3"));
+    cr_assert_eq(error.status, STATUS_OK);
+    cr_assert_str_eq(released, "2", "without a failure nothing is freed");
+}
+
+Test(base, attempts_are_nested) {
+    Error error;
+    ATTEMPT(&error, arena_noted(arena_new(), "1"); inner_attempt(); fail(STATUS_CHECK, "outer"));
+    cr_assert_eq(error.status, STATUS_CHECK);
+    cr_assert_str_eq(error.text, "outer");
+    cr_assert_str_eq(released, "231");
+}
+
+static void fail_with_arenas(Arena *outside) {
+    Arena *inside = arena_noted(arena_noted(arena_new(), "1"), "2");
+    arena_noted(arena_within(inside), "3");
+    arena_noted(arena_within(outside), "4");
+    fail(STATUS_INPUT, "%s", arena_format(inside, "text of %s", "a freed arena"));
+}
+
+Test(base, a_failure_frees_arenas_made_inside_and_not_those_outside) {
+    Arena *outside = arena_noted(arena_new(), "5");
+    const char *kept = arena_copy(outside, "kept", 4);
+    Error error;
+    ATTEMPT(&error, fail_with_arenas(outside));
+    cr_assert_str_eq(error.text, "text of a freed arena");
+    cr_assert_str_eq(released, "4321", "the latest first");
+    cr_assert_str_eq(kept, "kept");
+    arena_free(outside);
+    cr_assert_str_eq(released, "43215");
 }
 
 /* ---- sizes and arenas ---- */
 
 Test(base, sizes_overflow) {
     size_t out;
+    Error error;
     cr_assert(size_mul(&out, SIZE_MAX, 1) && out == SIZE_MAX);
     cr_assert(size_mul(&out, 0, SIZE_MAX) && out == 0);
     cr_assert_not(size_mul(&out, SIZE_MAX / 2 + 1, 2));
     cr_assert_not(size_mul(&out, (size_t)1 << 32, (size_t)1 << 32));
     cr_assert(size_add(&out, SIZE_MAX - 1, 1) && out == SIZE_MAX);
     cr_assert_not(size_add(&out, SIZE_MAX, 1));
+    cr_assert_eq(size_product(SIZE_MAX / 5, 5), SIZE_MAX / 5 * 5);
+    ATTEMPT(&error, size_product(SIZE_MAX / 2 + 1, 2));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
 }
 
-/* The same allocations in any arena. */
-static void layout(Arena *arena, void *places[4]) {
+Test(base, what_is_deferred_is_released_the_latest_first) {
+    Arena *arena = arena_noted(arena_noted(arena_noted(arena_new(), "1"), "2"), "3");
+    arena_reset(arena);
+    cr_assert_str_eq(released, "321");
+    arena_noted(arena, "4");
+    arena_free(arena);
+    cr_assert_str_eq(released, "3214", "once");
+    arena_free(NULL);
+}
+
+Test(base, an_arena_within_goes_with_its_parent_or_before) {
+    Arena *parent = arena_noted(arena_new(), "1");
+    Arena *before = arena_noted(arena_within(parent), "2");
+    arena_noted(arena_within(arena_noted(arena_within(parent), "3")), "4");
+    arena_free(before);
+    cr_assert_str_eq(released, "2");
+    arena_reset(parent);
+    cr_assert_str_eq(released, "2431", "a reset takes them too");
+    arena_noted(arena_within(parent), "5");
+    arena_free(parent);
+    cr_assert_str_eq(released, "24315");
+}
+
+Test(base, grown_arrays_keep_what_they_held) {
+    Arena *arena = arena_new();
+    size_t capacity = 0, moves = 0;
+    uint32_t *list = NULL;
+    cr_assert_null(arena_grow(arena, list, &capacity, 0, sizeof *list));
+    for (uint32_t i = 0; i < 10000; i++) {
+        uint32_t *old = list;
+        list = arena_grow(arena, list, &capacity, i + 1, sizeof *list);
+        moves += list != old;
+        cr_assert_gt(capacity, i);
+        cr_assert_eq(list[capacity - 1], 0, "what is new is zeroed");
+        list[i] = i;
+    }
+    for (uint32_t i = 0; i < 10000; i++) {
+        cr_assert_eq(list[i], i);
+    }
+    cr_assert_lt(moves, 15, "it doubles");
+    list = arena_grow(arena, list, &capacity, 1000000, sizeof *list);
+    cr_assert_eq(capacity, 1000000);
+    cr_assert(list[9999] == 9999 && list[999999] == 0);
+    arena_free(arena);
+}
+
+static void lay_out(Arena *arena, void *user) {
+    void **places = user;
     places[0] = arena_alloc(arena, 3, 5);
     places[1] = arena_alloc(arena, 0, 8);
     places[2] = arena_alloc(arena, 1000, 4);
-    places[3] = arena_alloc(arena, 1, 64);
+    places[3] = arena_floats(arena, 2, 8);
+    if (places[2] != NULL) {
+        memset(places[2], 7, 4000);
+    }
 }
 
-Test(base, measured_arena_fits_exactly) {
-    Arena *measure, *fixed;
-    Error error = {0};
-    void *places[4];
-    arena_init_measuring(measure);
-    layout(measure, places);
+static void lay_out_too_much(Arena *arena, void *user) {
+    (void)user;
+    arena_alloc(arena, SIZE_MAX / 2, 1);
+    arena_alloc(arena, SIZE_MAX / 2, 2);
+}
+
+Test(base, a_planned_arena_fits_exactly) {
+    void *places[4], *again[4];
+    size_t bytes = arena_measure(lay_out, places);
+    cr_assert_eq(bytes, 64 + 64 + 4032 + 64, "%zu", bytes);
     cr_assert_null(places[0]);
-    cr_assert_not(measure.failed);
-    arena_init_fixed(fixed, measure.used);
-    layout(fixed, places);
-    cr_assert_eq(fixed.used, measure.used);
+    Arena *arena = arena_plan(lay_out, places);
+    cr_assert_eq(arena_used(arena), bytes);
     for (int i = 0; i < 4; i++) {
-        cr_assert_not_null(places[i]);
         cr_assert_eq((uintptr_t)places[i] % 64, 0);
     }
-    cr_assert_null(arena_alloc(fixed, 1, 1));
-    cr_assert(fixed.failed);
-    memset(places[2], 7, 4000);
-    arena_reset(fixed);
-    layout(fixed, places);
+    cr_assert_eq((char *)places[3] + 64 - (char *)places[0], (ptrdiff_t)bytes, "one block");
+    arena_reset(arena);
+    places[2] = arena_alloc(arena, 1000, 4);
     for (int i = 0; i < 4000; i++) {
         cr_assert_eq(((char *)places[2])[i], 0, "memory is zeroed again after a reset");
     }
-    arena_free(fixed);
+    arena_reset(arena);
+    lay_out(arena, again);
+    cr_assert_eq(again[0], places[0], "the block is kept");
+    cr_assert_eq(again[3], places[3]);
+    arena_free(arena);
+    Error error;
+    ATTEMPT(&error, arena_plan(lay_out_too_much, NULL));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
 }
 
-Test(base, growing_arena_gives_zeroed_memory_of_any_size) {
-    Arena *arena;
-    arena = arena_new();
+Test(base, an_arena_gives_zeroed_memory_of_any_size) {
+    Arena *arena = arena_new();
     Random random = random_start(1, RANDOM_TEST);
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < 400; i++) {
@@ -108,20 +233,22 @@ Test(base, growing_arena_gives_zeroed_memory_of_any_size) {
             cr_assert_str_eq(arena_copy(arena, "text and more", 4), "text");
         }
         arena_reset(arena);
-        cr_assert_eq(arena.used, 0);
+        cr_assert_eq(arena_used(arena), 0);
     }
     cr_assert_str_eq(arena_format(arena, "%s/%d", "x", 5), "x/5");
-    cr_assert_null(arena_alloc(arena, SIZE_MAX / 2, 3));
-    cr_assert(arena.failed);
     arena_free(arena);
 }
 
-Test(base, arena_that_cannot_be_had_is_an_error) {
-    Arena *arena;
-    Error error = {0};
-    ATTEMPT(&error, arena_init_fixed(arena, SIZE_MAX - 10));
-    cr_assert_eq(error.status, STATUS_RESOURCE);
-    cr_assert(strstr(error.text, "out of memory") != NULL);
+Test(base, memory_that_cannot_be_had_is_an_error) {
+    static const size_t sizes[][2] = {{SIZE_MAX / 2, 3}, {SIZE_MAX - 10, 1}, {SIZE_MAX / 2, 1}};
+    Arena *arena = arena_new();
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        Error error;
+        ATTEMPT(&error, arena_alloc(arena, sizes[i][0], sizes[i][1]));
+        cr_assert_eq(error.status, STATUS_RESOURCE);
+        cr_assert_not_null(strstr(error.text, "out of memory"));
+    }
+    cr_assert_str_eq(arena_copy(arena, "still good", 5), "still");
     arena_free(arena);
 }
 
@@ -315,20 +442,17 @@ static void write_file(const char *path, const char *text) {
 }
 
 static void assert_file_is(const char *path, const char *text) {
-    FileMap map;
-    Error error = {0};
-    map = file_map(arena, path);
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, path);
     cr_assert_eq(map.size, strlen(text));
     cr_assert_arr_eq(map.data, text, map.size);
+    arena_free(arena);
 }
 
 static size_t names_in(const char *parent) {
-    Arena *arena;
-    Error error = {0};
-    char **names;
+    Arena *arena = arena_new();
     size_t count;
-    arena = arena_new();
-    names = path_list(arena, parent, &count);
+    path_list(arena, parent, &count);
     arena_free(arena);
     return count;
 }
@@ -337,82 +461,119 @@ Test(base, file_map_reads_files_and_nothing_else) {
     const char *parent = directory_new();
     char *file = in(parent, "file"), *empty = in(parent, "empty");
     char *fifo = in(parent, "fifo"), hex[65];
-    FileMap map;
-    Error error = {0};
+    Arena *arena = arena_new();
+    Error error;
     write_file(file, "abc");
     write_file(empty, "");
     assert_file_is(file, "abc");
     sha256_file(file, hex);
     cr_assert_eq(strncmp(hex, "ba7816bf", 8), 0);
-    map = file_map(arena, empty);
+    FileMap map = file_map(arena, empty);
     cr_assert_not_null(map.data);
     cr_assert_eq(map.size, 0);
-    ATTEMPT(&error, map = file_map(arena, "/nonexistent/x"));
+    ATTEMPT(&error, file_map(arena, "/nonexistent/x"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(error.text, "/nonexistent/x: cannot open: No such file or directory");
-    error.status = STATUS_OK;
-    ATTEMPT(&error, map = file_map(arena, "/tmp"));
+    ATTEMPT(&error, file_map(arena, "/tmp"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(error.text, "/tmp: is a directory, not a regular file");
     cr_assert_eq(mkfifo(fifo, 0600), 0);
-    ATTEMPT(&error, map = file_map(arena, fifo));
+    ATTEMPT(&error, file_map(arena, fifo));
     cr_assert_eq(error.status, STATUS_INPUT, "a FIFO must not be waited for");
-    ATTEMPT(&error, map = file_map(arena, "/dev/zero"));
+    ATTEMPT(&error, file_open(arena, "/dev/zero"));
     cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_eq(getc(file_open(arena, file)), 'a');
+    arena_free(arena);
+}
+
+Test(base, text_gathered_in_memory) {
+    Arena *arena = arena_new();
+    MemoryStream *memory = memory_open(arena);
+    cr_assert_str_eq(memory_text(memory), "");
+    cr_assert_eq(memory->length, 0);
+    fprintf(memory->stream, "%d", 123);
+    cr_assert_str_eq(memory_text(memory), "123");
+    putc(0, memory->stream);
+    for (int i = 0; i < 100000; i++) {
+        putc('x', memory->stream);
+    }
+    const char *text = memory_text(memory);
+    cr_assert_eq(memory->length, 100004);
+    cr_assert(text[2] == '3' && text[3] == 0 && text[100003] == 'x' && text[100004] == 0);
+    arena_free(arena); /* and with it the stream and its text: the sanitizers watch */
 }
 
 Test(base, output_appears_whole_or_not_at_all) {
     const char *parent = directory_new();
     char *path = in(parent, "out.csv");
-    OutFile out, other;
-    Error error = {0};
     write_file(path, "before");
-    out = out_open(path);
-    other = out_open(path);
-    fputs("after", out.stream);
-    fflush(out.stream);
-    fputs("other", other.stream);
+    OutFile *out = out_open(path), *other = out_open(path); /* do not disturb each other */
+    fputs("after", out->stream);
+    fflush(out->stream);
+    fputs("other", other->stream);
     assert_file_is(path, "before");
-    out_abandon(&other);
-    out_commit(&out);
-    assert_file_is(path, "after");
-    out_abandon(&out);
+    cr_assert_eq(names_in(parent), 3);
+    out_abandon(other);
+    out_commit(out);
     assert_file_is(path, "after");
     cr_assert_eq(names_in(parent), 1, "no temporary is left");
+}
+
+static void write_and_fail(const char *path) {
+    OutFile *out = out_open(path);
+    fputs("x", out->stream);
+    fflush(out->stream);
+    cr_assert(!path_exists(path) && path_exists(out->temporary));
+    fail(STATUS_CHECK, "no more");
+}
+
+Test(base, a_failure_that_passes_an_output_leaves_nothing) {
+    const char *parent = directory_new();
+    char *path = in(parent, "out"), *other = in(parent, "other");
+    OutFile *outside = out_open(path);
+    Error error;
+    fputs("good", outside->stream);
+    ATTEMPT(&error, write_and_fail(other));
+    cr_assert_eq(error.status, STATUS_CHECK);
+    cr_assert_eq(names_in(parent), 1, "but the other's temporary");
+    out_commit(outside);
+    assert_file_is(path, "good");
+    cr_assert_eq(names_in(parent), 1);
 }
 
 Test(base, output_keeps_symbolic_links) {
     const char *parent = directory_new();
     char *target = in(parent, "target"), *link = in(parent, "link");
     struct stat info;
-    OutFile out;
-    Error error = {0};
     write_file(target, "before");
     cr_assert_eq(symlink("target", link), 0);
-    out = out_open(link);
-    fputs("after", out.stream);
-    out_commit(&out);
+    OutFile *out = out_open(link);
+    fputs("after", out->stream);
+    out_commit(out);
     cr_assert(lstat(link, &info) == 0 && S_ISLNK(info.st_mode));
     assert_file_is(target, "after");
+}
+
+static void write_whole(const char *path, int length) {
+    OutFile *out = out_open(path);
+    for (int i = 0; i < length; i++) {
+        putc('x', out->stream);
+    }
+    out_commit(out);
 }
 
 Test(base, output_errors) {
     const char *parent = directory_new();
     char *path = in(parent, "out");
-    OutFile out;
-    Error error = {0};
-    ATTEMPT(&error, out = out_open("/nonexistent/x"));
+    Error error;
+    ATTEMPT(&error, out_open("/nonexistent/x"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(error.text, "/nonexistent/x: cannot write: No such file or directory");
-    out_abandon(&out);
-    ATTEMPT(&error, out = out_open(parent));
+    ATTEMPT(&error, out_open(parent));
     cr_assert_eq(error.status, STATUS_INPUT);
-    ATTEMPT(&error, out = out_open(""));
+    ATTEMPT(&error, out_open(""));
     cr_assert_eq(error.status, STATUS_INPUT);
-    error.status = STATUS_OK;
-    out = out_open("/dev/full");
-    fputs("x", out.stream);
-    ATTEMPT(&error, out_commit(&out));
+    ATTEMPT(&error, write_whole("/dev/full", 1));
     cr_assert_eq(error.status, STATUS_RESOURCE);
     cr_assert_str_eq(error.text, "/dev/full: cannot write: No space left on device");
     cr_assert(path_exists("/dev/full"));
@@ -422,12 +583,7 @@ Test(base, output_errors) {
     signal(SIGXFSZ, SIG_IGN);
     cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
     write_file(path, "before");
-    error.status = STATUS_OK;
-    out = out_open(path);
-    for (int i = 0; i < 100000; i++) {
-        putc('x', out.stream);
-    }
-    ATTEMPT(&error, out_commit(&out));
+    ATTEMPT(&error, write_whole(path, 100000));
     cr_assert_eq(error.status, STATUS_RESOURCE);
     limit.rlim_cur = RLIM_INFINITY;
     setrlimit(RLIMIT_FSIZE, &limit);
@@ -438,11 +594,9 @@ Test(base, output_errors) {
 Test(base, directories) {
     const char *parent = directory_new();
     char *deep = in(parent, "a/b//c/"), *file = in(parent, "file");
-    Error error = {0};
-    Arena *arena;
-    char **names;
+    Arena *arena = arena_new();
+    Error error;
     size_t count;
-    arena = arena_new();
     path_make_directory(deep);
     cr_assert(path_is_directory(deep));
     path_make_directory(deep);
@@ -452,11 +606,11 @@ Test(base, directories) {
     cr_assert_eq(error.status, STATUS_INPUT);
     ATTEMPT(&error, path_make_directory(""));
     cr_assert_eq(error.status, STATUS_INPUT);
-    names = path_list(arena, parent, &count);
+    char **names = path_list(arena, parent, &count);
     cr_assert_eq(count, 2);
     cr_assert_str_eq(names[0], "a");
     cr_assert_str_eq(names[1], "file");
-    ATTEMPT(&error, names = path_list(arena, "/nonexistent", &count));
+    ATTEMPT(&error, path_list(arena, "/nonexistent", &count));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(path_join(arena, "d", "n"), "d/n");
     cr_assert_str_eq(path_join(arena, "d/", "n"), "d/n");

@@ -10,17 +10,13 @@
 #include <unistd.h>
 
 static const Json *parse(Arena *arena, const char *text) {
-    const Json *value = NULL;
-    Error error = {0};
-    value = json_parse(arena, text, strlen(text), "T");
-    return value;
+    return json_parse(arena, text, strlen(text), "T");
 }
 
 Test(json, values) {
-    Arena *arena;
-    arena = arena_new();
+    Arena *arena = arena_new();
     const Json *v = parse(arena, "\xEF\xBB\xBF {\"a\": [1, -2.5e3, true, false, null, \"x\"], "
-                                  "\"b\":{}, \"a b\":[], \"b\": 7, \"\": {\"k\": 1}}\r\n");
+                                 "\"b\":{}, \"a b\":[], \"b\": 7, \"\": {\"k\": 1}}\r\n");
     cr_assert_eq(v->kind, JSON_OBJECT);
     cr_assert_eq(v->length, 5);
     const Json *a = json_get(v, "a"), *c = a->child;
@@ -47,8 +43,7 @@ Test(json, values) {
 }
 
 Test(json, strings) {
-    Arena *arena;
-    arena = arena_new();
+    Arena *arena = arena_new();
     const Json *v =
         parse(arena, "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\u540D\\ud83d\\ude00\xC3\xA9\"");
     cr_assert_str_eq(v->text, "\"\\/\b\f\n\r\té名😀é");
@@ -59,15 +54,14 @@ Test(json, strings) {
     cr_assert_str_eq(parse(arena, "\"\\ud800\"")->text, "\xEF\xBF\xBD");
     cr_assert_str_eq(parse(arena, "\"\\udc00\\ud800x\"")->text, "\xEF\xBF\xBD\xEF\xBF\xBDx");
     cr_assert_str_eq(parse(arena, "\"\\ud800\\u0041\"")->text, "\xEF\xBF\xBD"
-                                                                "A");
+                                                               "A");
     v = parse(arena, "{\"k\\u0000\": 1}");
     cr_assert_eq(v->child->key_length, 2);
     arena_free(arena);
 }
 
 Test(json, whole_numbers) {
-    Arena *arena;
-    arena = arena_new();
+    Arena *arena = arena_new();
     static const struct {
         const char *text;
         bool good;
@@ -128,14 +122,11 @@ Test(json, errors_name_the_place) {
         {"[\xFF]", "line 1, column 2: expected a value, found '\\xFF'"},
         {"/* c */ 1", "line 1, column 1: expected a value, found '/'"},
         {"[1]]", "line 1, column 4: expected nothing after the value, found ']'"}};
-    Arena *arena;
-    arena = arena_new();
+    Arena *arena = arena_new();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const Json *value;
-        Error error = {0};
-        ATTEMPT(&error, value = json_parse(arena, cases[i][0], strlen(cases[i][0]), "T"));
-    cr_assert_eq(error.status,
-                     STATUS_INPUT, "%s", cases[i][0]);
+        Error error;
+        ATTEMPT(&error, parse(arena, cases[i][0]));
+        cr_assert_eq(error.status, STATUS_INPUT, "%s", cases[i][0]);
         cr_assert_eq(strncmp(error.text, "T: ", 3), 0);
         cr_assert_str_eq(error.text + 3, cases[i][1], "%s: %s", cases[i][0], error.text);
     }
@@ -143,13 +134,11 @@ Test(json, errors_name_the_place) {
 }
 
 Test(json, depth_is_limited) {
-    Arena *arena;
-    arena = arena_new();
+    Arena *arena = arena_new();
     for (int object = 0; object < 2; object++) {
         for (size_t depth = 255; depth < 1000000;
              depth = depth < 258 ? depth + 1 : 999999 + depth) {
-            const Json *value;
-            Error error = {0};
+            Error error;
             const char *open = object ? "{\"\":" : "[";
             size_t step = strlen(open), length = depth * (step + 1) + 1;
             char *text = malloc(length);
@@ -158,8 +147,8 @@ Test(json, depth_is_limited) {
                 text[depth * step + 1 + i] = object ? '}' : ']';
             }
             text[depth * step] = '1';
-            Status status = json_parse(arena, text, length, "T", &value, &error);
-            cr_assert_eq(status, depth <= 256 ? STATUS_OK : STATUS_INPUT, "%zu", depth);
+            ATTEMPT(&error, json_parse(arena, text, length, "T"));
+            cr_assert_eq(error.status, depth <= 256 ? STATUS_OK : STATUS_INPUT, "%zu", depth);
             cr_assert(depth <= 256 || strstr(error.text, "at most 256 levels") != NULL);
             free(text);
         }
@@ -213,13 +202,11 @@ Test(json, numbers_read_back_to_the_bit) {
 }
 
 Test(json, written_strings) {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *f = open_memstream(&text, &size);
-    json_write_string(f, "a\"\\\n\t\x01\0é\xFF😀\x7F", 15);
-    fclose(f);
-    cr_assert_str_eq(text, "\"a\\\"\\\\\\n\\t\\u0001\\u0000é\xEF\xBF\xBD😀\x7F\"");
-    free(text);
+    Arena *arena = arena_new();
+    MemoryStream *memory = memory_open(arena);
+    json_write_string(memory->stream, "a\"\\\n\t\x01\0é\xFF😀\x7F", 15);
+    cr_assert_str_eq(memory_text(memory), "\"a\\\"\\\\\\n\\t\\u0001\\u0000é\xEF\xBF\xBD😀\x7F\"");
+    arena_free(arena);
 }
 
 /* ---- arrays ---- */
@@ -241,36 +228,34 @@ static char *file_new(void) {
     return path;
 }
 
-/* Opens and reads every element; the number of elements, or -1. */
-static long read_all(const char *path, Error *error) {
+/* Opens the file and reads every element; their number. */
+static size_t read_elements(Arena *arena, const char *path) {
     JsonArrayFile file;
-    Arena *arena;
-    *error = (Error){0};
-    if (json_array_open(&file, arena, path, error) != STATUS_OK) {
-        cr_assert(error->text[0] != 0);
-        return -1;
+    json_array_open(&file, arena, path);
+    for (size_t i = 0; i < file.count; i++) {
+        Arena *element = arena_new();
+        json_array_read(&file, i, element);
+        arena_free(element);
     }
-    long count = (long)file.count;
-    arena = arena_new();
-    for (size_t i = 0; i < file.count && count >= 0; i++) {
-        const Json *value;
-        arena_reset(arena);
-        if (json_array_read(&file, i, arena, &value, error) != STATUS_OK) {
-            cr_assert(error->text[0] != 0);
-            count = -1;
-        }
-    }
+    return file.count;
+}
+
+/* The number of elements, or -1 and why. */
+static long read_all(const char *path, Error *error) {
+    Arena *arena = arena_new();
+    size_t *count = arena_alloc(arena, 1, sizeof *count);
+    ATTEMPT(error, *count = read_elements(arena, path));
+    cr_assert((error->status != STATUS_OK) == (error->text[0] != 0));
+    long result = error->status == STATUS_OK ? (long)*count : -1;
     arena_free(arena);
-    return count;
+    return result;
 }
 
 Test(json, array_by_element) {
     char *path = file_new();
-    Error error = {0};
+    Error error;
     JsonArrayFile file;
-    Arena *arena;
-    const Json *value;
-    arena = arena_new();
+    Arena *arena = arena_new(), *element = arena_new();
     /* Larger than the buffer, with brackets and escapes inside strings. */
     FILE *f = fopen(path, "wb");
     fputs("\xEF\xBB\xBF [", f);
@@ -283,16 +268,16 @@ Test(json, array_by_element) {
     json_array_open(&file, arena, path);
     cr_assert_eq(file.count, 3005);
     for (size_t i = 3005; i-- > 0;) {
-        arena_reset(arena);
-        value = json_array_read(&file, i, arena);
+        arena_reset(element);
+        const Json *value = json_array_read(&file, i, element);
         if (i < 3000) {
             cr_assert_eq(json_double(json_get(value, "id")), (double)i);
         }
     }
-    value = json_array_read(&file, 3004, arena);
-    cr_assert_eq(json_get(value, "big")->length, 200000);
-    ATTEMPT(&error, value = json_array_read(&file, 3005, arena));
+    cr_assert_eq(json_get(json_array_read(&file, 3004, element), "big")->length, 200000);
+    ATTEMPT(&error, json_array_read(&file, 3005, element));
     cr_assert_eq(error.status, STATUS_INPUT);
+    arena_free(element);
     arena_free(arena);
     unlink(path);
 }
@@ -348,9 +333,8 @@ Test(json, mutated_arrays_read_alike) {
     static const char letters[] = "[]{},:\"\\ \n0-1.e+tnuNx\x01\xC3\xA9";
     Random random = random_start(4, RANDOM_TEST);
     char *path = file_new();
-    Arena *arena;
+    Arena *arena = arena_new();
     int good = 0;
-    arena = arena_new();
     for (int i = 0; i < 6000; i++) {
         char text[sizeof seed + 8];
         size_t length = sizeof seed - 1;
@@ -374,16 +358,16 @@ Test(json, mutated_arrays_read_alike) {
                 length = random_below(&random, 8) == 0 ? at + 1 : length;
             }
         }
-        Error error = {0}, array_error;
-        const Json *value = NULL;
+        Error error, array_error;
         arena_reset(arena);
-        Status status = json_parse(arena, text, length, "T", &value, &error);
+        const Json **value = arena_alloc(arena, 1, sizeof *value);
+        ATTEMPT(&error, *value = json_parse(arena, text, length, "T"));
         write_file(path, text, length);
         long count = read_all(path, &array_error);
-        cr_assert_eq(status == STATUS_OK, count >= 0, "%.*s\n%s\n%s", (int)length, text, error.text,
-                     array_error.text);
-        cr_assert(status != STATUS_OK || (size_t)count == value->length, "%.*s", (int)length, text);
-        good += status == STATUS_OK;
+        cr_assert_eq(error.status == STATUS_OK, count >= 0, "%.*s\n%s\n%s", (int)length, text,
+                     error.text, array_error.text);
+        cr_assert(count < 0 || (size_t)count == (*value)->length, "%.*s", (int)length, text);
+        good += count >= 0;
     }
     cr_assert_gt(good, 300, "mutations that stay JSON are tried too: %d", good);
     arena_free(arena);
