@@ -1,4 +1,5 @@
-# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads.
+# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads,
+# SIMD=no without vector kernels. make check runs the tests without Criterion.
 
 CC      ?= cc
 OPENMP  ?= yes
@@ -18,21 +19,33 @@ else
 ALL_CFLAGS += -fopenmp-simd -Wno-unknown-pragmas
 endif
 
-SOURCES := $(wildcard *.c)
-OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out main.c,$(SOURCES)))
+# SIMD=no builds without kernels_simd.c, which may also be deleted: the same bits, slower.
+SIMD    ?= $(if $(wildcard kernels_simd.c),yes,no)
+SOURCES := $(filter-out main.c kernels_simd.c,$(wildcard *.c))
 
-# kernels_simd.c once more for each instruction set; -O3 vectorises its loops across outputs. These flags
-# change no value: no code reads errno or floating-point traps.
+# The loops once more for each instruction set of this processor; -O3 vectorises across outputs. These
+# flags change no value: no code reads errno or floating-point traps.
+TARGET  := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 FAST    := -fno-math-errno -fno-trapping-math $(if $(filter -O2,$(OPT)),-O3)
-ISAS_x86_64  := scalar_fma avx2 avx512
-ISAS_aarch64 := neon
-FLAGS_scalar_fma := -mfma -fno-tree-vectorize -fno-tree-slp-vectorize
+PLAIN   := -fno-tree-vectorize -fno-tree-slp-vectorize
+ifeq ($(TARGET),x86_64)
+ALL_CFLAGS += -DKERNELS_X86_64
+SETS    := scalar_fma
+ISAS    := avx2 avx512
+else ifeq ($(TARGET),aarch64)
+ALL_CFLAGS += -DKERNELS_AARCH64
+ISAS    := neon
+endif
 FLAGS_avx2   := -DSIMD_AVX2 -mavx2 -mfma -mf16c
 FLAGS_avx512 := -DSIMD_AVX512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512
 FLAGS_neon   := -DSIMD_NEON
-ISAS    := $(ISAS_$(firstword $(subst -, ,$(shell $(CC) -dumpmachine))))
-# First in line: they take the longest to compile.
-OBJECTS := $(ISAS:%=$(BUILD)/kernels_simd.%.o) $(OBJECTS)
+ifeq ($(SIMD),yes)
+ALL_CFLAGS += -DKERNELS_SIMD
+else
+ISAS    :=
+endif
+# The sets first in line: they take the longest to compile.
+OBJECTS := $(ISAS:%=$(BUILD)/kernels_simd.%.o) $(SETS:%=$(BUILD)/kernels.%.o) $(SOURCES:%.c=$(BUILD)/%.o)
 TESTS   := $(patsubst tests/%.c,$(BUILD)/%.o,$(wildcard tests/test_*.c))
 
 all: $(PROGRAM)
@@ -43,12 +56,15 @@ $(PROGRAM): $(OBJECTS) $(BUILD)/main.o
 $(BUILD)/%.o: %.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/kernels_simd.o: ALL_CFLAGS += $(FAST) -fno-tree-vectorize -fno-tree-slp-vectorize
+$(BUILD)/kernels.o: ALL_CFLAGS += $(FAST) $(PLAIN)
 
-# A static pattern: as an implicit rule it would also make kernels_simd.d "from" kernels_simd.d.o.
+# Static patterns: as implicit rules they would also make kernels.d "from" kernels.d.o.
 $(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c | $(BUILD)
-	$(CC) $(ALL_CFLAGS) $(FAST) $(FLAGS_$*) -DKERNEL_SET=kernel_set_$* -DKERNEL_SET_NAME='"$(firstword $(subst _, ,$*))"' \
-	    -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) $(FAST) $(FLAGS_$*) -DKERNEL_SET=kernel_set_$* -DKERNEL_SET_NAME='"$*"' -MMD -MP -c -o $@ $<
+
+# x86-64 with the processor's fma instead of libm's.
+$(BUILD)/kernels.scalar_fma.o: kernels.c | $(BUILD)
+	$(CC) $(ALL_CFLAGS) $(FAST) $(PLAIN) -mfma -DKERNEL_SET=kernel_set_scalar_fma -MMD -MP -c -o $@ $<
 
 # The shipped tasks, as bytes: the program runs without files.
 $(BUILD)/tasks.h: $(wildcard tasks/*.json) | $(BUILD)
@@ -74,6 +90,17 @@ $(BUILD)/tests: $(TESTS) $(OBJECTS)
 
 test: $(PROGRAM) $(BUILD)/tests
 	REFSAE=./$(PROGRAM) $(BUILD)/tests --jobs 2
+
+# The same tests without Criterion, by a header of our own.
+CHECKS  := $(patsubst tests/%.c,$(BUILD)/check.%.o,$(wildcard tests/test_*.c))
+$(BUILD)/check.%.o: tests/%.c | $(BUILD)
+	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check -MMD -MP -c -o $@ $<
+
+$(BUILD)/checks: $(CHECKS) $(OBJECTS)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+check: $(PROGRAM) $(BUILD)/checks
+	REFSAE=./$(PROGRAM) $(BUILD)/checks
 
 # `make deps test` in one call: the library first, whatever runs beside.
 ifneq ($(filter deps,$(MAKECMDGOALS)),)
@@ -121,4 +148,7 @@ clean:
 MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 -include $(wildcard $(BUILD)/*.d)
 
-.PHONY: all test deps demo bench install prove clean
+# A target of a recipe that was interrupted is not kept.
+.DELETE_ON_ERROR:
+
+.PHONY: all test check deps demo bench install prove clean

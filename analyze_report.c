@@ -1,5 +1,6 @@
 /* analyze_report.c: the layer analysis as files: layers.csv, layers.json, three figures and the
  * report. */
+#include "elementary.h"
 #include "analyze.h"
 
 #include <math.h>

@@ -115,7 +115,7 @@ size_t size_product(size_t a, size_t b) {
 
 enum {
     ARENA_ALIGN = 64,
-    ARENA_FIRST_BLOCK = 1 << 16,
+    ARENA_FIRST_BLOCK = 1 << 11,
     ARENA_LARGEST_STEP = 1 << 24
 };
 

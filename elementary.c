@@ -1,7 +1,5 @@
-/* elementary.c: the elementary functions for one value, and pow. Floor 0. */
+/* elementary.c: the elementary functions for one value, and pow. Floor 2. */
 #include "elementary.h"
-
-#include "kernels.h"
 
 float exp_f32(float x) {
     return exp_one(x);

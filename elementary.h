@@ -3,11 +3,60 @@
  * error near 2^-53 and rounded once; of all 2^32 inputs only those that lie that close to the
  * middle of two floats can go wrong, and `make prove` lists them: they are patched by name.
  * Coefficients are printed by tests/reference/make_elementary.py. Only + - * / fma and integer
- * operations are used. Floor 0. */
+ * operations are used. Floor 2. */
 #ifndef REFSAE_ELEMENTARY_H
 #define REFSAE_ELEMENTARY_H
 
-#include "simd.h"
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Unrolled by pragma: by hand the accumulators would spill, unrolled not at all they would live in
+ * memory. */
+#define UNROLL_TEXT(text) _Pragma(#text)
+#if defined(__clang__)
+#define UNROLL(n) UNROLL_TEXT(unroll n)
+#pragma clang diagnostic ignored "-Wpass-failed" /* a request, not a need */
+#elif defined(__GNUC__)
+#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
+#else
+#define UNROLL(n)
+#endif
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+INLINE uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+INLINE uint64_t bits_of_double(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+INLINE double double_of(uint64_t bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* ---- one value; the same results ---- */
+float exp_f32(float x);
+float log_f32(float x);
+float tanh_f32(float x);
+float erf_f32(float x);
+float sin_f32(float x);          /* |x| <= 2^20, else NaN */
+float cos_f32(float x);          /* |x| <= 2^20, else NaN */
+float pow_f32(float x, float y); /* x > 0 finite, y finite */
 
 #define LN2_HIGH 0x1.62e42fefa39efp-1
 #define LN2_LOW 0x1.abc9e3b39803fp-56

@@ -1,6 +1,6 @@
-/* kernels.c: what every number of refsae rests on. The loops stand in kernels_simd.c, the
- * elementary functions in elementary.h; here is the contract, the choice of the instruction set and
- * the threads.
+/* kernels.c: what every number of refsae rests on. The
+ * contract, every loop in plain C, then the choice of the instruction set and the threads. The
+ * elementary functions stand in elementary.h.
  *
  * The arithmetic contract. Whoever keeps it gets the same bits on any hardware:
  *
@@ -17,7 +17,7 @@
  * 6. Any NaN equals any NaN.
  *
  * From which follows the one rule for speed: SIMD and threads go across outputs, never along a sum.
- * Blocks, panels, thread counts and instruction sets then change nothing. Floor 0. */
+ * Blocks, panels, thread counts and instruction sets then change nothing. Floor 5. */
 #include "kernels.h"
 
 #include <math.h>
@@ -29,39 +29,404 @@
 #endif
 
 #include "kernelset.h"
-#include "simd.h"
+
+/* ==== the loops, plain ====
+ * What each operation is, one value after another. kernels_simd.c does the same side by side and
+ * may be left out (make SIMD=no); a set that differs from this one in a bit is wrong. */
+
+#if !defined(KERNEL_SET)
+#define KERNEL_SET kernel_set_scalar
+#define KERNEL_CHOICE /* the second half of this file too */
+#endif
+
+enum {
+    CHAINS = 8
+};
+
+/* C(m, n) = the chain over k of fma(A(m, k), B(n, k), .), then + bias(n). A row of B is widened
+ * BLOCK_K values at a time, and a chain that is cut there goes on through C; CHAINS rows of A have
+ * theirs beside each other. */
+static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
+                          void *scratch) {
+    float *b = scratch;
+    size_t k0 = 0;
+    do { /* once for k = 0 too */
+        const size_t depth = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
+        for (size_t n = n0; n < n1; n++) {
+            for (size_t k = 0; k < depth; k++) {
+                b[k] = weight_read(p->b, (ptrdiff_t)n * p->b_row + (ptrdiff_t)(k0 + k) * p->b_col);
+            }
+            for (size_t m = m0; m < m1; m += CHAINS) {
+                const size_t rows = m1 - m < CHAINS ? m1 - m : CHAINS;
+                float acc[CHAINS] = {0};
+                const float *a[CHAINS];
+                for (size_t r = 0; r < CHAINS; r++) {
+                    const size_t row = r < rows ? m + r : m; /* one that is not there: the first */
+                    a[r] = p->a + (ptrdiff_t)row * p->a_row + (ptrdiff_t)k0 * p->a_col;
+                    acc[r] = k0 == 0 && !p->resume ? 0.0f : p->c[row * p->ldc + n];
+                }
+                for (size_t k = 0; k < depth; k++) {
+                    for (size_t r = 0; r < CHAINS; r++) {
+                        acc[r] = fmaf(a[r][(ptrdiff_t)k * p->a_col], b[k], acc[r]);
+                    }
+                }
+                for (size_t r = 0; r < rows; r++) {
+                    p->c[(m + r) * p->ldc + n] = acc[r];
+                }
+            }
+        }
+        k0 += BLOCK_K;
+    } while (k0 < p->k);
+    for (size_t n = n0; p->bias.data != NULL && n < n1; n++) {
+        const float bias = weight_read(p->bias, (ptrdiff_t)n);
+        for (size_t m = m0; m < m1; m++) {
+            p->c[m * p->ldc + n] += bias;
+        }
+    }
+}
+
+/* mean = sum x / n (LayerNorm; RMSNorm has none and centres by 0), scale = sqrt(sum (x - mean)^2 /
+ * n
+ * + eps). The mean stays binary64 for the variance. */
+static void norm_scale_rows(const Task *t, size_t first, size_t last) {
+    const size_t n = t->cols;
+    for (size_t row = first; row < last; row++) {
+        const float *x = t->a + row * n;
+        double mean = 0.0, sum = 0.0;
+        for (size_t i = 0; t->y != NULL && i < n; i++) {
+            mean += (double)x[i];
+        }
+        mean /= (double)n;
+        for (size_t i = 0; i < n; i++) {
+            const double d = (double)x[i] - mean;
+            sum += d * d;
+        }
+        if (t->y != NULL) {
+            t->y[row] = (float)mean;
+        }
+        t->y2[row] = sqrtf((float)(sum / (double)n) + t->scalar);
+    }
+}
+
+/* y = (x - mean) / scale */
+static void norm_normalize_rows(const Task *t, size_t first, size_t last) {
+    for (size_t row = first; row < last; row++) {
+        const float mean = t->mean != NULL ? t->mean[row] : 0.0f;
+        for (size_t i = row * t->cols; i < (row + 1) * t->cols; i++) {
+            t->y[i] = (t->a[i] - mean) / t->scale[row];
+        }
+    }
+}
+
+/* y = x w + b; plus_one (Gemma): x (1 + w) */
+static void norm_weight_rows(const Task *t, size_t first, size_t last) {
+    for (size_t i = 0; i < t->cols; i++) {
+        const float w = weight_read(t->w, (ptrdiff_t)i) + (t->flag ? 1.0f : 0.0f);
+        const float b = t->bias.data != NULL ? weight_read(t->bias, (ptrdiff_t)i) : -0.0f;
+        for (size_t row = first; row < last; row++) {
+            t->y[row * t->cols + i] = t->a[row * t->cols + i] * w + b; /* x + -0 is x */
+        }
+    }
+}
+
+/* dscale = -sum dnormalized (x - mean) / scale^2 */
+static void norm_scale_backward_rows(const Task *t, size_t first, size_t last) {
+    for (size_t row = first; row < last; row++) {
+        const float *dnormalized = t->a + row * t->cols, *x = t->b + row * t->cols;
+        const double mean = t->mean != NULL ? (double)t->mean[row] : 0.0;
+        const double scale = (double)t->scale[row];
+        double sum = 0.0;
+        for (size_t i = 0; i < t->cols; i++) {
+            sum += (double)dnormalized[i] * ((double)x[i] - mean);
+        }
+        t->y[row] = (float)(-sum / (scale * scale));
+    }
+}
+
+/* d = dnormalized / scale + (x - mean) (dscale / (n scale)); dx += d - mean(d), or d without mean
+ */
+static void norm_input_backward_rows(const Task *t, size_t first, size_t last) {
+    const size_t n = t->cols;
+    for (size_t row = first; row < last; row++) {
+        const float *dnormalized = t->a + row * n, *x = t->b + row * n;
+        float *dx = t->y + row * n;
+        const float mean = t->mean != NULL ? t->mean[row] : 0.0f, scale = t->scale[row];
+        const float factor = t->dscale[row] / ((float)n * scale);
+        double sum = 0.0;
+        for (size_t i = 0; t->mean != NULL && i < n; i++) {
+            sum += (double)(dnormalized[i] / scale + (x[i] - mean) * factor);
+        }
+        const float centre = (float)(sum / (double)n);
+        for (size_t i = 0; i < n; i++) {
+            dx[i] += dnormalized[i] / scale + (x[i] - mean) * factor - centre;
+        }
+    }
+}
+
+/* The largest of n; NaN is passed over (it comes back through the exponentials). */
+static float row_max(const float *x, size_t n) {
+    float max = -INFINITY;
+    for (size_t i = 0; i < n; i++) {
+        max = x[i] > max ? x[i] : max;
+    }
+    return max;
+}
+
+/* y = exp(x - max) / sum, the sum rounded to binary32 */
+static void softmax_rows_range(const Task *t, size_t first, size_t last) {
+    for (size_t row = first; row < last; row++) {
+        const float *x = t->a + row * t->cols, max = row_max(x, t->cols);
+        float *y = t->y + row * t->cols;
+        double sum = 0.0;
+        for (size_t i = 0; i < t->cols; i++) {
+            y[i] = exp_one(x[i] - max);
+            sum += (double)y[i];
+        }
+        for (size_t i = 0; i < t->cols; i++) {
+            y[i] = y[i] / (float)sum;
+        }
+    }
+}
+
+/* dx = y (dy - sum dy y), the sum rounded to binary32 */
+static void softmax_backward_range(const Task *t, size_t first, size_t last) {
+    for (size_t row = first; row < last; row++) {
+        const float *dy = t->a + row * t->cols, *y = t->b + row * t->cols;
+        double sum = 0.0;
+        for (size_t i = 0; i < t->cols; i++) {
+            sum += (double)dy[i] * (double)y[i];
+        }
+        for (size_t i = 0; i < t->cols; i++) {
+            t->y[row * t->cols + i] = y[i] * (dy[i] - (float)sum);
+        }
+    }
+}
+
+/* loss = log(sum exp(x - max)) - (x[target] - max), in binary64 after the exponentials;
+ * dlogits = weight (exp(x - max) / sum - [i = target]) */
+static void cross_entropy_range(const Task *t, size_t first, size_t last) {
+    for (size_t row = first; row < last; row++) {
+        const float *x = t->a + row * t->cols, max = row_max(x, t->cols);
+        const size_t target = (size_t)t->target[row];
+        const double logit = (double)x[target] - (double)max;
+        double sum = 0.0;
+        for (size_t i = 0; i < t->cols; i++) {
+            const float e = exp_one(x[i] - max);
+            sum += (double)e;
+            if (t->y != NULL) { /* which may be where x is */
+                t->y[row * t->cols + i] = e;
+            }
+        }
+        t->loss[row] = log_binary64(sum) - logit;
+        for (size_t i = 0; t->y != NULL && i < t->cols; i++) {
+            float *y = t->y + row * t->cols + i;
+            *y = t->b[row] * (*y / (float)sum - (i == target ? 1.0f : 0.0f));
+        }
+    }
+}
+
+/* (a, b) turned by the angle: a cos - b sin, b cos + a sin, where a is a value of the first half of
+ * the rotated dimensions and b the one `half` behind it; backward: by minus the angle. What is not
+ * rotated is copied. */
+static void rope_range(const Task *t, size_t first, size_t last) {
+    const size_t half = t->dim / 2, d_head = t->cols, n = t->heads * d_head;
+    for (size_t row = first; row < last; row++) {
+        const size_t at = (t->table_row != NULL ? t->table_row[row] : row) * half;
+        for (size_t head = 0; head < t->heads; head++) {
+            const float *x = t->a + row * n + head * d_head;
+            float *y = t->y + row * n + head * d_head;
+            for (size_t i = 0; i < half; i++) {
+                const float a = x[i], b = x[i + half], cosine = t->mean[at + i];
+                const float sine = t->flag ? -t->scale[at + i] : t->scale[at + i];
+                y[i] = a * cosine - b * sine;
+                y[i + half] = b * cosine + a * sine;
+            }
+            for (size_t i = 2 * half; i < d_head; i++) {
+                y[i] = x[i];
+            }
+        }
+    }
+}
+
+INLINE float sigmoid(float x) {
+    return 1.0f / (1.0f + exp_one(-x));
+}
+
+/* Constants and order of operations as in Hugging Face's modules. */
+static float activation(int kind, float x) {
+    switch (kind) {
+    case ACT_GELU_TANH: /* 0.5 x (1 + tanh(beta (x + kappa x^3))) */
+        return 0.5f * x * (1.0f + tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x))));
+    case ACT_GELU_ERF: /* x 0.5 (1 + erf(x / sqrt 2)) */
+        return x * 0.5f * (1.0f + erf_one(x / ROOT_TWO));
+    case ACT_QUICK_GELU: /* x sigmoid(1.702 x) */
+        return x * sigmoid(1.702f * x);
+    case ACT_SILU: /* x / (1 + exp(-x)) */
+        return x / (1.0f + exp_one(-x));
+    default: /* ReLU; NaN stays */
+        return x < 0.0f ? 0.0f : x;
+    }
+}
+
+static float activation_slope(int kind, float x) {
+    float th, s;
+    switch (kind) {
+    case ACT_GELU_TANH: /* 0.5 (1 + th) + 0.5 x (1 - th^2) beta (1 + 3 kappa x^2) */
+        th = tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x)));
+        return 0.5f * (1.0f + th) +
+               0.5f * x * (1.0f - th * th) * (GELU_BETA * (1.0f + 3.0f * GELU_KAPPA * (x * x)));
+    case ACT_GELU_ERF: /* 0.5 (1 + erf(x / sqrt 2)) + x exp(-x^2 / 2) / sqrt(2 pi) */
+        return 0.5f * (1.0f + erf_one(x / ROOT_TWO)) + x * (exp_one(-0.5f * (x * x)) / ROOT_TWO_PI);
+    case ACT_QUICK_GELU: /* s + x 1.702 s (1 - s) */
+        s = sigmoid(1.702f * x);
+        return s + x * (1.702f * (s * (1.0f - s)));
+    default: /* SiLU: s (1 + x (1 - s)) */
+        s = sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+}
+
+static void activate_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        t->y[i] = activation(t->kind, t->a[i]);
+    }
+}
+
+/* dx = dy act'(x); ReLU passes dy or 0, whatever dy is */
+static void activate_backward_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        const float dy = t->a[i], x = t->b[i];
+        t->y[i] = t->kind == ACT_RELU ? (x > 0.0f ? dy : 0.0f) : dy * activation_slope(t->kind, x);
+    }
+}
+
+/* y = cap tanh(x / cap) */
+static void softcap_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        t->y[i] = t->scalar * tanh_one(t->a[i] / t->scalar);
+    }
+}
+
+/* dx = dy (1 - (y / cap)^2) */
+static void softcap_backward_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        const float th = t->b[i] / t->scalar;
+        t->y[i] = t->a[i] * (1.0f - th * th);
+    }
+}
+
+static void add_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        t->y[i] += t->a[i];
+    }
+}
+
+static void multiply_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        t->y[i] = t->a[i] * t->b[i];
+    }
+}
+
+static void scale_range(const Task *t, size_t first, size_t last) {
+    for (size_t i = first; i < last; i++) {
+        t->y[i] = t->a[i] * t->scalar;
+    }
+}
+
+/* torch.optim.AdamW, one element: p <- p (1 - lr lambda); m <- m + (1 - beta1)(g - m);
+ * v <- v beta2 + (1 - beta2) g^2; p <- p - lr m_hat / (sqrt(v_hat) + eps), where m_hat = m / (1 -
+ * beta1^t) is formed by way of the step size and sqrt(v_hat) = sqrt(v) / sqrt(1 - beta2^t). */
+static void adamw_range(const Task *t, size_t first, size_t last) {
+    const AdamW *s = &t->adamw;
+    float *p = t->y, *m = t->y2, *v = t->y3;
+    for (size_t i = first; i < last; i++) {
+        const float g = t->a[i], decayed = p[i] * s->decay;
+        m[i] = m[i] + s->one_minus_beta1 * (g - m[i]);
+        v[i] = v[i] * s->beta2 + s->one_minus_beta2 * g * g;
+        const float sqrt_v_hat = sqrtf(v[i]) / s->sqrt_correction2;
+        p[i] = decayed - s->lr_over_correction1 * m[i] / (sqrt_v_hat + s->eps);
+    }
+}
+
+static void elementary_range(const Task *t, size_t first, size_t last) {
+    static float (*const functions[FN_COUNT])(float) = {exp_one, log_one, tanh_one,
+                                                        erf_one, sin_one, cos_one};
+    for (size_t i = first; i < last; i++) {
+        t->y[i] = functions[t->kind](t->a[i]);
+    }
+}
+
+extern const KernelSet KERNEL_SET;
+const KernelSet KERNEL_SET = {
+    .name = "scalar",
+    .panel = 1,
+    .product = product_block,
+    .run = {[OP_NORM_SCALE] = norm_scale_rows,
+            [OP_NORM_NORMALIZE] = norm_normalize_rows,
+            [OP_NORM_WEIGHT] = norm_weight_rows,
+            [OP_NORM_SCALE_BACKWARD] = norm_scale_backward_rows,
+            [OP_NORM_INPUT_BACKWARD] = norm_input_backward_rows,
+            [OP_SOFTMAX] = softmax_rows_range,
+            [OP_SOFTMAX_BACKWARD] = softmax_backward_range,
+            [OP_CROSS_ENTROPY] = cross_entropy_range,
+            [OP_ROPE] = rope_range,
+            [OP_ACTIVATE] = activate_range,
+            [OP_ACTIVATE_BACKWARD] = activate_backward_range,
+            [OP_SOFTCAP] = softcap_range,
+            [OP_SOFTCAP_BACKWARD] = softcap_backward_range,
+            [OP_ADD] = add_range,
+            [OP_MULTIPLY] = multiply_range,
+            [OP_SCALE] = scale_range,
+            [OP_ADAMW] = adamw_range,
+            [OP_ELEMENTARY] = elementary_range},
+};
+
+#ifdef KERNEL_CHOICE
 
 /* ==== the instruction set ==== */
 
-extern const KernelSet kernel_set_scalar;
-#if defined(__x86_64__)
-extern const KernelSet kernel_set_scalar_fma, kernel_set_avx2, kernel_set_avx512;
-#elif defined(__aarch64__)
+/* KERNELS_*: which sets the Makefile compiles beside this one. */
+#if defined(KERNELS_X86_64)
+extern const KernelSet kernel_set_scalar_fma;
+#endif
+#if defined(KERNELS_X86_64) && defined(KERNELS_SIMD)
+extern const KernelSet kernel_set_avx2, kernel_set_avx512;
+#endif
+#if defined(KERNELS_AARCH64) && defined(KERNELS_SIMD)
 extern const KernelSet kernel_set_neon;
 #endif
 
 const KernelSet *kernel_set_at(size_t index, bool *usable) {
-#if defined(__x86_64__)
-    const KernelSet *const sets[] = {&kernel_set_avx512, &kernel_set_avx2, &kernel_set_scalar_fma,
-                                     &kernel_set_scalar};
+    struct {
+        const KernelSet *set;
+        bool usable;
+    } sets[4];
+    size_t count = 0;
+#if defined(KERNELS_X86_64)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has[] = {
-        avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
-        avx2, avx2, true};
-#elif defined(__aarch64__)
-    const KernelSet *const sets[] = {&kernel_set_neon, &kernel_set_scalar};
-    const bool has[] = {true, true};
-#else
-    const KernelSet *const sets[] = {&kernel_set_scalar};
-    const bool has[] = {true};
+    const bool fma = __builtin_cpu_supports("fma"), avx2 = fma && __builtin_cpu_supports("avx2");
+#if defined(KERNELS_SIMD)
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl");
+    sets[count].usable = avx512;
+    sets[count++].set = &kernel_set_avx512;
+    sets[count].usable = avx2;
+    sets[count++].set = &kernel_set_avx2;
 #endif
-    if (index >= sizeof has / sizeof *has) {
+    sets[count].usable = avx2;
+    sets[count++].set = &kernel_set_scalar_fma;
+#elif defined(KERNELS_AARCH64) && defined(KERNELS_SIMD)
+    sets[count].usable = true;
+    sets[count++].set = &kernel_set_neon;
+#endif
+    sets[count].usable = true;
+    sets[count++].set = &kernel_set_scalar;
+    if (index >= count) {
         return NULL;
     }
-    *usable = has[index];
-    return sets[index];
+    *usable = sets[index].usable;
+    return sets[index].set;
 }
 
 void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
@@ -74,8 +439,7 @@ void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *i
         compute->set = named && usable ? set : NULL;
     }
     if (!known) {
-        fail(STATUS_INPUT,
-                    "REFSAE_ISA: '%s' is none of the instruction sets of this build", isa);
+        fail(STATUS_INPUT, "REFSAE_ISA: '%s' is none of the instruction sets of this build", isa);
     }
     if (compute->set == NULL) {
         fail(STATUS_INPUT, "REFSAE_ISA: this processor has no %s", isa);
@@ -180,22 +544,12 @@ void random_normals(Random *random, float draw[2]) {
 /* ==== weights ==== */
 
 float weight_at(Weight weight, size_t index) {
-    float x;
-    weight_widen(&x, weight, index, 1);
-    return x;
+    return weight_read(weight, (ptrdiff_t)index);
 }
 
 void weight_widen(float *out, Weight weight, size_t first, size_t count) {
-    const unsigned char *p = weight.data;
-    if (weight.dtype == DTYPE_F32) {
-        memcpy(out, p + 4 * first, count * sizeof *out);
-        return;
-    }
-    p += 2 * first;
-    for (size_t i = 0; i < count; i++, p += 2) {
-        uint16_t bits;
-        memcpy(&bits, p, sizeof bits);
-        out[i] = weight.dtype == DTYPE_BF16 ? widen_bf16(bits) : widen_f16(bits);
+    for (size_t i = 0; i < count; i++) {
+        out[i] = weight_read(weight, (ptrdiff_t)(first + i));
     }
 }
 
@@ -266,8 +620,7 @@ Product product_nt(float *y, const float *x, const Matrix *matrix, size_t rows) 
                      .k = matrix->in};
 }
 
-Product product_nn(float *dx, const float *dy, const Matrix *matrix, size_t rows,
-                             bool resume) {
+Product product_nn(float *dx, const float *dy, const Matrix *matrix, size_t rows, bool resume) {
     return (Product){.c = dx,
                      .ldc = matrix->in,
                      .a = dy,
@@ -301,7 +654,7 @@ Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size
 
 void norm_scale(const Compute *compute, float *mean, float *scale, const float *x, float eps,
                 size_t rows, size_t cols) {
-    const Task task = {.y = mean, .y2 = scale, .a = x, .cols = cols, .s = {eps}};
+    const Task task = {.y = mean, .y2 = scale, .a = x, .cols = cols, .scalar = eps};
     run(compute, OP_NORM_SCALE, &task, rows);
 }
 
@@ -375,13 +728,13 @@ void activate_backward(const Compute *compute, Activation kind, float *dx, const
 }
 
 void softcap(const Compute *compute, float *y, const float *x, float cap, size_t n) {
-    const Task task = {.y = y, .a = x, .s = {cap}};
+    const Task task = {.y = y, .a = x, .scalar = cap};
     run(compute, OP_SOFTCAP, &task, n);
 }
 
 void softcap_backward(const Compute *compute, float *dx, const float *dy, const float *y, float cap,
                       size_t n) {
-    const Task task = {.y = dx, .a = dy, .b = y, .s = {cap}};
+    const Task task = {.y = dx, .a = dy, .b = y, .scalar = cap};
     run(compute, OP_SOFTCAP_BACKWARD, &task, n);
 }
 
@@ -396,7 +749,7 @@ void vector_multiply(const Compute *compute, float *y, const float *a, const flo
 }
 
 void vector_scale(const Compute *compute, float *y, const float *x, float factor, size_t n) {
-    const Task task = {.y = y, .a = x, .s = {factor}};
+    const Task task = {.y = y, .a = x, .scalar = factor};
     run(compute, OP_SCALE, &task, n);
 }
 
@@ -439,12 +792,15 @@ static double power(double base, uint64_t exponent) {
 void adamw_step(const Compute *compute, float *p, const float *g, float *m, float *v, size_t n,
                 double lr, double beta1, double beta2, double eps, double weight_decay,
                 uint64_t t) {
-    const double step = lr / (1.0 - power(beta1, t)), root = sqrt(1.0 - power(beta2, t));
-    const Task task = {.y = p,
-                       .y2 = m,
-                       .y3 = v,
-                       .a = g,
-                       .s = {(float)(1.0 - lr * weight_decay), (float)(1.0 - beta1), (float)beta2,
-                             (float)(1.0 - beta2), (float)step, (float)root, (float)eps}};
+    const AdamW scalars = {.decay = (float)(1.0 - lr * weight_decay),
+                           .one_minus_beta1 = (float)(1.0 - beta1),
+                           .beta2 = (float)beta2,
+                           .one_minus_beta2 = (float)(1.0 - beta2),
+                           .lr_over_correction1 = (float)(lr / (1.0 - power(beta1, t))),
+                           .sqrt_correction2 = (float)sqrt(1.0 - power(beta2, t)),
+                           .eps = (float)eps};
+    const Task task = {.y = p, .y2 = m, .y3 = v, .a = g, .adamw = scalars};
     run(compute, OP_ADAMW, &task, n);
 }
+
+#endif

@@ -1,37 +1,14 @@
-/* kernels_simd.c: the arithmetic itself, compiled once for each instruction set (see Makefile) into
- * one KernelSet. The contract stands at the top of kernels.c: SIMD goes across outputs, never along
- * a sum. Compiled without SIMD_* it is the portable scalar form that every other one must equal.
- * Floor 0. */
-#include "elementary.h"
+/* kernels_simd.c: the loops of kernels.c, fast: compiled once for each instruction set (see
+ * Makefile) into one KernelSet, bit for bit what the plain loops give. SIMD goes across outputs,
+ * never along a sum. Nothing else needs this file. Floor 5. */
 #include "kernelset.h"
 #include "simd.h"
-
-#if !defined(KERNEL_SET)
-#define KERNEL_SET kernel_set_scalar
-#define KERNEL_SET_NAME "scalar"
-#endif
 
 /* ==== products ==== */
 
 enum {
     PANEL = TILE_N * VW
 };
-
-static const unsigned char *weight_address(Weight w, ptrdiff_t index) {
-    return (const unsigned char *)w.data + index * (w.dtype == DTYPE_F32 ? 4 : 2);
-}
-
-static float weight_read(Weight w, ptrdiff_t index) {
-    const unsigned char *p = weight_address(w, index);
-    if (w.dtype == DTYPE_F32) {
-        float x;
-        memcpy(&x, p, sizeof x);
-        return x;
-    }
-    uint16_t x;
-    memcpy(&x, p, sizeof x);
-    return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
-}
 
 INLINE vf load_widened(Dtype dtype, const unsigned char *p) {
     return dtype == DTYPE_F32    ? vu_float(vu_load(p))
@@ -467,7 +444,7 @@ static void norm_scale_rows(const Task *t, size_t first, size_t last) {
             if (t->y != NULL) {
                 t->y[at] = (float)mean[r];
             }
-            t->y2[at] = sqrtf((float)(sum[r] / (double)n) + t->s[0]);
+            t->y2[at] = sqrtf((float)(sum[r] / (double)n) + t->scalar);
         }
     }
 }
@@ -713,12 +690,6 @@ static void rope_range(const Task *t, size_t first, size_t last) {
 
 #define LOOP LANES for (size_t i = first; i < last; i++)
 
-/* Binary32 constants and operations in the order of Hugging Face's modules. */
-static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
-static const float GELU_KAPPA = 0.044715f;
-static const float ROOT_TWO = 1.41421356f;
-static const float ROOT_TWO_PI = 2.50662827f;
-
 INLINE float sigmoid(float x) {
     return 1.0f / (1.0f + exp_one(-x));
 }
@@ -794,7 +765,7 @@ static void activate_backward_range(const Task *t, size_t first, size_t last) {
 }
 
 static void softcap_range(const Task *t, size_t first, size_t last) {
-    const float *x = t->a, cap = t->s[0];
+    const float *x = t->a, cap = t->scalar;
     float *y = t->y;
     LOOP {
         y[i] = cap * tanh_one(x[i] / cap);
@@ -802,7 +773,7 @@ static void softcap_range(const Task *t, size_t first, size_t last) {
 }
 
 static void softcap_backward_range(const Task *t, size_t first, size_t last) {
-    const float *dy = t->a, *y = t->b, cap = t->s[0];
+    const float *dy = t->a, *y = t->b, cap = t->scalar;
     float *dx = t->y;
     LOOP {
         const float th = y[i] / cap;
@@ -827,23 +798,22 @@ static void multiply_range(const Task *t, size_t first, size_t last) {
 }
 
 static void scale_range(const Task *t, size_t first, size_t last) {
-    const float *x = t->a, factor = t->s[0];
+    const float *x = t->a, factor = t->scalar;
     float *y = t->y;
     LOOP {
         y[i] = x[i] * factor;
     }
 }
 
-/* p (1 - lr decay); m + (1 - beta1)(g - m); v beta2 + (1 - beta2) g g; p - step m / (sqrt v / root
- * + eps) */
 static void adamw_range(const Task *t, size_t first, size_t last) {
-    const float *g = t->a, *s = t->s;
+    const float *g = t->a;
+    const AdamW s = t->adamw;
     float *p = t->y, *m = t->y2, *v = t->y3;
     LOOP {
-        const float kept = p[i] * s[0];
-        m[i] = m[i] + s[1] * (g[i] - m[i]);
-        v[i] = v[i] * s[2] + s[3] * g[i] * g[i];
-        p[i] = kept - s[4] * m[i] / (sqrtf(v[i]) / s[5] + s[6]);
+        const float decayed = p[i] * s.decay;
+        m[i] = m[i] + s.one_minus_beta1 * (g[i] - m[i]);
+        v[i] = v[i] * s.beta2 + s.one_minus_beta2 * g[i] * g[i];
+        p[i] = decayed - s.lr_over_correction1 * m[i] / (sqrtf(v[i]) / s.sqrt_correction2 + s.eps);
     }
 }
 

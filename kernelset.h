@@ -3,6 +3,7 @@
 #ifndef REFSAE_KERNELSET_H
 #define REFSAE_KERNELSET_H
 
+#include "elementary.h"
 #include "kernels.h"
 
 /* Operations over a range [first, last) of rows or of elements; Task names their operands. */
@@ -38,6 +39,12 @@ typedef enum Elementary {
     FN_COUNT
 } Elementary;
 
+/* torch.optim.AdamW's scalars, formed in binary64 and rounded. */
+typedef struct AdamW {
+    float decay, one_minus_beta1, beta2, one_minus_beta2; /* decay: 1 - lr lambda */
+    float lr_over_correction1, sqrt_correction2, eps;     /* corrections: 1 - beta^t */
+} AdamW;
+
 typedef struct Task {
     float *y, *y2, *y3;
     double *loss;
@@ -46,9 +53,10 @@ typedef struct Task {
     const int32_t *target;
     Weight w, bias;
     size_t cols, heads, dim;
-    int kind;  /* Activation, Elementary */
-    bool flag; /* plus_one, backward */
-    float s[7];
+    int kind;     /* Activation, Elementary */
+    bool flag;    /* plus_one, backward */
+    float scalar; /* eps, cap, factor */
+    AdamW adamw;
 } Task;
 
 /* Rows and k of A that are packed at a time; rows are split evenly in multiples of BLOCK_STEP,
@@ -68,10 +76,43 @@ typedef struct KernelSet {
     void (*product)(const Product *product, size_t m0, size_t m1, size_t n0, size_t n1,
                     void *scratch);
     /* For bench: multiply-adds in registers and reads of memory, as fast as they go. The result is
-     * of no use. */
+     * of no use. NULL in the plain set. */
     float (*limit_multiply)(size_t rounds, size_t *operations);
     float (*limit_read)(const void *data, size_t size);
 } KernelSet;
+
+/* Constants of the activations, in binary32. */
+static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
+static const float GELU_KAPPA = 0.044715f;
+static const float ROOT_TWO = 1.41421356f;
+static const float ROOT_TWO_PI = 2.50662827f;
+
+/* Exact. A subnormal half is a subnormal float times 2^112; the multiplication makes both right. */
+INLINE float widen_f16(uint32_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
+    const float magnitude = float_of(rest << 13) * 0x1p112f;
+    return float_of(sign | (rest >= 0x7c00u ? rest << 13 | 0x7f800000u : bits_of(magnitude)));
+}
+
+INLINE float widen_bf16(uint32_t bits) {
+    return float_of(bits << 16);
+}
+
+INLINE const unsigned char *weight_address(Weight w, ptrdiff_t index) {
+    return (const unsigned char *)w.data + index * (w.dtype == DTYPE_F32 ? 4 : 2);
+}
+
+INLINE float weight_read(Weight w, ptrdiff_t index) {
+    const unsigned char *p = weight_address(w, index);
+    if (w.dtype == DTYPE_F32) {
+        float x;
+        memcpy(&x, p, sizeof x);
+        return x;
+    }
+    uint16_t x;
+    memcpy(&x, p, sizeof x);
+    return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
+}
 
 enum {
     SCRATCH_SIZE = 64 + (BLOCK_M * BLOCK_K + BLOCK_K * 64) * 4
@@ -79,6 +120,7 @@ enum {
 
 /* Every set of this build, best first; `usable`: this processor has it. */
 const KernelSet *kernel_set_at(size_t index, bool *usable); /* NULL: no more */
-void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa); /* NULL: the best */
+void compute_open_isa(Compute *compute, Arena *arena, int threads,
+                      const char *isa); /* NULL: the best */
 
 #endif

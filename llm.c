@@ -22,6 +22,7 @@
  *
  * T is the number of rows (tokens of all sequences), H heads, G key-value heads, E d_head, D
  * d_model, M d_mlp, V d_vocab. */
+#include "elementary.h"
 #include "llm_run.h"
 
 #include <math.h>

@@ -7,6 +7,7 @@
  *
  * x' is the prompt with one attribute changed; m = log p(answer) - log p(wrong) at the last
  * position. */
+#include "elementary.h"
 #include "sage_run.h"
 
 #include <math.h>

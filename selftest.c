@@ -1,5 +1,6 @@
 /* selftest.c: a world made from random numbers, every command run on it, and the digests that must come out. It
  * needs no file and no network, so it says on any machine whether the build computes what it should. */
+#include "elementary.h"
 #include "selftest.h"
 
 #include "adapter.h"

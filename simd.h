@@ -1,12 +1,10 @@
 /* simd.h: the few vector operations that products need, for one instruction set a compilation:
- * AVX-512, AVX2, NEON, or one lane in plain C. Everything else in kernels_simd.c is loops that a
- * compiler vectorises across outputs (LANES). Floor 0. */
+ * AVX-512, AVX2 or NEON. Everything else in kernels_simd.c is loops that a compiler vectorises
+ * across outputs (LANES). Floor 5. */
 #ifndef REFSAE_SIMD_H
 #define REFSAE_SIMD_H
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "elementary.h"
 
 #if defined(SIMD_AVX512) || defined(SIMD_AVX2)
 #include <immintrin.h>
@@ -14,61 +12,8 @@
 #include <arm_neon.h>
 #endif
 
-/* Unrolled by pragma: by hand the accumulators would spill, unrolled not at all they would live in
- * memory. */
-#define UNROLL_TEXT(text) _Pragma(#text)
-#if defined(__clang__)
-#define UNROLL(n) UNROLL_TEXT(unroll n)
-#pragma clang diagnostic ignored "-Wpass-failed" /* a request, not a need */
-#elif defined(__GNUC__)
-#define UNROLL(n) UNROLL_TEXT(GCC unroll n)
-#else
-#define UNROLL(n)
-#endif
-
 /* The iterations of this loop are independent: they may run side by side, in place too. */
-#if defined(SIMD_AVX512) || defined(SIMD_AVX2) || defined(SIMD_NEON)
 #define LANES _Pragma("omp simd")
-#else
-#define LANES
-#endif
-
-#define INLINE static inline __attribute__((always_inline, unused))
-
-INLINE uint32_t bits_of(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-INLINE float float_of(uint32_t bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-INLINE uint64_t bits_of_double(double x) {
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-INLINE double double_of(uint64_t bits) {
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* Exact. A subnormal half is a subnormal float times 2^112; the multiplication makes both right. */
-INLINE float widen_f16(uint32_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
-    const float magnitude = float_of(rest << 13) * 0x1p112f;
-    return float_of(sign | (rest >= 0x7c00u ? rest << 13 | 0x7f800000u : bits_of(magnitude)));
-}
-
-INLINE float widen_bf16(uint32_t bits) {
-    return float_of(bits << 16);
-}
 
 /* vf: VW floats; vu: VW words of 32 bits. `low` and `high` widen one half of every word.
  * vu_transpose: VW vectors of VW words. TILE_M x (TILE_N * VW): the register tile of a product;
@@ -280,66 +225,6 @@ INLINE void vu_transpose(vu r[VW]) {
     r[1] = vcombine_u32(vget_low_u32(a.val[1]), vget_low_u32(b.val[1]));
     r[2] = vcombine_u32(vget_high_u32(a.val[0]), vget_high_u32(b.val[0]));
     r[3] = vcombine_u32(vget_high_u32(a.val[1]), vget_high_u32(b.val[1]));
-}
-
-#else
-
-enum {
-    VW = 1,
-    TILE_M = 4,
-    TILE_N = 3,
-    STREAM_MAX = 4,
-    STREAM_GROUPS = 2
-};
-typedef float vf;
-typedef uint32_t vu;
-
-INLINE vf vf_load(const float *p) {
-    float x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-INLINE void vf_store(float *p, vf x) {
-    memcpy(p, &x, sizeof x);
-}
-INLINE vf vf_set(float x) {
-    return x;
-}
-INLINE vf vf_fma(vf a, vf b, vf c) {
-    return fmaf(a, b, c);
-}
-INLINE vf vf_load_bf16(const void *p) {
-    uint16_t x;
-    memcpy(&x, p, sizeof x);
-    return widen_bf16(x);
-}
-INLINE vf vf_load_f16(const void *p) {
-    uint16_t x;
-    memcpy(&x, p, sizeof x);
-    return widen_f16(x);
-}
-INLINE vu vu_load(const void *p) {
-    uint32_t x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-INLINE vf vu_float(vu x) {
-    return float_of(x);
-}
-INLINE vf vu_bf16_low(vu x) {
-    return widen_bf16(x & 0xffffu);
-}
-INLINE vf vu_bf16_high(vu x) {
-    return float_of(x & 0xffff0000u);
-}
-INLINE vf vu_f16_low(vu x) {
-    return widen_f16(x & 0xffffu);
-}
-INLINE vf vu_f16_high(vu x) {
-    return widen_f16(x >> 16);
-}
-INLINE void vu_transpose(vu r[VW]) {
-    (void)r;
 }
 
 #endif

@@ -61,8 +61,7 @@ static bool next_compute(Compute *compute, size_t *at) {
             break;
         }
     }
-    Error error = {0};
-    compute_open_isa(compute, arena, (int)(*at % 3) + 1, "scalar");
+    compute_open_isa(compute, arena_new(), (int)(*at % 3) + 1, "scalar");
     compute->set = set; /* "scalar" names two sets where it comes with and without fma */
     (*at)++;
     return true;
@@ -489,12 +488,8 @@ Test(kernels, pow_rounds_correctly_where_rope_asks) {
 static Compute best;
 
 static void open_best(void) {
-    Error error = {0};
     random_state = random_start(5, RANDOM_TEST);
-    compute_open(&best, arena, 2);
-}
-
-static void close_best(void) {
+    compute_open(&best, arena_new(), 2);
 }
 
 static double activation(Activation kind, double x) {
@@ -514,7 +509,7 @@ static double activation(Activation kind, double x) {
 
 /* Tolerance 1e-6 absolute on values below 6: a few roundings of 2^-24 each. Slopes: the same, and
  * the central difference errs by h^2 = 1e-10. */
-Test(kernels, activations_and_their_slopes, .init = open_best, .fini = close_best) {
+Test(kernels, activations_and_their_slopes, .init = open_best) {
     enum {
         N = 2001
     };
@@ -564,7 +559,7 @@ static double weighted_sum(int mode, const double *x, const float *g, size_t n) 
 }
 
 /* Tolerance: gradients here are of order 1, each a few dozen binary32 roundings deep at most. */
-Test(kernels, gradients_of_rows, .init = open_best, .fini = close_best) {
+Test(kernels, gradients_of_rows, .init = open_best) {
     enum {
         ROWS = 5,
         COLS = 37
@@ -608,7 +603,7 @@ Test(kernels, gradients_of_rows, .init = open_best, .fini = close_best) {
     free(g);
 }
 
-Test(kernels, cross_entropy_and_its_gradient, .init = open_best, .fini = close_best) {
+Test(kernels, cross_entropy_and_its_gradient, .init = open_best) {
     enum {
         ROWS = 3,
         COLS = 1500
@@ -639,7 +634,7 @@ Test(kernels, cross_entropy_and_its_gradient, .init = open_best, .fini = close_b
     free(d);
 }
 
-Test(kernels, rope_turns_and_turns_back, .init = open_best, .fini = close_best) {
+Test(kernels, rope_turns_and_turns_back, .init = open_best) {
     enum {
         ROWS = 9,
         HEADS = 3,
@@ -671,7 +666,7 @@ Test(kernels, rope_turns_and_turns_back, .init = open_best, .fini = close_best) 
 
 /* torch's own steps. Its vectorised kernels fuse multiply-adds, ours never: one ulp a step of the
  * largest value that the element has had. */
-Test(kernels, adamw_steps_like_torch, .init = open_best, .fini = close_best) {
+Test(kernels, adamw_steps_like_torch, .init = open_best) {
     FILE *file = fopen("tests/golden/kernels/adamw.txt", "r");
     cr_assert_not_null(file);
     float p[8], g[8], m[8], v[8], right[8][4], largest[8][4] = {{0}};
@@ -706,11 +701,11 @@ Test(kernels, adamw_steps_like_torch, .init = open_best, .fini = close_best) {
 
 Test(kernels, instruction_sets_are_asked_for_by_name) {
     Compute compute;
-    Error error = {0};
+    Error error;
+    Arena *arena = arena_new();
     ATTEMPT(&error, compute_open_isa(&compute, arena, 1, "mmx"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "mmx"));
-    error = (Error){0};
     compute_open_isa(&compute, arena, 1, "scalar");
     cr_assert_str_eq(compute_isa(&compute), "scalar");
     ATTEMPT(&error, compute_open_isa(&compute, arena, -1, NULL));

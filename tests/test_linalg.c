@@ -34,11 +34,7 @@ static size_t size_of(const Json *object, const char *key) {
 }
 
 static const Json *golden(Arena *arena, const char *path) {
-    const Json *list;
-    Error error = {0};
-    arena_init_growing(arena);
-    list = json_read_file(arena, path);
-    return list->child;
+    return json_read_file(arena, path)->child;
 }
 
 static Problem problem(Arena *arena, const Json *p) {
@@ -92,7 +88,7 @@ static double allowed(const Problem *p) {
 }
 
 Test(linalg, least_squares_as_numpy) {
-    Arena *arena;
+    Arena *arena = arena_new();
     for (const Json *c = golden(arena, "tests/golden/linalg/least_squares.json"); c != NULL;
          c = c->next) {
         Problem p = problem(arena, c);
@@ -126,7 +122,7 @@ Test(linalg, work_is_large_enough) {
 }
 
 Test(linalg, singular_values_as_numpy) {
-    Arena *arena;
+    Arena *arena = arena_new();
     for (const Json *c = golden(arena, "tests/golden/linalg/least_squares.json"); c != NULL;
          c = c->next) {
         Problem p = problem(arena, c);
@@ -169,7 +165,7 @@ Test(linalg, singular_values_as_numpy) {
 }
 
 Test(linalg, pseudo_inverse_solves) {
-    Arena *arena;
+    Arena *arena = arena_new();
     for (const Json *c = golden(arena, "tests/golden/linalg/least_squares.json"); c != NULL;
          c = c->next) {
         Problem p = problem(arena, c);
@@ -192,7 +188,7 @@ Test(linalg, pseudo_inverse_solves) {
 }
 
 Test(linalg, eigenvalues_as_numpy) {
-    Arena *arena;
+    Arena *arena = arena_new();
     for (const Json *c = golden(arena, "tests/golden/linalg/symmetric.json"); c != NULL;
          c = c->next) {
         const char *name = json_get(c, "name")->text;
@@ -232,7 +228,7 @@ Test(linalg, symmetric_solve_of_normal_equations) {
     static const char *const names[] = {"square",      "tall", "column",      "one",
                                         "one_hot",     "zero", "zero_column", "same_columns",
                                         "rank_2_tall", "wide"};
-    Arena *arena;
+    Arena *arena = arena_new();
     size_t seen = 0;
     for (const Json *c = golden(arena, "tests/golden/linalg/least_squares.json"); c != NULL;
          c = c->next) {
