@@ -76,8 +76,8 @@ $(BUILD)/tasks.h: $(wildcard tasks/*.json) | $(BUILD)
 	    printf '{"%s", task_%s, sizeof task_%s - 1},\n' $$name $$(echo $$name | tr - _) $$(echo $$name | tr - _); done >>$@
 	printf '};\n' >>$@
 
-$(BUILD)/sage_task.o: $(BUILD)/tasks.h
-$(BUILD)/sage_task.o: ALL_CFLAGS += -I$(BUILD)
+$(BUILD)/task.o: $(BUILD)/tasks.h
+$(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 
 $(BUILD)/%.o: tests/%.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<

@@ -4,64 +4,9 @@
 #ifndef REFSAE_SAGE_H
 #define REFSAE_SAGE_H
 
-#include "adapter.h"
+#include "llm.h"
 #include "sae.h"
-
-/* ---- tasks and prompts (sage_task.c) ---- */
-
-typedef enum SageSplit {
-    SAGE_TRAIN,
-    SAGE_TEST,
-    SAGE_SPLITS
-} SageSplit;
-
-typedef struct SageAttribute {
-    const char *name;
-    const char **values;
-    size_t count;
-} SageAttribute;
-
-typedef struct SageForm { /* a prompt, or one of its counterfactuals */
-    int32_t *ids;
-    size_t rows;
-    size_t *positions;       /* [n_positions]: index into ids */
-    int32_t *answer, *wrong; /* token ids; the probability of a list is the sum over it */
-    size_t n_answer, n_wrong;
-} SageForm;
-
-typedef struct SagePrompt {
-    const char *text;         /* without <bos> */
-    size_t *values, *changed; /* [n_attributes]: place of the value, and of its counterfactual */
-    SageForm clean, *counterfactual;
-} SagePrompt;
-
-typedef struct SageDropped { /* no single token in this tokenizer */
-    const char *attribute, *value;
-} SageDropped;
-
-typedef struct SageTask {
-    const char *name, *file;
-    SageAttribute *attributes;
-    size_t n_attributes;
-    int form; /* the attribute that picks a template's variant; -1: none */
-    const char **positions;
-    size_t n_positions;
-    SagePrompt *prompts[SAGE_SPLITS];
-    size_t n_prompts[SAGE_SPLITS];
-    SageDropped *dropped;
-    size_t n_dropped;
-    const Json *json;
-    Arena *arena; /* of sage_task_open, for prompts */
-} SageTask;
-
-/* name: ioi, agreement, induction, greater-than, or a file. Drops values that are no single token.
- * All of the task lives in the arena, prompts too. */
-void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer);
-/* Draws prompts; bos: id put before each, -1: none. */
-void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
-                       const size_t n[SAGE_SPLITS], uint64_t seed);
-void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab);
-void sage_prompts_write(const SageTask *task, const char *path);
+#include "task.h"
 
 /* ---- what the passes find (sage.c fills it, sage_report.c writes it) ---- */
 

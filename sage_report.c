@@ -1,5 +1,6 @@
 /* sage_report.c: what SAGE found as files: cross_sections.csv, sage.json, sage.csv, figures and the
  * report. The words beside each number are for a reader who has not seen the papers. */
+#include "report.h"
 #include "sage.h"
 
 #include <math.h>

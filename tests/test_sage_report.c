@@ -1,6 +1,7 @@
 /* SAGE's files from a result made up here: every key of sage.json, a CSV row for every node,
  * figures that are XML, a report that hostile names cannot break. */
 #define _XOPEN_SOURCE 700 /* mkdtemp */
+#include "report.h"
 #include "sage.h"
 #include "xml.h"
 

@@ -1,32 +1,15 @@
-/* sage_task.c: tasks as data: from a JSON file to prompts with named positions and counterfactuals,
- * and prompts.jsonl, through which another implementation can be run on the same prompts. */
-#include "sage.h"
+/* task.c: tasks as data. What the file says is checked and laid out first; then prompts are drawn,
+ * or read from prompts.jsonl. */
+#include "task.h"
+#include "report.h"
 #include "tasks.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct Slot { /* an inserted value: bytes of the text */
-    const char *name;
-    size_t name_length, begin, end;
-} Slot;
-
-typedef struct Built {
-    char *text;
-    size_t length;
-    Slot *slots;
-    size_t n_slots;
-} Built;
-
-typedef struct Choice { /* what a prompt is made of */
-    const Json *template;
-    const size_t *values;  /* [n_attributes] */
-    const size_t *fillers; /* [fillers of the task] */
-    SageSplit split;
-} Choice;
-
 static const char *const split_names[SAGE_SPLITS] = {"train", "test"};
 
+/* -1: no attribute of that name. */
 static int attribute_find(const SageTask *task, const char *name, size_t length) {
     for (size_t i = 0; i < task->n_attributes; i++) {
         if (strlen(task->attributes[i].name) == length &&
@@ -39,20 +22,25 @@ static int attribute_find(const SageTask *task, const char *name, size_t length)
 
 /* ---- the file ---- */
 
-REFSAE_NORETURN static void task_fail(const SageTask *task, const char *what, const char *name) {
-    fail(STATUS_INPUT, "%s: %s%s%s%s", task->file, what, name != NULL ? " '" : "",
-         name != NULL ? name : "", name != NULL ? "'" : "");
+/* A member that may be missing or null. */
+static const Json *task_option(const SageTask *task, const char *key) {
+    const Json *value = json_get(task->json, key);
+    return json_is(value, JSON_NULL) ? NULL : value;
 }
 
-static void task_strings(const SageTask *task, const Json *list, const char *what) {
-    if (!json_is(list, JSON_ARRAY) || list->length == 0) {
-        task_fail(task, "expected a list of texts in", what);
+/* A list of texts, none empty and none with a 0 byte. */
+static SageAttribute read_texts(const SageTask *task, const char *name, const Json *list) {
+    SageAttribute out = {.name = name};
+    bool good = json_is(list, JSON_ARRAY) && list->length > 0;
+    out.values = arena_alloc(task->arena, good ? list->length : 0, sizeof(char *));
+    for (const Json *v = good ? list->child : NULL; v != NULL && good; v = v->next) {
+        good = json_is(v, JSON_STRING) && v->length > 0 && strlen(v->text) == v->length;
+        out.values[out.count++] = v->text;
     }
-    for (const Json *v = list->child; v != NULL; v = v->next) {
-        if (!json_is(v, JSON_STRING) || strlen(v->text) != v->length || v->length == 0) {
-            task_fail(task, "expected a list of texts in", what);
-        }
+    if (!good) {
+        fail(STATUS_INPUT, "%s: expected a list of texts in '%s'", task->file, name);
     }
+    return out;
 }
 
 static int compare_names(const void *a, const void *b) {
@@ -60,7 +48,8 @@ static int compare_names(const void *a, const void *b) {
 }
 
 /* What names a thing must do so once. */
-static void task_once(SageTask *task, const char *const *names, size_t count, const char *what) {
+static void check_once(const SageTask *task, const char *const *names, size_t count,
+                       const char *what) {
     const char **sorted = arena_alloc(task->arena, count, sizeof(char *));
     memcpy(sorted, names, count * sizeof(char *));
     qsort(sorted, count, sizeof(char *), compare_names);
@@ -71,94 +60,120 @@ static void task_once(SageTask *task, const char *const *names, size_t count, co
     }
 }
 
-static void task_distinct(const SageTask *task, const Json *distinct) {
-    if (distinct != NULL && !json_is(distinct, JSON_ARRAY) && !json_is(distinct, JSON_NULL)) {
-        task_fail(task, "'distinct' is no list of lists of attributes", NULL);
+/* The members' names of the object `what`. */
+static const char **read_names(const SageTask *task, const char *what, size_t *count) {
+    const Json *object = json_get(task->json, what);
+    if (!json_is(object, JSON_OBJECT) || object->length == 0) {
+        fail(STATUS_INPUT, "%s: no '%s'", task->file, what);
     }
-    for (const Json *group = distinct != NULL ? distinct->child : NULL; group != NULL;
-         group = group->next) {
-        if (!json_is(group, JSON_ARRAY)) {
-            task_fail(task, "'distinct' is no list of lists of attributes", NULL);
-        }
-        for (const Json *a = group->child; a != NULL; a = a->next) {
-            if (!json_is(a, JSON_STRING) || attribute_find(task, a->text, a->length) < 0) {
-                task_fail(task, "'distinct' names something that is no attribute", NULL);
+    const char **names = arena_alloc(task->arena, object->length, sizeof(char *));
+    *count = 0;
+    for (const Json *member = object->child; member != NULL; member = member->next) {
+        names[(*count)++] = member->key;
+    }
+    check_once(task, names, *count, what);
+    return names;
+}
+
+static void read_attributes(SageTask *task) {
+    const Json *form = task_option(task, "form");
+    size_t n;
+    const char **names = read_names(task, "attributes", &n);
+    task->attributes = arena_alloc(task->arena, n, sizeof(SageAttribute));
+    const Json *list = json_get(task->json, "attributes")->child;
+    for (; list != NULL; list = list->next) {
+        SageAttribute *a = &task->attributes[task->n_attributes];
+        *a = read_texts(task, names[task->n_attributes++], list);
+        check_once(task, a->values, a->count, a->name);
+    }
+    task->form = json_is(form, JSON_STRING) ? attribute_find(task, form->text, form->length) : -1;
+    if (form != NULL && task->form < 0) {
+        fail(STATUS_INPUT, "%s: 'form' names no attribute", task->file);
+    }
+}
+
+/* Lists of attributes no two of which ever take the same value. */
+static void read_distinct(SageTask *task) {
+    const Json *groups = task_option(task, "distinct");
+    size_t n = task->n_attributes;
+    bool good = groups == NULL || json_is(groups, JSON_ARRAY);
+    task->distinct = arena_alloc(task->arena, size_product(n, n), sizeof(bool));
+    for (const Json *g = good && groups != NULL ? groups->child : NULL; g != NULL; g = g->next) {
+        good = good && json_is(g, JSON_ARRAY);
+        for (const Json *a = good ? g->child : NULL; a != NULL; a = a->next) {
+            for (const Json *b = g->child; b != NULL; b = b->next) {
+                int i = json_is(a, JSON_STRING) ? attribute_find(task, a->text, a->length) : -1;
+                int j = json_is(b, JSON_STRING) ? attribute_find(task, b->text, b->length) : -1;
+                if (i < 0 || j < 0) {
+                    fail(STATUS_INPUT, "%s: 'distinct' names something that is no attribute",
+                         task->file);
+                }
+                task->distinct[(size_t)i * n + (size_t)j] = i != j;
             }
         }
     }
+    if (!good) {
+        fail(STATUS_INPUT, "%s: 'distinct' is no list of lists of attributes", task->file);
+    }
 }
 
-static void task_attributes(SageTask *task) {
-    const Json *attributes = json_get(task->json, "attributes"),
-               *form = json_get(task->json, "form");
-    if (!json_is(attributes, JSON_OBJECT) || attributes->length == 0) {
-        task_fail(task, "no 'attributes'", NULL);
+static void read_templates(SageTask *task) {
+    const Json *templates = json_get(task->json, "templates"),
+               *fillers = task_option(task, "fillers");
+    if (fillers != NULL && !json_is(fillers, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: 'fillers' is no object", task->file);
     }
-    task->attributes = arena_alloc(task->arena, attributes->length, sizeof(SageAttribute));
-    const char **names = arena_alloc(task->arena, attributes->length, sizeof(char *));
-    size_t named = 0;
-    for (const Json *a = attributes->child; a != NULL; a = a->next) {
-        names[named++] = a->key;
-    }
-    task_once(task, names, named, "attributes");
-    for (const Json *a = attributes->child; a != NULL; a = a->next) {
-        SageAttribute *attribute = &task->attributes[task->n_attributes++];
-        task_strings(task, a, a->key);
-        attribute->name = a->key;
-        attribute->values = arena_alloc(task->arena, a->length, sizeof(char *));
-        for (const Json *v = a->child; v != NULL; v = v->next) {
-            attribute->values[attribute->count++] = v->text;
-        }
-        task_once(task, attribute->values, attribute->count, a->key);
-    }
-    task->form = -1;
-    if (form != NULL && !json_is(form, JSON_NULL) &&
-        (!json_is(form, JSON_STRING) ||
-         (task->form = attribute_find(task, form->text, form->length)) < 0)) {
-        task_fail(task, "'form' names no attribute", NULL);
-    }
-    task_distinct(task, json_get(task->json, "distinct"));
-}
-
-static void task_shape(SageTask *task) {
-    const Json *positions = json_get(task->json, "positions"),
-               *templates = json_get(task->json, "templates");
-    const Json *fillers = json_get(task->json, "fillers");
-    if (!json_is(positions, JSON_OBJECT) || positions->length == 0) {
-        task_fail(task, "no 'positions'", NULL);
-    }
-    task->positions = arena_alloc(task->arena, positions->length, sizeof(char *));
-    for (const Json *p = positions->child; p != NULL; p = p->next) {
-        if (!json_is(p, JSON_STRING)) {
-            task_fail(task, "expected a text in position", p->key);
-        }
-        task->positions[task->n_positions++] = p->key;
-    }
-    task_once(task, task->positions, task->n_positions, "positions");
-    if (fillers != NULL && !json_is(fillers, JSON_OBJECT) && !json_is(fillers, JSON_NULL)) {
-        task_fail(task, "'fillers' is no object", NULL);
-    }
+    task->n_fillers = fillers != NULL ? fillers->length : 0;
     for (int s = 0; s < SAGE_SPLITS; s++) {
         const Json *list = json_get(templates, split_names[s]);
+        size_t i = 0;
         if (!json_is(list, JSON_ARRAY) || list->length == 0) {
-            task_fail(task, "no templates for", split_names[s]);
+            fail(STATUS_INPUT, "%s: no templates for '%s'", task->file, split_names[s]);
         }
+        task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
         for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
-            task_strings(task, json_get(f, split_names[s]), f->key);
+            task->fillers[s][i++] = read_texts(task, f->key, json_get(f, split_names[s]));
         }
     }
-    const Json *name = json_get(task->json, "name");
-    task->name = json_is(name, JSON_STRING) ? name->text : task->file;
+}
+
+static void read_positions(SageTask *task) {
+    task->positions = read_names(task, "positions", &task->n_positions);
+    const Json *rule = json_get(task->json, "positions")->child;
+    for (; rule != NULL; rule = rule->next) {
+        if (!json_is(rule, JSON_STRING)) {
+            fail(STATUS_INPUT, "%s: expected a text in position '%s'", task->file, rule->key);
+        }
+    }
 }
 
 /* ---- texts ---- */
 
-static const Json *template_text(const SageTask *task, const Json *template, const size_t *values) {
-    const Json *text = template;
-    if (task->form >= 0) {
-        text = json_get(template, task->attributes[task->form].values[values[task->form]]);
-    }
-    return json_is(text, JSON_STRING) ? text : NULL;
+typedef struct Slot {
+    const char *name;
+    size_t length, end; /* of the name; of the value in the text */
+} Slot;
+
+typedef struct Text { /* a template with its slots filled */
+    char *text;
+    Slot *slots;
+    size_t length, n_slots, text_room, slot_room;
+} Text;
+
+typedef struct Choice { /* what a prompt is made of */
+    const Json *template;
+    const size_t *values;  /* [n_attributes] */
+    const size_t *fillers; /* [n_fillers] */
+    SageSplit split;
+} Choice;
+
+/* The next "{name}" of a template at or behind `from`, as bytes open .. close; false: none. */
+static bool next_slot(const Json *template, size_t from, size_t *open, size_t *close) {
+    const char *text = template->text, *a = memchr(text + from, '{', template->length - from);
+    const char *b = a != NULL ? memchr(a, '}', template->length - (size_t)(a - text)) : NULL;
+    *open = b != NULL ? (size_t)(a - text) : template->length;
+    *close = b != NULL ? (size_t)(b - text) : template->length;
+    return b != NULL;
 }
 
 static const char *slot_value(const SageTask *task, const Choice *choice, const char *name,
@@ -167,63 +182,47 @@ static const char *slot_value(const SageTask *task, const Choice *choice, const 
     if (attribute >= 0) {
         return task->attributes[attribute].values[choice->values[attribute]];
     }
-    const Json *fillers = json_get(task->json, "fillers");
-    size_t i = 0;
-    for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next, i++) {
-        if (f->key_length == length && memcmp(f->key, name, length) == 0) {
-            const Json *v = json_get(f, split_names[choice->split])->child;
-            for (size_t k = 0; k < choice->fillers[i]; k++) {
-                v = v->next;
-            }
-            return v->text;
+    for (size_t i = 0; i < task->n_fillers; i++) {
+        const SageAttribute *filler = &task->fillers[choice->split][i];
+        if (strlen(filler->name) == length && memcmp(filler->name, name, length) == 0) {
+            return filler->values[choice->fillers[i]];
         }
     }
-    return NULL;
+    fail(STATUS_INPUT, "%s: a template has the slot '%.*s', which is no attribute and no filler",
+         task->file, (int)(length < 64 ? length : 64), name);
 }
 
-static Built build_text(const SageTask *task, const Choice *choice, Arena *arena) {
-    const Json *template = template_text(task, choice->template, choice->values);
-    Built built = {0};
-    if (template == NULL) {
-        task_fail(task, "a template has no text for a value of 'form'", NULL);
+static void append(Text *out, Arena *arena, const char *text, size_t length) {
+    out->text = arena_grow(arena, out->text, &out->text_room, out->length + length + 1, 1);
+    memcpy(out->text + out->length, text, length);
+    out->length += length;
+    out->text[out->length] = '\0';
+}
+
+static Text build_text(const SageTask *task, const Choice *choice, Arena *arena) {
+    const Json *template = choice->template;
+    Text out = {0};
+    append(&out, arena, "", 0);
+    if (task->form >= 0) {
+        const SageAttribute *form = &task->attributes[task->form];
+        template = json_get(template, form->values[choice->values[task->form]]);
     }
-    for (int pass = 0; pass < 2; pass++) { /* to measure, then to write */
-        built.length = built.n_slots = 0;
-        for (size_t i = 0; i < template->length;) {
-            const char *close = template->text[i] == '{'
-                                    ? memchr(template->text + i, '}', template->length - i)
-                                    : NULL;
-            if (close == NULL) {
-                if (pass == 1) {
-                    built.text[built.length] = template->text[i];
-                }
-                built.length++;
-                i++;
-                continue;
-            }
-            const char *name = template->text + i + 1, *value;
-            size_t length = (size_t)(close - name);
-            if ((value = slot_value(task, choice, name, length)) == NULL) {
-                fail(STATUS_INPUT,
-                     "%s: a template has the slot '%.*s', which is no attribute and no filler",
-                     task->file, (int)(length < 64 ? length : 64), name);
-            }
-            size_t bytes = strlen(value);
-            if (pass == 1) {
-                built.slots[built.n_slots] =
-                    (Slot){name, length, built.length, built.length + bytes};
-                memcpy(built.text + built.length, value, bytes);
-            }
-            built.n_slots++;
-            built.length += bytes;
-            i = (size_t)(close - template->text) + 1;
-        }
-        if (pass == 0) {
-            built.text = arena_alloc(arena, built.length + 1, 1);
-            built.slots = arena_alloc(arena, built.n_slots + 1, sizeof(Slot));
+    if (!json_is(template, JSON_STRING)) {
+        fail(STATUS_INPUT, "%s: a template has no text for a value of 'form'", task->file);
+    }
+    for (size_t at = 0, open, close; at < template->length; at = close + 1) {
+        bool slot = next_slot(template, at, &open, &close);
+        append(&out, arena, template->text + at, open - at);
+        if (slot) {
+            const char *name = template->text + open + 1;
+            size_t length = close - open - 1;
+            const char *value = slot_value(task, choice, name, length);
+            append(&out, arena, value, strlen(value));
+            out.slots = arena_grow(arena, out.slots, &out.slot_room, out.n_slots + 1, sizeof(Slot));
+            out.slots[out.n_slots++] = (Slot){name, length, out.length};
         }
     }
-    return built;
+    return out;
 }
 
 /* The last token that begins at or before `byte`. */
@@ -245,7 +244,7 @@ static size_t read_count(const char *text, size_t *count) {
 }
 
 /* "SLOT#n", "SLOT#n+k" (k after the slot's last token) or "end". */
-static size_t position_find(const SageTask *task, const Json *rule, const Built *built,
+static size_t position_find(const SageTask *task, const Json *rule, const Text *text,
                             const Tokens *tokens) {
     const char *mark = strrchr(rule->text, '#'), *at = mark != NULL ? mark + 1 : "";
     size_t n = 0, after = 0;
@@ -261,10 +260,10 @@ static size_t position_find(const SageTask *task, const Json *rule, const Built 
         fail(STATUS_INPUT, "%s: position '%s': expected SLOT#n, SLOT#n+k or end, found '%s'",
              task->file, rule->key, rule->text);
     }
-    for (size_t i = 0; i < built->n_slots; i++) {
-        const Slot *slot = &built->slots[i];
-        if (slot->name_length == (size_t)(mark - rule->text) &&
-            memcmp(slot->name, rule->text, slot->name_length) == 0 && --n == 0) {
+    for (size_t i = 0; i < text->n_slots; i++) {
+        const Slot *slot = &text->slots[i];
+        if (slot->length == (size_t)(mark - rule->text) &&
+            memcmp(slot->name, rule->text, slot->length) == 0 && --n == 0) {
             size_t position = token_at(tokens, slot->end - 1) + after;
             if (position >= tokens->count) {
                 break;
@@ -273,67 +272,62 @@ static size_t position_find(const SageTask *task, const Json *rule, const Built 
         }
     }
     fail(STATUS_INPUT, "%s: position '%s' (%s) is not in the prompt '%.100s'", task->file,
-         rule->key, rule->text, built->text);
+         rule->key, rule->text, text->text);
 }
 
-/* -1: the text is no single token. */
-static int32_t single_token(const Tokenizer *tokenizer, const char *text, Arena *scratch) {
-    Tokens tokens = tokenizer_encode(tokenizer, text, strlen(text), false, scratch);
-    return tokens.count == 1 ? tokens.id[0] : -1;
-}
-
-/* Token ids of "answer" or "wrong". */
-static int32_t *answer_ids(SageTask *task, const Tokenizer *tokenizer, const char *which,
+/* Token ids of the texts of "answer" or "wrong": an attribute's own value, or what a map gives for
+ * it. */
+static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, const char *which,
                            const size_t *values, size_t *count, Arena *scratch) {
-    const Json *rule = json_get(task->json, which), *of = json_get(rule, "of"), *texts = NULL;
-    const Json *name = json_is(rule, JSON_STRING) ? rule : of;
-    int attribute =
-        json_is(name, JSON_STRING) ? attribute_find(task, name->text, name->length) : -1;
-    if (attribute < 0) {
-        task_fail(task, "names no attribute:", which);
+    const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
+    const Json *name = of != NULL ? of : rule;
+    int found = json_is(name, JSON_STRING) ? attribute_find(task, name->text, name->length) : -1;
+    if (found < 0) {
+        fail(STATUS_INPUT, "%s: names no attribute: '%s'", task->file, which);
     }
-    const char *value = task->attributes[attribute].values[values[attribute]];
-    if (of != NULL) {
-        texts = json_get(json_get(rule, "map"), value);
-        if (texts == NULL || (!json_is(texts, JSON_STRING) && !json_is(texts, JSON_ARRAY))) {
-            fail(STATUS_INPUT, "%s: '%s' has no text for the value '%s'", task->file, which, value);
-        }
+    const char *value = task->attributes[found].values[values[found]];
+    const Json *mapped = of != NULL ? json_get(json_get(rule, "map"), value) : NULL;
+    bool list = json_is(mapped, JSON_ARRAY);
+    if (of != NULL && !list && !json_is(mapped, JSON_STRING)) {
+        fail(STATUS_INPUT, "%s: '%s' has no text for the value '%s'", task->file, which, value);
     }
-    const Json *text = json_is(texts, JSON_ARRAY) ? texts->child : texts;
-    size_t n = json_is(texts, JSON_ARRAY) ? texts->length : 1;
-    int32_t *ids = arena_alloc(task->arena, n, sizeof(int32_t));
-    const char *spaced = value[0] == ' ' ? value : arena_format(scratch, " %s", value);
-    for (size_t i = 0; i < n; i++, text = text != NULL ? text->next : NULL) {
-        const char *string = of == NULL ? spaced : json_is(text, JSON_STRING) ? text->text : "";
-        ids[i] = single_token(tokenizer, string, scratch);
-        if (ids[i] < 0) {
+    *count = list ? mapped->length : 1;
+    if (*count == 0) {
+        fail(STATUS_INPUT, "%s: an empty list in '%s'", task->file, which);
+    }
+    int32_t *ids = arena_alloc(task->arena, *count, sizeof(int32_t));
+    const Json *text = list ? mapped->child : mapped;
+    for (size_t i = 0; i < *count; i++, text = list ? text->next : text) {
+        const char *string = of == NULL
+                                 ? arena_format(scratch, "%s%s", value[0] == ' ' ? "" : " ", value)
+                             : json_is(text, JSON_STRING) ? text->text
+                                                          : "";
+        Tokens tokens = tokenizer_encode(tokenizer, string, strlen(string), false, scratch);
+        if (tokens.count != 1) {
             fail(STATUS_INPUT, "%s: the %s '%s' is not one token in this model's tokenizer",
                  task->file, which, string);
         }
+        ids[i] = tokens.id[0];
     }
-    if (n == 0) {
-        task_fail(task, "an empty list in", which);
-    }
-    *count = n;
     return ids;
 }
 
 /* *text: without <bos>; NULL: not wanted. */
-static SageForm form_build(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
+static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                            const Choice *choice, const char **text, Arena *scratch) {
-    Built built = build_text(task, choice, scratch);
+    Text built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
     size_t lead = bos >= 0 ? 1 : 0, p = 0;
     SageForm form = {.rows = tokens.count + lead};
     form.ids = arena_alloc(task->arena, form.rows, sizeof(int32_t));
     form.positions = arena_alloc(task->arena, task->n_positions, sizeof(size_t));
     if (tokens.count == 0) {
-        task_fail(task, "a prompt is empty", NULL);
+        fail(STATUS_INPUT, "%s: a prompt is empty", task->file);
     }
     form.ids[0] = bos;
     memcpy(form.ids + lead, tokens.id, tokens.count * sizeof(int32_t));
-    for (const Json *rule = json_get(task->json, "positions")->child; rule != NULL;
-         rule = rule->next) {
+    const Json *rule = json_get(task->json, "positions")->child;
+    for (; rule != NULL; rule = rule->next) {
         form.positions[p++] = position_find(task, rule, &built, &tokens) + lead;
     }
     if (text != NULL) {
@@ -346,38 +340,38 @@ static SageForm form_build(SageTask *task, const Tokenizer *tokenizer, int32_t b
 
 /* ---- values that are one token ---- */
 
-/* Is the value one token where the template has the slot: after a space, after other text, or
+/* Is the value one token in the slot that opens at `open`: after a space, after other text, or
  * first? */
-static bool value_fits(const Tokenizer *tokenizer, const char *before, size_t length,
+static bool value_fits(const Tokenizer *tokenizer, const char *template, size_t open,
                        const char *value, Arena *scratch) {
-    size_t from = length;
-    while (from > 0 && before[from - 1] != '}' && before[from - 1] != '{') {
+    size_t from = open;
+    while (from > 0 && template[from - 1] != '}' && template[from - 1] != '{') {
         from--;
     }
-    bool space = length > from && before[length - 1] == ' ';
-    size_t prefix = length - from - (space ? 1 : 0);
+    bool space = open > from && template[open - 1] == ' ';
+    size_t before = open - from - (space ? 1 : 0);
     char *text =
-        arena_format(scratch, "%.*s%s%s", (int)prefix, before + from, space ? " " : "", value);
+        arena_format(scratch, "%.*s%s%s", (int)before, template + from, space ? " " : "", value);
     size_t with = tokenizer_encode(tokenizer, text, strlen(text), false, scratch).count;
-    return with == tokenizer_encode(tokenizer, text, prefix, false, scratch).count + 1;
+    return with == tokenizer_encode(tokenizer, text, before, false, scratch).count + 1;
 }
 
 static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokenizer,
-                                  size_t attribute, const char *value, Arena *scratch) {
-    const char *name = task->attributes[attribute].name;
-    size_t name_length = strlen(name);
+                                  const char *name, const char *value, Arena *scratch) {
     bool fits = true;
     for (int s = 0; s < SAGE_SPLITS; s++) {
-        const Json *list = json_get(json_get(task->json, "templates"), split_names[s]);
-        for (const Json *t = list->child; t != NULL; t = t->next) {
-            for (const Json *v = json_is(t, JSON_OBJECT) ? t->child : t; v != NULL;
-                 v = json_is(t, JSON_OBJECT) ? v->next : NULL) {
-                for (size_t i = 0;
-                     json_is(v, JSON_STRING) && i + name_length + 2 <= v->length && fits; i++) {
-                    if (v->text[i] == '{' && v->text[i + name_length + 1] == '}' &&
-                        memcmp(v->text + i + 1, name, name_length) == 0) {
+        const Json *template = json_get(json_get(task->json, "templates"), split_names[s])->child;
+        for (; template != NULL; template = template->next) {
+            bool forms = json_is(template, JSON_OBJECT);
+            const Json *text = forms ? template->child : template;
+            for (; text != NULL; text = forms ? text->next : NULL) {
+                size_t open = 0, close = 0;
+                while (json_is(text, JSON_STRING) && fits &&
+                       next_slot(text, close, &open, &close)) {
+                    if (close - open - 1 == strlen(name) &&
+                        memcmp(text->text + open + 1, name, strlen(name)) == 0) {
                         arena_reset(scratch);
-                        fits = value_fits(tokenizer, v->text, i, value, scratch);
+                        fits = value_fits(tokenizer, text->text, open, value, scratch);
                     }
                 }
             }
@@ -386,7 +380,7 @@ static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokeniz
     return fits;
 }
 
-static void task_drop_values(SageTask *task, const Tokenizer *tokenizer) {
+static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
     size_t total = 0;
     Arena *scratch = arena_new();
     for (size_t a = 0; a < task->n_attributes; a++) {
@@ -397,11 +391,12 @@ static void task_drop_values(SageTask *task, const Tokenizer *tokenizer) {
         SageAttribute *attribute = &task->attributes[a];
         size_t kept = 0;
         for (size_t v = 0; v < attribute->count; v++) {
-            if (value_fits_everywhere(task, tokenizer, a, attribute->values[v], scratch)) {
-                attribute->values[kept++] = attribute->values[v];
-                continue;
+            const char *value = attribute->values[v];
+            if (value_fits_everywhere(task, tokenizer, attribute->name, value, scratch)) {
+                attribute->values[kept++] = value;
+            } else {
+                task->dropped[task->n_dropped++] = (SageDropped){attribute->name, value};
             }
-            task->dropped[task->n_dropped++] = (SageDropped){attribute->name, attribute->values[v]};
         }
         attribute->count = kept;
         if (kept < 2) {
@@ -416,8 +411,7 @@ static void task_drop_values(SageTask *task, const Tokenizer *tokenizer) {
 
 void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer) {
     *task = (SageTask){.arena = arena, .file = name};
-    for (size_t i = 0; i < sizeof shipped_tasks / sizeof *shipped_tasks && task->json == NULL;
-         i++) {
+    for (size_t i = 0; i < sizeof shipped_tasks / sizeof *shipped_tasks; i++) {
         if (strcmp(shipped_tasks[i].name, name) == 0) {
             task->json =
                 json_parse(arena, (const char *)shipped_tasks[i].text, shipped_tasks[i].size, name);
@@ -430,31 +424,24 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
     if (task->json == NULL) {
         task->json = json_read_file(arena, name);
     }
-    task_attributes(task);
-    task_shape(task);
-    task_drop_values(task, tokenizer);
+    const Json *title = json_get(task->json, "name");
+    task->name = json_is(title, JSON_STRING) ? title->text : name;
+    read_attributes(task);
+    read_distinct(task);
+    read_positions(task);
+    read_templates(task);
+    drop_values(task, tokenizer);
 }
 
 /* ---- drawing ---- */
 
-/* May attribute `a` take value `v` beside the others' values? (others: attributes below `known`,
- * not a) */
+/* May attribute `a` take value `v` beside the values of the attributes below `known`? */
 static bool value_allowed(const SageTask *task, const size_t *values, size_t known, size_t a,
                           size_t v) {
-    const Json *distinct = json_get(task->json, "distinct");
-    for (const Json *group = distinct != NULL ? distinct->child : NULL; group != NULL;
-         group = group->next) {
-        bool in_group = false;
-        for (const Json *m = group->child; m != NULL; m = m->next) {
-            in_group |= strcmp(m->text, task->attributes[a].name) == 0;
-        }
-        for (const Json *m = in_group ? group->child : NULL; m != NULL; m = m->next) {
-            size_t other = (size_t)attribute_find(task, m->text, m->length);
-            if (other != a && other < known &&
-                strcmp(task->attributes[other].values[values[other]],
-                       task->attributes[a].values[v]) == 0) {
-                return false;
-            }
+    for (size_t b = 0; b < known; b++) {
+        if (task->distinct[a * task->n_attributes + b] &&
+            strcmp(task->attributes[b].values[values[b]], task->attributes[a].values[v]) == 0) {
+            return false;
         }
     }
     return true;
@@ -503,36 +490,33 @@ static void draw_values(const SageTask *task, Random *random, SagePrompt *prompt
          task->attributes[stuck].name);
 }
 
-static SagePrompt prompt_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
+static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                               Random *random, SageSplit split, Arena *scratch) {
-    const Json *list = json_get(json_get(task->json, "templates"), split_names[split]);
-    const Json *filler_list = json_get(task->json, "fillers"), *template = list->child;
-    size_t n = task->n_attributes, i = 0;
-    size_t *fillers =
-        arena_alloc(scratch, filler_list != NULL ? filler_list->length : 0, sizeof(size_t));
-    size_t *other = arena_alloc(scratch, n, sizeof(size_t));
+    const Json *templates = json_get(json_get(task->json, "templates"), split_names[split]);
+    size_t n = task->n_attributes, *other = arena_alloc(scratch, n, sizeof(size_t)),
+           *fillers = arena_alloc(scratch, task->n_fillers, sizeof(size_t));
     SagePrompt prompt = {.values = arena_alloc(task->arena, n, sizeof(size_t)),
                          .changed = arena_alloc(task->arena, n, sizeof(size_t)),
                          .counterfactual = arena_alloc(task->arena, n, sizeof(SageForm))};
-    for (size_t k = (size_t)random_below(random, list->length); k > 0; k--) {
-        template = template->next;
+    Choice choice = {templates->child, prompt.values, fillers, split};
+    for (size_t k = (size_t)random_below(random, templates->length); k > 0; k--) {
+        choice.template = choice.template->next;
     }
-    for (const Json *f = filler_list != NULL ? filler_list->child : NULL; f != NULL; f = f->next) {
-        fillers[i++] = (size_t)random_below(random, json_get(f, split_names[split])->length);
+    for (size_t i = 0; i < task->n_fillers; i++) {
+        fillers[i] = (size_t)random_below(random, task->fillers[split][i].count);
     }
     draw_values(task, random, &prompt);
-    Choice choice = {template, prompt.values, fillers, split};
     prompt.clean = form_build(task, tokenizer, bos, &choice, &prompt.text, scratch);
+    choice.values = other;
     for (size_t a = 0; a < n; a++) {
         memcpy(other, prompt.values, n * sizeof(size_t));
         other[a] = prompt.changed[a];
-        choice.values = other;
-        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice, NULL, scratch);
-        if (prompt.counterfactual[a].rows != prompt.clean.rows) {
+        SageForm form = form_build(task, tokenizer, bos, &choice, NULL, scratch);
+        if (form.rows != prompt.clean.rows) {
             fail(STATUS_INPUT, "%s: the prompt '%s' has %zu tokens, with another %s it has %zu",
-                 task->file, prompt.text, prompt.clean.rows, task->attributes[a].name,
-                 prompt.counterfactual[a].rows);
+                 task->file, prompt.text, prompt.clean.rows, task->attributes[a].name, form.rows);
         }
+        prompt.counterfactual[a] = form;
     }
     return prompt;
 }
@@ -562,12 +546,15 @@ static void write_ids(JsonOut *json, const char *key, const int32_t *ids, size_t
     json_out_end(json);
 }
 
-static void write_positions(const SageTask *task, JsonOut *json, const SageForm *form) {
+/* What follows the ids, and in the clean prompt the values. */
+static void write_form(JsonOut *json, const SageTask *task, const SageForm *form) {
     json_out_object(json, "positions");
     for (size_t p = 0; p < task->n_positions; p++) {
         json_out_int(json, task->positions[p], (int64_t)form->positions[p]);
     }
     json_out_end(json);
+    write_ids(json, "answer", form->answer, form->n_answer);
+    write_ids(json, "wrong", form->wrong, form->n_wrong);
 }
 
 static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
@@ -579,22 +566,19 @@ static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
     write_ids(&json, "ids", prompt->clean.ids, prompt->clean.rows);
     json_out_object(&json, "values");
     for (size_t a = 0; a < task->n_attributes; a++) {
-        json_out_text(&json, task->attributes[a].name,
-                      task->attributes[a].values[prompt->values[a]]);
+        const SageAttribute *attribute = &task->attributes[a];
+        json_out_text(&json, attribute->name, attribute->values[prompt->values[a]]);
     }
     json_out_end(&json);
-    write_positions(task, &json, &prompt->clean);
-    write_ids(&json, "answer", prompt->clean.answer, prompt->clean.n_answer);
-    write_ids(&json, "wrong", prompt->clean.wrong, prompt->clean.n_wrong);
+    write_form(&json, task, &prompt->clean);
     json_out_object(&json, "counterfactual");
     for (size_t a = 0; a < task->n_attributes; a++) {
+        const SageAttribute *attribute = &task->attributes[a];
         const SageForm *form = &prompt->counterfactual[a];
-        json_out_object(&json, task->attributes[a].name);
-        json_out_text(&json, "value", task->attributes[a].values[prompt->changed[a]]);
+        json_out_object(&json, attribute->name);
+        json_out_text(&json, "value", attribute->values[prompt->changed[a]]);
         write_ids(&json, "ids", form->ids, form->rows);
-        write_positions(task, &json, form);
-        write_ids(&json, "answer", form->answer, form->n_answer);
-        write_ids(&json, "wrong", form->wrong, form->n_wrong);
+        write_form(&json, task, form);
         json_out_end(&json);
     }
     json_out_end(&json);

@@ -1,0 +1,67 @@
+/* task.h: tasks as data: from a JSON file to prompts with named positions and counterfactuals, and
+ * prompts.jsonl, through which another implementation can be run on the same prompts. Floor 9. */
+#ifndef REFSAE_TASK_H
+#define REFSAE_TASK_H
+
+#include "base.h"
+#include "json.h"
+#include "tokenizer.h"
+
+typedef enum SageSplit {
+    SAGE_TRAIN,
+    SAGE_TEST,
+    SAGE_SPLITS
+} SageSplit;
+
+typedef struct SageAttribute { /* or a filler: a name for what may stand in a slot */
+    const char *name;
+    const char **values;
+    size_t count;
+} SageAttribute;
+
+typedef struct SageForm { /* a prompt, or one of its counterfactuals */
+    int32_t *ids;
+    size_t rows;
+    size_t *positions;       /* [n_positions]: index into ids */
+    int32_t *answer, *wrong; /* token ids; the probability of a list is the sum over it */
+    size_t n_answer, n_wrong;
+} SageForm;
+
+typedef struct SagePrompt {
+    const char *text;         /* without <bos> */
+    size_t *values, *changed; /* [n_attributes]: place of the value, and of its counterfactual */
+    SageForm clean, *counterfactual;
+} SagePrompt;
+
+typedef struct SageDropped { /* no single token in this tokenizer */
+    const char *attribute, *value;
+} SageDropped;
+
+typedef struct SageTask {
+    const char *name, *file;
+    SageAttribute *attributes;
+    size_t n_attributes;
+    bool *distinct; /* [n_attributes, n_attributes]: never the same value */
+    int form;       /* the attribute that picks a template's variant; -1: none */
+    SageAttribute *fillers[SAGE_SPLITS]; /* [n_fillers] */
+    size_t n_fillers;
+    const char **positions;
+    size_t n_positions;
+    SagePrompt *prompts[SAGE_SPLITS];
+    size_t n_prompts[SAGE_SPLITS];
+    SageDropped *dropped;
+    size_t n_dropped;
+    const Json *json;
+    Arena *arena; /* of sage_task_open, for prompts */
+} SageTask;
+
+/* name: ioi, agreement, induction, greater-than, or a file. Drops values that are no single token.
+ * All of the task lives in the arena, prompts too. A mistake in the file is STATUS_INPUT. */
+void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer);
+/* Draws prompts; bos: id put before each, -1: none. */
+void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
+                       const size_t n[SAGE_SPLITS], uint64_t seed);
+void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab);
+void sage_prompts_write(const SageTask *task, const char *path);
+
+#endif
