@@ -66,16 +66,25 @@ $(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c |
 $(BUILD)/kernels.scalar_fma.o: kernels.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) $(FAST) $(PLAIN) -mfma -DKERNEL_SET=kernel_set_scalar_fma -MMD -MP -c -o $@ $<
 
-# The shipped tasks, as bytes: the program runs without files.
-$(BUILD)/tasks.h: $(wildcard tasks/*.json) | $(BUILD)
-	for task in tasks/*.json; do \
-	    printf 'static const unsigned char task_%s[] = {\n' $$(basename $$task .json | tr - _); \
-	    od -An -v -tx1 $$task | sed 's/[0-9a-f][0-9a-f]/0x&,/g'; printf '0};\n'; done >$@
-	printf 'static const struct { const char *name; const unsigned char *text; size_t size; } shipped_tasks[] = {\n' >>$@
-	for task in tasks/*.json; do name=$$(basename $$task .json); \
-	    printf '{"%s", task_%s, sizeof task_%s - 1},\n' $$name $$(echo $$name | tr - _) $$(echo $$name | tr - _); done >>$@
-	printf '};\n' >>$@
+# Files as bytes, so that the program runs without any: $(call EMBED,TABLE,FOLDER,SUFFIX,FILES) prints a
+# table of {name below the folder and without the suffix, text, size}.
+EMBED = set -e; n=0; for file in $(4); do \
+    printf 'static const unsigned char $(1)_%d[] = {\n' $$n; n=$$((n + 1)); \
+    od -An -v -tx1 $$file | sed 's/[0-9a-f][0-9a-f]/0x&,/g'; printf '0};\n'; done; \
+    printf 'static const struct {\n    const char *name;\n    const unsigned char *text;\n    size_t size;\n} $(1)[] = {\n'; \
+    n=0; for file in $(4); do name=$${file\#$(2)/}; \
+    printf '{"%s", $(1)_%d, sizeof $(1)_%d - 1},\n' $${name%$(3)} $$n $$n; n=$$((n + 1)); done; printf '};\n'
 
+TASK_FILES     := $(sort $(wildcard tasks/*.json))
+SELFTEST_FILES := $(sort $(wildcard selftest/*.* selftest/*/*.*))
+$(BUILD)/tasks.h: $(TASK_FILES) | $(BUILD)
+	@($(call EMBED,shipped_tasks,tasks,.json,$(TASK_FILES))) >$@
+
+$(BUILD)/selftest_files.h: $(SELFTEST_FILES) | $(BUILD)
+	@($(call EMBED,selftest_files,selftest,,$(SELFTEST_FILES))) >$@
+
+$(BUILD)/selftest.o: $(BUILD)/selftest_files.h
+$(BUILD)/selftest.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/task.o: $(BUILD)/tasks.h
 $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 

@@ -48,7 +48,7 @@ typedef enum HookKind {
  * ([heads, T, keys], `sequence` says which). */
 typedef struct HookPoint {
     HookKind kind;
-    int layer;     /* -1 where there is none */
+    int layer; /* -1 where there is none */
     bool vision;
     bool gradient; /* data is d metric / d this point */
     size_t sequence;
@@ -57,8 +57,8 @@ typedef struct HookPoint {
 } HookPoint;
 
 typedef struct Hooks {
-    /* May read data, and in forward overwrite it: what follows uses what it leaves. In backward it may
-     * overwrite the gradient too. A failure ends the pass with that status. */
+    /* May read data, and in forward overwrite it: what follows uses what it leaves. In backward it
+     * may overwrite the gradient too. A failure ends the pass with that status. */
     void (*call)(void *user, const HookPoint *point, float *data);
     /* Which points are called; costly ones (result) are computed only then. NULL: none. */
     bool (*wants)(void *user, HookKind kind, int layer, bool gradient);
@@ -68,7 +68,9 @@ typedef struct Hooks {
 /* False when hooks is NULL. */
 bool hooks_want(const Hooks *hooks, HookKind kind, int layer, bool gradient);
 
-enum { HOOK_NAME_MAX = 96 };
+enum {
+    HOOK_NAME_MAX = 96
+};
 /* "blocks.3.attn.hook_z", "vision.blocks.0.hook_resid_pre", "logits"; gradients end in ".grad". */
 void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient);
 /* Finds the point of a name (without .grad); false: no such name. */

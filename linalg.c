@@ -1,14 +1,17 @@
-/* linalg.c: Jacobi methods (slow, short, accurate to the last digits) behind a QR step where the matrix is
- * tall, and alone that step where it is surely of full rank. Sums ascend, in binary64. */
+/* linalg.c: Jacobi methods (slow, short, accurate to the last digits) behind a QR step where the
+ * matrix is tall, and alone that step where it is surely of full rank. Sums ascend, in binary64. */
 #include "linalg.h"
 
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
-enum { MAX_SWEEPS = 60 };
+enum {
+    MAX_SWEEPS = 60
+};
 
-/* The rotation that makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix Computations", 8.5.2. */
+/* The rotation that makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix
+ * Computations", 8.5.2. */
 static void rotation(double app, double apq, double aqq, double *c, double *s) {
     double tau = (aqq - app) / (2.0 * apq);
     double t = 1.0 / (fabs(tau) + sqrt(1.0 + tau * tau));
@@ -25,9 +28,10 @@ static void rotate(double *x, double *y, size_t n, size_t stride, double c, doub
     }
 }
 
-/* Sorts columns of `vectors` (column k at vectors + k * column, elements `stride` apart) by falling value. */
-static void sort_columns(double *values, double *vectors, size_t n, size_t rows, size_t column, size_t stride,
-                         double *more, size_t more_rows) {
+/* Sorts columns of `vectors` (column k at vectors + k * column, elements `stride` apart) by falling
+ * value. */
+static void sort_columns(double *values, double *vectors, size_t n, size_t rows, size_t column,
+                         size_t stride, double *more, size_t more_rows) {
     for (size_t k = 0; k + 1 < n; k++) {
         size_t top = k;
         for (size_t j = k + 1; j < n; j++) {
@@ -62,13 +66,14 @@ void symmetric_eigen(double *a, double *values, double *vectors, size_t n) {
         for (size_t p = 0; p < n; p++) {
             for (size_t q = p + 1; q < n; q++) {
                 double apq = a[p * n + q], c, s;
-                if (fabs(apq) <= DBL_MIN || fabs(apq) <= DBL_EPSILON * 0.5 * sqrt(fabs(a[p * n + p] * a[q * n + q]))) {
+                if (fabs(apq) <= DBL_MIN ||
+                    fabs(apq) <= DBL_EPSILON * 0.5 * sqrt(fabs(a[p * n + p] * a[q * n + q]))) {
                     continue;
                 }
                 changed = true;
                 rotation(a[p * n + p], apq, a[q * n + q], &c, &s);
-                rotate(a + p, a + q, n, n, c, s);             /* columns */
-                rotate(a + p * n, a + q * n, n, 1, c, s);     /* rows */
+                rotate(a + p, a + q, n, n, c, s);         /* columns */
+                rotate(a + p * n, a + q * n, n, 1, c, s); /* rows */
                 rotate(vectors + p, vectors + q, n, n, c, s);
             }
         }
@@ -82,7 +87,8 @@ void symmetric_eigen(double *a, double *values, double *vectors, size_t n) {
     sort_columns(values, vectors, n, n, 1, n, NULL, 0);
 }
 
-void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff, double *work) {
+void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff,
+                     double *work) {
     double *vectors = work, *values = work + n * n;
     symmetric_eigen(a, values, vectors, n);
     memset(x, 0, n * columns * sizeof(double));
@@ -109,13 +115,15 @@ void thin_svd(double *a, double *s, double *v, size_t rows, size_t n) {
         bool changed = false;
         for (size_t p = 0; p < n; p++) {
             for (size_t q = p + 1; q < n; q++) {
-                double *x = a + p * rows, *y = a + q * rows, app = 0.0, apq = 0.0, aqq = 0.0, c, sine;
+                double *x = a + p * rows, *y = a + q * rows, app = 0.0, apq = 0.0, aqq = 0.0, c,
+                       sine;
                 for (size_t i = 0; i < rows; i++) {
                     app += x[i] * x[i];
                     apq += x[i] * y[i];
                     aqq += y[i] * y[i];
                 }
-                if (fabs(apq) <= DBL_MIN || fabs(apq) <= 4.0 * DBL_EPSILON * sqrt(app) * sqrt(aqq)) {
+                if (fabs(apq) <= DBL_MIN ||
+                    fabs(apq) <= 4.0 * DBL_EPSILON * sqrt(app) * sqrt(aqq)) {
                     continue;
                 }
                 changed = true;
@@ -141,10 +149,13 @@ void thin_svd(double *a, double *s, double *v, size_t rows, size_t n) {
     sort_columns(s, a, n, rows, rows, 1, v, n);
 }
 
-/* y -= (v . y / vv) v for each column y[rows] of `columns`; four sums run side by side, each ascending. */
-static void reflect(const double *v, double vv, double *y, size_t stride, size_t columns, size_t rows) {
+/* y -= (v . y / vv) v for each column y[rows] of `columns`; four sums run side by side, each
+ * ascending. */
+static void reflect(const double *v, double vv, double *y, size_t stride, size_t columns,
+                    size_t rows) {
     for (; columns >= 4; columns -= 4, y += 4 * stride) {
-        double *y1 = y + stride, *y2 = y1 + stride, *y3 = y2 + stride, a = 0.0, b = 0.0, c = 0.0, d = 0.0;
+        double *y1 = y + stride, *y2 = y1 + stride, *y3 = y2 + stride, a = 0.0, b = 0.0, c = 0.0,
+               d = 0.0;
         for (size_t i = 0; i < rows; i++) {
             a += v[i] * y[i];
             b += v[i] * y1[i];
@@ -184,7 +195,8 @@ static void qr_reduce(double *a, double *b, double *r, size_t rows, size_t n) {
             norm += x[i] * x[i];
         }
         norm = sqrt(norm);
-        double alpha = x[k] > 0.0 ? -norm : norm, v0 = x[k] - alpha, vv = norm * norm - alpha * x[k];
+        double alpha = x[k] > 0.0 ? -norm : norm, v0 = x[k] - alpha,
+               vv = norm * norm - alpha * x[k];
         for (size_t i = 0; i < k; i++) {
             r[k * n + i] = x[i];
         }
@@ -208,8 +220,9 @@ static void back_substitute(double *x, const double *r, size_t n, size_t count) 
     }
 }
 
-/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F, which is at least
- * their ratio, says so for all but badly conditioned ones, without a decomposition. work: [n]. */
+/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F,
+ * which is at least their ratio, says so for all but badly conditioned ones, without a
+ * decomposition. work: [n]. */
 static bool surely_full_rank(const double *r, size_t n, double cutoff, double *work) {
     double size = 0.0, inverse = 0.0;
     for (size_t j = 0; j < n; j++) {
@@ -229,7 +242,8 @@ size_t least_squares_work(size_t rows, size_t n) {
     return 2 * small * small + 2 * large + small;
 }
 
-void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff, double *work) {
+void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,
+                   double *work) {
     memset(x, 0, n * sizeof(double));
     if (n == 0 || rows == 0) {
         return;
@@ -256,8 +270,8 @@ void least_squares(double *x, double *a, const double *b, size_t rows, size_t n,
         }
         return;
     }
-    /* Wide: A^T = U diag(s) V^T has rows n >= rows, so A = V diag(s) U^T and x = sum u_k (v_k . b) / s_k.
-     * The transpose is made column by column in a's own memory. */
+    /* Wide: A^T = U diag(s) V^T has rows n >= rows, so A = V diag(s) U^T and x = sum u_k (v_k . b)
+     * / s_k. The transpose is made column by column in a's own memory. */
     double *v = work, *s = v + rows * rows;
     for (size_t cycle = 1, last = rows * n - 1; rows > 1 && n > 1 && cycle < last; cycle++) {
         size_t from = cycle; /* in-place transposition: follow each cycle from its smallest index */

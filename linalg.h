@@ -1,27 +1,33 @@
-/* linalg.h: the linear algebra of SAGE, in binary64, with one fixed order of operations. Floor 0. */
+/* linalg.h: the linear algebra of SAGE, in binary64, with one fixed order of operations. Floor 0.
+ */
 #ifndef REFSAE_LINALG_H
 #define REFSAE_LINALG_H
 
 #include "base.h"
 
-/* Eigenvalues (descending) and eigenvectors of the symmetric A[n, n] by cyclic Jacobi rotations: A is
- * destroyed, values[n], vectors[n, n] with vector k in column k. */
+/* Eigenvalues (descending) and eigenvectors of the symmetric A[n, n] by cyclic Jacobi rotations: A
+ * is destroyed, values[n], vectors[n, n] with vector k in column k. */
 void symmetric_eigen(double *a, double *values, double *vectors, size_t n);
 
-/* X[n, columns] = A^+ B for symmetric positive semidefinite A[n, n], B[n, columns]; eigenvalues at or below
- * cutoff times the largest count as zero. Minimum norm. A is destroyed; work: [2 n n + 2 n]. */
-void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff, double *work);
+/* X[n, columns] = A^+ B for symmetric positive semidefinite A[n, n], B[n, columns]; eigenvalues at
+ * or below cutoff times the largest count as zero. Minimum norm. A is destroyed; work: [2 n n + 2
+ * n]. */
+void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff,
+                     double *work);
 
-/* Thin singular value decomposition by one-sided Jacobi: A[rows, n] = U diag(s) V^T with rows >= n, A
- * column-major (a[j * rows + i]) and overwritten by U; s[n] descending; V[n, n] column-major. */
+/* Thin singular value decomposition by one-sided Jacobi: A[rows, n] = U diag(s) V^T with rows >= n,
+ * A column-major (a[j * rows + i]) and overwritten by U; s[n] descending; V[n, n] column-major. */
 void thin_svd(double *a, double *s, double *v, size_t rows, size_t n);
 
-/* The minimum-norm x[n] of least |A x - b| for A[rows, n] column-major, any shape; singular values at or
- * below cutoff times the largest count as zero. A is destroyed. work: least_squares_work(rows, n) doubles. */
+/* The minimum-norm x[n] of least |A x - b| for A[rows, n] column-major, any shape; singular values
+ * at or below cutoff times the largest count as zero. A is destroyed. work:
+ * least_squares_work(rows, n) doubles. */
 size_t least_squares_work(size_t rows, size_t n);
-void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff, double *work);
+void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,
+                   double *work);
 
-/* P[n, rows] row-major = A^+ of A[rows, n] column-major (rows >= n); work: [n n + n]. A is destroyed. */
+/* P[n, rows] row-major = A^+ of A[rows, n] column-major (rows >= n); work: [n n + n]. A is
+ * destroyed. */
 void pseudo_inverse(double *p, double *a, size_t rows, size_t n, double cutoff, double *work);
 
 #endif

@@ -1,7 +1,8 @@
-/* selftest.c: a world made from random numbers, every command run on it, and the digests that must come out. It
- * needs no file and no network, so it says on any machine whether the build computes what it should. */
-#include "elementary.h"
+/* selftest.c: a world made from random numbers, every command run on it, and the digests that must
+ * come out. It needs no file and no network, so it says on any machine whether the build computes
+ * what it should. */
 #include "selftest.h"
+#include "elementary.h"
 
 #include "adapter.h"
 #include "analyze.h"
@@ -15,63 +16,62 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "selftest_files.h"
+
 /* ---- the digests ---- */
 
-/* In the order of the stages. An intended change of a result changes its line: `refsae selftest` prints what it
- * found. */
+/* In the order of the stages. An intended change of a result changes its line: `refsae selftest`
+ * prints what it found. */
 static const struct {
     const char *file, *digest;
 } expected[] = {
-    {"functions",
-     "a21f002243c742e931ebeeffab162110c330c885abf1db2885b9ccdfe70570d8"},
-    {"gemma2.st",
-     "965a84f307b21dcaa47578fd60a9ea5d418b7cb62e26cf926947822645dc4922"},
-    {"gpt2.st",
-     "d7f8e46325c1eac7fe01a002c4f4a7fd07e792c444e94987d487b46f65c22420"},
-    {"gpt_neox.st",
-     "d31a64310dccb2b16813ef404173ff45818a8945470f5c9314aa44f01e813966"},
-    {"clip.st",
-     "82629ddaea092a7dca6c5178f912e752c2c81efb1994d11d67e188e01efd2113"},
-    {"png.st",
-     "875812a55e921cd03bf28ce8ef22fa072f2afb509840d4feb9ed2e65f0622353"},
+    {"functions", "a21f002243c742e931ebeeffab162110c330c885abf1db2885b9ccdfe70570d8"},
+    {"gemma2.st", "965a84f307b21dcaa47578fd60a9ea5d418b7cb62e26cf926947822645dc4922"},
+    {"gpt2.st", "d7f8e46325c1eac7fe01a002c4f4a7fd07e792c444e94987d487b46f65c22420"},
+    {"gpt_neox.st", "d31a64310dccb2b16813ef404173ff45818a8945470f5c9314aa44f01e813966"},
+    {"clip.st", "82629ddaea092a7dca6c5178f912e752c2c81efb1994d11d67e188e01efd2113"},
+    {"png.st", "875812a55e921cd03bf28ce8ef22fa072f2afb509840d4feb9ed2e65f0622353"},
     {"train/adapter.safetensors",
      "1b5dee159891b8cc74e4dde939ecd74f4d8d94fe6e2ed4f8a68074f16f98c0fa"},
     {"train/checkpoint.safetensors",
      "f3c78e9c83148d69bff8bf6c1003d12c76405c2f571cd8b24b253dc5778dddff"},
-    {"train/train.csv",
-     "49473f797ff497ae68a0b6f34ca14896d94df198134df69064fb9a8919d28b27"},
-    {"eval/answers.jsonl",
-     "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
-    {"eval/scores.json",
-     "5f80a0bacc0b2bd5d9803b62e99343f149c3dd63b14b0a7c2c4ec5bbcf7ecd28"},
-    {"analyze/layers.csv",
-     "2972c2c5cea4a9e11693a49798cc8f2492d6b5203ac91dadefa2556b823065ee"},
-    {"analyze/layers.json",
-     "ebcc286c61774cffe8ca1a62d129a6a9347c5709288d4fc9c2ee6d1b42d39a06"},
-    {"analyze/features.jsonl",
-     "cf5cd40cf472528b37547ded2f42d6d40a2fb171f63d5ea104a8866311309957"},
-    {"sage/prompts.jsonl",
-     "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
-    {"sage/cross_sections.csv",
-     "ea74c339a7924f488660e91ea2c1833d1590cac538a442c50766fd4febcf0971"},
-    {"sage/sage.csv",
-     "4ad49d8b838eb92749e6902dceb317268bd88805b7281411b13d2cb70df3be97"},
-    {"sage/sage.json",
-     "99693cec5e95f68b947707975ad31ad7b62efcba53459606ebd7d2d86c8abda9"},
+    {"train/train.csv", "49473f797ff497ae68a0b6f34ca14896d94df198134df69064fb9a8919d28b27"},
+    {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
+    {"eval/scores.json", "5f80a0bacc0b2bd5d9803b62e99343f149c3dd63b14b0a7c2c4ec5bbcf7ecd28"},
+    {"analyze/layers.csv", "2972c2c5cea4a9e11693a49798cc8f2492d6b5203ac91dadefa2556b823065ee"},
+    {"analyze/layers.json", "ebcc286c61774cffe8ca1a62d129a6a9347c5709288d4fc9c2ee6d1b42d39a06"},
+    {"analyze/features.jsonl", "cf5cd40cf472528b37547ded2f42d6d40a2fb171f63d5ea104a8866311309957"},
+    {"sage/prompts.jsonl", "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
+    {"sage/cross_sections.csv", "ea74c339a7924f488660e91ea2c1833d1590cac538a442c50766fd4febcf0971"},
+    {"sage/sage.csv", "4ad49d8b838eb92749e6902dceb317268bd88805b7281411b13d2cb70df3be97"},
+    {"sage/sage.json", "99693cec5e95f68b947707975ad31ad7b62efcba53459606ebd7d2d86c8abda9"},
 };
 
-enum { N_EXPECTED = sizeof expected / sizeof *expected };
+enum {
+    N_EXPECTED = sizeof expected / sizeof *expected
+};
 
 /* ---- files ---- */
 
-static void write_bytes(const char *path, const void *data, size_t size) {
+static void write_text(const char *path, const char *text) {
     OutFile *file = out_open(path);
-    fwrite(data, 1, size, file->stream);
+    fputs(text, file->stream);
     out_commit(file);
 }
 
-static void write_text(const char *path, const char *text) {
-    write_bytes(path, text, strlen(text));
+/* The files that are no random numbers, as they lie in selftest/. */
+static void write_files(void) {
+    for (size_t i = 0; i < sizeof selftest_files / sizeof *selftest_files; i++) {
+        char directory[64];
+        const char *name = selftest_files[i].name, *slash = strchr(name, '/');
+        if (slash != NULL) {
+            snprintf(directory, sizeof directory, "%.*s", (int)(slash - name), name);
+            path_make_directory(directory);
+        }
+        OutFile *file = out_open(name);
+        fwrite(selftest_files[i].text, 1, selftest_files[i].size, file->stream);
+        out_commit(file);
+    }
 }
 
 static void remove_tree(const char *path, int depth) {
@@ -106,7 +106,11 @@ typedef struct Draw {
 
 static void draw(Draw *d, const char *name, size_t a, size_t b, float mean, float spread) {
     Drawn *t = &d->tensors[d->count++];
-    *t = (Drawn){.rank = b > 0 ? 2 : 1, .shape = {a, b}, .count = b > 0 ? a * b : a, .mean = mean, .spread = spread};
+    *t = (Drawn){.rank = b > 0 ? 2 : 1,
+                 .shape = {a, b},
+                 .count = b > 0 ? a * b : a,
+                 .mean = mean,
+                 .spread = spread};
     snprintf(t->name, sizeof t->name, "%s%s", d->prefix, name);
 }
 
@@ -169,11 +173,19 @@ static void draw_write(const Draw *d, const char *path, Dtype dtype, uint64_t st
 
 /* ---- the models: odd shapes, so that edges of blocks are computed too ---- */
 
-enum { LAYERS = 3, VOCABULARY = 280, D_GEMMA = 26, D_GPT = 24, D_CLIP = 18, D_SAE = 70 };
+enum {
+    LAYERS = 3,
+    VOCABULARY = 280,
+    D_GEMMA = 26,
+    D_GPT = 24,
+    D_CLIP = 18,
+    D_SAE = 70
+};
 
 static void make_gemma2(void) {
     static const char *const norms[] = {"input_layernorm.weight", "post_attention_layernorm.weight",
-                                        "pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"};
+                                        "pre_feedforward_layernorm.weight",
+                                        "post_feedforward_layernorm.weight"};
     char layer[32];
     Draw d = {.prefix = "model."};
     draw_linear(&d, "embed_tokens", VOCABULARY, D_GEMMA);
@@ -192,13 +204,6 @@ static void make_gemma2(void) {
             draw(&d, norms[i], D_GEMMA, 0, 0.0f, 0.2f);
         }
     }
-    path_make_directory("gemma2");
-    write_text("gemma2/config.json",
-                   "{\"model_type\": \"gemma2\", \"hidden_size\": 26, \"num_hidden_layers\": 3, \"num_attention_heads\": 4,"
-                   " \"num_key_value_heads\": 2, \"head_dim\": 10, \"intermediate_size\": 37, \"vocab_size\": 280,"
-                   " \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000.0, \"sliding_window\": 7, \"query_pre_attn_scalar\": 12,"
-                   " \"attn_logit_softcapping\": 5.0, \"final_logit_softcapping\": 4.0, \"max_position_embeddings\": 256,"
-                   " \"hidden_activation\": \"gelu_pytorch_tanh\", \"bos_token_id\": 2, \"eos_token_id\": 1}");
     draw_write(&d, "gemma2/model.safetensors", DTYPE_BF16, 1);
 }
 
@@ -218,11 +223,6 @@ static void make_gpt2(void) {
         draw_biased(&d, "mlp.c_fc", 41, D_GPT, true);
         draw_biased(&d, "mlp.c_proj", D_GPT, 41, true);
     }
-    path_make_directory("gpt2");
-    write_text("gpt2/config.json",
-                   "{\"model_type\": \"gpt2\", \"n_embd\": 24, \"n_layer\": 3, \"n_head\": 3, \"n_inner\": 41,"
-                   " \"n_positions\": 64, \"vocab_size\": 280, \"activation_function\": \"gelu_new\","
-                   " \"layer_norm_epsilon\": 1e-5, \"bos_token_id\": 2, \"eos_token_id\": 1}");
     draw_write(&d, "gpt2/model.safetensors", DTYPE_F32, 2);
 }
 
@@ -242,12 +242,6 @@ static void make_gpt_neox(void) {
         draw_biased(&d, "mlp.dense_h_to_4h", 43, D_GPT, false);
         draw_biased(&d, "mlp.dense_4h_to_h", D_GPT, 43, false);
     }
-    path_make_directory("gpt_neox");
-    write_text("gpt_neox/config.json",
-                   "{\"model_type\": \"gpt_neox\", \"hidden_size\": 24, \"num_hidden_layers\": 3, \"num_attention_heads\": 3,"
-                   " \"intermediate_size\": 43, \"vocab_size\": 280, \"layer_norm_eps\": 1e-5, \"hidden_act\": \"gelu\","
-                   " \"rotary_pct\": 0.5, \"rotary_emb_base\": 10000, \"max_position_embeddings\": 64,"
-                   " \"use_parallel_residual\": true, \"bos_token_id\": 2, \"eos_token_id\": 1}");
     draw_write(&d, "gpt_neox/model.safetensors", DTYPE_F16, 3);
 }
 
@@ -274,40 +268,40 @@ static void make_clip(void) {
         draw_biased(&d, "mlp.fc1", 29, D_CLIP, false);
         draw_biased(&d, "mlp.fc2", D_CLIP, 29, false);
     }
-    path_make_directory("clip");
-    write_text("clip/preprocessor_config.json", "{\"size\": {\"shortest_edge\": 15}, \"crop_size\": 15}");
-    write_text("clip/config.json",
-                   "{\"model_type\": \"clip_vision_model\", \"hidden_size\": 18, \"num_hidden_layers\": 2,"
-                   " \"num_attention_heads\": 3, \"intermediate_size\": 29, \"image_size\": 15, \"patch_size\": 5,"
-                   " \"hidden_act\": \"quick_gelu\", \"layer_norm_eps\": 1e-5}");
     draw_write(&d, "clip/model.safetensors", DTYPE_F32, 4);
 }
 
 /* Byte-level BPE: five special tokens, the 256 bytes, " A" to " H". */
 static void make_tokenizer(const char *path) {
-    static const char *const special[] = {"<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"};
+    static const char *const special[] = {"<pad>", "<eos>", "<bos>", "<start_of_turn>",
+                                          "<end_of_turn>"};
     OutFile *file = out_open(path);
     fputs("{\"version\": \"1.0\", \"added_tokens\": [", file->stream);
     for (int i = 0; i < 5; i++) {
         fprintf(file->stream,
-                "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false,"
+                "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, "
+                "\"rstrip\": false,"
                 " \"normalized\": false, \"special\": true}",
                 i > 0 ? ", " : "", i, special[i]);
     }
-    fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false,"
-          " \"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"},"
+    fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+          "\"add_prefix_space\": false,"
+          " \"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, \"decoder\": "
+          "{\"type\": \"ByteLevel\"},"
           " \"model\": {\"type\": \"BPE\", \"vocab\": {",
           file->stream);
     for (int i = 0; i < 5; i++) {
         fprintf(file->stream, "\"%s\": %d, ", special[i], i);
     }
-    for (unsigned byte = 0, more = 256; byte < 256; byte++) { /* GPT-2's alphabet: bytes that print are themselves */
+    for (unsigned byte = 0, more = 256; byte < 256;
+         byte++) { /* GPT-2's alphabet: bytes that print are themselves */
         bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
         fprintf(file->stream, "\"\\u%04x\": %u, ", prints ? byte : more, 5 + byte);
         more += prints ? 0 : 1;
     }
     for (int i = 0; i < 8; i++) {
-        fprintf(file->stream, "\"\\u0120%c\": %d%s", 'A' + i, 261 + i, i < 7 ? ", " : "}, \"merges\": [");
+        fprintf(file->stream, "\"\\u0120%c\": %d%s", 'A' + i, 261 + i,
+                i < 7 ? ", " : "}, \"merges\": [");
     }
     for (int i = 0; i < 8; i++) {
         fprintf(file->stream, "\"\\u0120 %c\"%s", 'A' + i, i < 7 ? ", " : "]}}");
@@ -317,7 +311,8 @@ static void make_tokenizer(const char *path) {
 
 /* ---- SAEs, pictures, conversations ---- */
 
-static void make_sae(const char *directory, const char *hook, const char *architecture, size_t d_in, uint64_t stream) {
+static void make_sae(const char *directory, const char *hook, const char *architecture, size_t d_in,
+                     uint64_t stream) {
     char path[128], text[512];
     Draw d = {.prefix = ""};
     draw(&d, "W_enc", d_in, D_SAE, 0.0f, 0.3f);
@@ -336,53 +331,18 @@ static void make_sae(const char *directory, const char *hook, const char *archit
     snprintf(path, sizeof path, "%s/%s", directory, hook);
     path_make_directory(path);
     snprintf(text, sizeof text,
-             "{\"architecture\": \"%s\", \"d_in\": %zu, \"d_sae\": %d, \"k\": 9, \"apply_b_dec_to_input\": true,"
-             " \"normalize_activations\": \"none\", \"reshape_activations\": \"none\", \"metadata\": {\"sae_lens_version\":"
-             " \"6.0.0\", \"hook_name\": \"%s\", \"model_from_pretrained_kwargs\": {\"center_writing_weights\": false}}}",
+             "{\"architecture\": \"%s\", \"d_in\": %zu, \"d_sae\": %d, \"k\": 9, "
+             "\"apply_b_dec_to_input\": true,"
+             " \"normalize_activations\": \"none\", \"reshape_activations\": \"none\", "
+             "\"metadata\": {\"sae_lens_version\":"
+             " \"6.0.0\", \"hook_name\": \"%s\", \"model_from_pretrained_kwargs\": "
+             "{\"center_writing_weights\": false}}}",
              architecture, d_in, D_SAE, hook);
     snprintf(path, sizeof path, "%s/%s/cfg.json", directory, hook);
     write_text(path, text);
     snprintf(path, sizeof path, "%s/%s/sae_weights.safetensors", directory, hook);
     draw_write(&d, path, DTYPE_F32, stream);
 }
-
-static const unsigned char picture_jpeg[] = {
-    255, 216, 255, 224, 0, 16, 74, 70, 73, 70, 0, 1, 1, 0, 0, 1, 0, 1, 0, 0,
-    255, 219, 0, 67, 0, 16, 11, 12, 14, 12, 10, 16, 14, 13, 14, 18, 17, 16, 19, 24,
-    40, 26, 24, 22, 22, 24, 49, 35, 37, 29, 40, 58, 51, 61, 60, 57, 51, 56, 55, 64,
-    72, 92, 78, 64, 68, 87, 69, 55, 56, 80, 109, 81, 87, 95, 98, 103, 104, 103, 62, 77,
-    113, 121, 112, 100, 120, 92, 101, 103, 99, 255, 219, 0, 67, 1, 17, 18, 18, 24, 21, 24,
-    47, 26, 26, 47, 99, 66, 56, 66, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99,
-    99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99,
-    99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 99, 255, 194,
-    0, 17, 8, 0, 9, 0, 12, 3, 1, 34, 0, 2, 17, 1, 3, 17, 1, 255, 196, 0,
-    20, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 255,
-    196, 0, 21, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    2, 3, 255, 218, 0, 12, 3, 1, 0, 2, 16, 3, 16, 0, 0, 1, 34, 210, 184, 159,
-    255, 196, 0, 24, 16, 0, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 1, 2, 3, 49, 255, 218, 0, 8, 1, 1, 0, 1, 5, 2, 133, 2, 164, 134,
-    44, 255, 196, 0, 23, 17, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 2, 3, 17, 255, 218, 0, 8, 1, 3, 1, 1, 63, 1, 133, 219, 15, 255,
-    196, 0, 22, 17, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 18, 49, 255, 218, 0, 8, 1, 2, 1, 1, 63, 1, 104, 127, 255, 196, 0, 20, 16,
-    1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 255, 218, 0,
-    8, 1, 1, 0, 6, 63, 2, 31, 255, 196, 0, 25, 16, 0, 1, 5, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 0, 0, 17, 0, 1, 16, 49, 65, 255, 218, 0, 8, 1,
-    1, 0, 1, 63, 33, 38, 38, 69, 77, 127, 255, 218, 0, 12, 3, 1, 0, 2, 0, 3,
-    0, 0, 0, 16, 223, 255, 196, 0, 20, 17, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0, 255, 218, 0, 8, 1, 3, 1, 1, 63, 16, 87, 255, 196,
-    0, 23, 17, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
-    0, 17, 33, 255, 218, 0, 8, 1, 2, 1, 1, 63, 16, 18, 10, 214, 127, 255, 196, 0,
-    25, 16, 0, 2, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
-    33, 49, 113, 17, 255, 218, 0, 8, 1, 1, 0, 1, 63, 16, 136, 56, 243, 120, 139, 48,
-    172, 255, 217};
-static const unsigned char picture_png[] = {
-    137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 3,
-    0, 0, 0, 2, 16, 6, 0, 0, 1, 186, 227, 138, 207, 0, 0, 0, 63, 73, 68, 65,
-    84, 120, 218, 1, 52, 0, 203, 255, 2, 137, 132, 87, 242, 94, 168, 95, 115, 4, 47, 161,
-    109, 172, 193, 84, 172, 174, 2, 31, 158, 13, 226, 217, 216, 2, 248, 4, 149, 211, 196, 201,
-    39, 12, 67, 53, 140, 217, 191, 110, 139, 160, 196, 31, 199, 47, 147, 127, 219, 194, 43, 138,
-    138, 8, 25, 132, 3, 171, 12, 105, 0, 0, 0, 0, 73, 69, 78, 68, 174, 66, 96, 130};
 
 static void make_ppm(const char *path, unsigned width, unsigned height) {
     OutFile *file = out_open(path);
@@ -395,6 +355,7 @@ static void make_ppm(const char *path, unsigned width, unsigned height) {
 
 static void make_world(void) {
     static const char *const models[] = {"gemma2", "gpt2", "gpt_neox"};
+    write_files();
     make_gemma2();
     make_gpt2();
     make_gpt_neox();
@@ -411,35 +372,15 @@ static void make_world(void) {
     make_sae("saes_gpt2", "blocks.1.hook_resid_pre", "topk", D_GPT, 9);
     make_sae("saes_gpt2", "blocks.2.hook_resid_pre", "topk", D_GPT, 10);
     make_sae("saes_gpt2", "blocks.2.hook_resid_post", "topk", D_GPT, 11);
-    path_make_directory("images");
     make_ppm("images/a.ppm", 23, 17);
     make_ppm("images/b.ppm", 12, 31);
-    write_bytes("images/c.jpg", picture_jpeg, sizeof picture_jpeg);
-    write_bytes("images/d.png", picture_png, sizeof picture_png);
-    write_text("data.json",
-                   "[{\"id\": 0, \"image\": \"a.ppm\", \"conversations\": [{\"from\": \"human\", \"value\": \"<image>\\nWho is"
-                   " it?\"}, {\"from\": \"gpt\", \"value\": \"It is A B\"}]}, {\"id\": \"1\", \"image\": \"b.ppm\","
-                   " \"conversations\": [{\"from\": \"human\", \"value\": \"And here?\\n<image>\"}, {\"from\": \"gpt\","
-                   " \"value\": \"C\"}, {\"from\": \"human\", \"value\": \"Then?\"}, {\"from\": \"gpt\", \"value\": \"D E\"}]},"
-                   " {\"id\": 2, \"image\": \"c.jpg\", \"conversations\": [{\"from\": \"human\", \"value\": \"<image>\"},"
-                   " {\"from\": \"gpt\", \"value\": \"G or H\"}]}, {\"id\": 3, \"image\": \"d.png\", \"conversations\": [{\"from\":"
-                   " \"human\", \"value\": \"Small?<image>\"}, {\"from\": \"gpt\", \"value\": \"yes\"}]}]");
-    write_text("questions.jsonl",
-                   "{\"question_id\": 0, \"image\": \"a.ppm\", \"text\": \"Who?\", \"answer\": \"A\"}\n"
-                   "{\"question_id\": 1, \"image\": \"c.jpg\", \"text\": \"Is it?\", \"answer\": \"yes\"}\n");
-    write_text("task.json",
-                      "{\"name\": \"task\", \"attributes\": {\"IO\": [\"A\", \"B\", \"C\", \"D\"], \"S\": [\"A\", \"B\", \"C\","
-                      " \"D\"], \"Pos\": [\"ABB\", \"BAB\"]}, \"form\": \"Pos\", \"distinct\": [[\"IO\", \"S\"]], \"fillers\":"
-                      " {\"X\": {\"train\": [\"E\", \"F\"], \"test\": [\"G\", \"H\"]}}, \"templates\": {\"train\": [{\"ABB\":"
-                      " \"So {IO} {S} {X}: {S} to\", \"BAB\": \"So {S} {IO} {X}: {S} to\"}], \"test\": [{\"ABB\": \"As {IO} {S}"
-                      " {X}: {S} to\", \"BAB\": \"As {S} {IO} {X}: {S} to\"}]}, \"answer\": \"IO\", \"wrong\": \"S\","
-                      " \"positions\": {\"IO\": \"IO#1\", \"S1\": \"S#1\", \"S2\": \"S#2\", \"END\": \"end\"}}");
 }
 
 /* ---- the stages ---- */
 
 static void run_functions(void) {
-    static float (*const functions[])(float) = {exp_f32, log_f32, tanh_f32, erf_f32, sin_f32, cos_f32};
+    static float (*const functions[])(float) = {exp_f32, log_f32, tanh_f32,
+                                                erf_f32, sin_f32, cos_f32};
     Random random = random_start(1, RANDOM_TEST);
     OutFile *file = out_open("functions");
     for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
@@ -457,37 +398,78 @@ static void run_functions(void) {
 }
 
 static void run_stages(const Compute *compute) {
-    static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {"gemma2.st", "gpt2.st", "gpt_neox.st"};
+    static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {
+                                                                          "gemma2.st", "gpt2.st",
+                                                                          "gpt_neox.st"};
     const Console console = {true, "refsae selftest"};
     run_functions();
     for (size_t i = 0; i < 3; i++) {
-        DumpOptions dump = {.prompt = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
-                            .hooks = "*",
-                            .grad = "261,262",
-                            .out = dumps[i]};
+        DumpOptions dump = {
+            .prompt = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
+            .hooks = "*",
+            .grad = "261,262",
+            .out = dumps[i]};
         dump_run(compute, &dump, &console);
     }
-    DumpOptions vision = {.prompt = {.vision = "clip", .image = "images/c.jpg", .bos = -1}, .hooks = "*", .out = "clip.st"};
-    DumpOptions picture = {.prompt = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
+    DumpOptions vision = {.prompt = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
+                          .hooks = "*",
+                          .out = "clip.st"};
+    DumpOptions picture = {
+        .prompt = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
     dump_run(compute, &vision, &console);
     dump_run(compute, &picture, &console);
-    TrainOptions train = {.llm = "gemma2", .vision = "clip", .data = "data.json", .images = "images", .out = "train",
-                          .shuffle = true, .lr = 1e-2, .min_lr = 1e-8, .warmup = 0.3, .batch = 2, .accumulate = 2,
-                          .epochs = 3, .tokens = 60, .seed = 475};
+    TrainOptions train = {.llm = "gemma2",
+                          .vision = "clip",
+                          .data = "data.json",
+                          .images = "images",
+                          .out = "train",
+                          .shuffle = true,
+                          .lr = 1e-2,
+                          .min_lr = 1e-8,
+                          .warmup = 0.3,
+                          .batch = 2,
+                          .accumulate = 2,
+                          .epochs = 3,
+                          .tokens = 60,
+                          .seed = 475};
     adapter_train(compute, &train, &console);
-    EvalOptions eval = {.llm = "gemma2", .vision = "clip", .adapter = "train/adapter.safetensors",
-                        .questions = "questions.jsonl", .images = "images", .out = "eval",
-                        .generate = {.max_new_tokens = 6, .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
+    EvalOptions eval = {.llm = "gemma2",
+                        .vision = "clip",
+                        .adapter = "train/adapter.safetensors",
+                        .questions = "questions.jsonl",
+                        .images = "images",
+                        .out = "eval",
+                        .generate = {.max_new_tokens = 6,
+                                     .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
                                      .seed = 475},
                         .seed = 475};
     adapter_eval(compute, &eval, &console);
-    AnalyzeOptions analyze = {.llm = "gemma2", .vision = "clip", .adapter = "train/adapter.safetensors",
-                              .saes = "saes_gemma2", .data = "data.json", .images = "images", .out = "analyze",
-                              .examples = 4, .loss_examples = 2, .max_frequency = 1, .max_density = 1, .converge = 1.5,
+    AnalyzeOptions analyze = {.llm = "gemma2",
+                              .vision = "clip",
+                              .adapter = "train/adapter.safetensors",
+                              .saes = "saes_gemma2",
+                              .data = "data.json",
+                              .images = "images",
+                              .out = "analyze",
+                              .examples = 4,
+                              .loss_examples = 2,
+                              .max_frequency = 1,
+                              .max_density = 1,
+                              .converge = 1.5,
                               .seed = 475};
     analyze_run(compute, &analyze, &console);
-    SageOptions sage = {.llm = "gpt2", .saes = "saes_gpt2", .task = "task.json", .out = "sage", .nodes = "q,k,v,z,mlp_out",
-                        .projection = "auto", .n = {24, 12}, .share = 0.5, .f1 = {0.5}, .max_nodes = 8, .n_f1 = 1, .bos = 1,
+    SageOptions sage = {.llm = "gpt2",
+                        .saes = "saes_gpt2",
+                        .task = "task.json",
+                        .out = "sage",
+                        .nodes = "q,k,v,z,mlp_out",
+                        .projection = "auto",
+                        .n = {24, 12},
+                        .share = 0.5,
+                        .f1 = {0.5},
+                        .max_nodes = 8,
+                        .n_f1 = 1,
+                        .bos = 1,
                         .seed = 475};
     sage_run(compute, &sage, &console);
 }
@@ -500,8 +482,13 @@ static void compare(bool json, FILE *out) {
         sha256_file(expected[i].file, digest);
         bool same = strcmp(digest, expected[i].digest) == 0;
         wrong += same ? 0 : 1;
-        fprintf(out, json ? "%s{\"output\": \"%s\", \"sha256\": \"%s\", \"same\": %s}" : "%s%-28s %s  %s\n",
-                json && i > 0 ? ", " : "", expected[i].file, digest, json ? same ? "true" : "false" : same ? "ok" : "DIFFERS");
+        fprintf(out,
+                json ? "%s{\"output\": \"%s\", \"sha256\": \"%s\", \"same\": %s}"
+                     : "%s%-28s %s  %s\n",
+                json && i > 0 ? ", " : "", expected[i].file, digest,
+                json   ? same ? "true" : "false"
+                : same ? "ok"
+                       : "DIFFERS");
     }
     fputs(json ? "]\n" : "", out);
     if (wrong > 0) {
