@@ -211,6 +211,7 @@ static void parse_children(Parser *p, Json *parent, int depth) {
     char close = object ? '}' : ']';
     const char *next_or_close = object ? "',' or '}'" : "',' or ']'";
     parent->kind = object ? JSON_OBJECT : JSON_ARRAY;
+    parent->text = p->name;
     if (depth == JSON_DEPTH) {
         parse_fail(p, p->at, "nesting of at most 256 levels");
     }
@@ -298,7 +299,7 @@ const Json *json_parse(Arena *arena, const char *text, size_t length, const char
                 .at = text,
                 .end = text + length,
                 .nodes_next = 16,
-                .name = name};
+                .name = arena_copy(arena, name, strlen(name))};
     p.text = arena_alloc(arena, length + 1, 1);
     Json *root = node_new(&p);
     parse_value(&p, root, 0);
@@ -361,6 +362,133 @@ bool json_int64(const Json *number, int64_t *out) {
     }
     *out = (int64_t)value;
     return true;
+}
+
+/* ---- settings ---- */
+
+static const char *const kind_names[] = {"null",     "false",    "true",     "a number",
+                                         "a string", "an array", "an object"};
+
+void json_refuse(const Json *object, const char *key, const char *expected) {
+    const Json *value = json_get(object, key);
+    bool member = object->key != NULL, text = json_is(value, JSON_STRING);
+    bool shown = text || json_is(value, JSON_NUMBER);
+    fail(STATUS_INPUT, "%s: %s%s'%s': expected %s, found %s%s%s", object->text,
+         member ? object->key : "", member ? ": " : "", key, expected, text ? "'" : "",
+         value == NULL ? "nothing"
+         : shown       ? value->text
+                       : kind_names[value->kind],
+         text ? "'" : "");
+}
+
+size_t json_size(const Json *object, const char *key, size_t absent, size_t least, size_t most) {
+    const Json *value = json_get(object, key);
+    int64_t number = 0;
+    if (value == NULL) {
+        return absent;
+    }
+    if (!json_int64(value, &number) || number < 0 || (uint64_t)number < least ||
+        (uint64_t)number > most) {
+        char expected[80];
+        snprintf(expected, sizeof expected, "a whole number from %zu to %zu", least, most);
+        json_refuse(object, key, expected);
+    }
+    return (size_t)number;
+}
+
+double json_number(const Json *object, const char *key, double absent, double least, double most) {
+    const Json *value = json_get(object, key);
+    double number = value == NULL ? absent : json_double(value);
+    if (value != NULL && !(number >= least && number <= most)) { /* a NaN is neither */
+        char expected[80];
+        snprintf(expected, sizeof expected, "a number from %g to %g", least, most);
+        json_refuse(object, key, expected);
+    }
+    return number;
+}
+
+/* NULL: absent or null. */
+static const Json *json_set(const Json *object, const char *key) {
+    const Json *value = json_get(object, key);
+    return json_is(value, JSON_NULL) ? NULL : value;
+}
+
+bool json_bool(const Json *object, const char *key, bool absent) {
+    const Json *value = json_set(object, key);
+    if (value != NULL && value->kind != JSON_TRUE && value->kind != JSON_FALSE) {
+        json_refuse(object, key, "true or false");
+    }
+    return value == NULL ? absent : value->kind == JSON_TRUE;
+}
+
+const Json *json_member(const Json *object, const char *key, JsonKind kind) {
+    const Json *value = json_set(object, key);
+    if (value != NULL && value->kind != kind) {
+        json_refuse(object, key, kind_names[kind]);
+    }
+    return value;
+}
+
+const Json *json_need(const Json *object, const char *key, JsonKind kind) {
+    const Json *value = json_member(object, key, kind);
+    if (value == NULL) {
+        json_refuse(object, key, kind_names[kind]);
+    }
+    return value;
+}
+
+const char *json_text(const Json *object, const char *key, const char *absent) {
+    const Json *value = json_member(object, key, JSON_STRING);
+    if (value != NULL && strlen(value->text) != value->length) {
+        json_refuse(object, key, "a string without U+0000");
+    }
+    return value == NULL ? absent : value->text;
+}
+
+int json_choice(const Json *object, const char *key, int absent, const JsonName *names) {
+    const Json *value = json_set(object, key);
+    char expected[256] = "";
+    size_t used = 0;
+    if (value == NULL) {
+        return absent;
+    }
+    for (const JsonName *n = names; n->name != NULL; n++) {
+        if (json_text_is(value, n->name)) {
+            return n->value;
+        }
+        int wrote = snprintf(expected + used, sizeof expected - used, "%s%s",
+                             n == names          ? ""
+                             : n[1].name == NULL ? " or "
+                                                 : ", ",
+                             n->name);
+        used = used + (size_t)wrote < sizeof expected ? used + (size_t)wrote : sizeof expected - 1;
+    }
+    json_refuse(object, key, expected);
+}
+
+/* ---- JSON lines ---- */
+
+const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line) {
+    char *text = NULL;
+    size_t length = 0, capacity = 0;
+    bool blank = true;
+    for (int c = getc(stream); c != EOF || length > 0; c = getc(stream)) {
+        if (c != '\n' && c != EOF) {
+            text = arena_grow(arena, text, &capacity, length + 1, 1);
+            text[length++] = (char)c;
+            blank = blank && (c == ' ' || c == '\t' || c == '\r');
+            continue;
+        }
+        (*line)++;
+        if (!blank) {
+            return json_parse(arena, text, length, arena_format(arena, "%s:%zu", name, *line));
+        }
+        length = 0;
+    }
+    if (ferror(stream)) {
+        fail_errno(errno, name, "cannot read");
+    }
+    return NULL;
 }
 
 /* ---- conversations ---- */
@@ -580,4 +708,145 @@ void json_write_double(FILE *stream, double value) {
     char text[JSON_NUMBER_SIZE];
     json_format_double(text, value);
     fputs(text, stream);
+}
+
+JsonOut json_out_start(FILE *stream, int pretty) {
+    return (JsonOut){.stream = stream, .pretty = pretty};
+}
+
+static void json_indent(const JsonOut *json) {
+    fprintf(json->stream, "\n%*s", 2 * json->depth, "");
+}
+
+static void json_next(JsonOut *json, const char *key) {
+    uint64_t level = (uint64_t)1 << json->depth;
+    if (json->depth > 0) {
+        bool first = (json->has_children & level) == 0;
+        fputs(first ? "" : json->depth > json->pretty ? ", " : ",", json->stream);
+        if (json->depth <= json->pretty) {
+            json_indent(json);
+        }
+    }
+    json->has_children |= level;
+    if (key != NULL) {
+        json_write_string(json->stream, key, strlen(key));
+        fputs(": ", json->stream);
+    }
+}
+
+static void json_open(JsonOut *json, const char *key, bool array) {
+    json_next(json, key);
+    putc(array ? '[' : '{', json->stream);
+    json->depth++;
+    uint64_t level = (uint64_t)1 << json->depth;
+    json->has_children &= ~level;
+    json->is_array = array ? json->is_array | level : json->is_array & ~level;
+}
+
+void json_out_object(JsonOut *json, const char *key) {
+    json_open(json, key, false);
+}
+
+void json_out_array(JsonOut *json, const char *key) {
+    json_open(json, key, true);
+}
+
+void json_out_end(JsonOut *json) {
+    uint64_t level = (uint64_t)1 << json->depth;
+    bool indent = json->depth <= json->pretty && (json->has_children & level) != 0;
+    json->depth--;
+    if (indent) {
+        json_indent(json);
+    }
+    putc((json->is_array & level) != 0 ? ']' : '}', json->stream);
+    fputs(json->depth == 0 ? "\n" : "", json->stream);
+}
+
+void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length) {
+    json_next(json, key);
+    json_write_string(json->stream, text, length);
+}
+
+void json_out_text(JsonOut *json, const char *key, const char *text) {
+    json_out_bytes(json, key, text, strlen(text));
+}
+
+void json_out_int(JsonOut *json, const char *key, int64_t value) {
+    json_next(json, key);
+    fprintf(json->stream, "%lld", (long long)value);
+}
+
+void json_out_float(JsonOut *json, const char *key, float value) {
+    json_next(json, key);
+    json_write_float(json->stream, value);
+}
+
+void json_out_double(JsonOut *json, const char *key, double value) {
+    json_next(json, key);
+    json_write_double(json->stream, value);
+}
+
+void json_out_bool(JsonOut *json, const char *key, bool value) {
+    json_next(json, key);
+    fputs(value ? "true" : "false", json->stream);
+}
+
+void json_out_null(JsonOut *json, const char *key) {
+    json_next(json, key);
+    fputs("null", json->stream);
+}
+
+/* ---- CSV ---- */
+
+Csv csv_start(FILE *stream, const char *header) {
+    fprintf(stream, "%s\n", header);
+    return (Csv){.stream = stream, .begun = false};
+}
+
+static void csv_next(Csv *csv) {
+    if (csv->begun) {
+        putc(',', csv->stream);
+    }
+    csv->begun = true;
+}
+
+void csv_text(Csv *csv, const char *text) {
+    csv_next(csv);
+    if (strpbrk(text, ",\"\r\n") == NULL) {
+        fputs(text, csv->stream);
+        return;
+    }
+    putc('"', csv->stream);
+    for (; *text != 0; text++) {
+        fputs(*text == '"' ? "\"" : "", csv->stream);
+        putc(*text, csv->stream);
+    }
+    putc('"', csv->stream);
+}
+
+void csv_int(Csv *csv, int64_t value) {
+    csv_next(csv);
+    fprintf(csv->stream, "%lld", (long long)value);
+}
+
+static void csv_number(Csv *csv, double value, const char *text) {
+    csv_next(csv);
+    fputs(isfinite(value) ? text : isnan(value) ? "" : value > 0 ? "inf" : "-inf", csv->stream);
+}
+
+void csv_float(Csv *csv, float value) {
+    char text[JSON_NUMBER_SIZE];
+    json_format_float(text, value);
+    csv_number(csv, (double)value, text);
+}
+
+void csv_double(Csv *csv, double value) {
+    char text[JSON_NUMBER_SIZE];
+    json_format_double(text, value);
+    csv_number(csv, value, text);
+}
+
+void csv_end(Csv *csv) {
+    putc('\n', csv->stream);
+    csv->begun = false;
 }

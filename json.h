@@ -1,5 +1,5 @@
-/* json.h: JSON in two forms: a DOM for small files, and a reader of one array element after another
- * for conversation files of a gigabyte. Floor 0. */
+/* json.h: JSON read whole, by line, or one array element after another for conversation files of a
+ * gigabyte; settings with a default and a sentence; JSON and CSV written. Floor 3. */
 #ifndef REFSAE_JSON_H
 #define REFSAE_JSON_H
 
@@ -19,9 +19,11 @@ typedef enum JsonKind {
  * for (c = v->child; c != NULL; c = c->next). */
 typedef struct Json {
     const struct Json *child, *next;
-    const char *key;  /* member of an object: unescaped, 0-terminated (may hold further 0 bytes) */
-    const char *text; /* string: unescaped UTF-8, 0-terminated; number: as written */
-    size_t length;    /* string: bytes; array, object: number of children */
+    const char *key; /* member of an object: unescaped, 0-terminated (may hold further 0 bytes) */
+    /* String: unescaped UTF-8, 0-terminated. Number: as written. Array, object: the name that
+     * json_parse was given, for messages. */
+    const char *text;
+    size_t length; /* string: bytes; array, object: number of children */
     uint32_t key_length;
     JsonKind kind;
 } Json;
@@ -40,6 +42,38 @@ bool json_text_is(const Json *value, const char *text);
 double json_double(const Json *number); /* correctly rounded, independent of the locale */
 /* False if the value is no number, has a fraction, or does not fit. */
 bool json_int64(const Json *number, int64_t *out);
+
+/* ---- settings: members of an object, each with what an absent one means ----
+ * Of an object that is NULL every member is absent. Where another name counts if the first is not
+ * there, or another object, the one stands as the other's default:
+ *   json_text(cfg, "hook_name", json_text(cfg, "hook_point", NULL))
+ * A sentence names the file, the object where it is itself a member, and the key:
+ * "config.json: vision_config: 'hidden_size': expected a whole number from 1 to 9, found null". */
+
+/* A whole number; 12.0 is one. null is refused, here and in json_number. */
+size_t json_size(const Json *object, const char *key, size_t absent, size_t least, size_t most);
+double json_number(const Json *object, const char *key, double absent, double least, double most);
+/* null is as absent, here and below. */
+bool json_bool(const Json *object, const char *key, bool absent);
+const char *json_text(const Json *object, const char *key,
+                      const char *absent); /* no 0 byte in it */
+typedef struct JsonName {
+    const char *name;
+    int value;
+} JsonName;
+/* What a text stands for in a table that ends with a NULL name. */
+int json_choice(const Json *object, const char *key, int absent, const JsonName *names);
+/* The member, which must be of that kind; NULL: absent. */
+const Json *json_member(const Json *object, const char *key, JsonKind kind);
+/* The same, and it must be there (object is not NULL). */
+const Json *json_need(const Json *object, const char *key, JsonKind kind);
+/* "FILE: 'key': expected EXPECTED, found ..." and what stands there; object is not NULL. */
+REFSAE_NORETURN void json_refuse(const Json *object, const char *key, const char *expected);
+
+/* ---- JSON lines ----
+ * The next line that is not blank; NULL: the end. *line is 0 at first and counts lines; messages
+ * begin with "NAME:LINE: ". */
+const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line);
 
 /* ---- conversations: a file that is one array; elements are read by index ----
  * Memory: a few words an element and the largest element. A file whose first byte is '{' is taken
@@ -70,5 +104,42 @@ enum {
 };
 void json_format_float(char text[JSON_NUMBER_SIZE], float value);
 void json_format_double(char text[JSON_NUMBER_SIZE], double value);
+
+/* ---- JSON: `key` is NULL inside arrays and at the top ----
+ * Objects and arrays to `pretty` levels deep are indented, deeper ones stay on their line; 0 gives
+ * one line (JSONL: call json_out_start anew for each line). NaN and infinities become null. The
+ * newline after the outermost value is written by its json_out_end. */
+typedef struct JsonOut {
+    FILE *stream;
+    int depth, pretty;
+    uint64_t is_array, has_children; /* a bit for each level; at most 63 levels */
+} JsonOut;
+
+JsonOut json_out_start(FILE *stream, int pretty);
+void json_out_object(JsonOut *json, const char *key);
+void json_out_array(JsonOut *json, const char *key);
+void json_out_end(JsonOut *json); /* of the innermost object or array */
+void json_out_text(JsonOut *json, const char *key, const char *text);
+void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
+void json_out_int(JsonOut *json, const char *key, int64_t value);
+void json_out_float(JsonOut *json, const char *key, float value);
+void json_out_double(JsonOut *json, const char *key, double value);
+void json_out_bool(JsonOut *json, const char *key, bool value);
+void json_out_null(JsonOut *json, const char *key);
+
+/* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
+ *   Csv csv = csv_start(out->stream, "step,epoch,loss");
+ *   csv_int(&csv, step); csv_int(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
+typedef struct Csv {
+    FILE *stream;
+    bool begun; /* the row has a cell */
+} Csv;
+
+Csv csv_start(FILE *stream, const char *header);
+void csv_text(Csv *csv, const char *text); /* quoted where needed */
+void csv_int(Csv *csv, int64_t value);
+void csv_float(Csv *csv, float value);   /* NaN: an empty cell; infinities: inf, -inf */
+void csv_double(Csv *csv, double value); /* the same */
+void csv_end(Csv *csv);
 
 #endif

@@ -1,51 +1,14 @@
-/* report.h: how results become files a person reads: CSV, JSON, SVG figures, the one-file HTML
- * report, and progress on the terminal. Floor 1.
+/* report.h: how results become files a person reads: SVG figures and the one-file HTML report.
+ * Floor 13.
  *
- * Everything but progress is written to a FILE, which is an OutFile's stream (the file appears
+ * Everything is written to a FILE, which is an OutFile's stream (the file appears
  * whole), a Report's body or a memory stream; write errors show in out_commit. The same values give
  * the same bytes: numbers are the shortest decimals that read back, nothing depends on locale, time
  * or machine. */
 #ifndef REFSAE_REPORT_H
 #define REFSAE_REPORT_H
 
-#include "base.h"
-
-/* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
- *   Csv csv = csv_start(out->stream, "step,epoch,loss");
- *   csv_int(&csv, step); csv_int(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
-typedef struct Csv {
-    FILE *stream;
-    bool begun; /* the row has a cell */
-} Csv;
-
-Csv csv_start(FILE *stream, const char *header);
-void csv_text(Csv *csv, const char *text); /* quoted where needed */
-void csv_int(Csv *csv, int64_t value);
-void csv_float(Csv *csv, float value);   /* NaN: an empty cell; infinities: inf, -inf */
-void csv_double(Csv *csv, double value); /* the same */
-void csv_end(Csv *csv);
-
-/* ---- JSON: `key` is NULL inside arrays and at the top ----
- * Objects and arrays to `pretty` levels deep are indented, deeper ones stay on their line; 0 gives
- * one line (JSONL: call json_out_start anew for each line). NaN and infinities become null. The
- * newline after the outermost value is written by its json_out_end. */
-typedef struct JsonOut {
-    FILE *stream;
-    int depth, pretty;
-    uint64_t is_array, has_children; /* a bit for each level; at most 63 levels */
-} JsonOut;
-
-JsonOut json_out_start(FILE *stream, int pretty);
-void json_out_object(JsonOut *json, const char *key);
-void json_out_array(JsonOut *json, const char *key);
-void json_out_end(JsonOut *json); /* of the innermost object or array */
-void json_out_text(JsonOut *json, const char *key, const char *text);
-void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
-void json_out_int(JsonOut *json, const char *key, int64_t value);
-void json_out_float(JsonOut *json, const char *key, float value);
-void json_out_double(JsonOut *json, const char *key, double value);
-void json_out_bool(JsonOut *json, const char *key, bool value);
-void json_out_null(JsonOut *json, const char *key);
+#include "json.h"
 
 /* ---- text for XML and HTML ---- */
 /* Escaped; what XML cannot hold becomes U+FFFD; of more than `most` characters the rest an

@@ -135,7 +135,7 @@ enum {
 }; /* bytes, as the safetensors crate has it */
 
 /* A number that is written as plain digits: neither -1 nor 1.0 nor 1e3 is a size. */
-static bool json_size(const Json *value, uint64_t *out) {
+static bool json_u64(const Json *value, uint64_t *out) {
     int64_t number;
     if (!json_is(value, JSON_NUMBER) || strspn(value->text, "0123456789") != value->length ||
         !json_int64(value, &number)) {
@@ -186,7 +186,7 @@ static Span safetensors_tensor(const Json *entry, const FileMap *map, uint64_t d
     }
     for (const Json *c = shape->child; c != NULL; c = c->next) {
         uint64_t size;
-        if (!json_size(c, &size) || size > SIZE_MAX) {
+        if (!json_u64(c, &size) || size > SIZE_MAX) {
             fail(STATUS_INPUT, "%s: tensor '%s': its shape is not made of sizes", path, name);
         }
         tensor.shape[tensor.rank++] = (size_t)size;
@@ -196,7 +196,7 @@ static Span safetensors_tensor(const Json *entry, const FileMap *map, uint64_t d
         fail(STATUS_INPUT, "%s: tensor '%s': its shape overflows", path, name);
     }
     if (!json_is(offsets, JSON_ARRAY) || offsets->length != 2 ||
-        !json_size(offsets->child, &span.begin) || !json_size(offsets->child->next, &span.end)) {
+        !json_u64(offsets->child, &span.begin) || !json_u64(offsets->child->next, &span.end)) {
         fail(STATUS_INPUT, "%s: tensor '%s': data_offsets are not two sizes", path, name);
     }
     if (span.begin > span.end || span.end > map->size - data_start) {

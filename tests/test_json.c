@@ -140,6 +140,92 @@ Test(json, errors_name_the_place) {
     arena_free(arena);
 }
 
+/* What the statement fails with. */
+#define SAYS(statement, sentence)                                                                  \
+    do {                                                                                           \
+        Error error_;                                                                              \
+        ATTEMPT(&error_, (void)(statement));                                                       \
+        cr_assert_eq(error_.status, STATUS_INPUT);                                                 \
+        cr_assert_str_eq(error_.text, sentence);                                                   \
+    } while (0)
+
+Test(json, settings_with_a_default_and_a_sentence) {
+    Arena *arena = arena_new();
+    static const JsonName acts[] = {{"relu", 3}, {"gelu", 5}, {"silu", 7}, {NULL, 0}};
+    const Json *v =
+        parse(arena, "{\"n\": 12.0, \"eps\": 1e-5, \"yes\": true, \"no\": false, \"none\": null, "
+                     "\"act\": \"gelu\", \"list\": [], \"nul\": \"a\\u0000b\", \"big\": 1e400, "
+                     "\"in\": {\"n\": -1, \"x\": NaN}}");
+    const Json *in = json_member(v, "in", JSON_OBJECT);
+    cr_assert_eq(json_size(v, "n", 7, 12, 12), 12);
+    cr_assert_eq(json_size(v, "m", 7, 1, 5), 7, "a default is not judged");
+    cr_assert_eq(json_size(NULL, "n", 7, 1, 5), 7);
+    SAYS(json_size(v, "n", 7, 1, 11), "T: 'n': expected a whole number from 1 to 11, found 12.0");
+    SAYS(json_size(v, "n", 7, 13, 20), "T: 'n': expected a whole number from 13 to 20, found 12.0");
+    SAYS(json_size(v, "none", 7, 0, 9),
+         "T: 'none': expected a whole number from 0 to 9, found null");
+    SAYS(json_size(in, "n", 7, 0, 9), "T: in: 'n': expected a whole number from 0 to 9, found -1");
+    cr_assert_eq(json_number(v, "eps", 1, 0, 1), 1e-5);
+    cr_assert_eq(json_number(v, "m", 1, 0, 0), 1);
+    SAYS(json_number(v, "n", 1, 0, 1), "T: 'n': expected a number from 0 to 1, found 12.0");
+    SAYS(json_number(v, "act", 1, 0, 1), "T: 'act': expected a number from 0 to 1, found 'gelu'");
+    SAYS(json_number(v, "none", 1, 0, 1), "T: 'none': expected a number from 0 to 1, found null");
+    SAYS(json_number(v, "big", 1, 0, 1e30),
+         "T: 'big': expected a number from 0 to 1e+30, found 1e400");
+    SAYS(json_number(in, "x", 1, -1, 1), "T: in: 'x': expected a number from -1 to 1, found NaN");
+    cr_assert(json_bool(v, "yes", false) && !json_bool(v, "no", true));
+    cr_assert(json_bool(v, "none", true) && !json_bool(v, "m", false));
+    SAYS(json_bool(v, "list", false), "T: 'list': expected true or false, found an array");
+    cr_assert_str_eq(json_text(v, "m", json_text(v, "act", NULL)), "gelu");
+    cr_assert_null(json_text(v, "none", NULL));
+    SAYS(json_text(v, "yes", ""), "T: 'yes': expected a string, found true");
+    SAYS(json_text(v, "nul", ""), "T: 'nul': expected a string without U+0000, found 'a'");
+    cr_assert_eq(json_choice(v, "act", -1, acts), 5);
+    cr_assert_eq(json_choice(v, "none", -1, acts), -1);
+    SAYS(json_choice(v, "n", -1, acts), "T: 'n': expected relu, gelu or silu, found 12.0");
+    SAYS(json_choice(v, "nul", -1, acts), "T: 'nul': expected relu, gelu or silu, found 'a'");
+    cr_assert_null(json_member(v, "none", JSON_ARRAY));
+    cr_assert_not_null(json_need(v, "list", JSON_ARRAY));
+    SAYS(json_member(v, "list", JSON_OBJECT), "T: 'list': expected an object, found an array");
+    SAYS(json_need(v, "none", JSON_ARRAY), "T: 'none': expected an array, found null");
+    SAYS(json_need(in, "m", JSON_STRING), "T: in: 'm': expected a string, found nothing");
+    arena_free(arena);
+}
+
+Test(json, a_choice_of_many_names_is_cut) {
+    Arena *arena = arena_new();
+    JsonName names[102] = {{NULL, 0}};
+    for (int i = 0; i < 101; i++) {
+        names[i] = (JsonName){"abcdefghij", i};
+    }
+    Error error;
+    ATTEMPT(&error, (void)json_choice(parse(arena, "{\"k\": 1}"), "k", 0, names));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_not_null(strstr(error.text, ", found 1"));
+    arena_free(arena);
+}
+
+Test(json, lines) {
+    Arena *arena = arena_new();
+    FILE *stream = tmpfile();
+    size_t line = 0;
+    fputs("\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]", stream);
+    rewind(stream);
+    cr_assert_eq(json_double(json_get(json_line(arena, stream, "F", &line), "a")), 1);
+    cr_assert_eq(line, 3);
+    cr_assert(json_text_is(json_line(arena, stream, "F", &line), "b"));
+    cr_assert_eq(line, 5);
+    SAYS(json_line(arena, stream, "F", &line), "F:6: line 1, column 6: expected ':', found '2'");
+    cr_assert_eq(json_line(arena, stream, "F", &line)->length, 1, "a torn line may be skipped");
+    cr_assert_eq(line, 7);
+    cr_assert_null(json_line(arena, stream, "F", &line));
+    fclose(stream);
+    stream = fopen("/", "r");
+    SAYS(json_line(arena, stream, "F", &line), "F: cannot read: Is a directory");
+    fclose(stream);
+    arena_free(arena);
+}
+
 Test(json, depth_is_limited) {
     Arena *arena = arena_new();
     for (int object = 0; object < 2; object++) {
