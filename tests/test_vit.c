@@ -11,26 +11,28 @@ static const char odd[] = "tests/golden/models/clip_odd";
 static const char odd_golden[] = "tests/golden/models/clip_odd.safetensors";
 
 typedef struct Fixture {
-    Error error;
+    Arena *arena;
     Compute compute;
     Vit vit;
-    Arena *arena;
+    Arena *memory;
     VitRun *run;
 } Fixture;
 
+static void fixture_layout(Arena *arena, void *user) {
+    Fixture *f = user;
+    f->run = vit_run_layout(&f->vit, &f->compute, arena);
+}
+
 static void start(Fixture *f, const char *directory, int threads) {
-    memset(f, 0, sizeof *f);
-    cr_assert_eq(compute_open(&f->compute, arena, threads, &f->error), STATUS_OK, "%s", f->error.text);
-    cr_assert_eq(vit_open(&f->vit, arena, directory, &f->error), STATUS_OK, "%s", f->error.text);
-    Arena *measure;
-    arena_init_measuring(measure);
-    vit_run_layout(&f->vit, &f->compute, measure);
-    cr_assert_eq(arena_init_fixed(f->arena, measure.used, &f->error), STATUS_OK);
-    f->run = vit_run_layout(&f->vit, &f->compute, f->arena);
+    *f = (Fixture){.arena = arena_new()};
+    compute_open(&f->compute, f->arena, threads);
+    vit_open(&f->vit, f->arena, directory);
+    f->memory = arena_plan(fixture_layout, f);
     cr_assert_not_null(f->run);
 }
 
 static void stop(Fixture *f) {
+    arena_free(f->memory);
     arena_free(f->arena);
 }
 
@@ -59,13 +61,12 @@ static bool wants_all(void *user, HookKind kind, int layer, bool gradient) {
     return !gradient;
 }
 
-static Status compare(void *user, const HookPoint *point, float *data, Error *error) {
+static void compare(void *user, const HookPoint *point, float *data) {
     Comparison *c = user;
     char name[HOOK_NAME_MAX];
-    (void)error;
     hook_name(name, point->kind, point->layer, point->vision, point->gradient);
     if (tensors_find(c->golden, name) == NULL) {
-        return STATUS_OK; /* that every golden tensor is met is checked at the end */
+        return; /* that every golden tensor is met is checked at the end */
     }
     size_t count, mine = 1;
     const Tensor *t = tensors_find(c->golden, name);
@@ -87,22 +88,20 @@ static Status compare(void *user, const HookPoint *point, float *data, Error *er
     }
     c->compared++;
     free((void *)(size_t)want);
-    return STATUS_OK;
 }
 
 static void against_golden(const char *directory, const char *golden, int threads) {
     Fixture f;
     start(&f, directory, threads);
     TensorStore store;
-    cr_assert_eq(tensors_open(&store, arena, golden, &f.error), STATUS_OK, "%s", f.error.text);
+    tensors_open(&store, f.arena, golden);
     size_t count;
     const float *pixels = values(&store, "vision.pixel_values", &count);
     Comparison c = {.golden = &store};
     Hooks hooks = {compare, wants_all, &c};
     const VitConfig *g = &f.vit.config;
     float *features = malloc(g->n_patches * g->d_model * sizeof *features);
-    cr_assert_eq(vit_forward(f.run, pixels, features, &hooks, &f.error), STATUS_OK, "%s",
-                 f.error.text);
+    vit_forward(f.run, pixels, features, &hooks);
     cr_assert_eq(c.compared, store.count);
     /* The bar of the project: float32 noise of this graph is at most 4e-6 of the largest value. */
     cr_assert_lt(c.worst, 2e-5, "%s: %g", c.worst_name, c.worst);
@@ -117,7 +116,7 @@ static void against_golden(const char *directory, const char *golden, int thread
 
     /* Without hooks, and without reading `result`, not a bit may change. */
     float *again = malloc(g->n_patches * g->d_model * sizeof *again);
-    cr_assert_eq(vit_forward(f.run, pixels, again, NULL, &f.error), STATUS_OK);
+    vit_forward(f.run, pixels, again, NULL);
     cr_assert_arr_eq(again, features, g->n_patches * g->d_model * sizeof *again);
     free(again);
     free(features);
@@ -151,9 +150,8 @@ static bool wants_replacement(void *user, HookKind kind, int layer, bool gradien
     return !gradient && ((kind == r->kind && layer == 2) || (kind == HOOK_ATTN_OUT && layer == 2));
 }
 
-static Status replace(void *user, const HookPoint *point, float *data, Error *error) {
+static void replace(void *user, const HookPoint *point, float *data) {
     Replacement *r = user;
-    (void)error;
     size_t count = point->shape[0] * point->shape[1] * (point->rank == 3 ? point->shape[2] : 1);
     if (point->kind == r->kind) {
         for (size_t i = 0; i < count; i++) {
@@ -163,14 +161,13 @@ static Status replace(void *user, const HookPoint *point, float *data, Error *er
     if (point->kind == HOOK_ATTN_OUT) {
         memcpy(r->out, data, sizeof r->out);
     }
-    return STATUS_OK;
 }
 
 Test(vit, replaced_result_and_z_reach_attn_out) {
     Fixture f;
     start(&f, odd, 1);
     TensorStore store;
-    cr_assert_eq(tensors_open(&store, arena, odd_golden, &f.error), STATUS_OK);
+    tensors_open(&store, f.arena, odd_golden);
     size_t count;
     const float *pixels = values(&store, "vision.pixel_values", &count);
     static Replacement plain, z, result;
@@ -180,7 +177,7 @@ Test(vit, replaced_result_and_z_reach_attn_out) {
     Replacement *each[] = {&plain, &z, &result};
     for (size_t i = 0; i < 3; i++) {
         Hooks hooks = {replace, wants_replacement, each[i]};
-        cr_assert_eq(vit_forward(f.run, pixels, NULL, &hooks, &f.error), STATUS_OK);
+        vit_forward(f.run, pixels, NULL, &hooks);
     }
     double moved = 0;
     for (size_t i = 0; i < 26 * 20; i++) {
@@ -195,6 +192,14 @@ Test(vit, replaced_result_and_z_reach_attn_out) {
 
 /* ---- configurations ---- */
 
+static Error try_open(const char *directory) {
+    Error error;
+    Arena *arena = arena_new();
+    ATTEMPT(&error, vit_open(&(Vit){0}, arena, directory));
+    arena_free(arena);
+    return error;
+}
+
 static void write_text(const char *directory, const char *name, const char *text) {
     char path[256];
     snprintf(path, sizeof path, "%s/%s", directory, name);
@@ -206,13 +211,10 @@ static void write_text(const char *directory, const char *name, const char *text
 
 /* The vision tensors of clip_odd without their prefix, `skip` left out. */
 static void write_weights(const char *directory, const char *skip) {
-    Error error = {0};
+    Arena *arena = arena_new();
     TensorStore store;
-    TensorWriter *writer;
-    char path[256];
-    snprintf(path, sizeof path, "%s/model.safetensors", directory);
     tensors_open(&store, arena, odd);
-    writer = tensor_writer_open(path);
+    TensorWriter *writer = tensor_writer_open(path_join(arena, directory, "model.safetensors"));
     for (int pass = 0; pass < 2; pass++) {
         for (size_t i = 0; i < store.count; i++) {
             const Tensor *t = &store.tensors[i];
@@ -220,14 +222,15 @@ static void write_weights(const char *directory, const char *skip) {
                 (skip != NULL && strcmp(t->name + 13, skip) == 0)) {
                 continue;
             }
-            cr_assert_eq(pass == 0 ? tensor_writer_declare(writer, t->name + 13, t->dtype, t->rank,
-                                                           t->shape, &error)
-                                   : tensor_writer_data(writer, t->data,
-                                                        t->count * dtype_size(t->dtype), &error),
-                         STATUS_OK, "%s", error.text);
+            if (pass == 0) {
+                tensor_writer_declare(writer, t->name + 13, t->dtype, t->rank, t->shape);
+            } else {
+                tensor_writer_data(writer, t->data, t->count * dtype_size(t->dtype));
+            }
         }
     }
-    tensor_writer_commit(&writer);
+    tensor_writer_commit(writer);
+    arena_free(arena);
 }
 
 static void remove_directory(const char *directory) {
@@ -290,18 +293,14 @@ Test(vit, refusals_name_what_is_wrong) {
         cr_assert_not_null(mkdtemp(directory));
         write_text(directory, "config.json", cases[i].config);
         write_weights(directory, cases[i].skip);
-        Vit vit;
-        Error error = {0};
-        ATTEMPT(&error, vit_open(&vit, arena, directory));
-    cr_assert_eq(error.status, STATUS_INPUT, "%s", cases[i].config);
+        Error error = try_open(directory);
+        cr_assert_eq(error.status, STATUS_INPUT, "%s", cases[i].config);
         cr_assert_not_null(strstr(error.text, cases[i].says), "%s: %s", cases[i].config,
                            error.text);
         cr_assert_not_null(strstr(error.text, directory), "%s", error.text);
         remove_directory(directory);
     }
-    Vit vit;
-    Error error = {0};
-    cr_assert_neq(vit_open(&vit, arena, "/tmp/refsae_no_such_directory", &error), STATUS_OK);
+    cr_assert_neq(try_open("/tmp/refsae_no_such_directory").status, STATUS_OK);
 }
 
 Test(vit, pixels_that_are_not_finite_are_an_error) {
@@ -309,8 +308,10 @@ Test(vit, pixels_that_are_not_finite_are_an_error) {
     start(&f, odd, 1);
     float *pixels = calloc(3 * 30 * 30, sizeof *pixels);
     pixels[100] = NAN;
-    cr_assert_eq(vit_forward(f.run, pixels, NULL, NULL, &f.error), STATUS_INPUT);
-    cr_assert_not_null(strstr(f.error.text, "not finite"), "%s", f.error.text);
+    Error error;
+    ATTEMPT(&error, vit_forward(f.run, pixels, NULL, NULL));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_not_null(strstr(error.text, "not finite"), "%s", error.text);
     free(pixels);
     stop(&f);
 }
