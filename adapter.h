@@ -7,7 +7,6 @@
 #include "json.h"
 #include "kernels.h"
 #include "llm.h"
-#include "report.h"
 #include "tokenizer.h"
 #include "vit.h"
 

@@ -11,6 +11,7 @@
  * and for the first few examples the loss recovered when the SAE's output replaces the stream. */
 #include "analyze.h"
 #include "lexical.h"
+#include "report.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -798,7 +799,7 @@ void analyze_run(const Compute *compute, const AnalyzeOptions *options, const Co
     loss_pass(&a);
     features_pass(&a);
     a.result.failures = a.failures;
-    analyze_write(&a.result);
+    report_analyze(&a.result);
     arena_free(block);
     arena_free(a.example);
     arena_free(a.arena);

@@ -28,7 +28,7 @@ typedef struct AnalyzeOptions {
 size_t analyze_memory(const Compute *compute, const Llm *llm, size_t longest, size_t widest);
 void analyze_run(const Compute *compute, const AnalyzeOptions *options, const Console *console);
 
-/* ---- what the passes leave for the report (analyze.c fills it, analyze_report.c writes it) ----
+/* ---- what the passes leave for the report (report.c writes it) ----
  */
 
 typedef enum Group {
@@ -81,6 +81,5 @@ double loss_recovered(const LossSums *sums, bool zero);
 /* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
  * none. */
 int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);
-void analyze_write(const AnalyzeResult *result);
 
 #endif

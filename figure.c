@@ -1,11 +1,102 @@
-/* figure.c: line charts, grouped bars and heat maps as SVG. See report.h. Light colours stand in
- * the attributes, which every program that shows SVG understands, and dark ones in a style that
- * only a screen with a dark scheme applies. Widths of text are estimated, on the wide side. */
-#include "report.h"
+/* figure.c: line charts, grouped bars and heat maps as SVG, and the HTML page. See figure.h. */
+#include "figure.h"
 
+#include <limits.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define FONT "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
+
+/* ---- markup ---- */
+
+/* Escaped; of more than `most` characters the rest an ellipsis. */
+static void text_put(FILE *f, const char *text, size_t most) {
+    size_t length = strlen(text), shown = 0;
+    for (size_t i = 0; i < length; shown++) {
+        uint32_t code;
+        size_t step = utf8_decode(text + i, length - i, &code);
+        bool broken = step == 0;
+        step = broken ? 1 : step;
+        if (shown + 1 >= most && i + step < length) {
+            fputs("…", f);
+            return;
+        }
+        if (broken || code == 0xFFFE || code == 0xFFFF ||
+            (code < 0x20 && code != '\n' && code != '\t' && code != '\r')) {
+            fputs("\xEF\xBF\xBD", f); /* U+FFFD */
+        } else if (code < 0x80 && strchr("&<>\"'", (int)code) != NULL) {
+            fprintf(f, "&#%u;", (unsigned)code);
+        } else {
+            fwrite(text + i, 1, step, f);
+        }
+        i += step;
+    }
+}
+
+static void markup_list(FILE *f, const char *format, va_list list) {
+    for (; *format != '\0'; format++) {
+        if (*format != '%') {
+            putc(*format, f);
+            continue;
+        }
+        char directive[16];
+        size_t length = 1 + strspn(format + 1, "#+-.0123456789*lz");
+        snprintf(directive, sizeof directive, "%.*s", (int)length + 1, format);
+        format += length;
+        if (*format == '%') {
+            putc('%', f);
+        } else if (*format == 's') {
+            size_t most = strchr(directive, '*') != NULL ? (size_t)va_arg(list, int) : SIZE_MAX;
+            text_put(f, va_arg(list, const char *), most);
+        } else if (strchr("efg", *format) != NULL) {
+            fprintf(f, directive, va_arg(list, double));
+        } else if (strchr(directive, 'z') != NULL) {
+            fprintf(f, directive, va_arg(list, size_t));
+        } else if (strstr(directive, "ll") != NULL) {
+            fprintf(f, directive, va_arg(list, unsigned long long));
+        } else {
+            fprintf(f, directive, va_arg(list, int));
+        }
+    }
+}
+
+void markup(FILE *f, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    markup_list(f, format, list);
+    va_end(list);
+}
+
+void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
+    static const char *const raised[] = {"⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"};
+    const char *sign = value < 0 ? "−" : "";
+    double size = fabs(value);
+    char plain[32];
+    if (!isfinite(value)) {
+        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, isnan(value) ? "–" : "∞");
+        return;
+    }
+    snprintf(plain, sizeof plain, "%.*g", digits, size);
+    if (size >= 1e4 && size < 1e6) {
+        snprintf(plain, sizeof plain, "%.0f", size);
+    }
+    char *e = strchr(plain, 'e');
+    if (e == NULL) {
+        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, plain);
+        return;
+    }
+    const char *power = e + 2; /* behind the sign, two digits at least */
+    bool below = e[1] == '-', one;
+    *e = '\0';
+    one = strcmp(plain, "1") == 0;
+    snprintf(text, TEXT_NUMBER_SIZE, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
+             below ? "⁻" : "");
+    for (power += strspn(power, "0"); *power != '\0'; power++) {
+        strcat(text, raised[*power - '0']);
+    }
+}
 
 /* Width in units of the font size. No font is known here, so this errs on the wide side: a full
  * width for what lies beyond the alphabets (CJK, emoji). */
@@ -24,9 +115,9 @@ static double text_width(const char *text) {
     return width;
 }
 
-/* How many characters of any text fit. */
-static size_t text_fit(double room, double size) {
-    return room < 2 * size ? 2 : (size_t)(room / (0.6 * size));
+/* How many characters of any text fit: a precision for markup(). */
+static int text_fit(double room, double size) {
+    return room < 2 * size ? 2 : room > 1e6 ? INT_MAX : (int)(room / (0.6 * size));
 }
 
 /* ---- axes ---- */
@@ -60,6 +151,15 @@ static bool drawable(double value, bool logarithmic) {
     return fabs(value) < 1e100 && (!logarithmic || value > 1e-100);
 }
 
+typedef struct Range {
+    double low, high; /* low > high: nothing */
+} Range;
+
+static void include(Range *range, double value) {
+    range->low = value < range->low ? value : range->low;
+    range->high = value > range->high ? value : range->high;
+}
+
 typedef struct Axis {
     double low, high; /* in decades if logarithmic */
     double step;
@@ -79,24 +179,21 @@ static double nice_step(double range, int ticks) {
     return unit * (f <= 1.0001 ? 1 : f <= 2.0001 ? 2 : f <= 5.0001 ? 5 : 10);
 }
 
-/* low > high: nothing to draw. */
-static Axis axis_make(double low, double high, bool logarithmic, bool snap, int ticks) {
+/* snap: the axis begins and ends at ticks. */
+static Axis axis_make(Range range, bool logarithmic, bool snap, int ticks) {
     Axis axis = {.logarithmic = logarithmic};
-    if (low > high) {
-        low = logarithmic ? 1 : 0;
-        high = logarithmic ? 10 : 1;
+    if (range.low > range.high) {
+        range = logarithmic ? (Range){1, 10} : (Range){0, 1};
     }
     if (logarithmic) {
-        low = log10_portable(low);
-        high = log10_portable(high);
+        double low = log10_portable(range.low), high = log10_portable(range.high);
         double margin = high - low < 0.3 ? (0.3 - (high - low)) / 2 : (high - low) * 0.04;
         axis.low = low - margin;
         axis.high = high + margin;
-        axis.step = ceil((high - low) / 8);
-        axis.step = axis.step < 1 ? 1 : axis.step;
+        axis.step = fmax(ceil((high - low) / 8), 1);
         return axis;
     }
-    double size = fmax(fabs(low), fabs(high));
+    double low = range.low, high = range.high, size = fmax(fabs(low), fabs(high));
     if (high - low <= fmax(1e-12 * size, 1e-100)) {
         double margin = !snap ? 0.5 : size < 1e-90 ? 1 : size * 0.1;
         low -= margin;
@@ -108,417 +205,425 @@ static Axis axis_make(double low, double high, bool logarithmic, bool snap, int 
     return axis;
 }
 
-typedef struct Tick {
-    double value;
-    char text[TEXT_NUMBER_SIZE];
-} Tick;
-
 enum {
     TICKS_MOST = 40
 };
 
-static int axis_ticks(const Axis *axis, Tick ticks[TICKS_MOST]) {
-    int count = 0;
-    double span = axis->high - axis->low;
-    if (axis->logarithmic) {
-        for (double k = floor(axis->low); k <= axis->high && count < TICKS_MOST; k += 1) {
-            for (int m = 1; m <= 9 && count < TICKS_MOST; m++) {
-                double value = m * power_of_ten((int)k), place = log10_portable(value);
-                bool whole = m == 1 && fmod(k, axis->step) == 0;
-                bool wanted = whole || (span < 3 && (m == 2 || m == 5)) || (span < 0.8 && m != 1);
-                if (wanted && place >= axis->low && place <= axis->high) {
-                    ticks[count].value = value;
-                    text_number(ticks[count++].text, value, 4);
-                }
-            }
-        }
-        return count;
+typedef struct Ticks {
+    int count;
+    double value[TICKS_MOST];
+    char text[TICKS_MOST][TEXT_NUMBER_SIZE];
+    double width; /* of the widest text, in pixels */
+} Ticks;
+
+static void tick_add(Ticks *ticks, double value, int digits) {
+    if (ticks->count < TICKS_MOST) {
+        char *text = ticks->text[ticks->count];
+        text_number(text, value, digits);
+        ticks->width = fmax(ticks->width, 13 * text_width(text));
+        ticks->value[ticks->count++] = value;
     }
-    for (double i = ceil(axis->low / axis->step - 1e-9);
-         i * axis->step <= axis->high + 1e-9 * span && count < TICKS_MOST; i += 1) {
-        ticks[count].value = i * axis->step;
-        text_number(ticks[count++].text, i == 0 ? 0 : i * axis->step, 6);
-    }
-    return count;
 }
 
-/* ---- figures ---- */
+static Ticks axis_ticks(const Axis *axis) {
+    Ticks ticks = {.count = 0};
+    double span = axis->high - axis->low;
+    if (!axis->logarithmic) {
+        for (double i = ceil(axis->low / axis->step - 1e-9);
+             i * axis->step <= axis->high + 1e-9 * span; i += 1) {
+            tick_add(&ticks, i == 0 ? 0 : i * axis->step, 6);
+        }
+        return ticks;
+    }
+    for (double k = floor(axis->low); k <= axis->high; k += 1) {
+        for (int m = 1; m <= 9; m++) {
+            double value = m * power_of_ten((int)k), place = log10_portable(value);
+            bool whole = m == 1 && fmod(k, axis->step) == 0;
+            bool wanted = whole || (span < 3 && (m == 2 || m == 5)) || (span < 0.8 && m != 1);
+            if (wanted && place >= axis->low && place <= axis->high) {
+                tick_add(&ticks, value, 4);
+            }
+        }
+    }
+    return ticks;
+}
+
+/* ---- parts of figures: light colours stand in the attributes, which every program that shows SVG
+ * understands, dark ones in a style that only a screen with a dark scheme applies ---- */
 
 #define INK "#1b1f24"
 #define MUTED "#59636e"
+#define GRID "#e3e7eb"
+#define FRAME "#8b949e"
 
 /* Okabe and Ito's colours, which remain apart in all common forms of colour blindness, darkened
- * where white paper asks for it; their light versions are in figure_begin's style. */
+ * where white paper asks for it; their light versions are in figure_style. */
 static const char *const colours[8] = {"#0072b2", "#d55e00", "#00876c", "#a6478c",
                                        "#8a6d00", "#2f9fd8", "#5b6470", "#7a3fb0"};
+static const char figure_style[] =
+    "<style>@media screen and (prefers-color-scheme:dark){"
+    "svg.rf{fill:#e6e9ed}.rf .p{fill:#14171b}.rf .m{fill:#9da7b3}.rf .g{stroke:#2b3138}"
+    ".rf .a{stroke:#77828e}.rf .h{stroke:#14171b}.rf .i{stroke:#e6e9ed}"
+    ".rf .s1{stroke:#56b4e9}.rf .f1{fill:#56b4e9}.rf .s2{stroke:#ff9248}.rf .f2{fill:#ff9248}"
+    ".rf .s3{stroke:#35d0a5}.rf .f3{fill:#35d0a5}.rf .s4{stroke:#f08fcf}.rf .f4{fill:#f08fcf}"
+    ".rf .s5{stroke:#f0d04c}.rf .f5{fill:#f0d04c}.rf .s6{stroke:#8fd3ff}.rf .f6{fill:#8fd3ff}"
+    ".rf .s7{stroke:#aab4bf}.rf .f7{fill:#aab4bf}.rf .s8{stroke:#c39bff}.rf .f8{fill:#c39bff}"
+    "}</style>\n";
 
-/* Opens the figure and draws title and subtitle; returns the y below them. */
-static double figure_begin(FILE *f, double width, double height, const char *title,
-                           const char *subtitle) {
-    fprintf(f,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\" width=\"%.0f\" height=\"%.0f\" "
-            "viewBox=\"0 0 %.0f %.0f\" style=\"min-width:%.0fpx\" font-family=\"" REPORT_FONT
-            "\" font-size=\"13\" fill=\"" INK "\" role=\"img\">\n<title>",
-            width, height, width, height, 0.76 * width); /* legible on a phone */
-    text_put(f, title, SIZE_MAX);
-    fputs("</title>\n<style>@media screen and (prefers-color-scheme:dark){"
-          "svg.rf{fill:#e6e9ed}.rf .p{fill:#14171b}.rf .m{fill:#9da7b3}.rf .g{stroke:#2b3138}"
-          ".rf .a{stroke:#77828e}.rf .h{stroke:#14171b}.rf .i{stroke:#e6e9ed}"
-          ".rf .s1{stroke:#56b4e9}.rf .f1{fill:#56b4e9}.rf .s2{stroke:#ff9248}.rf .f2{fill:#ff9248}"
-          ".rf .s3{stroke:#35d0a5}.rf .f3{fill:#35d0a5}.rf .s4{stroke:#f08fcf}.rf .f4{fill:#f08fcf}"
-          ".rf .s5{stroke:#f0d04c}.rf .f5{fill:#f0d04c}.rf .s6{stroke:#8fd3ff}.rf .f6{fill:#8fd3ff}"
-          ".rf .s7{stroke:#aab4bf}.rf .f7{fill:#aab4bf}.rf .s8{stroke:#c39bff}.rf .f8{fill:#c39bff}"
-          "}</style>\n",
-          f);
-    fprintf(f, "<rect class=\"p\" width=\"%.0f\" height=\"%.0f\" fill=\"#ffffff\"/>\n", width,
-            height);
-    fputs("<text x=\"18\" y=\"29\" font-size=\"17\" font-weight=\"600\">", f);
-    text_put(f, title, text_fit(width - 36, 17));
-    fputs("</text>\n", f);
-    if (subtitle == NULL) {
-        return 40;
+typedef struct Figure {
+    Arena *arena;
+    MemoryStream *drawn; /* all but the head, which waits until the height is known */
+    FILE *f;             /* its stream */
+    const char *title;
+    double width, y; /* y: below what stands at the top */
+} Figure;
+
+static Figure figure_begin(Arena *arena, double width, const char *title, const char *subtitle) {
+    MemoryStream *drawn = memory_open(arena);
+    markup(drawn->stream,
+           "<text x=\"18\" y=\"29\" font-size=\"17\" font-weight=\"600\">%.*s</text>\n",
+           text_fit(width - 36, 17), title);
+    if (subtitle != NULL) {
+        markup(drawn->stream,
+               "<text class=\"m\" x=\"18\" y=\"49\" fill=\"" MUTED "\">%.*s</text>\n",
+               text_fit(width - 36, 13), subtitle);
     }
-    fputs("<text class=\"m\" x=\"18\" y=\"49\" fill=\"" MUTED "\">", f);
-    text_put(f, subtitle, text_fit(width - 36, 13));
-    fputs("</text>\n", f);
-    return 60;
+    return (Figure){arena, drawn, drawn->stream, title, width, subtitle == NULL ? 40 : 60};
 }
 
-static void figure_text(FILE *f, double x, double y, const char *anchor, const char *text,
-                        size_t most) {
-    fprintf(f, "<text class=\"m\" x=\"%.2f\" y=\"%.2f\" text-anchor=\"%s\" fill=\"" MUTED "\">", x,
-            y, anchor);
-    text_put(f, text, most);
-    fputs("</text>\n", f);
+static char *figure_end(const Figure *figure, double height) {
+    MemoryStream *whole = memory_open(figure->arena);
+    double width = figure->width;
+    markup(whole->stream,
+           "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\" width=\"%.0f\" height=\"%.0f\" "
+           "viewBox=\"0 0 %.0f %.0f\" style=\"min-width:%.0fpx\" font-family=\"" FONT
+           "\" font-size=\"13\" fill=\"" INK "\" role=\"img\">\n<title>%s</title>\n",
+           width, height, width, height, 0.76 * width, figure->title); /* legible on a phone */
+    fputs(figure_style, whole->stream);
+    markup(whole->stream, "<rect class=\"p\" width=\"%.0f\" height=\"%.0f\" fill=\"#ffffff\"/>\n",
+           width, height);
+    fprintf(whole->stream, "%s</svg>\n", memory_text(figure->drawn));
+    return memory_text(whole);
 }
 
-static void figure_line(FILE *f, const char *class, double x1, double y1, double x2, double y2,
-                        const char *colour, const char *more) {
+static void figure_text(const Figure *figure, double x, double y, const char *anchor,
+                        const char *text, double room) {
+    markup(figure->f,
+           "<text class=\"m\" x=\"%.2f\" y=\"%.2f\" text-anchor=\"%s\" fill=\"" MUTED
+           "\">%.*s</text>\n",
+           x, y, anchor, text_fit(room, 13), text);
+}
+
+/* dash: "" or more attributes, with a space before. */
+static void figure_line(const Figure *figure, const char *class, double x1, double y1, double x2,
+                        double y2, const char *colour, const char *dash) {
     fprintf(
-        f, "<line class=\"%s\" x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" stroke=\"%s\"%s/>\n",
-        class, x1, y1, x2, y2, colour, more);
+        figure->f,
+        "<line class=\"%s\" x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" stroke=\"%s\"%s/>\n",
+        class, x1, y1, x2, y2, colour, dash);
 }
 
 /* A mark of its own shape for each colour, so that colour is not the only difference. */
-static void figure_mark(FILE *f, int colour, double x, double y) {
+static void figure_mark(const Figure *figure, int colour, double x, double y) {
     static const char *const shapes[4] = {"m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0z",
                                           "m-3-3h6v6h-6z", "m0-4l3.8 6.6h-7.6z",
                                           "m0-4.2l4.2 4.2l-4.2 4.2l-4.2-4.2z"};
-    fprintf(f, "<path class=\"f%d\" fill=\"%s\" d=\"M%.2f %.2f%s\"", colour, colours[colour - 1], x,
-            y, shapes[(colour - 1) % 4]);
+    fprintf(figure->f, "<path class=\"f%d\" fill=\"%s\" d=\"M%.2f %.2f%s\"", colour,
+            colours[colour - 1], x, y, shapes[(colour - 1) % 4]);
 }
 
-/* Names of series in rows that wrap; without `draw` only their height is found. */
-static double figure_legend(FILE *f, bool draw, double width, double y, size_t count,
-                            const char *const *names, const int *colour, const bool *dashed,
-                            bool lines) {
-    double x = 18;
-    y += 16;
-    for (size_t i = 0; i < count; i++) {
-        double room = 38 + 13 * text_width(names[i]);
-        room = room > width - 36 ? width - 36 : room;
-        if (x > 18 && x + room > width - 18) {
+static int series_colour(const Series *series, size_t k) {
+    return series[k].colour > 0 ? series[k].colour : (int)(k % 8) + 1;
+}
+
+/* Names of series in rows that wrap. One series alone needs none. */
+static void figure_legend(Figure *figure, const Series *series, size_t count, bool lines) {
+    double x = 18, y = figure->y + 16;
+    for (size_t k = 0; k < count && count > 1; k++) {
+        double room = fmin(38 + 13 * text_width(series[k].name), figure->width - 36);
+        int c = series_colour(series, k);
+        if (x > 18 && x + room > figure->width - 18) {
             x = 18;
             y += 21;
         }
-        if (draw) {
-            int c = colour[i];
-            if (lines) {
-                fprintf(f,
-                        "<path class=\"s%d\" d=\"M%.2f %.2fh24\" stroke=\"%s\" "
-                        "stroke-width=\"2.2\"%s/>\n",
-                        c, x, y - 4, colours[c - 1], dashed[i] ? " stroke-dasharray=\"5 4\"" : "");
-                if (!dashed[i]) {
-                    figure_mark(f, c, x + 12, y - 4);
-                    fputs("/>\n", f);
-                }
-            } else {
-                fprintf(f,
-                        "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"13\" height=\"13\" "
-                        "rx=\"2\" fill=\"%s\"/>\n",
-                        c, x, y - 11, colours[c - 1]);
-            }
-            fprintf(f, "<text x=\"%.2f\" y=\"%.2f\">", x + (lines ? 30 : 19), y);
-            text_put(f, names[i], text_fit(width - 60, 13));
-            fputs("</text>\n", f);
+        if (!lines) {
+            fprintf(figure->f,
+                    "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"13\" height=\"13\" "
+                    "rx=\"2\" fill=\"%s\"/>\n",
+                    c, x, y - 11, colours[c - 1]);
+        } else {
+            fprintf(figure->f,
+                    "<path class=\"s%d\" d=\"M%.2f %.2fh24\" stroke=\"%s\" "
+                    "stroke-width=\"2.2\"%s/>\n",
+                    c, x, y - 4, colours[c - 1],
+                    series[k].dashed ? " stroke-dasharray=\"5 4\"" : "");
         }
+        if (lines && !series[k].dashed) {
+            figure_mark(figure, c, x + 12, y - 4);
+            fputs("/>\n", figure->f);
+        }
+        markup(figure->f, "<text x=\"%.2f\" y=\"%.2f\">%.*s</text>\n", x + (lines ? 30 : 19), y,
+               text_fit(figure->width - 60, 13), series[k].name);
         x += room + 14;
-    }
-    return y + 8;
-}
-
-/* Horizontal grid with labels, the y label above it, and the x line. */
-static void figure_frame(FILE *f, const Axis *y_axis, double left, double right,
-                         const char *y_label, double label_y) {
-    Tick ticks[TICKS_MOST];
-    int count = axis_ticks(y_axis, ticks);
-    if (y_label != NULL) {
-        figure_text(f, 18, label_y, "start", y_label, text_fit(right - 18, 13));
-    }
-    for (int i = 0; i < count; i++) {
-        double y = axis_place(y_axis, ticks[i].value);
-        figure_line(f, "g", left, y, right, y, "#e3e7eb", "");
-        figure_text(f, left - 8, y + 4.5, "end", ticks[i].text, SIZE_MAX);
+        figure->y = y + 8;
     }
 }
 
-static double ticks_width(const Axis *axis) {
-    Tick ticks[TICKS_MOST];
-    double width = 0;
-    for (int i = axis_ticks(axis, ticks); i-- > 0;) {
-        width = fmax(width, text_width(ticks[i].text));
+/* Horizontal grid with labels, and the y label above it. */
+static void figure_grid(const Figure *figure, const Axis *y_axis, double left, double right,
+                        const char *y_label, double label_y) {
+    Ticks ticks = axis_ticks(y_axis);
+    figure_text(figure, 18, label_y, "start", y_label, right - 18);
+    for (int i = 0; i < ticks.count; i++) {
+        double y = axis_place(y_axis, ticks.value[i]);
+        figure_line(figure, "g", left, y, right, y, GRID, "");
+        figure_text(figure, left - 8, y + 4.5, "end", ticks.text[i], INFINITY);
     }
-    return 13 * width;
 }
 
-static double series_x(const Series *s, size_t i) {
-    return s->x == NULL ? (double)i : s->x[i];
+/* Room for the labels of the grid. */
+static double grid_left(const Axis *y_axis) {
+    return fmax(46, 30 + axis_ticks(y_axis).width);
 }
 
-/* A curve. Gaps break it. Of very many points, each stretch of the axis shows its least and
- * greatest. */
-static void draw_series(FILE *f, const Series *s, int colour, const Axis *x_axis,
-                        const Axis *y_axis) {
+static void figure_empty(const Figure *figure, double x, double y) {
+    figure_text(figure, x, y, "middle", "no values to draw", INFINITY);
+}
+
+/* ---- lines ---- */
+
+static bool point_drawable(const LineChart *chart, const Series *s, size_t i) {
+    return drawable(s->x[i], chart->log_x) && drawable(s->y[i], chart->log_y);
+}
+
+/* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
+ */
+static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, const Axis *x_axis,
+                       const Axis *y_axis) {
+    const Series *s = &chart->series[k];
+    int colour = series_colour(chart->series, k);
     size_t stretch = s->count > 1600 ? (s->count + 799) / 800 : 1;
     bool pen = false;
-    fprintf(f,
+    fprintf(figure->f,
             "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" "
             "stroke-linejoin=\"round\" stroke-linecap=\"round\"%s d=\"",
             colour, colours[colour - 1], stretch > 1 ? "1.2" : "2.2",
             s->dashed ? " stroke-dasharray=\"5 5\"" : "");
     for (size_t start = 0; start < s->count; start += stretch) {
-        size_t end = s->count - start < stretch ? s->count : start + stretch, least = end,
-               most = end;
+        size_t end = s->count - start < stretch ? s->count : start + stretch;
+        size_t least = end, most = end;
         for (size_t i = start; i < end; i++) {
-            if (drawable(s->y[i], y_axis->logarithmic) &&
-                drawable(series_x(s, i), x_axis->logarithmic)) {
+            if (point_drawable(chart, s, i)) {
                 least = least == end || s->y[i] < s->y[least] ? i : least;
                 most = most == end || s->y[i] > s->y[most] ? i : most;
             }
         }
-        if (least == end) {
-            pen = false;
-            continue;
-        }
         size_t order[2] = {least < most ? least : most, least < most ? most : least};
-        for (int k = 0; k < (least == most ? 1 : 2); k++) {
-            double x = axis_place(x_axis, series_x(s, order[k])),
-                   y = axis_place(y_axis, s->y[order[k]]);
-            fprintf(f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", x, y);
+        int points = least == end ? 0 : least == most ? 1 : 2;
+        for (int p = 0; p < points; p++) {
+            fprintf(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0",
+                    axis_place(x_axis, s->x[order[p]]), axis_place(y_axis, s->y[order[p]]));
             pen = true;
         }
+        pen = points > 0;
     }
-    fputs("\"/>\n", f);
+    fputs("\"/>\n", figure->f);
     for (size_t i = 0; i < s->count && s->count <= 64 && !s->dashed; i++) {
-        if (drawable(s->y[i], y_axis->logarithmic) &&
-            drawable(series_x(s, i), x_axis->logarithmic)) {
+        if (point_drawable(chart, s, i)) {
             char x[TEXT_NUMBER_SIZE], y[TEXT_NUMBER_SIZE];
-            text_number(x, series_x(s, i), 6);
+            text_number(x, s->x[i], 6);
             text_number(y, s->y[i], 4);
-            figure_mark(f, colour, axis_place(x_axis, series_x(s, i)), axis_place(y_axis, s->y[i]));
-            fputs("><title>", f);
-            text_put(f, s->name, SIZE_MAX);
-            fprintf(f, " \xC2\xB7 %s: %s</title></path>\n", x, y);
+            figure_mark(figure, colour, axis_place(x_axis, s->x[i]), axis_place(y_axis, s->y[i]));
+            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name, x, y);
         }
     }
 }
 
-static void include(double *low, double *high, double value) {
-    *low = value < *low ? value : *low;
-    *high = value > *high ? value : *high;
+static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis *x_axis,
+                        double left, double right, double y) {
+    Ticks ticks = {.count = 0};
+    double taken = -INFINITY;
+    const Series *first = chart->series;
+    for (size_t i = 0; chart->log_x && chart->series_count > 0 && i < first->count; i++) {
+        if (drawable(first->x[i], true)) {
+            tick_add(&ticks, first->x[i], 6);
+        }
+    }
+    ticks = chart->log_x ? ticks : axis_ticks(x_axis);
+    figure_line(figure, "a", left, y, right, y, FRAME, "");
+    for (int i = 0; i < ticks.count; i++) {
+        double x = axis_place(x_axis, ticks.value[i]), half = 6.5 * text_width(ticks.text[i]);
+        figure_line(figure, "a", x, y, x, y + 5, FRAME, "");
+        if (x - half > taken && x + half < figure->width) {
+            figure_text(figure, x, y + 19, "middle", ticks.text[i], INFINITY);
+            taken = x + half + 6;
+        }
+    }
+    figure_text(figure, (left + right) / 2, y + 42, "middle", chart->x_label, right - left);
 }
 
-static void empty_note(FILE *f, const Axis *y_axis, double middle) {
-    figure_text(f, middle, (y_axis->from + y_axis->to) / 2, "middle", "no values to draw",
-                SIZE_MAX);
-}
-
-void svg_lines(FILE *f, const LineChart *chart) {
-    enum {
-        LEGEND_MOST = 64
-    };
-    const char *names[LEGEND_MOST];
-    int colour[LEGEND_MOST];
-    bool dashed[LEGEND_MOST];
-    double x_low = INFINITY, x_high = -INFINITY, y_low = INFINITY, y_high = -INFINITY;
-    size_t count = chart->series_count < LEGEND_MOST ? chart->series_count : LEGEND_MOST;
-    bool whole = true;
-    for (size_t k = 0; k < count; k++) {
+char *svg_lines(Arena *arena, const LineChart *chart) {
+    Range xs = {INFINITY, -INFINITY}, ys = xs;
+    for (size_t k = 0; k < chart->series_count; k++) {
         const Series *s = &chart->series[k];
-        names[k] = s->name;
-        colour[k] = s->colour >= 1 && s->colour <= 8 ? s->colour : (int)(k % 8) + 1;
-        dashed[k] = s->dashed;
         for (size_t i = 0; i < s->count; i++) {
-            double x = series_x(s, i);
-            if (drawable(x, chart->log_x) && drawable(s->y[i], chart->log_y)) {
-                include(&x_low, &x_high, x);
-                include(&y_low, &y_high, s->y[i]);
-                whole = whole && floor(x) == x;
+            if (point_drawable(chart, s, i)) {
+                include(&xs, s->x[i]);
+                include(&ys, s->y[i]);
             }
         }
     }
-    if (chart->y_from_zero && !chart->log_y && y_low <= y_high) {
-        include(&y_low, &y_high, 0);
+    bool empty = ys.low > ys.high, marked = chart->marker_label != NULL;
+    if (!chart->log_y && !empty) {
+        include(&ys, 0);
     }
-    bool marked = chart->marker_label != NULL && drawable(chart->marker_x, chart->log_x);
     if (marked) {
-        include(&x_low, &x_high, chart->marker_x);
+        include(&xs, chart->marker_x);
     }
-    const double width = 760, plot = 300;
-    Axis y_axis = axis_make(y_low, y_high, chart->log_y, true, 5);
-    Axis x_axis = axis_make(x_low, x_high, chart->log_x, false, 10);
-    x_axis.step = whole && x_axis.step < 1 ? 1 : x_axis.step;
-    double top = chart->subtitle == NULL ? 40 : 60;
-    top = count > 1 ? figure_legend(f, false, width, top, count, names, colour, dashed, true) : top;
-    top += (chart->y_label == NULL ? 8 : 26) + (marked ? 16 : 0);
-    double bottom = top + plot, left = fmax(46, 30 + ticks_width(&y_axis)), right = width - 26;
+    Axis y_axis = axis_make(ys, chart->log_y, true, 5);
+    Axis x_axis = axis_make(xs, chart->log_x, false, 10);
+    x_axis.step = fmax(x_axis.step, 1);
+    Figure figure = figure_begin(arena, 760, chart->title, NULL);
+    figure_legend(&figure, chart->series, chart->series_count, true);
+    double top = figure.y + (marked ? 42 : 26), bottom = top + 300;
+    double left = grid_left(&y_axis), right = figure.width - 26;
     y_axis.from = bottom;
     y_axis.to = top;
     x_axis.from = left + 12;
     x_axis.to = right - 12;
-    double below = figure_begin(f, width, bottom + (chart->x_label == NULL ? 34 : 56), chart->title,
-                                chart->subtitle);
-    if (count > 1) {
-        figure_legend(f, true, width, below, count, names, colour, dashed, true);
-    }
     /* The y label stands above the marker's. */
-    figure_frame(f, &y_axis, left, right, chart->y_label, top - (marked ? 28 : 12));
-    figure_line(f, "a", left, bottom, right, bottom, "#8b949e", "");
-    Tick ticks[TICKS_MOST];
-    int tick_count = 0;
-    const Series *first = chart->series;
-    for (size_t i = 0; chart->log_x && count > 0 && i < first->count && i < TICKS_MOST; i++) {
-        if (drawable(series_x(first, i), true)) {
-            ticks[tick_count].value = series_x(first, i);
-            text_number(ticks[tick_count++].text, series_x(first, i), 6);
-        }
-    }
-    tick_count = chart->log_x ? tick_count : axis_ticks(&x_axis, ticks);
-    double taken = -INFINITY;
-    for (int i = 0; i < tick_count; i++) {
-        double x = axis_place(&x_axis, ticks[i].value), half = 6.5 * text_width(ticks[i].text);
-        figure_line(f, "a", x, bottom, x, bottom + 5, "#8b949e", "");
-        if (x - half > taken && x + half < width) {
-            figure_text(f, x, bottom + 19, "middle", ticks[i].text, SIZE_MAX);
-            taken = x + half + 6;
-        }
-    }
-    if (chart->x_label != NULL) {
-        figure_text(f, (left + right) / 2, bottom + 42, "middle", chart->x_label,
-                    text_fit(right - left, 13));
-    }
+    figure_grid(&figure, &y_axis, left, right, chart->y_label, top - (marked ? 28 : 12));
+    draw_x_axis(&figure, chart, &x_axis, left, right, bottom);
     if (marked) {
         double x = axis_place(&x_axis, chart->marker_x),
                half = 6.5 * text_width(chart->marker_label);
         const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
-        figure_line(f, "a", x, top - 2, x, bottom, "#8b949e",
+        figure_line(&figure, "a", x, top - 2, x, bottom, FRAME,
                     " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
-        figure_text(f, x, top - 7, anchor, chart->marker_label, text_fit(right - left, 13));
+        figure_text(&figure, x, top - 7, anchor, chart->marker_label, right - left);
     }
-    for (size_t k = 0; k < count; k++) {
-        draw_series(f, &chart->series[k], colour[k], &x_axis, &y_axis);
+    for (size_t k = 0; k < chart->series_count; k++) {
+        draw_curve(&figure, chart, k, &x_axis, &y_axis);
     }
-    if (y_low > y_high) {
-        empty_note(f, &y_axis, (left + right) / 2);
+    if (empty) {
+        figure_empty(&figure, (left + right) / 2, (top + bottom) / 2);
     }
-    fputs("</svg>\n", f);
+    return figure_end(&figure, bottom + 56);
 }
 
-void svg_bars(FILE *f, const BarChart *chart) {
-    double low = 0, high = 0, label_width = 0;
-    size_t groups = chart->group_count, series = chart->series_count < 8 ? chart->series_count : 8;
-    int colour[8] = {1, 2, 3, 4, 5, 6, 7, 8};
-    bool any = false;
-    for (size_t i = 0; i < groups; i++) {
+/* ---- bars ---- */
+
+static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, size_t k, double x,
+                     double width, const Axis *axis) {
+    double value = chart->series[k].y[group];
+    double y = axis_place(axis, value), zero = axis_place(axis, 0);
+    int colour = series_colour(chart->series, k);
+    char text[TEXT_NUMBER_SIZE];
+    text_number(text, value, 3);
+    markup(figure->f,
+           "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
+           "fill=\"%s\"><title>%s · %s: %s</title></rect>\n",
+           colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
+           colours[colour - 1], chart->groups[group], chart->series[k].name, text);
+    if (width >= 30) {
+        fprintf(figure->f,
+                "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" text-anchor=\"middle\" "
+                "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
+                x + width / 2, value < 0 ? y + 13 : y - 4, text);
+    }
+}
+
+char *svg_bars(Arena *arena, const BarChart *chart) {
+    Range range = {0, 0};
+    double label_width = 0, groups = (double)chart->group_count,
+           series = (double)chart->series_count;
+    bool empty = true;
+    include(&range, chart->reference);
+    for (size_t i = 0; i < chart->group_count; i++) {
         label_width = fmax(label_width, 13 * text_width(chart->groups[i]));
-        for (size_t k = 0; k < series; k++) {
-            double value = chart->values[i * chart->series_count + k];
-            if (drawable(value, false)) {
-                include(&low, &high, value);
-                any = true;
+        for (size_t k = 0; k < chart->series_count; k++) {
+            if (drawable(chart->series[k].y[i], false)) {
+                include(&range, chart->series[k].y[i]);
+                empty = false;
             }
         }
     }
-    bool reference = chart->reference != NULL && drawable(*chart->reference, false);
-    if (reference) {
-        include(&low, &high, *chart->reference);
-    }
-    Axis axis = axis_make(low, any || reference ? high : -1, false, true, 5);
-    double left = fmax(46, 30 + ticks_width(&axis)), plot = 280;
-    double group = fmax(fmin(label_width + 14, 240), 12.0 * (double)series + 12);
-    double width = fmin(fmax(760, left + 26 + group * (double)groups), 6000), right = width - 26;
-    group = (right - left) / (double)(groups == 0 ? 1 : groups);
-    bool legend = series > 1;
-    double top = chart->subtitle == NULL ? 40 : 60;
-    top = legend ? figure_legend(f, false, width, top, series, chart->series, colour, NULL, false)
-                 : top;
-    top += chart->y_label == NULL ? 20 : 42; /* values may stand above the top of the axis */
+    Axis axis = axis_make(range, false, true, 5);
+    double left = grid_left(&axis), plot = 280;
+    double group = fmax(fmin(label_width + 14, 240), 12 * series + 12);
+    double width = fmin(fmax(760, left + 26 + group * groups), 6000), right = width - 26;
+    group = (right - left) / fmax(groups, 1);
+    Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
+    figure_legend(&figure, chart->series, chart->series_count, false);
+    double top = figure.y + 42; /* values may stand above the top of the axis */
     axis.from = top + plot;
     axis.to = top;
-    double below = figure_begin(f, width, axis.from + 36, chart->title, chart->subtitle);
-    if (legend) {
-        figure_legend(f, true, width, below, series, chart->series, colour, NULL, false);
-    }
-    figure_frame(f, &axis, left, right, chart->y_label, top - 26);
-    if (reference) {
-        double y = axis_place(&axis, *chart->reference);
-        figure_line(f, "a", left, y, right, y, "#8b949e",
-                    " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"");
-        if (chart->reference_label != NULL) {
-            figure_text(f, right, y - 5, "end", chart->reference_label, text_fit(right - left, 13));
-        }
-    }
-    double zero = axis_place(&axis, 0),
-           bar = fmin(46, group * 0.8 / (double)(series == 0 ? 1 : series));
-    for (size_t i = 0; i < groups; i++) {
+    figure_grid(&figure, &axis, left, right, chart->y_label, top - 26);
+    double reference = axis_place(&axis, chart->reference), zero = axis_place(&axis, 0);
+    figure_line(&figure, "a", left, reference, right, reference, FRAME,
+                " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"");
+    double bar = fmin(46, group * 0.8 / fmax(series, 1));
+    for (size_t i = 0; i < chart->group_count; i++) {
         double middle = left + group * ((double)i + 0.5);
-        for (size_t k = 0; k < series; k++) {
-            double value = chart->values[i * chart->series_count + k];
-            if (!drawable(value, false)) {
-                continue;
-            }
-            double x = middle + bar * ((double)k - (double)series / 2),
-                   y = axis_place(&axis, value);
-            char text[TEXT_NUMBER_SIZE];
-            text_number(text, value, 3);
-            fprintf(f,
-                    "<rect class=\"f%zu\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-                    "fill=\"%s\"><title>",
-                    k + 1, x + 1, fmin(y, zero), fmax(bar - 2, 1), fmax(fabs(zero - y), 0.5),
-                    colours[k]);
-            text_put(f, chart->groups[i], SIZE_MAX);
-            fputs(" \xC2\xB7 ", f);
-            text_put(f, chart->series[k], SIZE_MAX);
-            fprintf(f, ": %s</title></rect>\n", text);
-            if (bar >= 30) {
-                fprintf(f,
-                        "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" "
-                        "text-anchor=\"middle\" "
-                        "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
-                        x + bar / 2, value < 0 ? y + 13 : y - 4, text);
+        for (size_t k = 0; k < chart->series_count; k++) {
+            if (drawable(chart->series[k].y[i], false)) {
+                draw_bar(&figure, chart, i, k, middle + bar * ((double)k - series / 2), bar, &axis);
             }
         }
-        figure_text(f, middle, axis.from + 21, "middle", chart->groups[i], text_fit(group, 13));
+        figure_text(&figure, middle, axis.from + 21, "middle", chart->groups[i], group);
     }
-    figure_line(f, "a", left, zero, right, zero, "#8b949e", "");
-    if (!any) {
-        empty_note(f, &axis, (left + right) / 2);
+    figure_line(&figure, "a", left, zero, right, zero, FRAME, "");
+    if (empty) {
+        figure_empty(&figure, (left + right) / 2, (axis.from + axis.to) / 2);
     }
-    fputs("</svg>\n", f);
+    return figure_end(&figure, axis.from + 36);
 }
+
+/* ---- heat maps ---- */
 
 /* A cell's colour is that of its sign, as opaque as its size: on any paper 0 is the paper itself.
  */
-static void heat_cell(FILE *f, double x, double y, double w, double h, double value,
+static void draw_cell(const Figure *figure, double x, double y, double w, double h, double value,
                       double largest) {
-    fprintf(f,
+    fprintf(figure->f,
             "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\" "
             "fill-opacity=\"%.3f\"",
             value < 0 ? 1 : 2, x, y, w, h, colours[value < 0 ? 0 : 1], fabs(value) / largest);
 }
 
-void svg_heat(FILE *f, const HeatMap *map) {
-    double largest = 0, row_width = 0, column_width = 0;
+/* What the colours mean: least and greatest value at the ends of a scale. */
+static void draw_scale(const Figure *figure, const char *label, bool negative, double largest) {
+    double x = 18, y = figure->y + 6;
+    char text[TEXT_NUMBER_SIZE];
+    figure_text(figure, x, y + 12, "start", label, 470);
+    x += 13 * fmin(text_width(label), 36) + 14;
+    text_number(text, negative ? -largest : 0, 3);
+    figure_text(figure, x, y + 12, "start", text, INFINITY);
+    x += 13 * text_width(text) + 6;
+    for (int i = 0; i < 21; i++) {
+        draw_cell(figure, x + 8 * i, y, 8, 15, negative ? (i - 10) / 10.0 : i / 20.0, 1);
+        fputs("/>\n", figure->f);
+    }
+    fprintf(figure->f,
+            "<rect class=\"g\" x=\"%.2f\" y=\"%.2f\" width=\"168\" height=\"15\" fill=\"none\" "
+            "stroke=\"" GRID "\"/>\n",
+            x, y);
+    text_number(text, largest, 3);
+    figure_text(figure, x + 174, y + 12, "start", text, INFINITY);
+}
+
+static double widest(const char *const *texts, size_t count) {
+    double width = 0;
+    for (size_t i = 0; i < count; i++) {
+        width = fmax(width, 13 * text_width(texts[i]));
+    }
+    return fmin(width, 240);
+}
+
+char *svg_heat(Arena *arena, const HeatMap *map) {
+    const double cell_h = 20, columns = (double)map->column_count, rows = (double)map->row_count;
+    double largest = 0, row_width = widest(map->rows, map->row_count),
+           column_width = widest(map->columns, map->column_count);
     bool negative = false;
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
         if (drawable(map->values[i], false)) {
@@ -527,97 +632,252 @@ void svg_heat(FILE *f, const HeatMap *map) {
         }
     }
     largest = largest == 0 ? 1 : largest;
-    for (size_t i = 0; i < map->row_count; i++) {
-        row_width = fmax(row_width, 13 * text_width(map->rows[i]));
-    }
-    for (size_t i = 0; i < map->column_count; i++) {
-        column_width = fmax(column_width, 13 * text_width(map->columns[i]));
-    }
-    row_width = fmin(row_width, 240);
-    column_width = fmin(column_width, 240);
-    double columns = (double)map->column_count, rows = (double)map->row_count;
     double cell_w = fmin(fmax(600 / fmax(columns, 1), 20), 120);
-    double cell_h = rows > 120 ? 5 : rows > 48 ? 11 : 20;
     bool slanted = column_width + 10 > cell_w;
-    size_t every = cell_h >= 16 ? 1 : (size_t)ceil(16 / cell_h); /* rows that get a label */
     double left = fmax(18 + row_width + 10, slanted ? 18 + 0.77 * column_width - cell_w / 2 : 46);
-    double width = fmax(760, left + cell_w * columns + 26);
-    double top = (map->subtitle == NULL ? 40 : 60) + 52, bottom = top + cell_h * rows;
-    double foot = slanted ? 0.66 * column_width + 26 : 28;
-    double height = bottom + foot + (map->x_label == NULL ? 8 : 22);
-    double y = figure_begin(f, width, height, map->title, map->subtitle) + 6;
-    char text[TEXT_NUMBER_SIZE];
-    double x = 18;
-    if (map->value_label != NULL) {
-        figure_text(f, x, y + 12, "start", map->value_label, 60);
-        x += 13 * fmin(text_width(map->value_label), 36) + 14;
-    }
-    text_number(text, negative ? -largest : 0, 3);
-    figure_text(f, x, y + 12, "start", text, SIZE_MAX);
-    x += 13 * text_width(text) + 6;
-    for (int i = 0; i < 21; i++) {
-        double value = negative ? (i - 10) / 10.0 : i / 20.0;
-        heat_cell(f, x + 8 * i, y, 8, 15, value, 1);
-        fputs("/>\n", f);
-    }
-    fprintf(f,
-            "<rect class=\"g\" x=\"%.2f\" y=\"%.2f\" width=\"168\" height=\"15\" fill=\"none\" "
-            "stroke=\"#e3e7eb\"/>\n",
-            x, y);
-    text_number(text, largest, 3);
-    figure_text(f, x + 174, y + 12, "start", text, SIZE_MAX);
-    if (map->y_label != NULL) {
-        figure_text(f, 18, top - 8, "start", map->y_label, text_fit(width - 36, 13));
-    }
+    double right = left + cell_w * columns;
+    Figure figure = figure_begin(arena, fmax(760, right + 26), map->title, map->subtitle);
+    double top = figure.y + 52, bottom = top + cell_h * rows;
+    double height = bottom + (slanted ? 0.66 * column_width + 26 : 28) + 22;
+    draw_scale(&figure, map->value_label, negative, largest);
     for (size_t r = 0; r < map->row_count; r++) {
-        double cell_y = top + cell_h * (double)r;
-        if (r % every == 0) {
-            figure_text(f, left - 8, cell_y + fmin(cell_h, 16) / 2 + 4.5, "end", map->rows[r],
-                        text_fit(row_width + 13, 13));
-        }
+        double y = top + cell_h * (double)r;
+        figure_text(&figure, left - 8, y + 12.5, "end", map->rows[r], row_width + 13);
         for (size_t c = 0; c < map->column_count; c++) {
             double value = map->values[r * map->column_count + c];
             if (drawable(value, false)) {
+                char text[TEXT_NUMBER_SIZE];
                 text_number(text, value, 4);
-                heat_cell(f, left + cell_w * (double)c, cell_y, cell_w, cell_h, value, largest);
-                fputs("><title>", f);
-                text_put(f, map->rows[r], SIZE_MAX);
-                fputs(" \xC2\xB7 ", f);
-                text_put(f, map->columns[c], SIZE_MAX);
-                fprintf(f, ": %s</title></rect>\n", text);
+                draw_cell(&figure, left + cell_w * (double)c, y, cell_w, cell_h, value, largest);
+                markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r],
+                       map->columns[c], text);
             }
         }
     }
     for (size_t c = 0; c < map->column_count; c++) {
         double middle = left + cell_w * ((double)c + 0.5);
         if (!slanted) {
-            figure_text(f, middle, bottom + 19, "middle", map->columns[c], SIZE_MAX);
+            figure_text(&figure, middle, bottom + 19, "middle", map->columns[c], INFINITY);
             continue;
         }
-        fprintf(f, "<g transform=\"translate(%.2f %.2f) rotate(-40)\">", middle + 4, bottom + 14);
-        figure_text(f, 0, 0, "end", map->columns[c], text_fit(column_width + 13, 13));
-        fputs("</g>\n", f);
+        fprintf(figure.f, "<g transform=\"translate(%.2f %.2f) rotate(-40)\">", middle + 4,
+                bottom + 14);
+        figure_text(&figure, 0, 0, "end", map->columns[c], column_width + 13);
+        fputs("</g>\n", figure.f);
     }
-    for (size_t i = 0; i <= map->row_count && cell_h >= 11; i++) {
-        double line = top + cell_h * (double)i;
-        figure_line(f, "g", left, line, left + cell_w * columns, line, "#e3e7eb", "");
+    for (size_t r = 0; r <= map->row_count; r++) {
+        double y = top + cell_h * (double)r;
+        figure_line(&figure, "g", left, y, right, y, GRID, "");
     }
-    for (size_t i = 0; i <= map->column_count; i++) {
-        double line = left + cell_w * (double)i;
-        figure_line(f, "g", line, top, line, bottom, "#e3e7eb", "");
+    for (size_t c = 0; c <= map->column_count; c++) {
+        double x = left + cell_w * (double)c;
+        figure_line(&figure, "g", x, top, x, bottom, GRID, "");
     }
-    for (size_t i = 0; map->marked != NULL && i < map->row_count * map->column_count; i++) {
+    for (size_t i = 0; i < map->row_count * map->column_count; i++) {
         if (map->marked[i]) {
-            fprintf(f,
+            fprintf(figure.f,
                     "<rect class=\"i\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
                     "fill=\"none\" stroke=\"" INK "\" stroke-width=\"2\"/>\n",
                     left + cell_w * (double)(i % map->column_count) + 1,
                     top + cell_h * (double)(i / map->column_count) + 1, cell_w - 2, cell_h - 2);
         }
     }
-    if (map->x_label != NULL) {
-        figure_text(f, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
-                    text_fit(width / 2, 13));
+    figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
+                figure.width / 2);
+    return figure_end(&figure, height);
+}
+
+/* ---- the page ---- */
+
+static const char page_style[] =
+    ":root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#59636e;--line:#d9dee4;"
+    "--tint:#f4f6f8;--link:#00609a}\n"
+    "@media screen and (prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e6e9ed;"
+    "--muted:#9da7b3;--line:#30363d;--tint:#1d2228;--link:#79bdf0}}\n"
+    "*{box-sizing:border-box}\n"
+    "body{margin:0 auto;max-width:54rem;padding:2rem 1rem 4rem;background:var(--paper);"
+    "color:var(--ink);font:16px/1.55 " FONT ";overflow-wrap:anywhere}\n"
+    "h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.3rem;margin:2.6rem 0 "
+    ".6rem;"
+    "padding-top:.6rem;border-top:1px solid var(--line)}p{margin:.7rem 0;max-width:44rem}"
+    "h3{font-size:1.1rem;margin:2rem 0 .5rem}\n"
+    "a{color:var(--link)}header p,figcaption,caption,footer{color:var(--muted)}\n"
+    "nav{margin:1.2rem 0;font-size:.95rem}nav a{margin-right:1.1rem;white-space:nowrap}\n"
+    ".values{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.7rem;"
+    "margin:1.1rem 0}.values div{border:1px solid var(--line);border-radius:.6rem;background:"
+    "var(--tint);padding:.7rem .9rem}.values b{display:block;font-size:1.5rem;line-height:1.25;"
+    "font-variant-numeric:tabular-nums}.values span{color:var(--muted);font-size:.88rem}\n"
+    ".scroll{overflow:auto;max-height:34rem;border:1px solid var(--line);border-radius:.5rem;"
+    "margin:1rem 0}table{border-collapse:collapse;width:100%;font-size:.9rem;"
+    "font-variant-numeric:tabular-nums;overflow-wrap:normal}caption{text-align:left;padding:.5rem "
+    ".75rem}th,td{padding:.32rem .75rem;text-align:left;vertical-align:top}td{border-top:1px solid "
+    "var(--line);min-width:4rem;max-width:26rem;overflow-wrap:break-word}th{position:sticky;top:0;"
+    "background:var(--tint);white-space:nowrap}td.n,th.n{text-align:right;white-space:nowrap}\n"
+    "figure{margin:1.3rem 0}figure>div{overflow-x:auto;border:1px solid var(--line);"
+    "border-radius:.5rem}figure svg{display:block;width:100%;height:auto}"
+    "caption span{position:sticky;left:.75rem;display:inline-block;max-width:min(48rem,85vw)}\n"
+    "figcaption,.pictures span{font-size:.9rem;padding:.4rem .1rem}\n"
+    ".pictures{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.pictures div{width:11rem}"
+    ".pictures img{width:100%;height:auto;border-radius:.4rem;display:block}.pictures span{display:"
+    "block;color:var(--muted)}\n"
+    "dl{display:grid;grid-template-columns:minmax(6rem,max-content) 1fr;gap:.3rem 1.1rem;"
+    "font-size:.92rem}dt{color:var(--muted)}dd,pre{margin:0;font-family:ui-monospace,Menlo,"
+    "Consolas,"
+    "monospace;font-size:.86rem}pre{background:var(--tint);border:1px solid var(--line);"
+    "border-radius:.5rem;padding:.8rem;overflow-x:auto;white-space:pre-wrap}\n"
+    "footer{margin-top:3rem;font-size:.85rem}\n"
+    "@media(max-width:34rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}}\n"
+    "@media print{body{max-width:none;padding:0}.scroll{overflow:visible;max-height:none}"
+    "figure svg{min-width:0!important}figure,tr,.values "
+    "div{break-inside:avoid}nav{display:none}}\n";
+
+/* What the last call left open. */
+enum {
+    NOTHING,
+    VALUES,
+    FACTS,
+    TABLE
+};
+
+/* Begins a block and ends the one before, unless it goes on. */
+static void page_block(Page *page, int next) {
+    static const char *const begins[] = {"", "<div class=\"values\">\n", "<dl>\n",
+                                         "<div class=\"scroll\" tabindex=\"0\"><table>"},
+                             *const ends[] = {"", "</div>\n", "</dl>\n",
+                                              "</tbody></table></div>\n"};
+    if (next != page->block || next == TABLE) {
+        fprintf(page->body->stream, "%s%s", ends[page->block], begins[next]);
+        page->block = next;
     }
-    fputs("</svg>\n", f);
+}
+
+void page_open(Page *page, const char *path, const char *title) {
+    *page = (Page){.out = out_open(path), .level = 2};
+    page->body = memory_open(page->out->arena);
+    page->contents = memory_open(page->out->arena);
+    /* The policy: even a string that slipped through unescaped could load and run nothing. */
+    markup(page->out->stream,
+           "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+           "style-src 'unsafe-inline'; img-src data:\">\n"
+           "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
+           "<title>%s</title>\n<style>\n",
+           title);
+    fputs(page_style, page->out->stream);
+    markup(page->out->stream, "</style>\n</head>\n<body>\n<header>\n<h1>%s</h1>\n</header>\n",
+           title);
+}
+
+void page_commit(Page *page) {
+    FILE *f = page->out->stream;
+    page_block(page, NOTHING);
+    if (page->sections > 1) {
+        fprintf(f, "<nav>%s</nav>\n", memory_text(page->contents));
+    }
+    const char *body = memory_text(page->body); /* makes its length known */
+    fwrite(body, 1, page->body->length, f);
+    fputs("<footer>refsae " REFSAE_VERSION "</footer>\n</body>\n</html>\n", f);
+    out_commit(page->out);
+}
+
+void page_section(Page *page, const char *heading) {
+    page_block(page, NOTHING);
+    int number = ++page->sections, level = page->level;
+    markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
+    markup(page->contents->stream, "<a href=\"#s%d\">%s</a> ", number, heading);
+}
+
+void page_chapter(Page *page, const char *heading) {
+    page->level = 2;
+    fputs(page->sections > 0 ? "<br><b>" : "<b>", page->contents->stream);
+    page_section(page, heading);
+    fputs("</b>", page->contents->stream);
+    page->level = 3;
+}
+
+void page_paragraph(Page *page, const char *format, ...) {
+    va_list list;
+    page_block(page, NOTHING);
+    fputs("<p>", page->body->stream);
+    va_start(list, format);
+    markup_list(page->body->stream, format, list);
+    va_end(list);
+    fputs("</p>\n", page->body->stream);
+}
+
+void page_value(Page *page, const char *label, const char *format, ...) {
+    va_list list;
+    page_block(page, VALUES);
+    fputs("<div><b>", page->body->stream);
+    va_start(list, format);
+    markup_list(page->body->stream, format, list);
+    va_end(list);
+    markup(page->body->stream, "</b><span>%s</span></div>\n", label);
+}
+
+void page_fact(Page *page, const char *name, const char *format, ...) {
+    va_list list;
+    page_block(page, FACTS);
+    markup(page->body->stream, "<dt>%s</dt><dd>", name);
+    va_start(list, format);
+    markup_list(page->body->stream, format, list);
+    va_end(list);
+    fputs("</dd>\n", page->body->stream);
+}
+
+void page_digest(Page *page, const char *name, const char *path) {
+    static const char *const checkpoints[] = {"model.safetensors", "model.safetensors.index.json"};
+    Arena *scratch = arena_new();
+    char hex[65];
+    Error unread;
+    bool directory = path != NULL && path_is_directory(path);
+    const char *file = directory ? NULL : path;
+    for (size_t i = 0; i < 2 && directory && file == NULL; i++) {
+        char *checkpoint = path_join(scratch, path, checkpoints[i]);
+        file = path_exists(checkpoint) ? checkpoint : NULL;
+    }
+    if (file != NULL) {
+        ATTEMPT(&unread, sha256_file(file, hex));
+        if (unread.status == STATUS_OK) {
+            page_fact(page, name, "%s  sha256 %s", file, hex);
+        } else {
+            page_fact(page, name, "%s", file);
+        }
+    }
+    arena_free(scratch);
+}
+
+void page_figure(Page *page, const char *caption, const char *svg) {
+    page_block(page, NOTHING);
+    markup(page->body->stream, "<figure><figcaption>%s</figcaption><div>\n", caption);
+    fprintf(page->body->stream, "%s</div></figure>\n", svg);
+}
+
+void page_raw(Page *page, const char *html, size_t length) {
+    page_block(page, NOTHING);
+    fwrite(html, 1, length, page->body->stream);
+}
+
+void page_table(Page *page, const char *caption, const char *label, const char *const *titles,
+                const bool *number, size_t count) {
+    FILE *f = page->body->stream;
+    page_block(page, TABLE);
+    page->columns = count + (label != NULL ? 1 : 0);
+    page->column = 0;
+    markup(f, "<caption><span>%s</span></caption><thead><tr>", caption);
+    if (label != NULL) {
+        markup(f, "<th>%s</th>", label);
+    }
+    for (size_t i = 0; i < count; i++) {
+        markup(f, number[i] ? "<th class=\"n\">%s</th>" : "<th>%s</th>", titles[i]);
+    }
+    fputs("</tr></thead><tbody>\n", f);
+}
+
+void page_cell(Page *page, bool number, const char *text) {
+    FILE *f = page->body->stream;
+    fputs(page->column == 0 ? "<tr>" : "", f);
+    markup(f, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
+    page->column = (page->column + 1) % page->columns;
+    fputs(page->column == 0 ? "</tr>\n" : "", f);
 }

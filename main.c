@@ -5,6 +5,7 @@
 #include "bench.h"
 #include "dump.h"
 #include "info.h"
+#include "report.h"
 #include "sage.h"
 #include "selftest.h"
 

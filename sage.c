@@ -8,6 +8,7 @@
  * x' is the prompt with one attribute changed; m = log p(answer) - log p(wrong) at the last
  * position. */
 #include "elementary.h"
+#include "report.h"
 #include "sage_run.h"
 
 #include <math.h>
@@ -747,7 +748,7 @@ static void sage_all(Sage *sage) {
                      sage->task.attributes[a].name, sage->result.cross[a].n_nodes,
                      sage->result.cross[a].spearman);
     }
-    sage_write(&sage->result);
+    report_sage(&sage->result);
 }
 
 void sage_run(const Compute *compute, const SageOptions *options, const Console *console) {

@@ -8,7 +8,7 @@
 #include "sae.h"
 #include "task.h"
 
-/* ---- what the passes find (sage.c fills it, sage_report.c writes it) ---- */
+/* ---- what the passes find (report.c writes it) ---- */
 
 typedef struct SageOptions {
     const char *llm, *saes, *task, *out, *prompts; /* prompts NULL: drawn */
@@ -101,7 +101,5 @@ typedef struct SageResult {
 /* Bytes of the block that the passes run in, for prompts of up to `longest` tokens. */
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest);
 void sage_run(const Compute *compute, const SageOptions *options, const Console *console);
-/* cross_sections.csv, sage.json, sage.csv, figures, report.html in options->out. */
-void sage_write(const SageResult *result);
 
 #endif

@@ -1,7 +1,7 @@
 /* task.c: tasks as data. What the file says is checked and laid out first; then prompts are drawn,
  * or read from prompts.jsonl. */
 #include "task.h"
-#include "report.h"
+#include "json.h"
 #include "tasks.h"
 
 #include <stdlib.h>

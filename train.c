@@ -6,6 +6,7 @@
  *   dW[d_llm, d_vit] = sum over image rows, examples in order, of dY^T X    (one chain a step)
  * so that neither threads nor the number of examples run at once changes a bit. */
 #include "adapter.h"
+#include "report.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -531,23 +532,12 @@ static void train_loop(Trainer *t, uint64_t *order, const char *checkpoint, cons
     progress_end(&progress);
 }
 
-static void train_figure(const Trainer *t, const char *path) {
-    double *step = arena_alloc(t->arena, (size_t)t->step, sizeof(double));
+static void train_report(const Trainer *t) {
     double *loss = arena_alloc(t->arena, (size_t)t->step, sizeof(double));
     for (size_t i = 0; i < t->step; i++) {
-        step[i] = (double)(i + 1);
         loss[i] = t->rows[i].loss;
     }
-    Series series = {.name = "loss", .x = step, .y = loss, .count = (size_t)t->step};
-    LineChart chart = {.title = "Adapter training",
-                       .x_label = "step",
-                       .y_label = "cross-entropy of the answers (nats)",
-                       .series = &series,
-                       .series_count = 1,
-                       .y_from_zero = true};
-    OutFile *out = out_open(path);
-    svg_lines(out->stream, &chart);
-    out_commit(out);
+    report_train(t->options->out, loss, (size_t)t->step);
 }
 
 static void train_tell(const Trainer *t) {
@@ -571,7 +561,6 @@ static void train_run(Trainer *t, const Compute *compute) {
     char *csv = path_join(t->arena, o->out, "train.csv");
     char *timing = path_join(t->arena, o->out, "timing.csv");
     char *final = path_join(t->arena, o->out, "adapter.safetensors");
-    char *figure = path_join(t->arena, o->out, "loss.svg");
     uint64_t *order = arena_alloc(t->arena, t->data.count + 1, sizeof(uint64_t));
     if (o->resume && path_exists(checkpoint)) {
         Arena *scratch = arena_new();
@@ -593,7 +582,7 @@ static void train_run(Trainer *t, const Compute *compute) {
     train_loop(t, order, checkpoint, csv, times->stream);
     out_commit(times);
     train_save(t, checkpoint, csv);
-    train_figure(t, figure);
+    train_report(t);
     adapter_write(&t->vlm.adapter, final);
     train_tell(t);
 }

@@ -618,3 +618,32 @@ Test(base, directories) {
     cr_assert_str_eq(path_join(arena, "", "n"), "n");
     arena_free(arena);
 }
+
+/* ---- progress ---- */
+
+Test(base, progress_says_how_long_where_there_is_no_terminal) {
+    char path[] = "/tmp/refsae-progress-XXXXXX";
+    int file = mkstemp(path);
+    cr_assert_eq(dup2(file, STDERR_FILENO), STDERR_FILENO);
+    Progress progress = progress_start("training", "steps", 100, 200, false);
+    cr_assert_not(progress.terminal);
+    progress_set(&progress, 101, "loss 2");
+    progress.printed -= 31;
+    progress.started -= 40;
+    progress_set(&progress, 110, "loss 1");
+    progress_set(&progress, 200, NULL);
+    progress.started -= 4000;
+    progress_end(&progress);
+    progress_end(&progress);
+    Progress quiet = progress_start("quiet", "steps", 0, 200, true);
+    quiet.printed -= 100;
+    progress_set(&quiet, 50, NULL);
+    progress_end(&quiet);
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, path);
+    char *text = arena_copy(arena, (const char *)map.data, map.size);
+    cr_assert_str_eq(text, "training: 110/200 steps, 55 %, 15.0/min, 6 min 00 s left, loss 1\n"
+                           "training: 100 steps in 1 h 07 min\n");
+    unlink(path);
+    arena_free(arena);
+}

@@ -465,3 +465,54 @@ Test(json, mutated_arrays_read_alike) {
     arena_free(arena);
     unlink(path);
 }
+
+Test(json, csv_is_written) {
+    Arena *arena = arena_new();
+    MemoryStream *m = memory_open(arena);
+    Csv csv = csv_start(m->stream, "a,b,c,d");
+    csv_int(&csv, INT64_MIN);
+    csv_double(&csv, 0.1);
+    csv_float(&csv, 0.1F);
+    csv_text(&csv, "plain");
+    csv_end(&csv);
+    csv_text(&csv, "");
+    csv_text(&csv, "a,\"b\"\n");
+    csv_double(&csv, (double)NAN);
+    csv_float(&csv, -INFINITY);
+    csv_end(&csv);
+    cr_assert_str_eq(memory_text(m),
+                     "a,b,c,d\n-9223372036854775808,0.1,0.1,plain\n,\"a,\"\"b\"\"\n\",,-inf\n");
+    arena_free(arena);
+}
+
+Test(json, is_written) {
+    Arena *arena = arena_new();
+    MemoryStream *m = memory_open(arena);
+    for (int pretty = 0; pretty < 3; pretty += 2) {
+        JsonOut json = json_out_start(m->stream, pretty);
+        json_out_object(&json, NULL);
+        json_out_text(&json, "a\"", "x\n");
+        json_out_array(&json, "list");
+        json_out_object(&json, NULL);
+        json_out_int(&json, "n", -3);
+        json_out_double(&json, "d", 0.1);
+        json_out_end(&json);
+        json_out_array(&json, NULL);
+        json_out_end(&json);
+        json_out_end(&json);
+        json_out_float(&json, "f", 0.1F);
+        json_out_double(&json, "nan", (double)NAN);
+        json_out_bool(&json, "yes", true);
+        json_out_null(&json, "none");
+        json_out_bytes(&json, "bytes", "a\0b", 3);
+        json_out_end(&json);
+    }
+    cr_assert_str_eq(
+        memory_text(m),
+        "{\"a\\\"\": \"x\\n\", \"list\": [{\"n\": -3, \"d\": 0.1}, []], \"f\": 0.1, \"nan\": "
+        "null, \"yes\": true, \"none\": null, \"bytes\": \"a\\u0000b\"}\n"
+        "{\n  \"a\\\"\": \"x\\n\",\n  \"list\": [\n    {\"n\": -3, \"d\": 0.1},\n    []\n  "
+        "],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
+        "\"bytes\": \"a\\u0000b\"\n}\n");
+    arena_free(arena);
+}

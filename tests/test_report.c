@@ -1,9 +1,6 @@
-/* CSV, JSON, figures, the HTML report: exact text, escaping, and XML that a strict reader accepts.
- */
+/* Figures and the page: exact text, escaping, and XML that a strict reader accepts. */
 #define _XOPEN_SOURCE 700
-#include "report.h"
-
-#include "json.h"
+#include "figure.h"
 #include "xml.h"
 
 #include <criterion/criterion.h>
@@ -25,55 +22,6 @@ static void teardown(void) {
 }
 
 TestSuite(report, .init = setup, .fini = teardown);
-
-/* ---- CSV and JSON ---- */
-
-Test(report, csv) {
-    MemoryStream *m = memory_open(arena);
-    Csv csv = csv_start(m->stream, "a,b,c,d");
-    csv_int(&csv, INT64_MIN);
-    csv_double(&csv, 0.1);
-    csv_float(&csv, 0.1F);
-    csv_text(&csv, "plain");
-    csv_end(&csv);
-    csv_text(&csv, "");
-    csv_text(&csv, "a,\"b\"\n");
-    csv_double(&csv, (double)NAN);
-    csv_float(&csv, -INFINITY);
-    csv_end(&csv);
-    cr_assert_str_eq(memory_text(m),
-                     "a,b,c,d\n-9223372036854775808,0.1,0.1,plain\n,\"a,\"\"b\"\"\n\",,-inf\n");
-}
-
-Test(report, json) {
-    MemoryStream *m = memory_open(arena);
-    for (int pretty = 0; pretty < 3; pretty += 2) {
-        JsonOut json = json_out_start(m->stream, pretty);
-        json_out_object(&json, NULL);
-        json_out_text(&json, "a\"", "x\n");
-        json_out_array(&json, "list");
-        json_out_object(&json, NULL);
-        json_out_int(&json, "n", -3);
-        json_out_double(&json, "d", 0.1);
-        json_out_end(&json);
-        json_out_array(&json, NULL);
-        json_out_end(&json);
-        json_out_end(&json);
-        json_out_float(&json, "f", 0.1F);
-        json_out_double(&json, "nan", (double)NAN);
-        json_out_bool(&json, "yes", true);
-        json_out_null(&json, "none");
-        json_out_bytes(&json, "bytes", "a\0b", 3);
-        json_out_end(&json);
-    }
-    cr_assert_str_eq(
-        memory_text(m),
-        "{\"a\\\"\": \"x\\n\", \"list\": [{\"n\": -3, \"d\": 0.1}, []], \"f\": 0.1, \"nan\": "
-        "null, \"yes\": true, \"none\": null, \"bytes\": \"a\\u0000b\"}\n"
-        "{\n  \"a\\\"\": \"x\\n\",\n  \"list\": [\n    {\"n\": -3, \"d\": 0.1},\n    []\n  "
-        "],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
-        "\"bytes\": \"a\\u0000b\"\n}\n");
-}
 
 Test(report, numbers_as_books_print_them) {
     static const struct {
@@ -111,33 +59,29 @@ typedef enum Kind {
 } Kind;
 
 /* Draws n values, four series or columns of them, under the given name. */
-static char *draw(Kind kind, const double *values, size_t n, const char *name, bool log_y) {
-    MemoryStream *m = memory_open(arena);
+static char *draw(Kind kind, const double *values, size_t n, const char *name, bool log) {
     const char *names[4] = {name, "b", name, "d"}, *rows[200];
     static const bool marked[800] = {true, false, true};
+    static double x[200];
     Series series[4];
-    double reference = 1;
     for (size_t i = 0; i < 200; i++) {
         rows[i] = i % 2 == 0 ? name : "row";
+        x[i] = (double)i;
     }
     for (size_t i = 0; i < 4; i++) {
         series[i] = (Series){.name = names[i],
+                             .x = x,
                              .y = values + i * (n / 4),
                              .count = n / 4,
                              .dashed = i == 3,
                              .colour = i == 3 ? 1 : 0};
     }
-    LineChart lines = {name, name, name, name, series, 4, log_y, !log_y, name, 1e9, !log_y};
-    BarChart bars = {name, name, name, rows, n / 4, names, 4, values, &reference, name};
-    HeatMap heat = {name, name, name, name, name, rows, n / 4, names, 4, values, marked};
-    if (kind == LINES) {
-        svg_lines(m->stream, &lines);
-    } else if (kind == BARS) {
-        svg_bars(m->stream, &bars);
-    } else {
-        svg_heat(m->stream, &heat);
-    }
-    return memory_text(m);
+    LineChart lines = {name, name, name, series, 4, log, !log, name, 1e9};
+    BarChart bars = {name, name, name, rows, n / 4, series, 4, 1};
+    HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked};
+    return kind == LINES  ? svg_lines(arena, &lines)
+           : kind == BARS ? svg_bars(arena, &bars)
+                          : svg_heat(arena, &heat);
 }
 
 Test(report, figures_of_any_values_are_xml) {
@@ -187,9 +131,7 @@ Test(report, line_chart_shows_what_it_is_given) {
                        .log_y = true,
                        .marker_label = "convergence: layer 2",
                        .marker_x = 2};
-    MemoryStream *m = memory_open(arena);
-    svg_lines(m->stream, &chart);
-    char *svg = memory_text(m);
+    char *svg = svg_lines(arena, &chart);
     assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
                                         ">layer<",
@@ -228,28 +170,26 @@ static char *read_file(const char *path) {
     return arena_copy(arena, (const char *)map.data, map.size);
 }
 
-static void fill(Report *report) {
-    double values[4] = {1, 2, 3, 4};
-    Series series = {.name = hostile, .y = values, .count = 4};
-    LineChart chart = {.title = hostile, .series = &series, .series_count = 1};
-    report_section(report, "First");
-    report_value(report, hostile, "%s", hostile);
-    report_value(report, "b", "%d %%", 5);
-    report_paragraph(report, "%s", hostile);
-    report_table(report, hostile, "name|#value|text");
-    for (int i = 0; i < 3; i++) {
-        report_cell(report, "%s", hostile);
-        report_cell_number(report, i == 1 ? (double)NAN : -0.5 * i);
-        report_cell(report, "x");
+static void fill(Page *page) {
+    static const char *const titles[] = {hostile, "value", "text"};
+    static const bool numbers[] = {false, true, false};
+    double x[4] = {0, 1, 2, 3}, y[4] = {1, 2, 3, 4};
+    Series series = {.name = hostile, .x = x, .y = y, .count = 4};
+    LineChart chart = {
+        .title = hostile, .x_label = "x", .y_label = "y", .series = &series, .series_count = 1};
+    page_section(page, "First");
+    page_value(page, hostile, "%s", hostile);
+    page_value(page, "b", "%d %%", 5);
+    page_paragraph(page, "%s: %zu of %llu, %.1f, %.*s", hostile, (size_t)3, 4ULL, 0.25, 3, "abcd");
+    page_table(page, hostile, "name", titles, numbers, 3);
+    for (int i = 0; i < 12; i++) {
+        page_cell(page, i % 4 == 2, i % 4 == 2 ? "−1.000" : hostile);
     }
-    report_cell(report, "a row that is left short");
-    svg_lines(report_figure(report, hostile), &chart);
-    report_section(report, hostile);
-    report_fact(report, hostile, "%s", hostile);
-    report_fact(report, "seed", "%d", 475);
-    report_code(report, hostile);
-    report_picture(report, "abcd", 4, "image/png", hostile);
-    report_picture(report, "abc", 3, "image/png", "p");
+    page_figure(page, hostile, svg_lines(arena, &chart));
+    page_section(page, hostile);
+    page_fact(page, hostile, "%s", hostile);
+    page_fact(page, "seed", "%d", 475);
+    page_raw(page, "<b>as it stands</b>", 19);
 }
 
 static int count_of(const char *text, const char *part) {
@@ -263,11 +203,11 @@ static int count_of(const char *text, const char *part) {
 Test(report, html_is_whole_and_escaped) {
     char path[] = "/tmp/refsae-report-XXXXXX";
     int file = mkstemp(path);
-    Report report;
+    Page page;
     close(file);
-    report_open(&report, path, hostile, hostile);
-    fill(&report);
-    report_commit(&report);
+    page_open(&page, path, hostile);
+    fill(&page);
+    page_commit(&page);
     char *html = read_file(path);
     static const char *const once[] = {"<!doctype html>",
                                        "</html>",
@@ -279,10 +219,10 @@ Test(report, html_is_whole_and_escaped) {
                                        "</dl>",
                                        "<nav>",
                                        "class=\"values\">",
-                                       "class=\"pictures\">",
-                                       "YWJjZA==",
-                                       "\"data:image/png;base64,YWJj\"",
-                                       "<td class=\"n\">−1.000</td>",
+                                       "<b>as it stands</b>",
+                                       ": 3 of 4, 0.2, ab…</p>",
+                                       "<b>5 %</b>",
+                                       "<th class=\"n\">value</th>",
                                        "<dd>475</dd>"};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++) {
         cr_assert_eq(count_of(html, once[i]), 1, "%s: %d", once[i], count_of(html, once[i]));
@@ -296,9 +236,9 @@ Test(report, html_is_whole_and_escaped) {
         cr_assert_eq(count_of(html, open) + count_of(html, with), count_of(html, close_tag), "%s",
                      open);
     }
-    cr_assert_eq(count_of(html, "<tr>"), 1 + 4);
-    cr_assert_eq(count_of(html, "<td>") + count_of(html, "<td class"), 12,
-                 "short rows are filled up");
+    cr_assert_eq(count_of(html, "<tr>"), 1 + 3);
+    cr_assert_eq(count_of(html, "<td>"), 9);
+    cr_assert_eq(count_of(html, "<td class=\"n\">−1.000</td>"), 3);
     cr_assert_eq(count_of(html, "<script"), 0);
     cr_assert_eq(count_of(html, "http-equiv=\"Content-Security-Policy\""), 1);
     cr_assert_eq(count_of(html, "src=\"http"), 0, "nothing is loaded");
@@ -311,44 +251,17 @@ Test(report, html_is_whole_and_escaped) {
 }
 
 Test(report, failure_leaves_nothing) {
-    Report report;
+    Page page;
     Error error;
     char path[] = "/tmp/refsae-report-failed.html", temporary[64];
     snprintf(temporary, sizeof temporary, "%s.%ld-0.tmp", path, (long)getpid());
-    ATTEMPT(&error, report_open(&report, path, "t", NULL); fill(&report);
-            cr_assert(path_exists(temporary)); fail(STATUS_INPUT, "no more"));
+    ATTEMPT(&error, page_open(&page, path, "t"); fill(&page); cr_assert(path_exists(temporary));
+            fail(STATUS_INPUT, "no more"));
     cr_assert_str_eq(error.text, "no more");
     cr_assert_not(path_exists(path));
     cr_assert_not(path_exists(temporary));
-    ATTEMPT(&error, report_open(&report, "/nonexistent/r.html", "t", NULL));
+    ATTEMPT(&error, page_open(&page, "/nonexistent/r.html", "t"));
     cr_assert_eq(error.status, STATUS_INPUT);
-    ATTEMPT(&error, report_open(&report, "/dev/full", "t", NULL); fill(&report);
-            report_commit(&report));
+    ATTEMPT(&error, page_open(&page, "/dev/full", "t"); fill(&page); page_commit(&page));
     cr_assert_eq(error.status, STATUS_RESOURCE);
-}
-
-/* ---- progress ---- */
-
-Test(report, progress_says_how_long_where_there_is_no_terminal) {
-    char path[] = "/tmp/refsae-progress-XXXXXX";
-    int file = mkstemp(path);
-    cr_assert_eq(dup2(file, STDERR_FILENO), STDERR_FILENO);
-    Progress progress = progress_start("training", "steps", 100, 200, false);
-    cr_assert_not(progress.terminal);
-    progress_set(&progress, 101, "loss 2");
-    progress.printed -= 31;
-    progress.started -= 40;
-    progress_set(&progress, 110, "loss 1");
-    progress_set(&progress, 200, NULL);
-    progress.started -= 4000;
-    progress_end(&progress);
-    progress_end(&progress);
-    Progress quiet = progress_start("quiet", "steps", 0, 200, true);
-    quiet.printed -= 100;
-    progress_set(&quiet, 50, NULL);
-    progress_end(&quiet);
-    char *text = read_file(path);
-    cr_assert_str_eq(text, "training: 110/200 steps, 55 %, 15.0/min, 6 min 00 s left, loss 1\n"
-                           "training: 100 steps in 1 h 07 min\n");
-    unlink(path);
 }

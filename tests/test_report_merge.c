@@ -51,16 +51,14 @@ static char *slurp(const char *name) {
     return arena_copy(arena, (const char *)map.data, map.size);
 }
 
-static void put_report(const char *name, const char *title, const char *mark) {
-    Report report;
-    report_open(&report, at(name), title, "a <subtitle>");
-    report_section(&report, "First & best");
-    report_paragraph(&report, "%s one", mark);
-    report_section(&report, "Second");
-    report_table(&report, "c", "a|#b");
-    report_cell(&report, "%s two", mark);
-    report_cell_number(&report, 2);
-    report_commit(&report);
+/* A page with how its results came about. */
+static void put_report(const char *name, const char *mark) {
+    char text[256];
+    snprintf(text, sizeof text,
+             "<h2>old</h2>\n<!--refsae made-->\n<dl>\n<dt>command</dt><dd>%s made</dd>\n</dl>\n"
+             "<!--/refsae made-->\n",
+             mark);
+    put(name, text);
 }
 
 static int count_of(const char *text, const char *part) {
@@ -97,28 +95,55 @@ static void make_demo(void) {
     put("demo/scores.json",
         "{\"questions\": 60, \"exact_match\": 1, \"yes_no\": {\"f1\": 0.875, \"questions\": 1}}");
     put("demo/permuted/scores.json", "{\"questions\": 60, \"exact_match\": 0.25}");
-    put_report("demo/report.html", "Mapping", "ALPHA");
-    put_report("demo/sage/report.html", "SAGE", "BETA");
+    put("demo/layers.json",
+        "{\"examples\": 5, \"left_out\": [\"no <picture>\"], \"convergence\": {\"factor\": 1.5, "
+        "\"layer\": null}, \"distance\": {\"mse_vlm_img\": 0.5}, \"layers\": [{\"layer\": 0, "
+        "\"group\": \"g\", \"mse\": 1.25, \"permuted\": {\"mse\": 1000000}}, {\"layer\": 1, "
+        "\"group\": \"g\", \"mse\": null, \"loss\": {\"sae\": -0.125}}]}");
+    put("demo/sage/sage.json",
+        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"sae\": {\"sufficiency\": 0.75, \"control\": "
+        "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}, \"f1\": {\"0.7\": {\"above\": "
+        "{\"sufficiency\": 0.625}}}}}}}");
+    put_report("demo/report.html", "ALPHA");
+    put_report("demo/sage/report.html", "BETA");
 }
 
 Test(report_merge, shows_every_part_once) {
     make_demo();
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
-    assert_counts(html, 18, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
+    assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
-                  "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA one", 1,
-                  "ALPHA two", 1, "BETA one", 1, "<b>Mapping</b> a &#60;subtitle&#62;</p>", 1,
-                  ">First &#38; best</h3>", 2, "<nav>", 1);
-    for (int s = 1; s <= 3; s++) { /* ids: once each, and linked to once */
-        for (int k = 0; k <= 2; k++) {
-            char id[32], link[32];
-            snprintf(id, sizeof id, k == 0 ? "id=\"s%d\"" : "id=\"s%d-%d\"", s, k);
-            snprintf(link, sizeof link, k == 0 ? "href=\"#s%d\"" : "href=\"#s%d-%d\"", s, k);
-            assert_counts(html, 2, id, k == 0 || s != 2, link, k == 0 || s != 2);
-        }
+                  "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
+                  "BETA made", 1, "<b>none</b><span>convergence layer", 1, "no &#60;picture&#62;",
+                  1, "<nav>", 1);
+    for (int s = 1; s <= 9; s++) { /* ids: once each, and linked to once */
+        char id[32], link[32];
+        snprintf(id, sizeof id, "id=\"s%d\"", s);
+        snprintf(link, sizeof link, "href=\"#s%d\"", s);
+        assert_counts(html, 2, id, 1, link, 1);
     }
+}
+
+/* A column for every member of any line, in their order; what a line lacks is empty. */
+Test(report_merge, tables_of_json) {
+    make_demo();
+    merge("all.html", "demo", "demo/permuted/", "demo/sage");
+    char *html = slurp("all.html");
+    static const char layers[] =
+        "<thead><tr><th class=\"n\">layer</th><th>group</th><th class=\"n\">mse</th>"
+        "<th class=\"n\">permuted mse</th><th class=\"n\">loss sae</th></tr></thead><tbody>\n"
+        "<tr><td class=\"n\">0</td><td>g</td><td class=\"n\">1.250</td><td class=\"n\">10⁶</td>"
+        "<td></td></tr>\n"
+        "<tr><td class=\"n\">1</td><td>g</td><td class=\"n\">–</td><td></td>"
+        "<td class=\"n\">−0.1250</td></tr>\n</tbody>";
+    static const char tests[] =
+        "<thead><tr><th>attribute, method</th><th class=\"n\">sufficiency</th>"
+        "<th class=\"n\">control 1</th></tr></thead><tbody>\n"
+        "<tr><td>IO, sae</td><td class=\"n\">0.7500</td><td class=\"n\">0.50 (0.25)</td></tr>\n"
+        "<tr><td>IO, sae, F1 above 0.7</td><td class=\"n\">0.6250</td><td></td></tr>\n</tbody>";
+    assert_counts(html, 2, layers, 1, tests, 1);
 }
 
 Test(report_merge, again_is_the_same) {
@@ -126,7 +151,7 @@ Test(report_merge, again_is_the_same) {
     merge("all.html", "demo", "demo/permuted", "demo/sage");
     merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
     char *first = slurp("demo/report.html");
-    assert_counts(first, 3, "ALPHA one", 1, "BETA one", 1, "<!--refsae own-->", 1);
+    assert_counts(first, 3, "ALPHA made", 1, "BETA made", 1, "<!--refsae made-->", 1);
     for (int i = 0; i < 3; i++) {
         merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
         char *next = slurp("demo/report.html");
@@ -134,19 +159,16 @@ Test(report_merge, again_is_the_same) {
     }
     merge("other.html", "demo/sage", "demo", "demo/permuted");
     char *html = slurp("other.html"); /* of a merged page only what stems from that folder */
-    assert_counts(html, 3, "ALPHA one", 1, "BETA one", 1, "<b>Mapping</b>", 1);
+    assert_counts(html, 2, "ALPHA made", 1, "BETA made", 1);
 }
 
 Test(report_merge, what_is_missing_or_broken) {
-#define MERGED "<!--refsae merged-->\n"
-#define EMPTY_OWN "<!--refsae own-->\n<!--/refsae own-->\n"
     static const char *const broken[] = {"",
                                          "\xFF",
                                          "<html>",
-                                         REPORT_BODY "<h2 id=\"s1\">never closed" REPORT_BODY_END,
-                                         REPORT_BODY "<h2 id=\"s1\"></h2>",
-                                         REPORT_BODY MERGED REPORT_BODY_END,
-                                         REPORT_BODY MERGED EMPTY_OWN REPORT_BODY_END};
+                                         "<!--refsae made-->\nnever closed",
+                                         "<!--refsae made-->\n<!--/refsae made-->\n",
+                                         "\xFF<!--refsae made-->\n<b><!--/refsae made-->\n"};
     Error error;
     make_folder("a");
     make_folder("b");
@@ -159,11 +181,34 @@ Test(report_merge, what_is_missing_or_broken) {
         make_folder("b/report.html");
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
-        assert_counts(html, 3, "<script", 0, "neither train.csv", i == 3 ? 2 : 3, "</html>", 1);
+        assert_counts(html, 3, "<script", 0, "neither train.csv", 3, "</html>", 1);
     }
     ATTEMPT(&error, merge("all.html", "a", "nowhere", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "nowhere: no such folder"));
     ATTEMPT(&error, merge("nowhere/all.html", "a", "b", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
+}
+
+/* JSON of another form than ours is shown as far as it goes. */
+Test(report_merge, json_of_any_form) {
+    static const char *const odd[] = {
+        "{}",
+        "{\"layers\": 3, \"convergence\": [1], \"distance\": \"x\", \"left_out\": {\"a\": 1}}",
+        "{\"layers\": [1, null, [2], {\"a\": {\"b\": {\"c\": 1}}}, {}]}",
+        "{\"tests\": [[1]], \"cross_sections\": {\"x\": 1, \"y\": {\"nodes\": [{}]}}, \"task\": 5}",
+        "{\"tests\": {\"a\": {\"b\": {\"f1\": {\"c\": [{}]}}}}, \"interpretations\": {\"f1\": 1}, "
+        "\"dictionaries\": {\"a\": {\"b\": {\"score\": {}}}}, \"prompts\": [], \"baseline\": 1}"};
+    make_folder("a");
+    make_folder("b");
+    make_folder("c");
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        put("a/layers.json", odd[i]);
+        put("b/sage.json", odd[i]);
+        put("c/scores.json", odd[i]);
+        merge("all.html", "a", "b", "c");
+        char *html = slurp("all.html");
+        int rows = count_of(html, "<tr>");
+        assert_counts(html, 3, "</tr>", rows, "Image tokens (vlm_img)", 1, ">SAGE: ", 2);
+    }
 }

@@ -240,7 +240,7 @@ static void assert_keys(const Json *object, const char *path, const char *keys) 
 
 Test(sage_report, json_has_the_form_that_others_read) {
     World *w = world_make(NULL);
-    sage_write(&w->result);
+    report_sage(&w->result);
     const Json *json = read_json(w);
     assert_keys(json, "",
                 "task model prompts baseline cross_sections dictionaries tests interpretations");
@@ -296,7 +296,7 @@ Test(sage_report, json_has_the_form_that_others_read) {
 
 Test(sage_report, tables_have_a_row_for_everything) {
     World *w = world_make(NULL);
-    sage_write(&w->result);
+    report_sage(&w->result);
     const char *line = slurp(w, "cross_sections.csv");
     size_t rows = 0, chosen = 0, with_effect = 0;
     static const char header[] = "attribute,node,head,position,score,chosen,effect\n";
@@ -362,12 +362,12 @@ static void assert_report(World *w) {
         snprintf(end, sizeof end, "</%s>", paired[i]);
         cr_assert_eq(count_of(html, open) + count_of(html, with), count_of(html, end), "%s", open);
     }
-    cr_assert_eq(count_of(html, REPORT_BODY), 1);
+    cr_assert_eq(count_of(html, "<!--refsae made-->"), 1);
 }
 
 Test(sage_report, report_and_figures) {
     World *w = world_make(NULL);
-    sage_write(&w->result);
+    report_sage(&w->result);
     static const char *const figures[] = {"heat_IO.svg",    "heat_S.svg",     "heat_Pos.svg",
                                           "control_IO.svg", "control_S.svg",  "control_Pos.svg",
                                           "necessity.svg",  "sufficiency.svg"};
@@ -387,8 +387,8 @@ Test(sage_report, report_and_figures) {
 
 Test(sage_report, best_interpretations_first) {
     World *w = world_make(NULL);
-    sage_write(&w->result);
-    const char *html = strstr(slurp(w, "report.html"), "active when</th>");
+    report_sage(&w->result);
+    const char *html = strstr(slurp(w, "report.html"), "predicate</th>");
     cr_assert_not_null(html);
     static const int best[] = {36, 35, 34}; /* f1 = 0.01 (i mod 37) */
     for (size_t i = 0; i < sizeof best / sizeof *best; i++) {
@@ -404,7 +404,7 @@ Test(sage_report, best_interpretations_first) {
 
 Test(sage_report, hostile_names) {
     World *w = world_make("../<b>&\"'|,</svg><script>\x01\xFF\n{}%s\xF0\x9F\x98\x80");
-    sage_write(&w->result);
+    report_sage(&w->result);
     cr_assert_eq(assert_xml(slurp(w, "heat_.1.svg"), "svg"), 1, "a safe name with its number");
     cr_assert_eq(assert_xml(slurp(w, "control_.1.svg"), "svg"), 1);
     cr_assert(json_is(read_json(w), JSON_OBJECT));
@@ -432,7 +432,7 @@ Test(sage_report, nothing_found) {
     w->result.n_interpretations = 0;
     w->result.n_saes = 0;
     w->task.n_dropped = 0;
-    sage_write(&w->result);
+    report_sage(&w->result);
     cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency"), JSON_NULL));
     cr_assert(json_is(at(read_json(w), "cross_sections/S/spearman"), JSON_NULL));
     assert_report(w);
@@ -443,7 +443,7 @@ Test(sage_report, a_folder_that_cannot_be_made) {
     World *w = world_make(NULL);
     Error error;
     w->options.out = "/dev/null/out";
-    ATTEMPT(&error, sage_write(&w->result));
+    ATTEMPT(&error, report_sage(&w->result));
     cr_assert_neq(error.status, STATUS_OK);
     cr_assert_not_null(strstr(error.text, "/dev/null"));
     world_end(w);

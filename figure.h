@@ -1,0 +1,104 @@
+/* figure.h: what a person looks at: SVG figures, and the page that holds them with words and
+ * tables. Floor 12.
+ *
+ * The same values give the same bytes: numbers do not depend on locale, time or machine. */
+#ifndef REFSAE_FIGURE_H
+#define REFSAE_FIGURE_H
+
+#include "base.h"
+
+/* ---- markup: text in XML and HTML ---- */
+
+/* printf whose format is markup. What %s brings is text: it is escaped, what XML cannot hold
+ * becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
+void markup(FILE *f, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* At most `digits` significant digits, powers of ten as books print them: 1.5×10⁶. NaN: a dash. */
+enum {
+    TEXT_NUMBER_SIZE = 48
+};
+void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits);
+
+/* ---- figures: SVG that stands alone and can be set into HTML, light and dark ----
+ * They come back as text, for a file and for a page. NaN, infinities and what is too large for
+ * the scales are not drawn. */
+
+typedef struct Series {
+    const char *name;
+    const double *x, *y; /* a NaN in y breaks the curve; bars: y by group, x is not read */
+    size_t count;
+    bool dashed; /* for curves that are compared with, such as published ones */
+    int colour;  /* 1 to 8; a dashed curve takes that of its solid partner; 0: by place */
+} Series;
+
+typedef struct LineChart {
+    const char *title, *x_label, *y_label; /* with units: "layer", "MSE (log)" */
+    const Series *series;                  /* x counts something: whole numbers */
+    size_t series_count;
+    bool log_y;               /* values that are not positive are gaps; else the axis includes 0 */
+    bool log_x;               /* ticks stand at the first series' points: 1, 2, 4, 8 */
+    const char *marker_label; /* a vertical line at marker_x; NULL: none */
+    double marker_x;
+} LineChart;
+
+char *svg_lines(Arena *arena, const LineChart *chart);
+
+typedef struct BarChart { /* groups of bars, one of each series; the axis includes 0 */
+    const char *title, *subtitle, *y_label; /* subtitle may be NULL */
+    const char *const *groups;
+    size_t group_count;
+    const Series *series;
+    size_t series_count;
+    double reference; /* where a dashed line stands */
+} BarChart;
+
+char *svg_bars(Arena *arena, const BarChart *chart);
+
+/* values[row * column_count + column], NaN: an empty cell. Colours diverge around 0; if no value is
+ * negative they run from 0 to the largest. */
+typedef struct HeatMap {
+    const char *title, *subtitle, *x_label, *value_label;
+    const char *const *rows; /* "L5.H1" */
+    size_t row_count;
+    const char *const *columns; /* "END" */
+    size_t column_count;
+    const double *values;
+    const bool *marked; /* the cells that get an outline */
+} HeatMap;
+
+char *svg_heat(Arena *arena, const HeatMap *map);
+
+/* ---- the page: one HTML file, no network ---- */
+
+typedef struct Page {
+    OutFile *out;                  /* its arena holds the rest; a failure leaves nothing */
+    MemoryStream *body, *contents; /* the list of contents stands before the sections */
+    int sections, level, block;
+    size_t column, columns; /* of the open table */
+} Page;
+
+void page_open(Page *page, const char *path, const char *title);
+void page_commit(Page *page);
+void page_section(Page *page, const char *heading);
+/* A section above those that follow it. */
+void page_chapter(Page *page, const char *heading);
+/* Their formats are those of markup(). */
+void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
+/* Figures a reader should see first: page_value(p, "held-out accuracy", "97.5 %%"), several in a
+ * row. */
+void page_value(Page *page, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
+/* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
+void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
+/* A fact: the file with its SHA-256, if it can be read; nothing for NULL. Of a model's directory
+ * its checkpoint (or the index of its shards). */
+void page_digest(Page *page, const char *name, const char *path);
+void page_figure(Page *page, const char *caption, const char *svg);
+/* HTML that refsae wrote before, as it stands. */
+void page_raw(Page *page, const char *html, size_t length);
+
+/* A table: its cells follow row by row. label: title of a first column; NULL: there is none. */
+void page_table(Page *page, const char *caption, const char *label, const char *const *titles,
+                const bool *number, size_t count);
+void page_cell(Page *page, bool number, const char *text);
+
+#endif
