@@ -102,7 +102,7 @@ test: $(PROGRAM) $(BUILD)/tests
 
 # The same tests without Criterion, by a header of our own.
 CHECKS  := $(patsubst tests/%.c,$(BUILD)/check.%.o,$(wildcard tests/test_*.c))
-$(BUILD)/check.%.o: tests/%.c | $(BUILD)
+$(BUILD)/check.%.o: tests/%.c tests/check/criterion/criterion.h | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check -MMD -MP -c -o $@ $<
 
 $(BUILD)/checks: $(CHECKS) $(OBJECTS)

@@ -497,9 +497,9 @@ static void compare(bool json, FILE *out) {
     }
 }
 
-static void run_inside(const Compute *compute, const char *path, bool json, FILE *out) {
-    if (chdir(path) != 0) {
-        fail_errno(errno, "selftest", path);
+static void run_inside(const Compute *compute, const char *path, int back, bool json, FILE *out) {
+    if (back < 0 || chdir(path) != 0) {
+        fail(STATUS_RESOURCE, "selftest: %s: %s", path, strerror(errno));
     }
     make_world();
     run_stages(compute);
@@ -515,14 +515,16 @@ void selftest_run(const Compute *compute, bool json, FILE *out) {
         fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)",
              base != NULL ? base : "/tmp", strerror(errno));
     }
-    Error error;
+    Error error, ignored;
     int back = open(".", O_RDONLY); /* inside the folder every path is the same on every machine */
-    ATTEMPT(&error, run_inside(compute, path, json, out));
-    if (back < 0 || fchdir(back) != 0) {
-        fail_errno(errno, "selftest", "the way back");
+    ATTEMPT(&error, run_inside(compute, path, back, json, out));
+    if (back >= 0 && fchdir(back) != 0 && error.status == STATUS_OK) {
+        ATTEMPT(&error, fail(STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno)));
     }
-    close(back);
-    remove_tree(path, 0);
+    if (back >= 0) {
+        close(back);
+    }
+    ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the test failed */
     if (error.status != STATUS_OK) {
         fail(error.status, "%s", error.text);
     }

@@ -3,13 +3,13 @@
 #include "base.h"
 
 #include <criterion/criterion.h>
-#include <criterion/redirect.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- errors ---- */
@@ -36,9 +36,14 @@ Test(base, error_says_why) {
     cr_assert_eq(error.status, STATUS_RESOURCE);
 }
 
-Test(base, error_without_attempt_exits, .exit_code = STATUS_RESOURCE) {
-    cr_redirect_stderr();
-    fail(STATUS_RESOURCE, "nobody listens");
+Test(base, error_without_attempt_exits) {
+    int status = 0;
+    if (fork() == 0) {
+        fclose(stderr);
+        fail(STATUS_RESOURCE, "nobody listens");
+    }
+    cr_assert(wait(&status) > 0 && WIFEXITED(status));
+    cr_assert_eq(WEXITSTATUS(status), STATUS_RESOURCE);
 }
 
 Test(base, error_shows_what_a_terminal_would_obey) {
@@ -54,7 +59,7 @@ Test(base, error_of_any_length_is_cut_at_a_character) {
         }
         text[length] = 0;
         Error error = failure(text);
-        cr_assert_lt(strlen(error.text), sizeof error.text);
+        cr_assert(strlen(error.text) < sizeof error.text);
         cr_assert(utf8_valid(error.text, strlen(error.text)));
         if (length > 1020) {
             cr_assert_str_eq(error.text + strlen(error.text) - 3, "...");
@@ -119,10 +124,10 @@ Test(base, sizes_overflow) {
     Error error;
     cr_assert(size_mul(&out, SIZE_MAX, 1) && out == SIZE_MAX);
     cr_assert(size_mul(&out, 0, SIZE_MAX) && out == 0);
-    cr_assert_not(size_mul(&out, SIZE_MAX / 2 + 1, 2));
-    cr_assert_not(size_mul(&out, (size_t)1 << 32, (size_t)1 << 32));
+    cr_assert(!(size_mul(&out, SIZE_MAX / 2 + 1, 2)));
+    cr_assert(!(size_mul(&out, (size_t)1 << 32, (size_t)1 << 32)));
     cr_assert(size_add(&out, SIZE_MAX - 1, 1) && out == SIZE_MAX);
-    cr_assert_not(size_add(&out, SIZE_MAX, 1));
+    cr_assert(!(size_add(&out, SIZE_MAX, 1)));
     cr_assert_eq(size_product(SIZE_MAX / 5, 5), SIZE_MAX / 5 * 5);
     ATTEMPT(&error, size_product(SIZE_MAX / 2 + 1, 2));
     cr_assert_eq(error.status, STATUS_RESOURCE);
@@ -160,14 +165,14 @@ Test(base, grown_arrays_keep_what_they_held) {
         uint32_t *old = list;
         list = arena_grow(arena, list, &capacity, i + 1, sizeof *list);
         moves += list != old;
-        cr_assert_gt(capacity, i);
+        cr_assert(capacity > i);
         cr_assert_eq(list[capacity - 1], 0, "what is new is zeroed");
         list[i] = i;
     }
     for (uint32_t i = 0; i < 10000; i++) {
         cr_assert_eq(list[i], i);
     }
-    cr_assert_lt(moves, 15, "it doubles");
+    cr_assert(moves < 15, "it doubles");
     list = arena_grow(arena, list, &capacity, 1000000, sizeof *list);
     cr_assert_eq(capacity, 1000000);
     cr_assert(list[9999] == 9999 && list[999999] == 0);
@@ -317,7 +322,7 @@ Test(base, random_numbers_have_their_ranges) {
     cr_assert_eq(random_below(&random, 1), 0);
     cr_assert_eq(random_below(&random, 0), 0);
     for (int i = 0; i < 1000; i++) { /* a bound that rejects nearly half of all words */
-        cr_assert_lt(random_below(&random, 0x8000000000000001), 0x8000000000000001);
+        cr_assert(random_below(&random, 0x8000000000000001) < 0x8000000000000001);
     }
 }
 
@@ -334,7 +339,7 @@ Test(base, permutation_holds_everything_once) {
         seen[order[i]] = true;
     }
     random_permutation(&c, again, 1000);
-    cr_assert_arr_neq(order, again, sizeof order);
+    cr_assert(memcmp(order, again, sizeof order) != 0);
     random_permutation(&c, again, 0);
 }
 
@@ -399,7 +404,7 @@ Test(base, utf8_refuses_what_is_none) {
     uint32_t code;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cr_assert_eq(utf8_decode(bad[i], strlen(bad[i]), &code), 0, "%zu", i);
-        cr_assert_not(utf8_valid(bad[i], strlen(bad[i])));
+        cr_assert(!(utf8_valid(bad[i], strlen(bad[i]))));
     }
     cr_assert(utf8_valid("añ名😀", strlen("añ名😀")));
     cr_assert(utf8_valid("", 0));
@@ -601,7 +606,7 @@ Test(base, directories) {
     cr_assert(path_is_directory(deep));
     path_make_directory(deep);
     write_file(file, "x");
-    cr_assert_not(path_is_directory(file));
+    cr_assert(!(path_is_directory(file)));
     ATTEMPT(&error, path_make_directory(in(parent, "file/d")));
     cr_assert_eq(error.status, STATUS_INPUT);
     ATTEMPT(&error, path_make_directory(""));
@@ -626,7 +631,7 @@ Test(base, progress_says_how_long_where_there_is_no_terminal) {
     int file = mkstemp(path);
     cr_assert_eq(dup2(file, STDERR_FILENO), STDERR_FILENO);
     Progress progress = progress_start("training", "steps", 100, 200, false);
-    cr_assert_not(progress.terminal);
+    cr_assert(!(progress.terminal));
     progress_set(&progress, 101, "loss 2");
     progress.printed -= 31;
     progress.started -= 40;

@@ -41,7 +41,7 @@ Test(json, values) {
     cr_assert_null(json_get(v, "zzz"));
     cr_assert_null(json_get(a, "a"));
     cr_assert_null(json_get(NULL, "a"));
-    cr_assert_not(json_is(NULL, JSON_NULL));
+    cr_assert(!(json_is(NULL, JSON_NULL)));
     cr_assert(isnan(json_double(NULL)));
     cr_assert(isnan(json_double(parse(arena, "NaN"))));
     cr_assert_eq(json_double(parse(arena, "-Infinity")), (double)-INFINITY);
@@ -57,7 +57,7 @@ Test(json, strings) {
     v = parse(arena, "\"a\\u0000b\"");
     cr_assert_eq(v->length, 3);
     cr_assert_arr_eq(v->text, "a\0b", 4);
-    cr_assert_not(json_text_is(v, "a"));
+    cr_assert(!(json_text_is(v, "a")));
     cr_assert_str_eq(parse(arena, "\"\\ud800\"")->text, "\xEF\xBF\xBD");
     cr_assert_str_eq(parse(arena, "\"\\udc00\\ud800x\"")->text, "\xEF\xBF\xBD\xEF\xBF\xBDx");
     cr_assert_str_eq(parse(arena, "\"\\ud800\\u0041\"")->text, "\xEF\xBF\xBD"
@@ -316,7 +316,7 @@ static void write_file(const char *path, const char *text, size_t length) {
 static char *file_new(void) {
     static char path[] = "/tmp/refsae-json-XXXXXX";
     int file = mkstemp(path);
-    cr_assert_geq(file, 0);
+    cr_assert(file >= 0);
     close(file);
     return path;
 }
@@ -461,7 +461,7 @@ Test(json, mutated_arrays_read_alike) {
         cr_assert(count < 0 || (size_t)count == value->length, "%.*s", (int)length, text);
         good += count >= 0;
     }
-    cr_assert_gt(good, 300, "mutations that stay JSON are tried too: %d", good);
+    cr_assert(good > 300, "mutations that stay JSON are tried too: %d", good);
     arena_free(arena);
     unlink(path);
 }

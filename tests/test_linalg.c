@@ -286,7 +286,7 @@ Test(linalg, an_unknown_without_evidence_is_zero) {
 Test(linalg, same_bits_again) {
     Random random = random_start(2, RANDOM_TEST);
     double a[60], copy[60], b[10], x[2][6], work[2][200];
-    cr_assert_leq(least_squares_work(10, 6), 200);
+    cr_assert(least_squares_work(10, 6) <= 200);
     for (size_t i = 0; i < 60; i++) {
         a[i] = (double)random_uniform(&random) - 0.5;
         b[i % 10] = (double)random_uniform(&random);

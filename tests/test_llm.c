@@ -164,7 +164,7 @@ static void compare(void *user, const HookPoint *point, float *data) {
         }
     }
     double relative = top > 0 ? worst / top : worst;
-    cr_expect_leq(relative, TOLERANCE, "%s: %g of its largest value", name, relative);
+    cr_expect(relative <= TOLERANCE, "%s: %g of its largest value", name, relative);
     if (relative > golden->worst) {
         golden->worst = relative;
         memcpy(golden->where, name, sizeof name);
@@ -610,7 +610,7 @@ Test(llm, a_patched_stream_carries_the_other_prompt_on) {
             cr_expect_arr_eq(read, of_a, bytes, "%s: reading changed the result", models[m]);
             patch.reading = false;
             float *patched = logits_of(&w, b, 9, &hooks);
-            cr_expect_arr_neq(patched, of_b, bytes, "%s: the patch was not used", models[m]);
+            cr_expect(memcmp(patched, of_b, bytes) != 0, "%s: the patch was not used", models[m]);
             if (k < 2) {
                 cr_expect_arr_eq(patched, of_a, bytes, "%s: not the other prompt", models[m]);
             }
@@ -715,9 +715,9 @@ Test(llm, gradients_equal_central_differences_at_each_kind_of_node) {
                     worst = fmax(worst, gradient_error(&w, ids, 9, kinds[k], layer, row, &longest));
                 }
             }
-            cr_assert_gt(longest, 0);
-            cr_expect_lt(worst / longest, 5e-4, "%s: kind %d: %.1e", models[m], (int)kinds[k],
-                         worst / longest);
+            cr_assert(longest > 0);
+            cr_expect(worst / longest < 5e-4, "%s: kind %d: %.1e", models[m], (int)kinds[k],
+                      worst / longest);
         }
         world_close(&w);
     }
@@ -828,8 +828,8 @@ Test(llm, sampling) {
         }
         for (int i = 0; i < V; i++) { /* five standard deviations */
             double share = kept[i] ? p[i] / after : 0;
-            cr_expect_leq(fabs(counts[i] / DRAWS - share), 5 * sqrt(share / DRAWS),
-                          "way %zu, id %d: %g %g", way, i, counts[i] / DRAWS, share);
+            cr_expect(fabs(counts[i] / DRAWS - share) <= 5 * sqrt(share / DRAWS),
+                      "way %zu, id %d: %g %g", way, i, counts[i] / DRAWS, share);
         }
     }
     logits[3] = NAN;
@@ -841,7 +841,7 @@ Test(llm, sampling) {
 Test(llm, where_generation_begins_and_stops) {
     World w = world_open("tests/golden/models/gemma2_odd", 1);
     cr_expect_eq(w.llm.config.bos, 2);
-    cr_expect_geq(w.llm.config.eos_count, 1);
+    cr_expect(w.llm.config.eos_count >= 1);
     world_close(&w);
     w = world_open("weights/gpt2", 1);
     cr_expect_eq(w.llm.config.eos_count, 1);
@@ -1068,7 +1068,7 @@ Test(hooks, names_there_and_back) {
         cr_expect_str_eq(name, names[i]);
     }
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        cr_expect_not(hook_parse(wrong[i], &kind, &layer, &vision), "%s", wrong[i]);
+        cr_expect(!(hook_parse(wrong[i], &kind, &layer, &vision)), "%s", wrong[i]);
     }
     hook_name(name, HOOK_Z, 2147483647, true, true);
     cr_expect_str_eq(name, "vision.blocks.2147483647.attn.hook_z.grad");

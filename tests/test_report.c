@@ -258,8 +258,8 @@ Test(report, failure_leaves_nothing) {
     ATTEMPT(&error, page_open(&page, path, "t"); fill(&page); cr_assert(path_exists(temporary));
             fail(STATUS_INPUT, "no more"));
     cr_assert_str_eq(error.text, "no more");
-    cr_assert_not(path_exists(path));
-    cr_assert_not(path_exists(temporary));
+    cr_assert(!path_exists(path));
+    cr_assert(!path_exists(temporary));
     ATTEMPT(&error, page_open(&page, "/nonexistent/r.html", "t"));
     cr_assert_eq(error.status, STATUS_INPUT);
     ATTEMPT(&error, page_open(&page, "/dev/full", "t"); fill(&page); page_commit(&page));

@@ -26,7 +26,7 @@ static int assert_xml(const char *s, const char *name) {
             cr_assert_eq(*s, ';');
         } else if (*s == '<' && s[1] == '/') {
             size_t length = strcspn(s + 2, ">");
-            cr_assert_gt(depth, 0);
+            cr_assert(depth > 0);
             depth--;
             cr_assert(strlen(open[depth]) == length && memcmp(open[depth], s + 2, length) == 0,
                       "%.40s", s);

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
 typedef struct Check {
     const char *suite, *name; /* name NULL: what all tests of the suite run within */
     void (*run)(void), (*init)(void), (*fini)(void);
@@ -18,17 +17,17 @@ typedef struct Check {
 
 __attribute__((weak)) Check *checks;
 __attribute__((weak)) int checks_failed; /* in this process */
-
 #define CHECK_ADD(id, ...)                                                                         \
     static Check id##_check = {.suite = __VA_ARGS__};                                              \
     __attribute__((constructor)) static void id##_add(void) {                                      \
         id##_check.next = checks;                                                                  \
         checks = &id##_check;                                                                      \
-    }
+    }                                                                                              \
+    extern Check *checks
 #define TestSuite(s, ...) CHECK_ADD(s, #s, __VA_ARGS__)
 #define Test(s, n, ...)                                                                            \
     static void s##_##n(void);                                                                     \
-    CHECK_ADD(s##_##n, #s, .name = #n, .run = s##_##n, ##__VA_ARGS__)                              \
+    CHECK_ADD(s##_##n, #s, .name = #n, .run = s##_##n, ##__VA_ARGS__);                             \
     static void s##_##n(void)
 
 #define CHECK_SAY(text, ...)                                                                       \
@@ -38,38 +37,25 @@ __attribute__((weak)) int checks_failed; /* in this process */
 #define cr_assert(c, ...) ((c) ? (void)0 : (CHECK_SAY(#c, __VA_ARGS__), exit(1)))
 #define cr_assert_fail(...) cr_assert(0, __VA_ARGS__)
 #define cr_skip_test(...) exit(0)
-#define cr_assert_not(a, ...) cr_assert(!(a), __VA_ARGS__)
 #define cr_assert_null(a, ...) cr_assert((a) == NULL, __VA_ARGS__)
 #define cr_assert_not_null(a, ...) cr_assert((a) != NULL, __VA_ARGS__)
 #define cr_assert_eq(a, b, ...) cr_assert((a) == (b), __VA_ARGS__)
-#define cr_assert_neq(a, b, ...) cr_assert((a) != (b), __VA_ARGS__)
-#define cr_assert_lt(a, b, ...) cr_assert((a) < (b), __VA_ARGS__)
-#define cr_assert_leq(a, b, ...) cr_assert((a) <= (b), __VA_ARGS__)
-#define cr_assert_gt(a, b, ...) cr_assert((a) > (b), __VA_ARGS__)
-#define cr_assert_geq(a, b, ...) cr_assert((a) >= (b), __VA_ARGS__)
 #define cr_assert_str_eq(a, b, ...) cr_assert(strcmp(a, b) == 0, __VA_ARGS__)
-#define cr_assert_str_neq(a, b, ...) cr_assert(strcmp(a, b) != 0, __VA_ARGS__)
 #define cr_assert_arr_eq(a, b, n, ...) cr_assert(memcmp(a, b, n) == 0, __VA_ARGS__)
-#define cr_assert_arr_neq(a, b, n, ...) cr_assert(memcmp(a, b, n) != 0, __VA_ARGS__)
 #define cr_assert_float_eq(a, b, e, ...) cr_assert(fabs((a) - (b)) <= (e), __VA_ARGS__)
-#define cr_expect_not(a, ...) cr_expect(!(a), __VA_ARGS__)
 #define cr_expect_eq(a, b, ...) cr_expect((a) == (b), __VA_ARGS__)
-#define cr_expect_lt(a, b, ...) cr_expect((a) < (b), __VA_ARGS__)
-#define cr_expect_leq(a, b, ...) cr_expect((a) <= (b), __VA_ARGS__)
-#define cr_expect_geq(a, b, ...) cr_expect((a) >= (b), __VA_ARGS__)
 #define cr_expect_str_eq(a, b, ...) cr_expect(strcmp(a, b) == 0, __VA_ARGS__)
 #define cr_expect_arr_eq(a, b, n, ...) cr_expect(memcmp(a, b, n) == 0, __VA_ARGS__)
-#define cr_expect_arr_neq(a, b, n, ...) cr_expect(memcmp(a, b, n) != 0, __VA_ARGS__)
 
 __attribute__((weak)) int check_one(const Check *test, const Check *suite) {
     int status = -1;
     fflush(NULL);
     if (fork() == 0) {
-        void (*around[3])(void) = {test->init ? test->init : suite ? suite->init : NULL, test->run,
-                                   test->fini ? test->fini : suite ? suite->fini : NULL};
-        for (int i = 0; i < 3; i++) {
-            around[i] != NULL ? around[i]() : (void)0;
-        }
+        void (*init)(void) = test->init ? test->init : suite ? suite->init : NULL;
+        void (*fini)(void) = test->fini ? test->fini : suite ? suite->fini : NULL;
+        init != NULL ? init() : (void)0;
+        test->run();
+        fini != NULL ? fini() : (void)0;
         exit(checks_failed != 0);
     }
     return wait(&status) > 0 && status == 0;
