@@ -654,20 +654,20 @@ Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size
 
 void norm_scale(const Compute *compute, float *mean, float *scale, const float *x, float eps,
                 size_t rows, size_t cols) {
-    const Task task = {.y = mean, .y2 = scale, .a = x, .cols = cols, .scalar = eps};
-    run(compute, OP_NORM_SCALE, &task, rows);
+    run(compute, OP_NORM_SCALE,
+        &(Task){.y = mean, .y2 = scale, .a = x, .cols = cols, .scalar = eps}, rows);
 }
 
 void norm_normalize(const Compute *compute, float *y, const float *x, const float *mean,
                     const float *scale, size_t rows, size_t cols) {
-    const Task task = {.y = y, .a = x, .mean = mean, .scale = scale, .cols = cols};
-    run(compute, OP_NORM_NORMALIZE, &task, rows);
+    run(compute, OP_NORM_NORMALIZE,
+        &(Task){.y = y, .a = x, .mean = mean, .scale = scale, .cols = cols}, rows);
 }
 
 void norm_weight(const Compute *compute, float *y, const float *x, Weight w, Weight b,
                  bool plus_one, size_t rows, size_t cols) {
-    const Task task = {.y = y, .a = x, .w = w, .bias = b, .flag = plus_one, .cols = cols};
-    run(compute, OP_NORM_WEIGHT, &task, rows);
+    run(compute, OP_NORM_WEIGHT,
+        &(Task){.y = y, .a = x, .w = w, .bias = b, .flag = plus_one, .cols = cols}, rows);
 }
 
 void norm_weight_backward(const Compute *compute, float *dnormalized, const float *dy, Weight w,
@@ -678,79 +678,72 @@ void norm_weight_backward(const Compute *compute, float *dnormalized, const floa
 void norm_scale_backward(const Compute *compute, float *dscale, const float *dnormalized,
                          const float *x, const float *mean, const float *scale, size_t rows,
                          size_t cols) {
-    const Task task = {
-        .y = dscale, .a = dnormalized, .b = x, .mean = mean, .scale = scale, .cols = cols};
-    run(compute, OP_NORM_SCALE_BACKWARD, &task, rows);
+    run(compute, OP_NORM_SCALE_BACKWARD,
+        &(Task){.y = dscale, .a = dnormalized, .b = x, .mean = mean, .scale = scale, .cols = cols},
+        rows);
 }
 
 void norm_input_backward(const Compute *compute, float *dx, const float *dnormalized,
                          const float *dscale, const float *x, const float *mean, const float *scale,
                          size_t rows, size_t cols) {
-    const Task task = {.y = dx,
-                       .a = dnormalized,
-                       .b = x,
-                       .mean = mean,
-                       .scale = scale,
-                       .dscale = dscale,
-                       .cols = cols};
-    run(compute, OP_NORM_INPUT_BACKWARD, &task, rows);
+    run(compute, OP_NORM_INPUT_BACKWARD,
+        &(Task){.y = dx,
+                .a = dnormalized,
+                .b = x,
+                .mean = mean,
+                .scale = scale,
+                .dscale = dscale,
+                .cols = cols},
+        rows);
 }
 
 void softmax_rows(const Compute *compute, float *y, const float *x, size_t rows, size_t cols) {
-    const Task task = {.y = y, .a = x, .cols = cols};
-    run(compute, OP_SOFTMAX, &task, rows);
+    run(compute, OP_SOFTMAX, &(Task){.y = y, .a = x, .cols = cols}, rows);
 }
 
 void softmax_rows_backward(const Compute *compute, float *dx, const float *dy, const float *y,
                            size_t rows, size_t cols) {
-    const Task task = {.y = dx, .a = dy, .b = y, .cols = cols};
-    run(compute, OP_SOFTMAX_BACKWARD, &task, rows);
+    run(compute, OP_SOFTMAX_BACKWARD, &(Task){.y = dx, .a = dy, .b = y, .cols = cols}, rows);
 }
 
 void cross_entropy_rows(const Compute *compute, double *loss, float *dlogits, const float *logits,
                         const int32_t *target, const float *weight, size_t rows, size_t cols) {
-    const Task task = {
-        .loss = loss, .y = dlogits, .a = logits, .target = target, .b = weight, .cols = cols};
-    run(compute, OP_CROSS_ENTROPY, &task, rows);
+    run(compute, OP_CROSS_ENTROPY,
+        &(Task){
+            .loss = loss, .y = dlogits, .a = logits, .target = target, .b = weight, .cols = cols},
+        rows);
 }
 
 /* ==== elements ==== */
 
 void activate(const Compute *compute, Activation kind, float *y, const float *x, size_t n) {
-    const Task task = {.y = y, .a = x, .kind = (int)kind};
-    run(compute, OP_ACTIVATE, &task, n);
+    run(compute, OP_ACTIVATE, &(Task){.y = y, .a = x, .kind = (int)kind}, n);
 }
 
 void activate_backward(const Compute *compute, Activation kind, float *dx, const float *dy,
                        const float *x, size_t n) {
-    const Task task = {.y = dx, .a = dy, .b = x, .kind = (int)kind};
-    run(compute, OP_ACTIVATE_BACKWARD, &task, n);
+    run(compute, OP_ACTIVATE_BACKWARD, &(Task){.y = dx, .a = dy, .b = x, .kind = (int)kind}, n);
 }
 
 void softcap(const Compute *compute, float *y, const float *x, float cap, size_t n) {
-    const Task task = {.y = y, .a = x, .scalar = cap};
-    run(compute, OP_SOFTCAP, &task, n);
+    run(compute, OP_SOFTCAP, &(Task){.y = y, .a = x, .scalar = cap}, n);
 }
 
 void softcap_backward(const Compute *compute, float *dx, const float *dy, const float *y, float cap,
                       size_t n) {
-    const Task task = {.y = dx, .a = dy, .b = y, .scalar = cap};
-    run(compute, OP_SOFTCAP_BACKWARD, &task, n);
+    run(compute, OP_SOFTCAP_BACKWARD, &(Task){.y = dx, .a = dy, .b = y, .scalar = cap}, n);
 }
 
 void vector_add(const Compute *compute, float *y, const float *x, size_t n) {
-    const Task task = {.y = y, .a = x};
-    run(compute, OP_ADD, &task, n);
+    run(compute, OP_ADD, &(Task){.y = y, .a = x}, n);
 }
 
 void vector_multiply(const Compute *compute, float *y, const float *a, const float *b, size_t n) {
-    const Task task = {.y = y, .a = a, .b = b};
-    run(compute, OP_MULTIPLY, &task, n);
+    run(compute, OP_MULTIPLY, &(Task){.y = y, .a = a, .b = b}, n);
 }
 
 void vector_scale(const Compute *compute, float *y, const float *x, float factor, size_t n) {
-    const Task task = {.y = y, .a = x, .scalar = factor};
-    run(compute, OP_SCALE, &task, n);
+    run(compute, OP_SCALE, &(Task){.y = y, .a = x, .scalar = factor}, n);
 }
 
 /* inv_freq = 1 / theta^(2 i / dim) and angle = position inv_freq, each operation in binary32. */
@@ -769,16 +762,17 @@ void rope_tables(float *cosine, float *sine, float theta, size_t dim, size_t fir
 void rope_rotate(const Compute *compute, float *y, const float *x, const float *cosine,
                  const float *sine, const uint32_t *table_row, size_t rows, size_t heads,
                  size_t d_head, size_t dim, bool backward) {
-    const Task task = {.y = y,
-                       .a = x,
-                       .mean = cosine,
-                       .scale = sine,
-                       .table_row = table_row,
-                       .heads = heads,
-                       .cols = d_head,
-                       .dim = dim,
-                       .flag = backward};
-    run(compute, OP_ROPE, &task, rows);
+    run(compute, OP_ROPE,
+        &(Task){.y = y,
+                .a = x,
+                .mean = cosine,
+                .scale = sine,
+                .table_row = table_row,
+                .heads = heads,
+                .cols = d_head,
+                .dim = dim,
+                .flag = backward},
+        rows);
 }
 
 static double power(double base, uint64_t exponent) {
@@ -799,8 +793,7 @@ void adamw_step(const Compute *compute, float *p, const float *g, float *m, floa
                            .lr_over_correction1 = (float)(lr / (1.0 - power(beta1, t))),
                            .sqrt_correction2 = (float)sqrt(1.0 - power(beta2, t)),
                            .eps = (float)eps};
-    const Task task = {.y = p, .y2 = m, .y3 = v, .a = g, .adamw = scalars};
-    run(compute, OP_ADAMW, &task, n);
+    run(compute, OP_ADAMW, &(Task){.y = p, .y2 = m, .y3 = v, .a = g, .adamw = scalars}, n);
 }
 
 #endif
