@@ -58,7 +58,7 @@ typedef struct HookPoint {
 
 typedef struct Hooks {
     /* May read data, and in forward overwrite it: what follows uses what it leaves. In backward it
-     * may overwrite the gradient too. A failure ends the pass with that status. */
+     * may overwrite the gradient too. A failure ends the pass. */
     void (*call)(void *user, const HookPoint *point, float *data);
     /* Which points are called; costly ones (result) are computed only then. NULL: none. */
     bool (*wants)(void *user, HookKind kind, int layer, bool gradient);
