@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "kernelset.h"
 
@@ -21,33 +20,24 @@ enum {
     LIMIT_ROUNDS = 1000000
 };
 
-typedef enum Kind {
-    LIMIT_MULTIPLY,
-    LIMIT_READ,
-    PRODUCT,
-    ATTENTION,
-    DECODE,
-    FUNCTION
-} Kind;
-
-typedef struct Item {
-    char name[48];
-    Kind kind;
-    int threads, function;
-    Dtype dtype;
-    bool in_out; /* W stored [in, out] */
-    double best; /* GFLOP/s, GB/s or million elements a second */
-} Item;
-
 typedef struct Bench {
-    Compute *compute;
+    const Compute *compute;
     float *x, *y;           /* [TOKENS, D_MLP] each */
     unsigned char *weights; /* four matrices [D_MLP, D_MODEL] of 16 bits, two of 32 */
     size_t weight_bytes;
     volatile float sink;
 } Bench;
 
-static const char *const UNITS[] = {"GFLOP/s", "GB/s", "GFLOP/s", "GFLOP/s", "GB/s", "M/s"};
+typedef struct Item {
+    char name[48];
+    double (*measure)(Bench *bench, const struct Item *item); /* runs it once; the work done */
+    const char *unit;
+    char limit; /* 'm': multiply-adds, 'r': reads, 0: none */
+    Dtype dtype;
+    int variant; /* PRODUCT: W stored [in, out]; FUNCTION: which */
+    int threads;
+    double best; /* GFLOP/s, GB/s or million elements a second */
+} Item;
 
 /* The set that can measure this machine's limits: the plain one cannot. NULL: none. */
 static const KernelSet *limits(const Bench *bench) {
@@ -59,12 +49,6 @@ static const KernelSet *limits(const Bench *bench) {
     return set;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void multiply_body(void *user, size_t i, int thread) {
     Bench *bench = user;
     size_t operations;
@@ -73,74 +57,66 @@ static void multiply_body(void *user, size_t i, int thread) {
     bench->sink = limits(bench)->limit_multiply(LIMIT_ROUNDS, &operations);
 }
 
+static double limit_multiply(Bench *bench, const Item *item) {
+    size_t operations;
+    compute_parallel(bench->compute, (size_t)item->threads, multiply_body, bench);
+    bench->sink = limits(bench)->limit_multiply(1, &operations);
+    return LIMIT_ROUNDS * (double)operations * item->threads;
+}
+
 static void read_body(void *user, size_t i, int thread) {
     Bench *bench = user;
-    const size_t piece = 1 << 20;
     (void)thread;
-    bench->sink = limits(bench)->limit_read(bench->weights + i * piece, piece);
+    bench->sink = limits(bench)->limit_read(bench->weights + (i << 20), 1 << 20);
 }
 
-static void bench_limit_multiply(Bench *bench, double *work) {
-    size_t operations;
-    compute_parallel(bench->compute, (size_t)bench->compute->threads, multiply_body, bench);
-    bench->sink = limits(bench)->limit_multiply(1, &operations);
-    *work = LIMIT_ROUNDS * (double)operations * bench->compute->threads;
+static double limit_read(Bench *bench, const Item *item) {
+    (void)item;
+    compute_parallel(bench->compute, bench->weight_bytes >> 20, read_body, bench);
+    return (double)(bench->weight_bytes >> 20 << 20);
 }
 
-static void bench_product(Bench *bench, const Item *item, double *work) {
-    const Product p = {.c = bench->y,
-                       .ldc = D_MLP,
-                       .a = bench->x,
-                       .a_row = D_MODEL,
-                       .a_col = 1,
-                       .b = {bench->weights, item->dtype},
-                       .b_row = item->in_out ? 1 : D_MODEL,
-                       .b_col = item->in_out ? D_MLP : 1,
-                       .m = TOKENS,
-                       .n = D_MLP,
-                       .k = D_MODEL};
-    product_run(bench->compute, &p, 1);
-    *work = 2.0 * TOKENS * D_MLP * D_MODEL;
+/* `rows` rows through W [D_MLP, D_MODEL], stored so or (in_out) the other way round. */
+static void multiply(Bench *bench, const unsigned char *weights, Dtype dtype, bool in_out,
+                     size_t rows) {
+    const Matrix w = {.w = {weights, dtype},
+                      .row = in_out ? 1 : D_MODEL,
+                      .col = in_out ? D_MLP : 1,
+                      .out = D_MLP,
+                      .in = D_MODEL};
+    const Product product = product_nt(bench->y, bench->x, &w, rows);
+    product_run(bench->compute, &product, 1);
 }
 
-/* scores = q k^T of every head: [TOKENS, HEADS, D_HEAD] twice into [HEADS, TOKENS, TOKENS]. */
-static void bench_attention(Bench *bench, double *work) {
-    Product p[HEADS];
-    for (size_t h = 0; h < HEADS; h++) {
-        p[h] = (Product){.c = bench->y + h * TOKENS * TOKENS,
-                         .ldc = TOKENS,
-                         .a = bench->x + h * D_HEAD,
-                         .a_row = HEADS * D_HEAD,
-                         .a_col = 1,
-                         .b = {bench->x + h * D_HEAD, DTYPE_F32},
-                         .b_row = HEADS * D_HEAD,
-                         .b_col = 1,
-                         .m = TOKENS,
-                         .n = TOKENS,
-                         .k = D_HEAD};
-    }
-    product_run(bench->compute, p, HEADS);
-    *work = 2.0 * HEADS * TOKENS * TOKENS * D_HEAD;
+static double product(Bench *bench, const Item *item) {
+    multiply(bench, bench->weights, item->dtype, item->variant != 0, TOKENS);
+    return 2.0 * TOKENS * D_MLP * D_MODEL;
 }
 
 /* One token through all of the weights; the bytes that had to be read. */
-static void bench_decode(Bench *bench, const Item *item, double *work) {
+static double decode(Bench *bench, const Item *item) {
     const size_t matrix = (size_t)D_MLP * D_MODEL * dtype_size(item->dtype);
     for (size_t at = 0; at + matrix <= bench->weight_bytes; at += matrix) {
-        const Product p = {.c = bench->y,
-                           .ldc = D_MLP,
-                           .a = bench->x,
-                           .a_row = D_MODEL,
-                           .a_col = 1,
-                           .b = {bench->weights + at, item->dtype},
-                           .b_row = D_MODEL,
-                           .b_col = 1,
-                           .m = 1,
-                           .n = D_MLP,
-                           .k = D_MODEL};
-        product_run(bench->compute, &p, 1);
+        multiply(bench, bench->weights + at, item->dtype, false, 1);
     }
-    *work = (double)bench->weight_bytes;
+    return (double)bench->weight_bytes;
+}
+
+/* scores = q k^T of every head: [TOKENS, HEADS, D_HEAD] twice into [HEADS, TOKENS, TOKENS]. */
+static double attention(Bench *bench, const Item *item) {
+    Product p[HEADS];
+    (void)item;
+    for (size_t h = 0; h < HEADS; h++) {
+        const Matrix keys = {.w = {bench->x + h * D_HEAD, DTYPE_F32},
+                             .row = HEADS * D_HEAD,
+                             .col = 1,
+                             .out = TOKENS,
+                             .in = D_HEAD};
+        p[h] = product_nt(bench->y + h * TOKENS * TOKENS, bench->x + h * D_HEAD, &keys, TOKENS);
+        p[h].a_row = HEADS * D_HEAD;
+    }
+    product_run(bench->compute, p, HEADS);
+    return 2.0 * HEADS * TOKENS * TOKENS * D_HEAD;
 }
 
 typedef struct FunctionRun {
@@ -154,115 +130,68 @@ static void function_body(void *user, size_t i, int thread) {
     job->set->run[OP_ELEMENTARY](&job->task, i * 8192, (i + 1) * 8192);
 }
 
-static void bench_once(Bench *bench, Item *item) {
-    double work = 0.0;
-    const double start = seconds();
-    if (item->kind <= LIMIT_READ && limits(bench) == NULL) {
-        return;
-    }
-    switch (item->kind) {
-    case LIMIT_MULTIPLY:
-        bench_limit_multiply(bench, &work);
-        break;
-    case LIMIT_READ:
-        compute_parallel(bench->compute, bench->weight_bytes >> 20, read_body, bench);
-        work = (double)(bench->weight_bytes >> 20 << 20);
-        break;
-    case PRODUCT:
-        bench_product(bench, item, &work);
-        break;
-    case ATTENTION:
-        bench_attention(bench, &work);
-        break;
-    case DECODE:
-        bench_decode(bench, item, &work);
-        break;
-    case FUNCTION: {
-        FunctionRun job = {bench->compute->set,
-                           {.y = bench->y, .a = bench->x, .kind = item->function}};
-        compute_parallel(bench->compute, TOKENS * D_MODEL / 8192, function_body, &job);
-        work = 1e3 * (TOKENS * D_MODEL / 8192 * 8192);
-        break;
-    }
-    }
-    const double speed = 1e-9 * work / (seconds() - start);
-    item->best = speed > item->best ? speed : item->best;
+static double function(Bench *bench, const Item *item) {
+    FunctionRun job = {bench->compute->set, {.y = bench->y, .a = bench->x, .kind = item->variant}};
+    compute_parallel(bench->compute, TOKENS * D_MODEL / 8192, function_body, &job);
+    return 1e3 * (TOKENS * D_MODEL / 8192 * 8192);
 }
 
-static size_t bench_items(Item *items, int threads) {
+static size_t bench_items(Item *items, const Bench *bench) {
     static const char *const functions[] = {"exp", "log", "tanh", "erf", "sin", "cos"};
     static const Dtype dtypes[] = {DTYPE_BF16, DTYPE_F16, DTYPE_F32};
     size_t n = 0;
-    for (int t = 1;; t = threads) {
-        Item base = {.threads = t};
-        items[n] = base;
-        strcpy(items[n++].name, "limit, multiply-add");
-        items[n] = base;
-        items[n].kind = LIMIT_READ;
-        strcpy(items[n++].name, "limit, read");
-        for (int i = 0; i < 6; i++) {
-            items[n] = base;
-            items[n].kind = PRODUCT;
-            items[n].dtype = dtypes[i / 2];
-            items[n].in_out = i % 2 != 0;
-            snprintf(items[n].name, sizeof items[n].name, "product 512x2304 by 9216x2304, %s, %s",
-                     dtype_name(dtypes[i / 2]), i % 2 != 0 ? "[in, out]" : "[out, in]");
-            n++;
+    for (int t = 1;; t = bench->compute->threads) {
+        size_t first = n;
+        if (limits(bench) != NULL) {
+            items[n++] = (Item){"limit, multiply-add", limit_multiply, "GFLOP/s", 'm', 0, 0, 0, 0};
+            items[n++] = (Item){"limit, read", limit_read, "GB/s", 'r', 0, 0, 0, 0};
         }
-        items[n] = base;
-        items[n].kind = ATTENTION;
-        strcpy(items[n++].name, "scores of 16 heads, 512x512x256");
+        for (int i = 0; i < 6; i++) {
+            items[n] = (Item){"", product, "GFLOP/s", 'm', dtypes[i / 2], i % 2, 0, 0};
+            snprintf(items[n++].name, sizeof items->name, "product 512x2304 by 9216x2304, %s, %s",
+                     dtype_name(dtypes[i / 2]), i % 2 != 0 ? "[in, out]" : "[out, in]");
+        }
+        items[n++] =
+            (Item){"scores of 16 heads, 512x512x256", attention, "GFLOP/s", 'm', 0, 0, 0, 0};
         for (int i = 0; i < 3; i++) {
-            items[n] = base;
-            items[n].kind = DECODE;
-            items[n].dtype = dtypes[i];
-            snprintf(items[n].name, sizeof items[n].name, "decoding, 1x2304 by 9216x2304, %s",
+            items[n] = (Item){"", decode, "GB/s", 'r', dtypes[i], 0, 0, 0};
+            snprintf(items[n++].name, sizeof items->name, "decoding, 1x2304 by 9216x2304, %s",
                      dtype_name(dtypes[i]));
-            n++;
         }
         for (int i = 0; i < FN_COUNT; i++) {
-            items[n] = base;
-            items[n].kind = FUNCTION;
-            items[n].function = i;
-            snprintf(items[n++].name, sizeof items->name, "%s", functions[i]);
+            items[n] = (Item){"", function, "M/s", 0, 0, i, 0, 0};
+            strcpy(items[n++].name, functions[i]);
         }
-        if (t == threads) {
+        while (first < n) {
+            items[first++].threads = t;
+        }
+        if (t == bench->compute->threads) {
             return n;
         }
     }
 }
 
 static void bench_print(FILE *out, bool json, const Compute *compute, const Item *items, size_t n) {
-    if (json) {
-        fprintf(out, "{\"isa\": \"%s\", \"kernels\": [", compute_isa(compute));
-    } else {
-        fprintf(out, "%-48s %8s %12s\n", compute_isa(compute), "threads", "best of ten");
-    }
-    double multiply = 1.0, read = 1.0;
+    fprintf(out, json ? "{\"isa\": \"%s\", \"kernels\": [" : "%-48s  threads  best of ten\n",
+            compute_isa(compute));
+    double multiply_limit = 0.0, read_limit = 0.0;
     for (size_t i = 0; i < n; i++) {
         const Item *item = &items[i];
-        multiply = item->kind == LIMIT_MULTIPLY ? item->best : multiply;
-        read = item->kind == LIMIT_READ ? item->best : read;
-        const double limit = item->kind == FUNCTION                             ? 0.0
-                             : item->kind == LIMIT_READ || item->kind == DECODE ? read
-                                                                                : multiply;
-        if (json) {
-            fprintf(out, "%s{\"name\": \"%s\", \"threads\": %d, \"best\": %.1f, \"unit\": \"%s\"",
-                    i > 0 ? ", " : "", item->name, item->threads, item->best, UNITS[item->kind]);
-            if (limit > 0.0) {
-                fprintf(out, ", \"of_limit\": %.3f", item->best / limit);
-            }
-            fprintf(out, "}");
-        } else {
-            fprintf(out, "%-48s %8d %9.1f %-8s", item->name, item->threads, item->best,
-                    UNITS[item->kind]);
-            if (limit > 0.0) {
-                fprintf(out, "%4.0f %%", 100.0 * item->best / limit);
-            }
-            fprintf(out, "\n");
+        multiply_limit = item->measure == limit_multiply ? item->best : multiply_limit;
+        read_limit = item->measure == limit_read ? item->best : read_limit;
+        double limit = item->limit == 'm' ? multiply_limit : item->limit == 'r' ? read_limit : 0.0;
+        const char *row = json ? "%s{\"name\": \"%s\", \"threads\": %d, \"best\": %.1f, "
+                                 "\"unit\": \"%s\""
+                               : "%s%-48s %8d %9.1f %-8s";
+        fprintf(out, row, json && i > 0 ? ", " : "", item->name, item->threads, item->best,
+                item->unit);
+        if (limit > 0.0) {
+            fprintf(out, json ? ", \"of_limit\": %.3f" : "%4.0f %%",
+                    (json ? 1.0 : 100.0) * item->best / limit);
         }
+        fputs(json ? "}" : "\n", out);
     }
-    fprintf(out, json ? "]}\n" : "");
+    fputs(json ? "]}\n" : "", out);
 }
 
 void bench_kernels(FILE *out, bool json, int threads) {
@@ -271,7 +200,7 @@ void bench_kernels(FILE *out, bool json, int threads) {
     compute_open(&compute, arena, threads);
     one = compute;
     one.threads = 1;
-    Bench bench = {.weight_bytes = (size_t)D_MLP * D_MODEL * 8};
+    Bench bench = {.compute = &compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
     bench.x = arena_floats(arena, TOKENS, D_MLP);
     bench.y = arena_floats(arena, TOKENS, D_MLP);
     bench.weights = arena_alloc(arena, bench.weight_bytes, 1);
@@ -279,16 +208,17 @@ void bench_kernels(FILE *out, bool json, int threads) {
     for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
         bench.x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
     }
-    for (size_t i = 0; i < bench.weight_bytes / 2;
-         i++) { /* small positive numbers in every dtype */
+    for (size_t i = 0; i < bench.weight_bytes / 2; i++) { /* small and positive in every dtype */
         const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);
         memcpy(bench.weights + 2 * i, &bits, sizeof bits);
     }
-    const size_t n = bench_items(items, compute.threads);
+    const size_t n = bench_items(items, &bench);
     for (int round = 0; round < ROUNDS; round++) {
         for (size_t i = 0; i < n; i++) {
             bench.compute = items[i].threads == 1 ? &one : &compute;
-            bench_once(&bench, &items[i]);
+            const double start = progress_now(), work = items[i].measure(&bench, &items[i]);
+            const double speed = 1e-9 * work / (progress_now() - start);
+            items[i].best = speed > items[i].best ? speed : items[i].best;
         }
     }
     bench_print(out, json, &compute, items, n);
