@@ -853,20 +853,23 @@ void page_figure(Page *page, const char *caption, const char *svg) {
     fprintf(page->body->stream, "%s</div></figure>\n", svg);
 }
 
-void page_raw(Page *page, const char *html, size_t length) {
+void page_raw(Page *page, const char *html) {
     page_block(page, NOTHING);
-    fwrite(html, 1, length, page->body->stream);
+    fputs(html, page->body->stream);
 }
 
-void page_table(Page *page, const char *caption, const char *label, const char *const *titles,
+void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
                 const bool *number, size_t count) {
     FILE *f = page->body->stream;
     page_block(page, TABLE);
-    page->columns = count + (label != NULL ? 1 : 0);
+    page->columns = count;
     page->column = 0;
     markup(f, "<caption><span>%s</span></caption><thead><tr>", caption);
-    if (label != NULL) {
-        markup(f, "<th>%s</th>", label);
+    while (keys != NULL && *keys != '\0') {
+        size_t length = strcspn(keys, "|");
+        fprintf(f, "<th>%.*s</th>", (int)length, keys);
+        page->columns++;
+        keys += length + strspn(keys + length, "|");
     }
     for (size_t i = 0; i < count; i++) {
         markup(f, number[i] ? "<th class=\"n\">%s</th>" : "<th>%s</th>", titles[i]);

@@ -94,10 +94,11 @@ void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRI
 void page_digest(Page *page, const char *name, const char *path);
 void page_figure(Page *page, const char *caption, const char *svg);
 /* HTML that refsae wrote before, as it stands. */
-void page_raw(Page *page, const char *html, size_t length);
+void page_raw(Page *page, const char *html);
 
-/* A table: its cells follow row by row. label: title of a first column; NULL: there is none. */
-void page_table(Page *page, const char *caption, const char *label, const char *const *titles,
+/* A table: its cells follow row by row. keys: titles of first columns, "attribute|method"; NULL:
+ * there are none. */
+void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
                 const bool *number, size_t count);
 void page_cell(Page *page, bool number, const char *text);
 

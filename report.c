@@ -11,97 +11,73 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* ---- rows: one description of a row's fields, two ways to write it ----
- * A function says each field's name beside its value, and in which files it stands. In CSV the
- * names of the first row become the head, so all rows of a file have the same fields; in JSON a row
- * is an object. */
+/* ---- JSON read again: what CSV files and pages are made from ---- */
 
-enum {
-    CSV = 1,
-    JSON = 2,
-    BOTH = CSV | JSON
-};
-
-typedef struct Rows {
-    int kind; /* CSV or JSON */
-    Csv head, row;
-    MemoryStream *first; /* the first row of a CSV, until the head is whole */
-    JsonOut json;
-    const char *group; /* "permuted": fields are called permuted_mse, in JSON permuted: {mse: */
-} Rows;
-
-static Rows rows_csv(OutFile *out) {
-    MemoryStream *first = memory_open(out->arena);
-    return (Rows){CSV, .head = {out->stream}, .row = {first->stream}, .first = first};
+/* The list of a value's children; nothing of what is missing. */
+static const Json *first(const Json *value) {
+    return value == NULL ? NULL : value->child;
 }
 
-static Rows rows_json(OutFile *out, int pretty) {
-    return (Rows){JSON, .json = json_out_start(out->stream, pretty)};
+static const char *text_of(const Json *value) {
+    return json_is(value, JSON_STRING) ? value->text : "";
 }
 
-/* In JSON an object around what follows; NULL: an element of an array. */
-static void nest(Rows *rows, const char *key) {
-    if (rows->kind == JSON) {
-        json_out_object(&rows->json, key);
+typedef struct Line {    /* of a table */
+    const char *keys[3]; /* what it is of */
+    const Json *values;  /* an object */
+} Line;
+
+typedef struct Lines {
+    Arena *arena;
+    Line *list;
+    size_t count, capacity;
+} Lines;
+
+static void lines_add(Lines *lines, const char *a, const char *b, const char *c,
+                      const Json *values) {
+    if (json_is(values, JSON_OBJECT)) {
+        lines->list =
+            arena_grow(lines->arena, lines->list, &lines->capacity, lines->count + 1, sizeof(Line));
+        lines->list[lines->count++] = (Line){{a, b, c}, values};
     }
 }
 
-static void unnest(Rows *rows) {
-    if (rows->kind == JSON) {
-        json_out_end(&rows->json);
+/* All objects of an array. */
+static void lines_add_all(Lines *lines, const char *key, const Json *list) {
+    for (const Json *v = first(list); v != NULL; v = v->next) {
+        lines_add(lines, key, NULL, NULL, v);
     }
 }
 
-static void row_end(Rows *rows) {
-    unnest(rows);
-    if (rows->kind == CSV) {
-        csv_end(&rows->row);
-    }
-    if (rows->first != NULL) {
-        csv_end(&rows->head);
-        fputs(memory_text(rows->first), rows->head.stream);
-        rows->row.stream = rows->head.stream;
-        rows->first = NULL;
-    }
+/* A text, or a number as it is written; null and what is missing: an empty cell. */
+static void csv_value(Csv *csv, const Json *value) {
+    csv_text(csv, json_is(value, JSON_NUMBER) ? value->text : text_of(value));
 }
 
-/* Does the field stand in this kind of file? Its name goes into the head. */
-static bool field(Rows *rows, int where, const char *name) {
-    char whole[96];
-    bool grouped = rows->group != NULL;
-    if ((where & rows->kind) == CSV && rows->first != NULL) {
-        snprintf(whole, sizeof whole, "%s%s%s", grouped ? rows->group : "", grouped ? "_" : "",
-                 name);
-        csv_text(&rows->head, whole);
+/* An array's objects as rows. "loss.recovered_zero" is a member of the member loss; the head calls
+ * it loss_recovered_zero. */
+static void write_csv(const char *path, const Json *rows, const char *columns) {
+    OutFile *out = out_open(path);
+    char *head = arena_copy(out->arena, columns, strlen(columns)), name[64];
+    for (char *dot = head; (dot = strchr(dot, '.')) != NULL;) {
+        *dot = '_';
     }
-    return (where & rows->kind) != 0;
-}
-
-static void field_text(Rows *rows, int where, const char *name, const char *text) {
-    if (!field(rows, where, name)) {
-        return;
+    Csv csv = csv_start(out->stream, head);
+    for (const Json *row = first(rows); row != NULL; row = row->next) {
+        for (const char *c = columns; *c != '\0'; c += strspn(c, ",")) {
+            size_t length = strcspn(c, ","), outer = strcspn(c, ".,");
+            snprintf(name, sizeof name, "%.*s", (int)outer, c);
+            const Json *value = json_get(row, name);
+            if (outer < length) {
+                snprintf(name, sizeof name, "%.*s", (int)(length - outer - 1), c + outer + 1);
+                value = json_get(value, name);
+            }
+            csv_value(&csv, value);
+            c += length;
+        }
+        csv_end(&csv);
     }
-    if (rows->kind == CSV) {
-        csv_text(&rows->row, text);
-    } else {
-        json_out_text(&rows->json, name, text);
-    }
-}
-
-static void field_number(Rows *rows, int where, const char *name, double value) {
-    if (!field(rows, where, name)) {
-        return;
-    }
-    if (rows->kind == CSV) {
-        csv_double(&rows->row, value);
-    } else {
-        json_out_double(&rows->json, name, value);
-    }
-}
-
-/* A whole number; below 0: none. */
-static void field_count(Rows *rows, int where, const char *name, int64_t value) {
-    field_number(rows, where, name, value < 0 ? (double)NAN : (double)value);
+    out_commit(out);
 }
 
 /* ---- figures ---- */
@@ -130,73 +106,40 @@ static double *curve_add(Curves *curves, const char *name, int colour, bool dash
     return y;
 }
 
-/* ---- pieces of files that are read: lines, cells, HTML ---- */
+/* ---- CSV read again: lines without quotes, in a text that ends with a 0 byte ---- */
 
-typedef struct Piece { /* bytes of a mapped file */
-    const char *data;
-    size_t length;
-} Piece;
-
-/* Where `what` begins; the length if nowhere. */
-static size_t find(Piece piece, const char *what) {
-    size_t n = strlen(what);
-    for (size_t i = 0; i + n <= piece.length; i++) {
-        if (memcmp(piece.data + i, what, n) == 0) {
-            return i;
-        }
-    }
-    return piece.length;
+static const char *next_line(const char *line) {
+    line += strcspn(line, "\n");
+    return *line == '\0' ? line : line + 1;
 }
 
-/* What stands before the next `end`; *rest goes on behind it. */
-static Piece cut(Piece *rest, const char *end) {
-    Piece piece = {rest->data, find(*rest, end)};
-    size_t skip = piece.length < rest->length ? piece.length + strlen(end) : piece.length;
-    *rest = (Piece){rest->data + skip, rest->length - skip};
-    return piece;
-}
-
-/* Between the first `open` and the next `close`; empty if either is missing. */
-static Piece between(Piece piece, const char *open, const char *close) {
-    cut(&piece, open);
-    size_t end = find(piece, close);
-    return (Piece){piece.data, end < piece.length ? end : 0};
-}
-
-static bool piece_is(Piece piece, const char *text) {
-    return piece.length == strlen(text) && memcmp(piece.data, text, piece.length) == 0;
-}
-
-static Piece cut_line(Piece *rest) {
-    Piece line = cut(rest, "\n");
-    line.length -= line.length > 0 && line.data[line.length - 1] == '\r' ? 1 : 0;
-    return line;
-}
-
-/* Which cell of a CSV line without quotes is `name`; SIZE_MAX: none. */
-static size_t csv_column(Piece line, const char *name) {
-    for (size_t column = 0; line.length > 0; column++) {
-        if (piece_is(cut(&line, ","), name)) {
+/* Which cell of a line is `name`; -1: none. */
+static int csv_column(const char *line, const char *name) {
+    for (int column = 0;; column++) {
+        size_t length = strcspn(line, ",\r\n");
+        if (length == strlen(name) && memcmp(line, name, length) == 0) {
             return column;
         }
+        if (line[length] != ',') {
+            return -1;
+        }
+        line += length + 1;
     }
-    return SIZE_MAX;
 }
 
-/* The number in a cell of such a line; false if there is none. */
-static bool csv_number(Piece line, size_t column, double *value) {
-    char text[64], *end;
-    Piece cell = cut(&line, ",");
-    for (; column > 0 && line.length > 0; column--) {
-        cell = cut(&line, ",");
+/* The number in a cell; false if there is none. */
+static bool csv_number(const char *line, int column, double *value) {
+    char *end;
+    for (; column > 0; column--) {
+        line += strcspn(line, ",\r\n");
+        if (*line++ != ',') {
+            return false;
+        }
     }
-    if (column > 0 || cell.length == 0 || cell.length >= sizeof text) {
-        return false;
-    }
-    memcpy(text, cell.data, cell.length);
-    text[cell.length] = '\0';
-    *value = strtod(text, &end);
-    return *end == '\0';
+    size_t length = strcspn(line, ",\r\n");
+    double number = strtod(line, &end);
+    *value = length > 0 && end == line + length ? number : *value;
+    return length > 0 && end == line + length;
 }
 
 /* ---- the layer analysis (Mapping) ---- */
@@ -247,54 +190,40 @@ int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
     return found;
 }
 
-static void loss_fields(Rows *rows, const LossSums *loss) {
-    if (rows->kind == JSON && loss->n == 0) {
-        return;
+static void json_sums(JsonOut *json, const Sums *s) {
+    json_out_double(json, "mse", mean_of(s->mse, s->n));
+    json_out_double(json, "sparsity", mean_of(s->sparsity, s->n));
+    json_out_double(json, "l0", mean_of(s->l0, s->n));
+    json_out_double(json, "fvu", mean_of(s->fvu, s->n_fvu));
+    json_out_double(json, "cosine", mean_of(s->cosine, s->n));
+    json_out_double(json, "norm", mean_of(s->norm, s->n));
+}
+
+static void json_layer(JsonOut *json, const LayerResult *layer, Group g) {
+    const LossSums *loss = &layer->loss[g];
+    json_out_object(json, NULL);
+    json_out_int(json, "layer", layer->layer);
+    json_out_text(json, "group", group_names[g]);
+    json_sums(json, &layer->sums[VARIANT_CLEAN][g]);
+    if (loss->n > 0) {
+        json_out_object(json, "loss");
+        json_out_double(json, "clean", mean_of(loss->clean, loss->n));
+        json_out_double(json, "sae", mean_of(loss->sae, loss->n));
+        json_out_double(json, "zero_ablation", mean_of(loss->zero, loss->n));
+        json_out_double(json, "mean_ablation", mean_of(loss->mean, loss->n));
+        json_out_double(json, "recovered_zero", loss_recovered(loss, true));
+        json_out_double(json, "recovered_mean", loss_recovered(loss, false));
+        json_out_end(json);
     }
-    nest(rows, rows->group = "loss");
-    field_number(rows, JSON, "clean", mean_of(loss->clean, loss->n));
-    field_number(rows, JSON, "sae", mean_of(loss->sae, loss->n));
-    field_number(rows, JSON, "zero_ablation", mean_of(loss->zero, loss->n));
-    field_number(rows, JSON, "mean_ablation", mean_of(loss->mean, loss->n));
-    field_number(rows, BOTH, "recovered_zero", loss_recovered(loss, true));
-    field_number(rows, BOTH, "recovered_mean", loss_recovered(loss, false));
-    unnest(rows);
-    rows->group = NULL;
-}
-
-static void sums_fields(Rows *rows, const Sums *s, int where_l0) {
-    field_number(rows, BOTH, "mse", mean_of(s->mse, s->n));
-    field_number(rows, BOTH, "sparsity", mean_of(s->sparsity, s->n));
-    field_number(rows, where_l0, "l0", mean_of(s->l0, s->n));
-    field_number(rows, BOTH, "fvu", mean_of(s->fvu, s->n_fvu));
-    field_number(rows, BOTH, "cosine", mean_of(s->cosine, s->n));
-    field_number(rows, BOTH, "norm", mean_of(s->norm, s->n));
-}
-
-static void put_layer(Rows *rows, const LayerResult *layer, Group g) {
-    nest(rows, NULL);
-    field_count(rows, BOTH, "layer", layer->layer);
-    field_text(rows, BOTH, "group", group_names[g]);
-    sums_fields(rows, &layer->sums[VARIANT_CLEAN][g], BOTH);
-    loss_fields(rows, &layer->loss[g]);
-    field_number(rows, BOTH, "match", metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
+    json_out_double(json, "match", metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
-        if (rows->kind == CSV || layer->sums[v][g].n > 0) {
-            nest(rows, rows->group = variant_names[v]);
-            sums_fields(rows, &layer->sums[v][g], JSON);
-            unnest(rows);
+        if (layer->sums[v][g].n > 0) {
+            json_out_object(json, variant_names[v]);
+            json_sums(json, &layer->sums[v][g]);
+            json_out_end(json);
         }
     }
-    rows->group = NULL;
-    row_end(rows);
-}
-
-static void put_layers(Rows *rows, const AnalyzeResult *result) {
-    for (size_t i = 0; i < result->n_layers; i++) {
-        for (Group g = 0; g < GROUPS; g++) {
-            put_layer(rows, &result->layers[i], g);
-        }
-    }
+    json_out_end(json);
 }
 
 /* A column of --compare. */
@@ -312,25 +241,26 @@ typedef struct Comparison {
 } Comparison;
 
 /* False if the table has no such column. */
-static bool published_read(Published *p, const AnalyzeResult *result, Piece rest) {
-    size_t column = csv_column(cut_line(&rest), p->name);
-    double value;
+static bool published_read(Published *p, const AnalyzeResult *result, const char *table) {
+    int column = csv_column(table, p->name), number = 2;
+    double layer;
     for (size_t i = 0; i < result->n_layers; i++) {
         p->values[i] = NAN;
     }
-    for (size_t number = 2; column != SIZE_MAX && rest.length > 0; number++) {
-        Piece line = cut_line(&rest);
-        if (line.length > 0 && !csv_number(line, 0, &value)) {
-            fail(STATUS_INPUT, "%s:%zu: the first column is no layer number",
+    for (const char *line = next_line(table); column >= 0 && *line != '\0'; number++) {
+        bool empty = strcspn(line, "\r\n") == 0;
+        if (!empty && !csv_number(line, 0, &layer)) {
+            fail(STATUS_INPUT, "%s:%d: the first column is no layer number",
                  result->options->compare, number);
         }
-        for (size_t i = 0; i < result->n_layers && line.length > 0; i++) {
-            if ((double)result->layers[i].layer == value) {
+        for (size_t i = 0; i < result->n_layers && !empty; i++) {
+            if ((double)result->layers[i].layer == layer) {
                 csv_number(line, column, &p->values[i]);
             }
         }
+        line = next_line(line);
     }
-    return column != SIZE_MAX;
+    return column >= 0;
 }
 
 /* Mean over layers of |log10(ours / published)|; for the match rate of |ours - published|. */
@@ -353,12 +283,13 @@ static double published_distance(const AnalyzeResult *result, const Published *p
 static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
     Comparison c = {.count = 0};
     FileMap file = file_map(arena, result->options->compare);
+    char *table = arena_copy(arena, (const char *)file.data, file.size);
     for (int k = 0; k < METRICS * GROUPS; k++) {
         Published *p = &c.curves[c.count];
         *p = (Published){.metric = k / GROUPS, .group = k % GROUPS};
         snprintf(p->name, sizeof p->name, "%s_%s", metrics[p->metric].name, group_names[p->group]);
         p->values = arena_alloc(arena, result->n_layers, sizeof(double));
-        if (published_read(p, result, (Piece){(const char *)file.data, file.size})) {
+        if (published_read(p, result, table)) {
             p->distance = published_distance(result, p);
             c.count++;
         }
@@ -370,34 +301,44 @@ static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
     return c;
 }
 
-static void write_layers_json(const AnalyzeResult *result, const Comparison *comparison,
-                              OutFile *out) {
-    Rows rows = rows_json(out, 2);
-    JsonOut *json = &rows.json;
-    json_out_object(json, NULL);
-    json_out_int(json, "examples", (int64_t)result->examples);
-    json_out_array(json, "left_out");
+/* A layer, or a head; null for none. */
+static void json_place(JsonOut *json, const char *key, int place) {
+    json_out_double(json, key, place < 0 ? (double)NAN : place);
+}
+
+static void write_layers(const AnalyzeResult *result, const Comparison *comparison,
+                         const char *path) {
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
+    json_out_object(&json, NULL);
+    json_out_int(&json, "examples", (int64_t)result->examples);
+    json_out_array(&json, "left_out");
     for (size_t i = 0; i < result->n_failures; i++) {
-        json_out_text(json, NULL, result->failures[i]);
+        json_out_text(&json, NULL, result->failures[i]);
     }
-    json_out_end(json);
-    json_out_object(json, "convergence");
-    json_out_double(json, "factor", result->options->converge);
-    field_count(&rows, JSON, "layer", convergence_layer(result, true, true));
-    field_count(&rows, JSON, "mse_layer", convergence_layer(result, true, false));
-    field_count(&rows, JSON, "sparsity_layer", convergence_layer(result, false, true));
-    json_out_end(json);
+    json_out_end(&json);
+    json_out_object(&json, "convergence");
+    json_out_double(&json, "factor", result->options->converge);
+    json_place(&json, "layer", convergence_layer(result, true, true));
+    json_place(&json, "mse_layer", convergence_layer(result, true, false));
+    json_place(&json, "sparsity_layer", convergence_layer(result, false, true));
+    json_out_end(&json);
     if (comparison->count > 0) {
-        json_out_object(json, "distance");
+        json_out_object(&json, "distance");
         for (size_t k = 0; k < comparison->count; k++) {
-            json_out_double(json, comparison->curves[k].name, comparison->curves[k].distance);
+            json_out_double(&json, comparison->curves[k].name, comparison->curves[k].distance);
         }
-        json_out_end(json);
+        json_out_end(&json);
     }
-    json_out_array(json, "layers");
-    put_layers(&rows, result);
-    json_out_end(json);
-    json_out_end(json);
+    json_out_array(&json, "layers");
+    for (size_t i = 0; i < result->n_layers; i++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            json_layer(&json, &result->layers[i], g);
+        }
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+    out_commit(out);
 }
 
 /* A curve of our own; none if no layer has a value. */
@@ -454,23 +395,7 @@ static char *layer_figure(const AnalyzeResult *result, const Comparison *compari
     return svg_lines(arena, &chart);
 }
 
-static void write_analysis(const AnalyzeResult *result, const Comparison *comparison,
-                           Arena *arena) {
-    const char *directory = result->options->out;
-    OutFile *out = out_open(path_join(arena, directory, "layers.csv"));
-    Rows rows = rows_csv(out);
-    put_layers(&rows, result);
-    out_commit(out);
-    out = out_open(path_join(arena, directory, "layers.json"));
-    write_layers_json(result, comparison, out);
-    out_commit(out);
-    for (Metric m = 0; m < METRICS; m++) {
-        write_text(path_join(arena, directory, metrics[m].file),
-                   layer_figure(result, comparison, m, arena));
-    }
-}
-
-/* ---- SAGE: what it found, as rows ---- */
+/* ---- SAGE: sage.json ---- */
 
 static bool is_supervised(int method) {
     return method == SAGE_MEAN || method == SAGE_MSE || method == SAGE_WEIGHTED;
@@ -480,247 +405,264 @@ static bool is_sae(int method) {
     return method == SAGE_SAE || method == SAGE_RANDOM;
 }
 
-/* "f1>=0.5" */
-static char *f1_name(Arena *arena, const char *relation, double threshold) {
-    char number[JSON_NUMBER_SIZE];
-    json_format_double(number, threshold);
-    return arena_format(arena, "%s%s", relation, number);
-}
-
-static void place_fields(Rows *rows, const SageResult *r, size_t place) {
-    const SageNode *node = &r->nodes[place];
-    char name[HOOK_NAME_MAX];
-    hook_name(name, node->kind, node->layer, false, false);
-    field_text(rows, BOTH, "node", name);
-    field_count(rows, BOTH, "head", node->head);
-    field_text(rows, BOTH, "position", r->task->positions[node->position]);
-}
-
-static void put_node(Rows *rows, const SageResult *r, size_t attribute, size_t place) {
-    size_t at = attribute * r->n_nodes + place;
-    nest(rows, NULL);
-    field_text(rows, CSV, "attribute", r->task->attributes[attribute].name);
-    place_fields(rows, r, place);
-    field_number(rows, BOTH, "score", r->score[at]);
-    field_count(rows, CSV, "chosen", r->chosen[at]);
-    field_number(rows, BOTH, "effect", r->effect[at]);
-    row_end(rows);
-}
-
-/* Tests of a method, or (subset) of some of its features. */
-typedef struct Tested {
-    const char *attribute, *method, *subset;
-    const SageTests *tests;
-    bool supervised;
-} Tested;
-
-/* A row of sage.csv, an object of sage.json. k 0: does not apply. */
-static void put_test(Rows *rows, const Tested *t, const char *test, size_t k, SageControl control) {
-    char key[24];
-    snprintf(key, sizeof key, k == 0 ? "control_supervised" : "%zu", k);
-    nest(rows, key);
-    field_text(rows, CSV, "attribute", t->attribute);
-    field_text(rows, CSV, "method", t->method);
-    field_text(rows, CSV, "subset", t->subset);
-    field_text(rows, CSV, "test", test);
-    field_count(rows, CSV, "k", k == 0 ? -1 : (int64_t)k);
-    field_number(rows, BOTH, "score", control.score);
-    field_number(rows, BOTH, "magnitude", control.magnitude);
-    field_number(rows, BOTH, "rescaled_magnitude", control.rescaled);
-    row_end(rows);
-}
-
-static void put_tests(Rows *rows, const Tested *t) {
-    const SageTests *tests = t->tests;
-    if (rows->kind == CSV) {
-        put_test(rows, t, "sufficiency", 0, (SageControl){tests->sufficiency, NAN, NAN});
-        put_test(rows, t, "necessity", 0, (SageControl){tests->necessity, NAN, NAN});
-    }
-    field_number(rows, JSON, "sufficiency", tests->sufficiency);
-    field_number(rows, JSON, "necessity", tests->necessity);
-    if (t->supervised) {
-        put_test(rows, t, "control", 0, tests->supervised);
-        return;
-    }
-    nest(rows, "control");
-    for (size_t k = 0; k < SAGE_KS; k++) {
-        put_test(rows, t, "control", sage_ks[k], tests->control[k]);
-    }
-    unnest(rows);
-}
-
-/* All tests of one method on one attribute's cross-section. */
-static void put_method(Rows *rows, const SageResult *r, size_t attribute, int method) {
-    const SageCross *cross = &r->cross[attribute];
-    Tested tested = {r->task->attributes[attribute].name, sage_method_names[method], "all",
-                     &cross->tests[method], is_supervised(method)};
-    nest(rows, tested.method);
-    put_tests(rows, &tested);
-    if (is_sae(method)) {
-        nest(rows, "f1");
-        for (size_t f = 0; f < r->options->n_f1; f++) {
-            char threshold[JSON_NUMBER_SIZE], subset[JSON_NUMBER_SIZE + 8];
-            json_format_double(threshold, r->options->f1[f]);
-            nest(rows, threshold);
-            for (int below = 0; below < 2; below++) {
-                snprintf(subset, sizeof subset, "%s%s", below != 0 ? "f1<" : "f1>=", threshold);
-                tested.subset = subset;
-                tested.tests = &cross->f1[f][method == SAGE_RANDOM][below];
-                nest(rows, below != 0 ? "below" : "above");
-                put_tests(rows, &tested);
-                unnest(rows);
-            }
-            unnest(rows);
-        }
-        unnest(rows);
-    }
-    unnest(rows);
-}
-
-static void put_methods(Rows *rows, const SageResult *r) {
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        nest(rows, r->task->attributes[a].name);
-        for (int m = 0; m < SAGE_METHODS; m++) {
-            put_method(rows, r, a, m);
-        }
-        unnest(rows);
-    }
-}
-
-/* ---- sage.json ---- */
-
 /* Each value once, though several attributes may have lost it. */
 static void json_dropped(JsonOut *json, const SageTask *task) {
     json_out_array(json, "dropped");
     for (size_t i = 0; i < task->n_dropped; i++) {
-        size_t first = 0;
-        while (strcmp(task->dropped[first].value, task->dropped[i].value) != 0) {
-            first++;
+        size_t earlier = 0;
+        while (strcmp(task->dropped[earlier].value, task->dropped[i].value) != 0) {
+            earlier++;
         }
-        if (first == i) {
+        if (earlier == i) {
             json_out_text(json, NULL, task->dropped[i].value);
         }
     }
     json_out_end(json);
 }
 
-static void json_nodes(Rows *rows, const SageResult *r, size_t attribute, const char *key,
-                       const size_t *places, size_t count) {
-    json_out_array(&rows->json, key);
-    for (size_t i = 0; i < count; i++) {
-        put_node(rows, r, attribute, places[i]);
-    }
-    json_out_end(&rows->json);
-}
-
-static void json_fit(Rows *rows, const SageResult *r, size_t place, const SageFit *fit) {
-    bool reads = sage_node_reads(&r->nodes[place]);
-    nest(rows, NULL);
-    place_fields(rows, r, place);
-    nest(rows, "r2");
-    field_number(rows, JSON, "mean", fit->mean);
-    field_number(rows, JSON, "mse", fit->mse);
-    field_number(rows, JSON, "weighted", fit->weighted);
-    field_number(rows, JSON, "sae", fit->sae);
-    if (reads) {
-        field_number(rows, JSON, "weights", fit->weights);
-    } else {
-        field_number(rows, JSON, "span", fit->span);
-        field_number(rows, JSON, "encoder", fit->encoder);
-    }
-    unnest(rows);
-    nest(rows, "weights");
-    for (size_t i = 0; i < r->task->n_attributes; i++) {
-        field_number(rows, JSON, r->task->attributes[i].name, fit->w[i]);
-    }
-    unnest(rows);
-    row_end(rows);
-}
-
-static void json_interpretation(Rows *rows, const SageResult *r, size_t i) {
-    const SageInterpretation *found = &r->interpretations[i];
+static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
     char name[HOOK_NAME_MAX];
-    hook_name(name, found->kind, found->layer, false, false);
-    nest(rows, NULL);
-    field_text(rows, JSON, "hook", name);
-    field_text(rows, JSON, "position", r->task->positions[found->position]);
-    field_count(rows, JSON, "feature", (int64_t)found->feature);
-    field_number(rows, JSON, "f1", found->f1);
-    field_text(rows, JSON, "predicate", found->predicate);
-    row_end(rows);
+    hook_name(name, node->kind, node->layer, false, false);
+    json_out_text(json, "node", name);
+    json_place(json, "head", node->head);
+    json_out_text(json, "position", r->task->positions[node->position]);
 }
 
-static void json_crosses(Rows *rows, const SageResult *r) {
-    nest(rows, "cross_sections");
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        const SageCross *cross = &r->cross[a];
-        nest(rows, r->task->attributes[a].name);
-        json_nodes(rows, r, a, "nodes", cross->nodes, cross->n_nodes);
-        json_nodes(rows, r, a, "others", cross->others, cross->n_others);
-        field_number(rows, JSON, "share", cross->share);
-        field_number(rows, JSON, "spearman", cross->spearman);
-        unnest(rows);
+static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size_t attribute,
+                       const size_t *places, size_t count) {
+    json_out_array(json, key);
+    for (size_t i = 0; i < count; i++) {
+        json_out_object(json, NULL);
+        json_node(json, r, &r->nodes[places[i]]);
+        json_out_double(json, "score", r->score[attribute * r->n_nodes + places[i]]);
+        json_out_double(json, "effect", r->effect[attribute * r->n_nodes + places[i]]);
+        json_out_end(json);
     }
-    unnest(rows);
-    nest(rows, "dictionaries");
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        const SageCross *cross = &r->cross[a];
-        json_out_array(&rows->json, r->task->attributes[a].name);
-        for (size_t i = 0; i < cross->n_nodes; i++) {
-            json_fit(rows, r, cross->nodes[i], &cross->fits[i]);
-        }
-        json_out_end(&rows->json);
-    }
-    unnest(rows);
+    json_out_end(json);
 }
 
-static void write_sage_json(const SageResult *r, OutFile *out) {
-    Rows rows = rows_json(out, 4);
-    JsonOut *json = &rows.json;
+static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, const SageFit *fit) {
     json_out_object(json, NULL);
-    json_out_text(json, "task", r->task->name);
-    json_out_text(json, "model", r->options->llm);
-    json_out_object(json, "prompts");
-    json_out_int(json, "train", (int64_t)r->task->n_prompts[SAGE_TRAIN]);
-    json_out_int(json, "test", (int64_t)r->task->n_prompts[SAGE_TEST]);
-    json_dropped(json, r->task);
+    json_node(json, r, node);
+    json_out_object(json, "r2");
+    json_out_double(json, "mean", fit->mean);
+    json_out_double(json, "mse", fit->mse);
+    json_out_double(json, "weighted", fit->weighted);
+    json_out_double(json, "sae", fit->sae);
+    if (sage_node_reads(node)) {
+        json_out_double(json, "weights", fit->weights);
+    } else {
+        json_out_double(json, "span", fit->span);
+        json_out_double(json, "encoder", fit->encoder);
+    }
     json_out_end(json);
-    json_out_object(json, "baseline");
-    json_out_double(json, "accuracy", r->accuracy);
-    json_out_double(json, "m_clean", r->m_clean);
-    json_out_end(json);
-    json_crosses(&rows, r);
-    json_out_object(json, "tests");
-    put_methods(&rows, r);
-    json_out_end(json);
-    json_out_array(json, "interpretations");
-    for (size_t i = 0; i < r->n_interpretations; i++) {
-        json_interpretation(&rows, r, i);
+    json_out_object(json, "weights");
+    for (size_t i = 0; i < r->task->n_attributes; i++) {
+        json_out_double(json, r->task->attributes[i].name, fit->w[i]);
     }
     json_out_end(json);
     json_out_end(json);
 }
 
-static void write_sage_files(const SageResult *r, Arena *arena) {
-    const char *directory = r->options->out;
-    OutFile *out = out_open(path_join(arena, directory, "cross_sections.csv"));
-    Rows rows = rows_csv(out);
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        for (size_t i = 0; i < r->n_nodes; i++) {
-            put_node(&rows, r, a, i);
+static void json_control(JsonOut *json, const char *key, const SageControl *control) {
+    json_out_object(json, key);
+    json_out_double(json, "score", control->score);
+    json_out_double(json, "magnitude", control->magnitude);
+    json_out_double(json, "rescaled_magnitude", control->rescaled);
+    json_out_end(json);
+}
+
+static void json_tests(JsonOut *json, const SageTests *tests, bool supervised) {
+    json_out_double(json, "sufficiency", tests->sufficiency);
+    json_out_double(json, "necessity", tests->necessity);
+    if (supervised) {
+        json_control(json, "control_supervised", &tests->supervised);
+        return;
+    }
+    json_out_object(json, "control");
+    for (size_t k = 0; k < SAGE_KS; k++) {
+        char key[24];
+        snprintf(key, sizeof key, "%zu", sage_ks[k]);
+        json_control(json, key, &tests->control[k]);
+    }
+    json_out_end(json);
+}
+
+static void json_method(JsonOut *json, const SageResult *r, const SageCross *cross, int method) {
+    json_out_object(json, sage_method_names[method]);
+    json_tests(json, &cross->tests[method], is_supervised(method));
+    if (is_sae(method)) {
+        json_out_object(json, "f1");
+        for (size_t f = 0; f < r->options->n_f1; f++) {
+            const SageTests *parts = cross->f1[f][method == SAGE_RANDOM];
+            char key[JSON_NUMBER_SIZE];
+            json_format_double(key, r->options->f1[f]);
+            json_out_object(json, key);
+            for (int below = 0; below < 2; below++) {
+                json_out_object(json, below != 0 ? "below" : "above");
+                json_tests(json, &parts[below], false);
+                json_out_end(json);
+            }
+            json_out_end(json);
         }
+        json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
+    char name[HOOK_NAME_MAX];
+    hook_name(name, f->kind, f->layer, false, false);
+    json_out_object(json, NULL);
+    json_out_text(json, "hook", name);
+    json_out_text(json, "position", r->task->positions[f->position]);
+    json_out_int(json, "feature", (int64_t)f->feature);
+    json_out_double(json, "f1", f->f1);
+    json_out_text(json, "predicate", f->predicate);
+    json_out_end(json);
+}
+
+/* What is found of each attribute: a member each of three objects. */
+static void json_attributes(JsonOut *json, const SageResult *r) {
+    size_t n = r->task->n_attributes;
+    json_out_object(json, "cross_sections");
+    for (size_t a = 0; a < n; a++) {
+        const SageCross *cross = &r->cross[a];
+        json_out_object(json, r->task->attributes[a].name);
+        json_nodes(json, "nodes", r, a, cross->nodes, cross->n_nodes);
+        json_nodes(json, "others", r, a, cross->others, cross->n_others);
+        json_out_double(json, "share", cross->share);
+        json_out_double(json, "spearman", cross->spearman);
+        json_out_end(json);
+    }
+    json_out_end(json);
+    json_out_object(json, "dictionaries");
+    for (size_t a = 0; a < n; a++) {
+        const SageCross *cross = &r->cross[a];
+        json_out_array(json, r->task->attributes[a].name);
+        for (size_t i = 0; i < cross->n_nodes; i++) {
+            json_fit(json, r, &r->nodes[cross->nodes[i]], &cross->fits[i]);
+        }
+        json_out_end(json);
+    }
+    json_out_end(json);
+    json_out_object(json, "tests");
+    for (size_t a = 0; a < n; a++) {
+        json_out_object(json, r->task->attributes[a].name);
+        for (int m = 0; m < SAGE_METHODS; m++) {
+            json_method(json, r, &r->cross[a], m);
+        }
+        json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+static void write_sage(const SageResult *r, const char *path) {
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 4);
+    json_out_object(&json, NULL);
+    json_out_text(&json, "task", r->task->name);
+    json_out_text(&json, "model", r->options->llm);
+    json_out_object(&json, "prompts");
+    json_out_int(&json, "train", (int64_t)r->task->n_prompts[SAGE_TRAIN]);
+    json_out_int(&json, "test", (int64_t)r->task->n_prompts[SAGE_TEST]);
+    json_dropped(&json, r->task);
+    json_out_end(&json);
+    json_out_object(&json, "baseline");
+    json_out_double(&json, "accuracy", r->accuracy);
+    json_out_double(&json, "m_clean", r->m_clean);
+    json_out_end(&json);
+    json_attributes(&json, r);
+    json_out_array(&json, "interpretations");
+    for (size_t i = 0; i < r->n_interpretations; i++) {
+        json_interpretation(&json, r, &r->interpretations[i]);
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+    out_commit(out);
+}
+
+/* ---- SAGE: tables ---- */
+
+/* All nodes of all attributes. */
+static void write_nodes(const SageResult *r, const char *path) {
+    OutFile *out = out_open(path);
+    Csv csv = csv_start(out->stream, "attribute,node,head,position,score,chosen,effect");
+    for (size_t i = 0; i < r->task->n_attributes * r->n_nodes; i++) {
+        const SageNode *node = &r->nodes[i % r->n_nodes];
+        char name[HOOK_NAME_MAX];
+        hook_name(name, node->kind, node->layer, false, false);
+        csv_text(&csv, r->task->attributes[i / r->n_nodes].name);
+        csv_text(&csv, name);
+        csv_double(&csv, node->head < 0 ? (double)NAN : node->head);
+        csv_text(&csv, r->task->positions[node->position]);
+        csv_double(&csv, r->score[i]);
+        csv_int(&csv, r->chosen[i] ? 1 : 0);
+        csv_double(&csv, r->effect[i]);
+        csv_end(&csv);
     }
     out_commit(out);
-    out = out_open(path_join(arena, directory, "sage.csv"));
-    rows = rows_csv(out);
-    put_methods(&rows, r);
-    out_commit(out);
-    out = out_open(path_join(arena, directory, "sage.json"));
-    write_sage_json(r, out);
+}
+
+/* The tests of all attributes and methods, and of parts (subset) of their features. */
+static Lines tested_lines(const Json *attributes, Arena *arena) {
+    Lines lines = {.arena = arena};
+    for (const Json *a = first(attributes); a != NULL; a = a->next) {
+        for (const Json *m = first(a); m != NULL; m = m->next) {
+            lines_add(&lines, a->key, m->key, "all", m);
+            for (const Json *f1 = first(json_get(m, "f1")); f1 != NULL; f1 = f1->next) {
+                lines_add(&lines, a->key, m->key, arena_format(arena, "f1>=%s", f1->key),
+                          json_get(f1, "above"));
+                lines_add(&lines, a->key, m->key, arena_format(arena, "f1<%s", f1->key),
+                          json_get(f1, "below"));
+            }
+        }
+    }
+    return lines;
+}
+
+/* score: a number, or what a control is made of. */
+static void csv_test(Csv *csv, const Line *t, const char *test, const char *k, const Json *score) {
+    bool control = json_is(score, JSON_OBJECT);
+    for (size_t i = 0; i < 3; i++) {
+        csv_text(csv, t->keys[i]);
+    }
+    csv_text(csv, test);
+    csv_text(csv, k);
+    csv_value(csv, control ? json_get(score, "score") : score);
+    csv_value(csv, json_get(score, "magnitude"));
+    csv_value(csv, json_get(score, "rescaled_magnitude"));
+    csv_end(csv);
+}
+
+/* A row for each figure; k is empty where it does not apply. */
+static void write_tests(const Lines *tested, const char *path) {
+    OutFile *out = out_open(path);
+    Csv csv =
+        csv_start(out->stream, "attribute,method,subset,test,k,score,magnitude,rescaled_magnitude");
+    for (size_t i = 0; i < tested->count; i++) {
+        const Line *t = &tested->list[i];
+        const Json *single = json_get(t->values, "control_supervised");
+        csv_test(&csv, t, "sufficiency", "", json_get(t->values, "sufficiency"));
+        csv_test(&csv, t, "necessity", "", json_get(t->values, "necessity"));
+        for (const Json *k = first(json_get(t->values, "control")); k != NULL; k = k->next) {
+            csv_test(&csv, t, "control", k->key, k);
+        }
+        if (single != NULL) {
+            csv_test(&csv, t, "control", "", single);
+        }
+    }
     out_commit(out);
 }
 
 /* ---- SAGE: figures ---- */
+
+/* "sae, F1 < 0.5" */
+static char *f1_name(Arena *arena, const char *relation, double threshold) {
+    char number[JSON_NUMBER_SIZE];
+    json_format_double(number, threshold);
+    return arena_format(arena, "%s%s", relation, number);
+}
 
 static bool same_component(const SageNode *a, const SageNode *b) {
     return a->kind == b->kind && a->layer == b->layer && a->head == b->head;
@@ -914,14 +856,23 @@ typedef struct Folder {
 } Folder;
 
 /* A file of the folder; one that is missing, cannot be read or is no UTF-8 is as an empty one. */
-static Piece folder_file(const Folder *f, const char *name) {
+static const char *folder_text(const Folder *f, const char *name) {
     FileMap map;
     Error unread;
     ATTEMPT(&unread, map = file_map(f->arena, path_join(f->arena, f->path, name)));
     if (unread.status != STATUS_OK || !utf8_valid((const char *)map.data, map.size)) {
-        return (Piece){"", 0};
+        return "";
     }
-    return (Piece){(const char *)map.data, map.size};
+    return arena_copy(f->arena, (const char *)map.data, map.size);
+}
+
+/* From the first `open` up to the next `close`, both left out; empty if either is missing. */
+static char *text_between(Arena *arena, const char *text, const char *open, const char *close) {
+    const char *begin = strstr(text, open);
+    const char *end = begin == NULL ? NULL : strstr(begin + strlen(open), close);
+    return end == NULL
+               ? arena_copy(arena, "", 0)
+               : arena_copy(arena, begin + strlen(open), (size_t)(end - begin) - strlen(open));
 }
 
 static const Json *folder_json(const Folder *f, const char *name) {
@@ -931,48 +882,34 @@ static const Json *folder_json(const Folder *f, const char *name) {
     return json_is(json, JSON_OBJECT) ? json : NULL;
 }
 
-/* The list of a value's children; nothing of what is missing. */
-static const Json *first(const Json *value) {
-    return value == NULL ? NULL : value->child;
-}
-
-static const char *text_of(const Json *value) {
-    return json_is(value, JSON_STRING) ? value->text : "";
-}
-
 /* Only what refsae drew. */
 static void show_figure(const Folder *f, const char *name, const char *caption) {
-    Piece svg = folder_file(f, name);
-    size_t end = find(svg, "</svg>");
-    if (find(svg, "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"") == 0 &&
-        end < svg.length) {
-        page_figure(f->page, caption, arena_copy(f->arena, svg.data, end + strlen("</svg>")));
+    static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
+    const char *text = folder_text(f, name);
+    char *inside = text_between(f->arena, text, begin, "</svg>");
+    if (strncmp(text, begin, strlen(begin)) == 0 && *inside != '\0') {
+        page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
     }
+}
+
+static bool is_control(const Json *value) {
+    return json_get(value, "score") != NULL;
 }
 
 /* Numbers keep a column's points in line; a control is its score (magnitude). */
 static void show_cell(Page *page, const Json *value) {
     char text[TEXT_NUMBER_SIZE];
-    const Json *score = json_get(value, "score");
     double number = json_double(value), size = fabs(number);
-    if (json_is(value, JSON_STRING) || value == NULL) {
-        page_cell(page, false, value == NULL ? "" : value->text);
-        return;
-    }
     text_number(text, number, 4);
-    if (score != NULL) {
-        snprintf(text, sizeof text, "%.2f (%.2f)", json_double(score),
+    if (is_control(value)) {
+        snprintf(text, sizeof text, "%.2f (%.2f)", json_double(json_get(value, "score")),
                  json_double(json_get(value, "magnitude")));
     } else if (size >= 1e-4 && size < 1e3 && floor(size) != size) {
         snprintf(text, sizeof text, "%s%#.4g", number < 0 ? "−" : "", size);
     }
-    page_cell(page, true, text);
+    bool is_text = value == NULL || json_is(value, JSON_STRING);
+    page_cell(page, !is_text, is_text ? text_of(value) : text);
 }
-
-typedef struct Line { /* of a table */
-    const char *label;
-    const Json *values; /* an object; members that are objects have a column for each of theirs */
-} Line;
 
 typedef struct Columns {
     const char *outer[64], *name[64]; /* outer "": a member of the line itself */
@@ -983,13 +920,12 @@ typedef struct Columns {
 
 /* Adds what can be a cell, unless it is there. */
 static void column_add(Columns *c, const char *outer, const Json *value, Arena *arena) {
-    size_t i = 0;
+    size_t i = 0, most = sizeof c->name / sizeof *c->name;
     while (i < c->count &&
            (strcmp(c->name[i], value->key) != 0 || strcmp(c->outer[i], outer) != 0)) {
         i++;
     }
-    bool cell = !json_is(value, JSON_OBJECT) || json_get(value, "score") != NULL;
-    if (cell && i == c->count && i < sizeof c->name / sizeof *c->name) {
+    if (i == c->count && i < most && (!json_is(value, JSON_OBJECT) || is_control(value))) {
         c->outer[i] = outer;
         c->name[i] = value->key;
         c->titles[i] = arena_format(arena, "%s%s%s", outer, *outer == '\0' ? "" : " ", value->key);
@@ -998,51 +934,35 @@ static void column_add(Columns *c, const char *outer, const Json *value, Arena *
     }
 }
 
-/* All members of all lines are columns, in the order in which they come. No lines: no table. */
-static void show_table(const Folder *f, const char *caption, const char *label, const Line *lines,
-                       size_t count) {
+/* Columns are the keys, with these titles ("attribute|method", or NULL), and all members of all
+ * lines in the order in which they come; of a member that is an object its own. No lines: no
+ * table. */
+static void show_table(const Folder *f, const char *caption, const char *keys, const Lines *lines) {
     Columns columns = {.count = 0};
-    for (size_t i = 0; i < count; i++) {
-        for (const Json *v = lines[i].values->child; v != NULL; v = v->next) {
-            bool inner = json_is(v, JSON_OBJECT) && json_get(v, "score") == NULL;
+    for (size_t i = 0; i < lines->count; i++) {
+        for (const Json *v = first(lines->list[i].values); v != NULL; v = v->next) {
             column_add(&columns, "", v, f->arena);
-            for (const Json *w = v->child; inner && w != NULL; w = w->next) {
-                column_add(&columns, v->key, w, f->arena);
+            for (const Json *w = v->child; json_is(v, JSON_OBJECT) && w != NULL; w = w->next) {
+                if (!is_control(v)) {
+                    column_add(&columns, v->key, w, f->arena);
+                }
             }
         }
     }
-    if (count > 0) {
-        page_table(f->page, caption, label, columns.titles, columns.number, columns.count);
+    if (lines->count > 0) {
+        page_table(f->page, caption, keys, columns.titles, columns.number, columns.count);
     }
-    for (size_t i = 0; i < count; i++) {
-        if (label != NULL) {
-            page_cell(f->page, false, lines[i].label);
+    for (size_t i = 0; i < lines->count; i++) {
+        const Line *line = &lines->list[i];
+        for (size_t k = 0; k < 3 && line->keys[k] != NULL; k++) {
+            page_cell(f->page, false, line->keys[k]);
         }
         for (size_t c = 0; c < columns.count; c++) {
-            const Json *line = lines[i].values;
-            const Json *holder =
-                *columns.outer[c] == '\0' ? line : json_get(line, columns.outer[c]);
-            show_cell(f->page, json_get(holder, columns.name[c]));
+            bool inner = *columns.outer[c] != '\0';
+            show_cell(f->page,
+                      json_get(inner ? json_get(line->values, columns.outer[c]) : line->values,
+                               columns.name[c]));
         }
-    }
-}
-
-typedef struct Lines {
-    Line *list;
-    size_t count, capacity;
-} Lines;
-
-static void lines_add(const Folder *f, Lines *lines, const char *label, const Json *values) {
-    if (json_is(values, JSON_OBJECT)) {
-        lines->list =
-            arena_grow(f->arena, lines->list, &lines->capacity, lines->count + 1, sizeof(Line));
-        lines->list[lines->count++] = (Line){label, values};
-    }
-}
-
-static void lines_add_all(const Folder *f, Lines *lines, const char *label, const Json *list) {
-    for (const Json *v = first(list); v != NULL; v = v->next) {
-        lines_add(f, lines, label, v);
     }
 }
 
@@ -1050,19 +970,20 @@ static void lines_add_all(const Folder *f, Lines *lines, const char *label, cons
 
 /* train.csv: steps, first and last loss. */
 static void show_training(const Folder *f) {
-    Piece rest = folder_file(f, "train.csv");
-    size_t column = csv_column(cut_line(&rest), "loss"), steps = 0;
-    double first = 0, last = 0;
-    while (column != SIZE_MAX && rest.length > 0) {
-        if (csv_number(cut_line(&rest), column, &last)) {
-            first = steps++ == 0 ? last : first;
+    const char *line = folder_text(f, "train.csv");
+    int column = csv_column(line, "loss");
+    double begin = 0, end = 0;
+    size_t steps = 0;
+    while (column >= 0 && *(line = next_line(line)) != '\0') {
+        if (csv_number(line, column, &end)) {
+            begin = steps++ == 0 ? end : begin;
         }
     }
     if (steps > 0) {
         page_section(f->page, "Training of the adapter");
         page_value(f->page, "training steps", "%zu", steps);
-        page_value(f->page, "loss of the first step (nats)", "%.3f", first);
-        page_value(f->page, "loss of the last step (nats)", "%.3f", last);
+        page_value(f->page, "loss of the first step (nats)", "%.3f", begin);
+        page_value(f->page, "loss of the last step (nats)", "%.3f", end);
     }
     show_figure(f, "loss.svg", "Loss of the adapter's training");
 }
@@ -1090,7 +1011,7 @@ static void show_layers(const Folder *f, const Json *result) {
     const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
                *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out");
     double layer = json_double(json_get(convergence, "layer"));
-    Lines lines = {.count = 0};
+    Lines lines = {.arena = f->arena};
     page_section(f->page, "Image tokens through the layers");
     page_value(f->page, "examples", "%.0f", json_double(json_get(result, "examples")));
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
@@ -1107,11 +1028,11 @@ static void show_layers(const Folder *f, const Json *result) {
     show_figure(f, "match.svg",
                 "Share of examples in which one of the three strongest features that are rare "
                 "enough has a description that matches the answer");
-    lines_add_all(f, &lines, NULL, layers);
+    lines_add_all(&lines, NULL, layers);
     show_table(f,
                "Means over examples. The controls replace the image tokens; loss recovered is of "
                "the first answer's tokens when the SAE's output replaces the group's stream.",
-               NULL, lines.list, lines.count);
+               NULL, &lines);
     if (distance != NULL) {
         page_section(f->page, "Compared with the published curves");
         page_paragraph(f->page, "Mean over layers of |log10(ours / published)|, for the match rate "
@@ -1127,36 +1048,22 @@ static void show_layers(const Folder *f, const Json *result) {
 
 /* ---- the page: SAGE ---- */
 
-/* The methods of each attribute, and the parts of their features by F1. */
-static void show_tests(const Folder *f, const Json *tests) {
-    Lines lines = {.count = 0};
-    for (const Json *a = first(tests); a != NULL; a = a->next) {
-        for (const Json *m = a->child; m != NULL; m = m->next) {
-            lines_add(f, &lines, arena_format(f->arena, "%s, %s", a->key, m->key), m);
-            for (const Json *t = first(json_get(m, "f1")); t != NULL; t = t->next) {
-                for (const Json *part = t->child; part != NULL; part = part->next) {
-                    lines_add(f, &lines,
-                              arena_format(f->arena, "%s, %s, F1 %s %s", a->key, m->key, part->key,
-                                           t->key),
-                              part);
-                }
-            }
-        }
-    }
+static void show_tests(const Folder *f, const Json *attributes) {
+    Lines lines = tested_lines(attributes, f->arena);
     show_table(f,
                "All tests together, control with k features as score (magnitude). weighted is the "
                "supervised reference, sae what is judged, random the same SAE with random decoder "
-               "directions, none the model without an edit. Closer to 1 is better everywhere. Rows "
-               "with an F1 use only the features whose best interpretation reaches it (above), or "
-               "only the others.",
-               "attribute, method", lines.list, lines.count);
+               "directions, none the model without an edit. Closer to 1 is better everywhere. f1 "
+               "rows use only the features whose best interpretation reaches that F1, or only the "
+               "others.",
+               "attribute|method|features", &lines);
 }
 
 static void show_cross_section(const Folder *f, const Json *cross, size_t a) {
     const char *name = cross->key;
     char spearman[TEXT_NUMBER_SIZE];
     const Json *nodes = json_get(cross, "nodes");
-    Lines lines = {.count = 0};
+    Lines lines = {.arena = f->arena};
     page_section(f->page, arena_format(f->arena, "Cross-section of %s", name));
     show_figure(f, figure_name(f->arena, "heat", name, a),
                 "Attribution score of each node: by how much m is expected to change if this node "
@@ -1172,14 +1079,13 @@ static void show_cross_section(const Folder *f, const Json *cross, size_t a) {
         "for them and for random others. The two orders agree with a Spearman correlation of %s "
         "(1: the same order, 0: unrelated).",
         100 * json_double(json_get(cross, "share")), nodes == NULL ? 0 : nodes->length, spearman);
-    lines_add_all(f, &lines, "yes", nodes);
-    lines_add_all(f, &lines, "random other", json_get(cross, "others"));
-    show_table(f, "Scores, and what patching the node really does to m", "chosen", lines.list,
-               lines.count);
+    lines_add_all(&lines, "yes", nodes);
+    lines_add_all(&lines, "random other", json_get(cross, "others"));
+    show_table(f, "Scores, and what patching the node really does to m", "chosen", &lines);
 }
 
 static void show_fits(const Folder *f, const Json *dictionaries) {
-    Lines lines = {.count = 0};
+    Lines lines = {.arena = f->arena};
     page_section(f->page, "How well dictionaries rebuild the nodes");
     page_paragraph(
         f->page,
@@ -1190,9 +1096,9 @@ static void show_fits(const Folder *f, const Json *dictionaries) {
         "is the share of its mean feature that the weighted dictionary keeps at this node: 0 where "
         "the attribute does not move it.");
     for (const Json *a = first(dictionaries); a != NULL; a = a->next) {
-        lines_add_all(f, &lines, a->key, a);
+        lines_add_all(&lines, a->key, a);
     }
-    show_table(f, "Nodes of each cross-section", "cross-section", lines.list, lines.count);
+    show_table(f, "Nodes of each cross-section", "cross-section", &lines);
 }
 
 static double f1_of(const Line *line) {
@@ -1202,8 +1108,8 @@ static double f1_of(const Line *line) {
 /* The best by F1, equal ones in their order. */
 static void show_interpretations(const Folder *f, const Json *interpretations) {
     size_t most = 30;
-    Lines lines = {.count = 0};
-    lines_add_all(f, &lines, NULL, interpretations);
+    Lines lines = {.arena = f->arena};
+    lines_add_all(&lines, NULL, interpretations);
     most = lines.count < most ? lines.count : most;
     for (size_t i = 0; i < most; i++) {
         size_t best = i;
@@ -1222,10 +1128,10 @@ static void show_interpretations(const Folder *f, const Json *interpretations) {
         "active. F1 is the harmonic mean of how often the predicate holds when the feature is "
         "active and how often the feature is active when the predicate holds; 1: they are the "
         "same.");
-    show_table(f,
-               arena_format(f->arena, "The best %zu of %zu interpretations; all are in sage.json",
-                            most, lines.count),
-               NULL, lines.list, most);
+    char *caption = arena_format(
+        f->arena, "The best %zu of %zu interpretations; all are in sage.json", most, lines.count);
+    lines.count = most;
+    show_table(f, caption, NULL, &lines);
 }
 
 static void show_methods(const Folder *f, const Json *attributes) {
@@ -1296,11 +1202,11 @@ static void show_sage(const Folder *f, const Json *result) {
 /* What stands between made_begin and made_end is copied into later pages. */
 static void made_begin(Page *page) {
     page_section(page, "How this was made");
-    page_raw(page, MADE, strlen(MADE));
+    page_raw(page, MADE);
 }
 
 static void made_end(Page *page) {
-    page_raw(page, MADE_END, strlen(MADE_END));
+    page_raw(page, MADE_END);
 }
 
 static bool same_file(const char *a, const char *b) {
@@ -1311,13 +1217,13 @@ static bool same_file(const char *a, const char *b) {
 /* From the folder's own page. If that is the one that will be replaced, the marks stay, so that
  * the next page finds them. */
 static void show_made(const Folder *f, const char *out) {
-    Piece made = between(folder_file(f, "report.html"), MADE, MADE_END);
+    char *made = text_between(f->arena, folder_text(f, "report.html"), MADE, MADE_END);
     bool own = same_file(path_join(f->arena, f->path, "report.html"), out);
-    if (made.length > 0) {
+    if (*made != '\0') {
         page_section(f->page, "How this was made");
-        page_raw(f->page, MADE, own ? strlen(MADE) : 0);
-        page_raw(f->page, made.data, made.length);
-        page_raw(f->page, MADE_END, own ? strlen(MADE_END) : 0);
+        page_raw(f->page, own ? MADE : "");
+        page_raw(f->page, made);
+        page_raw(f->page, own ? MADE_END : "");
     }
 }
 
@@ -1350,11 +1256,21 @@ void report_analyze(const AnalyzeResult *result) {
     const AnalyzeOptions *o = result->options;
     Comparison comparison = {.count = 0};
     int layer = convergence_layer(result, true, true);
+    char *json = path_join(arena, o->out, "layers.json");
     Page page;
     if (o->compare != NULL) {
         comparison = comparison_read(result, arena);
     }
-    write_analysis(result, &comparison, arena);
+    write_layers(result, &comparison, json);
+    write_csv(path_join(arena, o->out, "layers.csv"),
+              json_get(json_read_file(arena, json), "layers"),
+              "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss.recovered_zero,loss.recovered_mean,"
+              "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
+              "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
+    for (Metric m = 0; m < METRICS; m++) {
+        write_text(path_join(arena, o->out, metrics[m].file),
+                   layer_figure(result, &comparison, m, arena));
+    }
     page_open(&page, path_join(arena, o->out, "report.html"), "refsae analyze");
     show_folder(&(Folder){&page, o->out, arena});
     made_begin(&page);
@@ -1386,9 +1302,13 @@ void report_sage(const SageResult *result) {
     Arena *arena = arena_new();
     const SageOptions *o = result->options;
     const SageTask *task = result->task;
+    char *json = path_join(arena, o->out, "sage.json");
     Page page;
     path_make_directory(o->out);
-    write_sage_files(result, arena);
+    write_sage(result, json);
+    Lines tested = tested_lines(json_get(json_read_file(arena, json), "tests"), arena);
+    write_tests(&tested, path_join(arena, o->out, "sage.csv"));
+    write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
     write_sage_figures(result, arena);
     page_open(&page, path_join(arena, o->out, "report.html"), "refsae sage");
     show_folder(&(Folder){&page, o->out, arena});

@@ -189,7 +189,7 @@ static void fill(Page *page) {
     page_section(page, hostile);
     page_fact(page, hostile, "%s", hostile);
     page_fact(page, "seed", "%d", 475);
-    page_raw(page, "<b>as it stands</b>", 19);
+    page_raw(page, "<b>as it stands</b>");
 }
 
 static int count_of(const char *text, const char *part) {

@@ -138,11 +138,13 @@ Test(report_merge, tables_of_json) {
         "<td></td></tr>\n"
         "<tr><td class=\"n\">1</td><td>g</td><td class=\"n\">–</td><td></td>"
         "<td class=\"n\">−0.1250</td></tr>\n</tbody>";
-    static const char tests[] =
-        "<thead><tr><th>attribute, method</th><th class=\"n\">sufficiency</th>"
-        "<th class=\"n\">control 1</th></tr></thead><tbody>\n"
-        "<tr><td>IO, sae</td><td class=\"n\">0.7500</td><td class=\"n\">0.50 (0.25)</td></tr>\n"
-        "<tr><td>IO, sae, F1 above 0.7</td><td class=\"n\">0.6250</td><td></td></tr>\n</tbody>";
+    static const char tests[] = "<thead><tr><th>attribute</th><th>method</th><th>features</th><th "
+                                "class=\"n\">sufficiency</th>"
+                                "<th class=\"n\">control 1</th></tr></thead><tbody>\n"
+                                "<tr><td>IO</td><td>sae</td><td>all</td><td "
+                                "class=\"n\">0.7500</td><td class=\"n\">0.50 (0.25)</td></tr>\n"
+                                "<tr><td>IO</td><td>sae</td><td>f1&#62;=0.7</td><td "
+                                "class=\"n\">0.6250</td><td></td></tr>\n</tbody>";
     assert_counts(html, 2, layers, 1, tests, 1);
 }
 
