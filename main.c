@@ -6,7 +6,7 @@
 #include "dump.h"
 #include "info.h"
 #include "report.h"
-#include "sage.h"
+#include "run_sage.h"
 #include "selftest.h"
 
 #include <errno.h>
@@ -437,7 +437,10 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
     if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
         bad_value(a, "train", "at most 1048576 prompts");
     }
-    sage_run(compute, &options, console);
+    Arena *arena = arena_new();
+    SageResult result = sage_run(arena, compute, &options, console);
+    report_sage(&result);
+    arena_free(arena);
 }
 
 /* ---- generate ---- */

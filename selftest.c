@@ -7,7 +7,8 @@
 #include "adapter.h"
 #include "analyze.h"
 #include "dump.h"
-#include "sage.h"
+#include "report.h"
+#include "run_sage.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -471,7 +472,10 @@ static void run_stages(const Compute *compute) {
                         .n_f1 = 1,
                         .bos = 1,
                         .seed = 475};
-    sage_run(compute, &sage, &console);
+    Arena *arena = arena_new();
+    SageResult found = sage_run(arena, compute, &sage, &console);
+    report_sage(&found);
+    arena_free(arena);
 }
 
 static void compare(bool json, FILE *out) {

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "sage_run.h"
+#include "sage.h"
 
 /* ---- sparse edits ---- */
 
@@ -19,11 +19,14 @@ enum {
     MOST = 6
 };
 
+/* sage.c's, for its test alone */
+bool sage_sparse_choose(SageSparse *edit);
+
 typedef struct Case {
-    double a[2][MOST * WIDE], squares[2 * MOST], sum[WIDE], f1[2 * MOST], gap[WIDE];
-    uint32_t feature[2][MOST];
-    Contributions side[2];
-    Edit edit;
+    double a[2][MOST * WIDE], squares[2 * MOST], sum[WIDE], gap[WIDE];
+    bool closed[2 * MOST], spent[2 * MOST]; /* closed: not to be chosen */
+    SageParts side[2];
+    SageSparse edit;
 } Case;
 
 /* n[0] features to take away and n[1] to add, at random or (orthogonal) along axes of their own. */
@@ -32,8 +35,6 @@ static void case_make(Case *c, Random *random, const size_t n[2], bool orthogona
     size_t place = 0;
     for (size_t s = 0; s < 2; s++) {
         for (size_t j = 0; j < n[s]; j++, place++) {
-            c->feature[s][j] = (uint32_t)place;
-            c->f1[place] = (double)random_uniform(random);
             for (size_t i = 0; i < WIDE; i++) {
                 double x = (double)random_uniform(random) * 2.0 - 1.0;
                 c->a[s][j * WIDE + i] = orthogonal && i != place % WIDE ? 0.0 : x;
@@ -41,21 +42,19 @@ static void case_make(Case *c, Random *random, const size_t n[2], bool orthogona
                 c->sum[i] += s == 0 ? c->a[s][j * WIDE + i] : 0.0;
             }
         }
-        c->side[s] = (Contributions){n[s], c->feature[s], c->a[s], NULL};
+        c->side[s] = (SageParts){n[s], NULL, c->a[s], NULL};
     }
+    c->edit = (SageSparse){.from = &c->side[0],
+                           .to = &c->side[1],
+                           .width = WIDE,
+                           .squares = c->squares,
+                           .sum = c->sum,
+                           .spent = c->spent,
+                           .gap = c->gap};
     for (size_t i = 0; i < WIDE; i++) {
         c->gap[i] = (double)random_uniform(random) * 4.0 - 2.0;
         c->edit.sum_square += c->sum[i] * c->sum[i];
     }
-    c->edit = (Edit){.from = &c->side[0],
-                     .to = &c->side[1],
-                     .width = WIDE,
-                     .squares = c->squares,
-                     .sum = c->sum,
-                     .sum_square = c->edit.sum_square,
-                     .f1 = c->f1,
-                     .threshold = 0.5,
-                     .part = WHOLE};
 }
 
 /* |gap|^2 after the choices in the set: bits of removals, then of additions. */
@@ -73,10 +72,6 @@ static double distance(const Case *c, const double *gap, unsigned set) {
     return sum;
 }
 
-static bool allowed(const Case *c, size_t k) {
-    return c->edit.part == WHOLE || (c->edit.part == ABOVE) == (c->f1[k] >= c->edit.threshold);
-}
-
 /* Each step is the best single choice of all that are left, found by trying them; the edit stops
  * when none helps. Distances differ by rounding alone, so choices within 1e-12 of each other count
  * as the same. */
@@ -86,28 +81,29 @@ Test(sage_edit, every_step_is_the_best_of_all) {
         Case c;
         size_t n[2] = {random_below(&random, MOST), random_below(&random, MOST)}, all = n[0] + n[1];
         case_make(&c, &random, n, false);
-        c.edit.part = round % 3 == 0 ? WHOLE : round % 3 == 1 ? ABOVE : BELOW;
-        double start[WIDE], magnitude = 0.0, expected = 0.0;
+        for (size_t k = 0; k < all; k++) {
+            c.spent[k] = c.closed[k] = round % 3 > 0 && random_uniform(&random) < 0.5f;
+        }
+        double start[WIDE], expected = 0.0;
         memcpy(start, c.gap, sizeof start);
-        bool used[2 * MOST] = {false};
         unsigned set = 0;
-        for (;;) {
+        for (size_t step = 1;; step++) {
             double now = distance(&c, start, set), least = INFINITY;
             for (size_t k = 0; k < all; k++) {
-                if ((set >> k & 1) == 0 && allowed(&c, k)) {
+                if ((set >> k & 1) == 0 && !c.closed[k]) {
                     least = fmin(least, distance(&c, start, set | 1U << k));
                 }
             }
-            bool helped = sage_edit_once(&c.edit, c.gap, used, &magnitude);
+            bool helped = sage_sparse_choose(&c.edit);
             cr_assert(helped ? least < now + 1e-12 : least >= now - 1e-12, "round %d", round);
+            cr_assert_eq(c.edit.choices, helped ? step : step - 1);
             if (!helped) {
                 break;
             }
             unsigned after = 0;
             for (size_t k = 0; k < all; k++) {
-                after |= used[k] ? 1U << k : 0;
-                if (used[k] && (set >> k & 1) == 0) {
-                    cr_assert(allowed(&c, k));
+                after |= c.spent[k] && !c.closed[k] ? 1U << k : 0;
+                if ((after >> k & 1) != 0 && (set >> k & 1) == 0) {
                     for (size_t i = 0; k < n[0] && i < WIDE; i++) {
                         expected += c.a[0][k * WIDE + i] * c.sum[i] / c.edit.sum_square;
                     }
@@ -117,7 +113,7 @@ Test(sage_edit, every_step_is_the_best_of_all) {
             cr_assert(fabs(distance(&c, start, set) - least) <= 1e-12, "round %d", round);
             cr_assert(fabs(distance(&c, c.gap, 0) - least) <= 1e-12, "the gap is carried on");
         }
-        cr_assert(fabs(magnitude - expected) <= 1e-12);
+        cr_assert(fabs(c.edit.magnitude - expected) <= 1e-12);
     }
 }
 
@@ -130,9 +126,9 @@ Test(sage_edit, brute_force_over_all_sets) {
         bool orthogonal = round % 2 == 0;
         size_t n[2] = {1 + random_below(&random, 3), random_below(&random, 2)};
         case_make(&c, &random, n, orthogonal);
-        double start[WIDE], magnitude = 0.0;
+        double start[WIDE];
         memcpy(start, c.gap, sizeof start);
-        bool used[2 * MOST] = {false}, helps = true;
+        bool helps = true;
         for (size_t k = 1; k <= (orthogonal ? n[0] + n[1] : 1); k++) {
             double best = INFINITY;
             for (unsigned set = 0; set < 1U << (n[0] + n[1]); set++) {
@@ -142,7 +138,7 @@ Test(sage_edit, brute_force_over_all_sets) {
                 }
                 best = size <= k ? fmin(best, distance(&c, start, set)) : best;
             }
-            helps = helps && sage_edit_once(&c.edit, c.gap, used, &magnitude);
+            helps = helps && sage_sparse_choose(&c.edit);
             cr_assert(fabs(distance(&c, c.gap, 0) - best) <= 1e-12, "round %d, %zu choices", round,
                       k);
         }
@@ -161,15 +157,13 @@ Test(sage_edit, ties_take_removals_first_then_the_lower_index) {
             c.squares[2 * s + j] = 1.0;
         }
     }
-    double magnitude = 0.0;
     for (size_t expected = 0; expected < 4; expected++) {
-        bool used[4] = {false};
-        for (size_t k = 0; k < expected; k++) {
-            used[k] = true;
+        for (size_t k = 0; k < 4; k++) {
+            c.spent[k] = k < expected;
         }
         c.gap[0] = 1.0;
-        cr_assert(sage_edit_once(&c.edit, c.gap, used, &magnitude));
-        cr_assert(used[expected], "%zu", expected);
+        cr_assert(sage_sparse_choose(&c.edit));
+        cr_assert(c.spent[expected], "%zu", expected);
         cr_assert_eq(c.gap[0], 0.0);
     }
 }

@@ -1,0 +1,958 @@
+/* run_sage.c: SAGE from files to a result. The formulas are in sage.c; here prompts run in batches,
+ * activations are captured and patched, and cross-sections follow one another. */
+#include "run_sage.h"
+
+#include <math.h>
+#include <string.h>
+
+/* A run's memory stays within this where a batch of several prompts would take more. */
+static const size_t batch_bytes = (size_t)768 << 20;
+enum {
+    BATCH_ROWS = 512,
+    ENCODED_ROWS = 32,    /* prompts that an SAE encodes at once */
+    CENTRING_PROMPTS = 16 /* on which centring is tried */
+};
+
+/* Part of an activation at a named position of every prompt, copied out of the pass or (write) into
+ * it: values[prompt - first_prompt of the run, width]. head -1: the whole row. */
+typedef struct Slice {
+    HookKind kind;
+    int layer, head;
+    size_t position, width;
+    bool gradient, write;
+    float *values;
+} Slice;
+
+typedef struct SageRun {
+    const Compute *compute;
+    const SageOptions *options;
+    const Console *console;
+    Llm llm;
+    Tokenizer *tokenizer;
+    SaeSet saes;
+    SageTask *task;
+    SageResult result;
+    Arena *arena; /* of the caller: task and result */
+    LlmRun *run;
+    size_t batch, longest, longest_list;
+    int32_t *ids, *tail_ids;
+    size_t *start, *last_row, *past, *tail_start;
+    float *logits, *dlogits, *listed;
+    double *m, *patched; /* [batch] */
+    int32_t *predicted;
+    float **streams; /* [n_layers]: hook_resid_pre of the current batch's clean prompts */
+    float *tail_stream;
+    const SageForm **forms; /* [batch] */
+    LlmBatch whole;         /* the current batch */
+    LlmBatch current;       /* of the current pass: whole, or the rows that a patch can change */
+    Slice *slices;          /* of the current pass */
+    size_t n_slices, first_prompt, interpretations_room;
+} SageRun;
+
+/* ---- hooks ---- */
+
+static bool wants_slices(void *user, HookKind kind, int layer, bool gradient) {
+    const SageRun *r = user;
+    for (size_t i = 0; i < r->n_slices; i++) {
+        const Slice *slice = &r->slices[i];
+        if (slice->kind == kind && slice->layer == layer && slice->gradient == gradient) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Slices of one point are taken in their order: where two names are one token the later write
+ * stands. */
+static void call_slices(void *user, const HookPoint *point, float *data) {
+    SageRun *r = user;
+    size_t row_size = 1;
+    for (int i = 1; i < point->rank; i++) {
+        row_size *= point->shape[i];
+    }
+    for (size_t i = 0; i < r->n_slices; i++) {
+        Slice *slice = &r->slices[i];
+        if (slice->kind != point->kind || slice->layer != point->layer ||
+            slice->gradient != point->gradient) {
+            continue;
+        }
+        size_t offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
+        for (size_t s = 0; s < r->current.n_sequences; s++) {
+            size_t past = r->current.past != NULL ? r->current.past[s] : 0;
+            size_t row = r->current.start[s] + r->forms[s]->positions[slice->position] - past;
+            float *at = data + row * row_size + offset;
+            float *values = slice->values + (r->first_prompt + s) * slice->width;
+            memcpy(slice->write ? at : values, slice->write ? values : at,
+                   slice->width * sizeof(float));
+        }
+    }
+}
+
+/* ---- batches ---- */
+
+/* How many prompts of a split run at once from `first` on; 0: none is left. */
+static size_t batch_size(const SageRun *r, SageSplit split, size_t first) {
+    size_t left = r->task->n_prompts[split] - first;
+    return left < r->batch ? left : r->batch;
+}
+
+/* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
+ * or their counterfactuals in an attribute. Slices have values of the whole split, or of the batch
+ * alone. */
+static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first, size_t n,
+                       bool alone) {
+    size_t rows = 0;
+    r->first_prompt = alone ? 0 : first;
+    for (size_t s = 0; s < n; s++) {
+        const SagePrompt *prompt = &r->task->prompts[split][first + s];
+        const SageForm *form = attribute < 0 ? &prompt->clean : &prompt->counterfactual[attribute];
+        r->forms[s] = form;
+        r->start[s] = rows;
+        memcpy(r->ids + rows, form->ids, form->rows * sizeof(int32_t));
+        rows += form->rows;
+    }
+    r->start[n] = rows;
+    r->whole = r->current = (LlmBatch){n, r->start, r->ids, NULL, false};
+}
+
+/* After a pass: m[n] of each prompt, from the lists' own logits; predicted not NULL: all logits and
+ * each prompt's most probable token. */
+static void read_logits(SageRun *r, double *m, int32_t *predicted) {
+    size_t n = r->current.n_sequences, vocab = r->llm.config.d_vocab;
+    for (size_t s = 0; s < n; s++) {
+        const SageForm *form = r->forms[s];
+        size_t row = r->last_row[s] = r->current.ends ? s : r->current.start[s + 1] - 1;
+        float *wrong = r->listed + r->longest_list;
+        llm_logits_at(r->run, row, form->answer, form->n_answer, true, r->listed);
+        llm_logits_at(r->run, row, form->wrong, form->n_wrong, true, wrong);
+        m[s] = sage_metric(r->listed, form->n_answer, wrong, form->n_wrong);
+    }
+    if (predicted == NULL) {
+        return;
+    }
+    llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
+    for (size_t s = 0; s < n; s++) {
+        const float *logits = r->logits + s * vocab;
+        size_t top = 0;
+        for (size_t i = 1; i < vocab; i++) {
+            top = logits[i] > logits[top] ? i : top;
+        }
+        predicted[s] = (int32_t)top;
+    }
+}
+
+/* ---- passes ---- */
+
+/* Runs the batch with slices; m NULL: only as far as the slices reach. */
+static void pass_whole(SageRun *r, Slice *slices, size_t n_slices, double *m, int32_t *predicted) {
+    Hooks hooks = {call_slices, wants_slices, r};
+    size_t last = m != NULL ? r->llm.config.n_layers : 0;
+    for (size_t i = 0; i < n_slices; i++) {
+        last = slices[i].layer >= (int)last ? (size_t)slices[i].layer + 1 : last;
+    }
+    r->current = r->whole;
+    r->slices = slices;
+    r->n_slices = n_slices;
+    llm_forward(r->run, &r->current, 0, last, NULL, n_slices > 0 ? &hooks : NULL);
+    if (m != NULL) {
+        read_logits(r, m, predicted);
+    }
+}
+
+/* Runs the batch layer by layer and keeps every layer's stream for pass_patched. */
+static void pass_streams(SageRun *r, double *m, int32_t *predicted) {
+    size_t n = r->llm.config.n_layers, rows = r->start[r->whole.n_sequences];
+    r->current = r->whole;
+    r->current.ends = true;
+    for (size_t layer = 0; layer < n; layer++) {
+        llm_forward(r->run, &r->current, layer, layer + 1, layer > 0 ? r->streams[layer] : NULL,
+                    NULL);
+        if (layer + 1 < n) {
+            memcpy(r->streams[layer + 1], llm_resid(r->run),
+                   rows * r->llm.config.d_model * sizeof(float));
+        }
+    }
+    read_logits(r, m, predicted);
+}
+
+/* The batch of the last pass_streams with slices written. Speed: what no patch reaches, the layers
+ * before the first patched one and the rows before the first patched position, is taken from there;
+ * and of the last layer only the last rows run, unless a patch stands behind its q, k and v. On
+ * GPT-2 Small's shapes that is all but a sixth of the work of whole passes. */
+static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, double *m,
+                         int32_t *predicted) {
+    Hooks hooks = {call_slices, wants_slices, r};
+    size_t d = r->llm.config.d_model, last = r->llm.config.n_layers - 1, first = last, rows = 0;
+    bool ends = true;
+    for (size_t i = 0; i < n_slices; i++) {
+        HookKind kind = slices[i].kind;
+        size_t layer = (size_t)slices[i].layer;
+        first = layer < first ? layer : first;
+        ends &= layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
+    }
+    for (size_t s = 0; s < r->whole.n_sequences; s++) {
+        const SageForm *form = r->forms[s];
+        size_t past = form->rows - 1;
+        for (size_t i = 0; i < n_slices; i++) {
+            size_t position = form->positions[slices[i].position];
+            past = position < past ? position : past;
+        }
+        size_t from = r->start[s] + past, n = form->rows - past;
+        r->past[s] = past;
+        r->tail_start[s] = rows;
+        memcpy(r->tail_ids + rows, r->ids + from, n * sizeof(int32_t));
+        if (first > 0) {
+            memcpy(r->tail_stream + rows * d, r->streams[first] + from * d, n * d * sizeof(float));
+        }
+        rows += n;
+    }
+    r->tail_start[r->whole.n_sequences] = rows;
+    r->current = (LlmBatch){r->whole.n_sequences, r->tail_start, r->tail_ids, r->past, ends};
+    r->slices = slices;
+    r->n_slices = n_slices;
+    llm_forward(r->run, &r->current, first, last + 1, first > 0 ? r->tail_stream : NULL, &hooks);
+    read_logits(r, m, predicted);
+}
+
+/* Captures slices over a whole split (attribute as in batch_take). */
+static void capture(SageRun *r, SageSplit split, int attribute, Slice *slices, size_t n_slices) {
+    for (size_t first = 0, n; (n = batch_size(r, split, first)) > 0; first += n) {
+        batch_take(r, split, attribute, first, n, false);
+        pass_whole(r, slices, n_slices, NULL, NULL);
+    }
+}
+
+/* ---- nodes ---- */
+
+static const struct {
+    const char *name;
+    HookKind kind;
+} components[] = {{"q", HOOK_Q},
+                  {"k", HOOK_K},
+                  {"v", HOOK_V},
+                  {"z", HOOK_Z},
+                  {"attn_out", HOOK_ATTN_OUT},
+                  {"mlp_out", HOOK_MLP_OUT}};
+enum {
+    N_COMPONENTS = sizeof components / sizeof *components
+};
+
+/* Does *list, "a,b,c", begin with the name? Then it goes on to the next, NULL behind the last. */
+static bool list_next(const char **list, const char *name) {
+    size_t length = strcspn(*list, ",");
+    if (strlen(name) != length || memcmp(name, *list, length) != 0) {
+        return false;
+    }
+    *list = (*list)[length] == ',' ? *list + length + 1 : NULL;
+    return true;
+}
+
+static size_t node_width(const SageRun *r, HookKind kind) {
+    bool whole = kind == HOOK_ATTN_OUT || kind == HOOK_MLP_OUT;
+    return whole ? r->llm.config.d_model : r->llm.config.d_head;
+}
+
+/* All nodes, in the order that settles ties: layer, component, head, position. */
+static void list_nodes(SageRun *r) {
+    const LlmConfig *config = &r->llm.config;
+    SageResult *result = &r->result;
+    bool wanted[N_COMPONENTS] = {false};
+    for (const char *list = r->options->nodes; list != NULL;) {
+        size_t c = 0;
+        while (c < N_COMPONENTS && !list_next(&list, components[c].name)) {
+            c++;
+        }
+        if (c == N_COMPONENTS) {
+            fail(STATUS_INPUT, "--nodes %s: expected some of q,k,v,z,attn_out,mlp_out",
+                 r->options->nodes);
+        }
+        wanted[c] = true;
+    }
+    size_t most = config->n_layers * N_COMPONENTS * config->n_heads * r->task->n_positions;
+    result->nodes = arena_alloc(r->arena, most, sizeof(SageNode));
+    for (size_t layer = 0; layer < config->n_layers; layer++) {
+        for (size_t c = 0; c < N_COMPONENTS; c++) {
+            HookKind kind = components[c].kind;
+            bool whole = kind == HOOK_ATTN_OUT || kind == HOOK_MLP_OUT;
+            size_t heads = whole                              ? 1
+                           : kind == HOOK_K || kind == HOOK_V ? config->n_kv_heads
+                                                              : config->n_heads;
+            for (size_t i = 0; wanted[c] && i < heads * r->task->n_positions; i++) {
+                int head = whole ? -1 : (int)(i / r->task->n_positions);
+                result->nodes[result->n_nodes++] =
+                    (SageNode){kind, (int)layer, head, i % r->task->n_positions};
+            }
+        }
+    }
+    size_t all = result->n_nodes * r->task->n_attributes;
+    result->score = arena_alloc(r->arena, all, sizeof(double));
+    result->effect = arena_alloc(r->arena, all, sizeof(double));
+    result->chosen = arena_alloc(r->arena, all, sizeof(bool));
+    result->cross = arena_alloc(r->arena, r->task->n_attributes, sizeof(SageCross));
+    for (size_t i = 0; i < all; i++) {
+        result->effect[i] = NAN;
+    }
+}
+
+static Slice node_slice(const SageRun *r, const SageNode *node, float *values, bool write) {
+    size_t width = node_width(r, node->kind);
+    return (Slice){node->kind, node->layer, node->head, node->position,
+                   width,      false,       write,      values};
+}
+
+/* Slices with values for one batch. */
+static Slice *batch_slices(const SageRun *r, const size_t *nodes, size_t n, Arena *arena) {
+    Slice *slices = arena_alloc(arena, n, sizeof(Slice));
+    for (size_t i = 0; i < n; i++) {
+        const SageNode *node = &r->result.nodes[nodes != NULL ? nodes[i] : i];
+        float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
+        slices[i] = node_slice(r, node, values, false);
+    }
+    return slices;
+}
+
+/* ---- step 1 ---- */
+
+/* One batch: clean with gradients, then each counterfactual. */
+static void score_batch(SageRun *r, size_t first, size_t n, Slice *clean, Slice *gradient,
+                        Slice *other) {
+    SageResult *result = &r->result;
+    size_t vocab = r->llm.config.d_vocab, n_nodes = result->n_nodes;
+    Hooks hooks = {call_slices, wants_slices, r};
+    batch_take(r, SAGE_TRAIN, -1, first, n, true);
+    pass_whole(r, clean, n_nodes, r->m, r->predicted);
+    memset(r->dlogits, 0, n * vocab * sizeof(float));
+    for (size_t s = 0; s < n; s++) {
+        sage_metric_gradient(r->dlogits + s * vocab, r->logits + s * vocab, r->forms[s]);
+    }
+    r->slices = gradient;
+    llm_backward_start(r->run);
+    llm_logits_backward(r->run, r->last_row, n, true, r->logits, r->dlogits, NULL);
+    llm_backward(r->run, 0, &hooks);
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
+        pass_whole(r, other, n_nodes, NULL, NULL);
+        for (size_t i = 0; i < n_nodes; i++) {
+            sage_score_add(&result->score[a * n_nodes + i], other[i].values, clean[i].values,
+                           gradient[i].values, n, clean[i].width);
+        }
+    }
+}
+
+static void score_nodes(SageRun *r) {
+    SageResult *result = &r->result;
+    size_t n_train = r->task->n_prompts[SAGE_TRAIN];
+    Arena *scratch = arena_new();
+    Slice *slices[3]; /* clean, gradient, counterfactual */
+    for (int k = 0; k < 3; k++) {
+        slices[k] = batch_slices(r, NULL, result->n_nodes, scratch);
+        for (size_t i = 0; i < result->n_nodes; i++) {
+            slices[k][i].gradient = k == 1;
+        }
+    }
+    Progress progress = progress_start("attribution", "prompts", 0, n_train, r->console->quiet);
+    for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
+        score_batch(r, first, n, slices[0], slices[1], slices[2]);
+        progress_set(&progress, first + n, NULL);
+    }
+    progress_end(&progress);
+    for (size_t i = 0; i < result->n_nodes * r->task->n_attributes; i++) {
+        result->score[i] /= (double)n_train;
+    }
+    arena_free(scratch);
+}
+
+/* The cross-section of an attribute: walked, screened, and as many random others. */
+static void find_cross(SageRun *r, size_t attribute) {
+    SageResult *result = &r->result;
+    SageCross *cross = &result->cross[attribute];
+    size_t n = result->n_nodes;
+    size_t max = r->options->max_nodes < n ? r->options->max_nodes : n;
+    bool *chosen = result->chosen + attribute * n;
+    size_t *order = arena_alloc(r->arena, max, sizeof(size_t));
+    cross->nodes = arena_alloc(r->arena, max, sizeof(size_t));
+    cross->others = arena_alloc(r->arena, max, sizeof(size_t));
+    size_t walked = sage_walk(result->score + attribute * n, n, r->options->share, max, chosen,
+                              order, &cross->share);
+    cross->n_nodes = sage_screen(result->nodes, order, walked, cross->nodes);
+    if (cross->n_nodes == 0) {
+        fail(STATUS_INPUT, "attribute '%s' moves no node of this model",
+             r->task->attributes[attribute].name);
+    }
+    Random random =
+        random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+    cross->n_others = sage_others(&random, chosen, n, cross->n_nodes, cross->others);
+    memset(chosen, 0, n * sizeof(bool));
+    for (size_t i = 0; i < cross->n_nodes; i++) {
+        chosen[cross->nodes[i]] = true;
+    }
+}
+
+/* Refuses a cross-section with a node that no SAE serves. */
+static void check_cross(const SageRun *r, size_t attribute) {
+    const SageCross *cross = &r->result.cross[attribute];
+    for (size_t i = 0; i < cross->n_nodes; i++) {
+        const SageNode *node = &r->result.nodes[cross->nodes[i]];
+        SagePoint points[3];
+        char name[HOOK_NAME_MAX], wanted[3 * (HOOK_NAME_MAX + 4)] = "";
+        if (sage_node_sae(&r->saes, &r->llm.config, node) != NULL) {
+            continue;
+        }
+        for (size_t k = 0, n = sage_points(&r->llm.config, node, points); k < n; k++) {
+            hook_name(name, points[k].kind, points[k].layer, false, false);
+            strcat(strcat(wanted, k == 0 ? "" : k + 1 < n ? ", " : " or "), name);
+        }
+        hook_name(name, node->kind, node->layer, false, false);
+        fail(STATUS_INPUT,
+             "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
+             "search other nodes (--nodes %s)",
+             r->options->saes, wanted, name, r->task->positions[node->position],
+             r->task->attributes[attribute].name, sage_node_reads(node) ? "z" : "q,k,v");
+    }
+}
+
+typedef struct Effects { /* of one attribute: the nodes to patch, and sums over prompts */
+    size_t count, *nodes;
+    Slice *slices;
+    double *effect, *score;
+} Effects;
+
+static Effects effects_open(const SageRun *r, const SageCross *cross, Arena *arena) {
+    Effects e = {.count = cross->n_nodes + cross->n_others};
+    e.nodes = arena_alloc(arena, e.count, sizeof(size_t));
+    e.effect = arena_alloc(arena, e.count, sizeof(double));
+    e.score = arena_alloc(arena, e.count, sizeof(double));
+    memcpy(e.nodes, cross->nodes, cross->n_nodes * sizeof(size_t));
+    memcpy(e.nodes + cross->n_nodes, cross->others, cross->n_others * sizeof(size_t));
+    e.slices = batch_slices(r, e.nodes, e.count, arena);
+    return e;
+}
+
+/* The counterfactuals come first, so that the keys and values that patches stand on are the clean
+ * ones. */
+static void effects_batch(SageRun *r, Effects *all, size_t first, size_t n) {
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        for (size_t i = 0; i < all[a].count; i++) {
+            all[a].slices[i].write = false;
+        }
+        batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
+        pass_whole(r, all[a].slices, all[a].count, NULL, NULL);
+    }
+    batch_take(r, SAGE_TRAIN, -1, first, n, true);
+    pass_streams(r, r->m, NULL);
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        for (size_t i = 0; i < all[a].count; i++) {
+            all[a].slices[i].write = true;
+            pass_patched(r, &all[a].slices[i], 1, r->patched, NULL);
+            sage_effect_add(&all[a].effect[i], r->patched, r->m, n);
+        }
+    }
+}
+
+static void measure_effects(SageRun *r) {
+    SageResult *result = &r->result;
+    size_t n_train = r->task->n_prompts[SAGE_TRAIN];
+    Arena *scratch = arena_new();
+    Effects *all = arena_alloc(scratch, r->task->n_attributes, sizeof *all);
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        all[a] = effects_open(r, &result->cross[a], scratch);
+    }
+    Progress progress = progress_start("patching", "prompts", 0, n_train, r->console->quiet);
+    for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
+        effects_batch(r, all, first, n);
+        progress_set(&progress, first + n, NULL);
+    }
+    progress_end(&progress);
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        Effects *e = &all[a];
+        for (size_t i = 0; i < e->count; i++) {
+            size_t place = a * result->n_nodes + e->nodes[i];
+            e->effect[i] /= (double)n_train;
+            e->score[i] = result->score[place];
+            result->effect[place] = e->effect[i];
+        }
+        result->cross[a].spearman = sage_spearman(e->score, e->effect, e->count);
+    }
+    arena_free(scratch);
+}
+
+/* Accuracy: in how many test prompts is the most probable token of all one of the answer's? */
+static void measure_baseline(SageRun *r) {
+    size_t n_test = r->task->n_prompts[SAGE_TEST], right = 0;
+    double sum = 0.0;
+    for (size_t first = 0, n; (n = batch_size(r, SAGE_TEST, first)) > 0; first += n) {
+        batch_take(r, SAGE_TEST, -1, first, n, true);
+        pass_whole(r, NULL, 0, r->m, r->predicted);
+        for (size_t s = 0; s < n; s++) {
+            bool hit = false;
+            for (size_t i = 0; i < r->forms[s]->n_answer; i++) {
+                hit |= r->forms[s]->answer[i] == r->predicted[s];
+            }
+            right += hit ? 1 : 0;
+            sum += r->m[s];
+        }
+    }
+    r->result.accuracy = (double)right / (double)n_test;
+    r->result.m_clean = sum / (double)n_test;
+}
+
+/* ---- steps 2 to 4: a cross-section under test ---- */
+
+/* What an SAE reads at a position of every prompt, x[prompts, d_in], as the features that are
+ * active; by their number in the SAE until site_union. */
+static void site_encode(const SageRun *r, SageSite *site, int side, const float *x, Arena *arena) {
+    size_t n_test = r->task->n_prompts[SAGE_TEST], n = 0, room[2] = {0};
+    const Sae *sae = site->sae;
+    SageCodes *codes = &site->codes[side];
+    Arena *scratch = arena_new();
+    SaeRun *run = sae_run_layout(r->compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
+    float *acts = arena_floats(scratch, ENCODED_ROWS, sae->d_sae);
+    codes->start = arena_alloc(arena, n_test + 1, sizeof(size_t));
+    codes->factor = arena_alloc(arena, n_test, sizeof(double));
+    codes->shift = arena_alloc(arena, n_test, sizeof(double));
+    codes->feature = arena_grow(arena, NULL, &room[0], 1, sizeof(uint32_t));
+    codes->value = arena_grow(arena, NULL, &room[1], 1, sizeof(float));
+    for (size_t first = 0; first < n_test; first += ENCODED_ROWS) {
+        size_t rows = n_test - first < ENCODED_ROWS ? n_test - first : ENCODED_ROWS;
+        sae_encode(sae, run, x + first * sae->d_in, NULL, acts, rows);
+        for (size_t p = first; p < first + rows; p++) {
+            codes->start[p] = n;
+            sae_row_back(sae, run, p - first, &codes->factor[p], &codes->shift[p]);
+            for (size_t j = 0; j < sae->d_sae; j++) {
+                float value = acts[(p - first) * sae->d_sae + j];
+                if (value != 0.0f) {
+                    codes->feature =
+                        arena_grow(arena, codes->feature, &room[0], n + 1, sizeof(uint32_t));
+                    codes->value = arena_grow(arena, codes->value, &room[1], n + 1, sizeof(float));
+                    codes->feature[n] = (uint32_t)j;
+                    codes->value[n++] = value;
+                }
+            }
+            site->most = n - codes->start[p] > site->most ? n - codes->start[p] : site->most;
+        }
+    }
+    codes->start[n_test] = n;
+    arena_free(scratch);
+}
+
+/* The features that are active on either side, and codes by their place among them. */
+static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
+    size_t n_test = r->task->n_prompts[SAGE_TEST];
+    Arena *scratch = arena_new();
+    uint32_t *place = arena_alloc(scratch, site->sae->d_sae, sizeof *place);
+    for (int side = 0; side < SAGE_SIDES; side++) {
+        for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
+            site->n_union += place[site->codes[side].feature[i]] == 0 ? 1 : 0;
+            place[site->codes[side].feature[i]] = 1;
+        }
+    }
+    site->feature = arena_alloc(arena, site->n_union, sizeof(uint32_t));
+    for (size_t j = 0, u = 0; j < site->sae->d_sae; j++) {
+        if (place[j] != 0) {
+            site->feature[u] = (uint32_t)j;
+            place[j] = (uint32_t)u++;
+        }
+    }
+    for (int side = 0; side < SAGE_SIDES; side++) {
+        for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
+            site->codes[side].feature[i] = place[site->codes[side].feature[i]];
+        }
+    }
+    arena_free(scratch);
+}
+
+/* "A=x", "A=x & FORM=y" or "A in {x, y}". */
+static const char *predicate_text(const SageRun *r, const SagePredicate *p) {
+    const SageAttribute *a = &r->task->attributes[p->attribute];
+    char *text = arena_format(r->arena, "%s%s%s", a->name, p->n > 1 ? " in {" : "=",
+                              a->values[p->values[0]]);
+    for (size_t i = 1; i < p->n; i++) {
+        text = arena_format(r->arena, "%s, %s%s", text, a->values[p->values[i]],
+                            i + 1 == p->n ? "}" : "");
+    }
+    if (p->with_form) {
+        const SageAttribute *form = &r->task->attributes[r->task->form];
+        text = arena_format(r->arena, "%s & %s=%s", text, form->name, form->values[p->form]);
+    }
+    return text;
+}
+
+/* F1 of every feature of a site; interpretations of a site that other cross-sections had stand
+ * already. */
+static void site_interpret(SageRun *r, const SageSection *section, SageSite *site) {
+    SageResult *result = &r->result;
+    const Sae *sae = site->sae;
+    bool known = false;
+    for (size_t i = 0; i < result->n_interpretations; i++) {
+        const SageInterpretation *in = &result->interpretations[i];
+        known |= in->kind == sae->hook && in->layer == sae->layer && in->position == site->position;
+    }
+    for (size_t u = 0; u < site->n_union; u++) {
+        SagePredicate best = sage_predicate(section, site, u);
+        site->f1[u] = best.f1 > 0.0 ? best.f1 : 0.0;
+        if (!known && best.f1 >= 0.0) {
+            result->interpretations =
+                arena_grow(r->arena, result->interpretations, &r->interpretations_room,
+                           result->n_interpretations + 1, sizeof(SageInterpretation));
+            result->interpretations[result->n_interpretations++] =
+                (SageInterpretation){sae->hook,        sae->layer, site->position,
+                                     site->feature[u], best.f1,    predicate_text(r, &best)};
+        }
+    }
+}
+
+static void note_sae(SageRun *r, const Sae *sae) {
+    SageResult *result = &r->result;
+    char hook[HOOK_NAME_MAX];
+    hook_name(hook, sae->hook, sae->layer, false, false);
+    char *text = arena_format(r->arena, "%s: %s (%s, %zu features)", hook, sae->path,
+                              sae_source_name(sae->source), sae->d_sae);
+    for (size_t i = 0; i < result->n_saes; i++) {
+        if (strcmp(result->sae_names[i], text) == 0) {
+            return;
+        }
+    }
+    result->sae_names[result->n_saes++] = text;
+}
+
+static void section_open(SageRun *r, SageSection *section, Arena *arena) {
+    SageCross *cross = &r->result.cross[section->attribute];
+    section->n_subjects = cross->n_nodes;
+    section->subjects = arena_alloc(arena, cross->n_nodes, sizeof(SageSubject));
+    section->sites = arena_alloc(arena, cross->n_nodes, sizeof(SageSite));
+    cross->fits = arena_alloc(r->arena, cross->n_nodes, sizeof(SageFit));
+    cross->f1 = arena_alloc(r->arena, r->options->n_f1 + 1, sizeof *cross->f1);
+    for (size_t i = 0; i < cross->n_nodes; i++) {
+        SageSubject *subject = &section->subjects[i];
+        const SageNode *node = subject->node = &r->result.nodes[cross->nodes[i]];
+        const Sae *sae = sage_node_sae(&r->saes, &r->llm.config, node);
+        size_t width = subject->width = node_width(r, node->kind), s = 0;
+        bool post = node->kind == HOOK_Z && r->llm.config.kind == LLM_GEMMA2;
+        note_sae(r, sae);
+        while (s < section->n_sites &&
+               (section->sites[s].sae != sae || section->sites[s].position != node->position)) {
+            s++;
+        }
+        section->n_sites = s < section->n_sites ? section->n_sites : s + 1;
+        section->sites[s].sae = sae;
+        section->sites[s].position = node->position;
+        subject->site = &section->sites[s];
+        subject->train = arena_floats(arena, section->n_train, width);
+        subject->train_scale = post ? arena_floats(arena, section->n_train, 1) : NULL;
+        for (int side = 0; side < SAGE_SIDES; side++) {
+            bool scaled = post || sage_node_reads(node);
+            subject->side[side] = arena_floats(arena, section->n_test, width);
+            subject->scale[side] = scaled ? arena_floats(arena, section->n_test, 1) : NULL;
+        }
+        subject->w = cross->fits[i].w =
+            arena_alloc(r->arena, r->task->n_attributes, sizeof(double));
+    }
+}
+
+/* Activations of all subjects on one side (-1: of training), and what their SAEs read there. */
+static void section_capture(SageRun *r, SageSection *section, int side, Arena *arena) {
+    size_t n = 0, d = r->llm.config.d_model;
+    Slice *slices = arena_alloc(arena, 2 * section->n_subjects + section->n_sites, sizeof(Slice));
+    for (size_t i = 0; i < section->n_subjects; i++) {
+        const SageSubject *subject = &section->subjects[i];
+        const SageNode *node = subject->node;
+        float *values = side < 0 ? subject->train : subject->side[side];
+        float *scale = side < 0 ? subject->train_scale : subject->scale[side];
+        HookKind kind = sage_node_reads(node) ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
+        slices[n++] = node_slice(r, node, values, false);
+        if (scale != NULL) {
+            slices[n++] = (Slice){kind, node->layer, -1, node->position, 1, false, false, scale};
+        }
+    }
+    if (side < 0) {
+        capture(r, SAGE_TRAIN, -1, slices, n);
+        return;
+    }
+    Slice *read = slices + n;
+    for (size_t i = 0; i < section->n_sites; i++) {
+        const Sae *sae = section->sites[i].sae;
+        float *x = arena_floats(arena, section->n_test, d);
+        read[i] =
+            (Slice){sae->hook, sae->layer, -1, section->sites[i].position, d, false, false, x};
+    }
+    capture(r, SAGE_TEST, side == SAGE_CLEAN ? -1 : (int)section->attribute, slices,
+            n + section->n_sites);
+    for (size_t i = 0; i < section->n_sites; i++) {
+        site_encode(r, &section->sites[i], side, read[i].values, arena);
+    }
+}
+
+/* Every edit over the test prompts, batch by batch, from the cross-section's first layer on. */
+static void section_run(SageRun *r, SageSection *section, Arena *arena) {
+    size_t n_test = section->n_test, n_nodes = 0;
+    Slice *slices = arena_alloc(arena, section->n_subjects, sizeof(Slice));
+    size_t *order = arena_alloc(arena, section->n_subjects, sizeof(size_t));
+    for (size_t p = 0; p < r->task->n_positions;
+         p++) { /* of two names of one token the later wins */
+        for (size_t i = 0; i < section->n_subjects; i++) {
+            if (section->subjects[i].node->position == p) {
+                order[n_nodes++] = i;
+            }
+        }
+    }
+    Progress progress = progress_start("testing", "prompts", 0, n_test, r->console->quiet);
+    for (size_t first = 0, n; (n = batch_size(r, SAGE_TEST, first)) > 0; first += n) {
+        batch_take(r, SAGE_TEST, -1, first, n, false);
+        pass_streams(r, r->m, section->predicted_clean + first);
+        for (size_t s = 0; s < n; s++) {
+            section->m_clean += r->m[s];
+        }
+        for (SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
+            for (size_t i = 0; i < n_nodes; i++) {
+                slices[i] =
+                    node_slice(r, section->subjects[order[i]].node, e->values[order[i]], true);
+            }
+            pass_patched(r, slices, n_nodes, r->m,
+                         e->predicted != NULL ? e->predicted + first : NULL);
+            for (size_t s = 0; s < n; s++) {
+                e->m += r->m[s];
+            }
+        }
+        progress_set(&progress, first + n, NULL);
+    }
+    progress_end(&progress);
+}
+
+/* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
+ * reached. */
+static SageWay writes_by(const SageOptions *options) {
+    SageWay first = SAGE_BY_WEIGHTS;
+    for (const char *list = options->projection; list != NULL;) {
+        SageWay way = list_next(&list, "span") || list_next(&list, "auto") ? SAGE_BY_SPAN
+                      : list_next(&list, "encoder")                        ? SAGE_BY_ENCODER
+                                                                           : SAGE_BY_WEIGHTS;
+        if (way == SAGE_BY_WEIGHTS && !list_next(&list, "weights")) {
+            fail(STATUS_INPUT, "--projection %s: expected auto, or some of weights,span,encoder",
+                 options->projection);
+        }
+        first = first == SAGE_BY_WEIGHTS ? way : first;
+    }
+    return first == SAGE_BY_ENCODER ? SAGE_BY_ENCODER : SAGE_BY_SPAN;
+}
+
+static void test_cross(SageRun *r, size_t attribute) {
+    SageCross *cross = &r->result.cross[attribute];
+    Arena *arena = arena_new();
+    SageSection section = {.compute = r->compute,
+                           .llm = &r->llm,
+                           .task = r->task,
+                           .options = r->options,
+                           .attribute = attribute,
+                           .n_train = r->task->n_prompts[SAGE_TRAIN],
+                           .n_test = r->task->n_prompts[SAGE_TEST],
+                           .writes = writes_by(r->options)};
+    section_open(r, &section, arena);
+    section_capture(r, &section, -1, arena);
+    section_capture(r, &section, SAGE_CLEAN, arena);
+    section_capture(r, &section, SAGE_OTHER, arena);
+    for (size_t i = 0; i < section.n_sites; i++) {
+        site_union(r, &section.sites[i], arena);
+    }
+    sage_layout(&section, arena);
+    for (size_t i = 0; i < section.n_sites; i++) {
+        sage_site_rows(&section, &section.sites[i]);
+        site_interpret(r, &section, &section.sites[i]);
+    }
+    sage_prepare(&section, cross->fits);
+    sage_edit(&section);
+    section_run(r, &section, arena);
+    sage_judge(&section, cross);
+    console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f",
+                 r->task->attributes[attribute].name, cross->n_nodes, cross->spearman);
+    arena_free(arena);
+}
+
+/* ---- the run ---- */
+
+/* Where no file says whether the stream of a LayerNorm model was centred for an SAE's training,
+ * both are tried on the first training prompts; centring is taken if its FVU is lower by a factor
+ * of 1.5.
+ */
+static void settle_centring(SageRun *r, Sae *sae) {
+    size_t n = r->task->n_prompts[SAGE_TRAIN], d = sae->d_in, n_positions = r->task->n_positions;
+    n = n < CENTRING_PROMPTS ? n : CENTRING_PROMPTS;
+    size_t rows = n * n_positions;
+    double fvu[2];
+    char name[HOOK_NAME_MAX];
+    Arena *scratch = arena_new();
+    Slice *slices = arena_alloc(scratch, n_positions, sizeof(Slice));
+    float *x = arena_floats(scratch, rows, d), *target = arena_floats(scratch, rows, d);
+    float *recon = arena_floats(scratch, rows, d), *acts = arena_floats(scratch, rows, sae->d_sae);
+    SaeRun *run = sae_run_layout(r->compute, d, sae->d_sae, rows, scratch);
+    for (size_t p = 0; p < n_positions; p++) {
+        slices[p] = (Slice){sae->hook, sae->layer, -1, p, d, false, false, x + p * n * d};
+    }
+    for (size_t first = 0; first < n; first += r->batch) {
+        batch_take(r, SAGE_TRAIN, -1, first, n - first < r->batch ? n - first : r->batch, false);
+        pass_whole(r, slices, n_positions, NULL, NULL);
+    }
+    for (int k = 0; k < 2; k++) {
+        SaeStats stats;
+        sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
+        sae_encode(sae, run, x, NULL, acts, rows);
+        sae_decode(sae, run, acts, recon, rows);
+        sae_target(sae, r->compute, target, x, rows);
+        sae_stats(&stats, target, recon, acts, rows, d, sae->d_sae);
+        fvu[k] = stats.fvu;
+    }
+    arena_free(scratch);
+    sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
+    hook_name(name, sae->hook, sae->layer, false, false);
+    console_line(r->console, "%s: stream %scentred for its SAE (FVU %.4f as it is, %.4f centred)",
+                 name, sae->centre == SAE_CENTRE_YES ? "" : "not ", fvu[0], fvu[1]);
+}
+
+static void run_layout(Arena *arena, void *user) {
+    SageRun *r = user;
+    const LlmConfig *c = &r->llm.config;
+    size_t batch = r->batch, rows = batch * r->longest;
+    LlmPlan plan = {.max_rows = rows,
+                    .max_sequence = r->longest,
+                    .max_sequences = batch,
+                    .max_logits = batch,
+                    .backward = true,
+                    .tails = true};
+    r->run = llm_run_layout(&r->llm, r->compute, &plan, arena);
+    r->ids = arena_alloc(arena, rows, sizeof(int32_t));
+    r->tail_ids = arena_alloc(arena, rows, sizeof(int32_t));
+    r->start = arena_alloc(arena, batch + 1, sizeof(size_t));
+    r->tail_start = arena_alloc(arena, batch + 1, sizeof(size_t));
+    r->past = arena_alloc(arena, batch, sizeof(size_t));
+    r->last_row = arena_alloc(arena, batch, sizeof(size_t));
+    r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
+    r->logits = arena_floats(arena, batch, c->d_vocab);
+    r->dlogits = arena_floats(arena, batch, c->d_vocab);
+    r->listed = arena_floats(arena, 2, r->longest_list);
+    r->m = arena_alloc(arena, batch, sizeof(double));
+    r->patched = arena_alloc(arena, batch, sizeof(double));
+    r->predicted = arena_alloc(arena, batch, sizeof(int32_t));
+    r->tail_stream = arena_floats(arena, rows, c->d_model);
+    r->streams = arena_alloc(arena, c->n_layers, sizeof(float *));
+    for (size_t layer = 1; layer < c->n_layers; layer++) {
+        float *stream = arena_floats(arena, rows, c->d_model);
+        if (r->streams != NULL) {
+            r->streams[layer] = stream;
+        }
+    }
+}
+
+/* Settles how many prompts run at once; the bytes of their run. */
+static size_t run_measure(SageRun *r) {
+    for (r->batch = BATCH_ROWS / r->longest + 1;; r->batch = (r->batch + 1) / 2) {
+        size_t bytes = arena_measure(run_layout, r);
+        if (r->batch == 1 || bytes <= batch_bytes) {
+            return bytes;
+        }
+    }
+}
+
+size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
+    SageRun r = {.compute = compute, .llm = *llm, .longest = longest, .longest_list = 1};
+    return run_measure(&r);
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static Arena *run_open(SageRun *r) {
+    for (int s = 0; s < SAGE_SPLITS; s++) {
+        for (size_t i = 0; i < r->task->n_prompts[s]; i++) {
+            const SagePrompt *prompt = &r->task->prompts[s][i];
+            for (size_t a = 0; a <= r->task->n_attributes; a++) {
+                const SageForm *form = a > 0 ? &prompt->counterfactual[a - 1] : &prompt->clean;
+                r->longest = larger(form->rows, r->longest);
+                r->longest_list = larger(form->n_answer, larger(form->n_wrong, r->longest_list));
+            }
+        }
+    }
+    run_measure(r);
+    return arena_plan(run_layout, r);
+}
+
+static void open_saes(SageRun *r, Arena *arena) {
+    SaeOptions options = r->options->sae;
+    options.stream = true;
+    sae_set_open(&r->saes, arena, r->options->saes, HOOK_KINDS, NULL, 0, r->options->canonical,
+                 &options);
+    for (size_t i = 0; i < r->saes.count; i++) {
+        const Sae *sae = &r->saes.saes[i];
+        if (sae->d_in != r->llm.config.d_model) {
+            fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
+                 sae->d_in, r->llm.config.d_model);
+        }
+    }
+    r->result.sae_names = arena_alloc(r->arena, r->saes.count, sizeof(char *));
+}
+
+static void open_prompts(SageRun *r) {
+    const SageOptions *o = r->options;
+    bool bos = o->bos == 1 || (o->bos < 0 && r->llm.config.kind == LLM_GEMMA2);
+    for (size_t i = 0; i < r->saes.count; i++) {
+        bos |= o->bos < 0 && r->saes.saes[i].prepend_bos;
+    }
+    if (bos && r->llm.config.bos < 0 && o->prompts == NULL) {
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
+    }
+    sage_task_open(r->task, r->arena, o->task, r->tokenizer);
+    for (size_t i = 0; i < r->task->n_dropped; i++) {
+        console_line(r->console, "dropped: %s=%s is not one token in this tokenizer",
+                     r->task->dropped[i].attribute, r->task->dropped[i].value);
+    }
+    if (o->prompts != NULL) {
+        sage_prompts_read(r->task, o->prompts, r->llm.config.d_vocab);
+    } else {
+        sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
+    }
+    sage_prompts_write(r->task, path_join(r->arena, o->out, "prompts.jsonl"));
+}
+
+SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
+                    const Console *console) {
+    SageTask *task = arena_alloc(arena, 1, sizeof(SageTask));
+    SageRun r = {.compute = compute,
+                 .options = options,
+                 .console = console,
+                 .task = task,
+                 .result = {.options = options, .console = console, .task = task},
+                 .arena = arena};
+    Arena *files = arena_new();
+    if (options->n[SAGE_TRAIN] == 0 || options->n[SAGE_TEST] == 0 || options->max_nodes == 0 ||
+        !(options->share > 0.0 && options->share <= 1.0)) {
+        fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
+    }
+    (void)writes_by(options); /* a mistake is told before the work */
+    path_make_directory(options->out);
+    llm_open(&r.llm, files, options->llm);
+    r.tokenizer = tokenizer_open(files, options->llm);
+    open_saes(&r, files);
+    open_prompts(&r);
+    Arena *block = run_open(&r);
+    list_nodes(&r);
+    for (size_t i = 0; i < r.saes.count; i++) {
+        Sae *sae = &r.saes.saes[i];
+        bool here = sae->layer < (int)r.llm.config.n_layers &&
+                    !(sae->hook == HOOK_RESID_MID && r.llm.config.parallel);
+        if (here && sae->centre == SAE_CENTRE_UNKNOWN && !r.llm.config.rms_norm) {
+            settle_centring(&r, sae);
+        }
+    }
+    measure_baseline(&r);
+    score_nodes(&r);
+    for (size_t a = 0; a < task->n_attributes; a++) {
+        find_cross(&r, a);
+        check_cross(&r, a);
+    }
+    measure_effects(&r);
+    for (size_t a = 0; a < task->n_attributes; a++) {
+        test_cross(&r, a);
+    }
+    arena_free(block);
+    arena_free(files);
+    return r.result;
+}
