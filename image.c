@@ -5,24 +5,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "image_codecs.h"
+#include "jpeg.h"
 #include "json.h"
+#include "png.h"
 
 /* ---- files ---- */
-
-void image_check_size(size_t width, size_t height, const char *name) {
-    if (width == 0 || height == 0) {
-        fail(STATUS_INPUT, "%s: the picture has no pixels (%zu x %zu)", name, width, height);
-    }
-    if (width > IMAGE_MAX_PIXELS / height) {
-        fail(STATUS_INPUT, "%s: the picture is too large: %zu x %zu is above %zu pixels", name,
-             width, height, IMAGE_MAX_PIXELS);
-    }
-}
-
-Image image_allocate(Arena *arena, size_t width, size_t height, const char *format) {
-    return (Image){width, height, arena_alloc(arena, width * height, 3), format};
-}
 
 typedef struct Signature {
     const char *format;
@@ -32,12 +19,22 @@ typedef struct Signature {
 
 /* The formats that people have and refsae does not read. */
 static const Signature refused[] = {
-    {"GIF", 0, 4, "GIF8"},         {"WebP", 8, 4, "WEBP"},
-    {"BMP", 0, 2, "BM"},           {"TIFF", 0, 4, "II*\0"},
-    {"TIFF", 0, 4, "MM\0*"},       {"HEIF or AVIF", 4, 4, "ftyp"},
-    {"JPEG 2000", 4, 4, "jP  "},   {"JPEG 2000", 0, 4, "\xff\x4f\xff\x51"},
-    {"JPEG XL", 0, 2, "\xff\x0a"}, {"JPEG XL", 4, 4, "JXL "},
-    {"PAM", 0, 3, "P7\n"},         {"PFM", 0, 3, "Pf\n"},
+    {"GIF", 0, 4, "GIF8"},
+    {"WebP", 8, 4, "WEBP"},
+    {"BMP", 0, 2, "BM"},
+    {"TIFF", 0, 4, "II*\0"},
+    {"TIFF", 0, 4, "MM\0*"},
+    {"HEIF or AVIF", 4, 4, "ftyp"},
+    {"JPEG 2000", 4, 4, "jP  "},
+    {"JPEG 2000", 0, 4, "\xff\x4f\xff\x51"},
+    {"JPEG XL", 0, 2, "\xff\x0a"},
+    {"JPEG XL", 4, 4, "JXL "},
+    {"PBM (P1)", 0, 2, "P1"},
+    {"PGM as text (P2)", 0, 2, "P2"},
+    {"PPM as text (P3)", 0, 2, "P3"},
+    {"PBM (P4)", 0, 2, "P4"},
+    {"PAM", 0, 3, "P7\n"},
+    {"PFM", 0, 3, "Pf\n"},
     {"PFM", 0, 3, "PF\n"},
 };
 
@@ -51,17 +48,18 @@ Image image_decode(Arena *arena, const unsigned char *data, size_t size, const c
     if (size >= 8 && memcmp(data, "\x89PNG\r\n\x1a\n", 8) == 0) {
         return png_decode(arena, data, size, name);
     }
-    if (size >= 3 && data[0] == 'P' && data[1] >= '1' && data[1] <= '6' &&
+    if (size >= 3 && data[0] == 'P' && (data[1] == '5' || data[1] == '6') &&
         (data[2] == ' ' || (data[2] >= '\t' && data[2] <= '\r'))) {
         return pnm_decode(arena, data, size, name);
     }
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const Signature *s = &refused[i];
         if (size >= s->offset + s->length && memcmp(data + s->offset, s->bytes, s->length) == 0) {
-            fail(STATUS_INPUT, "%s: %s is not supported, only JPEG, PNG and PNM", name, s->format);
+            fail(STATUS_INPUT, "%s: %s is not supported, only JPEG, PNG, PGM (P5) and PPM (P6)",
+                 name, s->format);
         }
     }
-    fail(STATUS_INPUT, "%s: not a JPEG, PNG or PNM image", name);
+    fail(STATUS_INPUT, "%s: not a JPEG, PNG, PGM or PPM image", name);
 }
 
 Image image_read(Arena *arena, const char *path) {
@@ -193,7 +191,7 @@ static void resize_part(const Image *out, const Image *in, size_t width, size_t 
 
 static Image resize_window(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
                            size_t y0, size_t window_width, size_t window_height) {
-    Image out = image_allocate(arena, window_width, window_height, in->format);
+    Image out = image_new(arena, window_width, window_height, in->format);
     Arena *scratch = arena_new();
     resize_part(&out, in, width, height, x0, y0, scratch);
     arena_free(scratch);

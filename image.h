@@ -1,21 +1,12 @@
-/* image.h: pictures to pixel values: JPEG, PNG and PNM decoders, Pillow's bicubic resize, CLIP's
- * preprocessing. Floor 1. */
+/* image.h: pictures to pixel values: recognised by content, Pillow's bicubic resize, CLIP's
+ * preprocessing. Floor 6. */
 #ifndef REFSAE_IMAGE_H
 #define REFSAE_IMAGE_H
 
-#include "base.h"
-
-/* 8-bit RGB as Pillow's Image.open(...).convert("RGB"): rgb[(y * width + x) * 3 + c]. */
-typedef struct Image {
-    size_t width, height;
-    unsigned char *rgb;
-    const char *format; /* "JPEG", "PNG", "PPM" ... for info */
-} Image;
+#include "pixels.h"
 
 /* By content, not by name. Pixels live in the arena (growing). `name` stands in messages. Images
  * above IMAGE_MAX_PIXELS are refused before anything is allocated. */
-#define IMAGE_MAX_PIXELS                                                                           \
-    ((size_t)178956970) /* Pillow's decompression-bomb error bound, 2 * 89478485 */
 Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name);
 Image image_read(Arena *arena, const char *path);
 

@@ -1,12 +1,11 @@
-/* jpeg.c: JPEG (ITU-T T.81): baseline, extended sequential and progressive files of 8 bits, one,
- * three or four components, to the pixels of Pillow's convert("RGB"). Huffman codes are read here,
- * arithmetic ones in jpeg_arithmetic.c.
+/* jpeg.c: JPEG (ITU-T T.81): baseline, extended sequential and progressive files of 8 bits with
+ * Huffman codes, one, three or four components, to the pixels of Pillow's convert("RGB").
  *
  *   markers -> scans -> coefficients [block][64] -> inverse DCT -> planes -> upsampling -> RGB
  *
  * JPEG leaves the arithmetic to the decoder, so "equal pixels" means equal to one decoder:
- * libjpeg-turbo with its defaults (accurate integer DCT, triangle upsampling, block smoothing),
- * which is what Pillow uses. Easy to get wrong:
+ * libjpeg-turbo with its defaults (accurate integer DCT, triangle upsampling), which is what Pillow
+ * uses. Easy to get wrong:
  *
  *   - The inverse DCT rounds between its passes and, in the SIMD forms that everybody runs, keeps
  * 16 bits there: dequantised values and sums wrap, results of a pass saturate.
@@ -14,15 +13,79 @@
  *     samples a row when horizontal; every other ratio repeats samples. Rounding alternates.
  *   - Its neighbours end at the component's true size, ceil(size * sampling / maximum), not at the
  *     block edge.
- *   - A progressive file whose AC coefficients are not all there is smoothed between blocks.
  *   - Damaged data is decoded on, as zeros up to the next restart; a file that ends before its last
  *     scan does is an error, as in Pillow.
  *   - Four components are inverted (Adobe's habit) before CMYK -> RGB, marker or not. */
+#include "jpeg.h"
+
 #include <string.h>
 
-#include "jpeg_parts.h"
+enum {
+    MAX_COMPONENTS = 4,
+    MAX_MCU_BLOCKS = 10,  /* T.81 B.2.3 */
+    MAX_SCANS = 500,      /* real files have about 10 */
+    MAX_VISITS = 1 << 28, /* of blocks in all scans: some seconds, 8 times the largest picture */
+    SMOOTHED = 10         /* DC and the AC coefficients without which libjpeg-turbo smooths */
+};
 
-const unsigned char jpeg_zigzag[80] = {
+typedef struct HuffmanTable {
+    bool defined;
+    unsigned char count[17]; /* codes of each length */
+    unsigned char symbol[256];
+    /* derived when a scan uses it */
+    int32_t max_code[18]; /* of each length, -1: none; [17] ends every search */
+    int32_t offset[18];   /* symbol index = code + offset[length] */
+    uint16_t look[256];   /* next 8 bits -> length << 8 | symbol; 0: longer code */
+} HuffmanTable;
+
+typedef struct Component {
+    unsigned char id, quant_index, dc_table, ac_table;
+    size_t h, v;                     /* sampling factors */
+    size_t blocks_wide, blocks_high; /* that hold samples of the picture */
+    size_t stride, rows;  /* allocated blocks: whole MCUs; rows: one MCU row if single scan */
+    size_t width, height; /* samples of the picture */
+    int16_t *coef;        /* [rows][stride][64] row-major blocks, not dequantised */
+    unsigned char *plane; /* [blocks_high * 8][blocks_wide * 8] */
+    uint16_t quant[64];   /* latched at the component's first scan; 0 before */
+    bool quant_latched;
+    uint32_t dc;           /* prediction; wraps on hostile data */
+    int missing[SMOOTHED]; /* progressive: bits still missing of coefficient k, -1: all */
+} Component;
+
+typedef struct Jpeg {
+    const unsigned char *data;
+    size_t size, at;
+    const char *name;
+    Arena *scratch;
+    int marker; /* read and not yet acted on; 0: none */
+
+    bool saw_frame, progressive, saw_jfif, saw_adobe;
+    unsigned char adobe_transform;
+    size_t width, height, n_components, h_max, v_max, mcu_rows;
+    Component component[MAX_COMPONENTS];
+    uint16_t quant[4][64];
+    bool quant_defined[4];
+    HuffmanTable dc[4], ac[4];
+
+    /* scan */
+    size_t scans, visits, in_scan, restart_interval, restarts_left, next_restart;
+    Component *scan[MAX_COMPONENTS];
+    int first, last, high, low; /* Ss, Se, Ah, Al */
+    bool single;                /* one scan holds everything: rows are transformed as they come */
+
+    /* bits */
+    uint64_t bits;
+    int n_bits;
+    bool starved;   /* a marker came too early: zeros until the next restart */
+    bool truncated; /* the file ended */
+    uint32_t end_of_band_run;
+} Jpeg;
+
+/* Decodes one block of a scan's kind into block[64]. */
+typedef void BlockDecoder(Jpeg *j, Component *c, int16_t *block);
+
+/* zigzag[k]: place of coefficient k in the 8x8 block, row-major. Damaged runs reach k = 79. */
+static const unsigned char zigzag[80] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33,
     40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36,
     29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
@@ -84,7 +147,7 @@ static void read_quant_tables(Jpeg *j, const unsigned char *s, size_t n) {
         }
         for (size_t k = 0; k < 64; k++) {
             const unsigned char *p = s + 1 + k * wide;
-            j->quant[index][jpeg_zigzag[k]] = (uint16_t)(wide == 2 ? p[0] << 8 | p[1] : p[0]);
+            j->quant[index][zigzag[k]] = (uint16_t)(wide == 2 ? p[0] << 8 | p[1] : p[0]);
         }
         j->quant_defined[index] = true;
         s += 1 + 64 * wide;
@@ -112,45 +175,6 @@ static void read_huffman_tables(Jpeg *j, const unsigned char *s, size_t n) {
     }
     if (n != 0) {
         jpeg_fail(j, "bad Huffman table");
-    }
-}
-
-/* Motion JPEG leaves the tables of T.81 K.3 out of its frames. The AC symbols of the longest codes
- * are those not yet named, ascending. */
-static void default_huffman_table(HuffmanTable *table, const unsigned char count[16],
-                                  const unsigned char *symbol, size_t n, bool ac) {
-    if (table->defined) {
-        return;
-    }
-    memset(table, 0, sizeof *table);
-    table->defined = true;
-    memcpy(table->count + 1, count, 16);
-    memcpy(table->symbol, symbol, n);
-    for (unsigned s = 0; ac && s < 256; s++) {
-        if ((s & 15) >= 1 && (s & 15) <= 10 && memchr(symbol, (int)s, n) == NULL) {
-            table->symbol[n++] = (unsigned char)s;
-            symbol = table->symbol;
-        }
-    }
-}
-
-static void default_huffman_tables(Jpeg *j) {
-    static const unsigned char dc_count[2][16] = {{0, 1, 5, 1, 1, 1, 1, 1, 1},
-                                                  {0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1}};
-    static const unsigned char dc_symbol[12] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
-    static const unsigned char ac_count[2][16] = {
-        {0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125},
-        {0, 2, 1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119}};
-    static const unsigned char ac_symbol[2][43] = {
-        {0x01, 0x02, 0x03, 0x00, 0x04, 0x11, 0x05, 0x12, 0x21, 0x31, 0x41, 0x06, 0x13,
-         0x51, 0x61, 0x07, 0x22, 0x71, 0x14, 0x32, 0x81, 0x91, 0xa1, 0x08, 0x23, 0x42,
-         0xb1, 0xc1, 0x15, 0x52, 0xd1, 0xf0, 0x24, 0x33, 0x62, 0x72, 0x82},
-        {0x00, 0x01, 0x02, 0x03, 0x11, 0x04, 0x05, 0x21, 0x31, 0x06, 0x12, 0x41, 0x51, 0x07, 0x61,
-         0x71, 0x13, 0x22, 0x32, 0x81, 0x08, 0x14, 0x42, 0x91, 0xa1, 0xb1, 0xc1, 0x09, 0x23, 0x33,
-         0x52, 0xf0, 0x15, 0x62, 0x72, 0xd1, 0x0a, 0x16, 0x24, 0x34, 0xe1, 0x25, 0xf1}};
-    for (int i = 0; i < 2; i++) {
-        default_huffman_table(&j->dc[i], dc_count[i], dc_symbol, 12, false);
-        default_huffman_table(&j->ac[i], ac_count[i], ac_symbol[i], i == 0 ? 37 : 43, true);
     }
 }
 
@@ -192,9 +216,7 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         c->blocks_wide = (c->width + 7) / 8;
         c->blocks_high = (c->height + 7) / 8;
         c->stride = (c->blocks_wide + c->h - 1) / c->h * c->h;
-        for (size_t k = 0; k < 64; k++) {
-            c->missing[k] = -1;
-        }
+        memset(c->missing, -1, sizeof c->missing);
     }
     j->mcu_rows = (j->height + 8 * j->v_max - 1) / (8 * j->v_max);
     j->saw_frame = true;
@@ -231,8 +253,7 @@ static void read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
     j->low = s[n - 1] & 15;
     j->next_restart = 0;
     for (size_t i = 0; i < j->in_scan; i++) {
-        size_t cost = j->arithmetic ? 2 : 1;
-        j->visits += cost * j->scan[i]->blocks_wide * j->scan[i]->blocks_high;
+        j->visits += j->scan[i]->blocks_wide * j->scan[i]->blocks_high;
     }
     if (++j->scans > MAX_SCANS || j->visits > MAX_VISITS) {
         fail(STATUS_INPUT, "%s: JPEG: too many scans (%zu) for its size", j->name, j->scans);
@@ -252,8 +273,10 @@ static const char *marker_refusal(const Jpeg *j, int marker) {
     if (marker == 0xC3 || marker == 0xCB) {
         return "lossless files are not supported";
     }
-    if ((frame && marker > 0xC3 && marker != 0xC9 && marker != 0xCA) || marker == 0xDE ||
-        marker == 0xDF) {
+    if (marker == 0xC9 || marker == 0xCA || marker == 0xCC) {
+        return "arithmetic coding is not supported";
+    }
+    if ((frame && marker > 0xC3) || marker == 0xDE || marker == 0xDF) {
         return "hierarchical files are not supported";
     }
     if (marker < 0xC0 || marker == 0xC8 || (marker >= 0xF0 && marker != 0xFE)) {
@@ -287,19 +310,11 @@ static bool read_markers(Jpeg *j, bool lenient) {
         case 0xC0:
         case 0xC1:
         case 0xC2:
-        case 0xC9:
-        case 0xCA:
-            j->progressive = marker == 0xC2 || marker == 0xCA;
-            j->arithmetic = marker >= 0xC9;
+            j->progressive = marker == 0xC2;
             read_frame(j, s, n);
             break;
         case 0xC4:
             read_huffman_tables(j, s, n);
-            break;
-        case 0xCC:
-            if (!arithmetic_conditioning(&j->coder, s, n)) {
-                jpeg_fail(j, "impossible conditioning of arithmetic coding");
-            }
             break;
         case 0xDA:
             read_scan_header(j, s, n);
@@ -448,7 +463,7 @@ static void decode_sequential(Jpeg *j, Component *c, int16_t *block) {
         }
         k += run;
         if (n > 0) {
-            block[jpeg_zigzag[k]] = (int16_t)read_signed(j, n);
+            block[zigzag[k]] = (int16_t)read_signed(j, n);
         }
     }
 }
@@ -477,7 +492,7 @@ static void decode_ac_first(Jpeg *j, Component *c, int16_t *block) {
         }
         k += run;
         if (n > 0) {
-            block[jpeg_zigzag[k]] = wrap16(read_signed(j, n) * (1 << j->low));
+            block[zigzag[k]] = wrap16(read_signed(j, n) * (1 << j->low));
         }
     }
 }
@@ -502,7 +517,7 @@ static void decode_ac_refine(Jpeg *j, Component *c, int16_t *block) {
         }
         /* over `run` zeros, refining what is not zero on the way, to the zero that becomes value */
         for (; k <= j->last; k++) {
-            int16_t *coef = &block[jpeg_zigzag[k]];
+            int16_t *coef = &block[zigzag[k]];
             if (*coef != 0) {
                 refine(j, coef);
             } else if (--run < 0) {
@@ -510,14 +525,14 @@ static void decode_ac_refine(Jpeg *j, Component *c, int16_t *block) {
             }
         }
         if (value != 0) {
-            block[jpeg_zigzag[k]] = wrap16(value);
+            block[zigzag[k]] = wrap16(value);
         }
         k++;
     }
     if (j->end_of_band_run > 0) {
         for (; k <= j->last; k++) {
-            if (block[jpeg_zigzag[k]] != 0) {
-                refine(j, &block[jpeg_zigzag[k]]);
+            if (block[zigzag[k]] != 0) {
+                refine(j, &block[zigzag[k]]);
             }
         }
         j->end_of_band_run--;
@@ -607,7 +622,6 @@ static void reset_segment(Jpeg *j) {
     j->end_of_band_run = 0;
     j->n_bits = 0;
     j->restarts_left = j->restart_interval;
-    arithmetic_reset(j);
 }
 
 /* T.81 leaves open what to do when another marker stands where a restart marker should: one of the
@@ -640,21 +654,14 @@ static void next_segment(Jpeg *j) {
 /* Checks the scan against T.81 G.1.1.1 and its tables; keeps what is known of each coefficient.
  * Returns the decoder of its blocks. */
 static BlockDecoder *start_scan(Jpeg *j) {
-    BlockDecoder *decode = j->arithmetic ? arithmetic_sequential : decode_sequential;
+    static BlockDecoder *const kinds[2][2] = {{decode_ac_refine, decode_ac_first},
+                                              {decode_dc_refine, decode_dc_first}};
     size_t blocks = 0;
-    bool dc_band = j->first == 0;
-    if (j->progressive) {
-        if ((dc_band ? j->last != 0 : j->last < j->first || j->last > 63 || j->in_scan != 1) ||
-            (j->high != 0 && j->low != j->high - 1) || j->low > 13) {
-            jpeg_fail(j, "bad progression parameters");
-        }
-        static BlockDecoder *const kinds[2][2][2] = {
-            {{decode_ac_refine, decode_ac_first}, {decode_dc_refine, decode_dc_first}},
-            {{arithmetic_ac_refine, arithmetic_ac_first},
-             {arithmetic_dc_refine, arithmetic_dc_first}}};
-        decode = kinds[j->arithmetic][dc_band][j->high == 0];
-    } else {
-        default_huffman_tables(j);
+    bool dc_band = j->first == 0, fresh = j->high == 0;
+    if (j->progressive &&
+        ((dc_band ? j->last != 0 : j->last < j->first || j->last > 63 || j->in_scan != 1) ||
+         (!fresh && j->low != j->high - 1) || j->low > 13)) {
+        jpeg_fail(j, "bad progression parameters");
     }
     for (size_t i = 0; i < j->in_scan; i++) {
         Component *c = j->scan[i];
@@ -666,20 +673,14 @@ static BlockDecoder *start_scan(Jpeg *j) {
             memcpy(c->quant, j->quant[c->quant_index], sizeof c->quant);
             c->quant_latched = true;
         }
-        if (!j->arithmetic && (!j->progressive || (dc_band && j->high == 0))) {
+        if (!j->progressive || (dc_band && fresh)) {
             derive_table(j, j->dc, c->dc_table, true);
         }
-        if (!j->arithmetic && (!j->progressive || !dc_band)) {
+        if (!j->progressive || !dc_band) {
             derive_table(j, j->ac, c->ac_table, false);
         }
-        if (j->progressive) {
-            int from = j->first < 1 ? j->first : 1;
-            for (int k = from; k < SMOOTHED; k++) {
-                c->missing_before[k] = j->scans > 1 ? c->missing[k] : 0;
-            }
-            for (int k = j->first; k <= j->last; k++) {
-                c->missing[k] = j->low;
-            }
+        for (int k = j->first; j->progressive && k <= j->last && k < SMOOTHED; k++) {
+            c->missing[k] = j->low;
         }
     }
     if (j->in_scan > 1 && blocks > MAX_MCU_BLOCKS) {
@@ -687,7 +688,7 @@ static BlockDecoder *start_scan(Jpeg *j) {
     }
     reset_segment(j);
     j->starved = false;
-    return decode;
+    return j->progressive ? kinds[dc_band][fresh] : decode_sequential;
 }
 
 /* The MCU at (row, y, x): y counts block rows inside an MCU row when one component is alone. */
@@ -722,9 +723,6 @@ static void decode_scan(Jpeg *j) {
         }
         for (size_t y = 0; y < lines; y++) {
             for (size_t x = 0; x < columns; x++) {
-                if (!j->starved) {
-                    j->last_good_row = row;
-                }
                 if (j->restart_interval > 0) {
                     if (j->restarts_left == 0) {
                         next_segment(j);
@@ -747,141 +745,35 @@ static void decode_scan(Jpeg *j) {
     }
 }
 
-/* ---- block smoothing ----
- * In a progressive file whose first AC coefficients are not fully known, those that are still zero
- * are estimated from the DC values of the 5x5 blocks around (T.81 K.8, widened by libjpeg-turbo):
- * coefficient = q[0] * sum(kernel * DC) / (256 * q[k]), rounded, and no larger than what the
- * missing bits could hold. If no AC coefficient is known at all, a broader set of kernels is used,
- * and the DC itself is smoothed. */
-typedef struct Smoothing {
-    unsigned char k; /* zigzag index */
-    bool transposed;
-    signed char kernel; /* in smoothing_kernels */
-    signed char known;  /* the same if some AC coefficients are known; -1: left alone */
-} Smoothing;
-
-static const Smoothing smoothing[SMOOTHED - 1] = {
-    {1, false, 0, 6},  {2, true, 0, 6},   {3, false, 1, 7}, {4, false, 2, 8}, {5, true, 1, 7},
-    {6, false, 3, -1}, {7, false, 4, -1}, {8, true, 4, -1}, {9, true, 3, -1}};
-
-enum {
-    KERNEL_DC = 5
-};
-
-static const int16_t smoothing_kernels[9][25] = {
-    {-1,  -1, 0,  1,  1, -3,  13, 0,  -13, 3, -3, 38, 0,
-     -38, 3,  -3, 13, 0, -13, 3,  -1, -1,  0, 1,  1},                                /* AC 0,1 */
-    {0, 0, 1, 0, 0, 0, 2, 7, 2, 0, 0, -5, -14, -5, 0, 0, 2, 7, 2, 0, 0, 0, 1, 0, 0}, /* 2,0 */
-    {-1, 0, 0, 0, 1, 0, 9, 0, -9, 0, 0, 0, 0, 0, 0, 0, -9, 0, 9, 0, 1, 0, 0, 0, -1}, /* 1,1 */
-    {0, 0, 0, 0, 0, 0, 1, 0, -1, 0, 0, 2, 0, -2, 0, 0, 1, 0, -1, 0, 0, 0, 0, 0, 0},  /* 0,3 */
-    {0, 0, 0, 0, 0, 0, 1, -3, 1, 0, 0, 0, 0, 0, 0, 0, -1, 3, -1, 0, 0, 0, 0, 0, 0},  /* 1,2 */
-    {-2, -6, -8, -6, -2, -6, 6,  42, 6,  -6, -8, 42, 152,
-     42, -8, -6, 6,  42, 6,  -6, -2, -6, -8, -6, -2},                                      /* DC */
-    {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -7, 50, 0, -50, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},       /* 0,1 */
-    {0, 0, -1, 0, 0, 0, 0, 13, 0, 0, 0, 0, -24, 0, 0, 0, 0, 13, 0, 0, 0, 0, -1, 0, 0},     /* 2,0 */
-    {0, -1, 0, 1, 0, -1, 10, 0, -10, 1, 0, 0, 0, 0, 0, 1, -10, 0, 10, -1, 0, 1, 0, -1, 0}, /* 1,1 */
-};
-
-/* Rounded q0 * (kernel . dc) / (256 q), |result| < 2^missing where missing > 0. */
-static int16_t smooth_value(const int16_t dc[25], const int16_t *kernel, bool transposed,
-                            int64_t q0, int64_t q, int missing) {
-    int64_t sum = 0;
-    for (size_t i = 0; i < 25; i++) {
-        sum += kernel[transposed ? i % 5 * 5 + i / 5 : i] * dc[i];
-    }
-    sum *= q0;
-    int64_t value = ((q << 7) + (sum < 0 ? -sum : sum)) / (q << 8);
-    if (missing > 0 && value >= (int64_t)1 << missing) {
-        value = ((int64_t)1 << missing) - 1;
-    }
-    return wrap16((int)(uint32_t)(uint64_t)(sum < 0 ? -value : value));
-}
-
-static void smooth_block(const Component *c, const int *missing, const int16_t dc[25],
-                         const int16_t *coef, int16_t out[64]) {
-    bool none_known = true;
-    for (int k = 1; k < SMOOTHED; k++) {
-        none_known = none_known && missing[k] == -1;
-    }
-    memcpy(out, coef, 64 * sizeof *out);
-    for (size_t i = 0; i < SMOOTHED - 1; i++) {
-        const Smoothing *s = &smoothing[i];
-        int kernel = none_known ? s->kernel : s->known;
-        size_t place = jpeg_zigzag[s->k];
-        if (kernel >= 0 && missing[s->k] != 0 && coef[place] == 0) {
-            out[place] = smooth_value(dc, smoothing_kernels[kernel], s->transposed, c->quant[0],
-                                      c->quant[place], missing[s->k]);
-        }
-    }
-    if (none_known) {
-        out[0] = smooth_value(dc, smoothing_kernels[KERNEL_DC], false, c->quant[0], c->quant[0], 0);
-    }
-}
-
-static bool smoothing_useful(const Jpeg *j) {
-    bool useful = false;
+/* Where the first AC coefficients of a progressive file never came whole, libjpeg-turbo estimates
+ * them from the blocks around; that is not done here. (Without DC it does not either.) */
+static void refuse_incomplete(Jpeg *j) {
+    bool missing = false;
     for (size_t i = 0; i < j->n_components; i++) {
         const Component *c = &j->component[i];
-        if (!c->quant_latched || c->missing[0] < 0) {
-            return false;
+        if (!j->progressive || c->missing[0] < 0) {
+            return;
         }
-        for (int k = 0; k < SMOOTHED; k++) {
-            if (c->quant[jpeg_zigzag[k]] == 0) {
-                return false;
-            }
-            useful = useful || (k > 0 && c->missing[k] != 0);
+        for (int k = 1; k < SMOOTHED; k++) {
+            missing = missing || c->missing[k] != 0;
         }
     }
-    return j->progressive && useful;
-}
-
-/* The DC values of the 5x5 blocks around (y, x), edges repeated. Rows are those of the file, so at
- * the bottom of a component that fills its last MCU row only partly, libjpeg-turbo's count of the
- * rows above is short (`counted` and `total`); equal pixels want the same. */
-static void gather_dc(const Component *c, size_t y, size_t x, size_t counted, size_t total,
-                      int16_t dc[25]) {
-    size_t rows[5];
-    rows[2] = y;
-    rows[1] = counted > 0 ? y - 1 : y;
-    rows[0] = counted > 1 ? y - 2 : rows[1];
-    rows[3] = counted + 1 < total ? y + 1 : y;
-    rows[4] = counted + 2 < total ? y + 2 : rows[3];
-    for (size_t i = 0; i < 5; i++) {
-        for (size_t k = 0; k < 5; k++) {
-            size_t column = x + k < 2 ? 0 : x + k - 2;
-            column = column < c->blocks_wide ? column : c->blocks_wide - 1;
-            dc[i * 5 + k] = c->coef[(rows[i] * c->stride + column) * 64];
-        }
+    if (missing) {
+        jpeg_fail(j, "a progressive file whose last scans are missing is not supported");
     }
 }
 
 /* Coefficients of one MCU row to samples; with a single scan the row's coefficients are then
  * cleared for the next. */
 static void transform_row(Jpeg *j, size_t row) {
-    bool smooth = !j->single && smoothing_useful(j);
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
         size_t left = c->blocks_high - row * c->v, lines = left < c->v ? left : c->v;
-        const int *missing = c->missing;
-        int before[SMOOTHED];
-        if (row > j->last_good_row) { /* as it was known before the last, damaged scan */
-            for (int k = 0; k < SMOOTHED; k++) {
-                before[k] = j->scans > 1 ? c->missing_before[k] : -1;
-            }
-            missing = before;
-        }
         for (size_t by = 0; by < lines; by++) {
-            size_t y = row * c->v + by, from = j->single ? by : y;
-            unsigned char *out = c->plane + y * 8 * (c->blocks_wide * 8);
+            size_t y = row * c->v + by, from = j->single ? by : y, width = c->blocks_wide * 8;
             for (size_t x = 0; x < c->blocks_wide; x++) {
-                const int16_t *coef = c->coef + (from * c->stride + x) * 64;
-                int16_t dc[25], smoothed[64];
-                if (smooth) {
-                    gather_dc(c, y, x, row * lines + by, j->mcu_rows * lines, dc);
-                    smooth_block(c, missing, dc, coef, smoothed);
-                    coef = smoothed;
-                }
-                inverse_dct(coef, c->quant, out + x * 8, c->blocks_wide * 8);
+                inverse_dct(c->coef + (from * c->stride + x) * 64, c->quant,
+                            c->plane + y * 8 * width + x * 8, width);
             }
         }
         if (j->single) {
@@ -1003,7 +895,7 @@ static void convert_row(JpegColour colour, const ColourTables *t, const unsigned
 }
 
 static Image make_picture(const Jpeg *j, Arena *arena) {
-    Image image = image_allocate(arena, j->width, j->height, "JPEG");
+    Image image = image_new(arena, j->width, j->height, "JPEG");
     ColourTables tables;
     JpegColour colour = guess_colour(j);
     make_colour_tables(&tables);
@@ -1045,6 +937,7 @@ static Image decode_file(Jpeg *j, Arena *arena) {
             jpeg_fail(j, "another scan after the picture is complete");
         }
     }
+    refuse_incomplete(j);
     for (size_t row = 0; !j->single && row < j->mcu_rows; row++) {
         transform_row(j, row);
     }
@@ -1054,7 +947,6 @@ static Image decode_file(Jpeg *j, Arena *arena) {
 Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
     Jpeg j = {.data = data, .size = size, .name = name, .scratch = arena_new()};
     j.at = 2; /* image_decode has seen FF D8 */
-    arithmetic_defaults(&j.coder);
     Image image = decode_file(&j, arena);
     arena_free(j.scratch);
     return image;

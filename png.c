@@ -1,4 +1,4 @@
-/* png.c: PNG (W3C, third edition) and the Netpbm formats, to the pixels of Pillow's convert("RGB").
+/* png.c: PNG (W3C, third edition), PGM and PPM, to the pixels of Pillow's convert("RGB").
  *
  * PNG: chunks -> one zlib stream -> rows, each with its filter -> samples of 1 to 16 bits -> RGB.
  * What Pillow makes of them: alpha and tRNS are dropped, gray of 16 bits saturates at 255 (!),
@@ -6,12 +6,13 @@
  * black. Checksums count up to the first IDAT chunk, then zlib's own. An animation gives its
  * default image.
  *
- * Netpbm: P1 to P6. Samples are scaled to 255 by the maximum in binary64, ties to even; gray with a
- * maximum above 255 is scaled to 65535 and saturates at 255. */
+ * PGM (P5), PPM (P6): samples are scaled to 255 by the maximum in binary64, ties to even; gray with
+ * a maximum above 255 is scaled to 65535 and saturates at 255. */
+#include "png.h"
+
 #include <math.h>
 #include <string.h>
 
-#include "image_codecs.h"
 #include "tensor.h"
 
 /* ---- PNG ---- */
@@ -28,7 +29,6 @@ enum {
     PNG_GRAY = 0,
     PNG_RGB = 2,
     PNG_PALETTE = 3,
-    PNG_GRAY_ALPHA = 4,
     PNG_RGB_ALPHA = 6
 };
 
@@ -82,7 +82,7 @@ static size_t pass_size(size_t size, size_t start, size_t step) {
 
 /* row[n] was stored as the difference from a prediction by the bytes one pixel back, above, and
  * both; above: the row before, or zeros. */
-static bool unfilter(unsigned char *row, const unsigned char *above, size_t n, size_t pixel,
+static void unfilter(unsigned char *row, const unsigned char *above, size_t n, size_t pixel,
                      unsigned filter) {
     for (size_t i = 0; filter != 0 && i < n; i++) {
         int left = i >= pixel ? row[i - pixel] : 0, up = above[i];
@@ -102,7 +102,6 @@ static bool unfilter(unsigned char *row, const unsigned char *above, size_t n, s
         }
         row[i] = (unsigned char)(row[i] + guess);
     }
-    return filter <= 4;
 }
 
 /* Pixel x of a row of samples. */
@@ -140,9 +139,10 @@ static void unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
     const unsigned char *above = zeros;
     for (size_t y = 0; width > 0 && y < height; y++, *raw += 1 + n) {
         unsigned char *row = *raw + 1, *out = rgb + (pass.y + y * pass.dy) * png->width * 3;
-        if (!unfilter(row, above, n, pixel, row[-1])) {
+        if (row[-1] > 4) {
             fail(STATUS_INPUT, "%s: PNG: unknown filter %u", png->name, row[-1]);
         }
+        unfilter(row, above, n, pixel, row[-1]);
         for (size_t x = 0; x < width; x++) {
             unpack_pixel(png, row, x, out + (pass.x + x * pass.dx) * 3);
         }
@@ -167,7 +167,7 @@ static Image unpack_image(const Png *png, const unsigned char *stream, size_t si
     if (inflate_zlib(raw, expected + spare, stream, size, NULL, png->name) < expected) {
         png_fail(png, "the file ends before the picture is complete");
     }
-    Image image = image_allocate(arena, png->width, png->height, "PNG");
+    Image image = image_new(arena, png->width, png->height, "PNG");
     for (size_t i = first; i < last; i++) {
         unpack_pass(png, passes[i], &raw, zeros, image.rgb);
     }
@@ -236,7 +236,7 @@ Image png_decode(Arena *arena, const unsigned char *data, size_t size, const cha
     return image;
 }
 
-/* ---- Netpbm ---- */
+/* ---- PGM and PPM ---- */
 
 typedef struct Pnm {
     const unsigned char *data;
@@ -264,7 +264,7 @@ static int next_char(Pnm *pnm) {
 }
 
 /* A number of at most 10 digits and the one white space after it. */
-static uint64_t next_number(Pnm *pnm) {
+static size_t next_number(Pnm *pnm) {
     int c = next_char(pnm), digits = 0;
     while (is_space(c)) {
         c = next_char(pnm);
@@ -279,90 +279,37 @@ static uint64_t next_number(Pnm *pnm) {
     if (digits == 0 || digits > 10 || (c >= 0 && !is_space(c))) {
         pnm_fail(pnm, "a number was expected");
     }
-    return value;
+    return value < SIZE_MAX ? (size_t)value : SIZE_MAX;
 }
 
-/* P1 and P4: 1 is black. */
-static void read_bitmap(Pnm *pnm, bool plain, const Image *image) {
-    size_t stride = (image->width + 7) / 8;
-    if (!plain && (pnm->size - pnm->at) / stride < image->height) {
-        pnm_fail(pnm, "the file ends before the picture is complete");
-    }
-    for (size_t i = 0; i < image->width * image->height; i++) {
-        size_t y = i / image->width, x = i % image->width;
-        bool black;
-        if (plain) {
-            int c = next_char(pnm);
-            while (is_space(c)) {
-                c = next_char(pnm);
-            }
-            if (c != '0' && c != '1') {
-                pnm_fail(pnm, c < 0 ? "the file ends before the picture is complete"
-                                    : "0 or 1 was expected");
-            }
-            black = c == '1';
-        } else {
-            black = pnm->data[pnm->at + y * stride + x / 8] >> (7 - x % 8) & 1;
-        }
-        memset(image->rgb + i * 3, black ? 0 : 255, 3);
-    }
-}
-
-/* P2, P3, P5, P6. */
-static void read_samples(Pnm *pnm, bool plain, size_t channels, uint64_t most, const Image *image) {
-    size_t count = image->width * image->height * channels, bytes = most > 255 ? 2 : 1;
-    double scale = channels == 1 && most > 255 ? 65535 : 255;
-    if (!plain && (pnm->size - pnm->at) / bytes < count) {
-        pnm_fail(pnm, "the file ends before the picture is complete");
-    }
-    const unsigned char *p = pnm->data + pnm->at;
-    for (size_t i = 0; i < count; i++) {
-        uint64_t value;
-        if (plain) {
-            value = next_number(pnm);
-            if (value > most) {
-                pnm_fail(pnm, "a sample is above the maximum");
-            }
-        } else {
-            value = bytes == 2 ? (uint64_t)p[2 * i] << 8 | p[2 * i + 1] : p[i];
-        }
-        if (most != 255) {
-            double scaled = rint((double)value / (double)most * scale);
-            value = scaled > 255 ? 255 : (uint64_t)scaled;
-        }
-        if (channels == 1) {
-            memset(image->rgb + 3 * i, (int)value, 3);
-        } else {
-            image->rgb[i] = (unsigned char)value;
-        }
-    }
-}
-
+/* P5 or P6, width, height and maximum in decimal, one white space, the samples: of one byte, or
+ * with a maximum above 255 of two, high byte first. */
 Image pnm_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
     Pnm pnm = {.data = data, .size = size, .at = 3, .name = name};
-    int kind = data[1] - '0'; /* image_decode has seen P1 to P6 and the white space after it */
-    bool plain = kind <= 3;
-    size_t channels = kind % 3 == 0 ? 3 : 1;
-    static const char *const formats[] = {"PBM", "PGM", "PPM"};
-    uint64_t width = next_number(&pnm), height = next_number(&pnm), most = 1;
-    if (kind % 3 != 1) {
-        most = next_number(&pnm);
-        if (most < 1 || most > 65535) {
-            pnm_fail(&pnm, "the maximum must be 1 to 65535");
-        }
+    bool gray = data[1] == '5';
+    size_t width = next_number(&pnm), height = next_number(&pnm), most = next_number(&pnm);
+    if (most < 1 || most > 65535) {
+        pnm_fail(&pnm, "the maximum must be 1 to 65535");
     }
-    width = width < SIZE_MAX ? width : SIZE_MAX;
-    height = height < SIZE_MAX ? height : SIZE_MAX;
-    image_check_size((size_t)width, (size_t)height, name);
-    size_t least = (size_t)(kind == 4 ? (width + 7) / 8 : width) * (size_t)height; /* bytes */
-    if (size - pnm.at < least) {
+    image_check_size(width, height, name);
+    size_t bytes = most > 255 ? 2 : 1, samples = width * height * (gray ? 1 : 3);
+    if ((size - pnm.at) / bytes < samples) {
         pnm_fail(&pnm, "the file ends before the picture is complete");
     }
-    Image image = image_allocate(arena, (size_t)width, (size_t)height, formats[(kind - 1) % 3]);
-    if (kind % 3 == 1) {
-        read_bitmap(&pnm, plain, &image);
-    } else {
-        read_samples(&pnm, plain, channels, most, &image);
+    Image image = image_new(arena, width, height, gray ? "PGM" : "PPM");
+    const unsigned char *p = data + pnm.at;
+    double scale = gray && bytes == 2 ? 65535 : 255;
+    for (size_t i = 0; i < samples; i++, p += bytes) {
+        size_t value = bytes == 2 ? (size_t)p[0] << 8 | p[1] : p[0];
+        if (most != 255) {
+            double scaled = rint((double)value / (double)most * scale);
+            value = scaled > 255 ? 255 : (size_t)scaled;
+        }
+        if (gray) {
+            memset(image.rgb + 3 * i, (int)value, 3);
+        } else {
+            image.rgb[i] = (unsigned char)value;
+        }
     }
     return image;
 }

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 floors='base
 elementary linalg hooks
 json inflate unicode(unicode_tables.h)
-zip tensor
+zip tensor pixels
 pickle kernels(kernelset.h) kernels_simd(simd.h) png jpeg tokenizer
 checkpoint image
 vit llm sae

@@ -30,9 +30,9 @@ saes dictionary | sed 's|.*/\(.*/.*\)/\(.*\)$|\1/\2|' |
 (cd pth && ls | grep '\.pth*$') | row 'torch.save' "$(made make_pth_golden.py torch)"
 (cd tensor && ls | grep -e npz -e safetensors -e shards) | row 'safetensors, npz' "$(made make_tensor_golden.py safetensors), numpy"
 (cd tokenizer && ls | grep json) | sed 's/.json//' | row 'tokenizers' "$(cat tokenizer/VERSION)"
-for kind in jpg png 'p[bgp]m'; do
+for kind in jpg png 'p[gp]m'; do
     (cd image && ls | grep "\.$kind$") | sed 's/\.jpg$//; s/\.png$//' |
-        row "$(echo "$kind" | sed 's/jpg/JPEG/; s/png/PNG/; s/p\[bgp\]m/PPM, PGM, PBM/')" "$(made make_image_golden.py Pillow)"
+        row "$(echo "$kind" | sed 's/jpg/JPEG/; s/png/PNG/; s/p\[gp\]m/PPM, PGM/')" "$(made make_image_golden.py Pillow)"
 done
 sed 's/ .*//' image/settings.txt | sort -u | row 'preprocessor_config.json' "$(made make_image_golden.py transformers)"
 find training -name expected.json | sed 's|training/||; s|/expected.json||' |

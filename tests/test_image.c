@@ -35,7 +35,7 @@ Test(image, files_equal_pillow) {
         count++;
     }
     fclose(manifest);
-    cr_assert(count >= 100);
+    cr_assert(count >= 92);
 }
 
 Test(image, resize_equals_pillow) {
@@ -102,13 +102,17 @@ static void expect_refusal(const void *data, size_t size, const char *what) {
 
 Test(image, other_formats_are_refused_by_name) {
     expect_refusal("", 0, "empty");
-    expect_refusal("hello, world", 12, "not a JPEG, PNG or PNM image");
+    expect_refusal("hello, world", 12, "not a JPEG, PNG, PGM or PPM image");
     expect_refusal("GIF89a\1\0\1\0", 10, "GIF is not supported");
     expect_refusal("RIFF\1\2\3\4WEBPVP8 ", 16, "WebP is not supported");
     expect_refusal("BM\1\2\3\4", 6, "BMP is not supported");
     expect_refusal("II*\0\1\2", 6, "TIFF is not supported");
     expect_refusal("P7\nWIDTH 1", 10, "PAM is not supported");
-    expect_refusal("P6#c\n1 1 255\nabc", 16, "not a JPEG, PNG or PNM image");
+    expect_refusal("P1 1 1\n0", 8, "PBM (P1) is not supported");
+    expect_refusal("P2 1 1 255\n0", 12, "PGM as text (P2) is not supported");
+    expect_refusal("P3 1 1 255\n0 0 0", 16, "PPM as text (P3) is not supported");
+    expect_refusal("P4 1 1\n0", 8, "PBM (P4) is not supported");
+    expect_refusal("P6#c\n1 1 255\nabc", 16, "not a JPEG, PNG, PGM or PPM image");
 }
 
 /* The checksums are right, so that what is said is said of the size. */
@@ -127,12 +131,11 @@ Test(image, impossible_sizes_are_refused) {
     expect_refusal("P6 2147483648 2147483648 255\n", 29, "too large");
     expect_refusal("P5 60000 60000 255\n", 19, "too large");
     expect_refusal("P5 10000 10000 255\n", 19, "ends before");
-    expect_refusal("P2 2 1 255\n1", 12, "ends before");
-    expect_refusal("P2 1 1 255\n256", 14, "above the maximum");
-    expect_refusal("P2 1 1 255\n-1", 13, "number");
+    expect_refusal("P5 2 1 255\n1", 12, "ends before");
+    expect_refusal("P6 2 1", 6, "ends before");
+    expect_refusal("P5 1 -1 255\n1", 13, "number");
     expect_refusal("P5 1 1 65536\nab", 15, "maximum");
     expect_refusal("P5 99999999999 1 255\n", 21, "number");
-    expect_refusal("P1 1 1\n2", 8, "0 or 1");
     static const unsigned char jpeg[] = {0xff, 0xd8, 0xff, 0xc0, 0, 11,   8, 0,
                                          0,    0,    9,    1,    1, 0x11, 0};
     expect_refusal(jpeg, sizeof jpeg, "no pixels");
@@ -159,9 +162,11 @@ static const Damage damages[] = {
     {"sample_2x2.jpg", "\xff\xc0\0\x11", 4, 14, "\x31", 1, "fractional"},
     {"sample_2x2.jpg", "\xff\xc0\0\x11", 4, 12, "\3", 1, "quantization table that is not"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xcb", 1, "lossless"},
-    {"arithmetic_conditioning.jpg", "\xff\xcc", 2, 5, "\x0e", 1, "conditioning"},
-    {"arithmetic_conditioning.jpg", "\xff\xcc", 2, 4, "\x20", 1, "conditioning"},
-    {"arithmetic_420.jpg", NULL, 0, 500, NULL, 0, "ends before"},
+    {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xc9", 1, "arithmetic coding"},
+    {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xca", 1, "arithmetic coding"},
+    {"sample_2x2.jpg", "\xff\xdb", 2, 1, "\xcc", 1, "arithmetic coding"},
+    {"sample_2x2.jpg", "\xff\xc4", 2, 1, "\xfe", 1, "Huffman table that is not there"},
+    {"progressive_420.jpg", "\xff\xda\0\x08", 4, 1, "\xd9", 1, "last scans are missing"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xc3", 1, "lossless"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xc5", 1, "hierarchical"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xfe", 1, "before the frame"},
@@ -198,14 +203,9 @@ Test(image, damage_is_refused) {
 
 /* Any end of a file, and any byte of it changed, gives pixels or one sentence. */
 Test(image, no_damage_breaks_the_decoder) {
-    static const char *const names[] = {"sample_2x2.jpg",
-                                        "progressive_444_restart.jpg",
-                                        "cmyk_adobe.jpg",
-                                        "arithmetic_restart.jpg",
-                                        "arithmetic_progressive.jpg",
-                                        "c3_04_interlaced.png",
-                                        "plain.ppm",
-                                        "raw_300.pgm"};
+    static const char *const names[] = {"sample_2x2.jpg", "progressive_444_restart.jpg",
+                                        "cmyk_adobe.jpg", "c3_04_interlaced.png",
+                                        "raw_7.ppm",      "raw_300.pgm"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         Arena *arena = arena_new();
         FileMap map = file_map(arena, arena_format(arena, GOLDEN "%s", names[i]));

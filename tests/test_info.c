@@ -110,7 +110,7 @@ Test(info, knows_every_kind) {
         {"weights/images/held_000.png",
          {"kind", "image", "format", "PNG", "width", "77", "height", "77"}},
         {"weights/images/held_001.jpg", {"kind", "image", "format", "JPEG"}},
-        {"tests/golden/image/raw.pbm", {"kind", "image"}},
+        {"tests/golden/image/raw.pgm", {"kind", "image"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         Told t;

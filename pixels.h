@@ -1,0 +1,33 @@
+/* pixels.h: what the decoders of pictures give, and the most that they may be asked for. Floor 4.
+ */
+#ifndef REFSAE_PIXELS_H
+#define REFSAE_PIXELS_H
+
+#include "base.h"
+
+/* 8-bit RGB as Pillow's Image.open(...).convert("RGB"): rgb[(y * width + x) * 3 + c]. */
+typedef struct Image {
+    size_t width, height;
+    unsigned char *rgb;
+    const char *format; /* "JPEG", "PNG", "PPM" ... for info */
+} Image;
+
+/* Pillow's decompression-bomb error bound, 2 * 89478485 */
+#define IMAGE_MAX_PIXELS ((size_t)178956970)
+
+/* Refuses 0 pixels and more than IMAGE_MAX_PIXELS: called before anything is allocated. */
+static inline void image_check_size(size_t width, size_t height, const char *name) {
+    if (width == 0 || height == 0) {
+        fail(STATUS_INPUT, "%s: the picture has no pixels (%zu x %zu)", name, width, height);
+    }
+    if (width > IMAGE_MAX_PIXELS / height) {
+        fail(STATUS_INPUT, "%s: the picture is too large: %zu x %zu is above %zu pixels", name,
+             width, height, IMAGE_MAX_PIXELS);
+    }
+}
+
+static inline Image image_new(Arena *arena, size_t width, size_t height, const char *format) {
+    return (Image){width, height, arena_alloc(arena, width * height, 3), format};
+}
+
+#endif
