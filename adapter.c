@@ -12,6 +12,8 @@
  * those that begin at or after its first byte, its <end_of_turn> included. */
 #include "adapter.h"
 
+#include "checkpoint.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>

@@ -2,6 +2,8 @@
  * the comparison of two such files. */
 #include "dump.h"
 
+#include "checkpoint.h"
+
 #include <math.h>
 #include <string.h>
 

@@ -1,13 +1,14 @@
-/* inflate.c: the decoder of RFC 1951 and 1950 that npz and PNG share, and CRC-32. See tensor.h.
+/* inflate.c: see inflate.h.
  *
  *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
  *   canonical walk -> literal, or length and distance -> copy from the output itself
  *
  * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but for a
  * single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
- * start.
- */
-#include "tensor.h"
+ * start. */
+#include "inflate.h"
+
+#include "base.h"
 
 #include <string.h>
 
@@ -18,11 +19,14 @@ enum {
     DISTANCES = 32
 };
 
-typedef struct Bits {
+typedef struct Inflate {
     const unsigned char *at, *end;
     uint64_t hold;
     int count; /* of valid bits in hold; negative: the input ended too early */
-} Bits;
+    unsigned char *out;
+    size_t used, capacity;
+    const char *name; /* for messages */
+} Inflate;
 
 typedef struct Code {
     uint16_t fast[1 << FAST_BITS]; /* symbol << 4 | length; 0: longer than FAST_BITS, or invalid */
@@ -30,30 +34,41 @@ typedef struct Code {
     uint16_t symbol[LITERALS];     /* in canonical order */
 } Code;
 
+REFSAE_NORETURN static void broken(const Inflate *z, const char *what) {
+    fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
+}
+
+REFSAE_NORETURN static void too_much(const Inflate *z) {
+    fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", z->name, z->capacity);
+}
+
 /* Afterwards at least 56 bits are there, unless the input ends. */
-static inline void refill(Bits *b) {
-    if (b->end - b->at >= 8) {
+static inline void refill(Inflate *z) {
+    if (z->end - z->at >= 8) {
         uint64_t word;
-        memcpy(&word, b->at, 8);
-        b->hold |= word << b->count;
-        b->at += (63 - b->count) >> 3;
-        b->count |= 56;
+        memcpy(&word, z->at, 8);
+        z->hold |= word << z->count;
+        z->at += (63 - z->count) >> 3;
+        z->count |= 56;
         return;
     }
-    while (b->count <= 56 && b->at < b->end) {
-        b->hold |= (uint64_t)*b->at++ << b->count;
-        b->count += 8;
+    while (z->count <= 56 && z->at < z->end) {
+        z->hold |= (uint64_t)*z->at++ << z->count;
+        z->count += 8;
     }
 }
 
-static inline unsigned take(Bits *b, int n) {
-    unsigned value = (unsigned)(b->hold & (((uint64_t)1 << n) - 1));
-    b->hold >>= n;
-    b->count -= n;
+static inline unsigned take(Inflate *z, int n) {
+    unsigned value = (unsigned)(z->hold & (((uint64_t)1 << n) - 1));
+    z->hold >>= n;
+    z->count -= n;
     return value;
 }
 
-static bool code_build(Code *code, const unsigned char *length, int n, bool lengths_code) {
+/* From the lengths of n symbols' codes. Only an alphabet of one code may be incomplete, and that of
+ * code lengths not even then. */
+static void code_build(Inflate *z, Code *code, const unsigned char *length, int n,
+                       bool lengths_code) {
     uint16_t offset[CODE_BITS + 2] = {0};
     memset(code, 0, sizeof *code);
     int longest = 0;
@@ -66,12 +81,12 @@ static bool code_build(Code *code, const unsigned char *length, int n, bool leng
     for (int l = 1; l <= CODE_BITS; l++) {
         left = 2 * left - code->count[l];
         if (left < 0) {
-            return false;
+            broken(z, "an impossible set of codes");
         }
         offset[l + 1] = (uint16_t)(offset[l] + code->count[l]);
     }
     if (left > 0 && longest != 0 && (lengths_code || longest != 1)) {
-        return false;
+        broken(z, "an impossible set of codes");
     }
     for (int s = 0; s < n; s++) {
         if (length[s] != 0) {
@@ -90,21 +105,20 @@ static bool code_build(Code *code, const unsigned char *length, int n, bool leng
             }
         }
     }
-    return true;
 }
 
 /* The next symbol, or -1 if the bits are no code. */
-static inline int decode(Bits *b, const Code *code) {
-    unsigned entry = code->fast[b->hold & ((1U << FAST_BITS) - 1)];
+static inline int decode(Inflate *z, const Code *code) {
+    unsigned entry = code->fast[z->hold & ((1U << FAST_BITS) - 1)];
     if (entry != 0) {
-        take(b, (int)(entry & 15));
+        take(z, (int)(entry & 15));
         return (int)(entry >> 4);
     }
     int value = 0, first = 0, index = 0;
     for (int l = 1; l <= CODE_BITS; l++) {
-        value |= (int)(b->hold >> (l - 1) & 1);
+        value |= (int)(z->hold >> (l - 1) & 1);
         if (value - code->count[l] < first) {
-            take(b, l);
+            take(z, l);
             return code->symbol[index + value - first];
         }
         index += code->count[l];
@@ -114,100 +128,82 @@ static inline int decode(Bits *b, const Code *code) {
     return -1;
 }
 
-static bool fixed_codes(Code *literal, Code *distance) {
+static void fixed_codes(Inflate *z, Code *literal, Code *distance) {
     unsigned char length[LITERALS];
     memset(length, 8, 144);
     memset(length + 144, 9, 112);
     memset(length + 256, 7, 24);
     memset(length + 280, 8, 8);
-    bool good = code_build(literal, length, LITERALS, false);
+    code_build(z, literal, length, LITERALS, false);
     memset(length, 5, DISTANCES);
-    return code_build(distance, length, DISTANCES, false) && good;
+    code_build(z, distance, length, DISTANCES, false);
 }
 
-/* NULL, or what is wrong. */
-static const char *dynamic_codes(Bits *b, Code *literal, Code *distance) {
+static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
     static const unsigned char order[19] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
                                             11, 4,  12, 3, 13, 2, 14, 1, 15};
     unsigned char length[LITERALS + DISTANCES] = {0};
-    refill(b);
-    int literals = (int)take(b, 5) + 257, distances = (int)take(b, 5) + 1;
-    int lengths = (int)take(b, 4) + 4;
+    refill(z);
+    int literals = (int)take(z, 5) + 257, distances = (int)take(z, 5) + 1;
+    int lengths = (int)take(z, 4) + 4;
     if (literals > 286 || distances > 30) {
-        return "too many symbols";
+        broken(z, "too many symbols");
     }
     for (int i = 0; i < lengths; i++) {
-        refill(b);
-        length[order[i]] = (unsigned char)take(b, 3);
+        refill(z);
+        length[order[i]] = (unsigned char)take(z, 3);
     }
-    if (!code_build(literal, length, 19, true)) {
-        return "an impossible set of code lengths";
-    }
+    code_build(z, literal, length, 19, true);
     memset(length, 0, sizeof length);
-    for (int i = 0; i < literals + distances;) {
-        refill(b);
-        int symbol = decode(b, literal);
-        if (symbol < 0 || b->count < 0) {
-            return "an invalid code length";
+    for (int i = 0, repeat; i < literals + distances; i += repeat) {
+        refill(z);
+        int symbol = decode(z, literal);
+        if (symbol < 0 || z->count < 0) {
+            broken(z, "an invalid code length");
         }
-        if (symbol < 16) {
-            length[i++] = (unsigned char)symbol;
-            continue;
-        }
-        int repeat = symbol == 16   ? 3 + (int)take(b, 2)
-                     : symbol == 17 ? 3 + (int)take(b, 3)
-                                    : 11 + (int)take(b, 7);
+        repeat = symbol < 16    ? 1
+                 : symbol == 16 ? 3 + (int)take(z, 2)
+                 : symbol == 17 ? 3 + (int)take(z, 3)
+                                : 11 + (int)take(z, 7);
         if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
-            return "an invalid repeat of code lengths";
+            broken(z, "an invalid repeat of code lengths");
         }
-        memset(length + i, symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
-        i += repeat;
+        memset(length + i, symbol < 16 ? symbol : symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
     }
     if (length[256] == 0) {
-        return "a block that cannot end";
+        broken(z, "a block that cannot end");
     }
-    if (!code_build(literal, length, literals, false) ||
-        !code_build(distance, length + literals, distances, false)) {
-        return "an impossible set of codes";
-    }
-    return NULL;
+    code_build(z, literal, length, literals, false);
+    code_build(z, distance, length + literals, distances, false);
 }
 
-typedef struct Output {
-    unsigned char *data;
-    size_t used, capacity;
-    bool full; /* more was to come than fits */
-} Output;
-
-static const char *copy_stored(Bits *b, Output *out) {
-    take(b, b->count & 7);
-    b->at -= b->count / 8;
-    b->hold = 0;
-    b->count = 0;
-    if (b->end - b->at < 4) {
-        return "an early end";
+static void copy_stored(Inflate *z) {
+    take(z, z->count & 7);
+    z->at -= z->count / 8;
+    z->hold = 0;
+    z->count = 0;
+    if (z->end - z->at < 4) {
+        broken(z, "an early end");
     }
-    unsigned size = (unsigned)b->at[0] | (unsigned)b->at[1] << 8;
-    if ((size ^ 0xFFFF) != ((unsigned)b->at[2] | (unsigned)b->at[3] << 8)) {
-        return "a stored block with a wrong length";
+    unsigned size = (unsigned)z->at[0] | (unsigned)z->at[1] << 8;
+    if ((size ^ 0xFFFF) != ((unsigned)z->at[2] | (unsigned)z->at[3] << 8)) {
+        broken(z, "a stored block with a wrong length");
     }
-    b->at += 4;
-    if ((size_t)(b->end - b->at) < size) {
-        return "an early end";
+    z->at += 4;
+    if ((size_t)(z->end - z->at) < size) {
+        broken(z, "an early end");
     }
-    size_t room = out->capacity - out->used;
-    size_t n = size < room ? size : room;
-    if (n != 0) {
-        memcpy(out->data + out->used, b->at, n);
+    if (size > z->capacity - z->used) {
+        too_much(z);
     }
-    out->used += n;
-    out->full = size > room;
-    b->at += size;
-    return NULL;
+    if (size != 0) {
+        memcpy(z->out + z->used, z->at, size);
+    }
+    z->used += size;
+    z->at += size;
 }
 
-static const char *copy_compressed(Bits *b, Output *out, const Code *literal,
-                                   const Code *distance) {
+static void copy_compressed(Inflate *z, const Code *literal, const Code *distance) {
     static const uint16_t length_base[29] = {3,  4,  5,  6,   7,   8,   9,   10,  11, 13,
                                              15, 17, 19, 23,  27,  31,  35,  43,  51, 59,
                                              67, 83, 99, 115, 131, 163, 195, 227, 258};
@@ -216,50 +212,39 @@ static const char *copy_compressed(Bits *b, Output *out, const Code *literal,
     static const uint16_t distance_base[30] = {
         1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
         193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
-    unsigned char *data = out->data;
-    size_t used = out->used, capacity = out->capacity;
-    const char *problem = NULL;
+    unsigned char *data = z->out;
+    size_t used = z->used, capacity = z->capacity;
     for (;;) {
-        refill(b); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
-        int symbol = decode(b, literal);
-        if (symbol < 0 || b->count < 0) {
-            problem = symbol < 0 ? "an invalid code" : "an early end";
-            break;
-        }
-        if (symbol < 256) {
-            if (used == capacity) {
-                out->full = true;
-                break;
-            }
-            data[used++] = (unsigned char)symbol;
-            continue;
+        refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
+        int symbol = decode(z, literal);
+        if (symbol < 0 || z->count < 0) {
+            broken(z, symbol < 0 ? "an invalid code" : "an early end");
         }
         if (symbol == 256) {
             break;
         }
+        if (symbol < 256) {
+            if (used == capacity) {
+                too_much(z);
+            }
+            data[used++] = (unsigned char)symbol;
+            continue;
+        }
         symbol -= 257;
         if (symbol >= 29) {
-            problem = "an invalid length";
-            break;
+            broken(z, "an invalid length");
         }
-        size_t length = length_base[symbol] + take(b, length_extra[symbol]);
-        int far = decode(b, distance);
+        size_t length = length_base[symbol] + take(z, length_extra[symbol]);
+        int far = decode(z, distance);
         if (far < 0 || far >= 30) {
-            problem = "an invalid distance";
-            break;
+            broken(z, "an invalid distance");
         }
-        size_t back = distance_base[far] + take(b, far < 2 ? 0 : far / 2 - 1);
-        if (b->count < 0) {
-            problem = "an early end";
-            break;
-        }
-        if (back > used) {
-            problem = "a distance before the start";
-            break;
+        size_t back = distance_base[far] + take(z, far < 2 ? 0 : far / 2 - 1);
+        if (z->count < 0 || back > used) {
+            broken(z, z->count < 0 ? "an early end" : "a distance before the start");
         }
         if (length > capacity - used) {
-            length = capacity - used;
-            out->full = true;
+            too_much(z);
         }
         unsigned char *to = data + used;
         const unsigned char *from = to - back;
@@ -273,77 +258,49 @@ static const char *copy_compressed(Bits *b, Output *out, const Code *literal,
                 to[i] = from[i];
             }
         }
-        if (out->full) {
-            break;
-        }
     }
-    out->used = used;
-    return problem;
-}
-
-/* Decodes blocks until the last one or until the output is full. */
-static const char *inflate_blocks(Output *out, Bits *b) {
-    Code literal, distance;
-    for (bool last = false; !last && !out->full;) {
-        refill(b);
-        last = take(b, 1) != 0;
-        unsigned type = take(b, 2);
-        const char *problem = NULL;
-        if (b->count < 0) {
-            return "an early end";
-        }
-        if (type == 0) {
-            problem = copy_stored(b, out);
-        } else if (type == 3) {
-            problem = "an invalid block type";
-        } else {
-            problem = type == 2                          ? dynamic_codes(b, &literal, &distance)
-                      : fixed_codes(&literal, &distance) ? NULL
-                                                         : "an impossible set of codes";
-            problem = problem == NULL ? copy_compressed(b, out, &literal, &distance) : problem;
-        }
-        if (problem != NULL) {
-            return problem;
-        }
-    }
-    return NULL;
-}
-
-size_t inflate_prefix(unsigned char *out, size_t capacity, const unsigned char *in, size_t size) {
-    Output output = {.data = out, .capacity = capacity};
-    Bits bits = {.at = in, .end = in + size};
-    return inflate_blocks(&output, &bits) == NULL ? output.used : 0;
+    z->used = used;
 }
 
 size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                    size_t *used, const char *name) {
-    Output output = {.data = out, .capacity = capacity};
-    Bits bits = {.at = in, .end = in + size};
-    const char *problem = inflate_blocks(&output, &bits);
-    if (problem != NULL) {
-        fail(STATUS_INPUT, "%s: broken deflate data: %s", name, problem);
-    }
-    if (output.full) {
-        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name, capacity);
+    Inflate z = {.at = in, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    Code literal, distance;
+    for (bool last = false; !last;) {
+        refill(&z);
+        last = take(&z, 1) != 0;
+        unsigned type = take(&z, 2);
+        if (z.count < 0 || type == 3) {
+            broken(&z, z.count < 0 ? "an early end" : "an invalid block type");
+        }
+        if (type == 0) {
+            copy_stored(&z);
+            continue;
+        }
+        if (type == 1) {
+            fixed_codes(&z, &literal, &distance);
+        } else {
+            dynamic_codes(&z, &literal, &distance);
+        }
+        copy_compressed(&z, &literal, &distance);
     }
     if (used != NULL) {
-        *used = (size_t)(bits.at - in) - (size_t)(bits.count / 8);
+        *used = (size_t)(z.at - in) - (size_t)(z.count / 8);
     }
-    return output.used;
+    return z.used;
 }
 
 static uint32_t adler32_of(const unsigned char *data, size_t size) {
     uint32_t a = 1, b = 0;
     while (size > 0) {
         size_t n = size < 5552 ? size : 5552; /* as many as cannot overflow b */
-        for (size_t i = 0; i < n; i++) {
-            a += data[i];
+        size -= n;
+        for (; n > 0; n--) {
+            a += *data++;
             b += a;
         }
         a %= 65521;
         b %= 65521;
-        data += n;
-        size -= n;
     }
     return b << 16 | a;
 }
@@ -371,39 +328,18 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
     return length;
 }
 
-/* The reflected polynomial 0xEDB88320. Large inputs go eight bytes at a time through tables that
- * are made on the spot: table[k][i] is the effect of byte i followed by k zero bytes. */
+/* The reflected polynomial 0xEDB88320, a byte at a time. */
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size) {
-    static const uint32_t nibble[16] = {0x00000000, 0x1DB71064, 0x3B6E20C8, 0x26D930AC,
-                                        0x76DC4190, 0x6B6B51F4, 0x4DB26158, 0x5005713C,
-                                        0xEDB88320, 0xF00F9344, 0xD6D6A3E8, 0xCB61B38C,
-                                        0x9B64C2B0, 0x86D3D2D4, 0xA00AE278, 0xBDBDF21C};
-    crc = ~crc;
-    if (size >= 4096) {
-        uint32_t table[8][256];
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t half = nibble[i & 15] ^ i >> 4;
-            table[0][i] = nibble[half & 15] ^ half >> 4;
-        }
-        for (int k = 1; k < 8; k++) {
-            for (uint32_t i = 0; i < 256; i++) {
-                table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
-            }
-        }
-        for (; size >= 8; data += 8, size -= 8) {
-            uint32_t low, high;
-            memcpy(&low, data, 4);
-            memcpy(&high, data + 4, 4);
-            low ^= crc;
-            crc = table[7][low & 255] ^ table[6][low >> 8 & 255] ^ table[5][low >> 16 & 255] ^
-                  table[4][low >> 24] ^ table[3][high & 255] ^ table[2][high >> 8 & 255] ^
-                  table[1][high >> 16 & 255] ^ table[0][high >> 24];
+    uint32_t table[256];
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++) {
+            table[i] = table[i] >> 1 ^ ((table[i] & 1) != 0 ? 0xEDB88320 : 0);
         }
     }
+    crc = ~crc;
     for (; size > 0; data++, size--) {
-        crc ^= *data;
-        crc = nibble[crc & 15] ^ crc >> 4;
-        crc = nibble[crc & 15] ^ crc >> 4;
+        crc = crc >> 8 ^ table[(crc ^ *data) & 255];
     }
     return ~crc;
 }

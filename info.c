@@ -1,6 +1,7 @@
 /* info.c: what things are. Kind is decided by content: a folder by its config.json or by the SAEs
  * below it, a file by its first bytes and its tensors. */
 #include "info.h"
+#include "checkpoint.h"
 #include "run_sage.h"
 
 #include <math.h>

@@ -8,6 +8,7 @@
  *   the fused query_key_value of gpt_neox has rows [heads, 3, d_head], gpt2's c_attn columns [3,
  * d]; a checkpoint of the base model has no prefix before its names; a stored head is used even
  * where the config ties it, as transformers 5 does. */
+#include "checkpoint.h"
 #include "json.h"
 #include "llm_run.h"
 

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "tensor.h"
+#include "inflate.h"
 
 /* ---- PNG ---- */
 

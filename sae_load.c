@@ -9,6 +9,7 @@
  *
  * First identify (settings and path only), then load (weights, refusals): a search can pass over
  * what is not wanted without opening it. */
+#include "checkpoint.h"
 #include "elementary.h"
 #include "sae_parts.h"
 

@@ -1,9 +1,9 @@
-/* tensor.h: named arrays in files: safetensors (one file, or index + shards), npz; and inflate,
- * which npz shares with PNG. Floor 0. */
+/* tensor.h: named arrays: the bytes of safetensors and npz files to a list of tensors, and
+ * safetensors written. Floor 4. */
 #ifndef REFSAE_TENSOR_H
 #define REFSAE_TENSOR_H
 
-#include "base.h"
+#include "zip.h"
 
 typedef enum Dtype {
     DTYPE_F32,
@@ -19,7 +19,7 @@ typedef enum Dtype {
     DTYPE_U16,
     DTYPE_U8,
     DTYPE_BOOL,
-    DTYPE_OTHER /* a dtype of the format that refsae has no name for (F8_E4M3 ...) */
+    DTYPE_OTHER /* any other (F8_E4M3, C64, big-endian, objects): held by name, never read */
 } Dtype;
 
 size_t dtype_size(Dtype dtype); /* bytes an element; 0 for DTYPE_OTHER */
@@ -43,17 +43,12 @@ typedef struct Tensor {
 /* Every tensor of a checkpoint. Data stays in the mapped file; all of it goes with the arena. */
 typedef struct TensorStore {
     Tensor *tensors; /* sorted by name (strcmp) */
-    size_t count;
+    size_t count, room;
     FileMap *maps;
-    size_t map_count;
+    size_t map_count, map_room;
     Arena *arena; /* the caller's: maps, names, unpacked members */
     const char *path;
 } TensorStore;
-
-/* path: a .safetensors file, a .safetensors.index.json, an .npz, or a directory that holds
- * model.safetensors or model.safetensors.index.json. Chosen by content, not by name.
- * Errors name file and tensor: truncated, overlapping, duplicated, headers beyond the end. */
-void tensors_open(TensorStore *store, Arena *arena, const char *path);
 
 const Tensor *tensors_find(const TensorStore *store, const char *name); /* NULL: none */
 
@@ -62,12 +57,32 @@ const Tensor *tensors_find(const TensorStore *store, const char *name); /* NULL:
 const Tensor *tensors_need(const TensorStore *store, const char *name, int rank,
                            const size_t *shape);
 
-/* ---- writing safetensors: names in the order given, data F32 (or as `dtype` says) ---- */
-typedef struct TensorWriter TensorWriter;
+/* ---- reading: for checkpoint.c and pickle.c ---- */
 
-/* Two passes, so that large dumps need not be held: first declare every tensor, then give its data
+/* A header whose length fits and which starts as an object. */
+bool safetensors_is(const FileMap *map);
+/* Adds the tensors of a safetensors file, and sorts. Fails, naming file and tensor, on what is
+ * truncated, overlapping, duplicated, or leaves holes. */
+void safetensors_read(TensorStore *store, const FileMap *map, const char *path);
+/* Adds the members NAME.npy. */
+void npz_read(TensorStore *store, const Zip *zip, const char *path);
+
+void tensors_add(TensorStore *store, const Tensor *tensor);
+void tensors_sort(TensorStore *store); /* refuses names that are there twice */
+/* Sets the count of elements from the shape; returns their bytes. Fails on overflow. */
+size_t tensor_measure(Tensor *tensor);
+/* Makes the data a row-major copy in the arena: element (i, j, ...) is the one at i strides[0] +
+ * j strides[1] + ... of what it was, all of which must be readable. Not for empty tensors. */
+void tensor_gather(Tensor *tensor, const size_t *strides, Arena *arena);
+/* "FILE: tensor 'NAME': " and what is wrong. */
+REFSAE_NORETURN void tensor_fail(const Tensor *tensor, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* ---- writing safetensors: names in the order given ----
+ * Two passes, so that large dumps need not be held: first declare every tensor, then give its data
  * in the same order, in as many pieces as is convenient. As with OutFile, what is not committed
  * leaves nothing. */
+typedef struct TensorWriter TensorWriter;
+
 TensorWriter *tensor_writer_open(const char *path);
 void tensor_writer_declare(TensorWriter *writer, const char *name, Dtype dtype, int rank,
                            const size_t *shape);
@@ -75,16 +90,5 @@ void tensor_writer_metadata(TensorWriter *writer, const char *key, const char *v
 void tensor_writer_data(TensorWriter *writer, const void *data, size_t bytes);
 /* All declared bytes must be there. The writer is gone afterwards. */
 void tensor_writer_commit(TensorWriter *writer);
-
-/* ---- inflate (RFC 1951; zlib's frame RFC 1950 with its Adler-32) ----
- * Decodes into out[capacity] and returns the bytes that came; more than fit are an error (no
- * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */
-size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
-                   size_t *used, const char *name);
-size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
-                    size_t *used, const char *name);
-/* The first bytes of a raw stream, at most capacity; 0 if it is broken. */
-size_t inflate_prefix(unsigned char *out, size_t capacity, const unsigned char *in, size_t size);
-uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */
 
 #endif

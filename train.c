@@ -6,6 +6,7 @@
  *   dW[d_llm, d_vit] = sum over image rows, examples in order, of dY^T X    (one chain a step)
  * so that neither threads nor the number of examples run at once changes a bit. */
 #include "adapter.h"
+#include "checkpoint.h"
 #include "report.h"
 
 #include <inttypes.h>

@@ -16,6 +16,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "checkpoint.h"
 #include "json.h"
 
 typedef struct VitLayer {

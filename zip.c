@@ -6,9 +6,10 @@
  * streaming writers (torch.save) leave them. */
 #include "zip.h"
 
-#include "tensor.h"
+#include "inflate.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* Deflate never expands by more than 1032; what declares more is a bomb or broken. */
 enum {
@@ -17,7 +18,7 @@ enum {
 
 bool zip_is(const FileMap *map) {
     return map->size >= 4 &&
-           (read_u32(map->data) == 0x04034B50 || read_u32(map->data) == 0x06054B50);
+           (read_little(map->data, 4) == 0x04034B50 || read_little(map->data, 4) == 0x06054B50);
 }
 
 typedef struct Directory {
@@ -31,23 +32,24 @@ static Directory zip_directory(const FileMap *map, const char *path) {
     bool found = false;
     while (!found && at > lowest) {
         at--;
-        found = map->size - at >= 22 && read_u32(data + at) == 0x06054B50 &&
-                read_u16(data + at + 20) <= map->size - at - 22;
+        found = map->size - at >= 22 && read_little(data + at, 4) == 0x06054B50 &&
+                read_little(data + at + 20, 2) <= map->size - at - 22;
     }
     if (!found) {
         fail(STATUS_INPUT, "%s: a zip whose end is missing", path);
     }
-    Directory directory = {.count = read_u16(data + at + 10),
-                           .size = read_u32(data + at + 12),
-                           .start = read_u32(data + at + 16)};
-    if (at >= 20 && read_u32(data + at - 20) == 0x07064B50) {
-        uint64_t end64 = read_u64(data + at - 12);
-        if (end64 > map->size || map->size - end64 < 56 || read_u32(data + end64) != 0x06064B50) {
+    Directory directory = {.count = read_little(data + at + 10, 2),
+                           .size = read_little(data + at + 12, 4),
+                           .start = read_little(data + at + 16, 4)};
+    if (at >= 20 && read_little(data + at - 20, 4) == 0x07064B50) {
+        uint64_t end64 = read_little(data + at - 12, 8);
+        if (end64 > map->size || map->size - end64 < 56 ||
+            read_little(data + end64, 4) != 0x06064B50) {
             fail(STATUS_INPUT, "%s: a zip whose zip64 end is broken", path);
         }
-        directory = (Directory){.count = read_u64(data + end64 + 32),
-                                .size = read_u64(data + end64 + 40),
-                                .start = read_u64(data + end64 + 48)};
+        directory = (Directory){.count = read_little(data + end64 + 32, 8),
+                                .size = read_little(data + end64 + 40, 8),
+                                .start = read_little(data + end64 + 48, 8)};
     }
     if (directory.start > map->size || directory.size > map->size - directory.start ||
         directory.count > directory.size / 46) {
@@ -56,53 +58,50 @@ static Directory zip_directory(const FileMap *map, const char *path) {
     return directory;
 }
 
-/* The zip64 extra field holds, in this order, those of the three values that are all ones. */
+/* The zip64 extra field (id 1) holds, in this order, those of the three values that are all ones.
+ */
 static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *values[3]) {
-    bool needed = false;
-    for (int i = 0; i < 3; i++) {
-        needed = needed || *values[i] == UINT32_MAX;
-    }
-    while (needed && length >= 4) {
-        size_t size = read_u16(extra + 2);
-        if (size > length - 4) {
-            return false;
-        }
-        if (read_u16(extra) == 1) {
-            const unsigned char *p = extra + 4, *end = p + size;
-            for (int i = 0; i < 3; i++) {
-                if (*values[i] == UINT32_MAX) {
-                    if (end - p < 8) {
-                        return false;
-                    }
-                    *values[i] = read_u64(p);
-                    p += 8;
-                }
-            }
-            return true;
+    const unsigned char *field = NULL;
+    size_t left = 0, size;
+    while (field == NULL && length >= 4 &&
+           (size = (size_t)read_little(extra + 2, 2)) <= length - 4) {
+        if (read_little(extra, 2) == 1) {
+            field = extra + 4;
+            left = size;
         }
         extra += 4 + size;
         length -= 4 + size;
     }
-    return !needed;
+    for (int i = 0; i < 3; i++) {
+        if (*values[i] == UINT32_MAX) {
+            if (left < 8) {
+                return false;
+            }
+            *values[i] = read_little(field, 8);
+            field += 8;
+            left -= 8;
+        }
+    }
+    return true;
 }
 
 /* Reads the directory entry at `entry` (`left` bytes remain) and finds the member's data. Returns
  * the size of the entry. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
-    if (left < 46 || read_u32(entry) != 0x02014B50) {
+    if (left < 46 || read_little(entry, 4) != 0x02014B50) {
         fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
     }
-    size_t name = read_u16(entry + 28), extra = read_u16(entry + 30);
-    size_t entry_size = 46 + name + extra + read_u16(entry + 32);
+    size_t name = (size_t)read_little(entry + 28, 2), extra = (size_t)read_little(entry + 30, 2);
+    size_t entry_size = 46 + name + extra + (size_t)read_little(entry + 32, 2);
     if (entry_size > left) {
         fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
     }
-    uint64_t at = read_u32(entry + 42);
-    *member = (ZipMember){.method = read_u16(entry + 10),
-                          .crc = read_u32(entry + 16),
-                          .packed = read_u32(entry + 20),
-                          .size = read_u32(entry + 24)};
+    uint64_t at = read_little(entry + 42, 4);
+    *member = (ZipMember){.method = (unsigned)read_little(entry + 10, 2),
+                          .crc = (unsigned)read_little(entry + 16, 4),
+                          .packed = read_little(entry + 20, 4),
+                          .size = read_little(entry + 24, 4)};
     uint64_t *wide[3] = {&member->size, &member->packed, &at};
     if (!zip64_values(entry + 46 + name, extra, wide)) {
         fail(STATUS_INPUT, "%s: a zip whose zip64 sizes are broken", path);
@@ -111,15 +110,15 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
     if (strlen(member->name) != name) {
         fail(STATUS_INPUT, "%s: a zip member '%s' with a 0 in its name", path, member->name);
     }
-    if ((read_u16(entry + 8) & 1) != 0 || (member->method != 0 && member->method != 8)) {
+    if ((read_little(entry + 8, 2) & 1) != 0 || (member->method != 0 && member->method != 8)) {
         fail(STATUS_INPUT, "%s: a zip member that is encrypted or packed by method %u", path,
-             (unsigned)member->method);
+             member->method);
     }
-    if (at > map->size || map->size - at < 30 || read_u32(map->data + at) != 0x04034B50) {
+    if (at > map->size || map->size - at < 30 || read_little(map->data + at, 4) != 0x04034B50) {
         fail(STATUS_INPUT, "%s: a zip member that is not where the directory says", path);
     }
     member->begin = at;
-    at += 30 + (uint64_t)read_u16(map->data + at + 26) + read_u16(map->data + at + 28);
+    at += 30 + read_little(map->data + at + 26, 2) + read_little(map->data + at + 28, 2);
     if (at > map->size || member->packed > map->size - at ||
         (member->method == 0 && member->packed != member->size)) {
         fail(STATUS_INPUT, "%s: a zip member of %llu bytes that ends after the file", path,
@@ -136,10 +135,7 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
 
 static int compare_places(const void *a, const void *b) {
     const ZipMember *x = a, *y = b;
-    if (x->begin != y->begin) {
-        return x->begin < y->begin ? -1 : 1;
-    }
-    return x->end < y->end ? -1 : x->end > y->end;
+    return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
 static int compare_names(const void *a, const void *b) {
@@ -157,18 +153,14 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
         entry += size;
         left -= size;
     }
-    if (count > 1) {
-        qsort(members, count, sizeof *members, compare_places);
-    }
+    qsort(members, count, sizeof *members, compare_places);
     for (size_t i = 1; i < count; i++) {
         if (members[i].begin < members[i - 1].end) {
             fail(STATUS_INPUT, "%s: zip members '%s' and '%s' overlap", path, members[i - 1].name,
                  members[i].name);
         }
     }
-    if (count > 1) {
-        qsort(members, count, sizeof *members, compare_names);
-    }
+    qsort(members, count, sizeof *members, compare_names);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(members[i - 1].name, members[i].name) == 0) {
             fail(STATUS_INPUT, "%s: zip member '%s' is there twice", path, members[i].name);
@@ -179,8 +171,7 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
 
 const ZipMember *zip_find(const Zip *zip, const char *name) {
     ZipMember key = {.name = name};
-    return zip->count == 0 ? NULL
-                           : bsearch(&key, zip->members, zip->count, sizeof key, compare_names);
+    return bsearch(&key, zip->members, zip->count, sizeof key, compare_names);
 }
 
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {

@@ -1,9 +1,7 @@
-/* zip.h: the members of a zip archive in memory: what npz and torch.save put tensors into. Floor 0.
- */
+/* zip.h: the members of a zip archive in memory: what npz and torch.save put tensors into.
+ * Floor 3. */
 #ifndef REFSAE_ZIP_H
 #define REFSAE_ZIP_H
-
-#include <string.h>
 
 #include "base.h"
 
@@ -12,7 +10,7 @@ typedef struct ZipMember {
     const unsigned char *data; /* stored (method 0) or deflated (8); in the map */
     uint64_t packed, size;     /* bytes in the file and unpacked */
     uint64_t begin, end;       /* local header and data in the file */
-    uint32_t crc, method;
+    unsigned crc, method;
 } ZipMember;
 
 typedef struct Zip {
@@ -31,21 +29,13 @@ const ZipMember *zip_find(const Zip *zip, const char *name); /* NULL: none */
  * against its CRC-32. Messages start with `what`. */
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what);
 
-/* Little-endian numbers at any address. */
-static inline uint64_t read_u64(const unsigned char *p) {
-    uint64_t value;
-    memcpy(&value, p, 8);
+/* A little-endian number of 1 to 8 bytes at any address. */
+static inline uint64_t read_little(const unsigned char *p, int bytes) {
+    uint64_t value = 0;
+    for (int i = bytes; i-- > 0;) {
+        value = value << 8 | p[i];
+    }
     return value;
-}
-
-static inline uint32_t read_u32(const unsigned char *p) {
-    uint32_t value;
-    memcpy(&value, p, 4);
-    return value;
-}
-
-static inline uint32_t read_u16(const unsigned char *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8;
 }
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef REFSAE_TESTS_TENSORS_H
 #define REFSAE_TESTS_TENSORS_H
 
-#include "tensor.h"
+#include "checkpoint.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../checkpoint.h"
 #include "../json.h"
 #include "../llm.h"
 

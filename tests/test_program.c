@@ -13,8 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "checkpoint.h"
 #include "json.h"
-#include "tensor.h"
 
 #define TOY                                                                                        \
     "--llm weights/gemma2 --vision weights/clip --data weights/train.json --images weights/images"

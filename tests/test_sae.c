@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "checkpoint.h"
 #include "sae.h"
 
 #define GOLDEN "tests/golden/sae/"

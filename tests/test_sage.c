@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "checkpoint.h"
 #include "sage.h"
 
 /* ---- sparse edits ---- */

@@ -1,6 +1,7 @@
 /* Tensors in files, inflate and CRC-32: against files that the formats' own libraries wrote
  * (tests/reference/make_tensor_golden.py), and against files that nobody should have written. */
 #define _XOPEN_SOURCE 700
+#include "inflate.h"
 #include "tensors.h"
 
 #include <criterion/criterion.h>
@@ -192,12 +193,82 @@ Test(tensor, npz_that_cannot_be_used) {
     TensorStore store;
     size_t shape[1] = {1};
     Error error;
-    assert_refused(GOLDEN "big_endian.npz", "tensor 'x': big-endian dtype '>f4'");
+    open_good(&store, GOLDEN "big_endian.npz");
+    shape[0] = store.tensors[0].shape[0];
+    ATTEMPT(&error, tensors_need(&store, "x", 1, shape));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_str_eq(error.text,
+                     GOLDEN "big_endian.npz: tensor 'x': expected F32, BF16 or F16, found >f4");
+    shape[0] = 1;
     open_good(&store, GOLDEN "object.npz");
     ATTEMPT(&error, tensors_need(&store, "x", 1, shape));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(error.text,
                      GOLDEN "object.npz: tensor 'x': expected F32, BF16 or F16, found |O");
+}
+
+/* A zip of one stored member x.npy with this header and so many bytes after it. */
+static void write_npz(const char *path, const char *header, size_t data) {
+    unsigned char file[512] = {0}, *p = file;
+    size_t length = strlen(header), npy = 10 + length + data, head = 30 + 5;
+    const struct {
+        size_t at, value, bytes;
+    } numbers[] = {{0, 0x04034B50, 4},        {26, 5, 2},
+                   {head + 8, length, 2},     {head + npy, 0x02014B50, 4},
+                   {head + npy + 20, npy, 4}, {head + npy + 24, npy, 4},
+                   {head + npy + 28, 5, 2},   {head + npy + 51, 0x06054B50, 4},
+                   {head + npy + 59, 1, 2},   {head + npy + 61, 1, 2},
+                   {head + npy + 63, 51, 4},  {head + npy + 67, head + npy, 4}};
+    memcpy(p + 30, "x.npy", 5);
+    memcpy(p + head, "\x93NUMPY\1", 7);
+    memcpy(p + head + 10, header, length);
+    memcpy(p + head + npy + 46, "x.npy", 5);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        for (size_t k = 0; k < numbers[i].bytes; k++) {
+            p[numbers[i].at + k] = (unsigned char)(numbers[i].value >> 8 * k);
+        }
+    }
+    write_file(path, file, head + npy + 73);
+}
+
+Test(tensor, npy_headers) {
+    static const struct {
+        const char *header, *says; /* NULL: read, as [2, 1] of F32 */
+    } cases[] = {
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1), }  \n", NULL},
+        {"{\"shape\":(2L,1L ,\n),\"descr\":\"<f4\",\"fortran_order\":True}", NULL},
+        {"{'descr': '=f4', 'fortran_order': False, 'shape': (2, 1)}", NULL},
+        {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2, 1)}",
+         "'descr': expected a string, found an array"},
+        {"{'descr': '<f4', 'fortran_order': 0, 'shape': (2, 1)}", "its npy header is none"},
+        {"{'descr': '<f4', 'fortran_order': False}", "its npy header is none"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': 2}", "its npy header is none"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1), 'more': 1}",
+         "its npy header is none"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1)", "expected ',' or '}'"},
+        {"{'descr': '<f4, 'fortran_order': False, 'shape': (2, 1)}", "expected"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, -1)}", "not made of sizes"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1.0)}", "not made of sizes"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,2,1)}",
+         "9 dimensions; at most 8"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 3)}",
+         "its shape overflows"},
+        {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2)}",
+         "its shape takes 16 bytes, but the file gives it 8"},
+        {"os.system('ls')", "expected a value"},
+    };
+    const char *path = in(directory_new(), "x.npz");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_npz(path, cases[i].header, 8);
+        if (cases[i].says != NULL) {
+            assert_refused(path, cases[i].says);
+            continue;
+        }
+        TensorStore store;
+        open_good(&store, path);
+        const float *data = assert_tensor(&store, "x", DTYPE_F32, 2, 2, 1, 0, 0)->data;
+        cr_assert_eq(memcmp(data, "\0\0\0\0\0\0\0", 8), 0);
+    }
 }
 
 Test(tensor, need_says_what_it_expected_and_found) {
@@ -260,9 +331,8 @@ Test(tensor, broken_safetensors) {
         {"[]", 0, "its header is no object"},
         {"{\"a\":1}", 0, "tensor 'a': is not described by an object"},
         {"{\"a\\u0000\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 4, "no"},
-        {"{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "unknown dtype ''"},
-        {"{\"a\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8,
-         "unknown dtype 'Q7'"},
+        {"{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "dtype is missing"},
+        {"{\"a\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, NULL},
         {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,8]}}", 8, "shape is missing"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2.0],\"data_offsets\":[0,8]}}", 8,
          "not made of sizes"},
@@ -274,7 +344,7 @@ Test(tensor, broken_safetensors) {
          "shape is there twice"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
          "9 dimensions; at most 8"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8, "data_offsets are not two sizes"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8, "data_offsets is missing"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0]}}", 8, "are not two sizes"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, "bytes 8 to 0"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 7,
@@ -284,7 +354,7 @@ Test(tensor, broken_safetensors) {
          8, "are not in the file"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8,
          "its shape takes 12 bytes, but the file gives it 8"},
-        {"{\"a\":{\"dtype\":\"F4\",\"shape\":[5],\"data_offsets\":[0,3]}}", 3, "overflows"},
+        {"{\"a\":{\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,3]}}", 3, "dtype is missing"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
          "its shape overflows"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905],\"data_offsets\":[0,4]}}", 4,
@@ -307,7 +377,7 @@ Test(tensor, broken_safetensors) {
     const char *parent = directory_new();
     char *path = in(parent, "x.safetensors"), file[1024];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        size_t size = make_safetensors(file, cases[i].header, cases[i].data);
+        size_t size = make_safetensors(file, cases[i].header, cases[i].data), two = 2;
         write_file(path, file, size);
         if (cases[i].message != NULL) {
             assert_refused(path, cases[i].message);
@@ -315,6 +385,11 @@ Test(tensor, broken_safetensors) {
         }
         TensorStore store;
         open_good(&store, path);
+        if (strstr(cases[i].header, "Q7") != NULL) { /* may be there, but not be used */
+            Error error;
+            ATTEMPT(&error, tensors_need(&store, "a", 1, &two));
+            cr_assert_not_null(strstr(error.text, "expected F32, BF16 or F16, found Q7"));
+        }
         if (cases[i].data != 0) { /* cut anywhere, it is no longer whole */
             for (size_t cut = 0; cut < size; cut++) {
                 write_file(path, file, cut);
@@ -445,7 +520,7 @@ Test(tensor, writer_errors) {
     cr_assert_eq(error.status, STATUS_INPUT);
     ATTEMPT(&error, declare_too_much(path));
     cr_assert_eq(error.status, STATUS_INPUT);
-    cr_assert_not_null(strstr(error.text, "tensor 'a': cannot be written"), "%s", error.text);
+    cr_assert_not_null(strstr(error.text, "tensor 'a': its shape overflows"), "%s", error.text);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         error = try_write(path, cases[i].a, cases[i].b, cases[i].bytes);
         cr_assert_eq(error.status, STATUS_INPUT);
@@ -507,7 +582,6 @@ Test(tensor, inflate_what_zlib_wrote) {
             Error error = try_inflate(inflate_zlib, out, length - 1, &got, in_copy, packed);
             cr_assert_eq(error.status, STATUS_INPUT);
             cr_assert_not_null(strstr(error.text, "Z: holds more than the"));
-            cr_assert_eq(inflate_prefix(out, 1, in_copy + 2, packed - 2), 1);
         }
         for (size_t cut = 0; cut < packed; cut += 1 + packed / 60) {
             unsigned char *less = malloc(cut + 1);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "checkpoint.h"
 #include "vit.h"
 
 static const char odd[] = "tests/golden/models/clip_odd";

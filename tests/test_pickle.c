@@ -2,6 +2,7 @@
  * torch would never write. */
 #define _XOPEN_SOURCE 700
 #include "adapter.h"
+#include "inflate.h"
 #include "tensors.h"
 
 #include <criterion/criterion.h>
@@ -34,12 +35,12 @@ static void assert_same(const Tensor *a, const Tensor *b) {
     cr_assert_eq(a->dtype, b->dtype, "%s", b->name);
     cr_assert_eq(a->rank, b->rank, "%s", b->name);
     cr_assert_arr_eq(a->shape, b->shape, sizeof a->shape, "%s", b->name);
-    if (a->count > 0) {
+    if (a->count > 0 && a->dtype != DTYPE_OTHER) {
         cr_assert_arr_eq(a->data, b->data, a->count * dtype_size(a->dtype), "%s", b->name);
     }
 }
 
-Test(pth, every_dtype_view_and_nesting_equals_torch) {
+Test(pickle, every_dtype_view_and_nesting_equals_torch) {
     static const char *const paths[] = {GOLDEN "all_2.pt", GOLDEN "all_4.pt", GOLDEN "deflated.pt"};
     TensorStore expected, found;
     open_good(&expected, GOLDEN "expected.safetensors");
@@ -53,7 +54,7 @@ Test(pth, every_dtype_view_and_nesting_equals_torch) {
     }
 }
 
-Test(pth, a_contiguous_tensor_stays_in_the_map) {
+Test(pickle, a_contiguous_tensor_stays_in_the_map) {
     TensorStore store;
     open_good(&store, GOLDEN "all_2.pt");
     const unsigned char *at = tensors_find(&store, "parameter")->data;
@@ -61,7 +62,7 @@ Test(pth, a_contiguous_tensor_stays_in_the_map) {
     cr_assert_eq(tensors_find(&store, "nested.list.0")->data, (const void *)at, "shared storage");
 }
 
-Test(pth, a_checkpoint_and_a_tensor_alone) {
+Test(pickle, a_checkpoint_and_a_tensor_alone) {
     TensorStore store;
     open_good(&store, GOLDEN "checkpoint.pt");
     cr_assert_not_null(tensors_find(&store, "weight"));
@@ -72,7 +73,7 @@ Test(pth, a_checkpoint_and_a_tensor_alone) {
     assert_refused(GOLDEN "legacy.pth", "before PyTorch 1.6");
 }
 
-Test(pth, adapters_with_and_without_module) {
+Test(pickle, adapters_with_and_without_module) {
     static const char *const paths[] = {GOLDEN "projector.safetensors",
                                         GOLDEN "projector_plain.pth", GOLDEN "projector_module.pth",
                                         GOLDEN "checkpoint.pt"};
@@ -161,7 +162,7 @@ static void write_pickle(const void *pickle, size_t size) {
 #define NAMED(tensor) "}" S("\1", "a") tensor "s."
 #define PAIR(a, b) a b "\x86"
 
-Test(pth, hostile_pickles_are_refused_by_name) {
+Test(pickle, hostile_pickles_are_refused_by_name) {
     static const struct {
         const char *pickle;
         size_t size;
@@ -175,13 +176,13 @@ Test(pth, hostile_pickles_are_refused_by_name) {
         CASE("ctorch\nload\n.", "'torch.load'"),
         CASE("ctorch.nn.modules.linear\nLinear\n.", "save the state_dict alone"),
         CASE("c\n\n.", "'.'"),
-        CASE("(ios\nsystem\n.", "opcode INST"),
+        CASE("(ios\nsystem\n.", "opcode 0x69;"),
         CASE("(cos\nsystem\no.", "'os.system'"),
-        CASE("ccollections\nOrderedDict\n)\x81.", "opcode NEWOBJ"),
-        CASE("\x82\1.", "opcode EXT1"),
-        CASE("B\0\0\0\0.", "opcode BINBYTES"),
-        CASE("\x8F.", "opcode EMPTY_SET"),
-        CASE("\xFF.", "byte 0xFF"),
+        CASE("ccollections\nOrderedDict\n)\x81.", "opcode 0x81;"),
+        CASE("\x82\1.", "opcode 0x82;"),
+        CASE("B\0\0\0\0.", "opcode 0x42;"),
+        CASE("\x8F.", "opcode 0x8F;"),
+        CASE("\xFF.", "opcode 0xFF;"),
         CASE("K\1)R.", "no function"),
         CASE("ctorch\nFloatStorage\n)R.", "'torch.FloatStorage'"),
         CASE("ccollections\nOrderedDict\n]\x85R.", "'collections.OrderedDict'"),
@@ -200,7 +201,7 @@ Test(pth, hostile_pickles_are_refused_by_name) {
         CASE("N(N\x86.", "the stack empty"), /* TUPLE2 across the mark */
         CASE("N(a.", "the stack empty"),
         CASE("(NN.", NULL),
-        CASE("}Ns.", "no list or dict"),
+        CASE("}Ns.", "the stack empty"),
         CASE("](NNu.", "no list or dict"),
         CASE("}(Nu.", "no list or dict"),
         CASE("}Na.", "no list or dict"),
@@ -288,7 +289,7 @@ Test(pth, hostile_pickles_are_refused_by_name) {
 }
 
 /* Bombs: each small file asks for far more than its size, and none takes long or much memory. */
-Test(pth, pickle_bombs_are_refused) {
+Test(pickle, bombs_are_refused) {
     enum {
         SIZE = 1 << 24
     };
@@ -317,7 +318,7 @@ Test(pth, pickle_bombs_are_refused) {
     free(pickle);
 }
 
-Test(pth, archives_that_torch_did_not_write) {
+Test(pickle, archives_that_torch_did_not_write) {
     static const char pickle[] =
         NAMED(TENSOR("0", I("\6"), I("\0"), I("\6") "\x85", I("\1") "\x85"));
     static const struct {
@@ -325,7 +326,7 @@ Test(pth, archives_that_torch_did_not_write) {
     } members[] = {{"x/constants.pkl", ".", "TorchScript"},
                    {"x/byteorder", "big", "byteorder is 'big'"},
                    {"x/byteorder", "0123456789abcdef!", "x/byteorder"},
-                   {"x/version", "99\n", "version '99"},
+                   {"x/version", "99\n", "version is '99', expected '3'"},
                    {"x/data.pkl", ".", "'x/data.pkl' is there twice"},
                    {"x/data/0", "", "'x/data/0' is there twice"},
                    {"x/version", "3\n", NULL},
@@ -372,7 +373,7 @@ static uint32_t touch(const TensorStore *store) {
     return sum;
 }
 
-Test(pth, files_cut_and_changed_at_random) {
+Test(pickle, files_cut_and_changed_at_random) {
     static const char *const seeds[] = {GOLDEN "all_2.pt", GOLDEN "all_4.pt", GOLDEN "deflated.pt",
                                         GOLDEN "checkpoint.pt"};
     Random random = random_start(13, RANDOM_TEST);

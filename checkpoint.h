@@ -1,0 +1,12 @@
+/* checkpoint.h: opens a file of tensors by what it holds. Floor 6. */
+#ifndef REFSAE_CHECKPOINT_H
+#define REFSAE_CHECKPOINT_H
+
+#include "tensor.h"
+
+/* path: a safetensors file, an index of its shards, an npz, torch.save's zip, or a directory that
+ * holds model.safetensors or model.safetensors.index.json. Chosen by content, not by name. Errors
+ * name file and tensor. */
+void tensors_open(TensorStore *store, Arena *arena, const char *path);
+
+#endif

@@ -1,0 +1,18 @@
+/* inflate.h: the decoder of RFC 1951 and its frame RFC 1950, and CRC-32, which zip and PNG share.
+ * Floor 2. */
+#ifndef REFSAE_INFLATE_H
+#define REFSAE_INFLATE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Decodes into out[capacity] and returns the bytes that came; more than fit are an error (no
+ * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */
+size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                   size_t *used, const char *name);
+/* The same between zlib's header and its Adler-32. */
+size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                    size_t *used, const char *name);
+uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */
+
+#endif
