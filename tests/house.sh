@@ -8,9 +8,9 @@ cd "$(dirname "$0")/.."
 
 # From the ground up; what a room has beside FILE.c and FILE.h (private headers) stands in brackets.
 floors='base
-elementary linalg hooks
-json inflate unicode(unicode_tables.h)
-zip tensor pixels
+elementary linalg hooks inflate
+json zip unicode(unicode_tables.h)
+tensor pixels
 pickle kernels(kernelset.h) kernels_simd(simd.h) png jpeg tokenizer
 checkpoint image
 vit llm sae
