@@ -248,55 +248,15 @@ static void rope_range(const Task *t, size_t first, size_t last) {
     }
 }
 
-INLINE float sigmoid(float x) {
-    return 1.0f / (1.0f + exp_one(-x));
-}
-
-/* Constants and order of operations as in Hugging Face's modules. */
-static float activation(int kind, float x) {
-    switch (kind) {
-    case ACT_GELU_TANH: /* 0.5 x (1 + tanh(beta (x + kappa x^3))) */
-        return 0.5f * x * (1.0f + tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x))));
-    case ACT_GELU_ERF: /* x 0.5 (1 + erf(x / sqrt 2)) */
-        return x * 0.5f * (1.0f + erf_one(x / ROOT_TWO));
-    case ACT_QUICK_GELU: /* x sigmoid(1.702 x) */
-        return x * sigmoid(1.702f * x);
-    case ACT_SILU: /* x / (1 + exp(-x)) */
-        return x / (1.0f + exp_one(-x));
-    default: /* ReLU; NaN stays */
-        return x < 0.0f ? 0.0f : x;
-    }
-}
-
-static float activation_slope(int kind, float x) {
-    float th, s;
-    switch (kind) {
-    case ACT_GELU_TANH: /* 0.5 (1 + th) + 0.5 x (1 - th^2) beta (1 + 3 kappa x^2) */
-        th = tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x)));
-        return 0.5f * (1.0f + th) +
-               0.5f * x * (1.0f - th * th) * (GELU_BETA * (1.0f + 3.0f * GELU_KAPPA * (x * x)));
-    case ACT_GELU_ERF: /* 0.5 (1 + erf(x / sqrt 2)) + x exp(-x^2 / 2) / sqrt(2 pi) */
-        return 0.5f * (1.0f + erf_one(x / ROOT_TWO)) + x * (exp_one(-0.5f * (x * x)) / ROOT_TWO_PI);
-    case ACT_QUICK_GELU: /* s + x 1.702 s (1 - s) */
-        s = sigmoid(1.702f * x);
-        return s + x * (1.702f * (s * (1.0f - s)));
-    default: /* SiLU: s (1 + x (1 - s)) */
-        s = sigmoid(x);
-        return s * (1.0f + x * (1.0f - s));
-    }
-}
-
 static void activate_range(const Task *t, size_t first, size_t last) {
     for (size_t i = first; i < last; i++) {
         t->y[i] = activation(t->kind, t->a[i]);
     }
 }
 
-/* dx = dy act'(x); ReLU passes dy or 0, whatever dy is */
 static void activate_backward_range(const Task *t, size_t first, size_t last) {
     for (size_t i = first; i < last; i++) {
-        const float dy = t->a[i], x = t->b[i];
-        t->y[i] = t->kind == ACT_RELU ? (x > 0.0f ? dy : 0.0f) : dy * activation_slope(t->kind, x);
+        t->y[i] = activation_backward(t->kind, t->a[i], t->b[i]);
     }
 }
 

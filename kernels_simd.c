@@ -690,78 +690,33 @@ static void rope_range(const Task *t, size_t first, size_t last) {
 
 #define LOOP LANES for (size_t i = first; i < last; i++)
 
-INLINE float sigmoid(float x) {
-    return 1.0f / (1.0f + exp_one(-x));
-}
+#define EACH_ACTIVATION(ONE)                                                                       \
+    ONE(ACT_GELU_TANH) ONE(ACT_GELU_ERF) ONE(ACT_QUICK_GELU) ONE(ACT_RELU) ONE(ACT_SILU)
 
 static void activate_range(const Task *t, size_t first, size_t last) {
     const float *x = t->a;
     float *y = t->y;
-    switch (t->kind) {
-    case ACT_GELU_TANH: /* 0.5 x (1 + tanh(beta (x + kappa x^3))) */
-        LOOP {
-            const float u = GELU_BETA * (x[i] + GELU_KAPPA * (x[i] * x[i] * x[i]));
-            y[i] = 0.5f * x[i] * (1.0f + tanh_one(u));
-        }
+#define ONE(act)                                                                                   \
+    case act:                                                                                      \
+        LOOP {                                                                                     \
+            y[i] = activation(act, x[i]);                                                          \
+        }                                                                                          \
         break;
-    case ACT_GELU_ERF: /* x 0.5 (1 + erf(x / sqrt 2)) */
-        LOOP {
-            y[i] = x[i] * 0.5f * (1.0f + erf_one(x[i] / ROOT_TWO));
-        }
-        break;
-    case ACT_QUICK_GELU: /* x sigmoid(1.702 x) */
-        LOOP {
-            y[i] = x[i] * sigmoid(1.702f * x[i]);
-        }
-        break;
-    case ACT_RELU: /* NaN stays */
-        LOOP {
-            y[i] = x[i] < 0.0f ? 0.0f : x[i];
-        }
-        break;
-    case ACT_SILU: /* x / (1 + exp(-x)) */
-        LOOP {
-            y[i] = x[i] / (1.0f + exp_one(-x[i]));
-        }
-        break;
-    }
+    switch (t->kind) { EACH_ACTIVATION(ONE) }
+#undef ONE
 }
 
 static void activate_backward_range(const Task *t, size_t first, size_t last) {
     const float *dy = t->a, *x = t->b;
     float *dx = t->y;
-    switch (t->kind) {
-    case ACT_GELU_TANH: /* 0.5 (1 + th) + 0.5 x (1 - th^2) beta (1 + 3 kappa x^2) */
-        LOOP {
-            const float th = tanh_one(GELU_BETA * (x[i] + GELU_KAPPA * (x[i] * x[i] * x[i])));
-            const float du = GELU_BETA * (1.0f + 3.0f * GELU_KAPPA * (x[i] * x[i]));
-            dx[i] = dy[i] * (0.5f * (1.0f + th) + 0.5f * x[i] * (1.0f - th * th) * du);
-        }
+#define ONE(act)                                                                                   \
+    case act:                                                                                      \
+        LOOP {                                                                                     \
+            dx[i] = activation_backward(act, dy[i], x[i]);                                         \
+        }                                                                                          \
         break;
-    case ACT_GELU_ERF: /* 0.5 (1 + erf(x / sqrt 2)) + x exp(-x^2 / 2) / sqrt(2 pi) */
-        LOOP {
-            const float density = exp_one(-0.5f * (x[i] * x[i])) / ROOT_TWO_PI;
-            dx[i] = dy[i] * (0.5f * (1.0f + erf_one(x[i] / ROOT_TWO)) + x[i] * density);
-        }
-        break;
-    case ACT_QUICK_GELU: /* s + x 1.702 s (1 - s) */
-        LOOP {
-            const float s = sigmoid(1.702f * x[i]);
-            dx[i] = dy[i] * (s + x[i] * (1.702f * (s * (1.0f - s))));
-        }
-        break;
-    case ACT_RELU:
-        LOOP {
-            dx[i] = x[i] > 0.0f ? dy[i] : 0.0f;
-        }
-        break;
-    case ACT_SILU: /* s (1 + x (1 - s)) */
-        LOOP {
-            const float s = sigmoid(x[i]);
-            dx[i] = dy[i] * (s * (1.0f + x[i] * (1.0f - s)));
-        }
-        break;
-    }
+    switch (t->kind) { EACH_ACTIVATION(ONE) }
+#undef ONE
 }
 
 static void softcap_range(const Task *t, size_t first, size_t last) {
@@ -820,38 +775,21 @@ static void adamw_range(const Task *t, size_t first, size_t last) {
 static void elementary_range(const Task *t, size_t first, size_t last) {
     const float *x = t->a;
     float *y = t->y;
+#define ONE(kind, f)                                                                               \
+    case kind:                                                                                     \
+        LOOP {                                                                                     \
+            y[i] = f(x[i]);                                                                        \
+        }                                                                                          \
+        break;
     switch (t->kind) {
-    case FN_EXP:
-        LOOP {
-            y[i] = exp_one(x[i]);
-        }
-        break;
-    case FN_LOG:
-        LOOP {
-            y[i] = log_one(x[i]);
-        }
-        break;
-    case FN_TANH:
-        LOOP {
-            y[i] = tanh_one(x[i]);
-        }
-        break;
-    case FN_ERF:
-        LOOP {
-            y[i] = erf_one(x[i]);
-        }
-        break;
-    case FN_SIN:
-        LOOP {
-            y[i] = sin_one(x[i]);
-        }
-        break;
-    case FN_COS:
-        LOOP {
-            y[i] = cos_one(x[i]);
-        }
-        break;
+        ONE(FN_EXP, exp_one)
+        ONE(FN_LOG, log_one)
+        ONE(FN_TANH, tanh_one)
+        ONE(FN_ERF, erf_one)
+        ONE(FN_SIN, sin_one)
+        ONE(FN_COS, cos_one)
     }
+#undef ONE
 }
 
 /* ==== limits of the machine, for bench ==== */

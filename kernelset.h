@@ -81,12 +81,6 @@ typedef struct KernelSet {
     float (*limit_read)(const void *data, size_t size);
 } KernelSet;
 
-/* Constants of the activations, in binary32. */
-static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
-static const float GELU_KAPPA = 0.044715f;
-static const float ROOT_TWO = 1.41421356f;
-static const float ROOT_TWO_PI = 2.50662827f;
-
 /* Exact. A subnormal half is a subnormal float times 2^112; the multiplication makes both right. */
 INLINE float widen_f16(uint32_t half) {
     const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7fffu;
@@ -112,6 +106,53 @@ INLINE float weight_read(Weight w, ptrdiff_t index) {
     uint16_t x;
     memcpy(&x, p, sizeof x);
     return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
+}
+
+/* ---- activations: constants and order of operations as in Hugging Face's modules ---- */
+static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
+static const float GELU_KAPPA = 0.044715f;
+static const float ROOT_TWO = 1.41421356f;
+static const float ROOT_TWO_PI = 2.50662827f;
+
+INLINE float sigmoid(float x) {
+    return 1.0f / (1.0f + exp_one(-x));
+}
+
+INLINE float activation(int kind, float x) {
+    switch (kind) {
+    case ACT_GELU_TANH: /* 0.5 x (1 + tanh(beta (x + kappa x^3))) */
+        return 0.5f * x * (1.0f + tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x))));
+    case ACT_GELU_ERF: /* x 0.5 (1 + erf(x / sqrt 2)) */
+        return x * 0.5f * (1.0f + erf_one(x / ROOT_TWO));
+    case ACT_QUICK_GELU: /* x sigmoid(1.702 x) */
+        return x * sigmoid(1.702f * x);
+    case ACT_SILU: /* x / (1 + exp(-x)) */
+        return x / (1.0f + exp_one(-x));
+    default: /* ReLU; NaN stays */
+        return x < 0.0f ? 0.0f : x;
+    }
+}
+
+/* dy act'(x) */
+INLINE float activation_backward(int kind, float dy, float x) {
+    float th, s;
+    switch (kind) {
+    case ACT_GELU_TANH: /* 0.5 (1 + th) + 0.5 x (1 - th^2) beta (1 + 3 kappa x^2) */
+        th = tanh_one(GELU_BETA * (x + GELU_KAPPA * (x * x * x)));
+        return dy * (0.5f * (1.0f + th) + 0.5f * x * (1.0f - th * th) *
+                                              (GELU_BETA * (1.0f + 3.0f * GELU_KAPPA * (x * x))));
+    case ACT_GELU_ERF: /* 0.5 (1 + erf(x / sqrt 2)) + x exp(-x^2 / 2) / sqrt(2 pi) */
+        return dy * (0.5f * (1.0f + erf_one(x / ROOT_TWO)) +
+                     x * (exp_one(-0.5f * (x * x)) / ROOT_TWO_PI));
+    case ACT_QUICK_GELU: /* s + x 1.702 s (1 - s) */
+        s = sigmoid(1.702f * x);
+        return dy * (s + x * (1.702f * (s * (1.0f - s))));
+    case ACT_SILU: /* s (1 + x (1 - s)) */
+        s = sigmoid(x);
+        return dy * (s * (1.0f + x * (1.0f - s)));
+    default: /* ReLU */
+        return x > 0.0f ? dy : 0.0f;
+    }
 }
 
 enum {

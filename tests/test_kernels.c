@@ -492,7 +492,7 @@ static void open_best(void) {
     compute_open(&best, arena_new(), 2);
 }
 
-static double activation(Activation kind, double x) {
+static double reference_activation(Activation kind, double x) {
     switch (kind) {
     case ACT_GELU_TANH:
         return 0.5 * x * (1.0 + tanh(sqrt(2.0 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
@@ -524,11 +524,11 @@ Test(kernels, activations_and_their_slopes, .init = open_best) {
         activate_backward(&best, (Activation)kind, dx, dy, x, N);
         for (size_t i = 0; i < N; i++) {
             const double v = (double)x[i];
-            cr_assert_float_eq(y[i], activation((Activation)kind, v), 1e-6, "activation %d at %g",
-                               kind, v);
-            const double slope =
-                (activation((Activation)kind, v + h) - activation((Activation)kind, v - h)) /
-                (2 * h);
+            cr_assert_float_eq(y[i], reference_activation((Activation)kind, v), 1e-6,
+                               "activation %d at %g", kind, v);
+            const double slope = (reference_activation((Activation)kind, v + h) -
+                                  reference_activation((Activation)kind, v - h)) /
+                                 (2 * h);
             cr_assert_float_eq(dx[i], slope, 1e-6, "slope of activation %d at %g", kind, v);
         }
     }
