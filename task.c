@@ -22,14 +22,8 @@ static int attribute_find(const SageTask *task, const char *name, size_t length)
 
 /* ---- the file ---- */
 
-/* A member that may be missing or null. */
-static const Json *task_option(const SageTask *task, const char *key) {
-    const Json *value = json_get(task->json, key);
-    return json_is(value, JSON_NULL) ? NULL : value;
-}
-
 /* A list of texts, none empty and none with a 0 byte. */
-static SageAttribute read_texts(const SageTask *task, const char *name, const Json *list) {
+static SageAttribute read_texts(const SageTask *task, const Json *list, const char *name) {
     SageAttribute out = {.name = name};
     bool good = json_is(list, JSON_ARRAY) && list->length > 0;
     out.values = arena_alloc(task->arena, good ? list->length : 0, sizeof(char *));
@@ -60,89 +54,69 @@ static void check_once(const SageTask *task, const char *const *names, size_t co
     }
 }
 
-/* The members' names of the object `what`. */
+/* The names of the members of `what`, at least one. */
 static const char **read_names(const SageTask *task, const char *what, size_t *count) {
-    const Json *object = json_get(task->json, what);
-    if (!json_is(object, JSON_OBJECT) || object->length == 0) {
-        fail(STATUS_INPUT, "%s: no '%s'", task->file, what);
-    }
+    const Json *object = json_need(task->json, what, JSON_OBJECT);
     const char **names = arena_alloc(task->arena, object->length, sizeof(char *));
     *count = 0;
     for (const Json *member = object->child; member != NULL; member = member->next) {
         names[(*count)++] = member->key;
+    }
+    if (*count == 0) {
+        json_refuse(task->json, what, "at least one");
     }
     check_once(task, names, *count, what);
     return names;
 }
 
 static void read_attributes(SageTask *task) {
-    const Json *form = task_option(task, "form");
-    size_t n;
-    const char **names = read_names(task, "attributes", &n);
-    task->attributes = arena_alloc(task->arena, n, sizeof(SageAttribute));
+    const char **names = read_names(task, "attributes", &task->n_attributes);
+    const char *form = json_text(task->json, "form", NULL);
     const Json *list = json_get(task->json, "attributes")->child;
-    for (; list != NULL; list = list->next) {
-        SageAttribute *a = &task->attributes[task->n_attributes];
-        *a = read_texts(task, names[task->n_attributes++], list);
-        check_once(task, a->values, a->count, a->name);
+    task->attributes = arena_alloc(task->arena, task->n_attributes, sizeof(SageAttribute));
+    for (size_t i = 0; i < task->n_attributes; i++, list = list->next) {
+        task->attributes[i] = read_texts(task, list, names[i]);
+        check_once(task, task->attributes[i].values, task->attributes[i].count, names[i]);
     }
-    task->form = json_is(form, JSON_STRING) ? attribute_find(task, form->text, form->length) : -1;
+    task->form = form != NULL ? attribute_find(task, form, strlen(form)) : -1;
     if (form != NULL && task->form < 0) {
-        fail(STATUS_INPUT, "%s: 'form' names no attribute", task->file);
+        json_refuse(task->json, "form", "an attribute");
     }
 }
 
 /* Lists of attributes no two of which ever take the same value. */
 static void read_distinct(SageTask *task) {
-    const Json *groups = task_option(task, "distinct");
-    size_t n = task->n_attributes;
-    bool good = groups == NULL || json_is(groups, JSON_ARRAY);
-    task->distinct = arena_alloc(task->arena, size_product(n, n), sizeof(bool));
-    for (const Json *g = good && groups != NULL ? groups->child : NULL; g != NULL; g = g->next) {
-        good = good && json_is(g, JSON_ARRAY);
-        for (const Json *a = good ? g->child : NULL; a != NULL; a = a->next) {
-            for (const Json *b = g->child; b != NULL; b = b->next) {
+    const Json *groups = json_member(task->json, "distinct", JSON_ARRAY), *a, *b;
+    task->distinct = arena_alloc(task->arena, size_product(task->n_attributes, task->n_attributes),
+                                 sizeof(bool));
+    for (const Json *g = groups != NULL ? groups->child : NULL; g != NULL; g = g->next) {
+        for (a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
+            for (b = a; b != NULL; b = b->next) {
                 int i = json_is(a, JSON_STRING) ? attribute_find(task, a->text, a->length) : -1;
                 int j = json_is(b, JSON_STRING) ? attribute_find(task, b->text, b->length) : -1;
-                if (i < 0 || j < 0) {
-                    fail(STATUS_INPUT, "%s: 'distinct' names something that is no attribute",
-                         task->file);
+                if (!json_is(g, JSON_ARRAY) || i < 0 || j < 0) {
+                    json_refuse(task->json, "distinct", "a list of lists of attributes");
                 }
-                task->distinct[(size_t)i * n + (size_t)j] = i != j;
+                task->distinct[(size_t)i * task->n_attributes + (size_t)j] = i != j;
+                task->distinct[(size_t)j * task->n_attributes + (size_t)i] = i != j;
             }
         }
-    }
-    if (!good) {
-        fail(STATUS_INPUT, "%s: 'distinct' is no list of lists of attributes", task->file);
     }
 }
 
 static void read_templates(SageTask *task) {
-    const Json *templates = json_get(task->json, "templates"),
-               *fillers = task_option(task, "fillers");
-    if (fillers != NULL && !json_is(fillers, JSON_OBJECT)) {
-        fail(STATUS_INPUT, "%s: 'fillers' is no object", task->file);
-    }
+    const Json *templates = json_need(task->json, "templates", JSON_OBJECT);
+    const Json *fillers = json_member(task->json, "fillers", JSON_OBJECT);
     task->n_fillers = fillers != NULL ? fillers->length : 0;
     for (int s = 0; s < SAGE_SPLITS; s++) {
-        const Json *list = json_get(templates, split_names[s]);
         size_t i = 0;
-        if (!json_is(list, JSON_ARRAY) || list->length == 0) {
-            fail(STATUS_INPUT, "%s: no templates for '%s'", task->file, split_names[s]);
+        if (json_need(templates, split_names[s], JSON_ARRAY)->length == 0) {
+            json_refuse(templates, split_names[s], "at least one");
         }
+        task->templates[s] = json_get(templates, split_names[s]);
         task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
         for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
-            task->fillers[s][i++] = read_texts(task, f->key, json_get(f, split_names[s]));
-        }
-    }
-}
-
-static void read_positions(SageTask *task) {
-    task->positions = read_names(task, "positions", &task->n_positions);
-    const Json *rule = json_get(task->json, "positions")->child;
-    for (; rule != NULL; rule = rule->next) {
-        if (!json_is(rule, JSON_STRING)) {
-            fail(STATUS_INPUT, "%s: expected a text in position '%s'", task->file, rule->key);
+            task->fillers[s][i++] = read_texts(task, json_get(f, split_names[s]), f->key);
         }
     }
 }
@@ -225,15 +199,6 @@ static Text build_text(const SageTask *task, const Choice *choice, Arena *arena)
     return out;
 }
 
-/* The last token that begins at or before `byte`. */
-static size_t token_at(const Tokens *tokens, size_t byte) {
-    size_t found = 0;
-    for (size_t i = 0; i < tokens->count && tokens->begin[i] <= byte; i++) {
-        found = i;
-    }
-    return found;
-}
-
 /* The number that `text` begins with, cut off beyond a million; returns how many digits it has. */
 static size_t read_count(const char *text, size_t *count) {
     size_t digits = strspn(text, "0123456789");
@@ -243,14 +208,16 @@ static size_t read_count(const char *text, size_t *count) {
     return digits;
 }
 
-/* "SLOT#n", "SLOT#n+k" (k after the slot's last token) or "end". */
-static size_t position_find(const SageTask *task, const Json *rule, const Text *text,
+/* Where a position's rule, "SLOT#n", "SLOT#n+k" (k after the slot's last token) or "end", leads. */
+static size_t position_find(const SageTask *task, const char *name, const Text *text,
                             const Tokens *tokens) {
-    const char *mark = strrchr(rule->text, '#'), *at = mark != NULL ? mark + 1 : "";
+    const Json *positions = json_get(task->json, "positions");
+    const char *rule = json_text(positions, name, ""), *mark = strrchr(rule, '#');
     size_t n = 0, after = 0;
-    if (json_text_is(rule, "end")) {
+    if (strcmp(rule, "end") == 0) {
         return tokens->count - 1;
     }
+    const char *at = mark != NULL ? mark + 1 : "";
     at += read_count(at, &n);
     if (n > 0 && *at == '+') {
         size_t digits = read_count(at + 1, &after);
@@ -258,21 +225,23 @@ static size_t position_find(const SageTask *task, const Json *rule, const Text *
     }
     if (n == 0 || *at != '\0') {
         fail(STATUS_INPUT, "%s: position '%s': expected SLOT#n, SLOT#n+k or end, found '%s'",
-             task->file, rule->key, rule->text);
+             task->file, name, rule);
     }
     for (size_t i = 0; i < text->n_slots; i++) {
         const Slot *slot = &text->slots[i];
-        if (slot->length == (size_t)(mark - rule->text) &&
-            memcmp(slot->name, rule->text, slot->length) == 0 && --n == 0) {
-            size_t position = token_at(tokens, slot->end - 1) + after;
-            if (position >= tokens->count) {
-                break;
+        if (slot->length == (size_t)(mark - rule) && memcmp(slot->name, rule, slot->length) == 0 &&
+            --n == 0) {
+            size_t last = 0; /* the last token that begins at or before the value's last byte */
+            while (last + 1 < tokens->count && tokens->begin[last + 1] < slot->end) {
+                last++;
             }
-            return position;
+            if (last + after < tokens->count) {
+                return last + after;
+            }
         }
     }
-    fail(STATUS_INPUT, "%s: position '%s' (%s) is not in the prompt '%.100s'", task->file,
-         rule->key, rule->text, text->text);
+    fail(STATUS_INPUT, "%s: position '%s' (%s) is not in the prompt '%.100s'", task->file, name,
+         rule, text->text);
 }
 
 /* Token ids of the texts of "answer" or "wrong": an attribute's own value, or what a map gives for
@@ -317,7 +286,7 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
                            const Choice *choice, const char **text, Arena *scratch) {
     Text built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
-    size_t lead = bos >= 0 ? 1 : 0, p = 0;
+    size_t lead = bos >= 0 ? 1 : 0;
     SageForm form = {.rows = tokens.count + lead};
     form.ids = arena_alloc(task->arena, form.rows, sizeof(int32_t));
     form.positions = arena_alloc(task->arena, task->n_positions, sizeof(size_t));
@@ -326,9 +295,8 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
     }
     form.ids[0] = bos;
     memcpy(form.ids + lead, tokens.id, tokens.count * sizeof(int32_t));
-    const Json *rule = json_get(task->json, "positions")->child;
-    for (; rule != NULL; rule = rule->next) {
-        form.positions[p++] = position_find(task, rule, &built, &tokens) + lead;
+    for (size_t p = 0; p < task->n_positions; p++) {
+        form.positions[p] = position_find(task, task->positions[p], &built, &tokens) + lead;
     }
     if (text != NULL) {
         *text = arena_copy(task->arena, built.text, built.length);
@@ -360,7 +328,7 @@ static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokeniz
                                   const char *name, const char *value, Arena *scratch) {
     bool fits = true;
     for (int s = 0; s < SAGE_SPLITS; s++) {
-        const Json *template = json_get(json_get(task->json, "templates"), split_names[s])->child;
+        const Json *template = task->templates[s]->child;
         for (; template != NULL; template = template->next) {
             bool forms = json_is(template, JSON_OBJECT);
             const Json *text = forms ? template->child : template;
@@ -424,11 +392,13 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
     if (task->json == NULL) {
         task->json = json_read_file(arena, name);
     }
-    const Json *title = json_get(task->json, "name");
-    task->name = json_is(title, JSON_STRING) ? title->text : name;
+    if (!json_is(task->json, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: a task is an object", name);
+    }
+    task->name = json_text(task->json, "name", name);
     read_attributes(task);
     read_distinct(task);
-    read_positions(task);
+    task->positions = read_names(task, "positions", &task->n_positions);
     read_templates(task);
     drop_values(task, tokenizer);
 }
@@ -492,7 +462,7 @@ static void draw_values(const SageTask *task, Random *random, SagePrompt *prompt
 
 static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                               Random *random, SageSplit split, Arena *scratch) {
-    const Json *templates = json_get(json_get(task->json, "templates"), split_names[split]);
+    const Json *templates = task->templates[split];
     size_t n = task->n_attributes, *other = arena_alloc(scratch, n, sizeof(size_t)),
            *fillers = arena_alloc(scratch, task->n_fillers, sizeof(size_t));
     SagePrompt prompt = {.values = arena_alloc(task->arena, n, sizeof(size_t)),
@@ -595,104 +565,84 @@ void sage_prompts_write(const SageTask *task, const char *path) {
     out_commit(out);
 }
 
-typedef struct Reader {
-    SageTask *task;
-    const char *path;
-    size_t line, d_vocab;
-} Reader;
-
-REFSAE_NORETURN static void read_fail(const Reader *r, const char *what, const char *name) {
-    fail(STATUS_INPUT, "%s:%zu: %s '%s'", r->path, r->line, what, name);
-}
-
-static int32_t *read_ids(const Reader *r, const Json *row, const char *key, size_t *count) {
-    const Json *list = json_get(row, key);
-    if (!json_is(list, JSON_ARRAY) || list->length == 0) {
-        read_fail(r, "expected token ids in", key);
-    }
-    int32_t *ids = arena_alloc(r->task->arena, list->length, sizeof(int32_t));
+static int32_t *read_ids(SageTask *task, const Json *row, const char *key, size_t d_vocab,
+                         size_t *count) {
+    const Json *list = json_need(row, key, JSON_ARRAY);
+    int32_t *ids = arena_alloc(task->arena, list->length, sizeof(int32_t));
     *count = 0;
     for (const Json *v = list->child; v != NULL; v = v->next) {
         int64_t id;
-        if (!json_int64(v, &id) || id < 0 || (uint64_t)id >= r->d_vocab) {
-            read_fail(r, "an id outside the vocabulary in", key);
+        if (!json_int64(v, &id) || id < 0 || (uint64_t)id >= d_vocab) {
+            fail(STATUS_INPUT, "%s: an id outside the vocabulary in '%s'", row->text, key);
         }
         ids[(*count)++] = (int32_t)id;
+    }
+    if (*count == 0) {
+        fail(STATUS_INPUT, "%s: expected token ids in '%s'", row->text, key);
     }
     return ids;
 }
 
-static SageForm read_form(const Reader *r, const Json *row) {
-    const Json *positions = json_get(row, "positions");
-    SageForm form;
-    form.ids = read_ids(r, row, "ids", &form.rows);
-    form.answer = read_ids(r, row, "answer", &form.n_answer);
-    form.wrong = read_ids(r, row, "wrong", &form.n_wrong);
-    form.positions = arena_alloc(r->task->arena, r->task->n_positions, sizeof(size_t));
-    for (size_t p = 0; p < r->task->n_positions; p++) {
-        int64_t at;
-        if (!json_int64(json_get(positions, r->task->positions[p]), &at) || at < 0 ||
-            (uint64_t)at >= form.rows) {
-            read_fail(r, "no index into ids for position", r->task->positions[p]);
-        }
-        form.positions[p] = (size_t)at;
+static SageForm read_form(SageTask *task, const Json *row, size_t d_vocab) {
+    const Json *positions = json_need(row, "positions", JSON_OBJECT);
+    SageForm form = {.positions = arena_alloc(task->arena, task->n_positions, sizeof(size_t))};
+    form.ids = read_ids(task, row, "ids", d_vocab, &form.rows);
+    form.answer = read_ids(task, row, "answer", d_vocab, &form.n_answer);
+    form.wrong = read_ids(task, row, "wrong", d_vocab, &form.n_wrong);
+    for (size_t p = 0; p < task->n_positions; p++) {
+        const char *name = task->positions[p];
+        (void)json_need(positions, name, JSON_NUMBER);
+        form.positions[p] = json_size(positions, name, 0, 0, form.rows - 1);
     }
     return form;
 }
 
-static size_t read_value(const Reader *r, size_t attribute, const Json *value) {
-    const SageAttribute *a = &r->task->attributes[attribute];
+static size_t read_value(const SageAttribute *a, const Json *object, const char *key) {
     for (size_t place = 0; place < a->count; place++) {
-        if (json_text_is(value, a->values[place])) {
+        if (json_text_is(json_get(object, key), a->values[place])) {
             return place;
         }
     }
-    read_fail(r, "no value that the task gives for attribute", a->name);
+    json_refuse(object, key, "a value that the task gives for the attribute");
 }
 
-static SagePrompt read_prompt(const Reader *r, const Json *row) {
-    SageTask *task = r->task;
-    const Json *text = json_get(row, "text"), *values = json_get(row, "values");
+static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
+    const Json *text = json_get(row, "text"), *values = json_need(row, "values", JSON_OBJECT);
+    const Json *others = json_need(row, "counterfactual", JSON_OBJECT);
     size_t n = task->n_attributes;
     SagePrompt prompt = {
         .text = json_is(text, JSON_STRING) ? arena_copy(task->arena, text->text, text->length) : "",
         .values = arena_alloc(task->arena, n, sizeof(size_t)),
         .changed = arena_alloc(task->arena, n, sizeof(size_t)),
         .counterfactual = arena_alloc(task->arena, n, sizeof(SageForm)),
-        .clean = read_form(r, row)};
-    for (size_t a = 0; a < n; a++) {
-        const char *name = task->attributes[a].name;
-        const Json *other = json_get(json_get(row, "counterfactual"), name);
-        prompt.values[a] = read_value(r, a, json_get(values, name));
-        if (!json_is(other, JSON_OBJECT)) {
-            read_fail(r, "no counterfactual in attribute", name);
-        }
-        prompt.changed[a] = read_value(r, a, json_get(other, "value"));
-        prompt.counterfactual[a] = read_form(r, other);
-        if (prompt.counterfactual[a].rows != prompt.clean.rows) {
-            read_fail(r, "the prompt and its counterfactual differ in length in attribute", name);
+        .clean = read_form(task, row, d_vocab)};
+    for (size_t i = 0; i < n; i++) {
+        const SageAttribute *a = &task->attributes[i];
+        const Json *other = json_need(others, a->name, JSON_OBJECT);
+        prompt.values[i] = read_value(a, values, a->name);
+        prompt.changed[i] = read_value(a, other, "value");
+        prompt.counterfactual[i] = read_form(task, other, d_vocab);
+        if (prompt.counterfactual[i].rows != prompt.clean.rows) {
+            fail(STATUS_INPUT,
+                 "%s: the prompt and its counterfactual differ in length in attribute '%s'",
+                 row->text, a->name);
         }
     }
     return prompt;
 }
 
 void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
-    JsonArrayFile file;
+    static const JsonName splits[] = {{"train", SAGE_TRAIN}, {"test", SAGE_TEST}, {NULL, 0}};
     Arena *scratch = arena_new(), *line = arena_within(scratch);
-    json_array_open(&file, scratch, path); /* JSON lines are objects one after another */
-    for (int s = 0; s < SAGE_SPLITS; s++) {
-        task->prompts[s] = arena_alloc(task->arena, file.count, sizeof(SagePrompt));
-    }
-    for (size_t i = 0; i < file.count; i++) {
+    FILE *file = file_open(scratch, path);
+    size_t number = 0, room[SAGE_SPLITS] = {0};
+    for (const Json *row; (row = json_line(line, file, path, &number)) != NULL;) {
+        (void)json_need(row, "split", JSON_STRING);
+        int s = json_choice(row, "split", 0, splits);
+        task->prompts[s] = arena_grow(task->arena, task->prompts[s], &room[s],
+                                      task->n_prompts[s] + 1, sizeof(SagePrompt));
+        task->prompts[s][task->n_prompts[s]++] = read_prompt(task, row, d_vocab);
         arena_reset(line);
-        const Json *row = json_array_read(&file, i, line);
-        Reader reader = {task, path, i + 1, d_vocab};
-        bool train = json_text_is(json_get(row, "split"), "train");
-        if (!train && !json_text_is(json_get(row, "split"), "test")) {
-            read_fail(&reader, "expected 'train' or 'test' in", "split");
-        }
-        SageSplit split = train ? SAGE_TRAIN : SAGE_TEST;
-        task->prompts[split][task->n_prompts[split]++] = read_prompt(&reader, row);
     }
     if (task->n_prompts[SAGE_TRAIN] == 0 || task->n_prompts[SAGE_TEST] == 0) {
         fail(STATUS_INPUT, "%s: needs prompts of both splits", path);

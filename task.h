@@ -43,6 +43,7 @@ typedef struct SageTask {
     size_t n_attributes;
     bool *distinct; /* [n_attributes, n_attributes]: never the same value */
     int form;       /* the attribute that picks a template's variant; -1: none */
+    const Json *templates[SAGE_SPLITS];  /* texts, or objects by value of the form attribute */
     SageAttribute *fillers[SAGE_SPLITS]; /* [n_fillers] */
     size_t n_fillers;
     const char **positions;
