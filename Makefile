@@ -83,6 +83,11 @@ $(BUILD)/tasks.h: $(TASK_FILES) | $(BUILD)
 $(BUILD)/selftest_files.h: $(SELFTEST_FILES) | $(BUILD)
 	@($(call EMBED,selftest_files,selftest,,$(SELFTEST_FILES))) >$@
 
+$(BUILD)/page_style.h: page.css | $(BUILD)
+	@($(call EMBED,page_style,.,.css,page.css)) >$@
+
+$(BUILD)/figure.o: $(BUILD)/page_style.h
+$(BUILD)/figure.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/selftest.o: $(BUILD)/selftest_files.h
 $(BUILD)/selftest.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/task.o: $(BUILD)/tasks.h

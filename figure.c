@@ -1,5 +1,6 @@
 /* figure.c: line charts, grouped bars and heat maps as SVG, and the HTML page. See figure.h. */
 #include "figure.h"
+#include "page_style.h" /* page.css, by the Makefile */
 
 #include <limits.h>
 #include <math.h>
@@ -35,6 +36,8 @@ static void text_put(FILE *f, const char *text, size_t most) {
     }
 }
 
+/* printf whose format is markup. What %s brings is text: it is escaped, what XML cannot hold
+ * becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
 static void markup_list(FILE *f, const char *format, va_list list) {
     for (; *format != '\0'; format++) {
         if (*format != '%') {
@@ -62,7 +65,8 @@ static void markup_list(FILE *f, const char *format, va_list list) {
     }
 }
 
-void markup(FILE *f, const char *format, ...) {
+REFSAE_PRINTF(2, 3)
+static void markup(FILE *f, const char *format, ...) {
     va_list list;
     va_start(list, format);
     markup_list(f, format, list);
@@ -70,7 +74,7 @@ void markup(FILE *f, const char *format, ...) {
 }
 
 void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
-    static const char *const raised[] = {"⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"};
+    static const char up[][4] = {"⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"};
     const char *sign = value < 0 ? "−" : "";
     double size = fabs(value);
     char plain[32];
@@ -94,7 +98,7 @@ void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
     snprintf(text, TEXT_NUMBER_SIZE, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
              below ? "⁻" : "");
     for (power += strspn(power, "0"); *power != '\0'; power++) {
-        strcat(text, raised[*power - '0']);
+        strcat(text, up[*power - '0']);
     }
 }
 
@@ -689,48 +693,6 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
 
 /* ---- the page ---- */
 
-static const char page_style[] =
-    ":root{color-scheme:light dark;--paper:#fff;--ink:#1b1f24;--muted:#59636e;--line:#d9dee4;"
-    "--tint:#f4f6f8;--link:#00609a}\n"
-    "@media screen and (prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e6e9ed;"
-    "--muted:#9da7b3;--line:#30363d;--tint:#1d2228;--link:#79bdf0}}\n"
-    "*{box-sizing:border-box}\n"
-    "body{margin:0 auto;max-width:54rem;padding:2rem 1rem 4rem;background:var(--paper);"
-    "color:var(--ink);font:16px/1.55 " FONT ";overflow-wrap:anywhere}\n"
-    "h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem}h2{font-size:1.3rem;margin:2.6rem 0 "
-    ".6rem;"
-    "padding-top:.6rem;border-top:1px solid var(--line)}p{margin:.7rem 0;max-width:44rem}"
-    "h3{font-size:1.1rem;margin:2rem 0 .5rem}\n"
-    "a{color:var(--link)}header p,figcaption,caption,footer{color:var(--muted)}\n"
-    "nav{margin:1.2rem 0;font-size:.95rem}nav a{margin-right:1.1rem;white-space:nowrap}\n"
-    ".values{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.7rem;"
-    "margin:1.1rem 0}.values div{border:1px solid var(--line);border-radius:.6rem;background:"
-    "var(--tint);padding:.7rem .9rem}.values b{display:block;font-size:1.5rem;line-height:1.25;"
-    "font-variant-numeric:tabular-nums}.values span{color:var(--muted);font-size:.88rem}\n"
-    ".scroll{overflow:auto;max-height:34rem;border:1px solid var(--line);border-radius:.5rem;"
-    "margin:1rem 0}table{border-collapse:collapse;width:100%;font-size:.9rem;"
-    "font-variant-numeric:tabular-nums;overflow-wrap:normal}caption{text-align:left;padding:.5rem "
-    ".75rem}th,td{padding:.32rem .75rem;text-align:left;vertical-align:top}td{border-top:1px solid "
-    "var(--line);min-width:4rem;max-width:26rem;overflow-wrap:break-word}th{position:sticky;top:0;"
-    "background:var(--tint);white-space:nowrap}td.n,th.n{text-align:right;white-space:nowrap}\n"
-    "figure{margin:1.3rem 0}figure>div{overflow-x:auto;border:1px solid var(--line);"
-    "border-radius:.5rem}figure svg{display:block;width:100%;height:auto}"
-    "caption span{position:sticky;left:.75rem;display:inline-block;max-width:min(48rem,85vw)}\n"
-    "figcaption,.pictures span{font-size:.9rem;padding:.4rem .1rem}\n"
-    ".pictures{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.pictures div{width:11rem}"
-    ".pictures img{width:100%;height:auto;border-radius:.4rem;display:block}.pictures span{display:"
-    "block;color:var(--muted)}\n"
-    "dl{display:grid;grid-template-columns:minmax(6rem,max-content) 1fr;gap:.3rem 1.1rem;"
-    "font-size:.92rem}dt{color:var(--muted)}dd,pre{margin:0;font-family:ui-monospace,Menlo,"
-    "Consolas,"
-    "monospace;font-size:.86rem}pre{background:var(--tint);border:1px solid var(--line);"
-    "border-radius:.5rem;padding:.8rem;overflow-x:auto;white-space:pre-wrap}\n"
-    "footer{margin-top:3rem;font-size:.85rem}\n"
-    "@media(max-width:34rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}}\n"
-    "@media print{body{max-width:none;padding:0}.scroll{overflow:visible;max-height:none}"
-    "figure svg{min-width:0!important}figure,tr,.values "
-    "div{break-inside:avoid}nav{display:none}}\n";
-
 /* What the last call left open. */
 enum {
     NOTHING,
@@ -763,7 +725,7 @@ void page_open(Page *page, const char *path, const char *title) {
            "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
            "<title>%s</title>\n<style>\n",
            title);
-    fputs(page_style, page->out->stream);
+    fputs((const char *)page_style[0].text, page->out->stream);
     markup(page->out->stream, "</style>\n</head>\n<body>\n<header>\n<h1>%s</h1>\n</header>\n",
            title);
 }

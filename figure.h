@@ -7,13 +7,8 @@
 
 #include "base.h"
 
-/* ---- markup: text in XML and HTML ---- */
-
-/* printf whose format is markup. What %s brings is text: it is escaped, what XML cannot hold
- * becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
-void markup(FILE *f, const char *format, ...) REFSAE_PRINTF(2, 3);
-
-/* At most `digits` significant digits, powers of ten as books print them: 1.5×10⁶. NaN: a dash. */
+/* At most `digits` significant digits, powers of ten as books print them: 1.5×10⁶. NaN: a
+ * dash. */
 enum {
     TEXT_NUMBER_SIZE = 48
 };
@@ -82,7 +77,7 @@ void page_commit(Page *page);
 void page_section(Page *page, const char *heading);
 /* A section above those that follow it. */
 void page_chapter(Page *page, const char *heading);
-/* Their formats are those of markup(). */
+/* The formats are printf's for markup: what %s brings is text and is escaped. */
 void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
 /* Figures a reader should see first: page_value(p, "held-out accuracy", "97.5 %%"), several in a
  * row. */

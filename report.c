@@ -763,18 +763,18 @@ static char *method_figure(const SageResult *r, bool necessity, Arena *arena) {
             y[a] = value < low ? low : value > high ? high : value;
         }
     }
-    BarChart chart = {
-        .title = necessity ? "Necessity by method" : "Sufficiency by method",
-        .subtitle = leaves ? "bars that leave the range from −1 to 2 are cut; the table has their "
-                             "values"
-                           : NULL,
-        .y_label = necessity ? "share of the ablation's harm that is reproduced"
-                             : "metric m on reconstructions / m of the model",
-        .groups = groups,
-        .group_count = bars.n,
-        .series = bars.series,
-        .series_count = bars.count,
-        .reference = 1};
+    BarChart chart = {.title = necessity ? "Necessity by method" : "Sufficiency by method",
+                      .subtitle =
+                          leaves ? "bars that leave the range from −1 to 2 are cut; the table has "
+                                   "their values"
+                                 : NULL,
+                      .y_label = necessity ? "share of the ablation's harm that is reproduced"
+                                           : "metric m on reconstructions / m of the model",
+                      .groups = groups,
+                      .group_count = bars.n,
+                      .series = bars.series,
+                      .series_count = bars.count,
+                      .reference = 1};
     return svg_bars(arena, &chart);
 }
 
@@ -1183,8 +1183,9 @@ static void show_sage(const Folder *f, const Json *result) {
                json_double(json_get(prompts, "train")), json_double(json_get(prompts, "test")));
     page_paragraph(
         f->page,
-        "The task “%s” has attributes that a person can name. SAGE finds where the model carries "
-        "each of them, builds the best dictionary that knowledge of the attribute allows, and "
+        "The task “%s” has attributes that a person can name. SAGE finds where the model "
+        "carries each of them, builds the best dictionary that knowledge of the attribute allows, "
+        "and "
         "holds sparse autoencoders against it. m is log p(right answer) − log p(wrong answer) at "
         "the last token: above 0 the model prefers the right one.",
         name);
