@@ -764,10 +764,6 @@ static char *method_figure(const SageResult *r, bool necessity, Arena *arena) {
         }
     }
     BarChart chart = {.title = necessity ? "Necessity by method" : "Sufficiency by method",
-                      .subtitle =
-                          leaves ? "bars that leave the range from −1 to 2 are cut; the table has "
-                                   "their values"
-                                 : NULL,
                       .y_label = necessity ? "share of the ablation's harm that is reproduced"
                                            : "metric m on reconstructions / m of the model",
                       .groups = groups,
@@ -775,6 +771,10 @@ static char *method_figure(const SageResult *r, bool necessity, Arena *arena) {
                       .series = bars.series,
                       .series_count = bars.count,
                       .reference = 1};
+    if (leaves) {
+        chart.subtitle =
+            "bars that leave the range from −1 to 2 are cut; the table has their values";
+    }
     return svg_bars(arena, &chart);
 }
 
