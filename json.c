@@ -12,6 +12,7 @@ enum {
     JSON_DEPTH = 256,
     JSON_NODES_MOST = 4096
 };
+#define BYTE_ORDER_MARK "\xEF\xBB\xBF"
 
 /* ---- parsing ---- */
 
@@ -152,12 +153,10 @@ static const char *parse_string(Parser *p, size_t *length) {
     return text;
 }
 
-static bool skip_digits(Parser *p) {
-    const char *s = p->at;
-    while (p->at < p->end && *p->at >= '0' && *p->at <= '9') {
-        p->at++;
-    }
-    return p->at > s;
+static bool skip_char(Parser *p, char c) {
+    bool same = p->at < p->end && *p->at == c;
+    p->at += same;
+    return same;
 }
 
 static bool skip_word(Parser *p, const char *word) {
@@ -167,32 +166,32 @@ static bool skip_word(Parser *p, const char *word) {
     return same;
 }
 
-static void parse_number(Parser *p, Json *value) {
-    const char *start = p->at;
-    if (*p->at == '-') {
+/* One digit or more; `expected`: if there is none. */
+static void skip_digits(Parser *p, const char *expected) {
+    const char *s = p->at;
+    while (p->at < p->end && *p->at >= '0' && *p->at <= '9') {
         p->at++;
     }
-    if (!skip_word(p, "Infinity") && !(p->at == start && skip_word(p, "NaN"))) {
-        bool zero = p->at < p->end && *p->at == '0';
-        if (zero) {
-            p->at++;
-        } else if (!skip_digits(p)) {
-            parse_fail(p, p->at == start ? start : p->at, p->at == start ? "a value" : "a digit");
+    if (p->at == s) {
+        parse_fail(p, s, expected);
+    }
+}
+
+static void parse_number(Parser *p, Json *value) {
+    const char *start = p->at;
+    bool minus = skip_char(p, '-');
+    if (!skip_word(p, "Infinity") && (minus || !skip_word(p, "NaN"))) {
+        if (!skip_char(p, '0')) {
+            skip_digits(p, minus ? "a digit" : "a value");
         }
-        if (p->at < p->end && *p->at == '.') {
-            p->at++;
-            if (!skip_digits(p)) {
-                parse_fail(p, p->at, "a digit");
-            }
+        if (skip_char(p, '.')) {
+            skip_digits(p, "a digit");
         }
-        if (p->at < p->end && (*p->at == 'e' || *p->at == 'E')) {
-            p->at++;
-            if (p->at < p->end && (*p->at == '+' || *p->at == '-')) {
-                p->at++;
+        if (skip_char(p, 'e') || skip_char(p, 'E')) {
+            if (!skip_char(p, '+')) {
+                skip_char(p, '-');
             }
-            if (!skip_digits(p)) {
-                parse_fail(p, p->at, "a digit");
-            }
+            skip_digits(p, "a digit");
         }
     }
     value->kind = JSON_NUMBER;
@@ -205,11 +204,28 @@ static void parse_number(Parser *p, Json *value) {
 
 static void parse_value(Parser *p, Json *value, int depth);
 
+/* "name": of a member. */
+static void parse_key(Parser *p, Json *member) {
+    size_t length;
+    skip_space(p);
+    if (p->at == p->end || *p->at != '"') {
+        parse_fail(p, p->at, "a name in double quotes");
+    }
+    member->key = parse_string(p, &length);
+    if (length > UINT32_MAX) {
+        fail(STATUS_INPUT, "%s: a name of %zu bytes", p->name, length);
+    }
+    member->key_length = (uint32_t)length;
+    skip_space(p);
+    if (!skip_char(p, ':')) {
+        parse_fail(p, p->at, "':'");
+    }
+}
+
 /* At '[' or '{'. */
 static void parse_children(Parser *p, Json *parent, int depth) {
     bool object = *p->at == '{';
     char close = object ? '}' : ']';
-    const char *next_or_close = object ? "',' or '}'" : "',' or ']'";
     parent->kind = object ? JSON_OBJECT : JSON_ARRAY;
     parent->text = p->name;
     if (depth == JSON_DEPTH) {
@@ -217,44 +233,23 @@ static void parse_children(Parser *p, Json *parent, int depth) {
     }
     p->at++;
     skip_space(p);
-    if (p->at < p->end && *p->at == close) {
-        p->at++;
+    if (skip_char(p, close)) {
         return;
     }
-    for (Json *last = NULL;;) {
+    const Json **place = &parent->child;
+    do {
         Json *child = node_new(p);
-        skip_space(p);
+        *place = child;
+        place = &child->next;
         if (object) {
-            size_t length;
-            if (p->at == p->end || *p->at != '"') {
-                parse_fail(p, p->at, "a name in double quotes");
-            }
-            child->key = parse_string(p, &length);
-            if (length > UINT32_MAX) {
-                fail(STATUS_INPUT, "%s: a name of %zu bytes", p->name, length);
-            }
-            child->key_length = (uint32_t)length;
-            skip_space(p);
-            if (p->at == p->end || *p->at != ':') {
-                parse_fail(p, p->at, "':'");
-            }
-            p->at++;
+            parse_key(p, child);
         }
         parse_value(p, child, depth + 1);
-        if (last == NULL) {
-            parent->child = child;
-        } else {
-            last->next = child;
-        }
-        last = child;
         parent->length++;
         skip_space(p);
-        if (p->at == p->end || (*p->at != ',' && *p->at != close)) {
-            parse_fail(p, p->at, next_or_close);
-        }
-        if (*p->at++ == close) {
-            return;
-        }
+    } while (skip_char(p, ','));
+    if (!skip_char(p, close)) {
+        parse_fail(p, p->at, object ? "',' or '}'" : "',' or ']'");
     }
 }
 
@@ -285,22 +280,12 @@ static void parse_value(Parser *p, Json *value, int depth) {
     }
 }
 
-static bool has_byte_order_mark(const char *text, size_t length) {
-    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0;
-}
-
 const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name) {
-    if (has_byte_order_mark(text, length)) {
-        text += 3;
-        length -= 3;
-    }
-    Parser p = {.arena = arena,
-                .start = text,
-                .at = text,
-                .end = text + length,
-                .nodes_next = 16,
-                .name = arena_copy(arena, name, strlen(name))};
+    Parser p = {.arena = arena, .at = text, .end = text + length, .nodes_next = 16};
+    p.name = arena_copy(arena, name, strlen(name));
     p.text = arena_alloc(arena, length + 1, 1);
+    skip_word(&p, BYTE_ORDER_MARK);
+    p.start = p.at;
     Json *root = node_new(&p);
     parse_value(&p, root, 0);
     skip_space(&p);
@@ -447,23 +432,16 @@ const char *json_text(const Json *object, const char *key, const char *absent) {
 
 int json_choice(const Json *object, const char *key, int absent, const JsonName *names) {
     const Json *value = json_set(object, key);
-    char expected[256] = "";
-    size_t used = 0;
-    if (value == NULL) {
-        return absent;
-    }
     for (const JsonName *n = names; n->name != NULL; n++) {
-        if (json_text_is(value, n->name)) {
-            return n->value;
+        if (value == NULL || json_text_is(value, n->name)) {
+            return value == NULL ? absent : n->value;
         }
-        int wrote = snprintf(expected + used, sizeof expected - used, "%s%s",
-                             n == names          ? ""
-                             : n[1].name == NULL ? " or "
-                                                 : ", ",
-                             n->name);
-        used = used + (size_t)wrote < sizeof expected ? used + (size_t)wrote : sizeof expected - 1;
     }
-    json_refuse(object, key, expected);
+    MemoryStream *list = memory_open(arena_new()); /* the failure frees it */
+    for (const JsonName *n = names; n->name != NULL; n++) {
+        fprintf(list->stream, "%s%s", n == names ? "" : n[1].name == NULL ? " or " : ", ", n->name);
+    }
+    json_refuse(object, key, memory_text(list));
 }
 
 /* ---- JSON lines ---- */
@@ -495,20 +473,59 @@ const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line
 
 /* Finds where elements begin. Inside an element only strings and brackets matter; the rest is
  * checked when the element is read. */
-typedef struct Scanner {
-    enum {
-        SCAN_START,
-        SCAN_FIRST,
-        SCAN_VALUE,
-        SCAN_INSIDE,
-        SCAN_COMMA,
-        SCAN_END
-    } state;
-    bool lines, string, escaped;
-    int depth;                      /* of brackets inside the element */
-    unsigned char open[JSON_DEPTH]; /* the closing bracket that each level waits for */
-    uint64_t end;                   /* one past the last byte of the newest element */
-} Scanner;
+typedef struct Scan {
+    JsonArrayFile *file;
+    uint64_t at; /* place of c in the file */
+    int c;       /* the byte that is next, or EOF */
+} Scan;
+
+static void scan_next(Scan *s) {
+    s->at += s->c != EOF;
+    s->c = getc_unlocked(s->file->stream);
+}
+
+static void scan_space(Scan *s) {
+    while (s->c == ' ' || s->c == '\n' || s->c == '\r' || s->c == '\t') {
+        scan_next(s);
+    }
+}
+
+REFSAE_NORETURN static void scan_fail(const Scan *s, const char *what) {
+    fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", s->file->name,
+         (unsigned long long)s->at, s->file->count, s->c == EOF ? "the file ends too early" : what);
+}
+
+/* To the byte after an element. */
+static void scan_element(Scan *s) {
+    char open[JSON_DEPTH]; /* the closing bracket that each level waits for */
+    int depth = 0;
+    bool closed = false;
+    do {
+        if (s->c == '"') {
+            for (scan_next(s); s->c != '"'; scan_next(s)) {
+                if (s->c == '\\') {
+                    scan_next(s);
+                }
+                if (s->c == EOF) {
+                    scan_fail(s, "");
+                }
+            }
+        } else if (s->c == '[' || s->c == '{') {
+            if (depth == JSON_DEPTH) {
+                scan_fail(s, "nesting of more than 256 levels");
+            }
+            open[depth++] = s->c == '[' ? ']' : '}';
+        } else if (s->c == ']' || s->c == '}') {
+            if (depth == 0 || open[--depth] != s->c) {
+                scan_fail(s, "a bracket that closes nothing");
+            }
+            closed = depth == 0;
+        } else if (s->c == EOF) {
+            scan_fail(s, "");
+        }
+        scan_next(s);
+    } while (depth > 0 || (!closed && s->c != EOF && strchr(", \n\r\t]", s->c) == NULL));
+}
 
 /* Sets offset[count], the begin of an element or the end of the last. */
 static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
@@ -517,102 +534,55 @@ static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
     file->offset[file->count] = offset;
 }
 
-REFSAE_NORETURN static void scan_fail(const JsonArrayFile *file, uint64_t at, const char *what) {
-    fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", file->name, (unsigned long long)at,
-         file->count, what);
-}
-
-static void scan_byte(Scanner *s, JsonArrayFile *file, size_t *room, unsigned char c, uint64_t at) {
-    if (s->string) {
-        s->string = s->escaped || c != '"';
-        s->escaped = !s->escaped && c == '\\';
-        s->end = at + 1;
-        return;
-    }
-    bool space = c == ' ' || c == '\n' || c == '\r' || c == '\t';
-    bool inside = s->state == SCAN_INSIDE;
-    if (inside && s->depth == 0 && (c == ',' || c == ']' || space)) {
-        s->state = s->lines ? SCAN_VALUE : SCAN_COMMA;
-        inside = false;
-    }
-    if (space) {
-        return;
-    }
-    if (!inside) {
-        if (s->state == SCAN_START) {
-            s->lines = c == '{';
-            s->state = s->lines ? SCAN_VALUE : SCAN_FIRST;
-            if (c != '[' && c != '{') {
-                scan_fail(file, at, "expected '[', the begin of an array");
-            }
-            if (c == '[') {
-                return;
-            }
-        }
-        if (s->state == SCAN_END) {
-            scan_fail(file, at, "expected nothing after the array");
-        }
-        if (c == ']' && !s->lines && s->state != SCAN_VALUE) {
-            s->state = SCAN_END;
-            return;
-        }
-        if (s->state == SCAN_COMMA) {
-            s->state = SCAN_VALUE;
-            if (c != ',') {
-                scan_fail(file, at, "expected ',' or ']'");
-            }
-            return;
-        }
-        if (c == ',' || c == ']' || c == '}' || c == ':') {
-            scan_fail(file, at, "expected a value");
-        }
-        s->state = SCAN_INSIDE;
-        offset_set(file, room, at);
-        file->count++;
-    }
-    s->end = at + 1;
-    if (c == '"') {
-        s->string = true;
-    } else if (c == '[' || c == '{') {
-        if (s->depth == JSON_DEPTH) {
-            scan_fail(file, at, "nesting of more than 256 levels");
-        }
-        s->open[s->depth++] = c == '[' ? ']' : '}';
-    } else if (c == ']' || c == '}') {
-        if (s->depth == 0 || s->open[--s->depth] != c) {
-            scan_fail(file, at, "a bracket that closes nothing");
-        }
-        if (s->depth == 0) {
-            s->state = s->lines ? SCAN_VALUE : SCAN_COMMA;
-        }
-    }
-}
-
 static void array_scan(JsonArrayFile *file) {
-    Scanner scanner = {.state = SCAN_START};
-    size_t room = 0, got;
-    uint64_t at = 0;
-    while ((got = fread(file->buffer, 1, file->capacity, file->stream)) != 0) {
-        size_t i = at == 0 && has_byte_order_mark(file->buffer, got) ? 3 : 0;
-        for (; i < got; i++) {
-            scan_byte(&scanner, file, &room, (unsigned char)file->buffer[i], at + i);
+    Scan s = {.file = file, .c = getc_unlocked(file->stream)};
+    size_t room = 0;
+    uint64_t end = 0;
+    for (const char *mark = BYTE_ORDER_MARK; *mark != 0 && s.c == (unsigned char)*mark; mark++) {
+        scan_next(&s);
+    }
+    scan_space(&s);
+    bool lines = s.c == '{';
+    if (!lines) {
+        if (s.c != '[') {
+            scan_fail(&s, "expected '[', the begin of an array");
         }
-        at += got;
+        scan_next(&s);
+        scan_space(&s);
+    }
+    for (bool comma = false; s.c != (lines ? EOF : ']') || comma;) {
+        if (s.c == EOF || strchr(",]}:", s.c) != NULL) {
+            scan_fail(&s, "expected a value");
+        }
+        offset_set(file, &room, s.at);
+        file->count++;
+        scan_element(&s);
+        end = s.at;
+        scan_space(&s);
+        comma = !lines && s.c == ',';
+        if (comma) {
+            scan_next(&s);
+            scan_space(&s);
+        } else if (!lines && s.c != ']') {
+            scan_fail(&s, "expected ',' or ']'");
+        }
+    }
+    if (!lines) {
+        scan_next(&s);
+        scan_space(&s);
     }
     if (ferror(file->stream)) {
-        fail(STATUS_INPUT, "%s: cannot read: %s", file->name, strerror(errno));
+        fail_errno(errno, file->name, "cannot read");
     }
-    if (scanner.state != SCAN_END && !(scanner.lines && scanner.state == SCAN_VALUE)) {
-        scan_fail(file, at, "the file ends too early");
+    if (s.c != EOF) {
+        scan_fail(&s, "expected nothing after the array");
     }
-    offset_set(file, &room, scanner.end);
+    offset_set(file, &room, end);
 }
 
 void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
-    *file = (JsonArrayFile){.arena = arena, .capacity = 1 << 16};
-    file->stream = file_open(arena, path);
+    *file = (JsonArrayFile){.arena = arena, .stream = file_open(arena, path)};
     file->name = arena_copy(arena, path, strlen(path));
-    file->buffer = arena_alloc(arena, file->capacity, 1);
     array_scan(file);
 }
 
@@ -633,13 +603,11 @@ const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena) {
         fail(STATUS_INPUT, "%s: changed while it was read", file->name);
     }
     /* What follows an element up to the next one: white space and, in an array, one comma. */
-    while (size > 0 && strchr(" \n\r\t", file->buffer[size - 1]) != NULL &&
-           file->buffer[size - 1] != 0) {
+    while (size > 0 && file->buffer[size - 1] != 0 &&
+           strchr(" \n\r\t", file->buffer[size - 1]) != NULL) {
         size--;
     }
-    if (size > 0 && index + 1 < file->count && file->buffer[size - 1] == ',') {
-        size--;
-    }
+    size -= size > 0 && index + 1 < file->count && file->buffer[size - 1] == ',';
     char *name = arena_format(arena, "%s: element %zu (byte %llu)", file->name, index,
                               (unsigned long long)start);
     return json_parse(arena, file->buffer, size, name);
@@ -669,44 +637,29 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* Any decimal of up to 15 digits (6 for binary32) survives the way through the binary number, and
- * %g drops trailing zeros, so the shortest form is found from there on; subnormals keep fewer
- * digits and start at 1. */
-void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
-    if (!isfinite(value)) {
-        memcpy(text, "null", 5);
-        return;
+/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
+ * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
+ * and start at 1. */
+static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
+    int digits = single ? 6 : 15;
+    bool same = !isfinite(value);
+    memcpy(text, "null", 5);
+    if (fabs(value) < (single ? (double)FLT_MIN : DBL_MIN)) {
+        digits = 1;
     }
-    for (int digits = fabs(value) < DBL_MIN ? 1 : 15; digits <= 17; digits++) {
+    for (; !same; digits++) {
         snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, value);
-        if (strtod(text, NULL) == value) {
-            return;
-        }
+        same = single ? (double)strtof(text, NULL) == value : strtod(text, NULL) == value;
     }
 }
 
-void json_format_float(char text[JSON_NUMBER_SIZE], float value) {
-    if (!isfinite(value)) {
-        memcpy(text, "null", 5);
-        return;
-    }
-    for (int digits = fabsf(value) < FLT_MIN ? 1 : 6; digits <= 9; digits++) {
-        snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value) {
-            return;
-        }
-    }
-}
-
-void json_write_float(FILE *stream, float value) {
-    char text[JSON_NUMBER_SIZE];
-    json_format_float(text, value);
-    fputs(text, stream);
+void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
+    format_number(text, value, false);
 }
 
 void json_write_double(FILE *stream, double value) {
     char text[JSON_NUMBER_SIZE];
-    json_format_double(text, value);
+    format_number(text, value, false);
     fputs(text, stream);
 }
 
@@ -777,8 +730,10 @@ void json_out_int(JsonOut *json, const char *key, int64_t value) {
 }
 
 void json_out_float(JsonOut *json, const char *key, float value) {
+    char text[JSON_NUMBER_SIZE];
+    format_number(text, (double)value, true);
     json_next(json, key);
-    json_write_float(json->stream, value);
+    fputs(text, json->stream);
 }
 
 void json_out_double(JsonOut *json, const char *key, double value) {
@@ -829,21 +784,11 @@ void csv_int(Csv *csv, int64_t value) {
     fprintf(csv->stream, "%lld", (long long)value);
 }
 
-static void csv_number(Csv *csv, double value, const char *text) {
-    csv_next(csv);
-    fputs(isfinite(value) ? text : isnan(value) ? "" : value > 0 ? "inf" : "-inf", csv->stream);
-}
-
-void csv_float(Csv *csv, float value) {
-    char text[JSON_NUMBER_SIZE];
-    json_format_float(text, value);
-    csv_number(csv, (double)value, text);
-}
-
 void csv_double(Csv *csv, double value) {
     char text[JSON_NUMBER_SIZE];
     json_format_double(text, value);
-    csv_number(csv, value, text);
+    csv_next(csv);
+    fputs(isfinite(value) ? text : isnan(value) ? "" : value > 0 ? "inf" : "-inf", csv->stream);
 }
 
 void csv_end(Csv *csv) {

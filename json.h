@@ -95,14 +95,12 @@ const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
 /* ---- writing ---- */
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */
 void json_write_string(FILE *stream, const char *text, size_t length);
-/* Shortest decimal that reads back as the same binary32 / binary64; NaN and infinities as null. */
-void json_write_float(FILE *stream, float value);
+/* Shortest decimal that reads back as the same binary64; NaN and infinities as null. */
 void json_write_double(FILE *stream, double value);
 /* The same into a buffer. */
 enum {
     JSON_NUMBER_SIZE = 32
 };
-void json_format_float(char text[JSON_NUMBER_SIZE], float value);
 void json_format_double(char text[JSON_NUMBER_SIZE], double value);
 
 /* ---- JSON: `key` is NULL inside arrays and at the top ----
@@ -138,8 +136,7 @@ typedef struct Csv {
 Csv csv_start(FILE *stream, const char *header);
 void csv_text(Csv *csv, const char *text); /* quoted where needed */
 void csv_int(Csv *csv, int64_t value);
-void csv_float(Csv *csv, float value);   /* NaN: an empty cell; infinities: inf, -inf */
-void csv_double(Csv *csv, double value); /* the same */
+void csv_double(Csv *csv, double value); /* NaN: an empty cell; infinities: inf, -inf */
 void csv_end(Csv *csv);
 
 #endif

@@ -405,7 +405,6 @@ struct TensorWriter {
     OutFile *out;
     const char *path;
     TensorStore declared;
-    MemoryStream *metadata; /* members of __metadata__; NULL: none */
     uint64_t total, written;
     bool header_done;
 };
@@ -434,49 +433,29 @@ void tensor_writer_declare(TensorWriter *w, const char *name, Dtype dtype, int r
     tensors_add(&w->declared, &tensor);
 }
 
-void tensor_writer_metadata(TensorWriter *w, const char *key, const char *value) {
-    if (w->metadata == NULL) {
-        w->metadata = memory_open(w->out->arena);
-    } else {
-        putc(',', w->metadata->stream);
-    }
-    json_write_string(w->metadata->stream, key, strlen(key));
-    putc(':', w->metadata->stream);
-    json_write_string(w->metadata->stream, value, strlen(value));
-}
-
-static void header_print(TensorWriter *w, FILE *stream) {
-    uint64_t at = 0;
-    putc('{', stream);
-    if (w->metadata != NULL) {
-        fprintf(stream, "\"__metadata__\":{%s}%s", memory_text(w->metadata),
-                w->declared.count == 0 ? "" : ",");
-    }
-    for (size_t i = 0; i < w->declared.count; i++) {
-        const Tensor *t = &w->declared.tensors[i];
-        fputs(i == 0 ? "" : ",", stream);
-        json_write_string(stream, t->name, strlen(t->name));
-        fprintf(stream, ":{\"dtype\":\"%s\",\"shape\":[", t->type);
-        for (int d = 0; d < t->rank; d++) {
-            fprintf(stream, "%s%zu", d == 0 ? "" : ",", t->shape[d]);
-        }
-        uint64_t end = at + (uint64_t)t->count * dtype_size(t->dtype);
-        fprintf(stream, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
-                (unsigned long long)end);
-        at = end;
-    }
-    putc('}', stream);
-}
-
 /* The header is padded with spaces so that the data begins at a multiple of 8. */
 static void header_write(TensorWriter *w) {
     MemoryStream *header = memory_open(w->out->arena);
-    header_print(w, header->stream);
+    size_t at = 0;
+    putc('{', header->stream);
+    for (size_t i = 0; i < w->declared.count; i++) {
+        const Tensor *t = &w->declared.tensors[i];
+        size_t end = at + t->count * dtype_size(t->dtype);
+        fputs(i == 0 ? "" : ",", header->stream);
+        json_write_string(header->stream, t->name, strlen(t->name));
+        fprintf(header->stream, ":{\"dtype\":\"%s\",\"shape\":[", t->type);
+        for (int d = 0; d < t->rank; d++) {
+            fprintf(header->stream, "%s%zu", d == 0 ? "" : ",", t->shape[d]);
+        }
+        fprintf(header->stream, "],\"data_offsets\":[%zu,%zu]}", at, end);
+        at = end;
+    }
+    putc('}', header->stream);
     tensors_sort(&w->declared); /* names no tensor twice */
     const char *text = memory_text(header);
     uint64_t padded = ((uint64_t)header->length + 7) / 8 * 8;
     fwrite(&padded, 8, 1, w->out->stream);
-    fprintf(w->out->stream, "%s%*s", text, (int)(padded - header->length), "");
+    fprintf(w->out->stream, "%-*s", (int)padded, text);
     w->header_done = true;
 }
 

@@ -86,7 +86,6 @@ typedef struct TensorWriter TensorWriter;
 TensorWriter *tensor_writer_open(const char *path);
 void tensor_writer_declare(TensorWriter *writer, const char *name, Dtype dtype, int rank,
                            const size_t *shape);
-void tensor_writer_metadata(TensorWriter *writer, const char *key, const char *value);
 void tensor_writer_data(TensorWriter *writer, const void *data, size_t bytes);
 /* All declared bytes must be there. The writer is gone afterwards. */
 void tensor_writer_commit(TensorWriter *writer);

@@ -192,19 +192,6 @@ Test(json, settings_with_a_default_and_a_sentence) {
     arena_free(arena);
 }
 
-Test(json, a_choice_of_many_names_is_cut) {
-    Arena *arena = arena_new();
-    JsonName names[102] = {{NULL, 0}};
-    for (int i = 0; i < 101; i++) {
-        names[i] = (JsonName){"abcdefghij", i};
-    }
-    Error error;
-    ATTEMPT(&error, (void)json_choice(parse(arena, "{\"k\": 1}"), "k", 0, names));
-    cr_assert_eq(error.status, STATUS_INPUT);
-    cr_assert_not_null(strstr(error.text, ", found 1"));
-    arena_free(arena);
-}
-
 Test(json, lines) {
     Arena *arena = arena_new();
     FILE *stream = tmpfile();
@@ -249,6 +236,13 @@ Test(json, depth_is_limited) {
     arena_free(arena);
 }
 
+static void format_float(char text[JSON_NUMBER_SIZE], float value) {
+    FILE *stream = fmemopen(text, JSON_NUMBER_SIZE, "w");
+    JsonOut json = json_out_start(stream, 0);
+    json_out_float(&json, NULL, value);
+    fclose(stream);
+}
+
 Test(json, numbers_read_back_to_the_bit) {
     Random random = random_start(3, RANDOM_TEST);
     static const double known[] = {
@@ -267,11 +261,11 @@ Test(json, numbers_read_back_to_the_bit) {
         json_format_double(text, known[i]);
         cr_assert_str_eq(text, texts[i]);
     }
-    json_format_float(text, 0.1F);
+    format_float(text, 0.1F);
     cr_assert_str_eq(text, "0.1");
-    json_format_float(text, 1e-45F);
+    format_float(text, 1e-45F);
     cr_assert_str_eq(text, "1e-45");
-    json_format_float(text, 16777216.0F);
+    format_float(text, 16777216.0F);
     cr_assert_str_eq(text, "16777216");
     json_format_double(text, (double)NAN);
     cr_assert_str_eq(text, "null");
@@ -287,7 +281,7 @@ Test(json, numbers_read_back_to_the_bit) {
             cr_assert_arr_eq(&back, &d, 8);
         }
         if (isfinite(f)) {
-            json_format_float(text, f);
+            format_float(text, f);
             float back = strtof(text, NULL);
             cr_assert_arr_eq(&back, &f, 4);
         }
@@ -472,16 +466,16 @@ Test(json, csv_is_written) {
     Csv csv = csv_start(m->stream, "a,b,c,d");
     csv_int(&csv, INT64_MIN);
     csv_double(&csv, 0.1);
-    csv_float(&csv, 0.1F);
+    csv_double(&csv, (double)INFINITY);
     csv_text(&csv, "plain");
     csv_end(&csv);
     csv_text(&csv, "");
     csv_text(&csv, "a,\"b\"\n");
     csv_double(&csv, (double)NAN);
-    csv_float(&csv, -INFINITY);
+    csv_double(&csv, -(double)INFINITY);
     csv_end(&csv);
     cr_assert_str_eq(memory_text(m),
-                     "a,b,c,d\n-9223372036854775808,0.1,0.1,plain\n,\"a,\"\"b\"\"\n\",,-inf\n");
+                     "a,b,c,d\n-9223372036854775808,0.1,inf,plain\n,\"a,\"\"b\"\"\n\",,-inf\n");
     arena_free(arena);
 }
 

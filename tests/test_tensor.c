@@ -461,8 +461,6 @@ Test(tensor, written_file_reads_back) {
     tensor_writer_declare(writer, "bytes", DTYPE_U8, 1, shape);
     tensor_writer_declare(writer, "none", DTYPE_F32, 1, none);
     tensor_writer_declare(writer, "scalar", DTYPE_F32, 0, NULL);
-    tensor_writer_metadata(writer, "k\"", "v\n");
-    tensor_writer_metadata(writer, "format", "pt");
     tensor_writer_data(writer, data, 7);
     cr_assert(!(path_exists(path)));
     tensor_writer_data(writer, (char *)data + 7, 17);
