@@ -309,7 +309,7 @@ static void measure_group(Analysis *a, size_t slot, Group group, const float *x,
     }
     sae_decode(sae, a->sae_run, a->acts, a->recon, rows);
     sae_target(sae, a->compute, a->target, x, rows);
-    sae_stats(&stats, a->target, a->recon, a->acts, rows, d, sae->d_sae);
+    stats = sae_stats(a->target, a->recon, a->acts, rows, d, sae->d_sae);
     Sums *sums = &layer->sums[a->variant][group];
     sums->mse += stats.mse;
     sums->sparsity += stats.sparsity;

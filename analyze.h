@@ -5,7 +5,7 @@
 #define REFSAE_ANALYZE_H
 
 #include "adapter.h"
-#include "sae.h"
+#include "sae_load.h"
 
 typedef struct AnalyzeOptions {
     const char *llm, *vision, *adapter, *saes, *data, *images, *out;

@@ -3,7 +3,7 @@
 #define REFSAE_DUMP_H
 
 #include "prompt.h"
-#include "sae.h"
+#include "sae_load.h"
 
 typedef struct DumpOptions {
     Prompt prompt;

@@ -797,7 +797,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
         sae_encode(sae, run, x, NULL, acts, rows);
         sae_decode(sae, run, acts, recon, rows);
         sae_target(sae, r->compute, target, x, rows);
-        sae_stats(&stats, target, recon, acts, rows, d, sae->d_sae);
+        stats = sae_stats(target, recon, acts, rows, d, sae->d_sae);
         fvu[k] = stats.fvu;
     }
     arena_free(scratch);

@@ -1,5 +1,5 @@
-/* sae.h: sparse autoencoders of several libraries: formats, conventions, encoding, decoding,
- * statistics. Floor 2. */
+/* sae.h: what a sparse autoencoder computes: encoding, decoding, statistics. sae_load.h opens them.
+ * Floor 7. */
 #ifndef REFSAE_SAE_H
 #define REFSAE_SAE_H
 
@@ -66,38 +66,6 @@ typedef struct Sae {
     Arena *arena; /* the caller's: widened vectors, texts */
 } Sae;
 
-typedef struct SaeOptions { /* what files leave open; from the command line */
-    const char *hook;       /* --hook NAME; NULL: not given */
-    double norm_factor;     /* --norm-factor; 0: not given */
-    SaeCentre centre;       /* --centre */
-    bool unit_decoder;      /* --unit-decoder */
-    const char *dict_class; /* --dict-class, where dictionary_learning's config.json is missing */
-    /* Of the SAEs below a directory those whose path below it matches (--pick GLOB), and those of
-     * the residual stream alone, hook_embed included. */
-    const char *pick;
-    bool stream;
-} SaeOptions;
-
-/* One SAE: a params.npz, a directory in one of the formats, a file inside such a directory, or a
- * directory with exactly one SAE somewhere below it. options NULL: none given. An option settles
- * only what the file leaves open; --hook may say blocks.L.hook_... where the path gives the layer.
- */
-void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *options);
-
-/* The SAEs below a directory (any format, any depth), by hook point. */
-typedef struct SaeSet {
-    Sae *saes;
-    size_t count;
-} SaeSet;
-
-/* Opens those whose hook is `kind` (HOOK_KINDS: any) and whose layer is in layers (bool[n_layers];
- * NULL: all). Two for one hook point: STATUS_INPUT naming both, unless canonical picks one. */
-void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
-                  const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options);
-/* Where the SAEs below a directory are, in any format and whether or not they can be opened. */
-char **sae_list(Arena *arena, const char *directory, size_t *count);
-const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer); /* NULL: none */
-
 /* Scratch for rows of up to max_rows; from the run's arena. */
 typedef struct SaeRun SaeRun;
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
@@ -128,9 +96,7 @@ typedef struct SaeStats {
     double l0, sparsity; /* mean count of active features; / d_sae */
     size_t rows;
 } SaeStats;
-void sae_stats(SaeStats *stats, const float *x, const float *recon, const float *acts, size_t rows,
-               size_t d_in, size_t d_sae);
-
-const char *sae_source_name(SaeSource source);
+SaeStats sae_stats(const float *x, const float *recon, const float *acts, size_t rows, size_t d_in,
+                   size_t d_sae);
 
 #endif

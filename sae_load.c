@@ -32,6 +32,12 @@ enum {
     SAE_FORMATS = sizeof sae_formats / sizeof sae_formats[0]
 };
 
+const char *sae_source_name(SaeSource source) {
+    static const char *const names[] = {"GemmaScope", "SAELens", "SAELens before 6",
+                                        "EleutherAI sparsify", "dictionary_learning"};
+    return names[source];
+}
+
 /* ---- settings ---- */
 
 static bool is_set(const Json *value) {

@@ -3,7 +3,7 @@
 #define REFSAE_SAE_PARTS_H
 
 #include "json.h"
-#include "sae.h"
+#include "sae_load.h"
 
 typedef struct Candidate {
     Sae sae;

@@ -8,7 +8,7 @@
 #include "hooks.h"
 #include "kernels.h"
 #include "llm.h"
-#include "sae.h"
+#include "sae_load.h"
 #include "task.h"
 
 /* ---- what is asked and what is found ---- */

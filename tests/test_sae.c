@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "checkpoint.h"
-#include "sae.h"
+#include "sae_load.h"
 
 #define GOLDEN "tests/golden/sae/"
 #define DICTIONARY GOLDEN "dictionary/"
@@ -434,7 +434,7 @@ Test(sae, threads_and_rows_together_change_no_bit) {
 Test(sae, statistics) {
     const float x[] = {1, 2, 3, 6}, recon[] = {1, 0, 3, 8}, acts[] = {0, 1, 2, 0, 0, 3};
     SaeStats stats;
-    sae_stats(&stats, x, recon, acts, 2, 2, 3);
+    stats = sae_stats(x, recon, acts, 2, 2, 3);
     /* By hand: errors 4 + 4; means (2, 4): 1 + 4 + 1 + 4 = 10; cosines 1/sqrt 5, 57/sqrt(45 73). */
     cr_assert_float_eq(stats.mse, 2, 1e-12);
     cr_assert_float_eq(stats.fvu, 0.8, 1e-12);
@@ -443,7 +443,7 @@ Test(sae, statistics) {
     cr_assert_float_eq(stats.l0, 1.5, 1e-12);
     cr_assert_float_eq(stats.sparsity, 0.5, 1e-12);
     const float equal[] = {1, 2, 1, 2};
-    sae_stats(&stats, equal, recon, acts, 2, 2, 3);
+    stats = sae_stats(equal, recon, acts, 2, 2, 3);
     cr_assert(isnan(stats.fvu));
 }
 
