@@ -792,13 +792,11 @@ static void settle_centring(SageRun *r, Sae *sae) {
         pass_whole(r, slices, n_positions, NULL, NULL);
     }
     for (int k = 0; k < 2; k++) {
-        SaeStats stats;
         sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
         sae_encode(sae, run, x, NULL, acts, rows);
         sae_decode(sae, run, acts, recon, rows);
         sae_target(sae, r->compute, target, x, rows);
-        stats = sae_stats(target, recon, acts, rows, d, sae->d_sae);
-        fvu[k] = stats.fvu;
+        fvu[k] = sae_stats(target, recon, acts, rows, d, sae->d_sae).fvu;
     }
     arena_free(scratch);
     sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
