@@ -286,7 +286,7 @@ static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
     char *table = arena_copy(arena, (const char *)file.data, file.size);
     for (int k = 0; k < METRICS * GROUPS; k++) {
         Published *p = &c.curves[c.count];
-        *p = (Published){.metric = k / GROUPS, .group = k % GROUPS};
+        *p = (Published){.metric = (Metric)(k / GROUPS), .group = (Group)(k % GROUPS)};
         snprintf(p->name, sizeof p->name, "%s_%s", metrics[p->metric].name, group_names[p->group]);
         p->values = arena_alloc(arena, result->n_layers, sizeof(double));
         if (published_read(p, result, table)) {
@@ -1185,9 +1185,8 @@ static void show_sage(const Folder *f, const Json *result) {
         f->page,
         "The task “%s” has attributes that a person can name. SAGE finds where the model "
         "carries each of them, builds the best dictionary that knowledge of the attribute allows, "
-        "and "
-        "holds sparse autoencoders against it. m is log p(right answer) − log p(wrong answer) at "
-        "the last token: above 0 the model prefers the right one.",
+        "and holds sparse autoencoders against it. m is log p(right answer) − log p(wrong "
+        "answer) at the last token: above 0 the model prefers the right one.",
         name);
     show_tests(f, json_get(result, "tests"));
     for (const Json *cross = first(crosses); cross != NULL; cross = cross->next) {
