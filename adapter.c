@@ -1,391 +1,116 @@
-/* adapter.c: how image tokens enter a frozen language model (Mapping, arXiv 2506.11976).
+/* adapter.c: how image tokens enter a frozen language model, are trained to be read there, and how
+ * far they have become language (Mapping, arXiv 2506.11976).
  *
- *   image -> CLIP -> features [P, d_vit] -> adapter -> [P, d_llm]
- *                                                        |
- *   <bos> ------------------------------------------- row 0
- *                                                      rows 1 .. P   (set at
- * blocks.0.hook_resid_pre: <start_of_turn>user\n<image>\n...<end_of_turn>...   rows P + 1 ..  after
- * the embedding scale)
+ *   image -> CLIP -> features [P, d_vit] -> adapter -> [P, d_model]
+ *                                                          |
+ *   row 0           <bos>                                  |
+ *   rows 1 .. P     the image: set at blocks.0.hook_resid_pre, after the embedding scale
+ *   rows P + 1 ..   <start_of_turn>user\n<image>\n...<end_of_turn>\n<start_of_turn>model\n...
  *
  * Easy to get wrong: the adapter's output is not multiplied by sqrt(d_model); the literal text
  * <image> stays in the human turn; a row is predicted by the row before it; an answer's tokens are
  * those that begin at or after its first byte, its <end_of_turn> included. */
 #include "adapter.h"
 
-#include "checkpoint.h"
-
 #include <math.h>
-#include <stdarg.h>
 #include <string.h>
 
-static const char image_literal[] = "<image>";
-static const char turn_end[] = "<end_of_turn>\n";
-static const char model_start[] = "<start_of_turn>model\n";
-static const char user_start[] = "<start_of_turn>user\n";
+const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
+const char *const variant_names[VARIANTS] = {"", "permuted", "gaussian"};
 
-/* ---- conversations ---- */
+enum {
+    LOGIT_ROWS = 16 /* rows of logits that training holds at once */
+};
 
-/* found: what stands there instead, or NULL. */
-REFSAE_NORETURN static void conversation_fail(const Conversation *conversation, const char *name,
-                                              const char *what, const char *found) {
-    bool known = conversation->id[0] != '\0', is = found != NULL;
-    fail(STATUS_INPUT, "%s: %s%s%s%s%s%s%s", name, known ? "example '" : "", conversation->id,
-         known ? "': " : "", what, is ? ", found '" : "", is ? found : "", is ? "'" : "");
-}
-
-void conversation_parse_turns(Conversation *conversation, const Json *list, const char *name,
-                              Arena *arena) {
-    if (!json_is(list, JSON_ARRAY)) {
-        conversation_fail(conversation, name, "'conversations' is not a list", NULL);
-    }
-    conversation->turns = arena_alloc(arena, list->length + 1, sizeof(Turn));
-    for (const Json *item = list->child; item != NULL; item = item->next) {
-        const Json *from = json_get(item, "from");
-        const Json *value = json_get(item, "value");
-        if (from == NULL) {
-            from = json_get(item, "role");
-            value = json_get(item, "content");
-        }
-        bool model = json_text_is(from, "gpt") || json_text_is(from, "model") ||
-                     json_text_is(from, "assistant");
-        if (!model && !json_text_is(from, "human") && !json_text_is(from, "user")) {
-            conversation_fail(conversation, name, "expected a turn from human or gpt",
-                              json_is(from, JSON_STRING) ? from->text : "?");
-        }
-        if (!json_is(value, JSON_STRING)) {
-            conversation_fail(conversation, name, "a turn has no text", NULL);
-        }
-        Turn *turn = &conversation->turns[conversation->count++];
-        turn->text = value->text;
-        turn->length = value->length;
-        turn->model = model;
-    }
-}
-
-Conversation conversation_parse(Arena *arena, const Json *element, const char *name) {
-    Conversation c = {.id = ""};
-    if (!json_is(element, JSON_OBJECT)) {
-        fail(STATUS_INPUT, "%s: an example is not an object", name);
-    }
-    const Json *id = json_get(element, "id");
-    if (json_is(id, JSON_STRING) || json_is(id, JSON_NUMBER)) {
-        c.id = id->text;
-    }
-    const Json *image = json_get(element, "image");
-    c.n_images = json_is(image, JSON_ARRAY) ? image->length : 1;
-    if (json_is(image, JSON_ARRAY)) {
-        image = image->child;
-    }
-    if (image != NULL && !json_is(image, JSON_NULL)) {
-        if (!json_is(image, JSON_STRING) || strlen(image->text) != image->length) {
-            conversation_fail(&c, name, "'image' is not a file name", NULL);
-        }
-        c.image = image->length > 0 ? image->text : NULL;
-    }
-    c.n_images = c.image != NULL ? c.n_images : 0;
-    conversation_parse_turns(&c, json_get(element, "conversations"), name, arena);
-    return c;
-}
-
-/* ---- sequences ---- */
+/* ---- the sequence ---- */
 
 typedef struct Rendered {
     char *text;
     size_t length;
-    Span *answers; /* bytes, from the first of a model turn to the end of its <end_of_turn> */
+    Range *answers; /* bytes, from the first of a model turn to the end of its <end_of_turn> */
     size_t n_answers;
 } Rendered;
 
-static void render_bytes(Rendered *out, const char *text, size_t length) {
-    if (out->text != NULL) {
-        memcpy(out->text + out->length, text, length);
-    }
+static void put_bytes(Rendered *out, const char *bytes, size_t length) {
+    memcpy(out->text + out->length, bytes, length);
     out->length += length;
 }
 
-static void render_content(Rendered *out, const char *text, size_t length, ImageText image_text) {
-    size_t literal = sizeof image_literal - 1, from = 0;
-    for (size_t i = 0; image_text == IMAGE_TEXT_DROP && i + literal <= length;) {
-        if (memcmp(text + i, image_literal, literal) == 0) {
-            render_bytes(out, text + from, i - from);
-            i += literal;
-            from = i;
-        } else {
-            i++;
-        }
-    }
-    render_bytes(out, text + from, length - from);
-}
-
-/* Gemma's chat form, contents as they stand. Called once to measure (text NULL) and once to write.
- */
-static void render_turns(Rendered *out, const Turn *turns, size_t count, ImageText image_text) {
-    out->length = out->n_answers = 0;
+/* Gemma's chat form, contents as they stand. */
+static Rendered render_turns(const Turn *turns, size_t count, ImageText image_text, Arena *arena) {
+    static const char user[] = "<start_of_turn>user\n", model[] = "<start_of_turn>model\n",
+                      end[] = "<end_of_turn>\n";
+    size_t size = sizeof model;
     for (size_t i = 0; i < count; i++) {
-        const Turn *turn = &turns[i];
-        render_bytes(out, turn->model ? model_start : user_start,
-                     turn->model ? sizeof model_start - 1 : sizeof user_start - 1);
-        size_t begin = out->length;
-        render_content(out, turn->text, turn->length, image_text);
-        render_bytes(out, turn_end, sizeof turn_end - 1);
-        if (turn->model) {
-            out->answers[out->n_answers++] = (Span){begin, out->length - 1};
+        size += sizeof model + turns[i].length + sizeof end;
+    }
+    Rendered out = {.text = arena_alloc(arena, size, 1),
+                    .answers = arena_alloc(arena, count + 1, sizeof(Range))};
+    for (size_t i = 0; i < count; i++) {
+        Turn turn =
+            image_text == IMAGE_TEXT_DROP ? turn_replace_image(arena, &turns[i], "", 0) : turns[i];
+        put_bytes(&out, turn.model ? model : user, turn.model ? sizeof model - 1 : sizeof user - 1);
+        size_t begin = out.length;
+        put_bytes(&out, turn.text, turn.length);
+        put_bytes(&out, end, sizeof end - 1);
+        if (turn.model) {
+            out.answers[out.n_answers++] = (Range){begin, out.length - 1};
         }
     }
     if (count > 0 && !turns[count - 1].model) {
-        render_bytes(out, model_start, sizeof model_start - 1);
+        put_bytes(&out, model, sizeof model - 1);
     }
-}
-
-/* Rows of a rendered text: bos, image rows, tokens; answers from bytes to rows. */
-static Sequence sequence_build(const Vlm *vlm, const Rendered *rendered, bool bos, bool image,
-                               size_t limit, Arena *arena) {
-    if (bos && vlm->llm.config.bos < 0) {
-        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", vlm->llm.path);
-    }
-    Arena *scratch = arena_new();
-    Tokens tokens =
-        tokenizer_encode(vlm->tokenizer, rendered->text, rendered->length, false, scratch);
-    size_t count = tokens.count, lead = bos ? 1 : 0;
-    if (limit > 0 && count + lead > limit) {
-        count = limit - lead;
-    }
-    Sequence sequence = {.n_image = image ? vlm->vit.config.n_patches : 0};
-    size_t first = lead + sequence.n_image;
-    sequence.rows = sequence.prompt_rows = first + count;
-    sequence.ids = arena_alloc(arena, sequence.rows + 1, sizeof(int32_t));
-    sequence.answers = arena_alloc(arena, rendered->n_answers + 1, sizeof(Span));
-    for (size_t i = 0; i < first; i++) {
-        sequence.ids[i] = i < lead ? vlm->llm.config.bos : -1;
-    }
-    for (size_t i = 0; i < count; i++) {
-        sequence.ids[first + i] = tokens.id[i];
-    }
-    size_t token = 0;
-    for (size_t a = 0; a < rendered->n_answers; a++) {
-        while (token < count && tokens.begin[token] < rendered->answers[a].begin) {
-            token++;
-        }
-        size_t begin = token;
-        while (token < count && tokens.begin[token] < rendered->answers[a].end) {
-            token++;
-        }
-        if (a == 0) {
-            sequence.prompt_rows = first + begin;
-        }
-        if (token > begin) {
-            sequence.answers[sequence.n_answers++] = (Span){first + begin, first + token};
-        }
-    }
-    arena_free(scratch);
-    return sequence;
+    return out;
 }
 
 Sequence vlm_sequence(const Vlm *vlm, const Turn *turns, size_t count, bool image, size_t limit,
                       Arena *arena) {
-    Rendered rendered = {0};
-    rendered.answers = arena_alloc(arena, count + 1, sizeof(Span));
-    render_turns(&rendered, turns, count, vlm->image_text);
-    rendered.text = arena_alloc(arena, rendered.length + 1, 1);
-    render_turns(&rendered, turns, count, vlm->image_text);
-    return sequence_build(vlm, &rendered, true, image, limit, arena);
-}
-
-Sequence vlm_sequence_text(const Vlm *vlm, const char *text, size_t length, bool bos, bool image,
-                           Arena *arena) {
-    Rendered rendered = {0};
-    rendered.text = arena_copy(arena, text, length);
-    rendered.length = length;
-    return sequence_build(vlm, &rendered, bos, image, 0, arena);
-}
-
-/* ---- the adapter ---- */
-
-const char *adapter_prefix(const TensorStore *store) {
-    return tensors_find(store, "module.weight") != NULL ? "module." : "";
-}
-
-Adapter adapter_read(Arena *arena, const char *path, size_t d_llm, size_t d_vit) {
-    Arena *scratch = arena_new();
-    TensorStore store;
-    tensors_open(&store, scratch, path);
-    Adapter adapter = {.d_llm = d_llm,
-                       .d_vit = d_vit,
-                       .weight = arena_floats(arena, d_llm, d_vit),
-                       .bias = arena_floats(arena, d_llm, 1)};
-    static const char *const names[] = {"weight", "bias"};
-    float *to[] = {adapter.weight, adapter.bias};
-    const Tensor *tensors[2];
-    for (int p = 0; p < 2; p++) {
-        char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
-        tensors[p] = tensors_need(&store, name, 2 - p, (size_t[]){d_llm, d_vit});
+    if (vlm->llm.config.bos < 0) {
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", vlm->llm.path);
     }
-    for (int p = 0; p < 2; p++) {
-        const Tensor *t = tensors[p];
-        weight_widen(to[p], (Weight){t->data, t->dtype}, 0, t->count);
-        for (size_t i = 0; i < t->count; i++) {
-            if (!isfinite(to[p][i])) {
-                fail(STATUS_INPUT, "%s: tensor '%s': element %zu is not finite", path, t->name, i);
-            }
+    Arena *scratch = arena_new();
+    Rendered text = render_turns(turns, count, vlm->image_text, scratch);
+    Tokens tokens = tokenizer_encode(vlm->tokenizer, text.text, text.length, false, scratch);
+    size_t kept = limit > 0 && tokens.count + 1 > limit ? limit - 1 : tokens.count;
+    Sequence s = {.n_image = image ? vlm->vit.config.n_patches : 0};
+    size_t first = 1 + s.n_image, token = 0;
+    s.rows = s.prompt_rows = first + kept;
+    s.ids = arena_alloc(arena, s.rows, sizeof(int32_t));
+    s.answers = arena_alloc(arena, text.n_answers + 1, sizeof(Range));
+    s.ids[0] = vlm->llm.config.bos;
+    for (size_t r = 1; r < s.rows; r++) {
+        s.ids[r] = r < first ? -1 : tokens.id[r - first];
+    }
+    for (size_t a = 0; a < text.n_answers; a++) { /* from bytes to rows */
+        while (token < kept && tokens.begin[token] < text.answers[a].begin) {
+            token++;
+        }
+        size_t begin = token;
+        while (token < kept && tokens.begin[token] < text.answers[a].end) {
+            token++;
+        }
+        s.prompt_rows = a == 0 ? first + begin : s.prompt_rows;
+        if (token > begin) {
+            s.answers[s.n_answers++] = (Range){first + begin, first + token};
         }
     }
     arena_free(scratch);
-    return adapter;
+    return s;
 }
 
-void adapter_write(const Adapter *adapter, const char *path) {
-    size_t d_llm = adapter->d_llm, d_vit = adapter->d_vit;
-    TensorWriter *writer = tensor_writer_open(path);
-    tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
-    tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
-    tensor_writer_data(writer, adapter->weight, d_llm * d_vit * sizeof(float));
-    tensor_writer_data(writer, adapter->bias, d_llm * sizeof(float));
-    tensor_writer_commit(writer);
-}
-
-void adapter_init(Adapter *adapter, uint64_t seed) {
-    Random random = random_start(seed, RANDOM_ADAPTER_INIT);
-    float bound = 1.0f / sqrtf((float)adapter->d_vit);
-    for (size_t i = 0; i < adapter->d_llm * adapter->d_vit; i++) {
-        adapter->weight[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
-    }
-    for (size_t i = 0; i < adapter->d_llm; i++) {
-        adapter->bias[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
-    }
-}
-
-void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y,
-                     size_t rows) {
-    Matrix w = {{adapter->weight, DTYPE_F32},
-                {adapter->bias, DTYPE_F32},
-                (ptrdiff_t)adapter->d_vit,
-                1,
-                adapter->d_llm,
-                adapter->d_vit};
-    Product product = product_nt(y, x, &w, rows);
-    product_run(compute, &product, 1);
-}
-
-/* ---- opening ---- */
-
-static void tower_layout(Arena *arena, void *user) {
-    Vlm *vlm = user;
-    vlm->vit_run = vit_run_layout(&vlm->vit, vlm->compute, arena);
-    vlm->features = arena_floats(arena, vlm->vit.config.n_patches, vlm->vit.config.d_model);
-}
-
-void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths) {
-    *vlm = (Vlm){.compute = compute, .arena = arena, .scratch = arena_within(arena)};
-    if (paths->llm != NULL) {
-        llm_open(&vlm->llm, arena, paths->llm);
-    }
-    if (paths->llm != NULL && !paths->without_tokenizer) {
-        vlm->tokenizer = tokenizer_open(arena, paths->llm);
-    }
-    if (paths->vision != NULL) {
-        vit_open(&vlm->vit, arena, paths->vision);
-        vlm->preprocess = preprocess_open(paths->vision, vlm->vit.config.image_size);
-        tower_layout(arena, vlm);
-        vlm->adapter.d_llm = vlm->llm.config.d_model;
-        vlm->adapter.d_vit = vlm->vit.config.d_model;
-    }
-    if (paths->adapter != NULL) {
-        vlm->adapter = adapter_read(arena, paths->adapter, vlm->adapter.d_llm, vlm->adapter.d_vit);
-    }
-}
-
-void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
-    Arena *scratch = arena_new();
-    size_t height, width, expected = vlm->vit.config.image_size;
-    Image image = image_read(scratch, path);
-    float *pixels = preprocess_apply(scratch, &height, &width, &vlm->preprocess, &image);
-    if (height != expected || width != expected) {
-        fail(STATUS_INPUT,
-             "%s: preprocessor_config.json gives %zu x %zu pixels, the tower reads %zu x %zu",
-             vlm->vit.path, height, width, expected, expected);
-    }
-    vit_forward(vlm->vit_run, pixels, vlm->features, hooks);
-    arena_free(scratch);
-}
-
-/* ---- image pool ---- */
-
-void image_pool_open(ImagePool *pool, Arena *arena, Vlm *vlm) {
-    size_t row = size_product(vlm->vit.config.n_patches, vlm->llm.config.d_model);
-    *pool = (ImagePool){.vlm = vlm, .arena = arena, .rows = arena_floats(arena, IMAGE_POOL, row)};
-}
-
-static float *image_pool_place(const ImagePool *pool, size_t index) {
-    return pool->rows +
-           (index % IMAGE_POOL) * pool->vlm->vit.config.n_patches * pool->vlm->llm.config.d_model;
-}
-
-static void image_pool_hold(ImagePool *pool, size_t index, const char *path) {
-    Vlm *vlm = pool->vlm;
-    if (pool->held[index % IMAGE_POOL] == index + 1) {
-        return;
-    }
-    vlm_image(vlm, path, NULL);
-    pool->held[index % IMAGE_POOL] = index + 1;
-    adapter_forward(vlm->compute, &vlm->adapter, vlm->features, image_pool_place(pool, index),
-                    vlm->vit.config.n_patches);
-}
-
-size_t image_pool_add(ImagePool *pool, const char *path) {
-    for (size_t i = pool->count; i-- > 0;) { /* the same image most often stands right before */
-        if (strcmp(pool->paths[i], path) == 0) {
-            return i;
-        }
-    }
-    pool->paths =
-        arena_grow(pool->arena, pool->paths, &pool->capacity, pool->count + 1, sizeof *pool->paths);
-    image_pool_hold(pool, pool->count, path);
-    pool->paths[pool->count] = arena_copy(pool->arena, path, strlen(path));
-    return pool->count++;
-}
-
-void image_pool_rows(ImagePool *pool, size_t index, float *out) {
-    size_t size = pool->vlm->vit.config.n_patches * pool->vlm->llm.config.d_model;
-    image_pool_hold(pool, index, pool->paths[index]);
-    memcpy(out, image_pool_place(pool, index), size * sizeof(float));
-}
-
-void image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, float *out) {
-    size_t patches = pool->vlm->vit.config.n_patches, d = pool->vlm->llm.config.d_model;
-    size_t others = pool->count < IMAGE_POOL ? pool->count - 1 : IMAGE_POOL - 1;
-    Random random = random_start(seed, RANDOM_CONTROL + ((uint64_t)index << 32));
-    if (pool->count < 2) {
-        fail(STATUS_INPUT, "permuting image tokens across images needs at least two images");
-    }
-    for (size_t k = 0; k < others; k++) { /* image by image: each is computed at most once */
-        size_t other = (index + 1 + k) % pool->count;
-        image_pool_hold(pool, other, pool->paths[other]);
-        Random again = random;
-        for (size_t p = 0; p < patches; p++) {
-            if (random_below(&again, others) == k) {
-                memcpy(out + p * d, image_pool_place(pool, other) + p * d, d * sizeof(float));
-            }
-        }
-    }
-}
-
-/* ---- image rows as a hook ---- */
-
-static bool image_hook_is_mine(HookKind kind, int layer) {
-    return kind == HOOK_RESID_PRE && layer == 0;
-}
+/* ---- image insertion: blocks.0.hook_resid_pre[1 .. P] = x W^T + b ---- */
 
 static bool image_hook_wants(void *user, HookKind kind, int layer, bool gradient) {
     const ImageHook *hook = user;
     const float *mine = gradient ? hook->gradient : hook->images;
-    return (mine != NULL && image_hook_is_mine(kind, layer)) ||
+    return (mine != NULL && kind == HOOK_RESID_PRE && layer == 0) ||
            hooks_want(hook->next, kind, layer, gradient);
 }
 
 static void image_hook_call(void *user, const HookPoint *point, float *data) {
     const ImageHook *hook = user;
     size_t block = hook->n_image * hook->d_model;
-    if (image_hook_is_mine(point->kind, point->layer)) {
+    if (point->kind == HOOK_RESID_PRE && point->layer == 0) {
         for (size_t s = 0; s < hook->batch->n_sequences; s++) {
             float *rows = data + (hook->batch->start[s] + 1) * hook->d_model;
             if (point->gradient && hook->gradient != NULL) {
@@ -404,6 +129,217 @@ Hooks image_hooks(ImageHook *hook) {
     return (Hooks){image_hook_call, image_hook_wants, hook};
 }
 
+/* ---- the adapter ---- */
+
+void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena) {
+    *adapter =
+        (Adapter){arena_floats(arena, d_llm, d_vit), arena_floats(arena, d_llm, 1), d_llm, d_vit};
+}
+
+/* W, b ~ U(-1/sqrt(d_vit), 1/sqrt(d_vit)), as torch.nn.Linear begins. */
+void adapter_init(Adapter *adapter, uint64_t seed) {
+    Random random = random_start(seed, RANDOM_ADAPTER_INIT);
+    float bound = 1.0f / sqrtf((float)adapter->d_vit);
+    for (size_t i = 0; i < adapter->d_llm * adapter->d_vit; i++) {
+        adapter->weight[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
+    }
+    for (size_t i = 0; i < adapter->d_llm; i++) {
+        adapter->bias[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
+    }
+}
+
+/* y = x W^T + b */
+void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y,
+                     size_t rows) {
+    Matrix w = {.w = {adapter->weight, DTYPE_F32},
+                .bias = {adapter->bias, DTYPE_F32},
+                .row = (ptrdiff_t)adapter->d_vit,
+                .col = 1,
+                .out = adapter->d_llm,
+                .in = adapter->d_vit};
+    Product product = product_nt(y, x, &w, rows);
+    product_run(compute, &product, 1);
+}
+
+/* ---- loss over turns and its gradient ---- */
+
+/* losses[r] = -log softmax(logits[head_rows[r]])[targets[r]] and, weighted, its gradient back
+ * through the head; so many rows at once as their logits have room for. */
+static void head_losses(TrainRun *t, size_t n) {
+    bool cap = t->options->softcap;
+    llm_backward_start(t->run);
+    for (size_t from = 0; from < n; from += LOGIT_ROWS) {
+        size_t rows = n - from < LOGIT_ROWS ? n - from : LOGIT_ROWS;
+        llm_logits(t->run, t->head_rows + from, rows, cap, t->logits, NULL);
+        cross_entropy_rows(t->vlm->compute, t->losses + from, t->dlogits, t->logits,
+                           t->targets + from, t->weights + from, rows, t->vlm->llm.config.d_vocab);
+        llm_logits_backward(t->run, t->head_rows + from, rows, cap, t->logits, t->dlogits, NULL);
+    }
+}
+
+/* Of one example with T model turns, |t| the tokens of turn t, each predicted by the row before it:
+ *   L = 1/T sum_t 1/|t| sum_{r in t} -log softmax(logits[r - 1])[id_r]
+ *   dL/dlogits[r - 1] = 1/(T |t|) (softmax(logits[r - 1]) - one-hot(id_r))
+ * An example without a turn adds 0. */
+static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+    size_t n = 0;
+    for (size_t e = 0; e < count; e++) {
+        const Sequence *s = &t->sequence[e];
+        for (size_t a = 0; a < s->n_answers; a++) {
+            Range turn = s->answers[a];
+            double share = 1.0 / ((double)s->n_answers * (double)(turn.end - turn.begin));
+            for (size_t r = turn.begin; r < turn.end; r++, n++) {
+                t->head_rows[n] = t->start[e] + r - 1;
+                t->targets[n] = s->ids[r];
+                t->weights[n] = (float)share;
+            }
+        }
+    }
+    head_losses(t, n);
+    const double *row_loss = t->losses;
+    for (size_t e = 0; e < count; e++) {
+        const Sequence *s = &t->sequence[e];
+        double turns = 0.0;
+        for (size_t a = 0; a < s->n_answers; a++) {
+            Range turn = s->answers[a];
+            double sum = 0.0;
+            for (size_t r = turn.begin; r < turn.end; r++) {
+                sum += *row_loss++;
+            }
+            turns += sum / (double)(turn.end - turn.begin);
+        }
+        *loss += s->n_answers > 0 ? turns / (double)s->n_answers : 0.0;
+    }
+    *tokens += n;
+}
+
+/* Only the adapter moves; the language model is run backward to its image rows y = x W^T + b:
+ *   dW[d_llm, d_vit] = sum over image rows, examples in order, of dy^T x     db = sum of dy
+ * dW is one chain of fmaf over a whole step, so that neither threads nor the number of examples run
+ * at once changes a bit. */
+void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+    const Vlm *vlm = t->vlm;
+    size_t patches = vlm->vit.config.n_patches, d = vlm->llm.config.d_model, rows = 0, turns = 0;
+    for (size_t e = 0; e < count; e++) {
+        t->start[e] = rows;
+        memcpy(t->ids + rows, t->sequence[e].ids, t->sequence[e].rows * sizeof(int32_t));
+        rows += t->sequence[e].rows;
+        turns += t->sequence[e].n_answers;
+    }
+    t->start[count] = rows;
+    if (turns == 0) {
+        return;
+    }
+    LlmBatch batch = {.n_sequences = count, .start = t->start, .ids = t->ids};
+    ImageHook image = {&batch, patches, d, t->images, t->dimages, NULL};
+    Hooks hooks = image_hooks(&image);
+    adapter_forward(vlm->compute, &vlm->adapter, t->features, t->images, count * patches);
+    llm_forward(t->run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
+    train_head(t, count, loss, tokens);
+    llm_backward(t->run, 0, &hooks);
+    Product product = product_tn(t->grad.weight, t->dimages, t->features, count * patches, d,
+                                 vlm->vit.config.d_model);
+    product_run(vlm->compute, &product, 1);
+    for (size_t r = 0; r < count * patches; r++) {
+        for (size_t i = 0; i < d; i++) {
+            t->bias_grad[i] += (double)t->dimages[r * d + i];
+        }
+    }
+}
+
+/* ---- schedule and step ---- */
+
+/* cos(pi t) in binary64 for t in [0, 1], by its series around the nearest of 0, 1/2 and 1 (the
+ * schedule must not depend on the machine's libm):
+ *   cos(pi t) = -cos(pi (1 - t)),   and for u > 1/4 cos(pi u) = sin(pi (1/2 - u)) */
+static double cos_pi_f64(double t) {
+    bool flip = t > 0.5;
+    double u = flip ? 1.0 - t : t;
+    bool sine = u > 0.25;
+    double x = 3.14159265358979323846 * (sine ? 0.5 - u : u), sum = 0.0;
+    for (int k = sine ? 19 : 18; k >= 2; k -= 2) {
+        sum = (1.0 + sum) * (-x * x) / (double)(k * (k - 1));
+    }
+    sum = sine ? x * (1.0 + sum) : 1.0 + sum;
+    return flip ? -sum : sum;
+}
+
+/* Linear warm-up over w = floor(ratio S) of S steps, then half a cosine from lr to min:
+ *   lr_s = lr (s + 1) / w                                          for s < w
+ *   lr_s = min + (lr - min) (1 + cos(pi (s - w + 1) / (S - w))) / 2   from there on */
+double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
+    double w = floor(options->warmup * (double)steps);
+    if ((double)s < w) {
+        return options->lr * ((double)s + 1.0) / w;
+    }
+    double turn = ((double)s - w + 1.0) / ((double)steps - w);
+    return options->min_lr + (options->lr - options->min_lr) * (1.0 + cos_pi_f64(turn)) / 2.0;
+}
+
+void train_start(TrainRun *t) {
+    memset(t->grad.weight, 0, t->grad.d_llm * t->grad.d_vit * sizeof(float));
+    memset(t->bias_grad, 0, t->grad.d_llm * sizeof(double));
+}
+
+/* g = sum of the examples' gradients / n, then AdamW as torch has it by default. */
+void train_update(TrainRun *t, size_t count, double lr, uint64_t step) {
+    static const double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
+    const Compute *compute = t->vlm->compute;
+    Adapter *p = &t->vlm->adapter, *g = &t->grad, *m = &t->m, *v = &t->v;
+    size_t n = p->d_llm * p->d_vit;
+    for (size_t i = 0; i < n; i++) {
+        g->weight[i] /= (float)count;
+    }
+    for (size_t i = 0; i < p->d_llm; i++) {
+        g->bias[i] = (float)(t->bias_grad[i] / (double)count);
+    }
+    adamw_step(compute, p->weight, g->weight, m->weight, v->weight, n, lr, beta1, beta2, eps,
+               weight_decay, step);
+    adamw_step(compute, p->bias, g->bias, m->bias, v->bias, p->d_llm, lr, beta1, beta2, eps,
+               weight_decay, step);
+}
+
+void train_layout(Arena *arena, void *run) {
+    TrainRun *t = run;
+    size_t d_llm = t->vlm->llm.config.d_model, vocab = t->vlm->llm.config.d_vocab,
+           d_vit = t->vlm->vit.config.d_model, patches = t->vlm->vit.config.n_patches;
+    size_t longest = patches + t->options->tokens, rows = t->micro * longest;
+    LlmPlan plan = {.max_rows = rows,
+                    .max_sequence = longest,
+                    .max_sequences = t->micro,
+                    .max_logits = LOGIT_ROWS,
+                    .backward = true};
+    t->run = llm_run_layout(&t->vlm->llm, t->vlm->compute, &plan, arena);
+    adapter_layout(&t->vlm->adapter, d_llm, d_vit, arena);
+    adapter_layout(&t->grad, d_llm, d_vit, arena);
+    adapter_layout(&t->m, d_llm, d_vit, arena);
+    adapter_layout(&t->v, d_llm, d_vit, arena);
+    t->bias_grad = arena_alloc(arena, d_llm, sizeof(double));
+    t->sequence = arena_alloc(arena, t->micro, sizeof(Sequence));
+    t->features = arena_floats(arena, t->micro * patches, d_vit);
+    t->images = arena_floats(arena, t->micro * patches, d_llm);
+    t->dimages = arena_floats(arena, t->micro * patches, d_llm);
+    t->ids = arena_alloc(arena, rows, sizeof(int32_t));
+    t->start = arena_alloc(arena, t->micro + 1, sizeof(size_t));
+    t->head_rows = arena_alloc(arena, rows, sizeof(size_t));
+    t->targets = arena_alloc(arena, rows, sizeof(int32_t));
+    t->weights = arena_floats(arena, rows, 1);
+    t->losses = arena_alloc(arena, rows, sizeof(double));
+    t->logits = arena_floats(arena, LOGIT_ROWS, vocab);
+    t->dlogits = arena_floats(arena, LOGIT_ROWS, vocab);
+}
+
+size_t train_plan(TrainRun *t) {
+    static const size_t most = (size_t)1 << 30;
+    t->micro = t->options->batch;
+    for (;; t->micro = (t->micro + 1) / 2) {
+        size_t bytes = arena_measure(train_layout, t);
+        if (t->micro == 1 || bytes <= most) {
+            return bytes;
+        }
+    }
+}
+
 /* ---- generation ---- */
 
 static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
@@ -416,66 +352,321 @@ static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32
     return options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
 }
 
-static Tokens generate_run(Vlm *vlm, LlmRun *run, float *logits, const Sequence *sequence,
-                           const float *images, const GenerateOptions *options, Arena *arena) {
-    Tokens out = {0};
-    Random random = random_start(options->seed, RANDOM_SAMPLE);
-    LlmBatch batch = {1, (size_t[]){0, sequence->rows}, sequence->ids, NULL, false};
-    ImageHook image = {&batch, sequence->n_image, vlm->llm.config.d_model, images, NULL, NULL};
-    Hooks hooks = image_hooks(&image);
-    size_t layers = vlm->llm.config.n_layers, last = sequence->rows - 1;
-    llm_forward(run, &batch, 0, layers, NULL, images != NULL ? &hooks : NULL);
-    for (size_t i = 0; i < options->max_new_tokens; i++) {
-        llm_logits(run, &last, 1, true, logits, NULL);
-        arena_reset(vlm->scratch);
-        int32_t id =
-            llm_sample(logits, vlm->llm.config.d_vocab, &options->sampling, &random, vlm->scratch);
-        if (generate_stops(vlm, options, id)) {
-            break;
-        }
-        out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
-        out.id[out.count++] = id;
-        if (i + 1 < options->max_new_tokens) {
-            LlmBatch next = {1, (size_t[]){0, 1}, &id, NULL, false};
-            llm_forward(run, &next, 0, layers, NULL, NULL);
-            last = 0;
-        }
-    }
-    return out;
-}
-
 typedef struct Generation {
-    Vlm *vlm;
-    LlmPlan plan;
+    const Vlm *vlm;
+    size_t rows, new_tokens;
     LlmRun *run;
     float *logits; /* [d_vocab] */
 } Generation;
 
 static void generation_layout(Arena *arena, void *user) {
     Generation *g = user;
-    g->run = llm_run_layout(&g->vlm->llm, g->vlm->compute, &g->plan, arena);
+    LlmPlan plan = {.max_rows = g->rows,
+                    .max_sequence = g->rows + g->new_tokens,
+                    .max_sequences = 1,
+                    .max_logits = 1,
+                    .cache = true};
+    g->run = llm_run_layout(&g->vlm->llm, g->vlm->compute, &plan, arena);
     g->logits = arena_floats(arena, g->vlm->llm.config.d_vocab, 1);
 }
 
-Tokens vlm_generate(Vlm *vlm, const Sequence *sequence, const float *images,
+Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                     const GenerateOptions *options, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
-    GenerateOptions bounded = *options;
-    if (sequence->rows == 0) {
+    size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
+    if (rows == 0) {
         fail(STATUS_INPUT, "the text has no token");
     }
-    if (config->rotary_dim == 0 && sequence->rows + bounded.max_new_tokens > config->n_ctx) {
-        bounded.max_new_tokens =
-            sequence->rows < config->n_ctx ? config->n_ctx - sequence->rows : 0;
+    Generation g = {.vlm = vlm, .rows = rows, .new_tokens = options->max_new_tokens};
+    if (config->rotary_dim == 0 && rows + g.new_tokens > config->n_ctx) { /* learned positions */
+        g.new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
     }
-    Generation g = {.vlm = vlm,
-                    .plan = {.max_rows = sequence->rows,
-                             .max_sequence = sequence->rows + bounded.max_new_tokens,
-                             .max_sequences = 1,
-                             .max_logits = 1,
-                             .cache = true}};
-    Arena *block = arena_plan(generation_layout, &g);
-    Tokens out = generate_run(vlm, g.run, g.logits, sequence, images, &bounded, arena);
+    Arena *block = arena_plan(generation_layout, &g), *scratch = arena_new();
+    Tokens out = {0};
+    Random random = random_start(options->seed, RANDOM_SAMPLE);
+    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
+    ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
+    Hooks hooks = image_hooks(&image);
+    llm_forward(g.run, &batch, 0, layers, NULL, &hooks);
+    while (out.count < g.new_tokens) {
+        arena_reset(scratch);
+        llm_logits(g.run, &last, 1, true, g.logits, NULL);
+        int32_t id = llm_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
+        if (generate_stops(vlm, options, id)) {
+            break;
+        }
+        out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
+        out.id[out.count++] = id;
+        if (out.count < g.new_tokens) {
+            LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};
+            llm_forward(g.run, &next, 0, layers, NULL, NULL);
+            last = 0;
+        }
+    }
+    arena_free(scratch);
     arena_free(block);
     return out;
+}
+
+/* ---- the layer analysis: groups of positions ----
+ * For each example two prompts, both up to the model's turn:
+ *   image    <bos> [image rows = vlm_img] [chat text = vlm_imgtext]
+ *   control  <bos> [chat text, <image> replaced by the answer = llm_text]
+ * and at blocks.L.hook_resid_post the layer's own SAE on each group's rows. */
+
+Turn control_turn(Arena *arena, const Turn *turn, const Turn *answer) {
+    static const char lead[] = "Consider the following information: ";
+    size_t length = sizeof lead + answer->length; /* a space in place of lead's 0 */
+    char *text = arena_alloc(arena, length, 1);
+    memcpy(text, lead, sizeof lead - 1);
+    memcpy(text + sizeof lead - 1, answer->text, answer->length);
+    text[length - 1] = ' ';
+    return turn_replace_image(arena, turn, text, length);
+}
+
+Range group_rows(const Sequence *sequence, Group group, size_t end) {
+    size_t after = 1 + sequence->n_image;
+    bool control = sequence->n_image == 0;
+    if (group == GROUP_IMG) {
+        return (Range){1, after};
+    }
+    return control == (group == GROUP_TEXT) && end > after ? (Range){after, end} : (Range){0, 0};
+}
+
+/* Of the rows x of one example, with f = encode(x) and x^ = decode(f):
+ *   MSE = mean over rows and dimensions of (x - x^)^2       sparsity = L0 / d_sae
+ *   FVU = sum |x - x^|^2 / sum |x - mean(x)|^2              cosine = mean of x.x^ / (|x| |x^|)
+ *   norm = mean |x|
+ * (sae.c: sae_stats); the groups' figures are means over examples. A feature is active in an
+ * example if it is anywhere in the group. */
+void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, const float *x,
+                   size_t rows) {
+    const Sae *sae = layer->sae;
+    Sums *sums = &layer->sums[variant][group];
+    sae_encode(sae, a->sae_run, x, NULL, a->acts, rows);
+    sae_decode(sae, a->sae_run, a->acts, a->recon, rows);
+    sae_target(sae, a->compute, a->target, x, rows);
+    SaeStats stats = sae_stats(a->target, a->recon, a->acts, rows, sae->d_in, sae->d_sae);
+    sums->mse += stats.mse;
+    sums->sparsity += stats.sparsity;
+    sums->l0 += stats.l0;
+    sums->cosine += stats.cosine;
+    sums->norm += stats.norm;
+    sums->n++;
+    if (isfinite(stats.fvu)) { /* one row alone has no variance */
+        sums->fvu += stats.fvu;
+        sums->n_fvu++;
+    }
+    for (size_t j = 0; j < sae->d_sae && variant == VARIANT_CLEAN; j++) {
+        bool active = false;
+        for (size_t r = 0; r < rows && !active; r++) {
+            active = a->acts[r * sae->d_sae + j] > 0.0f;
+        }
+        layer->active[group][j] += active;
+    }
+}
+
+/* ---- controls: image rows that no longer belong together, and noise ---- */
+
+void permuted_images(Random random, size_t others, size_t k, const float *rows_of_other, float *out,
+                     size_t rows, size_t d_model) {
+    for (size_t p = 0; p < rows; p++) {
+        if (random_below(&random, others) == k) {
+            memcpy(out + p * d_model, rows_of_other + p * d_model, d_model * sizeof(float));
+        }
+    }
+}
+
+void moments_add(Moments *moments, const float *x, size_t rows) {
+    size_t d = moments->d_model;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t i = 0; i < d; i++) {
+            double value = (double)x[r * d + i];
+            moments->sum[i] += value;
+            moments->squares[i] += value * value;
+        }
+    }
+    moments->rows += rows;
+}
+
+/* out[r, i] = mean_i + sqrt(var_i) z,   z standard normal,   var_i = mean of x_i^2 - mean_i^2 */
+void gaussian_images(const Moments *moments, Random random, float *out, size_t rows) {
+    size_t d = moments->d_model;
+    double count = (double)moments->rows;
+    float z[2];
+    for (size_t k = 0; k < rows * d; k++) {
+        double mean = moments->sum[k % d] / count;
+        double variance = moments->squares[k % d] / count - mean * mean;
+        if (k % 2 == 0) {
+            random_normals(&random, z);
+        }
+        out[k] = (float)(mean + sqrt(variance > 0.0 ? variance : 0.0) * (double)z[k % 2]);
+    }
+}
+
+/* ---- loss recovered ---- */
+
+/* Mean cross-entropy of the first answer's tokens, from the stream entering layer `first`. */
+static double answer_loss(AnalyzeRun *a, const Sequence *s, const LlmBatch *batch, size_t first,
+                          const float *stream) {
+    Range answer = s->answers[0];
+    double sum = 0.0;
+    llm_forward(a->run, batch, first, a->llm->config.n_layers, stream, NULL);
+    for (size_t r = answer.begin; r < answer.end; r++) {
+        size_t row = r - 1;
+        double one;
+        llm_logits(a->run, &row, 1, true, a->logits, NULL);
+        cross_entropy_rows(a->compute, &one, NULL, a->logits, &s->ids[r], NULL, 1,
+                           a->llm->config.d_vocab);
+        sum += one;
+    }
+    return sum / (double)(answer.end - answer.begin);
+}
+
+/* L_sae, L_zero, L_mean: the loss when the group's rows x of the stream behind the layer's block
+ * become decode(encode(x)), 0, or their mean over the rows. */
+static void loss_group(AnalyzeRun *a, LayerResult *layer, LossSums *sums, const Sequence *s,
+                       const LlmBatch *batch, Range rows) {
+    size_t d = a->llm->config.d_model, n = rows.end - rows.begin, next = (size_t)layer->layer + 1;
+    const float *x = a->stream + rows.begin * d;
+    float *edit = a->edited + rows.begin * d;
+    memcpy(a->edited, a->stream, s->rows * d * sizeof(float));
+    sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, n);
+    sae_decode(layer->sae, a->sae_run, a->acts, edit, n);
+    sums->sae += answer_loss(a, s, batch, next, a->edited);
+    memset(edit, 0, n * d * sizeof(float));
+    sums->zero += answer_loss(a, s, batch, next, a->edited);
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0.0;
+        for (size_t r = 0; r < n; r++) {
+            sum += (double)x[r * d + i];
+        }
+        for (size_t r = 0; r < n; r++) {
+            edit[r * d + i] = (float)(sum / (double)n);
+        }
+    }
+    sums->mean += answer_loss(a, s, batch, next, a->edited);
+}
+
+void loss_sequence(AnalyzeRun *a, const Sequence *s, const float *images) {
+    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, s->rows}, .ids = s->ids};
+    size_t layers = a->llm->config.n_layers, d = a->llm->config.d_model;
+    ImageHook image = {&batch, s->n_image, d, images, NULL, NULL};
+    Hooks hooks = image_hooks(&image);
+    double clean = 0.0;
+    if (s->n_answers == 0) {
+        return;
+    }
+    llm_forward(a->run, &batch, 0, 1, NULL, &hooks);
+    for (size_t l = 0; l < layers; l++) {
+        LayerResult *layer = a->of_layer[l];
+        memcpy(a->stream, llm_resid(a->run), s->rows * d * sizeof(float)); /* behind block l */
+        clean = l == 0 ? answer_loss(a, s, &batch, 1, a->stream) : clean;
+        for (Group g = 0; g < GROUPS && layer != NULL; g++) {
+            Range rows = group_rows(s, g, s->prompt_rows);
+            if (rows.end > rows.begin) {
+                layer->loss[g].clean += clean;
+                layer->loss[g].n++;
+                loss_group(a, layer, &layer->loss[g], s, &batch, rows);
+            }
+        }
+        if (l + 1 < layers) {
+            memcpy(a->edited, a->stream, s->rows * d * sizeof(float));
+            llm_forward(a->run, &batch, l + 1, l + 2, a->edited, NULL);
+        }
+    }
+}
+
+/* (L_abl - L_sae) / (L_abl - L_clean), of sums over examples */
+double loss_recovered(const LossSums *sums, bool zero) {
+    double ablated = zero ? sums->zero : sums->mean;
+    return sums->n > 0 && ablated != sums->clean ? (ablated - sums->sae) / (ablated - sums->clean)
+                                                 : NAN;
+}
+
+/* ---- features that are rare enough, the strongest first ---- */
+
+/* Left out: features active in the group in a larger share of the examples than max_frequency,
+ * features that Neuronpedia found active in a larger share of tokens than max_density, and where
+ * there are descriptions those that have none. */
+static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Group group, size_t j) {
+    const Descriptions *d = &layer->descriptions;
+    return (double)layer->active[group][j] / (double)result->examples >
+               result->options->max_frequency ||
+           (d->text != NULL &&
+            (d->text[j] == NULL || (double)d->density[j] > result->options->max_density));
+}
+
+/* The first TOP_FEATURES distinct features, walking down all activations f[r, j] of the rows; of
+ * equal activations the earlier row, then the lower j. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
+                    size_t rows, TopFeature found[TOP_FEATURES]) {
+    size_t d_sae = layer->sae->d_sae, n = 0;
+    sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
+    for (size_t j = 0; j < d_sae; j++) { /* each feature where it is strongest; 0: nowhere */
+        size_t considered = left_out(a->result, layer, group, j) ? 0 : rows;
+        a->best[j] = 0.0f;
+        a->best_row[j] = 0;
+        for (size_t r = 0; r < considered; r++) {
+            if (a->acts[r * d_sae + j] > a->best[j]) {
+                a->best[j] = a->acts[r * d_sae + j];
+                a->best_row[j] = r;
+            }
+        }
+    }
+    for (; n < TOP_FEATURES; n++) {
+        size_t top = 0;
+        for (size_t j = 1; j < d_sae; j++) {
+            bool higher = a->best[j] > a->best[top];
+            bool earlier = a->best[j] == a->best[top] && a->best_row[j] < a->best_row[top];
+            top = higher || earlier ? j : top;
+        }
+        if (!(a->best[top] > 0.0f)) {
+            break;
+        }
+        found[n] = (TopFeature){top, a->best_row[top], a->best[top]};
+        a->best[top] = 0.0f;
+    }
+    return n;
+}
+
+/* ---- the convergence layer ---- */
+
+static bool within(double image, double text, double factor) {
+    return image <= factor * text && text <= factor * image;
+}
+
+/* The first layer from which, to the last, image tokens stay within a factor c of the control:
+ *   vlm_img <= c llm_text   and   llm_text <= c vlm_img,   of MSE, of sparsity, or of both */
+int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
+    double c = result->options->converge;
+    int found = -1;
+    for (size_t i = result->n_layers; i-- > 0;) {
+        const Sums *image = &result->layers[i].sums[VARIANT_CLEAN][GROUP_IMG],
+                   *text = &result->layers[i].sums[VARIANT_CLEAN][GROUP_TEXT];
+        double n_image = (double)image->n, n_text = (double)text->n;
+        if ((mse && !within(image->mse / n_image, text->mse / n_text, c)) ||
+            (sparsity && !within(image->sparsity / n_image, text->sparsity / n_text, c))) {
+            break;
+        }
+        found = result->layers[i].layer;
+    }
+    return found;
+}
+
+void analyze_layout(Arena *arena, void *run) {
+    AnalyzeRun *a = run;
+    size_t d = a->llm->config.d_model;
+    LlmPlan plan = {
+        .max_rows = a->longest, .max_sequence = a->longest, .max_sequences = 1, .max_logits = 1};
+    a->run = llm_run_layout(a->llm, a->compute, &plan, arena);
+    a->sae_run = sae_run_layout(a->compute, d, a->widest, a->longest, arena);
+    a->target = arena_floats(arena, a->longest, d);
+    a->recon = arena_floats(arena, a->longest, d);
+    a->stream = arena_floats(arena, a->longest, d);
+    a->edited = arena_floats(arena, a->longest, d);
+    a->acts = arena_floats(arena, a->longest, a->widest);
+    a->logits = arena_floats(arena, a->llm->config.d_vocab, 1);
+    a->best = arena_floats(arena, a->widest, 1);
+    a->best_row = arena_alloc(arena, a->widest, sizeof(size_t));
 }

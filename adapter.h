@@ -1,135 +1,69 @@
-/* adapter.h: the vision-language sequence, the adapter and its training, generation and evaluation.
- * Floor 3 (Mapping, arXiv 2506.11976). */
+/* adapter.h: how image tokens enter a frozen language model, how the adapter that makes them is
+ * trained, and how far they have become language, layer by layer (Mapping, arXiv 2506.11976).
+ * Floor 10. */
 #ifndef REFSAE_ADAPTER_H
 #define REFSAE_ADAPTER_H
 
+#include "data.h"
 #include "image.h"
-#include "json.h"
 #include "kernels.h"
 #include "llm.h"
+#include "sae_load.h"
 #include "tokenizer.h"
 #include "vit.h"
 
-/* ---- conversations and sequences ---- */
-
-typedef struct Turn {
-    const char *text;
-    size_t length;
-    bool model; /* false: the user's */
-} Turn;
-
-typedef struct Conversation { /* one example of LLaVA JSON */
-    const char *id, *image;   /* image NULL: none, else the first; id "" : none */
-    size_t n_images;          /* more than one: no example for this adapter */
-    Turn *turns;
-    size_t count;
-} Conversation;
-
-typedef struct Span {
-    size_t begin, end; /* [begin, end) */
-} Span;
-
-/* Rows of one sequence: [bos] [n_image rows of the adapter, id -1] [rest]. */
-typedef struct Sequence {
-    int32_t *ids;
-    size_t rows;
-    size_t n_image; /* image rows are 1 .. n_image */
-    Span *answers;  /* rows to predict of each model turn that keeps one (a row is predicted by the
-                       one before) */
-    size_t n_answers;
-    size_t prompt_rows; /* rows before the first answer's first token */
-} Sequence;
-
-typedef enum ImageText {
-    IMAGE_TEXT_KEEP,
-    IMAGE_TEXT_DROP
-} ImageText;
-
-/* `element` is one member of the array; messages start with `name`. */
-Conversation conversation_parse(Arena *arena, const Json *element, const char *name);
-
-/* Its list of turns alone: members with "from" and "value", or "role" and "content". */
-void conversation_parse_turns(Conversation *conversation, const Json *list, const char *name,
-                              Arena *arena);
-
-/* ---- the adapter: y[n, d_llm] = x[n, d_vit] W^T + b ---- */
+/* ---- the adapter and the models around it ---- */
 
 typedef struct Adapter {
     float *weight, *bias; /* [d_llm, d_vit], [d_llm] */
     size_t d_llm, d_vit;
 } Adapter;
 
-/* What stands before "weight" and "bias" in a file: "module." where the released code trained on
- * several devices, else "". */
-const char *adapter_prefix(const TensorStore *store);
-Adapter adapter_read(Arena *arena, const char *path, size_t d_llm, size_t d_vit);
-void adapter_write(const Adapter *adapter, const char *path);
-void adapter_init(Adapter *adapter,
-                  uint64_t seed); /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias */
+void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena);
+/* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias. */
+void adapter_init(Adapter *adapter, uint64_t seed);
+/* y[rows, d_llm] = x[rows, d_vit] W^T + b */
 void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y,
                      size_t rows);
 
-/* ---- what every vision-language command opens ---- */
+typedef enum ImageText { /* the literal <image> in what the model reads */
+    IMAGE_TEXT_KEEP,
+    IMAGE_TEXT_DROP
+} ImageText;
 
-typedef struct Vlm {
+typedef struct Vlm { /* opened by run_mapping.c */
     const Compute *compute;
     Llm llm;
     Vit vit;
     Tokenizer *tokenizer;
     Preprocess preprocess;
     Adapter adapter;
-    Arena *arena;   /* the caller's: all that is opened lives there */
-    Arena *scratch; /* one image or conversation at a time */
     VitRun *vit_run;
-    float *features; /* [n_patches, d_vit] */
+    float *features; /* [n_patches, d_vit]: the tower's of one image */
     ImageText image_text;
 } Vlm;
 
-typedef struct VlmPaths { /* each may be NULL: not opened */
-    const char *llm, *vision, *adapter;
-    bool without_tokenizer;
-} VlmPaths;
+/* ---- sequences: [bos] [n_image rows of the adapter, id -1] [text] ---- */
 
-void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths);
+typedef struct Range {
+    size_t begin, end; /* [begin, end) */
+} Range;
 
-/* Decodes, preprocesses and runs the tower (hooks may be NULL): the adapter's input, [n_patches,
- * d_vit], in vlm->features. */
-void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks);
+typedef struct Sequence {
+    int32_t *ids;
+    size_t rows;
+    size_t n_image; /* image rows are 1 .. n_image */
+    Range *answers; /* rows to predict of each model turn that keeps one (a row is predicted by the
+                       one before) */
+    size_t n_answers;
+    size_t prompt_rows; /* rows before the first answer's first token */
+} Sequence;
 
-/* Renders turns 0 .. count - 1 in Gemma's chat form and tokenizes the whole. A conversation whose
- * last turn is the user's ends in "<start_of_turn>model\n", ready for an answer. limit: text tokens
- * kept, <bos> counted (0: all). image: room for the image rows after <bos>. */
+/* Renders the turns in Gemma's chat form and tokenizes the whole. Where the last turn is the user's
+ * it ends in "<start_of_turn>model\n", ready for an answer. limit: text tokens kept, <bos> counted
+ * (0: all). image: room for the image rows after <bos>. */
 Sequence vlm_sequence(const Vlm *vlm, const Turn *turns, size_t count, bool image, size_t limit,
                       Arena *arena);
-/* The same for text that is used as it stands. */
-Sequence vlm_sequence_text(const Vlm *vlm, const char *text, size_t length, bool bos, bool image,
-                           Arena *arena);
-
-/* ---- adapter outputs of a list of images, and the control that permutes them ---- */
-
-enum {
-    IMAGE_POOL = 16
-}; /* images whose rows are held at once */
-
-typedef struct ImagePool {
-    Vlm *vlm;
-    char **paths;
-    size_t count, capacity;
-    size_t held[IMAGE_POOL]; /* index + 1 of the image in each place; 0: none */
-    float *rows;             /* [IMAGE_POOL, n_patches, d_llm] */
-    Arena *arena;
-} ImagePool;
-
-void image_pool_open(ImagePool *pool, Arena *arena, Vlm *vlm);
-/* The index of `path`, which is decoded on the spot if it is new. An image that cannot be read
- * fails and is not added. */
-size_t image_pool_add(ImagePool *pool, const char *path);
-/* out[n_patches, d_llm]: the adapter's output for image `index`. */
-void image_pool_rows(ImagePool *pool, size_t index, float *out);
-/* The control: position p of out holds position p of another image, drawn anew for each position
- * from the next IMAGE_POOL - 1 of the list (cyclic). With one image alone there is nothing to
- * permute: an error. */
-void image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, float *out);
 
 /* A hook that sets the image rows at blocks.0.hook_resid_pre, calls `next` (may be NULL) and, in
  * backward, copies their gradient out. */
@@ -143,7 +77,7 @@ typedef struct ImageHook {
 
 Hooks image_hooks(ImageHook *hook);
 
-/* ---- commands ---- */
+/* ---- training ---- */
 
 typedef struct TrainOptions {
     const char *llm, *vision, *data, *images, *out, *init;
@@ -154,11 +88,47 @@ typedef struct TrainOptions {
     uint64_t seed;
 } TrainOptions;
 
-/* Bytes of a run's one block; reads batch, accumulate and tokens, and of vit the sizes in its
- * config. */
-size_t train_memory(const Compute *compute, const TrainOptions *options, const Llm *llm,
-                    const Vit *vit);
-void adapter_train(const Compute *compute, const TrainOptions *options, const Console *console);
+typedef struct TrainRun { /* what a step computes with */
+    const TrainOptions *options;
+    Vlm *vlm;
+    size_t micro;            /* examples at once */
+    Adapter grad, m, v;      /* gradient and AdamW's moments, shaped like the adapter */
+    double *bias_grad;       /* [d_llm] sums over the image rows of a step */
+    Sequence *sequence;      /* [micro] */
+    float *features;         /* [micro, P, d_vit] */
+    float *images, *dimages; /* [micro, P, d_llm] */
+    LlmRun *run;
+    int32_t *ids; /* [rows] of all sequences */
+    size_t *start;
+    /* [rows]: the rows that predict a token, the token, its share of the loss, -log p */
+    size_t *head_rows;
+    int32_t *targets;
+    float *weights;
+    double *losses;
+    float *logits, *dlogits; /* [LOGIT_ROWS, d_vocab] */
+} TrainRun;
+
+/* Chooses t->micro, the most examples whose memory stays within a bound (results do not depend on
+ * it): bytes of the block that train_layout takes. Of the models it reads the configs. */
+size_t train_plan(TrainRun *t);
+void train_layout(Arena *arena, void *run);
+
+void train_start(TrainRun *t); /* of a step */
+/* Forward and backward of `count` examples whose sequences and features are in place: adds to the
+ * gradient, the sum of the losses and the tokens predicted. */
+void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens);
+/* AdamW's step (from 1) with the mean gradient of `count` examples. */
+void train_update(TrainRun *t, size_t count, double lr, uint64_t step);
+/* The rate of step s (from 0) of `steps`. */
+double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps);
+
+typedef struct TrainResult {
+    const TrainOptions *options;
+    const double *loss; /* [steps] */
+    size_t steps;
+} TrainResult;
+
+/* ---- generation and visual questions ---- */
 
 typedef struct GenerateOptions {
     size_t max_new_tokens;
@@ -169,7 +139,7 @@ typedef struct GenerateOptions {
 
 /* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
  * one that stopped it. */
-Tokens vlm_generate(Vlm *vlm, const Sequence *sequence, const float *images,
+Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                     const GenerateOptions *options, Arena *arena);
 
 typedef struct EvalOptions {
@@ -181,6 +151,131 @@ typedef struct EvalOptions {
     uint64_t seed;
 } EvalOptions;
 
-void adapter_eval(const Compute *compute, const EvalOptions *options, const Console *console);
+/* ---- the layer analysis: SAEs of the language model on groups of positions ---- */
+
+typedef struct AnalyzeOptions {
+    const char *llm, *vision, *adapter, *saes, *data, *images, *out;
+    const char *layers;       /* "0,4-9"; NULL: every layer that has an SAE */
+    const char *descriptions; /* NULL: features are reported by number */
+    const char
+        *judge; /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
+    const char *compare; /* a table like weights/mapping_published.csv */
+    size_t examples, loss_examples;
+    double max_frequency, max_density, converge;
+    bool canonical, strict;
+    ImageText image_text;
+    SaeOptions sae;
+    uint64_t seed;
+} AnalyzeOptions;
+
+typedef enum Group {
+    GROUP_IMG,     /* rows 1 .. P of a prompt with its image */
+    GROUP_IMGTEXT, /* its rows from P + 1 on */
+    GROUP_TEXT,    /* rows from 1 on of the control, which states the answer and has no image */
+    GROUPS
+} Group;
+typedef enum Variant { /* of the image rows */
+    VARIANT_CLEAN,
+    VARIANT_PERMUTED,
+    VARIANT_GAUSSIAN,
+    VARIANTS
+} Variant;
+
+extern const char *const group_names[GROUPS];     /* vlm_img, vlm_imgtext, llm_text */
+extern const char *const variant_names[VARIANTS]; /* "", permuted, gaussian */
+
+typedef struct Sums { /* over examples, in their order */
+    double mse, sparsity, l0, cosine, norm, fvu;
+    size_t n, n_fvu;
+} Sums;
+
+/* Mean cross-entropy of the first answer's tokens, summed over examples. */
+typedef struct LossSums {
+    double clean, sae, zero, mean;
+    size_t n;
+} LossSums;
+
+typedef struct LayerResult {
+    int layer;
+    const Sae *sae;
+    Descriptions descriptions; /* NULLs: none were given */
+    Sums sums[VARIANTS][GROUPS];
+    LossSums loss[GROUPS];
+    uint32_t *active[GROUPS]; /* [d_sae]: examples in which a feature is active in the group */
+    size_t matched[GROUPS], judged[GROUPS];
+} LayerResult;
+
+typedef struct AnalyzeResult {
+    const AnalyzeOptions *options;
+    const Console *console;
+    LayerResult *layers;
+    size_t n_layers, examples;
+    const char *const *failures; /* why examples were left out */
+    size_t n_failures;
+    bool judged;
+} AnalyzeResult;
+
+typedef struct AnalyzeRun { /* what the passes compute with */
+    const Llm *llm;
+    const Compute *compute;
+    AnalyzeResult *result;
+    LayerResult **of_layer; /* [n_layers of the model]; NULL: none */
+    size_t longest, widest; /* rows of a sequence; features of an SAE */
+    LlmRun *run;
+    SaeRun *sae_run;
+    float *target, *recon, *stream, *edited; /* [longest, d_model] */
+    float *acts;                             /* [longest, widest] */
+    float *logits;                           /* [d_vocab] */
+    float *best;                             /* [widest] */
+    size_t *best_row;
+} AnalyzeRun;
+
+void analyze_layout(Arena *arena, void *run);
+
+/* A turn of the control: every <image> becomes "Consider the following information: ANSWER ". */
+Turn control_turn(Arena *arena, const Turn *turn, const Turn *answer);
+/* The group's rows among the first `end` of a sequence; those that it does not have are empty. */
+Range group_rows(const Sequence *sequence, Group group, size_t end);
+/* Adds the statistics of one example's rows x [rows, d_model] at the layer's hook_resid_post. */
+void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, const float *x,
+                   size_t rows);
+
+/* Sum and sum of squares of image tokens, dimension by dimension [d_model]. */
+typedef struct Moments {
+    double *sum, *squares;
+    size_t rows, d_model;
+} Moments;
+
+void moments_add(Moments *moments, const float *x, size_t rows);
+/* The Gaussian control: out[rows, d_model] of the tokens' mean and variance. */
+void gaussian_images(const Moments *moments, Random random, float *out, size_t rows);
+/* The permuted control: position p of out[rows, d_model] holds position p of another image, drawn
+ * anew for each position from `others` of them; called with each, `rows_of_other` its k-th. */
+void permuted_images(Random random, size_t others, size_t k, const float *rows_of_other, float *out,
+                     size_t rows, size_t d_model);
+
+/* Adds the losses of one example, up to its first answer, for every layer with an SAE.
+ * images [n_image, d_model]; NULL without. */
+void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images);
+/* (L_abl - L_sae) / (L_abl - L_clean) of the sums; zero: rows set to 0, else to their mean. NaN
+ * when nothing was lost. */
+double loss_recovered(const LossSums *sums, bool zero);
+
+enum {
+    TOP_FEATURES = 3
+};
+
+typedef struct TopFeature {
+    size_t feature, row;
+    float activation;
+} TopFeature;
+
+/* The strongest features of x [rows, d_model] that are rare enough: how many. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
+                    size_t rows, TopFeature top[TOP_FEATURES]);
+
+/* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
+ * none. */
+int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);
 
 #endif

@@ -1,9 +1,8 @@
-/* dump.h: taking activations out of the program and comparing them with another's. Floor 3. */
+/* dump.h: taking activations out of the program and comparing them with another's. Floor 14. */
 #ifndef REFSAE_DUMP_H
 #define REFSAE_DUMP_H
 
-#include "prompt.h"
-#include "sae_load.h"
+#include "run_mapping.h"
 
 typedef struct DumpOptions {
     Prompt prompt;

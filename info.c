@@ -2,6 +2,7 @@
  * below it, a file by its first bytes and its tensors. */
 #include "info.h"
 #include "checkpoint.h"
+#include "run_mapping.h"
 #include "run_sage.h"
 
 #include <math.h>
@@ -211,15 +212,18 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     size_t longest =
         TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
     TrainOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
-    Vit vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}};
+    Vlm vlm = {.compute = compute,
+               .llm = llm,
+               .vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}}};
+    TrainRun step = {.options = &train, .vlm = &vlm};
+    AnalyzeRun analyze = {.llm = &llm, .compute = compute, .longest = longest, .widest = WIDE_SAE};
     tell_memory(t, "generate", "512 + 128 tokens", plan_bytes(&llm, compute, &generate));
     tell_memory(t, "dump --grad", "32 tokens, all hook points", plan_bytes(&llm, compute, &dump));
     tell_memory(t, "sage", "prompts of 24 tokens", sage_memory(compute, &llm, 24));
     if (c->kind == LLM_GEMMA2) {
-        tell_memory(t, "train", "256 image and 512 text tokens",
-                    train_memory(compute, &train, &llm, &vit));
+        tell_memory(t, "train", "256 image and 512 text tokens", train_plan(&step));
         tell_memory(t, "analyze", "768 rows, SAE of 16384",
-                    analyze_memory(compute, &llm, longest, WIDE_SAE));
+                    arena_measure(analyze_layout, &analyze));
     }
 }
 

@@ -3,7 +3,7 @@
 #ifndef REFSAE_INFO_H
 #define REFSAE_INFO_H
 
-#include "analyze.h"
+#include "kernels.h"
 
 /* Every path in turn; a path that cannot be understood fails after the others were told. */
 void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out);

@@ -1,9 +1,8 @@
 /* main.c: commands, options, help and exit codes. No mathematics: each command fills the options of
  * the module that does it. */
-#include "adapter.h"
-#include "analyze.h"
 #include "bench.h"
 #include "dump.h"
+#include "generate.h"
 #include "info.h"
 #include "report.h"
 #include "run_sage.h"
@@ -317,7 +316,10 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .tokens = get_count(a, "tokens"),
                             .save_every = get_count(a, "save-every"),
                             .seed = get_count(a, "seed")};
-    adapter_train(compute, &options, console);
+    Arena *arena = arena_new();
+    TrainResult result = run_train(arena, compute, &options, console);
+    report_train(&result);
+    arena_free(arena);
 }
 
 /* ---- analyze ---- */
@@ -370,7 +372,10 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .image_text = get_image_text(a),
                               .sae = get_sae_options(a),
                               .seed = get_count(a, "seed")};
-    analyze_run(compute, &options, console);
+    Arena *arena = arena_new();
+    AnalyzeResult result = run_analyze(arena, compute, &options, console);
+    report_analyze(&result);
+    arena_free(arena);
 }
 
 /* ---- sage ---- */
@@ -499,7 +504,7 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
                            .image_text = get_image_text(a),
                            .seed = get_count(a, "seed")};
     options.generate.stop_at_end_of_turn = true;
-    adapter_eval(compute, &options, console);
+    run_eval(compute, &options, console);
 }
 
 /* ---- dump, diff ---- */

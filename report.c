@@ -170,26 +170,6 @@ static double metric(const LayerResult *layer, Metric which, Group group, Varian
                                       : NAN;
 }
 
-static bool within(const LayerResult *layer, Metric which, double factor) {
-    double image = metric(layer, which, GROUP_IMG, VARIANT_CLEAN),
-           text = metric(layer, which, GROUP_TEXT, VARIANT_CLEAN);
-    return image <= text * factor && text <= image * factor;
-}
-
-int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
-    int found = -1;
-    for (size_t i = result->n_layers; i-- > 0;) {
-        const LayerResult *layer = &result->layers[i];
-        double factor = result->options->converge;
-        if ((mse && !within(layer, METRIC_MSE, factor)) ||
-            (sparsity && !within(layer, METRIC_SPARSITY, factor))) {
-            break;
-        }
-        found = layer->layer;
-    }
-    return found;
-}
-
 static void json_sums(JsonOut *json, const Sums *s) {
     json_out_double(json, "mse", mean_of(s->mse, s->n));
     json_out_double(json, "sparsity", mean_of(s->sparsity, s->n));
@@ -1343,19 +1323,19 @@ void report_sage(const SageResult *result) {
     arena_free(arena);
 }
 
-void report_train(const char *directory, const double *loss, size_t steps) {
+void report_train(const TrainResult *result) {
     Arena *arena = arena_new();
-    double *x = arena_alloc(arena, steps, sizeof *x);
-    for (size_t i = 0; i < steps; i++) {
+    double *x = arena_alloc(arena, result->steps, sizeof *x);
+    for (size_t i = 0; i < result->steps; i++) {
         x[i] = (double)(i + 1);
     }
-    Series series = {.name = "loss", .x = x, .y = loss, .count = steps};
+    Series series = {.name = "loss", .x = x, .y = result->loss, .count = result->steps};
     LineChart chart = {.title = "Adapter training",
                        .x_label = "step",
                        .y_label = "cross-entropy of the answers (nats)",
                        .series = &series,
                        .series_count = 1};
-    write_text(path_join(arena, directory, "loss.svg"), svg_lines(arena, &chart));
+    write_text(path_join(arena, result->options->out, "loss.svg"), svg_lines(arena, &chart));
     arena_free(arena);
 }
 

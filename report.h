@@ -5,11 +5,11 @@
 #ifndef REFSAE_REPORT_H
 #define REFSAE_REPORT_H
 
-#include "analyze.h"
+#include "adapter.h"
 #include "sage.h"
 
-/* loss.svg in the folder: the loss of each step. */
-void report_train(const char *directory, const double *loss, size_t steps);
+/* loss.svg in options->out: the loss of each step. */
+void report_train(const TrainResult *result);
 /* layers.csv, layers.json, mse.svg, sparsity.svg, match.svg and report.html in options->out. */
 void report_analyze(const AnalyzeResult *result);
 /* cross_sections.csv, sage.csv, sage.json, figures and report.html in options->out. */

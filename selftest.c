@@ -4,8 +4,6 @@
 #include "selftest.h"
 #include "elementary.h"
 
-#include "adapter.h"
-#include "analyze.h"
 #include "dump.h"
 #include "report.h"
 #include "run_sage.h"
@@ -35,7 +33,7 @@ static const struct {
     {"train/adapter.safetensors",
      "1b5dee159891b8cc74e4dde939ecd74f4d8d94fe6e2ed4f8a68074f16f98c0fa"},
     {"train/checkpoint.safetensors",
-     "f3c78e9c83148d69bff8bf6c1003d12c76405c2f571cd8b24b253dc5778dddff"},
+     "99b51a293d6a8b22d6b3931e21a964401e48f08c5ea61ec771c9a7ce7340df56"},
     {"train/train.csv", "49473f797ff497ae68a0b6f34ca14896d94df198134df69064fb9a8919d28b27"},
     {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
     {"eval/scores.json", "5f80a0bacc0b2bd5d9803b62e99343f149c3dd63b14b0a7c2c4ec5bbcf7ecd28"},
@@ -433,7 +431,8 @@ static void run_stages(const Compute *compute) {
                           .epochs = 3,
                           .tokens = 60,
                           .seed = 475};
-    adapter_train(compute, &train, &console);
+    Arena *arena = arena_new();
+    (void)run_train(arena, compute, &train, &console);
     EvalOptions eval = {.llm = "gemma2",
                         .vision = "clip",
                         .adapter = "train/adapter.safetensors",
@@ -444,7 +443,7 @@ static void run_stages(const Compute *compute) {
                                      .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
                                      .seed = 475},
                         .seed = 475};
-    adapter_eval(compute, &eval, &console);
+    run_eval(compute, &eval, &console);
     AnalyzeOptions analyze = {.llm = "gemma2",
                               .vision = "clip",
                               .adapter = "train/adapter.safetensors",
@@ -458,7 +457,8 @@ static void run_stages(const Compute *compute) {
                               .max_density = 1,
                               .converge = 1.5,
                               .seed = 475};
-    analyze_run(compute, &analyze, &console);
+    AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
+    report_analyze(&layers);
     SageOptions sage = {.llm = "gpt2",
                         .saes = "saes_gpt2",
                         .task = "task.json",
@@ -472,7 +472,6 @@ static void run_stages(const Compute *compute) {
                         .n_f1 = 1,
                         .bos = 1,
                         .seed = 475};
-    Arena *arena = arena_new();
     SageResult found = sage_run(arena, compute, &sage, &console);
     report_sage(&found);
     arena_free(arena);

@@ -2,7 +2,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "adapter.h"
+#include "run_mapping.h"
 #include "json.h"
 
 static Conversation parse(const char *text, Arena *arena) {
@@ -128,7 +128,7 @@ Test(conversation, image_rows_and_answers) {
         int32_t end = tokenizer_id(vlm.tokenizer, "<end_of_turn>");
         for (size_t a = 0; a < 2; a++) {
             size_t length;
-            Span span = s.answers[a];
+            Range span = s.answers[a];
             cr_assert_eq(s.ids[span.end - 1], end);
             char *said = tokenizer_decode(vlm.tokenizer, s.ids + span.begin,
                                           span.end - 1 - span.begin, false, own, &length);

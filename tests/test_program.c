@@ -482,6 +482,46 @@ Test(program, killed_and_resumed_gives_the_same_bytes) {
     one_sentence("--resume");
 }
 
+static size_t lines_of(const char *name) {
+    size_t size, lines = 0;
+    char *text = slurp(name, &size);
+    for (size_t i = 0; i < size; i++) {
+        lines += text[i] == '\n' ? 1 : 0;
+    }
+    free(text);
+    return lines;
+}
+
+/* Its times stay, of every step; and a tower of the same shape but other weights is another run. */
+Test(program, resuming_a_finished_run) {
+#define TOWER "tests/golden/models/clip_odd/"
+    static const char form[] =
+        "train --llm tests/golden/training/odd/gemma2 --vision @/tower "
+        "--data tests/golden/training/odd/data.json --images tests/golden/training/odd/images "
+        "--out @/o --batch 2 --accumulate 1 --tokens 55 --steps 4 %s";
+    char command[256], path[256];
+    snprintf(command, sizeof command, "cp -r " TOWER " %s/tower && chmod -R u+w %s/tower", folder,
+             folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(run("", form, ""), 0);
+    cr_assert_eq(lines_of("o/timing.csv"), 5);
+    snprintf(command, sizeof command, "cp %s/o/timing.csv %s/before", folder, folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(run("", form, "--resume"), 0);
+    cr_assert(says("stderr", "resuming after step 4 of 4"));
+    same_file("before", "o/timing.csv");
+    snprintf(path, sizeof path, "%s/tower/model.safetensors", folder);
+    FILE *file = fopen(path, "r+b");
+    cr_assert_not_null(file);
+    cr_assert_eq(fseek(file, -1, SEEK_END), 0);
+    int last = fgetc(file); /* the last byte of the last weight */
+    cr_assert_eq(fseek(file, -1, SEEK_END), 0);
+    fputc(last ^ 1, file);
+    fclose(file);
+    cr_assert_eq(run("", form, "--resume"), 2);
+    one_sentence("other inputs");
+}
+
 Test(program, same_bits_on_one_thread_in_scalar_code_and_in_any_batch) {
     static const char form[] =
         "train " ODD " --out @/%s --lr 0.01 --batch %d --accumulate %d --tokens 55 --steps 4 "
@@ -523,6 +563,40 @@ Test(program, eval_writes_answers_and_scores) {
     fclose(few);
     cr_assert_eq(run("", form, "d", ""), 2);
     cr_assert(says("stderr", "/q.jsonl:14: line 1, column 2: expected a name"));
+    few = fopen(name, "wb");
+    fputs("\n  \n\t\n", few);
+    fclose(few);
+    cr_assert_eq(run("", form, "e", ""), 2);
+    one_sentence("no questions");
+    cr_assert(!there("e/answers.jsonl"));
+}
+
+/* What follows U+0000 is asked too: the answers of two questions that differ only there differ. */
+Test(program, eval_asks_the_whole_question) {
+    char name[128];
+    snprintf(name, sizeof name, "%s/q.jsonl", folder);
+    FILE *file = fopen(name, "wb");
+    static const char *const ends[] = {"", "what is red", "what is to the left of the red circle"};
+    for (int i = 0; i < 3; i++) {
+        fprintf(file, "{\"question_id\":%d,\"image\":\"held_000.png\",\"text\":\"\\u0000%s\"}\n", i,
+                ends[i]);
+    }
+    fclose(file);
+    cr_assert_eq(run("", "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
+                         " --questions @/q.jsonl --images weights/images --out @/o "
+                         "--max-new-tokens 8 --temperature 0"),
+                 0);
+    size_t size;
+    char *text = slurp("o/answers.jsonl", &size), *answers[3], *at = text;
+    for (int i = 0; i < 3; i++) {
+        answers[i] = strstr(at, "\"text\": ");
+        cr_assert_not_null(answers[i], "%s", text);
+        at = strchr(answers[i], '\n');
+        *at++ = '\0';
+    }
+    cr_assert(strcmp(answers[0], answers[1]) != 0 || strcmp(answers[0], answers[2]) != 0,
+              "every answer is %s", answers[0]);
+    free(text);
 }
 
 Test(program, analyze_writes_its_files) {
@@ -538,12 +612,7 @@ Test(program, analyze_writes_its_files) {
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         cr_assert(there(files[i]), "%s", files[i]);
     }
-    size_t size, lines = 0;
-    char *csv = slurp("a/layers.csv", &size);
-    for (size_t i = 0; i < size; i++) {
-        lines += csv[i] == '\n' ? 1 : 0;
-    }
-    free(csv);
+    size_t lines = lines_of("a/layers.csv");
     cr_assert(lines > 4 && lines % 3 == 1, "%zu lines: a header and three groups a layer", lines);
     cr_assert_eq(
         run("REFSAE_ISA=scalar", form, "b", "--compare weights/mapping_published.csv --threads 1"),
@@ -554,6 +623,22 @@ Test(program, analyze_writes_its_files) {
     cr_assert_eq(run("", form, "c", "--layers 99"), 2);
     one_sentence("--layers 99");
     cr_assert(!there("c/layers.csv"));
+}
+
+/* Where one of its files cannot be put in place, none is left behind unfinished. */
+Test(program, analyze_cleans_up_behind_a_failure) {
+    char command[512];
+    snprintf(command, sizeof command, "mkdir -p %s/o/judge_questions.jsonl", folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_neq(
+        run("", "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
+                " --saes weights/saes/gemma2 --data weights/heldout.json --images weights/images "
+                "--descriptions weights/descriptions --judge @/none --examples 2 --loss-examples 0 "
+                "--layers 0 --max-frequency 1 --max-density 1 --out @/o --quiet"),
+        0);
+    one_sentence("judge_questions.jsonl");
+    snprintf(command, sizeof command, "test \"$(ls -A %s/o)\" = judge_questions.jsonl", folder);
+    cr_assert_eq(system(command), 0, "a temporary file was left behind");
 }
 
 /* ---- a disk that takes no more ---- */

@@ -1,0 +1,649 @@
+/* data.c: what is handed in about pictures, and how words are compared. */
+#include "data.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char image_literal[] = "<image>";
+
+/* ---- conversations ---- */
+
+/* found: what stands there instead, or NULL. */
+REFSAE_NORETURN static void conversation_fail(const Conversation *conversation, const char *name,
+                                              const char *what, const char *found) {
+    bool known = conversation->id[0] != '\0', is = found != NULL;
+    fail(STATUS_INPUT, "%s: %s%s%s%s%s%s%s", name, known ? "example '" : "", conversation->id,
+         known ? "': " : "", what, is ? ", found '" : "", is ? found : "", is ? "'" : "");
+}
+
+static void parse_turns(Conversation *conversation, const Json *list, const char *name,
+                        Arena *arena) {
+    if (!json_is(list, JSON_ARRAY)) {
+        conversation_fail(conversation, name, "'conversations' is not a list", NULL);
+    }
+    conversation->turns = arena_alloc(arena, list->length + 1, sizeof(Turn));
+    for (const Json *item = list->child; item != NULL; item = item->next) {
+        bool llava = json_get(item, "from") != NULL;
+        const Json *from = json_get(item, llava ? "from" : "role"),
+                   *value = json_get(item, llava ? "value" : "content");
+        bool model = json_text_is(from, "gpt") || json_text_is(from, "model") ||
+                     json_text_is(from, "assistant");
+        if (!model && !json_text_is(from, "human") && !json_text_is(from, "user")) {
+            conversation_fail(conversation, name, "expected a turn from human or gpt",
+                              json_is(from, JSON_STRING) ? from->text : "?");
+        }
+        if (!json_is(value, JSON_STRING)) {
+            conversation_fail(conversation, name, "a turn has no text", NULL);
+        }
+        conversation->turns[conversation->count++] = (Turn){value->text, value->length, model};
+    }
+}
+
+static const char *id_text(const Json *id) {
+    return json_is(id, JSON_STRING) || json_is(id, JSON_NUMBER) ? id->text : "";
+}
+
+static bool is_file_name(const Json *value) {
+    return json_is(value, JSON_STRING) && strlen(value->text) == value->length;
+}
+
+Conversation conversation_parse(Arena *arena, const Json *element, const char *name) {
+    if (!json_is(element, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: an example is not an object", name);
+    }
+    Conversation c = {.id = id_text(json_get(element, "id"))};
+    const Json *image = json_get(element, "image");
+    size_t listed = 1;
+    if (json_is(image, JSON_ARRAY)) {
+        listed = image->length;
+        image = image->child;
+    }
+    if (image != NULL && !json_is(image, JSON_NULL)) {
+        if (!is_file_name(image)) {
+            conversation_fail(&c, name, "'image' is not a file name", NULL);
+        }
+        c.image = image->length > 0 ? image->text : NULL;
+    }
+    c.n_images = c.image != NULL ? listed : 0;
+    parse_turns(&c, json_get(element, "conversations"), name, arena);
+    return c;
+}
+
+static void trim(const char **text, size_t *length, const char *front, const char *back) {
+    while (*length > 0 && (*text)[0] != '\0' && strchr(front, (*text)[0]) != NULL) {
+        (*text)++;
+        (*length)--;
+    }
+    while (*length > 0 && (*text)[*length - 1] != '\0' &&
+           strchr(back, (*text)[*length - 1]) != NULL) {
+        (*length)--;
+    }
+}
+
+Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed) {
+    static const char space[] = " \t\r\n\f\v";
+    Conversation c = {.id = ""};
+    const Json *volatile list = NULL;
+    Error not_json; /* then it is what the user says */
+    ATTEMPT(&not_json,
+            list = prompt[0] == '[' ? json_parse(arena, prompt, strlen(prompt), "--prompt") : NULL);
+    if (not_json.status == STATUS_OK && json_is(list, JSON_ARRAY) &&
+        json_is(list->child, JSON_OBJECT)) {
+        parse_turns(&c, list, "--prompt", arena);
+    } else {
+        c.turns = arena_alloc(arena, 1, sizeof(Turn));
+        c.turns[c.count++] = (Turn){prompt, strlen(prompt), false};
+    }
+    for (size_t i = 0; trimmed && i < c.count; i++) {
+        trim(&c.turns[i].text, &c.turns[i].length, space, space);
+        if (c.turns[i].model != (i % 2 == 1)) {
+            fail(STATUS_INPUT,
+                 "--prompt: conversation roles must alternate user/model/user/model/...");
+        }
+    }
+    return c;
+}
+
+/* Where the next literal begins, from `from` on; the length of the turn: nowhere. */
+static size_t image_literal_at(const Turn *turn, size_t from) {
+    size_t mark = sizeof image_literal - 1;
+    while (from + mark <= turn->length && memcmp(turn->text + from, image_literal, mark) != 0) {
+        from++;
+    }
+    return from + mark <= turn->length ? from : turn->length;
+}
+
+void conversation_place_image(Arena *arena, Conversation *conversation) {
+    Turn *first = NULL;
+    for (size_t i = conversation->count; i-- > 0;) {
+        Turn *turn = &conversation->turns[i];
+        if (image_literal_at(turn, 0) < turn->length) {
+            return;
+        }
+        first = turn->model ? first : turn;
+    }
+    if (first != NULL) {
+        size_t mark = sizeof image_literal; /* with a newline in place of its 0 */
+        char *text = arena_alloc(arena, mark + first->length + 1, 1);
+        memcpy(text, image_literal, mark);
+        text[mark - 1] = '\n';
+        memcpy(text + mark, first->text, first->length);
+        *first = (Turn){text, mark + first->length, false};
+    }
+}
+
+Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t put) {
+    size_t mark = sizeof image_literal - 1, capacity = 0, length = 0;
+    char *out = arena_grow(arena, NULL, &capacity, turn->length + 1, 1);
+    for (size_t from = 0, at; from < turn->length; from = at + mark) {
+        at = image_literal_at(turn, from);
+        out = arena_grow(arena, out, &capacity, length + (at - from) + put + 1, 1);
+        memcpy(out + length, turn->text + from, at - from);
+        length += at - from;
+        if (at < turn->length) {
+            memcpy(out + length, text, put);
+            length += put;
+        }
+    }
+    return (Turn){out, length, turn->model};
+}
+
+/* ---- questions and scores ---- */
+
+static const Json *first_of(const Json *object, const char *const *names) {
+    for (; *names != NULL; names++) {
+        const Json *value = json_get(object, *names);
+        if (value != NULL && !json_is(value, JSON_NULL)) {
+            return value;
+        }
+    }
+    return NULL;
+}
+
+Question question_parse(Arena *arena, const Json *line, const char *name, size_t number) {
+    static const char *const ids[] = {"question_id", "id", NULL},
+                             *const texts[] = {"text", "question", "prompt", NULL},
+                             *const references[] = {"answers", "answer", "label", "ground_truth",
+                                                    NULL};
+    const Json *text = first_of(line, texts), *image = json_get(line, "image"),
+               *answer = first_of(line, references);
+    if (!json_is(text, JSON_STRING)) {
+        fail(STATUS_INPUT, "%s:%zu: no 'text' (or 'question') that is a string", name, number);
+    }
+    if (!is_file_name(image)) {
+        fail(STATUS_INPUT, "%s:%zu: no 'image' that is a file name", name, number);
+    }
+    Question question = {.id = id_text(first_of(line, ids)),
+                         .image = image->text,
+                         .text = {text->text, text->length, false}};
+    bool list = json_is(answer, JSON_ARRAY);
+    question.answers = arena_alloc(arena, list ? answer->length + 1 : 1, sizeof(Json *));
+    for (const Json *a = list ? answer->child : answer; a != NULL; a = list ? a->next : NULL) {
+        const Json *string = json_is(a, JSON_OBJECT) ? json_get(a, "answer") : a;
+        question.answers[question.n_answers++] = json_is(string, JSON_STRING) ? string : NULL;
+    }
+    return question;
+}
+
+static char lower(char c) {
+    return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+/* Exact match after trimming, lower-casing (ASCII) and dropping a final full stop. */
+static bool same_answer(const char *a, size_t na, const char *b, size_t nb) {
+    trim(&a, &na, " \t\r\n", " \t\r\n.");
+    trim(&b, &nb, " \t\r\n", " \t\r\n.");
+    for (size_t i = 0; na == nb && i < na; i++) {
+        if (lower(a[i]) != lower(b[i])) {
+            return false;
+        }
+    }
+    return na == nb;
+}
+
+static bool in_list(const char *word, const char *const *list, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(word, list[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One word at out + start, 0-terminated: number words become digits, articles go. Returns the new
+ * end. */
+static size_t vqa_word(char *out, size_t start, size_t end) {
+    static const char *const articles[] = {"a", "an", "the"};
+    static const char *const numbers[][2] = {{"none", "0"},  {"zero", "0"},  {"one", "1"},
+                                             {"two", "2"},   {"three", "3"}, {"four", "4"},
+                                             {"five", "5"},  {"six", "6"},   {"seven", "7"},
+                                             {"eight", "8"}, {"nine", "9"},  {"ten", "10"}};
+    for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
+        if (strcmp(out + start, numbers[k][0]) == 0) {
+            strcpy(out + start, numbers[k][1]);
+            return start + strlen(numbers[k][1]);
+        }
+    }
+    return in_list(out + start, articles, 3) ? start : end;
+}
+
+/* VQA's answer form: lower case, number words to digits, articles removed, white space single; and
+ * as the benchmark's own evaluation a punctuation mark that stands beside a space anywhere (or any
+ * mark, if a comma stands between digits) vanishes, another becomes a space; a period vanishes
+ * unless a digit follows; apostrophes and colons stay. out has room for length + 2 bytes. */
+static void lexical_vqa_form(char *out, const char *text, size_t length) {
+    static const char marks[] = ";/[]\"{}()=+\\_-><@`,?!";
+    bool beside_space[sizeof marks] = {false}, comma = false;
+    for (size_t i = 0; i < length; i++) {
+        const char *mark = text[i] != '\0' ? strchr(marks, text[i]) : NULL;
+        char before = i > 0 ? text[i - 1] : 'x', after = i + 1 < length ? text[i + 1] : 'x';
+        if (mark != NULL) {
+            beside_space[mark - marks] |= before == ' ' || after == ' ';
+            comma |=
+                text[i] == ',' && before >= '0' && before <= '9' && after >= '0' && after <= '9';
+        }
+    }
+    size_t n = 0, start = 0;
+    for (size_t i = 0; i <= length; i++) {
+        char c = i < length ? lower(text[i]) : ' ', after = i + 1 < length ? text[i + 1] : 'x';
+        const char *mark = c != '\0' ? strchr(marks, c) : NULL;
+        if (c == '.' ? after < '0' || after > '9'
+                     : mark != NULL && (comma || beside_space[mark - marks])) {
+            continue;
+        }
+        if (mark == NULL && c != ' ' && c != '\t' && c != '\n' && c != '\r') {
+            out[n++] = c;
+            continue;
+        }
+        out[n] = '\0';
+        n = vqa_word(out, start, n);
+        if (n > start) {
+            out[n++] = ' ';
+        }
+        start = n;
+    }
+    out[n > 0 ? n - 1 : 0] = '\0';
+}
+
+static bool same_vqa_form(const char *a, size_t na, const char *b, size_t nb, Arena *scratch) {
+    char *x = arena_alloc(scratch, na + 2, 1), *y = arena_alloc(scratch, nb + 2, 1);
+    lexical_vqa_form(x, a, na);
+    lexical_vqa_form(y, b, nb);
+    return strcmp(x, y) == 0;
+}
+
+/* VQA accuracy of m matches among n reference answers: over each answer left out,
+ *   min(1, matches among the others / 3),   the mean:   (m min(1, (m - 1)/3) + (n - m) min(1, m/3))
+ * / n A single reference answer counts as all of them. */
+static double vqa_accuracy(size_t matches, size_t n) {
+    if (matches == 0 || n == 1) {
+        return matches > 0 ? 1.0 : 0.0;
+    }
+    double with = (double)matches / 3.0, without = ((double)matches - 1.0) / 3.0;
+    with = with < 1.0 ? with : 1.0;
+    without = without < 1.0 ? without : 1.0;
+    return ((double)matches * without + (double)(n - matches) * with) / (double)n;
+}
+
+/* The yes or no of an answer: of its first sentence, "no" or "not" among the words means no (as
+ * POPE's evaluation). */
+static bool answer_is_yes(const char *text) {
+    char word[8];
+    size_t n = 0;
+    for (const char *p = text;; p++) {
+        char c = lower(*p);
+        if ((c >= 'a' && c <= 'z') || c == '\'') {
+            if (n < sizeof word - 1) {
+                word[n++] = c;
+            }
+            continue;
+        }
+        word[n] = '\0';
+        if (strcmp(word, "no") == 0 || strcmp(word, "not") == 0) {
+            return false;
+        }
+        n = 0;
+        if (c == '\0' || c == '.') {
+            return true;
+        }
+    }
+}
+
+bool score_answer(Scores *scores, const char *given, size_t length, const Question *question) {
+    if (question->n_answers == 0 || question->answers[0] == NULL) {
+        return false;
+    }
+    Arena *scratch = arena_new();
+    bool exact = false;
+    size_t matches = 0;
+    for (size_t i = 0; i < question->n_answers; i++) {
+        const Json *a = question->answers[i];
+        if (a != NULL) {
+            exact |= same_answer(given, length, a->text, a->length);
+            matches += same_vqa_form(given, length, a->text, a->length, scratch);
+        }
+    }
+    arena_free(scratch);
+    scores->with_answer++;
+    scores->exact += exact;
+    scores->vqa += vqa_accuracy(matches, question->n_answers);
+    const Json *first = question->answers[0];
+    bool yes = same_answer(first->text, first->length, "yes", 3),
+         no = same_answer(first->text, first->length, "no", 2), said = answer_is_yes(given);
+    scores->yes_no += yes || no;
+    scores->true_yes += yes && said;
+    scores->false_no += yes && !said;
+    scores->true_no += no && !said;
+    scores->false_yes += no && said;
+    return exact;
+}
+
+double ratio(size_t a, size_t b) {
+    return b > 0 ? (double)a / (double)b : 0.0;
+}
+
+void scores_write(FILE *out, const Scores *s) {
+    double precision = ratio(s->true_yes, s->true_yes + s->false_yes);
+    double recall = ratio(s->true_yes, s->true_yes + s->false_no), both = precision + recall;
+    JsonOut json = json_out_start(out, 2);
+    json_out_object(&json, NULL);
+    json_out_int(&json, "questions", (int64_t)s->asked);
+    json_out_int(&json, "skipped", (int64_t)s->skipped);
+    json_out_int(&json, "scored", (int64_t)s->with_answer);
+    json_out_double(&json, "exact_match", ratio(s->exact, s->with_answer));
+    json_out_double(&json, "vqa_accuracy",
+                    s->with_answer > 0 ? s->vqa / (double)s->with_answer : 0.0);
+    json_out_object(&json, "yes_no");
+    json_out_int(&json, "questions", (int64_t)s->yes_no);
+    json_out_double(&json, "accuracy", ratio(s->true_yes + s->true_no, s->yes_no));
+    json_out_double(&json, "precision", precision);
+    json_out_double(&json, "recall", recall);
+    json_out_double(&json, "f1", both > 0.0 ? 2.0 * precision * recall / both : 0.0);
+    json_out_end(&json);
+    json_out_end(&json);
+}
+
+/* ---- descriptions and verdicts ---- */
+
+/* What follows the number with which a name begins; NULL: it begins with none. */
+static const char *number_prefix(const char *name, unsigned long *number) {
+    char *end;
+    *number = strtoul(name, &end, 10);
+    return name[0] >= '0' && name[0] <= '9' ? end : NULL;
+}
+
+/* A list of features from number `place` on, each with its index (number or text) or the next. */
+static void description_file(Descriptions *out, size_t d_sae, Arena *arena, const char *path,
+                             unsigned long place) {
+    Arena *scratch = arena_new();
+    const Json *list = json_read_file(scratch, path);
+    if (!json_is(list, JSON_ARRAY)) {
+        fail(STATUS_INPUT, "%s: expected a list of features", path);
+    }
+    for (const Json *f = list->child; f != NULL; f = f->next) {
+        const Json *index = json_get(f, "index"), *density = json_get(f, "frac_nonzero"),
+                   *explanations = json_get(f, "explanations");
+        int64_t j = (int64_t)place++;
+        if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10) {
+            j = strtol(index->text, NULL, 10);
+        } else if (json_is(index, JSON_NUMBER) && !json_int64(index, &j)) {
+            j = -1;
+        }
+        if (j < 0 || (uint64_t)j >= d_sae) {
+            fail(STATUS_INPUT, "%s: feature %lld is outside the SAE's %zu", path, (long long)j,
+                 d_sae);
+        }
+        out->density[j] = json_is(density, JSON_NUMBER) ? (float)json_double(density) : 0.0f;
+        const Json *text =
+            json_is(explanations, JSON_ARRAY) ? json_get(explanations->child, "description") : NULL;
+        if (json_is(text, JSON_STRING) && text->length > 0) {
+            out->text[j] = arena_copy(arena, text->text, text->length);
+        }
+    }
+    arena_free(scratch);
+}
+
+/* The one folder "LAYER-..." (or "LAYER") of the directory. */
+static const char *description_folder(Arena *arena, const char *directory, int layer) {
+    size_t count;
+    unsigned long number;
+    const char *taken = NULL;
+    char **names = path_list(arena, directory, &count);
+    for (size_t i = 0; i < count; i++) {
+        const char *rest = number_prefix(names[i], &number);
+        if (rest == NULL || (*rest != '-' && *rest != '\0') || number != (unsigned long)layer ||
+            !path_is_directory(path_join(arena, directory, names[i]))) {
+            continue;
+        }
+        if (taken != NULL) {
+            fail(STATUS_INPUT, "%s: layer %lu has descriptions in '%s' and in '%s'; leave one",
+                 directory, number, taken, names[i]);
+        }
+        taken = names[i];
+    }
+    if (taken == NULL) {
+        fail(STATUS_INPUT, "%s: no folder '%d-...' with descriptions of layer %d", directory, layer,
+             layer);
+    }
+    return path_join(arena, directory, taken);
+}
+
+Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae) {
+    Descriptions out = {arena_alloc(arena, d_sae, sizeof(char *)), arena_floats(arena, d_sae, 1)};
+    const char *folder = description_folder(arena, directory, layer);
+    size_t count;
+    unsigned long start;
+    char **names = path_list(arena, folder, &count);
+    for (size_t i = 0; i < count; i++) {
+        const char *rest = number_prefix(names[i], &start);
+        const char *dot = rest != NULL && *rest == '-' ? strchr(rest, '.') : NULL;
+        if (dot != NULL && strcmp(dot, ".json") == 0) {
+            description_file(&out, d_sae, arena, path_join(arena, folder, names[i]), start);
+        }
+    }
+    return out;
+}
+
+Verdict verdict_take(const Json *line) {
+    static const char *const words[] = {"1", "yes", "Yes", "YES", "true", "True"};
+    const Json *verdict = json_get(line, "verdict");
+    Verdict out = {.example = -1, .layer = -1, .group = json_get(line, "group")};
+    (void)json_int64(json_get(line, "example"), &out.example);
+    (void)json_int64(json_get(line, "layer"), &out.layer);
+    out.yes = json_is(verdict, JSON_TRUE) ||
+              (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
+              (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
+    return out;
+}
+
+/* ---- Porter's stemmer (M. F. Porter, "An algorithm for suffix stripping", 1980) ----
+ * m of a stem [C](VC)^m[V] counts its vowel-consonant turns; a rule "(m > k) S1 -> S2" replaces the
+ * suffix S1 when what stands before it has measure above k. */
+
+static bool is_vowel(const char *word, size_t i) {
+    return word[i] == 'y' ? i > 0 && !is_vowel(word, i - 1) : strchr("aeiou", word[i]) != NULL;
+}
+
+static int measure(const char *word, size_t length) {
+    int m = 0;
+    for (size_t i = 1; i < length; i++) {
+        m += is_vowel(word, i - 1) && !is_vowel(word, i);
+    }
+    return m;
+}
+
+static bool has_vowel(const char *word, size_t length) {
+    for (size_t i = 0; i < length; i++) {
+        if (is_vowel(word, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool ends_double(const char *word, size_t length) {
+    return length >= 2 && word[length - 1] == word[length - 2] && !is_vowel(word, length - 1);
+}
+
+static bool ends_cvc(const char *word, size_t length) {
+    return length >= 3 && !is_vowel(word, length - 1) && is_vowel(word, length - 2) &&
+           !is_vowel(word, length - 3) && strchr("wxy", word[length - 1]) == NULL;
+}
+
+static bool has_suffix(const char *word, const char *suffix, size_t *stem) {
+    size_t length = strlen(word), n = strlen(suffix);
+    if (length < n || memcmp(word + length - n, suffix, n) != 0) {
+        return false;
+    }
+    *stem = length - n;
+    return true;
+}
+
+typedef struct Rule {
+    const char *from, *to;
+} Rule;
+
+/* Applies the first rule whose suffix fits (the longest stands first), if the measure allows it. */
+static void apply_rules(char *word, const Rule *rules, int above) {
+    size_t stem;
+    for (; rules->from != NULL; rules++) {
+        if (has_suffix(word, rules->from, &stem)) {
+            bool fits = strcmp(rules->from, "ion") != 0 ||
+                        (stem > 0 && strchr("st", word[stem - 1]) != NULL);
+            if (fits && measure(word, stem) > above) {
+                strcpy(word + stem, rules->to);
+            }
+            return;
+        }
+    }
+}
+
+static void step_1(char *word) {
+    size_t stem;
+    if (has_suffix(word, "sses", &stem) || has_suffix(word, "ies", &stem)) {
+        word[strlen(word) - 2] = '\0';
+    } else if (!has_suffix(word, "ss", &stem) && has_suffix(word, "s", &stem)) {
+        word[stem] = '\0';
+    }
+    if (has_suffix(word, "eed", &stem)) {
+        if (measure(word, stem) > 0) {
+            word[stem + 2] = '\0';
+        }
+    } else if ((has_suffix(word, "ed", &stem) || has_suffix(word, "ing", &stem)) &&
+               has_vowel(word, stem)) {
+        size_t ignored;
+        word[stem] = '\0';
+        if (has_suffix(word, "at", &ignored) || has_suffix(word, "bl", &ignored) ||
+            has_suffix(word, "iz", &ignored)) {
+            strcat(word, "e");
+        } else if (ends_double(word, stem) && strchr("lsz", word[stem - 1]) == NULL) {
+            word[stem - 1] = '\0';
+        } else if (measure(word, stem) == 1 && ends_cvc(word, stem)) {
+            strcat(word, "e");
+        }
+    }
+    if (has_suffix(word, "y", &stem) && has_vowel(word, stem)) {
+        word[stem] = 'i';
+    }
+}
+
+/* Stems `word` (lower-case, 0-terminated) in place. */
+static void lexical_stem(char *word) {
+    static const Rule step_2[] = {{"ational", "ate"}, {"ization", "ize"}, {"iveness", "ive"},
+                                  {"fulness", "ful"}, {"ousness", "ous"}, {"tional", "tion"},
+                                  {"biliti", "ble"},  {"entli", "ent"},   {"ousli", "ous"},
+                                  {"ation", "ate"},   {"alism", "al"},    {"aliti", "al"},
+                                  {"iviti", "ive"},   {"enci", "ence"},   {"anci", "ance"},
+                                  {"izer", "ize"},    {"abli", "able"},   {"alli", "al"},
+                                  {"ator", "ate"},    {"eli", "e"},       {NULL, NULL}};
+    static const Rule step_3[] = {{"icate", "ic"}, {"ative", ""}, {"alize", "al"}, {"iciti", "ic"},
+                                  {"ical", "ic"},  {"ness", ""},  {"ful", ""},     {NULL, NULL}};
+    static const Rule step_4[] = {{"ement", ""}, {"ance", ""}, {"ence", ""}, {"able", ""},
+                                  {"ible", ""},  {"ment", ""}, {"ant", ""},  {"ent", ""},
+                                  {"ion", ""},   {"ism", ""},  {"ate", ""},  {"iti", ""},
+                                  {"ous", ""},   {"ive", ""},  {"ize", ""},  {"al", ""},
+                                  {"er", ""},    {"ic", ""},   {"ou", ""},   {NULL, NULL}};
+    size_t stem;
+    if (strlen(word) <= 2) {
+        return;
+    }
+    step_1(word);
+    apply_rules(word, step_2, 0);
+    apply_rules(word, step_3, 0);
+    apply_rules(word, step_4, 1); /* "ion" behind s or t alone */
+    if (has_suffix(word, "e", &stem)) {
+        int m = measure(word, stem);
+        if (m > 1 || (m == 1 && !ends_cvc(word, stem))) {
+            word[stem] = '\0';
+        }
+    }
+    size_t length = strlen(word);
+    if (length > 1 && word[length - 1] == 'l' && ends_double(word, length) &&
+        measure(word, length) > 1) {
+        word[length - 1] = '\0';
+    }
+}
+
+/* ---- words ---- */
+
+enum {
+    WORD_MAX = 64
+};
+
+static bool is_word_byte(unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c >= 0x80;
+}
+
+/* The next word of *text, lower-case (ASCII), into word; false at the end. Longer words are cut. */
+static bool next_word(const char **text, char word[WORD_MAX + 2]) {
+    const char *p = *text;
+    while (*p != '\0' && !is_word_byte((unsigned char)*p)) {
+        p++;
+    }
+    size_t n = 0;
+    for (; *p != '\0' && is_word_byte((unsigned char)*p); p++) {
+        if (n < WORD_MAX) {
+            word[n++] = lower(*p);
+        }
+    }
+    word[n] = '\0';
+    *text = p;
+    return n > 0;
+}
+
+static bool is_function_word(const char *word) {
+    static const char *const list[] = {
+        "the", "and", "for", "are", "was", "were", "with", "that", "this", "these", "those", "from",
+        "into", "onto", "its", "their", "them", "they", "his", "her", "our", "your", "you", "she",
+        "him", "who", "whom", "what", "which", "when", "where", "how", "why", "not", "but", "nor",
+        "any", "all", "some", "such", "has", "have", "had", "can", "could", "will", "would", "may",
+        "might", "should", "does", "did", "been", "being", "than", "then", "there", "here", "also",
+        "very", "more", "most", "other", "others", "about", "after", "before", "over", "under",
+        "between", "both", "each", "only", "own", "same", "too", "out", "off", "per", "via",
+        /* what descriptions of features are written with */
+        "word", "words", "phrase", "phrases", "term", "terms", "token", "tokens", "text", "texts",
+        "reference", "references", "referring", "refer", "refers", "mention", "mentions", "related",
+        "relating", "associated", "indicating", "indicate", "indicates", "specific", "specifically",
+        "particular", "various", "context", "contexts", "content", "instance", "instances",
+        "occurrence", "occurrences", "concept", "concepts", "expression", "expressions", "sentence",
+        "sentences", "feature", "features", "pattern", "patterns"};
+    return in_list(word, list, sizeof list / sizeof *list);
+}
+
+bool lexical_match(const char *description, const char *answer) {
+    char wanted[WORD_MAX + 2], found[WORD_MAX + 2];
+    while (next_word(&description, wanted)) {
+        if (strlen(wanted) < 3 || is_function_word(wanted)) {
+            continue;
+        }
+        lexical_stem(wanted);
+        const char *rest = answer;
+        while (next_word(&rest, found)) {
+            lexical_stem(found);
+            if (strcmp(wanted, found) == 0) {
+                return true;
+            }
+        }
+    }
+    return false;
+}

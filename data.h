@@ -1,0 +1,82 @@
+/* data.h: what is handed in about pictures: conversations, questions with their answers and scores,
+ * descriptions of features and verdicts on them; and how words are compared. Floor 9. */
+#ifndef REFSAE_DATA_H
+#define REFSAE_DATA_H
+
+#include "json.h"
+
+/* ---- conversations ---- */
+
+typedef struct Turn {
+    const char *text;
+    size_t length;
+    bool model; /* false: the user's */
+} Turn;
+
+typedef struct Conversation { /* one example of LLaVA JSON */
+    const char *id, *image;   /* image NULL: none, else the first; id "" : none */
+    size_t n_images;          /* more than one: no example for this adapter */
+    Turn *turns;
+    size_t count;
+} Conversation;
+
+/* `element` is one member of the file's array. Turns have "from" and "value", or "role" and
+ * "content". Messages start with `name`. */
+Conversation conversation_parse(Arena *arena, const Json *element, const char *name);
+/* Messages of `--prompt`: a JSON list of turns, or text that is the user's one turn. trim: as
+ * Gemma's template, contents trimmed and roles that do not alternate refused. */
+Conversation conversation_prompt(Arena *arena, const char *prompt, bool trim);
+/* Puts "<image>\n" before the first user's turn if no turn has the literal. */
+void conversation_place_image(Arena *arena, Conversation *conversation);
+/* The turn with every literal <image> replaced by text[length]. */
+Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t length);
+
+/* ---- questions: {"question_id", "image", "text", "answer" or "answers"} ---- */
+
+typedef struct Question {
+    const char *id, *image; /* id "": none */
+    Turn text;
+    const Json **answers; /* [n_answers] strings; NULL where an entry holds none */
+    size_t n_answers;
+} Question;
+
+typedef struct Scores { /* counts over the questions asked */
+    size_t asked, skipped, with_answer;
+    size_t exact;
+    double vqa; /* sum of VQA accuracies */
+    size_t yes_no, true_yes, false_yes, true_no, false_no;
+} Scores;
+
+/* `name` and `number`: file and line, for messages. */
+Question question_parse(Arena *arena, const Json *line, const char *name, size_t number);
+/* Counts the answer given (0-terminated); whether it is a reference answer exactly. */
+bool score_answer(Scores *scores, const char *given, size_t length, const Question *question);
+double ratio(size_t a, size_t b); /* a / b; 0 / 0 is 0 */
+void scores_write(FILE *out, const Scores *scores);
+
+/* ---- features: what they are said to stand for ---- */
+
+typedef struct Descriptions {
+    const char **text; /* [d_sae], NULL where there is none */
+    float *density;    /* [d_sae]: Neuronpedia's frac_nonzero */
+} Descriptions;
+
+/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json. No folder of the layer,
+ * two of them, and features outside of the SAE are STATUS_INPUT. */
+Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae);
+
+typedef struct Verdict { /* a line of a judge's file: {"example", "layer", "group", "verdict"} */
+    int64_t example, layer;
+    const Json *group;
+    bool yes; /* true, 1, "yes" ...; what cannot be read is no */
+} Verdict;
+
+/* What has no example or layer gets -1 there. */
+Verdict verdict_take(const Json *line);
+
+/* The lexical judge: true if a content word of `description` (at least three letters or digits, not
+ * a function word and not a word that feature descriptions are made of, as "references to") has the
+ * stem of a word of `answer`. */
+bool lexical_match(const char *description, const char *answer);
+
+#endif

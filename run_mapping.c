@@ -1,0 +1,1179 @@
+/* run_mapping.c: passes over examples, questions and images; checkpoints and resumption. */
+#include "run_mapping.h"
+
+#include "checkpoint.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the adapter's file ---- */
+
+const char *adapter_prefix(const TensorStore *store) {
+    return tensors_find(store, "module.weight") != NULL ? "module." : "";
+}
+
+/* Into an adapter that is laid out. */
+static void adapter_read(Adapter *adapter, const char *path) {
+    static const char *const names[] = {"weight", "bias"};
+    float *to[] = {adapter->weight, adapter->bias};
+    const Tensor *tensors[2];
+    TensorStore store;
+    Arena *scratch = arena_new();
+    tensors_open(&store, scratch, path);
+    for (int p = 0; p < 2; p++) {
+        char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
+        tensors[p] = tensors_need(&store, name, 2 - p, (size_t[]){adapter->d_llm, adapter->d_vit});
+    }
+    for (int p = 0; p < 2; p++) {
+        const Tensor *t = tensors[p];
+        weight_widen(to[p], (Weight){t->data, t->dtype}, 0, t->count);
+        for (size_t i = 0; i < t->count; i++) {
+            if (!isfinite(to[p][i])) {
+                fail(STATUS_INPUT, "%s: tensor '%s': element %zu is not finite", path, t->name, i);
+            }
+        }
+    }
+    arena_free(scratch);
+}
+
+static void adapter_write(const Adapter *adapter, const char *path) {
+    size_t d_llm = adapter->d_llm, d_vit = adapter->d_vit;
+    TensorWriter *writer = tensor_writer_open(path);
+    tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
+    tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
+    tensor_writer_data(writer, adapter->weight, d_llm * d_vit * sizeof(float));
+    tensor_writer_data(writer, adapter->bias, d_llm * sizeof(float));
+    tensor_writer_commit(writer);
+}
+
+/* ---- models and images ---- */
+
+void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths) {
+    *vlm = (Vlm){.compute = compute};
+    if (paths->llm != NULL) {
+        llm_open(&vlm->llm, arena, paths->llm);
+    }
+    if (paths->llm != NULL && !paths->without_tokenizer) {
+        vlm->tokenizer = tokenizer_open(arena, paths->llm);
+    }
+    if (paths->vision != NULL) {
+        const VitConfig *vit = &vlm->vit.config;
+        vit_open(&vlm->vit, arena, paths->vision);
+        vlm->preprocess = preprocess_open(paths->vision, vit->image_size);
+        vlm->vit_run = vit_run_layout(&vlm->vit, compute, arena);
+        vlm->features = arena_floats(arena, vit->n_patches, vit->d_model);
+    }
+    if (paths->adapter != NULL) {
+        adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
+        adapter_read(&vlm->adapter, paths->adapter);
+    }
+}
+
+void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
+    Arena *scratch = arena_new();
+    size_t height, width, expected = vlm->vit.config.image_size;
+    Image image = image_read(scratch, path);
+    float *pixels = preprocess_apply(scratch, &height, &width, &vlm->preprocess, &image);
+    if (height != expected || width != expected) {
+        fail(STATUS_INPUT,
+             "%s: preprocessor_config.json gives %zu x %zu pixels, the tower reads %zu x %zu",
+             vlm->vit.path, height, width, expected, expected);
+    }
+    vit_forward(vlm->vit_run, pixels, vlm->features, hooks);
+    arena_free(scratch);
+}
+
+enum {
+    IMAGE_POOL = 16 /* images whose rows are held at once */
+};
+
+typedef struct ImagePool { /* the adapter's outputs for a list of images */
+    Vlm *vlm;
+    char **paths;
+    size_t count, capacity;
+    size_t held[IMAGE_POOL]; /* index + 1 of the image in each place; 0: none */
+    float *rows;             /* [IMAGE_POOL, n_patches, d_llm] */
+    Arena *arena;
+} ImagePool;
+
+static size_t image_size(const Vlm *vlm) {
+    return size_product(vlm->vit.config.n_patches, vlm->llm.config.d_model);
+}
+
+static ImagePool image_pool_open(Vlm *vlm, Arena *arena) {
+    return (ImagePool){
+        .vlm = vlm, .arena = arena, .rows = arena_floats(arena, IMAGE_POOL, image_size(vlm))};
+}
+
+/* The rows [n_patches, d_llm] of image `index`, until another takes their place. */
+static const float *image_pool_rows(ImagePool *pool, size_t index, const char *path) {
+    Vlm *vlm = pool->vlm;
+    float *rows = pool->rows + (index % IMAGE_POOL) * image_size(vlm);
+    if (pool->held[index % IMAGE_POOL] != index + 1) {
+        vlm_image(vlm, path, NULL);
+        pool->held[index % IMAGE_POOL] = index + 1;
+        adapter_forward(vlm->compute, &vlm->adapter, vlm->features, rows,
+                        vlm->vit.config.n_patches);
+    }
+    return rows;
+}
+
+/* The index of `path`, which is decoded on the spot if it is new. An image that cannot be read
+ * fails and is not added. */
+static size_t image_pool_add(ImagePool *pool, const char *path) {
+    for (size_t i = pool->count; i-- > 0;) { /* the same image most often stands right before */
+        if (strcmp(pool->paths[i], path) == 0) {
+            return i;
+        }
+    }
+    (void)image_pool_rows(pool, pool->count, path);
+    pool->paths =
+        arena_grow(pool->arena, pool->paths, &pool->capacity, pool->count + 1, sizeof *pool->paths);
+    pool->paths[pool->count] = arena_copy(pool->arena, path, strlen(path));
+    return pool->count++;
+}
+
+static void image_pool_get(ImagePool *pool, size_t index, float *out) {
+    memcpy(out, image_pool_rows(pool, index, pool->paths[index]),
+           image_size(pool->vlm) * sizeof(float));
+}
+
+/* The permuted control: each position from one of the next IMAGE_POOL - 1 images of the list
+ * (cyclic). With one image alone there is nothing to permute: an error. */
+static void image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, float *out) {
+    size_t others = (pool->count < IMAGE_POOL ? pool->count : IMAGE_POOL) - 1;
+    Random random = random_start(seed, RANDOM_CONTROL + ((uint64_t)index << 32));
+    if (pool->count < 2) {
+        fail(STATUS_INPUT, "permuting image tokens across images needs at least two images");
+    }
+    for (size_t k = 0; k < others; k++) { /* image by image: each is computed at most once */
+        size_t other = (index + 1 + k) % pool->count;
+        permuted_images(random, others, k, image_pool_rows(pool, other, pool->paths[other]), out,
+                        pool->vlm->vit.config.n_patches, pool->vlm->llm.config.d_model);
+    }
+}
+
+typedef struct LeftOut { /* why examples were left out */
+    const char **why;
+    size_t count, capacity;
+} LeftOut;
+
+static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *cause) {
+    if (strict || cause->status == STATUS_RESOURCE) {
+        fail(cause->status, "%s", cause->text);
+    }
+    out->why = arena_grow(arena, out->why, &out->capacity, out->count + 1, sizeof *out->why);
+    out->why[out->count++] = arena_copy(arena, cause->text, strlen(cause->text));
+}
+
+/* ---- training ---- */
+
+typedef struct TrainRow {
+    double loss, lr;
+    uint64_t epoch, tokens;
+} TrainRow;
+
+typedef struct TrainState { /* numbers of a checkpoint */
+    uint64_t step, steps, epoch, position, usable, examples;
+} TrainState;
+
+typedef struct Trainer {
+    const TrainOptions *options;
+    const Console *console;
+    Vlm vlm;
+    TrainRun run;
+    JsonArrayFile data;
+    Arena *arena, *examples; /* of the whole run; the sequences of one micro-batch */
+    TrainState state;
+    uint64_t *order; /* [examples] of the epoch */
+    TrainRow *rows;  /* [step] */
+    double *seconds; /* [step]; NaN: not known */
+    size_t row_capacity, second_capacity;
+    unsigned char *skip; /* [examples] */
+    size_t without_image;
+    LeftOut left_out;
+    char settings[65];
+    const char *checkpoint, *csv, *timing; /* paths */
+} Trainer;
+
+/* The picture of an example; features NULL: only whether it can be read. */
+static void train_image(Trainer *t, const Conversation *conversation, float *features) {
+    if (conversation->n_images > 1) {
+        fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
+             conversation->id, conversation->n_images);
+    }
+    char *path = path_join(t->examples, t->options->images, conversation->image);
+    if (features == NULL) {
+        Arena *scratch = arena_new();
+        (void)image_read(scratch, path);
+        arena_free(scratch);
+        return;
+    }
+    vlm_image(&t->vlm, path, NULL);
+    size_t size = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
+    memcpy(features, t->vlm.features, size * sizeof(float));
+}
+
+/* Reads example `index` into sequence and its image into features. False: left out (and why is
+ * noted). features NULL: only whether it can be used. */
+static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float *features) {
+    if (t->skip[index]) {
+        return false;
+    }
+    const Json *element = json_array_read(&t->data, index, t->examples);
+    Conversation conversation = conversation_parse(t->examples, element, t->options->data);
+    t->skip[index] = 1;
+    if (conversation.image == NULL) {
+        t->without_image++;
+        return false;
+    }
+    Error cause;
+    ATTEMPT(&cause, train_image(t, &conversation, features));
+    if (cause.status != STATUS_OK) {
+        leave_out(&t->left_out, t->arena, t->options->strict, &cause);
+        return false;
+    }
+    t->skip[index] = 0;
+    if (features != NULL) {
+        *sequence = vlm_sequence(&t->vlm, conversation.turns, conversation.count, true,
+                                 t->options->tokens, t->examples);
+    }
+    return true;
+}
+
+static void train_order(Trainer *t) {
+    Random random = random_start(t->options->seed, RANDOM_SHUFFLE + (t->state.epoch << 32));
+    if (t->options->shuffle) {
+        random_permutation(&random, t->order, t->data.count);
+        return;
+    }
+    for (size_t i = 0; i < t->data.count; i++) {
+        t->order[i] = i;
+    }
+}
+
+/* Sums gradients over the next batch x accumulate usable examples of this epoch: how many there
+ * were. */
+static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
+    size_t want = t->options->batch * t->options->accumulate, count = 0;
+    size_t block = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
+    train_start(&t->run);
+    while (count < want && t->state.position < t->data.count) {
+        size_t n = 0;
+        arena_reset(t->examples);
+        while (n < t->run.micro && count + n < want && t->state.position < t->data.count) {
+            n += train_example(t, t->order[t->state.position++], &t->run.sequence[n],
+                               t->run.features + n * block);
+        }
+        train_micro(&t->run, n, loss, tokens);
+        count += n;
+    }
+    return count;
+}
+
+/* Without --steps the length of the schedule depends on how many examples can be used: look at each
+ * once. */
+static void train_count(Trainer *t) {
+    Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
+    for (size_t i = 0; i < t->data.count; i++) {
+        arena_reset(t->examples);
+        t->state.usable += train_example(t, i, NULL, NULL);
+        progress_set(&progress, i + 1, NULL);
+    }
+    progress_end(&progress);
+    size_t per_step = t->options->batch * t->options->accumulate;
+    t->state.steps = t->options->epochs * ((t->state.usable + per_step - 1) / per_step);
+}
+
+/* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
+
+enum {
+    CHECKPOINT_PARTS = 6,
+    CHECKPOINT_NUMBERS = sizeof(TrainState) / sizeof(uint64_t),
+    DIGEST = 64
+};
+
+typedef struct CheckpointPart {
+    const char *name;
+    float *data;
+    int rank;
+    size_t shape[2], count;
+} CheckpointPart;
+
+static void checkpoint_parts(Trainer *t, CheckpointPart parts[CHECKPOINT_PARTS]) {
+    static const char *const names[] = {
+        "weight", "bias", "exp_avg.weight", "exp_avg.bias", "exp_avg_sq.weight", "exp_avg_sq.bias"};
+    const Adapter *all[] = {&t->vlm.adapter, &t->run.m, &t->run.v};
+    for (size_t i = 0; i < CHECKPOINT_PARTS; i++) {
+        const Adapter *a = all[i / 2];
+        bool bias = i % 2 == 1;
+        parts[i] = (CheckpointPart){names[i],
+                                    bias ? a->bias : a->weight,
+                                    bias ? 1 : 2,
+                                    {a->d_llm, a->d_vit},
+                                    bias ? a->d_llm : a->d_llm * a->d_vit};
+    }
+}
+
+static void checkpoint_write(Trainer *t) {
+    TensorWriter *w = tensor_writer_open(t->checkpoint);
+    CheckpointPart parts[CHECKPOINT_PARTS];
+    size_t steps = (size_t)t->state.step;
+    checkpoint_parts(t, parts);
+    for (int i = 0; i < CHECKPOINT_PARTS; i++) {
+        tensor_writer_declare(w, parts[i].name, DTYPE_F32, parts[i].rank, parts[i].shape);
+    }
+    tensor_writer_declare(w, "numbers", DTYPE_I64, 1, (size_t[]){CHECKPOINT_NUMBERS});
+    tensor_writer_declare(w, "settings", DTYPE_U8, 1, (size_t[]){DIGEST});
+    tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
+    for (int i = 0; i < CHECKPOINT_PARTS; i++) {
+        tensor_writer_data(w, parts[i].data, parts[i].count * sizeof(float));
+    }
+    tensor_writer_data(w, &t->state, sizeof t->state);
+    tensor_writer_data(w, t->settings, DIGEST);
+    tensor_writer_data(w, t->rows, steps * sizeof(TrainRow));
+    tensor_writer_commit(w);
+}
+
+/* A row for each step up to `count`. */
+static void train_rows(Trainer *t, size_t count) {
+    t->rows = arena_grow(t->arena, t->rows, &t->row_capacity, count, sizeof *t->rows);
+    t->seconds = arena_grow(t->arena, t->seconds, &t->second_capacity, count, sizeof *t->seconds);
+}
+
+static void checkpoint_read(Trainer *t) {
+    Arena *scratch = arena_new();
+    TensorStore store;
+    tensors_open(&store, scratch, t->checkpoint);
+    const Tensor *settings = tensors_find(&store, "settings"), *rows = tensors_find(&store, "rows"),
+                 *numbers = tensors_find(&store, "numbers");
+    if (settings == NULL || settings->dtype != DTYPE_U8 || settings->count != DIGEST ||
+        numbers == NULL || numbers->dtype != DTYPE_I64 || numbers->count != CHECKPOINT_NUMBERS ||
+        rows == NULL || rows->dtype != DTYPE_U8 || rows->rank != 2 ||
+        rows->shape[1] != sizeof(TrainRow)) {
+        fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
+    }
+    if (memcmp(settings->data, t->settings, DIGEST) != 0) {
+        fail(STATUS_INPUT,
+             "%s: was written by a run with other inputs or options: give the same ones, or leave "
+             "--resume out to start anew",
+             store.path);
+    }
+    TrainState *s = &t->state;
+    memcpy(s, numbers->data, sizeof *s);
+    if (s->step != rows->shape[0] || s->step > s->steps || s->position > s->examples ||
+        s->examples != t->data.count) {
+        fail(STATUS_INPUT, "%s: its step numbers contradict each other", store.path);
+    }
+    CheckpointPart parts[CHECKPOINT_PARTS];
+    checkpoint_parts(t, parts);
+    for (int i = 0; i < CHECKPOINT_PARTS; i++) {
+        const Tensor *tensor = tensors_need(&store, parts[i].name, parts[i].rank, parts[i].shape);
+        weight_widen(parts[i].data, (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
+    }
+    train_rows(t, rows->shape[0] + 1);
+    memcpy(t->rows, rows->data, rows->shape[0] * sizeof(TrainRow));
+    arena_free(scratch);
+}
+
+/* What must be equal for two runs to be the same run, as one digest. Of the language model, whose
+ * bytes may be many, sizes and the first bytes of every tensor stand for it. */
+static void train_settings(Trainer *t) {
+    const TrainOptions *o = t->options;
+    const LlmConfig *llm = &t->vlm.llm.config;
+    const VitConfig *vit = &t->vlm.vit.config;
+    char data[65], init[65] = "", text[1024];
+    sha256_file(o->data, data);
+    if (o->init != NULL) {
+        sha256_file(o->init, init);
+    }
+    int length = snprintf(text, sizeof text,
+                          "%s %s %d %d %d %a %a %a %zu %zu %zu %zu %zu %" PRIu64 " %zu %zu %zu %zu",
+                          data, init, o->shuffle, o->softcap, (int)o->image_text, o->lr, o->min_lr,
+                          o->warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
+                          o->seed, llm->n_layers, llm->d_vocab, vit->n_layers, vit->n_patches);
+    Sha256 sha;
+    sha256_start(&sha);
+    sha256_add(&sha, text, (size_t)length);
+    for (size_t i = 0; i < t->vlm.llm.store.count; i++) {
+        const Tensor *tensor = &t->vlm.llm.store.tensors[i];
+        size_t bytes = tensor->count * dtype_size(tensor->dtype),
+               head = bytes < 4096 ? bytes : 4096;
+        uint64_t size = bytes;
+        sha256_add(&sha, &size, sizeof size);
+        sha256_add(&sha, tensor->data, head);
+    }
+    for (size_t i = 0; i < t->vlm.vit.store.map_count; i++) {
+        sha256_add(&sha, t->vlm.vit.store.maps[i].data, t->vlm.vit.store.maps[i].size);
+    }
+    sha256_end(&sha, t->settings);
+}
+
+static void train_write_csv(const Trainer *t) {
+    OutFile *out = out_open(t->csv), *times = out_open(t->timing);
+    Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
+    fprintf(times->stream, "step,seconds\n");
+    for (size_t i = 0; i < t->state.step; i++) {
+        csv_int(&csv, (int64_t)i + 1);
+        csv_int(&csv, (int64_t)t->rows[i].epoch + 1);
+        csv_double(&csv, t->rows[i].loss);
+        csv_double(&csv, t->rows[i].lr);
+        csv_int(&csv, (int64_t)t->rows[i].tokens);
+        csv_end(&csv);
+        if (!isnan(t->seconds[i])) {
+            fprintf(times->stream, "%zu,%.3f\n", i + 1, t->seconds[i]);
+        }
+    }
+    out_commit(out);
+    out_commit(times);
+}
+
+/* The times of the steps before the checkpoint, as far as they are known. */
+static void timing_read(Trainer *t) {
+    Arena *scratch = arena_new();
+    for (size_t i = 0; i < t->state.step; i++) {
+        t->seconds[i] = NAN;
+    }
+    if (path_exists(t->timing)) {
+        FILE *file = file_open(scratch, t->timing);
+        char line[64];
+        while (fgets(line, sizeof line, file) != NULL) {
+            char *end;
+            unsigned long step = strtoul(line, &end, 10);
+            if (*end == ',' && step > 0 && step <= t->state.step) {
+                t->seconds[step - 1] = strtod(end + 1, NULL);
+            }
+        }
+    }
+    arena_free(scratch);
+}
+
+static void train_save(Trainer *t) {
+    checkpoint_write(t);
+    train_write_csv(t);
+}
+
+/* ---- the run ---- */
+
+static void train_open(Trainer *t, const Compute *compute) {
+    const TrainOptions *o = t->options;
+    if (o->batch == 0 || o->accumulate == 0 || (o->epochs == 0 && o->steps == 0) || o->tokens < 2 ||
+        o->batch > 4096 || o->accumulate > 65536 || o->tokens > (1u << 20)) {
+        fail(STATUS_INPUT, "--batch, --accumulate and --epochs must be at least 1, --tokens 2");
+    }
+    if (!(o->warmup >= 0.0 && o->warmup <= 1.0) || !(o->lr >= 0.0) || !(o->min_lr >= 0.0)) {
+        fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
+    }
+    path_make_directory(o->out);
+    vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
+    t->vlm.image_text = o->image_text;
+    json_array_open(&t->data, t->arena, o->data);
+    t->state.examples = t->data.count;
+    t->order = arena_alloc(t->arena, t->data.count + 1, sizeof *t->order);
+    t->skip = arena_alloc(t->arena, t->data.count + 1, 1);
+    t->checkpoint = path_join(t->arena, o->out, "checkpoint.safetensors");
+    t->csv = path_join(t->arena, o->out, "train.csv");
+    t->timing = path_join(t->arena, o->out, "timing.csv");
+}
+
+static void train_begin(Trainer *t) {
+    const TrainOptions *o = t->options;
+    if (o->init != NULL) {
+        adapter_read(&t->vlm.adapter, o->init);
+    } else {
+        adapter_init(&t->vlm.adapter, o->seed);
+    }
+    train_settings(t);
+    if (o->resume && path_exists(t->checkpoint)) {
+        checkpoint_read(t);
+        timing_read(t);
+        console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
+                     t->state.steps);
+    } else if (o->steps > 0) {
+        t->state.steps = o->steps;
+    } else {
+        train_count(t);
+    }
+    if (t->state.steps == 0) {
+        fail(STATUS_INPUT, "%s: no example can be used", o->data);
+    }
+}
+
+/* One step and its row; how many examples were left in the epoch for it. */
+static size_t train_step(Trainer *t, Progress *progress) {
+    TrainState *s = &t->state;
+    TrainRow row = {.epoch = s->epoch, .lr = train_lr(t->options, s->step, s->steps)};
+    double before = progress_now(), loss = 0.0;
+    size_t count = train_collect(t, &loss, &row.tokens);
+    if (count == 0) {
+        return 0;
+    }
+    row.loss = loss / (double)count;
+    if (!isfinite(row.loss)) {
+        fail(STATUS_INPUT, "step %" PRIu64 ": the loss is not finite; lower --lr", s->step + 1);
+    }
+    train_update(&t->run, count, row.lr, s->step + 1);
+    train_rows(t, (size_t)s->step + 1);
+    t->rows[s->step] = row;
+    t->seconds[s->step++] = progress_now() - before;
+    char note[32];
+    snprintf(note, sizeof note, "loss %.4f", row.loss);
+    progress_set(progress, s->step, note);
+    return count;
+}
+
+static void train_loop(Trainer *t) {
+    const TrainOptions *o = t->options;
+    TrainState *s = &t->state;
+    Progress progress = progress_start("training", "steps", s->step, s->steps, t->console->quiet);
+    size_t idle_epochs = 0;
+    train_order(t);
+    while (s->step < s->steps) {
+        size_t count = train_step(t, &progress);
+        idle_epochs = count > 0 ? 0 : idle_epochs + 1;
+        if (idle_epochs > 1) {
+            fail(STATUS_INPUT, "%s: no example can be used", o->data);
+        }
+        if (s->position >= t->data.count) {
+            if (o->steps == 0 && s->epoch + 1 >= o->epochs) {
+                break;
+            }
+            s->epoch++;
+            s->position = 0;
+            train_order(t);
+        }
+        if (o->save_every > 0 && s->step % o->save_every == 0 && count > 0 && s->step < s->steps) {
+            train_save(t);
+        }
+    }
+    progress_end(&progress);
+}
+
+static void train_tell(const Trainer *t) {
+    console_line(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs", t->state.step,
+                 t->state.epoch + 1);
+    if (t->without_image > 0) {
+        console_line(t->console, "left out %zu examples without an image", t->without_image);
+    }
+    if (t->left_out.count > 0) {
+        console_line(t->console, "left out %zu examples whose image cannot be read or is not one:",
+                     t->left_out.count);
+    }
+    for (size_t i = 0; i < t->left_out.count; i++) {
+        console_line(t->console, "  %s", t->left_out.why[i]);
+    }
+}
+
+TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
+                      const Console *console) {
+    Trainer t = {.options = options,
+                 .console = console,
+                 .arena = arena_within(arena),
+                 .examples = arena_within(arena)};
+    train_open(&t, compute);
+    t.run = (TrainRun){.options = options, .vlm = &t.vlm};
+    (void)train_plan(&t.run);
+    Arena *block = arena_plan(train_layout, &t.run);
+    train_begin(&t);
+    train_loop(&t);
+    train_save(&t);
+    adapter_write(&t.vlm.adapter, path_join(t.arena, options->out, "adapter.safetensors"));
+    train_tell(&t);
+    size_t steps = (size_t)t.state.step;
+    double *loss = arena_alloc(arena, steps, sizeof *loss);
+    for (size_t i = 0; i < steps; i++) {
+        loss[i] = t.rows[i].loss;
+    }
+    arena_free(block);
+    arena_free(t.examples);
+    arena_free(t.arena);
+    return (TrainResult){options, loss, steps};
+}
+
+/* ---- prompts of a command line ---- */
+
+int32_t *token_ids_parse(Arena *arena, const char *text, const char *option, size_t *count) {
+    int32_t *ids = arena_alloc(arena, strlen(text) / 2 + 1, sizeof(int32_t));
+    *count = 0;
+    for (const char *p = text;; p++) {
+        char *end;
+        long long id = *p >= '0' && *p <= '9' ? strtoll(p, &end, 10) : -1;
+        if (id < 0 || id > INT32_MAX || (*end != ',' && *end != '\0')) {
+            fail(STATUS_INPUT, "%s %s: expected token ids separated by commas", option, text);
+        }
+        ids[(*count)++] = (int32_t)id;
+        if (*end == '\0') {
+            return ids;
+        }
+        p = end;
+    }
+}
+
+void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o) {
+    bool image = o->image != NULL;
+    if ((o->ids != NULL) + (o->text != NULL) + (o->prompt != NULL) != 1) {
+        fail(STATUS_INPUT, "--llm needs one of --ids, --text and --prompt");
+    }
+    if (image && (o->prompt == NULL || o->vision == NULL || o->adapter == NULL)) {
+        fail(STATUS_INPUT, "--llm with --image needs --prompt, --vision and --adapter");
+    }
+    VlmPaths paths = {o->llm, image ? o->vision : NULL, image ? o->adapter : NULL, o->ids != NULL};
+    vlm_open(vlm, arena, compute, &paths);
+    vlm->image_text = o->image_text;
+}
+
+/* Text as it stands, with what the post-processor adds, or with --bos exactly that. */
+static Sequence prompt_text(const Vlm *vlm, const Prompt *o, const char *text, Arena *arena) {
+    if (o->bos == 1 && vlm->llm.config.bos < 0) {
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
+    }
+    Tokens tokens = tokenizer_encode(vlm->tokenizer, text, strlen(text), o->bos < 0, arena);
+    size_t lead = o->bos == 1 ? 1 : 0;
+    Sequence sequence = {.rows = tokens.count + lead};
+    sequence.ids = arena_alloc(arena, sequence.rows + 1, sizeof(int32_t));
+    sequence.ids[0] = vlm->llm.config.bos;
+    for (size_t i = 0; i < tokens.count; i++) {
+        sequence.ids[lead + i] = tokens.id[i];
+    }
+    if (sequence.rows == 0) {
+        fail(STATUS_INPUT, "the text has no token");
+    }
+    return sequence;
+}
+
+Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
+    if (o->ids != NULL) {
+        Sequence sequence = {0};
+        sequence.ids = token_ids_parse(arena, o->ids, "--ids", &sequence.rows);
+        return sequence;
+    }
+    if (o->text != NULL || (o->image == NULL && !o->chat)) {
+        return prompt_text(vlm, o, o->text != NULL ? o->text : o->prompt, arena);
+    }
+    Conversation c = conversation_prompt(arena, o->prompt, o->chat);
+    if (o->image != NULL) {
+        conversation_place_image(arena, &c);
+    }
+    return vlm_sequence(vlm, c.turns, c.count, o->image != NULL, 0, arena);
+}
+
+/* ---- visual questions ---- */
+
+typedef struct Evaluation {
+    const EvalOptions *options;
+    const Console *console;
+    Vlm vlm;
+    ImagePool pool;
+    Arena *arena, *question; /* all; one question at a time */
+    float *images;
+    LeftOut left_out;
+    Scores scores;
+} Evaluation;
+
+static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *out) {
+    if (e->options->permute) {
+        image_pool_permuted(&e->pool, image, e->options->seed, e->images);
+    } else {
+        image_pool_get(&e->pool, image, e->images);
+    }
+    Turn turn = q->text;
+    Conversation c = {.turns = &turn, .count = 1};
+    conversation_place_image(e->question, &c);
+    Sequence sequence = vlm_sequence(&e->vlm, c.turns, c.count, true, 0, e->question);
+    Tokens tokens = vlm_generate(&e->vlm, &sequence, e->images, &e->options->generate, e->question);
+    size_t length;
+    char *text =
+        tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, &length);
+    bool exact = score_answer(&e->scores, text, length, q);
+    JsonOut json = json_out_start(out, 0);
+    json_out_object(&json, NULL);
+    json_out_text(&json, "question_id", q->id);
+    json_out_text(&json, "image", q->image);
+    json_out_bytes(&json, "prompt", q->text.text, q->text.length);
+    json_out_bytes(&json, "text", text, length);
+    json_out_bool(&json, "exact", exact);
+    json_out_end(&json);
+    e->scores.asked++;
+}
+
+static void eval_question(Evaluation *e, const Question *q, FILE *out) {
+    Error cause;
+    volatile size_t image = 0;
+    char *path = path_join(e->question, e->options->images, q->image);
+    ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
+    if (cause.status == STATUS_OK && out != NULL) {
+        eval_answer(e, q, image, out);
+    } else if (cause.status == STATUS_RESOURCE) {
+        fail(STATUS_RESOURCE, "%s", cause.text);
+    } else if (cause.status != STATUS_OK && out != NULL) {
+        leave_out(&e->left_out, e->arena, e->options->strict, &cause);
+        console_line(e->console, "left out: %s", cause.text);
+        e->scores.skipped++;
+    }
+}
+
+/* Visits every question: how many there are. out NULL: only looks at them, and with permuted images
+ * adds each image to the pool, so that the control knows them all. */
+static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
+    const EvalOptions *o = e->options;
+    Arena *scratch = arena_new();
+    FILE *file = file_open(scratch, o->questions);
+    size_t line = 0, count = 0;
+    Progress progress = progress_start(out != NULL ? "answering" : "reading images", "questions", 0,
+                                       total, e->console->quiet || (out == NULL && !o->permute));
+    const Json *value;
+    while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
+        Question question = question_parse(e->question, value, o->questions, line);
+        if (out != NULL || o->permute) {
+            eval_question(e, &question, out);
+        }
+        progress_set(&progress, ++count, NULL);
+        arena_reset(e->question);
+    }
+    progress_end(&progress);
+    arena_free(scratch);
+    return count;
+}
+
+void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
+    Arena *arena = arena_new();
+    Evaluation e = {
+        .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
+    path_make_directory(o->out);
+    vlm_open(&e.vlm, arena, compute,
+             &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
+    e.vlm.image_text = o->image_text;
+    e.pool = image_pool_open(&e.vlm, arena);
+    e.images = arena_floats(arena, image_size(&e.vlm), 1);
+    size_t count = eval_pass(&e, 0, NULL);
+    if (count == 0) {
+        fail(STATUS_INPUT, "%s: no questions", o->questions);
+    }
+    OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
+    (void)eval_pass(&e, count, answers->stream);
+    out_commit(answers);
+    OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
+    scores_write(scores->stream, &e.scores);
+    out_commit(scores);
+    console_line(console, "%zu questions: exact match %.4f%s", e.scores.asked,
+                 ratio(e.scores.exact, e.scores.with_answer),
+                 o->permute ? " (image tokens permuted)" : "");
+    arena_free(arena);
+}
+
+/* ---- the layer analysis ----
+ * Three passes over the examples, so that nothing but counts grows with their number:
+ *   scan      sizes, which images can be read, mean and variance of image tokens
+ *   measure   statistics of each group, of the two controls, and how often each feature is active
+ *   features  the strongest features that are rare enough, their descriptions and the verdict
+ * and for the first few examples the loss recovered when the SAE's output replaces the stream. */
+
+typedef struct Example {
+    const char *id, *image;
+    Turn question, answer;
+    Sequence prompt, control;           /* up to the model's turn */
+    Sequence prompt_full, control_full; /* up to the first answer's <end_of_turn>, for the loss */
+} Example;
+
+typedef struct UsedExample { /* one that is not left out */
+    size_t index, image;     /* in the file; in the pool */
+} UsedExample;
+
+typedef struct Analysis {
+    const AnalyzeOptions *options;
+    AnalyzeResult result;
+    Vlm vlm;
+    AnalyzeRun run;
+    ImagePool pool;
+    JsonArrayFile data;
+    Arena *arena, *example; /* the whole analysis; one example */
+    UsedExample *used;      /* [result.examples] */
+    LeftOut left_out;
+    Moments moments; /* of image tokens */
+    float *images;
+    bool *verdicts; /* [examples, layers, groups]; NULL: lexical */
+    /* what the hook is doing */
+    const Sequence *sequence;
+    Variant variant;
+    const Example *current;
+    size_t example_number;
+    FILE *features_out, *questions_out; /* NULL: it measures; there is no judge outside */
+} Analysis;
+
+/* It stands in a->example, until the next is read. */
+static Example example_read(Analysis *a, size_t index) {
+    Arena *arena = a->example;
+    arena_reset(arena);
+    Conversation c =
+        conversation_parse(arena, json_array_read(&a->data, index, arena), a->options->data);
+    size_t first = 0;
+    while (first < c.count && !c.turns[first].model) {
+        first++;
+    }
+    if (c.n_images != 1 || first == 0 || first == c.count) {
+        fail(STATUS_INPUT, "%s: example %zu '%s': %s", a->options->data, index, c.id,
+             c.n_images == 0  ? "has no image"
+             : c.n_images > 1 ? "has several images"
+                              : "is no question followed by an answer");
+    }
+    Turn answer = c.turns[first], *control = arena_alloc(arena, first + 1, sizeof *control);
+    for (size_t i = 0; i < first; i++) {
+        control[i] = control_turn(arena, &c.turns[i], &answer);
+    }
+    control[first] = answer;
+    return (Example){.id = c.id,
+                     .image = path_join(arena, a->options->images, c.image),
+                     .question = c.turns[first - 1],
+                     .answer = answer,
+                     .prompt = vlm_sequence(&a->vlm, c.turns, first, true, 0, arena),
+                     .control = vlm_sequence(&a->vlm, control, first, false, 0, arena),
+                     .prompt_full = vlm_sequence(&a->vlm, c.turns, first + 1, true, 0, arena),
+                     .control_full = vlm_sequence(&a->vlm, control, first + 1, false, 0, arena)};
+}
+
+/* The example's sizes and its image, if they can be read. */
+static void scan_example(Analysis *a, size_t index) {
+    Example e = example_read(a, index);
+    const Sequence *all[] = {&e.prompt, &e.control, &e.prompt_full, &e.control_full};
+    size_t image = image_pool_add(&a->pool, e.image);
+    for (size_t k = 0; k < 4; k++) {
+        a->run.longest = all[k]->rows > a->run.longest ? all[k]->rows : a->run.longest;
+    }
+    image_pool_get(&a->pool, image, a->images);
+    moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
+    a->used[a->result.examples++] = (UsedExample){index, image};
+}
+
+static void scan(Analysis *a) {
+    size_t n = a->options->examples < a->data.count ? a->options->examples : a->data.count;
+    size_t d = a->vlm.llm.config.d_model;
+    a->used = arena_alloc(a->arena, n + 1, sizeof *a->used);
+    a->images = arena_floats(a->arena, image_size(&a->vlm), 1);
+    a->moments = (Moments){.sum = arena_alloc(a->arena, d, sizeof(double)),
+                           .squares = arena_alloc(a->arena, d, sizeof(double)),
+                           .d_model = d};
+    Progress progress = progress_start("reading", "examples", 0, n, a->result.console->quiet);
+    for (size_t i = 0; i < n; i++) {
+        Error cause;
+        ATTEMPT(&cause, scan_example(a, i));
+        if (cause.status != STATUS_OK) {
+            leave_out(&a->left_out, a->arena, a->options->strict, &cause);
+        }
+        progress_set(&progress, i + 1, NULL);
+    }
+    progress_end(&progress);
+    if (a->result.examples == 0) {
+        fail(STATUS_INPUT, "%s: none of the first %zu examples can be used%s%s", a->options->data,
+             n, a->left_out.count > 0 ? ": " : "", a->left_out.count > 0 ? a->left_out.why[0] : "");
+    }
+    a->result.failures = a->left_out.why;
+    a->result.n_failures = a->left_out.count;
+}
+
+/* ---- the hook at hook_resid_post ---- */
+
+static void write_features(Analysis *a, const LayerResult *layer, Group group, size_t first_row,
+                           const TopFeature *top, size_t n, const bool *match) {
+    JsonOut json = json_out_start(a->features_out, 0);
+    json_out_object(&json, NULL);
+    json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
+    json_out_text(&json, "id", a->current->id);
+    json_out_int(&json, "layer", layer->layer);
+    json_out_text(&json, "group", group_names[group]);
+    json_out_array(&json, "features");
+    for (size_t i = 0; i < n; i++) {
+        json_out_object(&json, NULL);
+        json_out_int(&json, "feature", (int64_t)top[i].feature);
+        json_out_int(&json, "position", (int64_t)(first_row + top[i].row));
+        json_out_float(&json, "activation", top[i].activation);
+        if (layer->descriptions.text != NULL) {
+            json_out_text(&json, "description", layer->descriptions.text[top[i].feature]);
+        } else {
+            json_out_null(&json, "description");
+        }
+        json_out_end(&json);
+    }
+    json_out_end(&json);
+    if (match != NULL) {
+        json_out_bool(&json, "match", *match);
+    }
+    json_out_end(&json);
+}
+
+static void write_judge_question(Analysis *a, const LayerResult *layer, Group group,
+                                 const TopFeature *top, size_t n) {
+    const Example *e = a->current;
+    JsonOut json = json_out_start(a->questions_out, 0);
+    json_out_object(&json, NULL);
+    json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
+    json_out_int(&json, "layer", layer->layer);
+    json_out_text(&json, "group", group_names[group]);
+    json_out_text(&json, "image", e->image);
+    json_out_bytes(&json, "question", e->question.text, e->question.length);
+    json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
+    json_out_array(&json, "descriptions");
+    for (size_t i = 0; i < n && layer->descriptions.text != NULL; i++) {
+        json_out_text(&json, NULL, layer->descriptions.text[top[i].feature]);
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+}
+
+static size_t verdict_place(const Analysis *a, size_t example, const LayerResult *layer,
+                            Group group) {
+    size_t slot = (size_t)(layer - a->result.layers);
+    return (example * a->result.n_layers + slot) * GROUPS + (size_t)group;
+}
+
+static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
+                          const float *x, size_t rows) {
+    TopFeature top[TOP_FEATURES];
+    size_t n = top_features(&a->run, layer, group, x, rows, top);
+    bool match =
+        a->verdicts != NULL && a->verdicts[verdict_place(a, a->example_number, layer, group)];
+    for (size_t i = 0; i < n && a->verdicts == NULL && layer->descriptions.text != NULL; i++) {
+        match |= lexical_match(layer->descriptions.text[top[i].feature], a->current->answer.text);
+    }
+    layer->matched[group] += a->result.judged && match;
+    layer->judged[group] += a->result.judged;
+    write_features(a, layer, group, first_row, top, n, a->result.judged ? &match : NULL);
+    if (a->questions_out != NULL) {
+        write_judge_question(a, layer, group, top, n);
+    }
+}
+
+static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) {
+    const Analysis *a = user;
+    return kind == HOOK_RESID_POST && !gradient && a->run.of_layer[layer] != NULL;
+}
+
+static void analysis_call(void *user, const HookPoint *point, float *data) {
+    Analysis *a = user;
+    LayerResult *layer = a->run.of_layer[point->layer];
+    for (Group g = 0; g < GROUPS; g++) {
+        Range rows = group_rows(a->sequence, g, a->sequence->rows);
+        size_t n = rows.end - rows.begin;
+        const float *x = data + rows.begin * a->vlm.llm.config.d_model;
+        if (n > 0 && a->features_out != NULL) {
+            find_features(a, layer, g, rows.begin, x, n);
+        } else if (n > 0) {
+            measure_group(&a->run, layer, a->variant, g, x, n);
+        }
+    }
+}
+
+/* One forward pass with the current images, where the sequence has room for them. */
+static void analysis_forward(Analysis *a, const Sequence *sequence) {
+    LlmBatch batch = {
+        .n_sequences = 1, .start = (size_t[]){0, sequence->rows}, .ids = sequence->ids};
+    Hooks measure = {analysis_call, analysis_wants, a};
+    ImageHook image = {&batch, sequence->n_image, a->vlm.llm.config.d_model, a->images,
+                       NULL,   &measure};
+    Hooks hooks = image_hooks(&image);
+    a->sequence = sequence;
+    llm_forward(a->run.run, &batch, 0, a->vlm.llm.config.n_layers, NULL, &hooks);
+}
+
+/* ---- passes ---- */
+
+static void measure_example(Analysis *a, const Example *example, const UsedExample *used) {
+    Random noise =
+        random_start(a->options->seed, RANDOM_GAUSSIAN + ((uint64_t)a->example_number << 32));
+    a->variant = VARIANT_CLEAN;
+    analysis_forward(a, &example->prompt);
+    analysis_forward(a, &example->control);
+    if (a->pool.count > 1) {
+        a->variant = VARIANT_PERMUTED;
+        image_pool_permuted(&a->pool, used->image, a->options->seed, a->images);
+        analysis_forward(a, &example->prompt);
+    }
+    a->variant = VARIANT_GAUSSIAN;
+    gaussian_images(&a->moments, noise, a->images, a->vlm.vit.config.n_patches);
+    analysis_forward(a, &example->prompt);
+}
+
+static void loss_example(Analysis *a, const Example *example, const UsedExample *used) {
+    (void)used;
+    loss_sequence(&a->run, &example->prompt_full, a->images);
+    loss_sequence(&a->run, &example->control_full, a->images);
+}
+
+static void features_example(Analysis *a, const Example *example, const UsedExample *used) {
+    (void)used;
+    analysis_forward(a, &example->prompt);
+    analysis_forward(a, &example->control);
+}
+
+/* visit() sees each of the first n examples with its images in place. */
+static void analysis_pass(Analysis *a, const char *what, size_t n,
+                          void (*visit)(Analysis *a, const Example *example,
+                                        const UsedExample *used)) {
+    n = n < a->result.examples ? n : a->result.examples;
+    Progress progress = progress_start(what, "examples", 0, n, a->result.console->quiet);
+    for (size_t e = 0; e < n; e++) {
+        Example example = example_read(a, a->used[e].index);
+        a->example_number = e;
+        a->current = &example;
+        image_pool_get(&a->pool, a->used[e].image, a->images);
+        visit(a, &example, &a->used[e]);
+        progress_set(&progress, e + 1, NULL);
+    }
+    progress_end(&progress);
+}
+
+static void verdict_apply(Analysis *a, const Verdict *verdict) {
+    const LayerResult *layer =
+        verdict->layer >= 0 && verdict->layer < (int64_t)a->vlm.llm.config.n_layers
+            ? a->run.of_layer[verdict->layer]
+            : NULL;
+    for (size_t e = 0; e < a->result.examples && layer != NULL; e++) {
+        for (Group g = 0; g < GROUPS && a->used[e].index == (uint64_t)verdict->example; g++) {
+            if (json_text_is(verdict->group, group_names[g])) {
+                a->verdicts[verdict_place(a, e, layer, g)] = verdict->yes;
+            }
+        }
+    }
+}
+
+/* A line that is no JSON is as one that is not there; what has no verdict is a no. */
+static void verdicts_read(Analysis *a, const char *path) {
+    Arena *scratch = arena_new();
+    FILE *file = file_open(scratch, path);
+    size_t number = 0;
+    a->verdicts = arena_alloc(a->arena, a->result.examples * a->result.n_layers * GROUPS, 1);
+    for (bool end = false; !end;) {
+        const Json *volatile line = NULL;
+        Error unreadable;
+        arena_reset(a->example);
+        ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
+        if (line != NULL) {
+            Verdict verdict = verdict_take(line);
+            verdict_apply(a, &verdict);
+        }
+        end = feof(file) || ferror(file);
+    }
+    arena_free(scratch);
+}
+
+static void features_pass(Analysis *a) {
+    const AnalyzeOptions *o = a->options;
+    bool lexical = o->judge == NULL || strcmp(o->judge, "lexical") == 0,
+         verdicts = !lexical && path_exists(o->judge);
+    char *questions_path = path_join(a->arena, o->out, "judge_questions.jsonl");
+    if (o->judge != NULL && o->descriptions == NULL) {
+        fail(STATUS_INPUT, "--judge needs --descriptions DIR");
+    }
+    a->result.judged = o->descriptions != NULL && (lexical || verdicts);
+    if (verdicts) {
+        verdicts_read(a, o->judge);
+    }
+    OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl")),
+            *questions = lexical ? NULL : out_open(questions_path);
+    a->features_out = features->stream;
+    a->questions_out = lexical ? NULL : questions->stream;
+    analysis_pass(a, "features", a->result.examples, features_example);
+    if (!lexical) {
+        out_commit(questions);
+    }
+    if (!lexical && !verdicts) {
+        console_line(a->result.console, "%s: not there yet; the questions are in %s", o->judge,
+                     questions_path);
+    }
+    out_commit(features);
+}
+
+/* ---- opening ---- */
+
+/* "0,4-9" as flags. */
+static void layers_parse(const char *text, bool *wanted, size_t n_layers) {
+    for (const char *p = text;;) {
+        char *end;
+        unsigned long first = strtoul(p, &end, 10), last = first;
+        bool bad = *p < '0' || *p > '9';
+        if (!bad && *end == '-') {
+            p = end + 1;
+            bad = *p < '0' || *p > '9';
+            last = strtoul(p, &end, 10);
+        }
+        if (bad || (*end != ',' && *end != '\0') || last < first || last >= n_layers) {
+            fail(STATUS_INPUT, "--layers %s: expected layers below %zu, as in 0,4-9", text,
+                 n_layers);
+        }
+        for (unsigned long i = first; i <= last; i++) {
+            wanted[i] = true;
+        }
+        if (*end == '\0') {
+            return;
+        }
+        p = end + 1;
+    }
+}
+
+static LayerResult layer_open(Analysis *a, const Sae *sae, int layer) {
+    const AnalyzeOptions *o = a->options;
+    LayerResult result = {.layer = layer, .sae = sae};
+    if (sae->d_in != a->vlm.llm.config.d_model) {
+        fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
+             sae->d_in, a->vlm.llm.config.d_model);
+    }
+    if (o->descriptions != NULL) {
+        result.descriptions = descriptions_read(a->arena, o->descriptions, layer, sae->d_sae);
+    }
+    for (size_t g = 0; g < GROUPS; g++) {
+        result.active[g] = arena_alloc(a->arena, sae->d_sae, sizeof(uint32_t));
+    }
+    return result;
+}
+
+static void open_layers(Analysis *a) {
+    const AnalyzeOptions *o = a->options;
+    size_t n = a->vlm.llm.config.n_layers;
+    bool *wanted = arena_alloc(a->arena, n, sizeof(bool));
+    SaeSet saes;
+    a->run.of_layer = arena_alloc(a->arena, n, sizeof(LayerResult *));
+    a->result.layers = arena_alloc(a->arena, n, sizeof(LayerResult));
+    if (o->layers != NULL) {
+        layers_parse(o->layers, wanted, n);
+    }
+    sae_set_open(&saes, a->arena, o->saes, HOOK_RESID_POST, o->layers != NULL ? wanted : NULL, n,
+                 o->canonical, &o->sae);
+    for (size_t layer = 0; layer < n; layer++) {
+        const Sae *sae = sae_set_find(&saes, HOOK_RESID_POST, (int)layer);
+        if (sae == NULL && wanted[layer]) {
+            fail(STATUS_INPUT, "%s: no SAE for blocks.%zu.hook_resid_post", o->saes, layer);
+        }
+        if (sae != NULL) {
+            LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
+            *result = layer_open(a, sae, (int)layer);
+            a->run.widest = sae->d_sae > a->run.widest ? sae->d_sae : a->run.widest;
+        }
+    }
+    if (a->result.n_layers == 0) {
+        fail(STATUS_INPUT, "%s: no SAE for a hook_resid_post of this model", o->saes);
+    }
+}
+
+AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOptions *o,
+                          const Console *console) {
+    Analysis a = {.options = o,
+                  .result = {.options = o, .console = console},
+                  .arena = arena,
+                  .example = arena_within(arena)};
+    path_make_directory(o->out);
+    vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
+    a.vlm.image_text = o->image_text;
+    a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};
+    open_layers(&a);
+    json_array_open(&a.data, arena, o->data);
+    a.pool = image_pool_open(&a.vlm, arena);
+    scan(&a);
+    Arena *block = arena_plan(analyze_layout, &a.run);
+    analysis_pass(&a, "measuring", o->examples, measure_example);
+    analysis_pass(&a, "loss recovered", o->loss_examples, loss_example);
+    features_pass(&a);
+    arena_free(block);
+    arena_free(a.example);
+    return a.result;
+}
