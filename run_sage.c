@@ -300,13 +300,16 @@ static Slice node_slice(const SageRun *r, const SageNode *node, float *values, b
                    width,      false,       write,      values};
 }
 
-/* Slices with values for one batch. */
-static Slice *batch_slices(const SageRun *r, const size_t *nodes, size_t n, Arena *arena) {
-    Slice *slices = arena_alloc(arena, n, sizeof(Slice));
-    for (size_t i = 0; i < n; i++) {
-        const SageNode *node = &r->result.nodes[nodes != NULL ? nodes[i] : i];
-        float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
-        slices[i] = node_slice(r, node, values, false);
+/* Slices with values for one batch: of all nodes, or (effect not NULL) of those to be measured. */
+static Slice *batch_slices(const SageRun *r, const double *effect, size_t *count, Arena *arena) {
+    Slice *slices = arena_alloc(arena, r->result.n_nodes, sizeof(Slice));
+    *count = 0;
+    for (size_t i = 0; i < r->result.n_nodes; i++) {
+        if (effect == NULL || !isnan(effect[i])) {
+            const SageNode *node = &r->result.nodes[i];
+            float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
+            slices[(*count)++] = node_slice(r, node, values, false);
+        }
     }
     return slices;
 }
@@ -340,24 +343,22 @@ static void score_batch(SageRun *r, size_t first, size_t n, Slice *clean, Slice 
 }
 
 static void score_nodes(SageRun *r) {
-    SageResult *result = &r->result;
-    size_t n_train = r->task->n_prompts[SAGE_TRAIN];
+    size_t n_train = r->task->n_prompts[SAGE_TRAIN], count;
     Arena *scratch = arena_new();
-    Slice *slices[3]; /* clean, gradient, counterfactual */
-    for (int k = 0; k < 3; k++) {
-        slices[k] = batch_slices(r, NULL, result->n_nodes, scratch);
-        for (size_t i = 0; i < result->n_nodes; i++) {
-            slices[k][i].gradient = k == 1;
-        }
+    Slice *clean = batch_slices(r, NULL, &count, scratch),
+          *gradient = batch_slices(r, NULL, &count, scratch),
+          *other = batch_slices(r, NULL, &count, scratch);
+    for (size_t i = 0; i < count; i++) {
+        gradient[i].gradient = true;
     }
     Progress progress = progress_start("attribution", "prompts", 0, n_train, r->console->quiet);
     for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
-        score_batch(r, first, n, slices[0], slices[1], slices[2]);
+        score_batch(r, first, n, clean, gradient, other);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    for (size_t i = 0; i < result->n_nodes * r->task->n_attributes; i++) {
-        result->score[i] /= (double)n_train;
+    for (size_t i = 0; i < count * r->task->n_attributes; i++) {
+        r->result.score[i] /= (double)n_train;
     }
     arena_free(scratch);
 }
@@ -369,6 +370,7 @@ static void find_cross(SageRun *r, size_t attribute) {
     size_t n = result->n_nodes;
     size_t max = r->options->max_nodes < n ? r->options->max_nodes : n;
     bool *chosen = result->chosen + attribute * n;
+    double *effect = result->effect + attribute * n;
     size_t *order = arena_alloc(r->arena, max, sizeof(size_t));
     cross->nodes = arena_alloc(r->arena, max, sizeof(size_t));
     cross->others = arena_alloc(r->arena, max, sizeof(size_t));
@@ -385,6 +387,10 @@ static void find_cross(SageRun *r, size_t attribute) {
     memset(chosen, 0, n * sizeof(bool));
     for (size_t i = 0; i < cross->n_nodes; i++) {
         chosen[cross->nodes[i]] = true;
+        effect[cross->nodes[i]] = 0.0; /* to be measured */
+    }
+    for (size_t i = 0; i < cross->n_others; i++) {
+        effect[cross->others[i]] = 0.0;
     }
 }
 
@@ -411,89 +417,52 @@ static void check_cross(const SageRun *r, size_t attribute) {
     }
 }
 
-typedef struct Effects { /* of one attribute: the nodes to patch, and sums over prompts */
-    size_t count, *nodes;
-    Slice *slices;
-    double *effect, *score;
-} Effects;
-
-static Effects effects_open(const SageRun *r, const SageCross *cross, Arena *arena) {
-    Effects e = {.count = cross->n_nodes + cross->n_others};
-    e.nodes = arena_alloc(arena, e.count, sizeof(size_t));
-    e.effect = arena_alloc(arena, e.count, sizeof(double));
-    e.score = arena_alloc(arena, e.count, sizeof(double));
-    memcpy(e.nodes, cross->nodes, cross->n_nodes * sizeof(size_t));
-    memcpy(e.nodes + cross->n_nodes, cross->others, cross->n_others * sizeof(size_t));
-    e.slices = batch_slices(r, e.nodes, e.count, arena);
-    return e;
-}
-
-/* The counterfactuals come first, so that the keys and values that patches stand on are the clean
- * ones. */
-static void effects_batch(SageRun *r, Effects *all, size_t first, size_t n) {
+/* One batch: the counterfactuals first, so that the keys and values that patches stand on are the
+ * clean ones. */
+static void effects_batch(SageRun *r, Slice **others, const size_t *count, size_t first, size_t n) {
     for (size_t a = 0; a < r->task->n_attributes; a++) {
-        for (size_t i = 0; i < all[a].count; i++) {
-            all[a].slices[i].write = false;
-        }
         batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
-        pass_whole(r, all[a].slices, all[a].count, NULL, NULL);
+        pass_whole(r, others[a], count[a], NULL, NULL);
     }
     batch_take(r, SAGE_TRAIN, -1, first, n, true);
     pass_streams(r, r->m, NULL);
     for (size_t a = 0; a < r->task->n_attributes; a++) {
-        for (size_t i = 0; i < all[a].count; i++) {
-            all[a].slices[i].write = true;
-            pass_patched(r, &all[a].slices[i], 1, r->patched, NULL);
-            sage_effect_add(&all[a].effect[i], r->patched, r->m, n);
+        double *effect = r->result.effect + a * r->result.n_nodes;
+        for (size_t i = 0, k = 0; k < count[a]; i++) {
+            if (!isnan(effect[i])) {
+                Slice patch = others[a][k++];
+                patch.write = true;
+                pass_patched(r, &patch, 1, r->patched, NULL);
+                sage_effect_add(&effect[i], r->patched, r->m, n);
+            }
         }
     }
 }
 
 static void measure_effects(SageRun *r) {
-    SageResult *result = &r->result;
-    size_t n_train = r->task->n_prompts[SAGE_TRAIN];
+    size_t n_train = r->task->n_prompts[SAGE_TRAIN], n_attributes = r->task->n_attributes,
+           n_nodes = r->result.n_nodes;
     Arena *scratch = arena_new();
-    Effects *all = arena_alloc(scratch, r->task->n_attributes, sizeof *all);
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        all[a] = effects_open(r, &result->cross[a], scratch);
+    Slice **others = arena_alloc(scratch, n_attributes, sizeof(Slice *));
+    size_t *count = arena_alloc(scratch, n_attributes, sizeof(size_t));
+    for (size_t a = 0; a < n_attributes; a++) {
+        others[a] = batch_slices(r, r->result.effect + a * n_nodes, &count[a], scratch);
     }
     Progress progress = progress_start("patching", "prompts", 0, n_train, r->console->quiet);
     for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
-        effects_batch(r, all, first, n);
+        effects_batch(r, others, count, first, n);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        Effects *e = &all[a];
-        for (size_t i = 0; i < e->count; i++) {
-            size_t place = a * result->n_nodes + e->nodes[i];
-            e->effect[i] /= (double)n_train;
-            e->score[i] = result->score[place];
-            result->effect[place] = e->effect[i];
+    for (size_t a = 0; a < n_attributes; a++) {
+        const double *score = r->result.score + a * n_nodes;
+        double *effect = r->result.effect + a * n_nodes;
+        for (size_t i = 0; i < n_nodes; i++) {
+            effect[i] /= (double)n_train;
         }
-        result->cross[a].spearman = sage_spearman(e->score, e->effect, e->count);
+        r->result.cross[a].spearman = sage_spearman(score, effect, n_nodes);
     }
     arena_free(scratch);
-}
-
-/* Accuracy: in how many test prompts is the most probable token of all one of the answer's? */
-static void measure_baseline(SageRun *r) {
-    size_t n_test = r->task->n_prompts[SAGE_TEST], right = 0;
-    double sum = 0.0;
-    for (size_t first = 0, n; (n = batch_size(r, SAGE_TEST, first)) > 0; first += n) {
-        batch_take(r, SAGE_TEST, -1, first, n, true);
-        pass_whole(r, NULL, 0, r->m, r->predicted);
-        for (size_t s = 0; s < n; s++) {
-            bool hit = false;
-            for (size_t i = 0; i < r->forms[s]->n_answer; i++) {
-                hit |= r->forms[s]->answer[i] == r->predicted[s];
-            }
-            right += hit ? 1 : 0;
-            sum += r->m[s];
-        }
-    }
-    r->result.accuracy = (double)right / (double)n_test;
-    r->result.m_clean = sum / (double)n_test;
 }
 
 /* ---- steps 2 to 4: a cross-section under test ---- */
@@ -682,20 +651,10 @@ static void section_capture(SageRun *r, SageSection *section, int side, Arena *a
     }
 }
 
-/* Every edit over the test prompts, batch by batch, from the cross-section's first layer on. */
+/* Every edit over the test prompts, batch by batch. */
 static void section_run(SageRun *r, SageSection *section, Arena *arena) {
-    size_t n_test = section->n_test, n_nodes = 0;
     Slice *slices = arena_alloc(arena, section->n_subjects, sizeof(Slice));
-    size_t *order = arena_alloc(arena, section->n_subjects, sizeof(size_t));
-    for (size_t p = 0; p < r->task->n_positions;
-         p++) { /* of two names of one token the later wins */
-        for (size_t i = 0; i < section->n_subjects; i++) {
-            if (section->subjects[i].node->position == p) {
-                order[n_nodes++] = i;
-            }
-        }
-    }
-    Progress progress = progress_start("testing", "prompts", 0, n_test, r->console->quiet);
+    Progress progress = progress_start("testing", "prompts", 0, section->n_test, r->console->quiet);
     for (size_t first = 0, n; (n = batch_size(r, SAGE_TEST, first)) > 0; first += n) {
         batch_take(r, SAGE_TEST, -1, first, n, false);
         pass_streams(r, r->m, section->predicted_clean + first);
@@ -703,11 +662,17 @@ static void section_run(SageRun *r, SageSection *section, Arena *arena) {
             section->m_clean += r->m[s];
         }
         for (SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
-            for (size_t i = 0; i < n_nodes; i++) {
-                slices[i] =
-                    node_slice(r, section->subjects[order[i]].node, e->values[order[i]], true);
+            size_t count = 0;
+            for (size_t p = 0; p < r->task->n_positions;
+                 p++) { /* of one token the later name wins */
+                for (size_t i = 0; i < section->n_subjects; i++) {
+                    const SageNode *node = section->subjects[i].node;
+                    if (node->position == p) {
+                        slices[count++] = node_slice(r, node, e->values[i], true);
+                    }
+                }
             }
-            pass_patched(r, slices, n_nodes, r->m,
+            pass_patched(r, slices, count, r->m,
                          e->predicted != NULL ? e->predicted + first : NULL);
             for (size_t s = 0; s < n; s++) {
                 e->m += r->m[s];
@@ -762,6 +727,8 @@ static void test_cross(SageRun *r, size_t attribute) {
     sage_edit(&section);
     section_run(r, &section, arena);
     sage_judge(&section, cross);
+    r->result.accuracy = sage_accuracy(&section); /* the same in every cross-section */
+    r->result.m_clean = section.m_clean / (double)section.n_test;
     console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f",
                  r->task->attributes[attribute].name, cross->n_nodes, cross->spearman);
     arena_free(arena);
@@ -940,7 +907,6 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
             settle_centring(&r, sae);
         }
     }
-    measure_baseline(&r);
     score_nodes(&r);
     for (size_t a = 0; a < task->n_attributes; a++) {
         find_cross(&r, a);

@@ -185,23 +185,30 @@ void sage_effect_add(double *effect, const double *patched, const double *m, siz
     }
 }
 
-static double mean_rank(const double *x, size_t n, size_t i) {
+/* Rank of node i among those whose effect was measured, ties at their mean rank. */
+static double rank_of(const double *x, const double *effect, size_t n, size_t i) {
     double below = 0.0, equal = 0.0;
     for (size_t j = 0; j < n; j++) {
-        below += x[j] < x[i] ? 1.0 : 0.0;
-        equal += x[j] == x[i] ? 1.0 : 0.0;
+        below += !isnan(effect[j]) && x[j] < x[i] ? 1.0 : 0.0;
+        equal += !isnan(effect[j]) && x[j] == x[i] ? 1.0 : 0.0;
     }
     return below + (equal + 1.0) / 2.0;
 }
 
-/* Spearman's rank correlation of score and effect, ties at their mean rank. */
-double sage_spearman(const double *x, const double *y, size_t n) {
-    double mean = ((double)n + 1.0) / 2.0, xy = 0.0, xx = 0.0, yy = 0.0;
+/* Spearman's rank correlation of score and effect: Pearson's, of ranks. */
+double sage_spearman(const double *score, const double *effect, size_t n) {
+    double measured = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
     for (size_t i = 0; i < n; i++) {
-        double a = mean_rank(x, n, i) - mean, b = mean_rank(y, n, i) - mean;
-        xy += a * b;
-        xx += a * a;
-        yy += b * b;
+        measured += isnan(effect[i]) ? 0.0 : 1.0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!isnan(effect[i])) {
+            double x = rank_of(score, effect, n, i) - (measured + 1.0) / 2.0;
+            double y = rank_of(effect, effect, n, i) - (measured + 1.0) / 2.0;
+            xy += x * y;
+            xx += x * x;
+            yy += y * y;
+        }
     }
     return xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : NAN;
 }
@@ -933,6 +940,20 @@ static const SageEdit *edit_find(const SageSection *s, SageMethod method, SageTe
         e++;
     }
     return e;
+}
+
+/* accuracy = share of test prompts whose most probable token is one of the answer's */
+double sage_accuracy(const SageSection *s) {
+    size_t right = 0;
+    for (size_t p = 0; p < s->n_test; p++) {
+        const SageForm *form = &s->task->prompts[SAGE_TEST][p].clean;
+        bool hit = false;
+        for (size_t i = 0; i < form->n_answer; i++) {
+            hit |= form->answer[i] == s->predicted_clean[p];
+        }
+        right += hit ? 1 : 0;
+    }
+    return (double)right / (double)s->n_test;
 }
 
 /* score = share of test prompts whose most probable token is that of patching a_t in */

@@ -123,7 +123,8 @@ size_t sage_others(Random *random, const bool *walked, size_t n_nodes, size_t co
                    size_t *others);
 /* *effect grows by that of each prompt: m with the node patched, and m. */
 void sage_effect_add(double *effect, const double *patched, const double *m, size_t prompts);
-double sage_spearman(const double *x, const double *y, size_t n); /* NaN: one of them is constant */
+/* Of the nodes whose effect is not NaN; NaN: one of the two is constant. */
+double sage_spearman(const double *score, const double *effect, size_t n);
 
 /* ---- steps 2 to 4: a cross-section under test ---- */
 
@@ -278,5 +279,7 @@ void sage_prepare(SageSection *section, SageFit *fits);
 void sage_edit(SageSection *section);
 /* The figures of merit, from what the model said under every edit. */
 void sage_judge(const SageSection *section, SageCross *cross);
+/* Of the model as it is. */
+double sage_accuracy(const SageSection *section);
 
 #endif
