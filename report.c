@@ -1093,8 +1093,11 @@ static void show_interpretations(const Folder *f, const Json *interpretations) {
     most = lines.count < most ? lines.count : most;
     for (size_t i = 0; i < most; i++) {
         size_t best = i;
+        double highest = f1_of(&lines.list[i]);
         for (size_t k = i + 1; k < lines.count; k++) {
-            best = f1_of(&lines.list[k]) > f1_of(&lines.list[best]) ? k : best;
+            double f1 = f1_of(&lines.list[k]);
+            best = f1 > highest ? k : best;
+            highest = fmax(f1, highest);
         }
         Line line = lines.list[best];
         memmove(lines.list + i + 1, lines.list + i, (best - i) * sizeof line);
