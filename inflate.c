@@ -328,18 +328,31 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
     return length;
 }
 
-/* The reflected polynomial 0xEDB88320, a byte at a time. */
+/* The reflected polynomial 0xEDB88320, eight bytes at a time: table[k][i] is the effect of byte i
+ * followed by k zero bytes. */
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size) {
-    uint32_t table[256];
+    uint32_t table[8][256];
     for (uint32_t i = 0; i < 256; i++) {
-        table[i] = i;
+        table[0][i] = i;
         for (int bit = 0; bit < 8; bit++) {
-            table[i] = table[i] >> 1 ^ ((table[i] & 1) != 0 ? 0xEDB88320 : 0);
+            table[0][i] = table[0][i] >> 1 ^ ((table[0][i] & 1) != 0 ? 0xEDB88320 : 0);
+        }
+    }
+    for (int k = 1; k < 8; k++) {
+        for (int i = 0; i < 256; i++) {
+            table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
         }
     }
     crc = ~crc;
+    for (; size >= 8; data += 8, size -= 8) {
+        uint32_t next = 0;
+        for (int k = 0; k < 8; k++) {
+            next ^= table[7 - k][data[k] ^ (k < 4 ? crc >> 8 * k & 255 : 0)];
+        }
+        crc = next;
+    }
     for (; size > 0; data++, size--) {
-        crc = crc >> 8 ^ table[(crc ^ *data) & 255];
+        crc = crc >> 8 ^ table[0][(crc ^ *data) & 255];
     }
     return ~crc;
 }
