@@ -11,8 +11,10 @@
  * <image> stays in the human turn; a row is predicted by the row before it; an answer's tokens are
  * those that begin at or after its first byte, its <end_of_turn> included. */
 #include "adapter.h"
+#include "elementary.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
@@ -342,6 +344,92 @@ size_t train_plan(TrainRun *t) {
 
 /* ---- generation ---- */
 
+typedef struct Ranked {
+    float logit;
+    int32_t id;
+} Ranked;
+
+/* Falling logit, and among equals rising id. */
+static int by_logit(const void *a, const void *b) {
+    const Ranked *x = a, *y = b;
+    if (x->logit != y->logit) {
+        return x->logit > y->logit ? -1 : 1;
+    }
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static int by_id(const void *a, const void *b) {
+    const Ranked *x = a, *y = b;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* How many of n tokens in falling order top-p keeps: going up from the least probable, those
+ * are dropped whose sum of probabilities stays within 1 - p; never all. */
+static size_t top_p_count(const Ranked *ranked, size_t n, float top_p) {
+    double total = 0, tail = 0;
+    for (size_t i = 0; i < n; i++) {
+        total += (double)exp_f32(ranked[i].logit - ranked[0].logit);
+    }
+    while (n > 1) {
+        tail += (double)exp_f32(ranked[n - 1].logit - ranked[0].logit) / total;
+        if (tail > 1 - (double)top_p) {
+            break;
+        }
+        n--;
+    }
+    return n;
+}
+
+int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
+                     Arena *arena) {
+    size_t best = 0, n = d_vocab;
+    for (size_t i = 0; i < d_vocab; i++) {
+        if (isnan(logits[i])) {
+            fail(STATUS_INPUT, "the logit of token %zu is not a number", i);
+        }
+        best = logits[i] > logits[best] ? i : best;
+    }
+    int32_t id = (int32_t)best;
+    if (!(sampling->temperature > 0) || !isfinite(logits[best])) {
+        return id;
+    }
+    Ranked *ranked = arena_alloc(arena, n, sizeof *ranked);
+    for (size_t i = 0; i < n; i++) {
+        ranked[i] = (Ranked){logits[i] / sampling->temperature, (int32_t)i};
+    }
+    bool chosen = (sampling->top_k > 0 && sampling->top_k < n) || sampling->top_p < 1;
+    if (chosen) {
+        qsort(ranked, n, sizeof *ranked, by_logit);
+    }
+    if (sampling->top_k > 0 && sampling->top_k < n) { /* equals of the last one stay */
+        float least = ranked[sampling->top_k - 1].logit;
+        for (n = sampling->top_k; n < d_vocab && ranked[n].logit == least; n++) {
+        }
+    }
+    if (sampling->top_p < 1) {
+        n = top_p_count(ranked, n, sampling->top_p);
+    }
+    if (chosen) {
+        qsort(ranked, n, sizeof *ranked, by_id);
+    }
+
+    float top = logits[best] / sampling->temperature;
+    double total = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        total += (double)exp_f32(ranked[i].logit - top);
+    }
+    double point = (double)random_uniform(random) * total;
+    for (size_t i = 0; i < n; i++) {
+        double p = (double)exp_f32(ranked[i].logit - top);
+        sum += p;
+        id = p > 0 ? ranked[i].id : id;
+        if (sum > point) {
+            break;
+        }
+    }
+    return id;
+}
+
 static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
     const LlmConfig *config = &vlm->llm.config;
     for (size_t i = 0; i < config->eos_count; i++) {
@@ -391,7 +479,7 @@ Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *image
     while (out.count < g.new_tokens) {
         arena_reset(scratch);
         llm_logits(g.run, &last, 1, true, g.logits, NULL);
-        int32_t id = llm_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
+        int32_t id = token_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
         if (generate_stops(vlm, options, id)) {
             break;
         }

@@ -130,6 +130,18 @@ typedef struct TrainResult {
 
 /* ---- generation and visual questions ---- */
 
+typedef struct Sampling {
+    float temperature; /* 0: greedy (lowest id among equals) */
+    size_t top_k;      /* 0: off */
+    float top_p;       /* 1: off */
+} Sampling;
+
+/* Temperature, then top-k, then top-p, as transformers' logits warpers; the tokens' probabilities
+ * are added in ascending order of ids until they pass one uniform. arena: room for d_vocab pairs,
+ * which the caller gives back (arena_reset). */
+int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
+                     Arena *arena);
+
 typedef struct GenerateOptions {
     size_t max_new_tokens;
     Sampling sampling;

@@ -1,6 +1,7 @@
 /* dump.c: one forward (and backward) pass with every wanted hook point written to safetensors; and
  * the comparison of two such files. */
 #include "dump.h"
+#include "model_load.h"
 
 #include "checkpoint.h"
 

@@ -2,6 +2,7 @@
  * below it, a file by its first bytes and its tensors. */
 #include "info.h"
 #include "checkpoint.h"
+#include "model_load.h"
 #include "run_mapping.h"
 #include "run_sage.h"
 
@@ -192,7 +193,7 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
         tell_float(t, "final soft-cap", c->final_softcap);
     }
     tell_flag(t, "parallel blocks", c->parallel);
-    tell_flag(t, "tied head", llm.head.data == llm.embed.data);
+    tell_flag(t, "tied head", llm.head.w.data == llm.embed.data);
     if (c->bos >= 0) {
         tell_count(t, "bos", (size_t)c->bos);
     }

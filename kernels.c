@@ -610,6 +610,61 @@ Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size
                      .resume = true};
 }
 
+Product product_strided(Product product, size_t y_stride, size_t x_stride) {
+    product.ldc = y_stride;
+    product.a_row = (ptrdiff_t)x_stride;
+    return product;
+}
+
+static Weight weight_from(Weight weight, size_t element) {
+    if (weight.data != NULL) {
+        weight.data = (const unsigned char *)weight.data + element * dtype_size(weight.dtype);
+    }
+    return weight;
+}
+
+Matrix matrix_rows(const Matrix *matrix, size_t first, size_t count) {
+    Matrix part = *matrix;
+    part.w = weight_from(matrix->w, first * (size_t)matrix->row);
+    part.bias = weight_from(matrix->bias, first);
+    part.out = count;
+    return part;
+}
+
+Matrix matrix_cols(const Matrix *matrix, size_t first, size_t count) {
+    Matrix part = *matrix;
+    part.w = weight_from(matrix->w, first * (size_t)matrix->col);
+    part.bias = (Weight){NULL, DTYPE_F32};
+    part.in = count;
+    return part;
+}
+
+static Matrix matrix_of(View view) {
+    return (Matrix){.w = {view.data, DTYPE_F32},
+                    .row = (ptrdiff_t)view.stride,
+                    .col = 1,
+                    .out = view.rows,
+                    .in = view.cols};
+}
+
+Product view_nt(View y, View a, View b) {
+    const Matrix matrix = matrix_of(b);
+    return product_strided(product_nt(y.data, a.data, &matrix, y.rows), y.stride, a.stride);
+}
+
+Product view_nn(View y, View a, View b) {
+    const Matrix matrix = matrix_of(b);
+    return product_strided(product_nn(y.data, a.data, &matrix, y.rows, false), y.stride, a.stride);
+}
+
+Product view_tn(View y, View a, View b) {
+    Product product = product_tn(y.data, a.data, b.data, a.rows, a.cols, b.cols);
+    product.ldc = y.stride;
+    product.a_col = (ptrdiff_t)a.stride;
+    product.b_col = (ptrdiff_t)b.stride;
+    return product;
+}
+
 /* ==== rows ==== */
 
 void norm_scale(const Compute *compute, float *mean, float *scale, const float *x, float eps,

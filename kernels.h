@@ -73,7 +73,29 @@ Product product_nn(float *dx, const float *dy, const Matrix *matrix, size_t rows
 /* dw[out, in] += dy[rows, out]^T x[rows, in] */
 Product product_tn(float *dw, const float *dy, const float *x, size_t rows, size_t out, size_t in);
 
+/* y's and x's rows lie so many elements apart: one head's among those of all heads. */
+Product product_strided(Product product, size_t y_stride, size_t x_stride);
+
+/* Outputs first .. first + count - 1 of a matrix; and its inputs, without the bias. */
+Matrix matrix_rows(const Matrix *matrix, size_t first, size_t count);
+Matrix matrix_cols(const Matrix *matrix, size_t first, size_t count);
+
+/* A matrix of activations in memory: element (r, c) is data[r * stride + c]. */
+typedef struct View {
+    float *data;
+    size_t rows, cols, stride;
+} View;
+
+Product view_nt(View y, View a, View b); /* y = a b^T */
+Product view_nn(View y, View a, View b); /* y = a b */
+Product view_tn(View y, View a, View b); /* y += a^T b */
+
 /* ---- rows: x[rows, cols] contiguous. Sums in binary64, ascending, rounded once ---- */
+
+/* LayerNorm's w and b; RMSNorm has no b. */
+typedef struct Norm {
+    Weight w, b;
+} Norm;
 
 /* mean[rows] (NULL: RMSNorm, no centring) and scale[rows] = sqrt(variance + eps). */
 void norm_scale(const Compute *compute, float *mean, float *scale, const float *x, float eps,

@@ -21,45 +21,103 @@
  *   are those at the replaced value.
  *
  * T is the number of rows (tokens of all sequences), H heads, G key-value heads, E d_head, D
- * d_model, M d_mlp, V d_vocab. */
-#include "elementary.h"
-#include "llm_run.h"
+ * d_model, M d_mlp, V d_vocab. dX is the gradient of X. Each backward stands below its forward. */
+#include "llm.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
+/* ---- a run: all its memory ---- */
+
 enum {
-    ATTENTION_PIECE = 1 << 22
+    SCORES_ROOM = 1 << 22
 }; /* floats of one buffer of scores, unless hooks want more */
 
-/* ---- a run ---- */
+/* What a norm keeps for its backward: [T] each; RMSNorm has no mean. */
+typedef struct NormKept {
+    float *mean, *scale;
+} NormKept;
 
-static void layer_layout(LayerState *state, const LlmConfig *c, const LlmPlan *plan, Arena *arena) {
+/* What a layer keeps for its backward. Without plan.backward all layers share one. */
+typedef struct Kept {
+    float *resid_pre, *resid_mid; /* [T, D]; parallel: the same */
+    float *q, *k, *v;             /* [T, H, E], [T, G, E]: rotated; with a cache k and v hold every
+                                     position and the new rows are written behind the past ones */
+    float *attn_raw, *mlp_raw;    /* [T, D]: before the post-norms */
+    float *pre, *linear;          /* [T, M] */
+    NormKept ln1, ln1_post, ln2, ln2_post;
+    float *scores, *pattern; /* plan.attention_replaced: [H, T_s, T_s] of each sequence s */
+} Kept;
+
+/* Queries of one sequence whose scores are formed together. */
+typedef struct Piece {
+    size_t sequence, row, queries; /* row: of the first query, in the batch */
+    size_t position, keys;         /* of the first query; all that its queries may see */
+    size_t offset;                 /* in the buffers of scores: [heads, queries, keys] */
+} Piece;
+
+struct LlmRun {
+    const Llm *llm;
+    const Compute *compute;
+    LlmPlan plan;
+    const Hooks *hooks;    /* of the call that runs */
+    const LlmBatch *batch; /* of the forward that runs */
+    Kept *layers;
+    bool *checked; /* [n_layers + 1]: weights known to be finite; last: ln_final */
+    float *cosine, *sine;
+    uint32_t *position; /* [T] */
+    size_t *start;      /* [sequences + 1] */
+    size_t *past;       /* [sequences]: positions before the rows of this forward */
+    size_t *kv_start;   /* [sequences]: where its keys and values begin in a layer's k and v */
+    size_t rows, n_sequences, first, last;
+    size_t cached;          /* with a cache: positions before the next forward's rows */
+    bool tail, ends;        /* this forward's batch has a past, or goes on with last rows alone */
+    float *tail_k, *tail_v; /* [T, G, E]: its keys and values */
+    float *resid;           /* [T, D]: the stream behind layer `last` */
+    float *x;               /* [T, D]: what a norm gives */
+    float *qkv;             /* [T, H, 3, E]: GPT-NeoX */
+    float *z, *post;        /* [T, H, E], [T, M] */
+    NormKept final;
+    float *final_x; /* [T, D] */
+    float *gather;  /* [max_logits, D] */
+    float *scores;  /* [scores_size], and backward two more */
+    float *pattern, *dpattern;
+    size_t scores_size;
+    Piece *pieces;                         /* [sequences] */
+    Product *products;                     /* [sequences * H] */
+    float *dresid, *dfinal, *dbranch, *dx; /* [T, D] */
+    float *dq, *dk, *dv, *dz;              /* as q, k, v, z */
+    float *dpre, *dlinear;                 /* [T, M] */
+    float *dscale;                         /* [T] */
+};
+
+static NormKept norm_layout(Arena *arena, const LlmConfig *c, size_t rows) {
+    float *mean = c->rms_norm ? NULL : arena_floats(arena, rows, 1);
+    return (NormKept){mean, arena_floats(arena, rows, 1)};
+}
+
+static Kept kept_layout(Arena *arena, const LlmConfig *c, const LlmPlan *plan) {
     size_t rows = plan->max_rows, d = c->d_model, key = c->n_kv_heads * c->d_head;
-    bool gemma = c->kind == LLM_GEMMA2;
-    state->resid_pre = arena_floats(arena, rows, d);
-    state->resid_mid = plan->backward && !c->parallel ? arena_floats(arena, rows, d) : state->resid_pre;
-    state->q = arena_floats(arena, rows, c->n_heads * c->d_head);
-    if (!plan->cache) {
-        state->k = arena_floats(arena, rows, key);
-        state->v = arena_floats(arena, rows, key);
-    }
-    if (gemma) {
-        state->attn_raw = arena_floats(arena, rows, d);
-        state->mlp_raw = arena_floats(arena, rows, d);
-    }
-    state->pre = arena_floats(arena, rows, c->d_mlp);
-    state->linear = c->gated ? arena_floats(arena, rows, c->d_mlp) : NULL;
-    for (int n = 0; n < 4; n++) {
-        state->mean[n] = c->rms_norm ? NULL : arena_floats(arena, rows, 1);
-        state->scale[n] = arena_floats(arena, rows, 1);
-    }
+    bool own_mid = plan->backward && !c->parallel, gemma = c->kind == LLM_GEMMA2;
+    Kept kept = {.resid_pre = arena_floats(arena, rows, d)};
+    kept.resid_mid = own_mid ? arena_floats(arena, rows, d) : kept.resid_pre;
+    kept.q = arena_floats(arena, rows, c->n_heads * c->d_head);
+    kept.k = plan->cache ? NULL : arena_floats(arena, rows, key);
+    kept.v = plan->cache ? NULL : arena_floats(arena, rows, key);
+    kept.attn_raw = gemma ? arena_floats(arena, rows, d) : NULL;
+    kept.mlp_raw = gemma ? arena_floats(arena, rows, d) : NULL;
+    kept.pre = arena_floats(arena, rows, c->d_mlp);
+    kept.linear = c->gated ? arena_floats(arena, rows, c->d_mlp) : NULL;
+    kept.ln1 = norm_layout(arena, c, rows);
+    kept.ln1_post = norm_layout(arena, c, rows);
+    kept.ln2 = norm_layout(arena, c, rows);
+    kept.ln2_post = norm_layout(arena, c, rows);
     if (plan->backward && plan->attention_replaced) {
-        size_t room = size_product(plan->max_sequence, c->n_heads);
-        state->kept_scores = arena_floats(arena, rows, room);
-        state->kept_pattern = arena_floats(arena, rows, room);
+        size_t square = size_product(plan->max_sequence, c->n_heads);
+        kept.scores = arena_floats(arena, rows, square);
+        kept.pattern = arena_floats(arena, rows, square);
     }
+    return kept;
 }
 
 /* Room for one buffer of scores (also used for hook_result): everything at once if it is small or
@@ -68,22 +126,20 @@ static size_t scores_room(const LlmConfig *c, const LlmPlan *plan) {
     size_t most = plan->cache ? plan->max_rows : plan->max_sequence;
     size_t row = size_product(c->n_heads, plan->max_sequence), whole = size_product(row, most);
     size_t result = size_product(plan->max_rows, c->n_heads * c->d_model);
-    if (plan->max_sequences > 1) { /* many short sequences in one call: what a piece may hold */
+    if (plan->max_sequences > 1) { /* many short sequences together */
         size_t batch = 0;
-        batch = size_mul(&batch, row, plan->max_rows) && batch < ATTENTION_PIECE ? batch
-                                                                                 : ATTENTION_PIECE;
+        bool small = size_mul(&batch, row, plan->max_rows) && batch < SCORES_ROOM;
+        batch = small ? batch : SCORES_ROOM;
         whole = whole > batch ? whole : batch;
     }
     whole = whole > result ? whole : result;
-    if (!plan->attention_hooks && whole > ATTENTION_PIECE) {
-        whole = ATTENTION_PIECE;
-    }
+    whole = !plan->attention_hooks && whole > SCORES_ROOM ? SCORES_ROOM : whole;
     return whole > row ? whole : row;
 }
 
 LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *plan, Arena *arena) {
     const LlmConfig *c = &llm->config;
-    size_t rows = plan->max_rows, d = c->d_model;
+    size_t rows = plan->max_rows, sequences = plan->max_sequences, d = c->d_model;
     size_t query = c->n_heads * c->d_head, key = c->n_kv_heads * c->d_head;
     LlmRun *run = arena_alloc(arena, 1, sizeof *run);
     LlmRun r = {.llm = llm, .compute = compute, .plan = *plan};
@@ -91,48 +147,38 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
     r.layers = arena_alloc(arena, c->n_layers, sizeof *r.layers);
     r.checked = arena_alloc(arena, c->n_layers + 1, sizeof *r.checked);
     r.position = arena_alloc(arena, rows, sizeof *r.position);
-    r.start = arena_alloc(arena, plan->max_sequences + 1, sizeof *r.start);
-    r.past = arena_alloc(arena, plan->max_sequences, sizeof *r.past);
-    r.kv_start = arena_alloc(arena, plan->max_sequences, sizeof *r.kv_start);
-    r.new_start = arena_alloc(arena, plan->max_sequences + 1, sizeof *r.new_start);
-    r.new_past = arena_alloc(arena, plan->max_sequences, sizeof *r.new_past);
-    if (plan->tails) {
-        r.tail_k = arena_floats(arena, rows, key);
-        r.tail_v = arena_floats(arena, rows, key);
-    }
-    r.blocks = arena_alloc(arena, plan->max_sequences, sizeof *r.blocks);
-    size_t jobs = size_product(plan->max_sequences, c->n_heads);
-    r.products = arena_alloc(arena, jobs < 4 ? 4 : jobs, sizeof *r.products);
+    r.start = arena_alloc(arena, sequences + 1, sizeof *r.start);
+    r.past = arena_alloc(arena, sequences, sizeof *r.past);
+    r.kv_start = arena_alloc(arena, sequences, sizeof *r.kv_start);
+    r.tail_k = plan->tails ? arena_floats(arena, rows, key) : NULL;
+    r.tail_v = plan->tails ? arena_floats(arena, rows, key) : NULL;
+    r.pieces = arena_alloc(arena, sequences, sizeof *r.pieces);
+    r.products = arena_alloc(arena, size_product(sequences, c->n_heads), sizeof *r.products);
 
-    LayerState shared = {0};
+    Kept kept = {0};
+    float *raw[2] = {NULL,
+                     NULL}; /* read in backward by post-norms alone: else one for all layers */
+    for (int i = 0; i < 2 && c->kind != LLM_GEMMA2; i++) {
+        raw[i] = arena_floats(arena, rows, d);
+    }
     for (size_t layer = 0; layer < c->n_layers; layer++) {
-        LayerState own = {0};
         if (layer == 0 || plan->backward) {
-            layer_layout(&shared, c, plan, arena);
+            kept = kept_layout(arena, c, plan);
         }
-        own = shared;
-        if (plan->cache) {
-            own.k = arena_floats(arena, plan->max_sequence, key);
-            own.v = arena_floats(arena, plan->max_sequence, key);
-        }
-        if (r.layers != NULL) {
-            r.layers[layer] = own;
+        kept.attn_raw = raw[0] != NULL ? raw[0] : kept.attn_raw;
+        kept.mlp_raw = raw[1] != NULL ? raw[1] : kept.mlp_raw;
+        kept.k = plan->cache ? arena_floats(arena, plan->max_sequence, key) : kept.k;
+        kept.v = plan->cache ? arena_floats(arena, plan->max_sequence, key) : kept.v;
+        if (run != NULL) {
+            r.layers[layer] = kept;
         }
     }
-    r.resid = plan->backward ? arena_floats(arena, rows, d) : shared.resid_pre;
+    r.resid = plan->backward ? arena_floats(arena, rows, d) : kept.resid_pre;
     r.x = arena_floats(arena, rows, d);
     r.qkv = c->kind == LLM_GPT_NEOX ? arena_floats(arena, rows, 3 * query) : NULL;
     r.z = arena_floats(arena, rows, query);
     r.post = arena_floats(arena, rows, c->d_mlp);
-    if (c->kind != LLM_GEMMA2) { /* nothing reads these in backward: shared by the layers */
-        float *attn = arena_floats(arena, rows, d), *mlp = arena_floats(arena, rows, d);
-        for (size_t layer = 0; layer < c->n_layers && r.layers != NULL; layer++) {
-            r.layers[layer].attn_raw = attn;
-            r.layers[layer].mlp_raw = mlp;
-        }
-    }
-    r.final_mean = c->rms_norm ? NULL : arena_floats(arena, rows, 1);
-    r.final_scale = arena_floats(arena, rows, 1);
+    r.final = norm_layout(arena, c, rows);
     r.final_x = arena_floats(arena, rows, d);
     r.gather = arena_floats(arena, plan->max_logits, d);
     r.scores_size = scores_room(c, plan);
@@ -178,22 +224,35 @@ void llm_run_rewind(LlmRun *run, size_t past) {
     run->cached = past < run->cached ? past : run->cached;
 }
 
-/* ---- small things ---- */
+/* ---- hooks ---- */
 
-void llm_hook(const Hooks *hooks, HookKind kind, int layer, bool gradient, float *data,
-                size_t rows, size_t a, size_t b) {
-    if (!hooks_want(hooks, kind, layer, gradient)) {
-        return;
+/* Shows data to the pass's hooks, if they want that point. */
+static void call_hook(const LlmRun *run, HookPoint point, float *data) {
+    if (hooks_want(run->hooks, point.kind, point.layer, point.gradient)) {
+        run->hooks->call(run->hooks->user, &point, data);
     }
-    HookPoint point = {.kind = kind,
+}
+
+static HookPoint point_of(HookKind kind, int layer, bool gradient, size_t rows, size_t a,
+                          size_t b) {
+    return (HookPoint){.kind = kind,
                        .layer = layer,
                        .gradient = gradient,
                        .rank = b > 0 ? 3 : 2,
                        .shape = {rows, a, b}};
-    hooks->call(hooks->user, &point, data);
 }
 
-uint64_t llm_fingerprint(const float *x, size_t n) {
+/* Shows an activation, or its gradient: data[T, a] or, b > 0, [T, a, b]. */
+static void hook(const LlmRun *run, HookKind kind, int layer, float *data, size_t a, size_t b) {
+    call_hook(run, point_of(kind, layer, false, run->rows, a, b), data);
+}
+
+static void hook_d(const LlmRun *run, HookKind kind, int layer, float *data, size_t a, size_t b) {
+    call_hook(run, point_of(kind, layer, true, run->rows, a, b), data);
+}
+
+/* FNV-1a over the words of a buffer. */
+static uint64_t fingerprint(const float *x, size_t n) {
     uint64_t hash = 14695981039346656037U;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits = 0;
@@ -203,9 +262,25 @@ uint64_t llm_fingerprint(const float *x, size_t n) {
     return hash;
 }
 
-static void run_one(const LlmRun *run, Product product) {
-    product_run(run->compute, &product, 1);
+/* Shows a point of rank 3 that is wanted; whether the hook left other values there. */
+static bool hook_changes(const LlmRun *run, HookPoint point, float *data) {
+    size_t size = point.shape[0] * point.shape[1] * point.shape[2];
+    uint64_t before = fingerprint(data, size);
+    call_hook(run, point, data);
+    return fingerprint(data, size) != before;
 }
+
+/* ---- weights that are not finite, looked for once a run ----
+ * An infinity in W_K could hide behind the soft-cap, so the activations are not enough to go by. */
+
+enum {
+    SCAN_PARTS = 64
+};
+
+typedef struct Scan {
+    const Tensor *tensor;
+    bool finite[SCAN_PARTS];
+} Scan;
 
 static bool all_finite(const float *x, size_t n) {
     bool finite = true;
@@ -215,51 +290,137 @@ static bool all_finite(const float *x, size_t n) {
     return finite;
 }
 
-/* ---- norm ---- */
-
-typedef struct NormPoint {
-    HookKind scale, normalized;
-    int layer;
-} NormPoint;
-
-/* x[T, D] -> y[T, D] = normalized * w + b (Gemma-2: normalized * (1 + w)); mean and scale [T] are
- * kept for backward. y is not x. */
-static void norm_forward(const LlmRun *run, const LlmNorm *norm, NormPoint point, const float *x,
-                           float *mean, float *scale, float *y, const Hooks *hooks) {
-    const LlmConfig *c = &run->llm->config;
-    norm_scale(run->compute, mean, scale, x, c->norm_eps, run->rows, c->d_model);
-    llm_hook(hooks, point.scale, point.layer, false, scale, run->rows, 1, 0);
-    norm_normalize(run->compute, y, x, mean, scale, run->rows, c->d_model);
-    llm_hook(hooks, point.normalized, point.layer, false, y, run->rows, c->d_model, 0);
-    norm_weight(run->compute, y, y, norm->w, norm->b, c->rms_norm, run->rows, c->d_model);
+static void scan_part(void *user, size_t part, int thread) {
+    Scan *scan = user;
+    const Weight weight = {scan->tensor->data, scan->tensor->dtype};
+    size_t count = scan->tensor->count, step = count / SCAN_PARTS + 1;
+    size_t end = (part + 1) * step < count ? (part + 1) * step : count;
+    float wide[1024];
+    (void)thread;
+    scan->finite[part] = true;
+    for (size_t i = part * step; i < end; i += 1024) {
+        size_t n = end - i < 1024 ? end - i : 1024;
+        weight_widen(wide, weight, i, n);
+        scan->finite[part] &= all_finite(wide, n);
+    }
 }
 
-/* dy[T, D] (overwritten) -> dx[T, D] += through x / scale and through the scale. */
-static void norm_backward(const LlmRun *run, const LlmNorm *norm, NormPoint point, const float *x,
-                            const float *mean, const float *scale, float *dy, float *dx,
-                            const Hooks *hooks) {
+static void check_tensor(const LlmRun *run, const Tensor *tensor) {
+    Scan scan = {.tensor = tensor};
+    compute_parallel(run->compute, SCAN_PARTS, scan_part, &scan);
+    for (size_t part = 0; part < SCAN_PARTS; part++) {
+        if (!scan.finite[part]) {
+            fail(STATUS_INPUT, "%s: tensor '%s': holds NaN or infinity", tensor->file,
+                 tensor->name);
+        }
+    }
+}
+
+/* The tensor that a weight lies in. */
+static void check_weight(const LlmRun *run, Weight weight) {
+    const TensorStore *store = &run->llm->store;
+    for (size_t i = 0; i < store->count && weight.data != NULL; i++) {
+        if (store->tensors[i].data == weight.data && store->tensors[i].count > 0) {
+            check_tensor(run, &store->tensors[i]);
+            return;
+        }
+    }
+}
+
+static void check_layer(const LlmRun *run, size_t layer) {
+    const LlmLayer *l = &run->llm->layers[layer];
+    for (size_t i = 0; i < l->tensor_count && !run->checked[layer]; i++) {
+        check_tensor(run, l->tensors[i]);
+    }
+    run->checked[layer] = true;
+}
+
+static void run_one(const LlmRun *run, Product product) {
+    product_run(run->compute, &product, 1);
+}
+
+/* ---- norms ---- */
+
+/* x[T, D] -> y[T, D] = normalized * w + b (Gemma-2: normalized * (1 + w)), normalized = (x - mean)
+ * / scale, scale = sqrt(variance + eps). y is not x. */
+static void norm_forward(const LlmRun *run, float *y, const float *x, const Norm *norm,
+                         const NormKept *kept, HookKind scale, int layer) {
     const LlmConfig *c = &run->llm->config;
     size_t rows = run->rows, d = c->d_model;
-    norm_weight_backward(run->compute, dy, dy, norm->w, c->rms_norm, rows, d);
-    llm_hook(hooks, point.normalized, point.layer, true, dy, rows, d, 0);
-    norm_scale_backward(run->compute, run->dscale, dy, x, mean, scale, rows, d);
-    llm_hook(hooks, point.scale, point.layer, true, run->dscale, rows, 1, 0);
-    norm_input_backward(run->compute, dx, dy, run->dscale, x, mean, scale, rows, d);
+    norm_scale(run->compute, kept->mean, kept->scale, x, c->norm_eps, rows, d);
+    hook(run, scale, layer, kept->scale, 1, 0);
+    norm_normalize(run->compute, y, x, kept->mean, kept->scale, rows, d);
+    hook(run, (HookKind)(scale + 1), layer, y, d, 0);
+    norm_weight(run->compute, y, y, norm->w, norm->b, c->rms_norm, rows, d);
 }
 
-/* ---- the attention half of a block ---- */
+/* y = norm(x). dy[T, D] (overwritten) -> dx[T, D] += through x / scale and through the scale. */
+static void norm_backward(const LlmRun *run, float *dx, float *dy, const float *x, const Norm *norm,
+                          const NormKept *kept, HookKind scale, int layer) {
+    const LlmConfig *c = &run->llm->config;
+    const float *mean = kept->mean;
+    size_t rows = run->rows, d = c->d_model;
+    norm_weight_backward(run->compute, dy, dy, norm->w, c->rms_norm, rows, d);
+    hook_d(run, (HookKind)(scale + 1), layer, dy, d, 0);
+    norm_scale_backward(run->compute, run->dscale, dy, x, mean, kept->scale, rows, d);
+    hook_d(run, scale, layer, run->dscale, 1, 0);
+    norm_input_backward(run->compute, dx, dy, run->dscale, x, mean, kept->scale, rows, d);
+}
 
-/* x[T, D] W_QKV -> q [T, H, E], k, v [T, G, E], rotated, with their hooks. */
-static void project_forward(const LlmRun *run, size_t layer, const Hooks *hooks) {
+/* Gemma-2 norms what a half gives once more before it joins the stream: raw -> run->x. Without
+ * such a norm raw is it. */
+static float *post_norm_forward(const LlmRun *run, float *raw, const Norm *norm,
+                                const NormKept *kept, HookKind scale, int layer) {
+    if (norm->w.data == NULL) {
+        return raw;
+    }
+    norm_forward(run, run->x, raw, norm, kept, scale, layer);
+    return run->x;
+}
+
+/* dy -> draw, in `room` if there is such a norm. */
+static float *post_norm_backward(const LlmRun *run, float *room, float *dy, const float *raw,
+                                 const Norm *norm, const NormKept *kept, HookKind scale,
+                                 int layer) {
+    if (norm->w.data == NULL) {
+        return dy;
+    }
+    memset(room, 0, run->rows * run->llm->config.d_model * sizeof *room);
+    norm_backward(run, room, dy, raw, norm, kept, scale, layer);
+    return room;
+}
+
+/* ---- queries, keys, values ---- */
+
+Matrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head) {
+    const LlmLayer *l = &llm->layers[layer];
+    size_t e = llm->config.d_head;
+    if (kind == HOOK_Z) {
+        return matrix_cols(&l->o, head * e, e);
+    }
+    if (l->qkv.w.data != NULL) {
+        size_t which = kind == HOOK_Q ? 0 : kind == HOOK_K ? 1 : 2;
+        return matrix_rows(&l->qkv, (head * 3 + which) * e, e);
+    }
+    return matrix_rows(kind == HOOK_Q ? &l->q : kind == HOOK_K ? &l->k : &l->v, head * e, e);
+}
+
+static void rotate(const LlmRun *run, float *x, size_t heads, bool backward) {
+    const LlmConfig *c = &run->llm->config;
+    rope_rotate(run->compute, x, x, run->cosine, run->sine, run->position, run->rows, heads,
+                c->d_head, c->rotary_dim, backward);
+}
+
+/* x[T, D] -> q[T, H, E], k, v[T, G, E] = x W^T + b, q and k rotated. */
+static void project_forward(const LlmRun *run, int layer) {
     const LlmConfig *c = &run->llm->config;
     const LlmLayer *l = &run->llm->layers[layer];
-    const LayerState *state = &run->layers[layer];
+    const Kept *kept = &run->layers[layer];
     size_t rows = run->rows, e = c->d_head, heads = c->n_heads, keys = c->n_kv_heads;
     size_t behind = run->plan.cache ? run->past[0] * keys * e : 0;
-    float *q = state->q;
-    float *k = run->tail ? run->tail_k : state->k + behind;
-    float *v = run->tail ? run->tail_v : state->v + behind;
-    int at = (int)layer;
+    float *q = kept->q;
+    float *k = run->tail ? run->tail_k : kept->k + behind;
+    float *v = run->tail ? run->tail_v : kept->v + behind;
     if (l->qkv.w.data != NULL) {
         run_one(run, product_nt(run->qkv, run->x, &l->qkv, rows));
         for (size_t i = 0; i < rows * heads; i++) {
@@ -273,37 +434,32 @@ static void project_forward(const LlmRun *run, size_t layer, const Hooks *hooks)
                                product_nt(v, run->x, &l->v, rows)};
         product_run(run->compute, products, 3);
     }
-    llm_hook(hooks, HOOK_Q, at, false, q, rows, heads, e);
-    llm_hook(hooks, HOOK_K, at, false, k, rows, keys, e);
-    llm_hook(hooks, HOOK_V, at, false, v, rows, keys, e);
+    hook(run, HOOK_Q, layer, q, heads, e);
+    hook(run, HOOK_K, layer, k, keys, e);
+    hook(run, HOOK_V, layer, v, keys, e);
     if (c->rotary_dim > 0) {
-        rope_rotate(run->compute, q, q, run->cosine, run->sine, run->position, rows, heads, e,
-                    c->rotary_dim, false);
-        rope_rotate(run->compute, k, k, run->cosine, run->sine, run->position, rows, keys, e,
-                    c->rotary_dim, false);
-        llm_hook(hooks, HOOK_ROT_Q, at, false, q, rows, heads, e);
-        llm_hook(hooks, HOOK_ROT_K, at, false, k, rows, keys, e);
+        rotate(run, q, heads, false);
+        rotate(run, k, keys, false);
+        hook(run, HOOK_ROT_Q, layer, q, heads, e);
+        hook(run, HOOK_ROT_K, layer, k, keys, e);
     }
 }
 
-/* dq, dk, dv -> run->dx [T, D]. */
-static void project_backward(const LlmRun *run, size_t layer, const Hooks *hooks) {
+/* dq, dk, dv -> dx[T, D] = dq W_Q + dk W_K + dv W_V, dq and dk rotated back first. */
+static void project_backward(const LlmRun *run, int layer) {
     const LlmConfig *c = &run->llm->config;
     const LlmLayer *l = &run->llm->layers[layer];
     float *dq = run->dq, *dk = run->dk, *dv = run->dv;
     size_t rows = run->rows, e = c->d_head, heads = c->n_heads, keys = c->n_kv_heads;
-    int at = (int)layer;
     if (c->rotary_dim > 0) {
-        llm_hook(hooks, HOOK_ROT_K, at, true, dk, rows, keys, e);
-        llm_hook(hooks, HOOK_ROT_Q, at, true, dq, rows, heads, e);
-        rope_rotate(run->compute, dq, dq, run->cosine, run->sine, run->position, rows, heads, e,
-                    c->rotary_dim, true);
-        rope_rotate(run->compute, dk, dk, run->cosine, run->sine, run->position, rows, keys, e,
-                    c->rotary_dim, true);
+        hook_d(run, HOOK_ROT_K, layer, dk, keys, e);
+        hook_d(run, HOOK_ROT_Q, layer, dq, heads, e);
+        rotate(run, dq, heads, true);
+        rotate(run, dk, keys, true);
     }
-    llm_hook(hooks, HOOK_V, at, true, dv, rows, keys, e);
-    llm_hook(hooks, HOOK_K, at, true, dk, rows, keys, e);
-    llm_hook(hooks, HOOK_Q, at, true, dq, rows, heads, e);
+    hook_d(run, HOOK_V, layer, dv, keys, e);
+    hook_d(run, HOOK_K, layer, dk, keys, e);
+    hook_d(run, HOOK_Q, layer, dq, heads, e);
     if (l->qkv.w.data != NULL) {
         for (size_t i = 0; i < rows * heads; i++) {
             memcpy(run->qkv + (3 * i + 0) * e, dq + i * e, e * sizeof *dq);
@@ -318,35 +474,331 @@ static void project_backward(const LlmRun *run, size_t layer, const Hooks *hooks
     }
 }
 
-static void result_room(const LlmRun *run) {
+/* ---- attention ----
+ * Scores of all sequences seldom fit in memory, so they are formed for some pieces at a time:
+ * sequences with all their heads or, where one does not fit, some of its queries and one head of
+ * each key-value head. Every value is the same chain either way. */
+
+/* Pieces whose scores are in memory together, and of each key-value head's query heads the `step`
+ * from the `member`-th on. */
+typedef struct Pieces {
+    const Piece *list;
+    size_t count, member, step;
+    size_t size; /* of the buffers of scores, filled from 0 */
+} Pieces;
+
+/* S is a buffer of scores, Q one like q (or z), K one like k (or v). */
+typedef enum HeadProduct {
+    S_IS_Q_KT,  /* S[queries, keys] = Q[queries, E] K[keys, E]^T */
+    Q_IS_S_K,   /* Q[queries, E] = S[queries, keys] K[keys, E] */
+    K_ADDS_ST_Q /* K[keys, E] += S[queries, keys]^T Q[queries, E] */
+} HeadProduct;
+
+/* One product for each piece and head. */
+static void head_products(const LlmRun *run, const Pieces *pieces, HeadProduct form, float *s,
+                          float *q, float *k) {
     const LlmConfig *c = &run->llm->config;
-    if (run->rows * c->n_heads * c->d_model > run->scores_size) {
-        fail(STATUS_RESOURCE,
-                    "attn.hook_result of %zu tokens is larger than this run has room for",
-                    run->rows);
+    size_t e = c->d_head, heads = c->n_heads, kv_heads = c->n_kv_heads, n = 0;
+    for (size_t g = 0; g < pieces->step; g++) {
+        for (size_t i = 0; i < pieces->count * kv_heads; i++) {
+            const Piece *p = &pieces->list[i / kv_heads];
+            size_t kv = i % kv_heads, h = kv * pieces->step + g;
+            size_t head = kv * (heads / kv_heads) + pieces->member + g;
+            size_t key_row = run->kv_start[p->sequence];
+            View S = {s + p->offset + h * p->queries * p->keys, p->queries, p->keys, p->keys};
+            View Q = {q + (p->row * heads + head) * e, p->queries, e, heads * e};
+            View K = {k + (key_row * kv_heads + kv) * e, p->keys, e, kv_heads * e};
+            run->products[n++] = form == S_IS_Q_KT  ? view_nt(S, Q, K)
+                                 : form == Q_IS_S_K ? view_nn(Q, S, K)
+                                                    : view_tn(K, S, Q);
+        }
+        if (form == K_ADDS_ST_Q || g + 1 == pieces->step) { /* a group's heads add to one K */
+            product_run(run->compute, run->products, n);
+            n = 0;
+        }
     }
 }
 
-/* z[T, H, E] -> result[T, H, D] = z W_O per head, only where a hook wants it. If the hook changes
- * it, attn_raw[T, D] = its sum over heads (+ bias). */
-static void result_forward(const LlmRun *run, size_t layer, const Hooks *hooks) {
+/* What query i does not see becomes `value`: keys before its window, and keys behind it. */
+static void mask_scores(const LlmRun *run, int layer, const Pieces *pieces, float *scores,
+                        float value) {
+    size_t window = run->llm->layers[layer].sliding ? run->llm->config.window : 0;
+    size_t heads = run->llm->config.n_kv_heads * pieces->step;
+    for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
+        for (size_t r = 0; r < heads * p->queries; r++) {
+            float *row = scores + p->offset + r * p->keys;
+            size_t i = p->position + r % p->queries;
+            for (size_t j = 0; window > 0 && j + window <= i; j++) {
+                row[j] = value;
+            }
+            for (size_t j = i + 1; j < p->keys; j++) {
+                row[j] = value;
+            }
+        }
+    }
+}
+
+/* scores = softcap(q k^T scale), and -inf behind the mask. */
+static void scores_forward(const LlmRun *run, int layer, const Pieces *pieces, float *scores) {
     const LlmConfig *c = &run->llm->config;
-    size_t rows = run->rows, heads = c->n_heads, d = c->d_model, size = rows * heads * d;
-    float *result = run->scores, *out = run->layers[layer].attn_raw;
-    if (!hooks_want(hooks, HOOK_RESULT, (int)layer, false)) {
+    const Kept *kept = &run->layers[layer];
+    head_products(run, pieces, S_IS_Q_KT, scores, kept->q, kept->k);
+    if (c->attn_scale != 1) {
+        vector_scale(run->compute, scores, scores, c->attn_scale, pieces->size);
+    }
+    if (c->attn_softcap > 0) {
+        softcap(run->compute, scores, scores, c->attn_softcap, pieces->size);
+    }
+    mask_scores(run, layer, pieces, scores, -INFINITY);
+}
+
+/* dscores (overwritten) -> d(q k^T). scores: 0 behind the mask, where the slope is of no matter. */
+static void scores_backward(const LlmRun *run, const Pieces *pieces, float *dscores,
+                            const float *scores) {
+    const LlmConfig *c = &run->llm->config;
+    if (c->attn_softcap > 0) {
+        softcap_backward(run->compute, dscores, dscores, scores, c->attn_softcap, pieces->size);
+    }
+    if (c->attn_scale != 1) {
+        vector_scale(run->compute, dscores, dscores, c->attn_scale, pieces->size);
+    }
+}
+
+/* attn_scores or pattern of a whole sequence. */
+static HookPoint square_point(const LlmRun *run, HookKind kind, int layer, bool gradient,
+                              const Piece *p) {
+    HookPoint point =
+        point_of(kind, layer, gradient, run->llm->config.n_heads, p->queries, p->keys);
+    point.sequence = p->sequence;
+    return point;
+}
+
+static bool wants_squares(const LlmRun *run, int layer, bool gradient) {
+    return hooks_want(run->hooks, HOOK_ATTN_SCORES, layer, gradient) ||
+           hooks_want(run->hooks, HOOK_PATTERN, layer, gradient);
+}
+
+/* Where plan.attention_replaced keeps the scores of a whole sequence. */
+static float *kept_square(const LlmRun *run, float *kept, const Piece *p) {
+    return kept + p->row * run->plan.max_sequence * run->llm->config.n_heads;
+}
+
+/* Shows scores or pattern; `kept` (may be NULL) then holds what the hook left. Without it backward
+ * forms them again, so that a hook may not have changed them. */
+static void hook_square(const LlmRun *run, HookKind kind, int layer, const Piece *p, float *square,
+                        float *kept) {
+    HookPoint point = square_point(run, kind, layer, false, p);
+    if (!run->plan.backward || kept != NULL || !hooks_want(run->hooks, kind, layer, false)) {
+        call_hook(run, point, square);
+    } else if (hook_changes(run, point, square)) {
+        fail(STATUS_INPUT,
+             "attn_scores or pattern of layer %d was replaced in a run that does not keep them for "
+             "backward",
+             layer);
+    }
+    if (kept != NULL) {
+        size_t size = run->llm->config.n_heads * p->queries * p->keys;
+        memcpy(kept_square(run, kept, p), square, size * sizeof *square);
+    }
+}
+
+/* q, k, v -> z[queries, H, E] of some pieces. */
+static void pieces_forward(const LlmRun *run, int layer, const Pieces *pieces) {
+    const Kept *kept = &run->layers[layer];
+    size_t heads = run->llm->config.n_kv_heads * pieces->step;
+    scores_forward(run, layer, pieces, run->scores); /* scores = softcap(q k^T scale), masked */
+    for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
+        float *square = run->scores + p->offset;
+        hook_square(run, HOOK_ATTN_SCORES, layer, p, square, kept->scores);
+        softmax_rows(run->compute, square, square, heads * p->queries, p->keys);
+        hook_square(run, HOOK_PATTERN, layer, p, square, kept->pattern);
+    }
+    head_products(run, pieces, Q_IS_S_K, run->scores, run->z, kept->v); /* z = pattern v */
+}
+
+/* Scores (0 behind the mask) and pattern once more: formed again, or as the hooks left them. */
+static void pattern_again(const LlmRun *run, int layer, const Pieces *pieces) {
+    const Kept *kept = &run->layers[layer];
+    float *scores = run->scores, *pattern = run->pattern;
+    size_t heads = run->llm->config.n_kv_heads * pieces->step;
+    if (kept->scores == NULL) {
+        scores_forward(run, layer, pieces, scores);
+    }
+    for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
+        float *s = scores + p->offset, *at = pattern + p->offset;
+        size_t size = heads * p->queries * p->keys;
+        if (kept->scores == NULL) {
+            softmax_rows(run->compute, at, s, heads * p->queries, p->keys);
+            continue;
+        }
+        memcpy(s, kept_square(run, kept->scores, p), size * sizeof *s);
+        memcpy(at, kept_square(run, kept->pattern, p), size * sizeof *at);
+        for (size_t j = 0; j < size; j++) { /* a hook's own mask */
+            s[j] = isfinite(s[j]) ? s[j] : 0;
+        }
+    }
+    mask_scores(run, layer, pieces, scores, 0);
+}
+
+/* dz -> dq, and added to dk and dv. */
+static void pieces_backward(const LlmRun *run, int layer, const Pieces *pieces) {
+    const Kept *kept = &run->layers[layer];
+    const Piece *end = pieces->list + pieces->count;
+    size_t heads = run->llm->config.n_kv_heads * pieces->step;
+    float *pattern = run->pattern, *d = run->dpattern;
+    pattern_again(run, layer, pieces);
+    /* z = pattern v */
+    head_products(run, pieces, S_IS_Q_KT, d, run->dz, kept->v);
+    for (const Piece *p = pieces->list; p < end; p++) {
+        call_hook(run, square_point(run, HOOK_PATTERN, layer, true, p), d + p->offset);
+    }
+    head_products(run, pieces, K_ADDS_ST_Q, pattern, run->dz, run->dv);
+    /* pattern = softmax(scores); behind the mask lies a constant: no gradient */
+    for (const Piece *p = pieces->list; p < end; p++) {
+        float *at = d + p->offset;
+        softmax_rows_backward(run->compute, at, at, pattern + p->offset, heads * p->queries,
+                              p->keys);
+        call_hook(run, square_point(run, HOOK_ATTN_SCORES, layer, true, p), at);
+    }
+    mask_scores(run, layer, pieces, d, 0);
+    /* scores = softcap(q k^T scale) */
+    scores_backward(run, pieces, d, run->scores);
+    head_products(run, pieces, Q_IS_S_K, d, run->dq, kept->k);
+    head_products(run, pieces, K_ADDS_ST_Q, d, kept->q, run->dk);
+}
+
+/* `queries` queries of sequence s from its `first`-th new one on. */
+static Piece piece_of(const LlmRun *run, size_t s, size_t first, size_t queries, size_t offset) {
+    size_t position = run->past[s] + first;
+    return (Piece){s, run->start[s] + first, queries, position, position + queries, offset};
+}
+
+/* As many whole sequences from *s on as fit the buffer, and moves *s behind them. */
+static Pieces whole_pieces(const LlmRun *run, size_t *s) {
+    size_t heads = run->llm->config.n_heads;
+    Pieces pieces = {.list = run->pieces, .step = heads / run->llm->config.n_kv_heads};
+    for (; *s < run->n_sequences; ++*s) {
+        size_t tokens = run->start[*s + 1] - run->start[*s], size = 0;
+        Piece p = piece_of(run, *s, 0, tokens, pieces.size);
+        if (!size_mul(&size, heads * tokens, p.keys) || size > run->scores_size - pieces.size) {
+            break;
+        }
+        pieces.size += size;
+        run->pieces[pieces.count++] = p;
+    }
+    return pieces;
+}
+
+/* Calls body for all pieces of the batch. A chain of dk or dv runs over the query heads of its
+ * group in order, and within each over the queries, whether or not they come in pieces. */
+static void for_pieces(const LlmRun *run, int layer, bool gradient,
+                       void (*body)(const LlmRun *, int, const Pieces *)) {
+    const LlmConfig *c = &run->llm->config;
+    for (size_t s = 0; s < run->n_sequences;) {
+        Pieces whole = whole_pieces(run, &s);
+        if (whole.count > 0) {
+            body(run, layer, &whole);
+            continue;
+        }
+        size_t tokens = run->start[s + 1] - run->start[s];
+        if (wants_squares(run, layer, gradient) || run->layers[layer].scores != NULL) {
+            fail(STATUS_RESOURCE,
+                 "attn_scores and pattern of %zu tokens are larger than this run has room for",
+                 tokens);
+        }
+        size_t fit = run->scores_size / (c->n_kv_heads * (run->past[s] + tokens));
+        for (size_t member = 0; member < c->n_heads / c->n_kv_heads; member++) {
+            for (size_t first = 0; first < tokens; first += fit) {
+                size_t queries = tokens - first < fit ? tokens - first : fit;
+                Piece p = piece_of(run, s, first, queries, 0);
+                body(run, layer, &(Pieces){&p, 1, member, 1, c->n_kv_heads * p.queries * p.keys});
+            }
+        }
+        s++;
+    }
+}
+
+/* With `tails`: the keys and values of the new rows change places with the rows of the whole pass
+ * that they stand for, and after the attention back. It saves all rows before a patch. */
+static void swap_tail(const LlmRun *run, int layer) {
+    const LlmBatch *batch = run->batch;
+    size_t key = run->llm->config.n_kv_heads * run->llm->config.d_head;
+    for (size_t s = 0; run->tail && s < run->n_sequences; s++) {
+        size_t from = batch->start[s] * key, to = (run->kv_start[s] + batch->past[s]) * key;
+        float *k = run->layers[layer].k + to, *v = run->layers[layer].v + to;
+        for (size_t i = 0; i < (batch->start[s + 1] - batch->start[s]) * key; i++) {
+            float swap_k = k[i], swap_v = v[i];
+            k[i] = run->tail_k[from + i];
+            v[i] = run->tail_v[from + i];
+            run->tail_k[from + i] = swap_k;
+            run->tail_v[from + i] = swap_v;
+        }
+    }
+}
+
+/* With `ends`, in the last layer: q and resid_pre of each sequence's last row move to the front,
+ * and T is the number of sequences. It saves the last layer's other rows, which no logit reads. */
+static void keep_last_rows(LlmRun *run, const Kept *kept) {
+    const LlmConfig *c = &run->llm->config;
+    size_t query = c->n_heads * c->d_head, d = c->d_model;
+    for (size_t s = 0; s < run->n_sequences; s++) {
+        size_t last = run->start[s + 1] - 1;
+        memmove(kept->q + s * query, kept->q + last * query, query * sizeof *kept->q);
+        memmove(kept->resid_pre + s * d, kept->resid_pre + last * d, d * sizeof *kept->q);
+        run->past[s] += last - run->start[s];
+        run->start[s] = s;
+        run->position[s] = (uint32_t)run->past[s];
+    }
+    run->rows = run->start[run->n_sequences] = run->n_sequences;
+}
+
+/* q[T, H, E], k, v[T, G, E] -> z[T, H, E]. */
+static void attention_forward(const LlmRun *run, int layer) {
+    const LlmConfig *c = &run->llm->config;
+    swap_tail(run, layer);
+    for_pieces(run, layer, false, pieces_forward);
+    swap_tail(run, layer);
+    hook(run, HOOK_Z, layer, run->z, c->n_heads, c->d_head);
+}
+
+/* dz[T, H, E] -> dq[T, H, E], dk, dv[T, G, E]. */
+static void attention_backward(const LlmRun *run, int layer) {
+    const LlmConfig *c = &run->llm->config;
+    size_t bytes = run->rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
+    hook_d(run, HOOK_Z, layer, run->dz, c->n_heads, c->d_head);
+    memset(run->dk, 0, bytes);
+    memset(run->dv, 0, bytes);
+    for_pieces(run, layer, true, pieces_backward);
+}
+
+/* ---- the attention's output ---- */
+
+/* Room for hook_result [T, H, D], in the buffer of scores. */
+static float *result_room(const LlmRun *run) {
+    const LlmConfig *c = &run->llm->config;
+    if (run->rows * c->n_heads * c->d_model > run->scores_size) {
+        fail(STATUS_RESOURCE, "attn.hook_result of %zu tokens is larger than this run has room for",
+             run->rows);
+    }
+    return run->scores;
+}
+
+/* result[T, H, D] = z W_O per head, only where a hook wants it. If the hook changes it,
+ * attn_raw[T, D] = its sum over heads (+ b). */
+static void result_forward(const LlmRun *run, int layer) {
+    const LlmConfig *c = &run->llm->config;
+    size_t rows = run->rows, heads = c->n_heads, d = c->d_model, e = c->d_head;
+    if (!hooks_want(run->hooks, HOOK_RESULT, layer, false)) {
         return;
     }
-    result_room(run);
+    float *result = result_room(run), *out = run->layers[layer].attn_raw;
     for (size_t h = 0; h < heads; h++) {
-        Matrix w = llm_head_matrix(run->llm, layer, HOOK_Z, h);
-        run->products[h] = product_nt(result + h * d, run->z + h * c->d_head, &w, rows);
-        run->products[h].ldc = heads * d;
-        run->products[h].a_row = (ptrdiff_t)(heads * c->d_head);
+        Matrix w = llm_head_matrix(run->llm, (size_t)layer, HOOK_Z, h);
+        Product product = product_nt(result + h * d, run->z + h * e, &w, rows);
+        run->products[h] = product_strided(product, heads * d, heads * e);
     }
     product_run(run->compute, run->products, heads);
-    uint64_t before = llm_fingerprint(result, size);
-    llm_hook(hooks, HOOK_RESULT, (int)layer, false, result, rows, heads, d);
-    if (llm_fingerprint(result, size) == before) {
+    if (!hook_changes(run, point_of(HOOK_RESULT, layer, false, rows, heads, d), result)) {
         return;
     }
     Weight bias = run->llm->layers[layer].o.bias;
@@ -359,260 +811,222 @@ static void result_forward(const LlmRun *run, size_t layer, const Hooks *hooks) 
     }
 }
 
-/* draw[T, D] -> run->dz [T, H, E]. Each head's result has the gradient of their sum. */
-static void result_backward(const LlmRun *run, size_t layer, const float *draw,
-                              const Hooks *hooks) {
+/* attn_raw = sum over heads of result: dresult of each head is draw[T, D]. If the hook changes it,
+ * dz = dresult W_O per head. */
+static void result_backward(const LlmRun *run, int layer, const float *draw) {
     const LlmConfig *c = &run->llm->config;
-    size_t rows = run->rows, heads = c->n_heads, d = c->d_model, size = rows * heads * d;
-    float *dresult = run->scores;
-    run_one(run, product_nn(run->dz, draw, &run->llm->layers[layer].o, rows, false));
-    if (!hooks_want(hooks, HOOK_RESULT, (int)layer, true)) {
+    size_t rows = run->rows, heads = c->n_heads, d = c->d_model, e = c->d_head;
+    if (!hooks_want(run->hooks, HOOK_RESULT, layer, true)) {
         return;
     }
-    result_room(run);
+    float *dresult = result_room(run);
     for (size_t i = 0; i < rows * heads; i++) {
         memcpy(dresult + i * d, draw + i / heads * d, d * sizeof *draw);
     }
-    uint64_t before = llm_fingerprint(dresult, size);
-    llm_hook(hooks, HOOK_RESULT, (int)layer, true, dresult, rows, heads, d);
-    if (llm_fingerprint(dresult, size) == before) {
+    if (!hook_changes(run, point_of(HOOK_RESULT, layer, true, rows, heads, d), dresult)) {
         return;
     }
     for (size_t h = 0; h < heads; h++) {
-        Matrix w = llm_head_matrix(run->llm, layer, HOOK_Z, h);
-        run->products[h] =
-            product_nn(run->dz + h * c->d_head, dresult + h * d, &w, rows, false);
-        run->products[h].ldc = heads * c->d_head;
-        run->products[h].a_row = (ptrdiff_t)(heads * d);
+        Matrix w = llm_head_matrix(run->llm, (size_t)layer, HOOK_Z, h);
+        Product product = product_nn(run->dz + h * e, dresult + h * d, &w, rows, false);
+        run->products[h] = product_strided(product, heads * e, heads * d);
     }
     product_run(run->compute, run->products, heads);
 }
 
-/* q and resid_pre of each sequence's last row move to the front, and T is the number of sequences. */
-static void keep_last_rows(LlmRun *run, const LayerState *state) {
-    const LlmConfig *c = &run->llm->config;
-    size_t query = c->n_heads * c->d_head, d = c->d_model;
-    for (size_t s = 0; s < run->n_sequences; s++) {
-        size_t last = run->start[s + 1] - 1;
-        memmove(state->q + s * query, state->q + last * query, query * sizeof(float));
-        memmove(state->resid_pre + s * d, state->resid_pre + last * d, d * sizeof(float));
-        run->past[s] += last - run->start[s];
-        run->start[s] = s;
-        run->position[s] = (uint32_t)run->past[s];
-    }
-    run->rows = run->start[run->n_sequences] = run->n_sequences;
+/* z[T, H, E] -> attn_out[T, D] = z W_O^T + b, (ln1_post). */
+static float *output_forward(const LlmRun *run, int layer) {
+    const LlmLayer *l = &run->llm->layers[layer];
+    const Kept *kept = &run->layers[layer];
+    run_one(run, product_nt(kept->attn_raw, run->z, &l->o, run->rows));
+    result_forward(run, layer);
+    float *attn_out = post_norm_forward(run, kept->attn_raw, &l->ln1_post, &kept->ln1_post,
+                                        HOOK_LN1_POST_SCALE, layer);
+    hook(run, HOOK_ATTN_OUT, layer, attn_out, run->llm->config.d_model, 0);
+    return attn_out;
 }
 
-/* resid_pre [T, D] -> *out = attn_out [T, D]. */
-static void attn_forward(LlmRun *run, size_t layer, float **out, const Hooks *hooks) {
-    const LlmConfig *c = &run->llm->config;
+/* dattn_out[T, D] (overwritten) -> dz[T, H, E] = draw W_O. */
+static void output_backward(const LlmRun *run, int layer, float *dattn_out) {
     const LlmLayer *l = &run->llm->layers[layer];
-    const LayerState *state = &run->layers[layer];
-    NormPoint ln1 = {HOOK_LN1_SCALE, HOOK_LN1_NORMALIZED, (int)layer};
-    NormPoint post = {HOOK_LN1_POST_SCALE, HOOK_LN1_POST_NORMALIZED, (int)layer};
-    norm_forward(run, &l->ln1, ln1, state->resid_pre, state->mean[LN1], state->scale[LN1],
-                     run->x, hooks);
-    project_forward(run, layer, hooks);
-    if (run->ends && layer + 1 == c->n_layers) {
-        keep_last_rows(run, state);
-    }
-    llm_attention_forward(run, layer, hooks);
-    llm_hook(hooks, HOOK_Z, (int)layer, false, run->z, run->rows, c->n_heads, c->d_head);
-    run_one(run, product_nt(state->attn_raw, run->z, &l->o, run->rows));
-    result_forward(run, layer, hooks);
-    *out = state->attn_raw;
-    if (l->ln1_post.w.data != NULL) {
-        norm_forward(run, &l->ln1_post, post, state->attn_raw, state->mean[LN1_POST],
-                         state->scale[LN1_POST], run->x, hooks);
-        *out = run->x;
-    }
-    llm_hook(hooks, HOOK_ATTN_OUT, (int)layer, false, *out, run->rows, c->d_model, 0);
+    const Kept *kept = &run->layers[layer];
+    hook_d(run, HOOK_ATTN_OUT, layer, dattn_out, run->llm->config.d_model, 0);
+    float *draw = post_norm_backward(run, run->dx, dattn_out, kept->attn_raw, &l->ln1_post,
+                                     &kept->ln1_post, HOOK_LN1_POST_SCALE, layer);
+    run_one(run, product_nn(run->dz, draw, &l->o, run->rows, false));
+    result_backward(run, layer, draw);
 }
 
-/* run->dbranch = d attn_out (overwritten) -> run->dresid += through the attention. */
-static void attn_backward(const LlmRun *run, size_t layer, const Hooks *hooks) {
+/* ---- the MLP ---- */
+
+/* x[T, D] -> pre[T, M] = x W_in^T + b; post = act(pre) (gated: times pre_linear = x W_linear^T);
+ * mlp_out[T, D] = post W_out^T + b, (ln2_post). */
+static float *mlp_forward(const LlmRun *run, int layer) {
     const LlmConfig *c = &run->llm->config;
     const LlmLayer *l = &run->llm->layers[layer];
-    const LayerState *state = &run->layers[layer];
-    NormPoint ln1 = {HOOK_LN1_SCALE, HOOK_LN1_NORMALIZED, (int)layer};
-    NormPoint post = {HOOK_LN1_POST_SCALE, HOOK_LN1_POST_NORMALIZED, (int)layer};
-    float *draw = run->dbranch;
-    size_t rows = run->rows, d = c->d_model;
-    llm_hook(hooks, HOOK_ATTN_OUT, (int)layer, true, draw, rows, d, 0);
-    if (l->ln1_post.w.data != NULL) {
-        memset(run->dx, 0, rows * d * sizeof *run->dx);
-        norm_backward(run, &l->ln1_post, post, state->attn_raw, state->mean[LN1_POST],
-                          state->scale[LN1_POST], draw, run->dx, hooks);
-        draw = run->dx;
-    }
-    result_backward(run, layer, draw, hooks);
-    llm_hook(hooks, HOOK_Z, (int)layer, true, run->dz, rows, c->n_heads, c->d_head);
-    llm_attention_backward(run, layer, hooks);
-    project_backward(run, layer, hooks);
-    norm_backward(run, &l->ln1, ln1, state->resid_pre, state->mean[LN1], state->scale[LN1],
-                         run->dx, run->dresid, hooks);
-}
-
-/* ---- the MLP half ---- */
-
-/* resid_mid (parallel: resid_pre) [T, D] -> *out = mlp_out [T, D]. */
-static void mlp_forward(const LlmRun *run, size_t layer, float **out, const Hooks *hooks) {
-    const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const LayerState *state = &run->layers[layer];
-    NormPoint ln2 = {HOOK_LN2_SCALE, HOOK_LN2_NORMALIZED, (int)layer};
-    NormPoint after = {HOOK_LN2_POST_SCALE, HOOK_LN2_POST_NORMALIZED, (int)layer};
+    const Kept *kept = &run->layers[layer];
     size_t rows = run->rows, m = c->d_mlp;
-    int at = (int)layer;
-    norm_forward(run, &l->ln2, ln2, state->resid_mid, state->mean[LN2], state->scale[LN2],
-                     run->x, hooks);
-    Product products[2] = {product_nt(state->pre, run->x, &l->pre, rows)};
-    if (c->gated) {
-        products[1] = product_nt(state->linear, run->x, &l->linear, rows);
-    }
+    Product products[2] = {product_nt(kept->pre, run->x, &l->pre, rows),
+                           product_nt(kept->linear, run->x, &l->linear, rows)};
     product_run(run->compute, products, c->gated ? 2 : 1);
-    llm_hook(hooks, HOOK_PRE, at, false, state->pre, rows, m, 0);
-    activate(run->compute, c->activation, run->post, state->pre, rows * m);
+    hook(run, HOOK_PRE, layer, kept->pre, m, 0);
+    activate(run->compute, c->activation, run->post, kept->pre, rows * m);
     if (c->gated) {
-        llm_hook(hooks, HOOK_PRE_LINEAR, at, false, state->linear, rows, m, 0);
-        vector_multiply(run->compute, run->post, run->post, state->linear, rows * m);
+        hook(run, HOOK_PRE_LINEAR, layer, kept->linear, m, 0);
+        vector_multiply(run->compute, run->post, run->post, kept->linear, rows * m);
     }
-    llm_hook(hooks, HOOK_POST, at, false, run->post, rows, m, 0);
-    run_one(run, product_nt(state->mlp_raw, run->post, &l->out, rows));
-    *out = state->mlp_raw;
-    if (l->ln2_post.w.data != NULL) {
-        norm_forward(run, &l->ln2_post, after, state->mlp_raw, state->mean[LN2_POST],
-                         state->scale[LN2_POST], run->x, hooks);
-        *out = run->x;
-    }
-    llm_hook(hooks, HOOK_MLP_OUT, at, false, *out, rows, c->d_model, 0);
+    hook(run, HOOK_POST, layer, run->post, m, 0);
+    run_one(run, product_nt(kept->mlp_raw, run->post, &l->out, rows));
+    float *mlp_out = post_norm_forward(run, kept->mlp_raw, &l->ln2_post, &kept->ln2_post,
+                                       HOOK_LN2_POST_SCALE, layer);
+    hook(run, HOOK_MLP_OUT, layer, mlp_out, c->d_model, 0);
+    return mlp_out;
 }
 
-/* run->dresid = d resid_post -> run->dresid += through the MLP, now d resid_mid (before its hook).
- */
-static void mlp_backward(const LlmRun *run, size_t layer, const Hooks *hooks) {
+/* dmlp_out[T, D] in dx (overwritten) -> dx[T, D], of what ln2 gave. */
+static void mlp_backward(const LlmRun *run, int layer) {
     const LlmConfig *c = &run->llm->config;
     const LlmLayer *l = &run->llm->layers[layer];
-    const LayerState *state = &run->layers[layer];
-    NormPoint ln2 = {HOOK_LN2_SCALE, HOOK_LN2_NORMALIZED, (int)layer};
-    NormPoint after = {HOOK_LN2_POST_SCALE, HOOK_LN2_POST_NORMALIZED, (int)layer};
-    size_t rows = run->rows, d = c->d_model, m = c->d_mlp;
-    float *draw = run->dx, *dpost = run->dpre;
-    int at = (int)layer;
-    memcpy(draw, run->dresid, rows * d * sizeof *draw);
-    llm_hook(hooks, HOOK_MLP_OUT, at, true, draw, rows, d, 0);
-    if (l->ln2_post.w.data != NULL) {
-        float *dout = draw;
-        draw = run->dfinal; /* free once ln_final is passed */
-        memset(draw, 0, rows * d * sizeof *draw);
-        norm_backward(run, &l->ln2_post, after, state->mlp_raw, state->mean[LN2_POST],
-                          state->scale[LN2_POST], dout, draw, hooks);
-    }
+    const Kept *kept = &run->layers[layer];
+    size_t rows = run->rows, m = c->d_mlp;
+    float *dpost = run->dpre;
+    hook_d(run, HOOK_MLP_OUT, layer, run->dx, c->d_model, 0);
+    /* dfinal is free once ln_final is passed */
+    float *draw = post_norm_backward(run, run->dfinal, run->dx, kept->mlp_raw, &l->ln2_post,
+                                     &kept->ln2_post, HOOK_LN2_POST_SCALE, layer);
     run_one(run, product_nn(dpost, draw, &l->out, rows, false));
-    llm_hook(hooks, HOOK_POST, at, true, dpost, rows, m, 0);
-    if (c->gated) { /* post = act(pre) linear */
-        activate(run->compute, c->activation, run->dlinear, state->pre, rows * m);
+    hook_d(run, HOOK_POST, layer, dpost, m, 0);
+    if (c->gated) { /* post = act(pre) pre_linear */
+        activate(run->compute, c->activation, run->dlinear, kept->pre, rows * m);
         vector_multiply(run->compute, run->dlinear, run->dlinear, dpost, rows * m);
-        llm_hook(hooks, HOOK_PRE_LINEAR, at, true, run->dlinear, rows, m, 0);
-        vector_multiply(run->compute, dpost, dpost, state->linear, rows * m);
+        hook_d(run, HOOK_PRE_LINEAR, layer, run->dlinear, m, 0);
+        vector_multiply(run->compute, dpost, dpost, kept->linear, rows * m);
     }
-    activate_backward(run->compute, c->activation, run->dpre, dpost, state->pre, rows * m);
-    llm_hook(hooks, HOOK_PRE, at, true, run->dpre, rows, m, 0);
+    activate_backward(run->compute, c->activation, run->dpre, dpost, kept->pre, rows * m);
+    hook_d(run, HOOK_PRE, layer, run->dpre, m, 0);
     run_one(run, product_nn(run->dx, run->dpre, &l->pre, rows, false));
     if (c->gated) {
         run_one(run, product_nn(run->dx, run->dlinear, &l->linear, rows, true));
     }
-    norm_backward(run, &l->ln2, ln2, state->resid_mid, state->mean[LN2], state->scale[LN2],
-                         run->dx, run->dresid, hooks);
 }
 
 /* ---- a block ---- */
 
-/* resid_pre of the layer [T, D] -> next [T, D] = resid_post. next may be where resid_pre lies. */
-static void block_forward(LlmRun *run, size_t layer, float *next, const Hooks *hooks) {
-    const LlmConfig *c = &run->llm->config;
-    const LayerState *state = &run->layers[layer];
-    float *pre = state->resid_pre, *mid = state->resid_mid, *attn_out = NULL, *mlp_out = NULL;
-    size_t d = c->d_model;
-    int at = (int)layer;
-    llm_check_layer(run, layer);
-    llm_hook(hooks, HOOK_RESID_PRE, at, false, pre, run->rows, d, 0);
-    attn_forward(run, layer, &attn_out, hooks);
-    size_t rows = run->rows, bytes = rows * d * sizeof *pre; /* with `ends` the last layer's are fewer now */
-    if (!c->parallel) {
-        if (mid != pre) {
-            memcpy(mid, pre, bytes);
-        }
-        vector_add(run->compute, mid, attn_out, rows * d);
-        llm_hook(hooks, HOOK_RESID_MID, at, false, mid, rows, d, 0);
+/* out[T, D] = stream + branch; out may be where the stream lies. */
+static void join(const LlmRun *run, float *out, const float *stream, const float *branch) {
+    size_t size = run->rows * run->llm->config.d_model;
+    if (out != stream) {
+        memcpy(out, stream, size * sizeof *out);
     }
-    mlp_forward(run, layer, &mlp_out, hooks);
-    if (c->parallel) {
-        vector_add(run->compute, mlp_out, attn_out, rows * d);
-    }
-    if (next != mid) {
-        memcpy(next, mid, bytes);
-    }
-    vector_add(run->compute, next, mlp_out, rows * d);
-    llm_hook(hooks, HOOK_RESID_POST, at, false, next, rows, d, 0);
+    vector_add(run->compute, out, branch, size);
 }
 
-/* run->dresid: d resid_post -> d resid_pre. */
-static void block_backward(LlmRun *run, size_t layer, const Hooks *hooks) {
+/* resid_pre of the layer [T, D] -> next[T, D] = resid_post. next may be where resid_pre lies. */
+static void block_forward(LlmRun *run, int layer, float *next) {
     const LlmConfig *c = &run->llm->config;
-    size_t rows = run->rows, d = c->d_model, bytes = rows * d * sizeof *run->dresid;
-    int at = (int)layer;
-    llm_hook(hooks, HOOK_RESID_POST, at, true, run->dresid, rows, d, 0);
-    if (c->parallel) { /* both halves read resid_pre */
-        memcpy(run->dbranch, run->dresid, bytes);
+    const LlmLayer *l = &run->llm->layers[layer];
+    const Kept *kept = &run->layers[layer];
+    float *pre = kept->resid_pre, *mid = kept->resid_mid;
+    size_t d = c->d_model;
+    check_layer(run, (size_t)layer);
+    hook(run, HOOK_RESID_PRE, layer, pre, d, 0);
+    norm_forward(run, run->x, pre, &l->ln1, &kept->ln1, HOOK_LN1_SCALE, layer);
+    project_forward(run, layer);
+    if (run->ends && (size_t)layer + 1 == c->n_layers) {
+        keep_last_rows(run, kept);
     }
-    mlp_backward(run, layer, hooks);
+    attention_forward(run, layer);
+    float *attn_out = output_forward(run, layer);
     if (!c->parallel) {
-        llm_hook(hooks, HOOK_RESID_MID, at, true, run->dresid, rows, d, 0);
-        memcpy(run->dbranch, run->dresid, bytes);
+        join(run, mid, pre, attn_out);
+        hook(run, HOOK_RESID_MID, layer, mid, d, 0);
     }
-    attn_backward(run, layer, hooks);
-    llm_hook(hooks, HOOK_RESID_PRE, at, true, run->dresid, rows, d, 0);
+    norm_forward(run, run->x, mid, &l->ln2, &kept->ln2, HOOK_LN2_SCALE, layer);
+    float *mlp_out = mlp_forward(run, layer);
+    if (c->parallel) {
+        join(run, mlp_out, mlp_out, attn_out);
+    }
+    join(run, next, mid, mlp_out);
+    hook(run, HOOK_RESID_POST, layer, next, d, 0);
+}
+
+/* dresid: dresid_post -> dresid_pre. */
+static void block_backward(const LlmRun *run, int layer) {
+    const LlmConfig *c = &run->llm->config;
+    const LlmLayer *l = &run->llm->layers[layer];
+    const Kept *kept = &run->layers[layer];
+    float *dresid = run->dresid, *dx = run->dx;
+    size_t d = c->d_model, bytes = run->rows * d * sizeof *dresid;
+    hook_d(run, HOOK_RESID_POST, layer, dresid, d, 0);
+    if (c->parallel) { /* both halves read resid_pre: their outputs have the same gradient */
+        memcpy(run->dbranch, dresid, bytes);
+    }
+    memcpy(dx, dresid, bytes);
+    mlp_backward(run, layer);
+    norm_backward(run, dresid, dx, kept->resid_mid, &l->ln2, &kept->ln2, HOOK_LN2_SCALE, layer);
+    if (!c->parallel) {
+        hook_d(run, HOOK_RESID_MID, layer, dresid, d, 0);
+        memcpy(run->dbranch, dresid, bytes);
+    }
+    output_backward(run, layer, run->dbranch);
+    attention_backward(run, layer);
+    project_backward(run, layer);
+    norm_backward(run, dresid, dx, kept->resid_pre, &l->ln1, &kept->ln1, HOOK_LN1_SCALE, layer);
+    hook_d(run, HOOK_RESID_PRE, layer, dresid, d, 0);
 }
 
 /* ---- the whole model ---- */
 
 static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, size_t last,
-                          const float *resid) {
+                        const float *resid) {
     const LlmConfig *c = &run->llm->config;
     const LlmPlan *plan = &run->plan;
-    bool whole = batch->n_sequences > 0 && batch->start[0] == 0 && first <= last &&
-                 last <= c->n_layers && (first == 0) == (resid == NULL) &&
-                 (!plan->cache || batch->n_sequences == 1) &&
-                 (batch->past == NULL ||
-                  (plan->tails && batch->n_sequences == run->n_sequences));
-    for (size_t s = 0; whole && s < batch->n_sequences; s++) {
-        whole = batch->start[s] < batch->start[s + 1];
+    size_t sequences = batch->n_sequences;
+    bool good = sequences > 0 && batch->start[0] == 0 && first <= last && last <= c->n_layers &&
+                (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
+                (batch->past == NULL || (plan->tails && sequences == run->n_sequences));
+    for (size_t s = 0; good && s < sequences; s++) {
+        good = batch->start[s] < batch->start[s + 1];
     }
-    if (!whole) {
-        fail(STATUS_INPUT, "an empty sequence, or layers %zu to %zu of %zu", first,
-                    last, c->n_layers);
+    if (!good) {
+        fail(STATUS_INPUT, "an empty sequence, or layers %zu to %zu of %zu", first, last,
+             c->n_layers);
     }
-    for (size_t s = 0; s < batch->n_sequences; s++) {
+    for (size_t s = 0; s < sequences; s++) {
         size_t past = plan->cache ? run->cached : batch->past != NULL ? batch->past[s] : 0;
         size_t end = past + batch->start[s + 1] - batch->start[s];
         if (c->rotary_dim == 0 && end > c->n_ctx) {
-            fail(STATUS_INPUT,
-                        "%s: a sequence of %zu tokens, but the model has %zu positions",
-                        run->llm->path, end, c->n_ctx);
+            fail(STATUS_INPUT, "%s: a sequence of %zu tokens, but the model has %zu positions",
+                 run->llm->path, end, c->n_ctx);
         }
-        if (end > plan->max_sequence || batch->n_sequences > plan->max_sequences ||
+        if (end > plan->max_sequence || sequences > plan->max_sequences ||
             batch->start[s + 1] > plan->max_rows) {
             fail(STATUS_RESOURCE,
-                "%zu sequences, one of %zu tokens: this run has room for %zu of %zu, %zu in all",
-                batch->n_sequences, end, plan->max_sequences, plan->max_sequence, plan->max_rows);
+                 "%zu sequences, one of %zu tokens: this run has room for %zu of %zu, %zu in all",
+                 sequences, end, plan->max_sequences, plan->max_sequence, plan->max_rows);
         }
     }
-    size_t rows = batch->start[batch->n_sequences];
-    for (size_t r = 0; first == 0 && r < rows; r++) {
+    for (size_t r = 0; first == 0 && r < batch->start[sequences]; r++) {
         if (batch->ids[r] < -1 || (batch->ids[r] >= 0 && (size_t)batch->ids[r] >= c->d_vocab)) {
-            fail(STATUS_INPUT, "%s: token id %d is outside the vocabulary of %zu",
-                        run->llm->path, (int)batch->ids[r], c->d_vocab);
+            fail(STATUS_INPUT, "%s: token id %d is outside the vocabulary of %zu", run->llm->path,
+                 (int)batch->ids[r], c->d_vocab);
+        }
+    }
+}
+
+/* Where each sequence's rows, positions and keys begin. */
+static void batch_start(LlmRun *run, const LlmBatch *batch) {
+    run->batch = batch;
+    run->n_sequences = batch->n_sequences;
+    run->rows = batch->start[batch->n_sequences];
+    run->tail = batch->past != NULL;
+    run->ends = batch->ends;
+    memcpy(run->start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
+    for (size_t s = 0; s < run->n_sequences; s++) {
+        run->past[s] = run->plan.cache ? run->cached : run->tail ? batch->past[s] : 0;
+        run->kv_start[s] = run->tail ? run->kv_start[s] : run->start[s];
+        for (size_t r = run->start[s]; r < run->start[s + 1]; r++) {
+            run->position[r] = (uint32_t)(run->past[s] + r - run->start[s]);
         }
     }
 }
@@ -622,12 +1036,12 @@ static void embed_row(const LlmRun *run, float *out, Weight table, size_t row) {
     size_t d = run->llm->config.d_model;
     weight_widen(out, table, row * d, d);
     if (!all_finite(out, d)) {
-        llm_check_weight(run, table);
+        check_weight(run, table);
     }
 }
 
 /* ids[T] -> x[T, D] = hook_embed + hook_pos_embed; an id of -1 has no embedding. */
-static void embed_forward(const LlmRun *run, const int32_t *ids, float *x, const Hooks *hooks) {
+static void embed_forward(const LlmRun *run, const int32_t *ids, float *x) {
     const LlmConfig *c = &run->llm->config;
     size_t rows = run->rows, d = c->d_model;
     for (size_t r = 0; r < rows; r++) {
@@ -640,65 +1054,83 @@ static void embed_forward(const LlmRun *run, const int32_t *ids, float *x, const
     if (c->embed_scale != 1) {
         vector_scale(run->compute, x, x, c->embed_scale, rows * d);
     }
-    llm_hook(hooks, HOOK_EMBED, -1, false, x, rows, d, 0);
+    hook(run, HOOK_EMBED, -1, x, d, 0);
     if (run->llm->pos_embed.data != NULL) {
         for (size_t r = 0; r < rows; r++) {
             embed_row(run, run->x + r * d, run->llm->pos_embed, run->position[r]);
         }
-        llm_hook(hooks, HOOK_POS_EMBED, -1, false, run->x, rows, d, 0);
+        hook(run, HOOK_POS_EMBED, -1, run->x, d, 0);
         vector_add(run->compute, x, run->x, rows * d);
     }
 }
 
-static void embed_backward(const LlmRun *run, const Hooks *hooks) {
-    size_t rows = run->rows, d = run->llm->config.d_model;
-    memcpy(run->dx, run->dresid, rows * d * sizeof *run->dx);
+/* x = hook_embed + hook_pos_embed: dresid is the gradient of both. */
+static void embed_backward(const LlmRun *run) {
+    size_t d = run->llm->config.d_model;
+    memcpy(run->dx, run->dresid, run->rows * d * sizeof *run->dx);
     if (run->llm->pos_embed.data != NULL) {
-        llm_hook(hooks, HOOK_POS_EMBED, -1, true, run->dx, rows, d, 0);
+        hook_d(run, HOOK_POS_EMBED, -1, run->dx, d, 0);
     }
-    llm_hook(hooks, HOOK_EMBED, -1, true, run->dresid, rows, d, 0);
+    hook_d(run, HOOK_EMBED, -1, run->dresid, d, 0);
 }
 
-void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last,
-                   const float *resid, const Hooks *hooks) {
+static void final_forward(LlmRun *run) {
+    const Norm *norm = &run->llm->ln_final;
+    bool *checked = &run->checked[run->llm->config.n_layers];
+    if (!*checked) {
+        check_weight(run, norm->w);
+        check_weight(run, norm->b);
+        *checked = true;
+    }
+    norm_forward(run, run->final_x, run->resid, norm, &run->final, HOOK_LN_FINAL_SCALE, -1);
+}
+
+/* ids (or resid) -> embed -> blocks first .. last - 1 -> ln_final. */
+void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, const float *resid,
+                 const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
-    NormPoint final = {HOOK_LN_FINAL_SCALE, HOOK_LN_FINAL_NORMALIZED, -1};
     batch_check(run, batch, first, last, resid);
-    run->n_sequences = batch->n_sequences;
-    run->rows = batch->start[batch->n_sequences];
+    batch_start(run, batch);
+    run->hooks = hooks;
     run->first = first;
     run->last = 0; /* until this pass is through */
-    run->tail = batch->past != NULL;
-    run->ends = batch->ends;
-    memcpy(run->start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
-    memcpy(run->new_start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
-    for (size_t s = 0; s < run->n_sequences; s++) {
-        run->past[s] = run->plan.cache ? run->cached : run->tail ? batch->past[s] : 0;
-        run->new_past[s] = run->past[s];
-        run->kv_start[s] = run->tail ? run->kv_start[s] : run->start[s];
-        for (size_t r = run->start[s]; r < run->start[s + 1]; r++) {
-            run->position[r] = (uint32_t)(run->past[s] + r - run->start[s]);
-        }
-    }
-
     float *x = first < last ? run->layers[first].resid_pre : run->resid;
     if (resid != NULL) {
         memmove(x, resid, run->rows * c->d_model * sizeof *x);
     } else {
-        embed_forward(run, batch->ids, x, hooks);
+        embed_forward(run, batch->ids, x);
     }
     for (size_t layer = first; layer < last; layer++) {
         float *next = layer + 1 < last ? run->layers[layer + 1].resid_pre : run->resid;
-        block_forward(run, layer, next, hooks);
+        block_forward(run, (int)layer, next);
     }
     if (last == c->n_layers) {
-        llm_check_layer(run, last);
-        norm_forward(run, &run->llm->ln_final, final, run->resid, run->final_mean,
-                         run->final_scale, run->final_x, hooks);
+        final_forward(run);
         run->cached = run->past[0] + run->rows; /* with a cache there is one sequence */
     }
     run->last = last;
 }
+
+/* dfinal -> ln_final -> blocks, the last first -> embed: all in dresid. */
+void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
+    const LlmConfig *c = &run->llm->config;
+    if (!run->plan.backward || run->last != c->n_layers || first < run->first || run->tail ||
+        run->ends || run->past[0] > 0) {
+        fail(STATUS_INPUT, "backward to layer %zu without a forward that kept it", first);
+    }
+    run->hooks = hooks;
+    memset(run->dresid, 0, run->rows * c->d_model * sizeof *run->dresid);
+    norm_backward(run, run->dresid, run->dfinal, run->resid, &run->llm->ln_final, &run->final,
+                  HOOK_LN_FINAL_SCALE, -1);
+    for (size_t layer = c->n_layers; layer-- > first;) {
+        block_backward(run, (int)layer);
+    }
+    if (first == 0) {
+        embed_backward(run);
+    }
+}
+
+/* ---- logits ---- */
 
 static void rows_check(const LlmRun *run, const size_t *rows, size_t count) {
     bool good = run->last == run->llm->config.n_layers && count <= run->plan.max_logits;
@@ -710,35 +1142,33 @@ static void rows_check(const LlmRun *run, const size_t *rows, size_t count) {
     }
 }
 
+/* final_x[T, D] -> logits[count, V] = softcap(final_x W_head^T) at the rows. */
 void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcapped, float *logits,
-                  const Hooks *hooks) {
+                const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     size_t d = c->d_model, v = c->d_vocab;
     rows_check(run, rows, count);
+    run->hooks = hooks;
     for (size_t i = 0; i < count; i++) {
         memcpy(run->gather + i * d, run->final_x + rows[i] * d, d * sizeof *run->gather);
     }
-    Matrix head = {.w = run->llm->head, .row = (ptrdiff_t)d, .col = 1, .out = v, .in = d};
-    run_one(run, product_nt(logits, run->gather, &head, count));
+    run_one(run, product_nt(logits, run->gather, &run->llm->head, count));
     if (count > 0 && !all_finite(logits, v)) { /* a weight that is not finite shows in every row */
-        llm_check_weight(run, run->llm->head);
+        check_weight(run, run->llm->head.w);
     }
     if (softcapped && c->final_softcap > 0) {
         softcap(run->compute, logits, logits, c->final_softcap, count * v);
     }
-    llm_hook(hooks, HOOK_LOGITS, -1, false, logits, count, v, 0);
+    call_hook(run, point_of(HOOK_LOGITS, -1, false, count, v, 0), logits);
 }
 
 void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcapped,
-                     float *logits) {
+                   float *logits) {
     const LlmConfig *c = &run->llm->config;
-    Weight w = run->llm->head;
-    size_t d = c->d_model, bytes = d * dtype_size(w.dtype);
     rows_check(run, &row, 1);
     for (size_t i = 0; i < count; i++) {
-        w.data = (const char *)run->llm->head.data + (size_t)ids[i] * bytes;
-        Matrix head = {.w = w, .row = (ptrdiff_t)d, .col = 1, .out = 1, .in = d};
-        run_one(run, product_nt(logits + i, run->final_x + row * d, &head, 1));
+        Matrix one = matrix_rows(&run->llm->head, (size_t)ids[i], 1);
+        run_one(run, product_nt(logits + i, run->final_x + row * c->d_model, &one, 1));
     }
     if (softcapped && c->final_softcap > 0) {
         softcap(run->compute, logits, logits, c->final_softcap, count);
@@ -749,126 +1179,19 @@ void llm_backward_start(LlmRun *run) {
     memset(run->dfinal, 0, run->rows * run->llm->config.d_model * sizeof *run->dfinal);
 }
 
-/* dlogits[count, V] -> dfinal[T, D] += at the rows. */
+/* dlogits[count, V] -> dfinal[T, D] += dlogits W_head at the rows. */
 void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool softcapped,
-                           const float *logits, float *dlogits, const Hooks *hooks) {
+                         const float *logits, float *dlogits, const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     size_t d = c->d_model, v = c->d_vocab;
     rows_check(run, rows, count);
-    llm_hook(hooks, HOOK_LOGITS, -1, true, dlogits, count, v, 0);
+    run->hooks = hooks;
+    call_hook(run, point_of(HOOK_LOGITS, -1, true, count, v, 0), dlogits);
     if (softcapped && c->final_softcap > 0) {
         softcap_backward(run->compute, dlogits, dlogits, logits, c->final_softcap, count * v);
     }
-    Matrix head = {.w = run->llm->head, .row = (ptrdiff_t)d, .col = 1, .out = v, .in = d};
-    run_one(run, product_nn(run->gather, dlogits, &head, count, false));
+    run_one(run, product_nn(run->gather, dlogits, &run->llm->head, count, false));
     for (size_t i = 0; i < count; i++) {
         vector_add(run->compute, run->dfinal + rows[i] * d, run->gather + i * d, d);
     }
-}
-
-void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
-    const LlmConfig *c = &run->llm->config;
-    NormPoint final = {HOOK_LN_FINAL_SCALE, HOOK_LN_FINAL_NORMALIZED, -1};
-    if (!run->plan.backward || run->last != c->n_layers || first < run->first ||
-        run->tail || run->ends || run->past[0] > 0) {
-        fail(STATUS_INPUT, "backward to layer %zu without a forward that kept it",
-                    first);
-    }
-    memset(run->dresid, 0, run->rows * c->d_model * sizeof *run->dresid);
-    norm_backward(run, &run->llm->ln_final, final, run->resid, run->final_mean,
-                      run->final_scale, run->dfinal, run->dresid, hooks);
-    for (size_t layer = c->n_layers; layer-- > first;) {
-        block_backward(run, layer, hooks);
-    }
-    if (first == 0) {
-        embed_backward(run, hooks);
-    }
-}
-
-/* ---- sampling ---- */
-
-typedef struct Candidate {
-    float logit;
-    int32_t id;
-} Candidate;
-
-/* Falling logit, and among equals rising id. */
-static int by_logit(const void *a, const void *b) {
-    const Candidate *x = a, *y = b;
-    if (x->logit != y->logit) {
-        return x->logit > y->logit ? -1 : 1;
-    }
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-static int by_id(const void *a, const void *b) {
-    const Candidate *x = a, *y = b;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-/* How many of n candidates in falling order top-p keeps: going up from the least probable, those
- * are dropped whose sum of probabilities stays within 1 - p; never all. */
-static size_t top_p_count(const Candidate *candidates, size_t n, float top_p) {
-    double total = 0, tail = 0;
-    for (size_t i = 0; i < n; i++) {
-        total += (double)exp_f32(candidates[i].logit - candidates[0].logit);
-    }
-    while (n > 1) {
-        tail += (double)exp_f32(candidates[n - 1].logit - candidates[0].logit) / total;
-        if (tail > 1 - (double)top_p) {
-            break;
-        }
-        n--;
-    }
-    return n;
-}
-
-int32_t llm_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
-                  Arena *arena) {
-    size_t best = 0, n = d_vocab;
-    for (size_t i = 0; i < d_vocab; i++) {
-        if (isnan(logits[i])) {
-            fail(STATUS_INPUT, "the logit of token %zu is not a number", i);
-        }
-        best = logits[i] > logits[best] ? i : best;
-    }
-    int32_t id = (int32_t)best;
-    if (!(sampling->temperature > 0) || !isfinite(logits[best])) {
-        return id;
-    }
-    Candidate *candidates = arena_alloc(arena, n, sizeof *candidates);
-    for (size_t i = 0; i < n; i++) {
-        candidates[i] = (Candidate){logits[i] / sampling->temperature, (int32_t)i};
-    }
-    bool chosen = (sampling->top_k > 0 && sampling->top_k < n) || sampling->top_p < 1;
-    if (chosen) {
-        qsort(candidates, n, sizeof *candidates, by_logit);
-    }
-    if (sampling->top_k > 0 && sampling->top_k < n) { /* equals of the last one stay */
-        float least = candidates[sampling->top_k - 1].logit;
-        for (n = sampling->top_k; n < d_vocab && candidates[n].logit == least; n++) {
-        }
-    }
-    if (sampling->top_p < 1) {
-        n = top_p_count(candidates, n, sampling->top_p);
-    }
-    if (chosen) {
-        qsort(candidates, n, sizeof *candidates, by_id);
-    }
-
-    float top = logits[best] / sampling->temperature;
-    double total = 0, sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        total += (double)exp_f32(candidates[i].logit - top);
-    }
-    double point = (double)random_uniform(random) * total;
-    for (size_t i = 0; i < n; i++) {
-        double p = (double)exp_f32(candidates[i].logit - top);
-        sum += p;
-        id = p > 0 ? candidates[i].id : id;
-        if (sum > point) {
-            break;
-        }
-    }
-    return id;
 }

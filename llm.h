@@ -1,5 +1,5 @@
 /* llm.h: one transformer, three configurations (Gemma-2, GPT-2, GPT-NeoX): forward, backward to any
- * activation, KV cache. Floor 2. */
+ * activation, KV cache. model_load.h opens one. Floor 7. */
 #ifndef REFSAE_LLM_H
 #define REFSAE_LLM_H
 
@@ -8,28 +8,28 @@
 #include "kernels.h"
 #include "tensor.h"
 
-typedef enum LlmKind { LLM_GEMMA2, LLM_GPT2, LLM_GPT_NEOX } LlmKind;
+typedef enum LlmKind {
+    LLM_GEMMA2,
+    LLM_GPT2,
+    LLM_GPT_NEOX
+} LlmKind;
 
 typedef struct LlmConfig {
     LlmKind kind;
     size_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, d_vocab, n_ctx;
-    size_t rotary_dim;    /* 0: learned positions */
-    size_t window;        /* sliding window W: query i sees i - W < j <= i; 0: none */
+    size_t rotary_dim; /* 0: learned positions */
+    size_t window;     /* sliding window W: query i sees i - W < j <= i; 0: none */
     float norm_eps, rope_theta, attn_scale, attn_softcap, final_softcap; /* softcap 0: none */
-    float embed_scale;    /* Gemma-2: sqrt(d_model), rounded as Hugging Face rounds it for this dtype */
+    float embed_scale; /* Gemma-2: sqrt(d_model), rounded as Hugging Face does for this dtype */
     Activation activation;
     bool rms_norm, parallel, gated;
-    int32_t bos;          /* -1: none */
-    int32_t *eos;         /* generation_config.json first, then config.json */
+    int32_t bos;  /* -1: none */
+    int32_t *eos; /* generation_config.json first, then config.json */
     size_t eos_count;
 } LlmConfig;
 
-typedef struct LlmNorm {
-    Weight w, b; /* b absent in Gemma-2 */
-} LlmNorm;
-
 typedef struct LlmLayer {
-    LlmNorm ln1, ln2, ln1_post, ln2_post; /* *_post: Gemma-2 */
+    Norm ln1, ln2, ln1_post, ln2_post; /* *_post: Gemma-2 */
     Matrix q, k, v;                    /* [heads * d_head, d_model]; absent where qkv is there */
     Matrix qkv;                        /* GPT-NeoX: rows [heads, 3, d_head] */
     Matrix o, pre, linear, out;        /* linear: the gated MLP's other half */
@@ -41,31 +41,30 @@ typedef struct LlmLayer {
 typedef struct Llm {
     LlmConfig config;
     LlmLayer *layers;
-    Weight embed, pos_embed, head; /* [d_vocab, d_model], [n_ctx, d_model], [d_vocab, d_model] */
-    LlmNorm ln_final;
+    Weight embed, pos_embed; /* [d_vocab, d_model], [n_ctx, d_model] */
+    Norm ln_final;
+    Matrix head; /* [d_vocab, d_model] */
     TensorStore store;
-    Arena *arena;
     const char *path;
 } Llm;
 
-/* An unmodified Hugging Face directory. */
-void llm_open(Llm *llm, Arena *arena, const char *directory);
-
-/* One head's part of a projection: kind HOOK_Q, HOOK_K, HOOK_V: [d_head, d_model] with its bias (k, v: a
- * key-value head); HOOK_Z: W_O's columns, [d_model, d_head], without bias. */
+/* One head's part of a projection: kind HOOK_Q, HOOK_K, HOOK_V: [d_head, d_model] with its bias
+ * (k, v: a key-value head); HOOK_Z: W_O's columns, [d_model, d_head], without bias. */
 Matrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head);
-/* Rows of a batch: sequences one after another, without padding. Results of a sequence do not depend
- * on what else is in the batch. */
+
+/* Rows of a batch: sequences one after another, without padding. Results of a sequence do not
+ * depend on what else is in the batch. */
 typedef struct LlmBatch {
     size_t n_sequences;
     const size_t *start; /* [n_sequences + 1]: sequence s is rows start[s] .. start[s + 1] - 1 */
     const int32_t *ids;  /* [rows]; -1: no token, hook_embed is 0 there (image positions) */
-    /* With plan.tails, [n_sequences]: as many rows of each sequence stand as the last pass without `past`
-     * left them (a patch changes no row before it), and `start`, `ids` and what hooks see hold only those
-     * that follow. Layers that it had not run have nothing to stand on. NULL: whole sequences. */
+    /* With plan.tails, [n_sequences]: as many rows of each sequence stand as the last pass without
+     * `past` left them (a patch changes no row before it), and `start`, `ids` and what hooks see
+     * hold only those that follow. Layers that it had not run have nothing to stand on. NULL: whole
+     * sequences. */
     const size_t *past;
-    /* Behind the last layer's q, k and v only the last row of each sequence goes on: hooks there and llm_logits
-     * have one row a sequence. No backward. */
+    /* Behind the last layer's q, k and v only the last row of each sequence goes on: hooks there
+     * and llm_logits have one row a sequence. No backward. */
     bool ends;
 } LlmBatch;
 
@@ -78,10 +77,11 @@ typedef struct LlmPlan {
     bool backward;        /* keep what backward needs */
     bool cache;           /* one sequence, continued over several llm_forward calls */
     bool tails;           /* with backward (each layer keeps its keys): batches may have a past */
-    /* attn_scores, pattern and result are formed in pieces of a bounded size (2^22 values), unless hooks
-     * want them whole; small ones always fit, larger ones only with this flag. */
+    /* attn_scores, pattern and result are formed in pieces of a bounded size (2^22 values), unless
+     * hooks want them whole; small ones always fit, larger ones only with this flag. */
     bool attention_hooks;
-    /* With backward: hooks replace attn_scores or pattern, so these must be kept, not formed again. */
+    /* With backward: hooks replace attn_scores or pattern, so these must be kept, not formed again.
+     */
     bool attention_replaced;
 } LlmPlan;
 
@@ -92,43 +92,30 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
 
 /* Runs layers first .. last - 1 (llm->config.n_layers for all; then ln_final is run too).
  * first > 0: resid[rows, d_model] is hook_resid_pre of layer `first`; first == 0: resid NULL.
- * With a cache, rows continue at position llm_run_past(run). Errors: ids outside the vocabulary, more
- * rows than planned, positions beyond learned ones, and what a hook returns. */
+ * With a cache, rows continue at position llm_run_past(run). Fails on ids outside the vocabulary,
+ * more rows than planned, positions beyond learned ones, and weights that are not finite. */
 void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, const float *resid,
-                   const Hooks *hooks);
-/* hook_resid_pre of layer `last` after llm_forward ([rows, d_model]): the input for a later llm_forward. */
+                 const Hooks *hooks);
+/* hook_resid_pre of layer `last` after llm_forward ([rows, d_model]): the input of a later one. */
 const float *llm_resid(const LlmRun *run);
 size_t llm_run_past(const LlmRun *run);
 void llm_run_rewind(LlmRun *run, size_t past); /* forget cached positions from `past` on */
 
-/* logits[count, d_vocab] at the given rows of the last full llm_forward (rows ascending; the LOGITS hook
- * sees them). softcap: the model's own final soft-cap, if it has one. */
+/* logits[count, d_vocab] at the given rows of the last full llm_forward (rows ascending; the LOGITS
+ * hook sees them). softcap: the model's own final soft-cap, if it has one. */
 void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcap, float *logits,
-                  const Hooks *hooks);
+                const Hooks *hooks);
 /* The logits of some tokens alone, at one row: logits[count] at ids. The same values, no hook. */
 void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcap,
-                     float *logits);
-/* The way back, block by block: before the first, llm_backward_start. logits as llm_logits left them
- * (used for the soft-cap's slope); dlogits[count, d_vocab] is overwritten. */
+                   float *logits);
+/* The way back, block by block: before the first, llm_backward_start. logits as llm_logits left
+ * them (used for the soft-cap's slope); dlogits[count, d_vocab] is overwritten. */
 void llm_backward_start(LlmRun *run);
-void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool softcap, const float *logits,
-                           float *dlogits, const Hooks *hooks);
+void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool softcap,
+                         const float *logits, float *dlogits, const Hooks *hooks);
 /* From ln_final down to hook_resid_pre of layer `first`, and for first == 0 to hook_embed and
- * hook_pos_embed. Gradients reach hooks with point->gradient set; where a hook replaced an activation
- * in forward, its gradient is as if the value had been computed (straight through). */
+ * hook_pos_embed. Gradients reach hooks with point->gradient set; where a hook replaced an
+ * activation in forward, its gradient is as if the value had been computed (straight through). */
 void llm_backward(LlmRun *run, size_t first, const Hooks *hooks);
-
-/* ---- sampling ---- */
-typedef struct Sampling {
-    float temperature; /* 0: greedy (lowest id among equals) */
-    size_t top_k;      /* 0: off */
-    float top_p;       /* 1: off */
-} Sampling;
-
-/* Temperature, then top-k, then top-p, as transformers' logits warpers; the candidates' probabilities are
- * added in ascending order of ids until they pass one uniform. arena: room for d_vocab pairs, which the
- * caller gives back (arena_reset). */
-int32_t llm_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
-                  Arena *arena);
 
 #endif

@@ -2,6 +2,7 @@
 #include "run_mapping.h"
 
 #include "checkpoint.h"
+#include "model_load.h"
 
 #include <inttypes.h>
 #include <math.h>

@@ -1,6 +1,7 @@
 /* run_sage.c: SAGE from files to a result. The formulas are in sage.c; here prompts run in batches,
  * activations are captured and patched, and cross-sections follow one another. */
 #include "run_sage.h"
+#include "model_load.h"
 
 #include <math.h>
 #include <string.h>

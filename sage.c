@@ -358,7 +358,7 @@ static void matrix_row(const Matrix *m, size_t o, double *row) {
     }
 }
 
-static double norm_gain(const Llm *llm, const LlmNorm *norm, size_t i) {
+static double norm_gain(const Llm *llm, const Norm *norm, size_t i) {
     double w = (double)weight_at(norm->w, i);
     return llm->config.kind == LLM_GEMMA2 ? 1.0 + w : w;
 }
@@ -371,7 +371,7 @@ static double norm_gain(const Llm *llm, const LlmNorm *norm, size_t i) {
 static void read_map(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model, layer = (size_t)node->node->layer;
     Matrix w = llm_head_matrix(s->llm, layer, node->node->kind, (size_t)node->node->head);
-    const LlmNorm *ln = &s->llm->layers[layer].ln1;
+    const Norm *ln = &s->llm->layers[layer].ln1;
     for (size_t o = 0; o < node->width; o++) {
         double *row = node->direct + o * d, mean = 0.0;
         matrix_row(&w, o, row);
@@ -393,7 +393,7 @@ static void read_map(const SageSection *s, SageSubject *node) {
 static void write_map(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model, n = node->width, layer = (size_t)node->node->layer;
     Matrix w = llm_head_matrix(s->llm, layer, HOOK_Z, (size_t)node->node->head);
-    const LlmNorm *post = &s->llm->layers[layer].ln1_post;
+    const Norm *post = &s->llm->layers[layer].ln1_post;
     double *columns = s->work->columns;
     for (size_t o = 0; o < d; o++) {
         matrix_row(&w, o, node->write + o * n);

@@ -6,9 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../adapter.h"
 #include "../checkpoint.h"
 #include "../json.h"
-#include "../llm.h"
+#include "../model_load.h"
 
 /* float32 against float32 in another order of operations: the goldens lie within 2e-6 to 1e-5 of
  * their own float64, relative to each tensor's largest value. */
@@ -791,7 +792,7 @@ Test(llm, sampling) {
         logits[i] = sinf((float)i * 1.7F) * 3;
     }
     logits[7] = logits[31] = 4;
-    id = llm_sample(logits, V, &(Sampling){0, 0, 1}, &random, arena);
+    id = token_sample(logits, V, &(Sampling){0, 0, 1}, &random, arena);
     cr_expect_eq(id, 7);
 
     static const Sampling ways[] = {{1, 0, 1},     {0.7F, 5, 1}, {1.3F, 0, 0.6F},
@@ -824,7 +825,7 @@ Test(llm, sampling) {
         }
         for (int draw = 0; draw < DRAWS; draw++) {
             arena_reset(arena);
-            id = llm_sample(logits, V, &ways[way], &random, arena);
+            id = token_sample(logits, V, &ways[way], &random, arena);
             counts[id]++;
         }
         for (int i = 0; i < V; i++) { /* five standard deviations */
@@ -834,7 +835,7 @@ Test(llm, sampling) {
         }
     }
     logits[3] = NAN;
-    ATTEMPT(&error, llm_sample(logits, V, &ways[0], &random, arena));
+    ATTEMPT(&error, token_sample(logits, V, &ways[0], &random, arena));
     cr_expect_eq(error.status, STATUS_INPUT);
     arena_free(arena);
 }
@@ -1010,7 +1011,7 @@ Test(llm, weights_that_are_not_finite_are_named) {
         copy[embedding ? (size_t)ids[2] * w.llm.config.d_model : tensor->count / 2] =
             t % 2 ? NAN : INFINITY;
         tensor->data = copy;
-        Weight *weights[] = {&w.llm.embed, &w.llm.head, &w.llm.ln_final.w};
+        Weight *weights[] = {&w.llm.embed, &w.llm.head.w, &w.llm.ln_final.w};
         for (size_t i = 0; i < 3; i++) {
             weights[i]->data = weights[i]->data == data ? copy : weights[i]->data;
         }

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "checkpoint.h"
-#include "vit.h"
+#include "model_load.h"
 
 static const char odd[] = "tests/golden/models/clip_odd";
 static const char odd_golden[] = "tests/golden/models/clip_odd.safetensors";
