@@ -1,6 +1,9 @@
 /* data.c: what is handed in about pictures, and how words are compared. */
 #include "data.h"
 
+#include "kernels.h"
+
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -454,6 +457,41 @@ Verdict verdict_take(const Json *line) {
               (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
               (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
     return out;
+}
+
+/* ---- an adapter's file ---- */
+
+const char *adapter_prefix(const TensorStore *store) {
+    return tensors_find(store, "module.weight") != NULL ? "module." : "";
+}
+
+void adapter_read(float *weight, float *bias, size_t d_llm, size_t d_vit, const char *path) {
+    static const char *const names[] = {"weight", "bias"};
+    float *to[] = {weight, bias};
+    TensorStore store;
+    Arena *scratch = arena_new();
+    tensors_open(&store, scratch, path);
+    for (int p = 0; p < 2; p++) {
+        char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
+        const Tensor *t = tensors_need(&store, name, 2 - p, (size_t[]){d_llm, d_vit});
+        weight_widen(to[p], (Weight){t->data, t->dtype}, 0, t->count);
+        for (size_t i = 0; i < t->count; i++) {
+            if (!isfinite(to[p][i])) {
+                fail(STATUS_INPUT, "%s: tensor '%s': element %zu is not finite", path, name, i);
+            }
+        }
+    }
+    arena_free(scratch);
+}
+
+void adapter_write(const char *path, const float *weight, const float *bias, size_t d_llm,
+                   size_t d_vit) {
+    TensorWriter *writer = tensor_writer_open(path);
+    tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
+    tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
+    tensor_writer_data(writer, weight, d_llm * d_vit * sizeof(float));
+    tensor_writer_data(writer, bias, d_llm * sizeof(float));
+    tensor_writer_commit(writer);
 }
 
 /* ---- Porter's stemmer (M. F. Porter, "An algorithm for suffix stripping", 1980) ----

@@ -3,6 +3,7 @@
 #ifndef REFSAE_DATA_H
 #define REFSAE_DATA_H
 
+#include "checkpoint.h"
 #include "json.h"
 
 /* ---- conversations ---- */
@@ -78,5 +79,15 @@ Verdict verdict_take(const Json *line);
  * a function word and not a word that feature descriptions are made of, as "references to") has the
  * stem of a word of `answer`. */
 bool lexical_match(const char *description, const char *answer);
+
+/* ---- an adapter's file: "weight" [d_llm, d_vit] and "bias" [d_llm] ---- */
+
+/* What stands before their names: "module." where the released code trained on several devices,
+ * else "". */
+const char *adapter_prefix(const TensorStore *store);
+/* Other shapes and values that are not finite are STATUS_INPUT. */
+void adapter_read(float *weight, float *bias, size_t d_llm, size_t d_vit, const char *path);
+void adapter_write(const char *path, const float *weight, const float *bias, size_t d_llm,
+                   size_t d_vit);
 
 #endif

@@ -9,46 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the adapter's file ---- */
-
-const char *adapter_prefix(const TensorStore *store) {
-    return tensors_find(store, "module.weight") != NULL ? "module." : "";
-}
-
-/* Into an adapter that is laid out. */
-static void adapter_read(Adapter *adapter, const char *path) {
-    static const char *const names[] = {"weight", "bias"};
-    float *to[] = {adapter->weight, adapter->bias};
-    const Tensor *tensors[2];
-    TensorStore store;
-    Arena *scratch = arena_new();
-    tensors_open(&store, scratch, path);
-    for (int p = 0; p < 2; p++) {
-        char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
-        tensors[p] = tensors_need(&store, name, 2 - p, (size_t[]){adapter->d_llm, adapter->d_vit});
-    }
-    for (int p = 0; p < 2; p++) {
-        const Tensor *t = tensors[p];
-        weight_widen(to[p], (Weight){t->data, t->dtype}, 0, t->count);
-        for (size_t i = 0; i < t->count; i++) {
-            if (!isfinite(to[p][i])) {
-                fail(STATUS_INPUT, "%s: tensor '%s': element %zu is not finite", path, t->name, i);
-            }
-        }
-    }
-    arena_free(scratch);
-}
-
-static void adapter_write(const Adapter *adapter, const char *path) {
-    size_t d_llm = adapter->d_llm, d_vit = adapter->d_vit;
-    TensorWriter *writer = tensor_writer_open(path);
-    tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
-    tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
-    tensor_writer_data(writer, adapter->weight, d_llm * d_vit * sizeof(float));
-    tensor_writer_data(writer, adapter->bias, d_llm * sizeof(float));
-    tensor_writer_commit(writer);
-}
-
 /* ---- models and images ---- */
 
 void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths) {
@@ -68,7 +28,8 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
     }
     if (paths->adapter != NULL) {
         adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
-        adapter_read(&vlm->adapter, paths->adapter);
+        adapter_read(vlm->adapter.weight, vlm->adapter.bias, vlm->adapter.d_llm, vlm->adapter.d_vit,
+                     paths->adapter);
     }
 }
 
@@ -481,10 +442,11 @@ static void train_open(Trainer *t, const Compute *compute) {
 
 static void train_begin(Trainer *t) {
     const TrainOptions *o = t->options;
+    Adapter *a = &t->vlm.adapter;
     if (o->init != NULL) {
-        adapter_read(&t->vlm.adapter, o->init);
+        adapter_read(a->weight, a->bias, a->d_llm, a->d_vit, o->init);
     } else {
-        adapter_init(&t->vlm.adapter, o->seed);
+        adapter_init(a, o->seed);
     }
     train_settings(t);
     if (o->resume && path_exists(t->checkpoint)) {
@@ -580,7 +542,8 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
     train_begin(&t);
     train_loop(&t);
     train_save(&t);
-    adapter_write(&t.vlm.adapter, path_join(t.arena, options->out, "adapter.safetensors"));
+    adapter_write(path_join(t.arena, options->out, "adapter.safetensors"), t.vlm.adapter.weight,
+                  t.vlm.adapter.bias, t.vlm.adapter.d_llm, t.vlm.adapter.d_vit);
     train_tell(&t);
     size_t steps = (size_t)t.state.step;
     double *loss = arena_alloc(arena, steps, sizeof *loss);

@@ -17,9 +17,6 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
 /* Decodes, preprocesses and runs the tower (hooks may be NULL): the adapter's input, [n_patches,
  * d_vit], in vlm->features. */
 void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks);
-/* What stands before "weight" and "bias" in an adapter's file: "module." where the released code
- * trained on several devices, else "". */
-const char *adapter_prefix(const TensorStore *store);
 
 /* ---- prompts of a command line ---- */
 
