@@ -116,29 +116,38 @@ static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first,
     r->whole = r->current = (LlmBatch){n, r->start, r->ids, NULL, false};
 }
 
-/* After a pass: m[n] of each prompt, from the lists' own logits; predicted not NULL: all logits and
- * each prompt's most probable token. */
+/* The logits that m reads, alone, in their places among all. */
+static void read_list(SageRun *r, size_t row, const int32_t *ids, size_t n, float *logits) {
+    llm_logits_at(r->run, row, ids, n, true, r->listed);
+    for (size_t i = 0; i < n; i++) {
+        logits[ids[i]] = r->listed[i];
+    }
+}
+
+/* After a pass: m[n] of each prompt, and its most probable token. predicted NULL: for m only the
+ * logits that it needs are computed. */
 static void read_logits(SageRun *r, double *m, int32_t *predicted) {
     size_t n = r->current.n_sequences, vocab = r->llm.config.d_vocab;
     for (size_t s = 0; s < n; s++) {
-        const SageForm *form = r->forms[s];
-        size_t row = r->last_row[s] = r->current.ends ? s : r->current.start[s + 1] - 1;
-        float *wrong = r->listed + r->longest_list;
-        llm_logits_at(r->run, row, form->answer, form->n_answer, true, r->listed);
-        llm_logits_at(r->run, row, form->wrong, form->n_wrong, true, wrong);
-        m[s] = sage_metric(r->listed, form->n_answer, wrong, form->n_wrong);
+        r->last_row[s] = r->current.ends ? s : r->current.start[s + 1] - 1;
     }
-    if (predicted == NULL) {
-        return;
+    if (predicted != NULL) {
+        llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
     }
-    llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
     for (size_t s = 0; s < n; s++) {
-        const float *logits = r->logits + s * vocab;
-        size_t top = 0;
-        for (size_t i = 1; i < vocab; i++) {
-            top = logits[i] > logits[top] ? i : top;
+        const SageForm *form = r->forms[s];
+        float *logits = r->logits + s * vocab;
+        if (predicted == NULL) {
+            read_list(r, r->last_row[s], form->answer, form->n_answer, logits);
+            read_list(r, r->last_row[s], form->wrong, form->n_wrong, logits);
+        } else {
+            size_t top = 0;
+            for (size_t i = 1; i < vocab; i++) {
+                top = logits[i] > logits[top] ? i : top;
+            }
+            predicted[s] = (int32_t)top;
         }
-        predicted[s] = (int32_t)top;
+        m[s] = sage_metric(logits, form);
     }
 }
 
@@ -793,7 +802,7 @@ static void run_layout(Arena *arena, void *user) {
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
     r->logits = arena_floats(arena, batch, c->d_vocab);
     r->dlogits = arena_floats(arena, batch, c->d_vocab);
-    r->listed = arena_floats(arena, 2, r->longest_list);
+    r->listed = arena_floats(arena, 1, r->longest_list);
     r->m = arena_alloc(arena, batch, sizeof(double));
     r->patched = arena_alloc(arena, batch, sizeof(double));
     r->predicted = arena_alloc(arena, batch, sizeof(int32_t));

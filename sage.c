@@ -57,20 +57,28 @@ static double dot_of(const double *a, const double *b, size_t n) {
  * The probability of a list of tokens is the sum over it. The softmax's normaliser cancels: the log
  * of a list's probability is taken as log sum exp of its logits, of one token as its logit. */
 
-static double list_logit(const float *x, size_t n) {
-    float highest = x[0];
+/* sum exp(logit - highest) over a list of tokens */
+static double list_sum(const float *logits, const int32_t *ids, size_t n, float *highest) {
     double sum = 0.0;
+    *highest = logits[ids[0]];
     for (size_t i = 1; i < n; i++) {
-        highest = x[i] > highest ? x[i] : highest;
+        *highest = logits[ids[i]] > *highest ? logits[ids[i]] : *highest;
     }
     for (size_t i = 0; i < n; i++) {
-        sum += (double)exp_f32(x[i] - highest);
+        sum += (double)exp_f32(logits[ids[i]] - *highest);
     }
+    return sum;
+}
+
+static double list_logit(const float *logits, const int32_t *ids, size_t n) {
+    float highest;
+    double sum = list_sum(logits, ids, n, &highest);
     return (double)highest + (n > 1 ? (double)log_f32((float)sum) : 0.0);
 }
 
-double sage_metric(const float *answer, size_t n_answer, const float *wrong, size_t n_wrong) {
-    return list_logit(answer, n_answer) - list_logit(wrong, n_wrong);
+double sage_metric(const float *logits, const SageForm *form) {
+    return list_logit(logits, form->answer, form->n_answer) -
+           list_logit(logits, form->wrong, form->n_wrong);
 }
 
 /* dm / dlogit of a token of a list = + (answer) or - (wrong) its share of the list's probability */
@@ -78,14 +86,8 @@ void sage_metric_gradient(float *gradient, const float *logits, const SageForm *
     for (int side = 0; side < 2; side++) {
         const int32_t *ids = side == 0 ? form->answer : form->wrong;
         size_t n = side == 0 ? form->n_answer : form->n_wrong;
-        float highest = logits[ids[0]];
-        double sum = 0.0;
-        for (size_t i = 1; i < n; i++) {
-            highest = logits[ids[i]] > highest ? logits[ids[i]] : highest;
-        }
-        for (size_t i = 0; i < n; i++) {
-            sum += (double)exp_f32(logits[ids[i]] - highest);
-        }
+        float highest;
+        double sum = list_sum(logits, ids, n, &highest);
         for (size_t i = 0; i < n; i++) {
             float share = (float)((double)exp_f32(logits[ids[i]] - highest) / sum);
             gradient[ids[i]] += side == 0 ? share : -share;

@@ -104,8 +104,9 @@ typedef struct SageResult {
 
 /* ---- step 1: attribute cross-sections ---- */
 
-/* m of a prompt from the logits at its last position of the answer's and of the wrong tokens. */
-double sage_metric(const float *answer, size_t n_answer, const float *wrong, size_t n_wrong);
+/* m of a prompt from the logits[d_vocab] at its last position; only the answer's and the wrong
+ * tokens' are read. */
+double sage_metric(const float *logits, const SageForm *form);
 /* gradient[d_vocab] += dm / dlogits[d_vocab]. */
 void sage_metric_gradient(float *gradient, const float *logits, const SageForm *form);
 
