@@ -756,10 +756,9 @@ void sage_prepare(SageSection *s, SageFit *fits) {
 
 /* Sparse edit (2405.08366, 3.3, 5.1): which few features, removed from a_s with their coefficients
  * or added with those they have in a_t, bring the edited activation nearest to a_t? Greedily, with
- * gap = edited - a_t, the choice of least
+ * gap = edited - a_t and sign -1 of a removal, +1 of an addition, the choice of least
  *
- *   removal     |gap - c|^2 - |gap|^2 = |c|^2 - 2 gap . c
- *   addition    |gap + c|^2 - |gap|^2 = |c|^2 + 2 gap . c
+ *   |gap + sign c|^2 - |gap|^2 = |c|^2 + 2 sign gap . c
  *
  * if that is below 0. Ties: removals first, then the lower index. The magnitude is the share of the
  * reconstruction that is taken away: of a removed c, c . sum / |sum|^2, sum = sum_j c_j of a_s.
@@ -767,30 +766,24 @@ void sage_prepare(SageSection *s, SageFit *fits) {
 bool sage_sparse_choose(SageSparse *e);
 bool sage_sparse_choose(SageSparse *e) {
     double best = 0.0;
-    size_t choice = SIZE_MAX, n = e->from->n + e->to->n;
-    for (size_t i = 0; i < n; i++) {
-        bool removal = i < e->from->n;
-        const double *c =
-            removal ? e->from->c + i * e->width : e->to->c + (i - e->from->n) * e->width;
-        if (e->spent[i]) {
-            continue;
-        }
-        double change = e->squares[i] + (removal ? -2.0 : 2.0) * dot_of(e->gap, c, e->width);
-        if (change < best) {
-            best = change;
-            choice = i;
+    size_t choice = SIZE_MAX;
+    for (size_t i = 0; i < e->removals + e->additions; i++) {
+        double sign = i < e->removals ? -1.0 : 1.0;
+        if (!e->spent[i]) {
+            double dot = dot_of(e->gap, e->c + i * e->width, e->width);
+            double change = e->squares[i] + 2.0 * sign * dot;
+            choice = change < best ? i : choice;
+            best = change < best ? change : best;
         }
     }
     if (choice == SIZE_MAX) {
         return false;
     }
-    bool removal = choice < e->from->n;
-    const double *c =
-        removal ? e->from->c + choice * e->width : e->to->c + (choice - e->from->n) * e->width;
+    const double *c = e->c + choice * e->width;
     for (size_t i = 0; i < e->width; i++) {
-        e->gap[i] += removal ? -c[i] : c[i];
+        e->gap[i] += choice < e->removals ? -c[i] : c[i];
     }
-    if (removal && e->sum_square > 0.0) {
+    if (choice < e->removals && e->sum_square > 0.0) {
         e->magnitude += dot_of(c, e->sum, e->width) / e->sum_square;
     }
     e->spent[choice] = true;
@@ -798,22 +791,22 @@ bool sage_sparse_choose(SageSparse *e) {
     return true;
 }
 
+/* No choice yet; of the parts of both sides, whose c follow one another. */
 static void sparse_start(SageSparse *e, const SageParts parts[SAGE_SIDES], const float *a_s,
-                         const float *a_t) {
-    size_t width = e->width;
-    e->from = &parts[SAGE_CLEAN];
-    e->to = &parts[SAGE_OTHER];
+                         const float *a_t, size_t width) {
+    e->c = parts[SAGE_CLEAN].c;
+    e->removals = parts[SAGE_CLEAN].n;
+    e->additions = parts[SAGE_OTHER].n;
+    e->width = width;
     e->choices = 0;
     e->magnitude = 0.0;
-    for (size_t j = 0; j < e->from->n + e->to->n; j++) {
-        const double *c =
-            j < e->from->n ? e->from->c + j * width : e->to->c + (j - e->from->n) * width;
-        e->squares[j] = dot_of(c, c, width);
+    for (size_t j = 0; j < e->removals + e->additions; j++) {
+        e->squares[j] = dot_of(e->c + j * width, e->c + j * width, width);
     }
     for (size_t i = 0; i < width; i++) {
         e->sum[i] = 0.0;
-        for (size_t j = 0; j < e->from->n; j++) {
-            e->sum[i] += e->from->c[j * width + i];
+        for (size_t j = 0; j < e->removals; j++) {
+            e->sum[i] += e->c[j * width + i];
         }
         e->gap[i] = (double)a_s[i] - (double)a_t[i];
     }
@@ -846,36 +839,33 @@ static double supervised_edit(const SageSection *s, const SageSubject *node, Sag
     return square > dictionary_cutoff * squares ? dot / square : 0.0;
 }
 
-/* With the features of one side of an F1 threshold alone (2405.08366, 5.1) the others are left out
- * of a^ and of the choices. */
-static bool left_out(const SageSection *s, const SageSubject *node, const SageEdit *e,
-                     const SageParts *parts, size_t j) {
-    return e->part != SAGE_ALL &&
-           (e->part == SAGE_ABOVE) != (node->site->f1[parts->feature[j]] >= s->options->f1[e->f1]);
-}
-
 /* What an edit stands on: the parts of its method, a^ of its features, and a sparse edit of no
- * choice yet. last: the edit before it, whose parts still stand if its method is the same. */
+ * choice yet. With the features of one side of an F1 threshold alone (2405.08366, 5.1) the others
+ * are left out of a^ and of the choices. last: the edit before, whose parts still stand if its
+ * method is the same. */
 static void edit_start(const SageSection *s, const SageSubject *node, const SageEdit *e,
                        const SageEdit *last, size_t p, ThreadWork *work) {
-    bool sae = e->method == SAGE_SAE || e->method == SAGE_RANDOM;
+    bool sae = e->method == SAGE_SAE || e->method == SAGE_RANDOM, random = e->method == SAGE_RANDOM;
+    size_t width = node->width, j = 0;
     SageParts *parts = work->parts;
-    SageSparse *sparse = &work->sparse;
-    for (int side = 0; side < SAGE_SIDES && e->method != last->method; side++) {
-        parts[side].n = 0;
-        if (side == SAGE_CLEAN || sae) {
-            parts_of(s, node, way_of(s, node, e->method), e->method == SAGE_RANDOM, side, p, work);
+    if (e->method != last->method) {
+        parts[SAGE_OTHER].n = 0; /* supervised: none */
+        parts_of(s, node, way_of(s, node, e->method), random, SAGE_CLEAN, p, work);
+        parts[SAGE_OTHER].c = parts[SAGE_CLEAN].c + parts[SAGE_CLEAN].n * width;
+        if (sae) {
+            parts_of(s, node, way_of(s, node, e->method), random, SAGE_OTHER, p, work);
         }
     }
-    for (size_t j = 0; j < parts[SAGE_CLEAN].n + parts[SAGE_OTHER].n; j++) {
-        bool clean = j < parts[SAGE_CLEAN].n;
-        sparse->spent[j] = left_out(s, node, e, &parts[clean ? SAGE_CLEAN : SAGE_OTHER],
-                                    clean ? j : j - parts[SAGE_CLEAN].n);
+    for (int side = 0; side < SAGE_SIDES; side++) {
+        for (size_t k = 0; k < parts[side].n; k++) {
+            work->sparse.spent[j++] =
+                e->part != SAGE_ALL && (node->site->f1[parts[side].feature[k]] >=
+                                        s->options->f1[e->f1]) != (e->part == SAGE_ABOVE);
+        }
     }
-    sparse->width = node->width;
-    reconstruct(&parts[SAGE_CLEAN], sparse->spent, work->recon, node->width);
-    sparse_start(sparse, parts, node->side[SAGE_CLEAN] + p * node->width,
-                 node->side[SAGE_OTHER] + p * node->width);
+    reconstruct(&parts[SAGE_CLEAN], work->sparse.spent, work->recon, width);
+    sparse_start(&work->sparse, parts, node->side[SAGE_CLEAN] + p * width,
+                 node->side[SAGE_OTHER] + p * width, width);
 }
 
 /* a_t + gap after at most k choices, or the supervised edit; returns the magnitude. */
@@ -1200,10 +1190,9 @@ void sage_layout(SageSection *s, Arena *arena) {
     work->thread = arena_alloc(arena, threads, sizeof(ThreadWork));
     for (ThreadWork *t = work->thread; t < work->thread + threads; t++) {
         size_t parts = larger(most, attributes); /* of an SAE, or supervised */
-        for (int side = 0; side < SAGE_SIDES; side++) {
-            t->parts[side].c = doubles(arena, parts, width);
-            t->parts[side].base = doubles(arena, 1, width);
-        }
+        t->parts[SAGE_CLEAN].c = doubles(arena, SAGE_SIDES * parts, width);
+        t->parts[SAGE_CLEAN].base = doubles(arena, 1, width);
+        t->parts[SAGE_OTHER].base = doubles(arena, 1, width);
         t->recon = doubles(arena, 1, width);
         t->sparse.squares = doubles(arena, SAGE_SIDES, parts);
         t->sparse.spent = arena_alloc(arena, SAGE_SIDES * parts, sizeof(bool));

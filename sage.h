@@ -193,12 +193,12 @@ typedef struct SageParts { /* of a node at one prompt: a^ = base + sum_j c_j */
 
 /* A sparse edit of a_s towards a_t, choice by choice. */
 typedef struct SageSparse {
-    const SageParts *from, *to; /* of a_s and of a_t */
-    size_t width;
-    double *squares;   /* [from->n + to->n]: |c|^2 */
-    double *sum;       /* [width]: of from's c */
+    size_t removals, additions, width;
+    const double *c;   /* [removals + additions, width]: of a_s, then of a_t */
+    double *squares;   /* [removals + additions]: |c|^2 */
+    double *sum;       /* [width]: of the removals' c */
     double sum_square; /* |sum|^2 */
-    bool *spent;       /* [from->n + to->n]: chosen, or not to be chosen */
+    bool *spent;       /* [removals + additions]: chosen, or not to be chosen */
     double *gap;       /* [width]: the edited activation - a_t */
     size_t choices;
     double magnitude;

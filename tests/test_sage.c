@@ -24,30 +24,26 @@ enum {
 bool sage_sparse_choose(SageSparse *edit);
 
 typedef struct Case {
-    double a[2][MOST * WIDE], squares[2 * MOST], sum[WIDE], gap[WIDE];
+    double c[2 * MOST * WIDE], squares[2 * MOST], sum[WIDE], gap[WIDE];
     bool closed[2 * MOST], spent[2 * MOST]; /* closed: not to be chosen */
-    SageParts side[2];
     SageSparse edit;
 } Case;
 
 /* n[0] features to take away and n[1] to add, at random or (orthogonal) along axes of their own. */
 static void case_make(Case *c, Random *random, const size_t n[2], bool orthogonal) {
     memset(c, 0, sizeof *c);
-    size_t place = 0;
-    for (size_t s = 0; s < 2; s++) {
-        for (size_t j = 0; j < n[s]; j++, place++) {
-            for (size_t i = 0; i < WIDE; i++) {
-                double x = (double)random_uniform(random) * 2.0 - 1.0;
-                c->a[s][j * WIDE + i] = orthogonal && i != place % WIDE ? 0.0 : x;
-                c->squares[place] += c->a[s][j * WIDE + i] * c->a[s][j * WIDE + i];
-                c->sum[i] += s == 0 ? c->a[s][j * WIDE + i] : 0.0;
-            }
+    for (size_t j = 0; j < n[0] + n[1]; j++) {
+        for (size_t i = 0; i < WIDE; i++) {
+            double x = (double)random_uniform(random) * 2.0 - 1.0;
+            c->c[j * WIDE + i] = orthogonal && i != j % WIDE ? 0.0 : x;
+            c->squares[j] += c->c[j * WIDE + i] * c->c[j * WIDE + i];
+            c->sum[i] += j < n[0] ? c->c[j * WIDE + i] : 0.0;
         }
-        c->side[s] = (SageParts){n[s], NULL, c->a[s], NULL};
     }
-    c->edit = (SageSparse){.from = &c->side[0],
-                           .to = &c->side[1],
+    c->edit = (SageSparse){.removals = n[0],
+                           .additions = n[1],
                            .width = WIDE,
+                           .c = c->c,
                            .squares = c->squares,
                            .sum = c->sum,
                            .spent = c->spent,
@@ -63,9 +59,8 @@ static double distance(const Case *c, const double *gap, unsigned set) {
     double sum = 0.0;
     for (size_t i = 0; i < WIDE; i++) {
         double x = gap[i];
-        for (size_t k = 0; k < c->side[0].n + c->side[1].n; k++) {
-            bool removal = k < c->side[0].n;
-            double v = removal ? -c->a[0][k * WIDE + i] : c->a[1][(k - c->side[0].n) * WIDE + i];
+        for (size_t k = 0; k < c->edit.removals + c->edit.additions; k++) {
+            double v = k < c->edit.removals ? -c->c[k * WIDE + i] : c->c[k * WIDE + i];
             x += (set >> k & 1) != 0 ? v : 0.0;
         }
         sum += x * x;
@@ -106,7 +101,7 @@ Test(sage_edit, every_step_is_the_best_of_all) {
                 after |= c.spent[k] && !c.closed[k] ? 1U << k : 0;
                 if ((after >> k & 1) != 0 && (set >> k & 1) == 0) {
                     for (size_t i = 0; k < n[0] && i < WIDE; i++) {
-                        expected += c.a[0][k * WIDE + i] * c.sum[i] / c.edit.sum_square;
+                        expected += c.c[k * WIDE + i] * c.sum[i] / c.edit.sum_square;
                     }
                 }
             }
@@ -151,12 +146,10 @@ Test(sage_edit, ties_take_removals_first_then_the_lower_index) {
     Random random = random_start(13, RANDOM_TEST);
     case_make(&c, &random, (size_t[]){2, 2}, true);
     memset(c.gap, 0, sizeof c.gap);
-    for (size_t s = 0; s < 2; s++) { /* all four bring the gap to 0 on the first axis */
-        for (size_t j = 0; j < 2; j++) {
-            memset(c.a[s] + j * WIDE, 0, WIDE * sizeof(double));
-            c.a[s][j * WIDE] = s == 0 ? 1.0 : -1.0;
-            c.squares[2 * s + j] = 1.0;
-        }
+    memset(c.c, 0, sizeof c.c);
+    for (size_t j = 0; j < 4; j++) { /* all four bring the gap to 0 on the first axis */
+        c.c[j * WIDE] = j < 2 ? 1.0 : -1.0;
+        c.squares[j] = 1.0;
     }
     for (size_t expected = 0; expected < 4; expected++) {
         for (size_t k = 0; k < 4; k++) {
