@@ -1,96 +1,118 @@
 /* tokenizer.c: see tokenizer.h. The way of a text, as `tokenizers` 0.23 goes it:
  *
  *   text --added tokens, normalized = false--> segments --normalizer--> --added tokens, normalized
- * = true--> segments --pre-tokenizer--> words --BPE--> ids --truncation, template, padding--> ids
+ *   = true--> parts --pre-tokenizer--> words --BPE--> ids --template--> ids
  *
+ * and what the three kinds of models put there:
+ *
+ *   GPT-2      no normalizer, GPT-2's regular expression, characters are bytes (ByteLevel)
+ *   GPT-NeoX   NFC, then the same; runs of spaces are added tokens
+ *   Gemma      every space is U+2581; a part is one word; an unknown character is its bytes, <0xNN>
+ *
+ * Every byte is thus known to the vocabulary, which is checked, and no text needs an unknown token.
  * Easy to get wrong:
- *  - ids of added tokens come from the vocabulary or count on from its size; the file's `id` is
- *    not read. A later token of the same id takes the place of an earlier one.
  *  - An added token that fails single_word is passed over whole; one with rstrip may eat into the
  *    next match, which counts all the same, and text between is then read again.
  *  - Queued merges are checked against the id they would make, not against their rank.
- *  - An unknown character waits (fuse_unk) while byte tokens that follow it go before it.
- *  - A character that is neither known nor falls back vanishes, and offsets shift with it.
- *  - skip_special_tokens compares the normalized form: a special token that the normalizer changes
- * stays.
- */
+ *  - The last of equal merges counts, with its rank. */
 #include "tokenizer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer_parts.h"
+#include "json.h"
 #include "unicode.h"
 
 enum {
-    WORD_CUT = 64,    /* bytes; longer words are cut where no merge can reach across */
-    CACHE_WORD = 128, /* bytes; longer pieces are not remembered */
+    DIRECT_CODES = 0x10000, /* characters whose id is looked up in an array */
+    WORD_CUT = 64,          /* bytes; longer words are cut where no merge can reach across */
+    CACHE_WORD = 128,       /* bytes; longer pieces are not remembered */
     CACHE_MOST = 1 << 16
 };
+#define NONE 0xFFFFFFFFu /* no id, no position */
 
-/* ---- text with origins ---- */
+typedef struct String {
+    const char *text;
+    size_t length;
+} String;
 
-/* Bytes and, for each, where its character began in the original text. A view (origin NULL) is the
- * original text itself. Texts only grow during a call, so positions in them stay valid. */
-typedef struct Text {
-    Arena *arena; /* in which it grows */
-    char *own;
-    const char *bytes;
-    uint32_t *origin;
-    size_t length, capacity;
-    NfcChar *chars; /* scratch of put_nfc */
-    size_t chars_capacity;
-} Text;
+typedef struct Token {
+    String text;
+    bool added, special;
+} Token;
 
-typedef struct Span {
-    size_t begin, end;
-} Span;
+typedef struct Merge {
+    uint32_t left, right, rank, id; /* left NONE: free */
+} Merge;
 
-typedef struct Spans {
+typedef struct AddedToken {
+    String text;
+    uint32_t id;
+    uint32_t shorter; /* the longest other one that begins this one, or NONE */
+    bool single_word, lstrip, rstrip;
+} AddedToken;
+
+typedef struct AddedSet {
+    AddedToken *list; /* in the order of their bytes */
+    size_t count;
+    bool first[256]; /* bytes with which one begins */
+} AddedSet;
+
+typedef struct Ids {
+    uint32_t *list;
+    size_t count;
+} Ids;
+
+struct Tokenizer {
     Arena *arena;
-    Span *list;
-    size_t count, capacity;
-} Spans;
+    const char *path;
+    Token
+        *tokens; /* [count] by id: the model's vocabulary, then added ones that it does not hold */
+    uint32_t *slots; /* id + 1 by the hash of the text, 0: free */
+    size_t count, model_count, slot_mask;
 
-static uint32_t origin_of(const Text *text, size_t i) {
-    if (text->origin != NULL) {
-        return text->origin[i];
+    AddedSet added[2]; /* looked for before and after the normalizer */
+    bool nfc;
+    String space, mark; /* the normalizer's Replace: `mark` for each `space` (no text: none) */
+    bool byte_level;    /* pre-tokenizer ByteLevel, else: */
+    String split;       /* Split: a word ends behind each (no text: a part is one word) */
+
+    uint32_t *direct; /* [DIRECT_CODES] id of a character, or NONE */
+    uint32_t byte_ids[256];
+    Merge *merges;
+    size_t merge_mask;
+    unsigned merge_shift;
+    uint64_t *joins; /* a bit for the hash of (last, first character) of every merge */
+    unsigned joins_shift;
+    bool cuttable; /* merges see known characters alone */
+
+    Ids before, after;      /* what the post-processor adds */
+    bool decode_byte_level; /* decoder ByteLevel, else Replace, ByteFallback and Fuse: */
+    String decode_mark, decode_space;
+};
+
+/* ---- strings ---- */
+
+static uint64_t hash_bytes(const char *text, size_t length) {
+    uint64_t h = length * 0x9E3779B97F4A7C15u;
+    for (; length >= 8; length -= 8, text += 8) {
+        uint64_t word;
+        memcpy(&word, text, 8);
+        h = (h ^ word) * 0x9E3779B97F4A7C15u;
+        h ^= h >> 29;
     }
-    while (i > 0 && ((unsigned char)text->bytes[i] & 0xC0) == 0x80) {
-        i--;
-    }
-    return (uint32_t)i;
+    uint64_t word = 0;
+    memcpy(&word, text, length);
+    h = (h ^ word) * 0xBF58476D1CE4E5B9u;
+    return h ^ h >> 32;
 }
 
-static void text_reserve(Text *text, size_t more) {
-    size_t need;
-    if (!size_add(&need, text->length, more) || need >= NONE / 2) {
-        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
-    }
-    if (need > text->capacity) {
-        size_t same = text->capacity;
-        text->origin = arena_grow(text->arena, text->origin, &same, need, sizeof(*text->origin));
-        text->own = arena_grow(text->arena, text->own, &text->capacity, need, 1);
-        text->bytes = text->own;
-    }
+static bool begins_with(const char *text, size_t length, String with) {
+    return length >= with.length && memcmp(text, with.text, with.length) == 0;
 }
 
-/* `length` bytes that all come from `origin`; room is reserved. */
-static void text_put(Text *text, const char *bytes, size_t length, uint32_t origin) {
-    for (size_t i = 0; i < length; i++) {
-        text->own[text->length] = bytes[i];
-        text->origin[text->length++] = origin;
-    }
-}
-
-static void text_copy(Text *text, const Text *from, size_t begin, size_t end) {
-    if (end <= begin) {
-        return;
-    }
-    text_reserve(text, end - begin);
-    memcpy(text->own + text->length, from->bytes + begin, end - begin);
-    for (size_t i = begin; i < end; i++) {
-        text->origin[text->length++] = origin_of(from, i);
-    }
+static bool same_string(String a, String b) {
+    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
 }
 
 /* First occurrence of `pattern` in [from, end), or end. */
@@ -108,6 +130,20 @@ static size_t find_bytes(const char *text, size_t from, size_t end, String patte
     return end;
 }
 
+/* The slot of a text, or the free one where it would be. */
+static uint32_t *token_slot(const Tokenizer *t, const char *text, size_t length) {
+    for (size_t i = hash_bytes(text, length);; i++) {
+        uint32_t *slot = &t->slots[i & t->slot_mask];
+        if (*slot == 0 || same_string(t->tokens[*slot - 1].text, (String){text, length})) {
+            return slot;
+        }
+    }
+}
+
+static uint32_t token_find(const Tokenizer *t, const char *text, size_t length) {
+    return *token_slot(t, text, length) - 1; /* 0 - 1 is NONE */
+}
+
 /* GPT-2's printable character for a byte (openai/gpt-2, encoder.py, bytes_to_unicode): itself where
  * Latin-1 prints it, else the next free one from U+0100 on. */
 static uint32_t byte_to_code(unsigned byte) {
@@ -120,6 +156,7 @@ static uint32_t byte_to_code(unsigned byte) {
     return byte == 0xAD ? 0x143 : byte;
 }
 
+/* ... and back; -1: it stands for none. */
 static int code_to_byte(uint32_t code) {
     if (code < 0x100) {
         return byte_to_code(code) == code ? (int)code : -1;
@@ -130,12 +167,85 @@ static int code_to_byte(uint32_t code) {
                            : -1;
 }
 
-static void put_byte_level(Text *out, const Text *in, size_t begin, size_t end) {
-    text_reserve(out, 2 * (end - begin));
-    for (size_t i = begin; i < end; i++) {
-        char code[4];
-        size_t length = utf8_encode(byte_to_code((unsigned char)in->bytes[i]), code);
-        text_put(out, code, length, origin_of(in, i));
+/* The byte that <0xNN> stands for, or -1. Like Rust's from_str_radix, this takes "+N". */
+static int fallback_byte(String token) {
+    if (token.length != 6 || memcmp(token.text, "<0x", 3) != 0 || token.text[5] != '>') {
+        return -1;
+    }
+    int value = 0;
+    for (int i = 3; i < 5; i++) {
+        char c = token.text[i];
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                    : c == '+' && i == 3   ? 0
+                                           : -1;
+        if (digit < 0) {
+            return -1;
+        }
+        value = value * 16 + digit;
+    }
+    return value;
+}
+
+/* ---- normalizer: text with origins ---- */
+
+/* Bytes and, for each, where its character began in the original text. The original itself has no
+ * origins. */
+typedef struct Text {
+    Arena *arena; /* in which it grows */
+    char *own;
+    const char *bytes; /* own, or the caller's */
+    uint32_t *origin;
+    size_t length, capacity;
+    NfcChar *chars; /* scratch of put_nfc */
+    size_t chars_capacity;
+} Text;
+
+static uint32_t origin_of(const Text *text, size_t i) {
+    if (text->origin != NULL) {
+        return text->origin[i];
+    }
+    while (i > 0 && ((unsigned char)text->bytes[i] & 0xC0) == 0x80) {
+        i--;
+    }
+    return (uint32_t)i;
+}
+
+static void text_reserve(Text *text, size_t more) {
+    size_t need;
+    if (!size_add(&need, text->length, more) || need >= NONE / 2) {
+        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
+    }
+    size_t same = text->capacity;
+    text->origin = arena_grow(text->arena, text->origin, &same, need, sizeof *text->origin);
+    text->own = arena_grow(text->arena, text->own, &text->capacity, need, 1);
+    text->bytes = text->own;
+}
+
+/* Room at once for what most texts need, since growth leaves memory behind; what is not used is not
+ * touched. */
+static Text text_new(Arena *arena, size_t length) {
+    Text text = {.arena = arena};
+    text_reserve(&text, length < NONE / 8 ? 2 * length : length);
+    return text;
+}
+
+/* `length` bytes that all come from `origin`; room is reserved. */
+static void text_put(Text *text, const char *bytes, size_t length, uint32_t origin) {
+    for (size_t i = 0; i < length; i++) {
+        text->own[text->length] = bytes[i];
+        text->origin[text->length++] = origin;
+    }
+}
+
+/* Characters that stay as they are. */
+static void text_copy(Text *text, const char *bytes, size_t begin, size_t end) {
+    text_reserve(text, end - begin);
+    for (size_t i = begin, start = begin; i < end; i++) {
+        start = ((unsigned char)bytes[i] & 0xC0) == 0x80 ? start : i;
+        text->own[text->length] = bytes[i];
+        text->origin[text->length++] = (uint32_t)start;
     }
 }
 
@@ -143,7 +253,7 @@ static void put_replaced(Text *out, const Text *in, size_t begin, size_t end, St
                          String content) {
     for (size_t i = begin; i < end;) {
         size_t hit = find_bytes(in->bytes, i, end, pattern);
-        text_copy(out, in, i, hit);
+        text_copy(out, in->bytes, i, hit);
         i = hit;
         if (hit < end) {
             i += pattern.length;
@@ -159,26 +269,23 @@ static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
         size_t start =
             begin + unicode_nfc_stretch(in->bytes + begin, end - begin, i - begin, &stop);
         stop += begin;
-        text_copy(out, in, i, start);
+        text_copy(out, in->bytes, i, start);
         i = stop;
         if (start == end) {
             break;
         }
-        NfcChar *chars = arena_grow(out->arena, out->chars, &out->chars_capacity,
-                                    2 * (stop - start), sizeof(*chars));
-        out->chars = chars;
-        size_t count = unicode_nfc(in->bytes + start, stop - start, chars);
+        out->chars = arena_grow(out->arena, out->chars, &out->chars_capacity, 2 * (stop - start),
+                                sizeof *out->chars);
+        size_t count = unicode_nfc(in->bytes + start, stop - start, out->chars);
         text_reserve(out, 4 * count);
         size_t at = start; /* next byte of `in` to be consumed */
         for (size_t k = 0; k < count; k++) {
+            NfcChar c = out->chars[k];
             char code[4];
-            size_t length = utf8_encode(chars[k].code, code);
-            bool inserted = chars[k].change > 0;
-            text_put(out, code, length,
-                     !inserted    ? origin_of(in, at)
-                     : at > begin ? origin_of(in, at - 1)
-                                  : origin_of(in, begin));
-            for (int32_t n = chars[k].change; n <= 0 && at < stop; n++) {
+            size_t length = utf8_encode(c.code, code);
+            bool inserted = c.change > 0 && at > begin; /* it belongs to what precedes */
+            text_put(out, code, length, origin_of(in, inserted ? at - 1 : at));
+            for (int32_t n = c.change; n <= 0 && at < stop; n++) {
                 uint32_t ignored;
                 at += utf8_decode(in->bytes + at, stop - at, &ignored);
             }
@@ -186,69 +293,20 @@ static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
     }
 }
 
-/* Appends what a rewriting step makes of [begin, end) of `in`. */
-static void rewrite(const Step *step, const Text *in, size_t begin, size_t end, Text *out) {
-    String content = step->content;
-    switch (step->kind) {
-    case STEP_NFC:
+/* Appends what the normalizer makes of [begin, end). */
+static void normalize(const Tokenizer *t, const Text *in, size_t begin, size_t end, Text *out) {
+    if (t->nfc) {
         put_nfc(out, in, begin, end);
-        return;
-    case STEP_REPLACE:
-        put_replaced(out, in, begin, end, step->pattern, content);
-        return;
-    case STEP_PREPEND:
-        if (begin < end && (step->prepend == PREPEND_ALWAYS ||
-                            ((step->prepend == PREPEND_MISSING || origin_of(in, begin) == 0) &&
-                             (end - begin < content.length ||
-                              memcmp(in->bytes + begin, content.text, content.length) != 0)))) {
-            text_reserve(out, content.length);
-            text_put(out, content.text, content.length, origin_of(in, begin));
-        }
-        text_copy(out, in, begin, end);
-        return;
-    default:
-        put_byte_level(out, in, begin, end);
-        return;
+    } else {
+        put_replaced(out, in, begin, end, t->space, t->mark);
     }
 }
 
-/* Passes [*begin, *end) of texts[0] through all steps; the result is in texts[steps->count]. */
-static void normalize(const Steps *steps, Text *texts, size_t *begin, size_t *end) {
-    for (size_t i = 0; i < steps->count; i++) {
-        size_t start = texts[i + 1].length;
-        rewrite(&steps->list[i], &texts[i], *begin, *end, &texts[i + 1]);
-        *begin = start;
-        *end = texts[i + 1].length;
-    }
+static bool normalizes(const Tokenizer *t) {
+    return t->nfc || t->space.length > 0;
 }
 
-/* texts[0], a view of what is to be normalized, and one for each of `steps` that rewrite: with room
- * at once for what most texts need, since growth leaves memory behind. */
-static Text *texts_new(Arena *arena, size_t steps, const char *bytes, size_t length) {
-    Text *texts = arena_alloc(arena, steps + 1, sizeof(*texts));
-    texts[0].bytes = bytes;
-    texts[0].length = length;
-    for (size_t i = 1; i <= steps; i++) {
-        size_t room = length + length / 2;
-        char *own = arena_alloc(arena, room, 1);
-        uint32_t *origin = arena_alloc(arena, room, sizeof(*origin));
-        texts[i] =
-            (Text){.arena = arena, .own = own, .bytes = own, .origin = origin, .capacity = room};
-    }
-    return texts;
-}
-
-String normalize_string(const Steps *steps, String from, Arena *arena) {
-    Arena *scratch = arena_new();
-    Text *texts = texts_new(scratch, steps->count, from.text, from.length);
-    size_t begin = 0, end = from.length;
-    normalize(steps, texts, &begin, &end);
-    String to = {arena_copy(arena, texts[steps->count].bytes + begin, end - begin), end - begin};
-    arena_free(scratch);
-    return to;
-}
-
-/* ---- encoding ---- */
+/* ---- BPE ---- */
 
 typedef struct Symbol {
     uint32_t id, length, previous, next; /* length 0: merged into its left neighbour */
@@ -258,113 +316,94 @@ typedef struct Queued {
     uint32_t rank, place, id;
 } Queued;
 
+typedef struct Emitted {
+    uint32_t id, place; /* in the words' text */
+    uint32_t begin;     /* as in Tokens */
+} Emitted;
+
 /* A piece of text and the tokens it became: [start, length) of the words' text, [token, count). */
 typedef struct Remembered {
     uint32_t start, length, token, count;
 } Remembered;
 
-typedef struct Piece {
-    size_t begin, end;
-    const AddedToken *token; /* NULL: text */
-} Piece;
-
-typedef struct Pieces {
-    Arena *arena;
-    Piece *list;
-    size_t count, capacity;
-} Pieces;
-
-typedef struct Emitted {
-    uint32_t id, place; /* in the words' text */
-    size_t begin;       /* as in Tokens */
-} Emitted;
-
 typedef struct Encoder {
     const Tokenizer *t;
     Arena *arena;
+    Text original, normal;
+    const Text *words; /* the one that BPE reads; texts only grow, so places in them stay valid */
     Emitted *tokens;
     size_t count, capacity;
-    Text *texts; /* original, then one for each step */
-    const Text *words;
-    Pieces outer, inner;
-    Spans spans, spare;
     Symbol *symbols;
     Queued *heap;
-    size_t symbol_capacity, heap_capacity, symbol_count;
-    size_t lost; /* bytes of the word so far that vanished: offsets shift by them */
+    size_t symbol_capacity, heap_capacity;
+    uint32_t symbol_count;
+    size_t queued;
     Remembered *cache;
     size_t cache_mask;
 } Encoder;
 
-static void emit(Encoder *e, uint32_t id, const Text *text, size_t at) {
-    e->tokens = arena_grow(e->arena, e->tokens, &e->capacity, e->count + 1, sizeof(*e->tokens));
-    e->tokens[e->count++] =
-        (Emitted){id, (uint32_t)at, at < text->length ? origin_of(text, at) : 0};
+static void emit(Encoder *e, uint32_t id, size_t place, uint32_t begin) {
+    e->tokens = arena_grow(e->arena, e->tokens, &e->capacity, e->count + 1, sizeof *e->tokens);
+    e->tokens[e->count++] = (Emitted){id, (uint32_t)place, begin};
+}
+
+/* Length and code of the character of BPE's vocabulary at text[i]. */
+static size_t next_character(const Tokenizer *t, const char *text, size_t i, size_t end,
+                             uint32_t *code) {
+    if (t->byte_level) {
+        *code = byte_to_code((unsigned char)text[i]);
+        return 1;
+    }
+    *code = (unsigned char)text[i];
+    return *code < 0x80 ? 1 : utf8_decode(text + i, end - i, code);
 }
 
 static uint32_t character_id(const Tokenizer *t, uint32_t code, const char *text, size_t length) {
-    return code < DIRECT_CODES ? t->direct[code] : names_id(&t->vocabulary, text, length);
+    if (code < DIRECT_CODES) {
+        return t->direct[code];
+    }
+    uint32_t id = token_find(t, text, length);
+    return id < t->model_count ? id : NONE; /* an added token is no character */
 }
 
-static const Merge *merge_find(const Tokenizer *t, uint32_t left, uint32_t right) {
+static size_t merge_slot(const Tokenizer *t, uint32_t left, uint32_t right) {
+    return (size_t)((((uint64_t)left << 32 | right) * 0x9E3779B97F4A7C15u) >> t->merge_shift);
+}
+
+static size_t join_bit(const Tokenizer *t, uint32_t last, uint32_t first) {
+    return (size_t)((((uint64_t)last << 21 | first) * 0x9E3779B97F4A7C15u) >> t->joins_shift);
+}
+
+/* The merge of two tokens, or the free place where it would be. */
+static Merge *merge_find(const Tokenizer *t, uint32_t left, uint32_t right) {
     for (size_t i = merge_slot(t, left, right);; i = (i + 1) & t->merge_mask) {
-        const Merge *merge = &t->merges[i];
-        if (merge->left == left && merge->right == right) {
+        Merge *merge = &t->merges[i];
+        if ((merge->left == left && merge->right == right) || merge->left == NONE) {
             return merge;
-        }
-        if (merge->left == NONE) {
-            return NULL;
         }
     }
 }
 
 static void add_symbol(Encoder *e, uint32_t id, size_t length) {
-    uint32_t n = (uint32_t)e->symbol_count++;
+    uint32_t n = e->symbol_count++;
     e->symbols[n] = (Symbol){id, (uint32_t)length, n - 1, n + 1}; /* 0 - 1 is NONE */
 }
 
-/* The characters of [begin, end) as symbols (BPE::merge_word). */
+/* The characters of [begin, end) as symbols; one that is not known as its bytes. */
 static void read_symbols(Encoder *e, size_t begin, size_t end) {
-    const Tokenizer *t = e->t;
     const char *text = e->words->bytes;
-    size_t unk_length = 0; /* of unknown characters that wait; 0: none */
     e->symbol_count = 0;
     for (size_t i = begin, step; i < end; i += step) {
         uint32_t code;
-        step = utf8_decode(text + i, end - i, &code);
-        uint32_t id = character_id(t, code, text + i, step);
+        step = next_character(e->t, text, i, end, &code);
+        uint32_t id = character_id(e->t, code, text + i, step);
         if (id != NONE) {
-            if (unk_length > 0) {
-                add_symbol(e, t->unk_id, unk_length);
-                unk_length = 0;
-            }
             add_symbol(e, id, step);
             continue;
         }
-        bool bytes = t->byte_fallback;
-        for (size_t k = 0; k < step && bytes; k++) {
-            bytes = t->byte_ids[(unsigned char)text[i + k]] != NONE;
+        for (size_t k = 0; k < step; k++) {
+            add_symbol(e, e->t->byte_ids[(unsigned char)text[i + k]], 1);
         }
-        if (bytes) {
-            for (size_t k = 0; k < step; k++) {
-                add_symbol(e, t->byte_ids[(unsigned char)text[i + k]], 1);
-            }
-        } else if (t->has_unk) {
-            if (t->unk_id == NONE) {
-                fail(STATUS_INPUT, "%s: the unknown token '%s' is not in the vocabulary", t->path,
-                     t->unk.text);
-            }
-            if (unk_length > 0 && !t->fuse_unk) {
-                add_symbol(e, t->unk_id, unk_length);
-                unk_length = 0;
-            }
-            unk_length += step;
-        } else {
-            e->lost += step;
-        }
-    }
-    if (unk_length > 0) {
-        add_symbol(e, t->unk_id, unk_length);
     }
 }
 
@@ -372,20 +411,19 @@ static bool queued_before(const Queued *a, const Queued *b) {
     return a->rank != b->rank ? a->rank < b->rank : a->place < b->place;
 }
 
-static void heap_push(Queued *heap, size_t *count, Queued item) {
-    size_t i = (*count)++;
-    while (i > 0 && queued_before(&item, &heap[(i - 1) / 2])) {
-        heap[i] = heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+static void heap_push(Encoder *e, Queued item) {
+    size_t i = e->queued++;
+    for (; i > 0 && queued_before(&item, &e->heap[(i - 1) / 2]); i = (i - 1) / 2) {
+        e->heap[i] = e->heap[(i - 1) / 2];
     }
-    heap[i] = item;
+    e->heap[i] = item;
 }
 
-static Queued heap_pop(Queued *heap, size_t *count) {
-    Queued top = heap[0], last = heap[--*count];
+static Queued heap_pop(Encoder *e) {
+    Queued *heap = e->heap, top = heap[0], last = heap[--e->queued];
     size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < *count; i = child) {
-        child += child + 1 < *count && queued_before(&heap[child + 1], &heap[child]);
+    for (size_t child; (child = 2 * i + 1) < e->queued; i = child) {
+        child += child + 1 < e->queued && queued_before(&heap[child + 1], &heap[child]);
         if (!queued_before(&heap[child], &last)) {
             break;
         }
@@ -396,12 +434,12 @@ static Queued heap_pop(Queued *heap, size_t *count) {
 }
 
 /* Queues the merge of symbol `place` with the one after it, if there is one. */
-static void queue_merge(Encoder *e, size_t *queued, uint32_t place) {
+static void queue_merge(Encoder *e, uint32_t place) {
     uint32_t next = e->symbols[place].next;
     if (next < e->symbol_count) {
         const Merge *merge = merge_find(e->t, e->symbols[place].id, e->symbols[next].id);
-        if (merge != NULL) {
-            heap_push(e->heap, queued, (Queued){merge->rank, place, merge->id});
+        if (merge->left != NONE) {
+            heap_push(e, (Queued){merge->rank, place, merge->id});
         }
     }
 }
@@ -409,19 +447,19 @@ static void queue_merge(Encoder *e, size_t *queued, uint32_t place) {
 /* Merges by rank, then from the left (Word::merge_all). Each of the n - 1 merges at most takes one
  * from the queue and adds two, so 2n places are enough. */
 static void merge_symbols(Encoder *e) {
-    size_t queued = 0;
+    e->queued = 0;
     for (uint32_t i = 0; i + 1 < e->symbol_count; i++) {
-        queue_merge(e, &queued, i);
+        queue_merge(e, i);
     }
-    while (queued > 0) {
-        Queued top = heap_pop(e->heap, &queued);
+    while (e->queued > 0) {
+        Queued top = heap_pop(e);
         Symbol *left = &e->symbols[top.place];
         if (left->length == 0 || left->next >= e->symbol_count) {
             continue;
         }
         Symbol *right = &e->symbols[left->next];
         const Merge *merge = merge_find(e->t, left->id, right->id);
-        if (merge == NULL || merge->id != top.id) {
+        if (merge->left == NONE || merge->id != top.id) {
             continue; /* one of the two has been merged since */
         }
         left->id = top.id;
@@ -432,47 +470,39 @@ static void merge_symbols(Encoder *e) {
             e->symbols[right->next].previous = top.place;
         }
         if (left->previous != NONE) {
-            queue_merge(e, &queued, left->previous);
+            queue_merge(e, left->previous);
         }
-        queue_merge(e, &queued, top.place);
+        queue_merge(e, top.place);
     }
-}
-
-/* Room for the symbols of `length` bytes and their merges. */
-static void reserve_symbols(Encoder *e, size_t length) {
-    e->symbols = arena_grow(e->arena, e->symbols, &e->symbol_capacity, length, sizeof(*e->symbols));
-    e->heap = arena_grow(e->arena, e->heap, &e->heap_capacity, 2 * length, sizeof(*e->heap));
 }
 
 /* Tokens of [begin, end) of the words' text: remembered ones or merged anew. */
 static void encode_piece(Encoder *e, size_t begin, size_t end) {
     const char *text = e->words->bytes;
-    size_t length = end - begin, at = begin - e->lost, lost = e->lost;
+    size_t length = end - begin, at = begin;
     Remembered *slot = NULL;
-    if (length == 0) {
-        return;
-    }
     if (e->cache != NULL && length <= CACHE_WORD) {
         slot = &e->cache[hash_bytes(text + begin, length) & e->cache_mask];
         if (slot->length == length && memcmp(text + slot->start, text + begin, length) == 0) {
-            uint32_t start = e->tokens[slot->token].place;
             for (uint32_t i = slot->token; i < slot->token + slot->count; i++) {
-                emit(e, e->tokens[i].id, e->words, at + (e->tokens[i].place - start));
+                size_t place = begin + (e->tokens[i].place - slot->start);
+                emit(e, e->tokens[i].id, place, origin_of(e->words, place));
             }
             return;
         }
     }
-    reserve_symbols(e, length);
+    e->symbols = arena_grow(e->arena, e->symbols, &e->symbol_capacity, length, sizeof(Symbol));
+    e->heap = arena_grow(e->arena, e->heap, &e->heap_capacity, 2 * length, sizeof(Queued));
     read_symbols(e, begin, end);
     merge_symbols(e);
     size_t first = e->count;
     for (size_t i = 0; i < e->symbol_count; i++) {
         if (e->symbols[i].length > 0) {
-            emit(e, e->symbols[i].id, e->words, at);
+            emit(e, e->symbols[i].id, at, origin_of(e->words, at));
             at += e->symbols[i].length;
         }
     }
-    if (slot != NULL && e->lost == lost && e->count < NONE) {
+    if (slot != NULL && e->count < NONE) {
         *slot = (Remembered){(uint32_t)begin, (uint32_t)length, (uint32_t)first,
                              (uint32_t)(e->count - first)};
     }
@@ -484,19 +514,11 @@ static void encode_piece(Encoder *e, size_t begin, size_t end) {
 static void encode_word(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
     const char *text = e->words->bytes;
-    e->lost = 0;
-    if (t->ignore_merges) {
-        uint32_t id = names_id(&t->vocabulary, text + begin, end - begin);
-        if (id != NONE) {
-            emit(e, id, e->words, begin);
-            return;
-        }
-    }
     bool cut = end - begin > WORD_CUT && t->cuttable, known = false;
     uint32_t previous = 0;
     for (size_t i = begin, step; cut && i < end; i += step) {
-        uint32_t code = (unsigned char)text[i];
-        step = code < 0x80 ? 1 : utf8_decode(text + i, end - i, &code);
+        uint32_t code;
+        step = next_character(t, text, i, end, &code);
         bool was_known = known;
         known = character_id(t, code, text + i, step) != NONE;
         if (known && was_known) {
@@ -511,46 +533,9 @@ static void encode_word(Encoder *e, size_t begin, size_t end) {
     encode_piece(e, begin, end);
 }
 
-/* ---- added tokens ---- */
+/* ---- pre-tokenizers ---- */
 
-/* The longest pattern at text[at...end), or NULL: the range of patterns that share its first bytes
- * is narrowed byte by byte. */
-static const AddedToken *added_match(const AddedSet *set, const char *text, size_t at, size_t end) {
-    size_t low = 0, high = set->count;
-    const AddedToken *longest = NULL;
-    for (size_t depth = 0; low < high; depth++) {
-        if (set->list[low]->pattern.length == depth) {
-            longest = set->list[low++];
-        }
-        if (at + depth == end || low == high) {
-            break;
-        }
-        unsigned char byte = (unsigned char)text[at + depth];
-        size_t a = low, b = high;
-        while (a < b) { /* first with a byte >= the text's */
-            size_t middle = (a + b) / 2;
-            if ((unsigned char)set->list[middle]->pattern.text[depth] < byte) {
-                a = middle + 1;
-            } else {
-                b = middle;
-            }
-        }
-        low = a;
-        b = high;
-        while (a < b) { /* first with a greater one */
-            size_t middle = (a + b) / 2;
-            if ((unsigned char)set->list[middle]->pattern.text[depth] <= byte) {
-                a = middle + 1;
-            } else {
-                b = middle;
-            }
-        }
-        high = a;
-    }
-    return longest;
-}
-
-/* Class of the character that ends at `at` or begins there. */
+/* Class of the character that ends at `at`, or of the one that begins there; and its other end. */
 static unsigned class_before(const char *text, size_t begin, size_t at, size_t *start) {
     uint32_t code = 0;
     size_t i = at;
@@ -575,68 +560,6 @@ static size_t run_end(const char *text, size_t i, size_t end, unsigned mask, uns
         i = next;
     }
     return i;
-}
-
-static void add_piece(Pieces *pieces, size_t begin, size_t end, const AddedToken *token) {
-    pieces->list = arena_grow(pieces->arena, pieces->list, &pieces->capacity, pieces->count + 1,
-                              sizeof(*pieces->list));
-    pieces->list[pieces->count++] = (Piece){begin, end, token};
-}
-
-/* Splits [begin, end) into added tokens and the text between (AddedVocabulary::find_matches). */
-static void split_added(const AddedSet *set, const char *text, size_t begin, size_t end,
-                        Pieces *pieces) {
-    pieces->count = 0;
-    size_t done = begin, blank = end, blank_end = end; /* the last run of white space */
-    for (size_t i = begin; i < end && set->count > 0;) {
-        const AddedToken *token = NULL;
-        if (!set->first[(unsigned char)text[i]] ||
-            (token = added_match(set, text, i, end)) == NULL) {
-            i++;
-            continue;
-        }
-        size_t start = i, stop = i + token->pattern.length, next;
-        i = stop;
-        if (token->single_word &&
-            ((start > begin && class_before(text, begin, start, &next) & UNICODE_WORD) ||
-             (stop < end && class_after(text, stop, end, &next) & UNICODE_WORD))) {
-            continue;
-        }
-        if (token->lstrip) {
-            size_t left = start;
-            while (left > done && class_before(text, begin, left, &next) & UNICODE_SPACE) {
-                left = next;
-            }
-            start = left > done ? left : done;
-        }
-        if (token->rstrip) {
-            if (stop < blank || stop >= blank_end) { /* not within the run that was read last */
-                blank = stop;
-                blank_end = run_end(text, stop, end, UNICODE_SPACE, UNICODE_SPACE);
-            }
-            stop = blank_end;
-        }
-        if (done < start) {
-            add_piece(pieces, done, start, NULL);
-        }
-        if (start < stop) { /* not all eaten by the one before */
-            add_piece(pieces, start, stop, token);
-        }
-        done = stop;
-    }
-    if (done < end) {
-        add_piece(pieces, done, end, NULL);
-    }
-}
-
-/* ---- pre-tokenizers ---- */
-
-static void add_span(Spans *spans, size_t begin, size_t end) {
-    if (begin < end) {
-        spans->list = arena_grow(spans->arena, spans->list, &spans->capacity, spans->count + 1,
-                                 sizeof(*spans->list));
-        spans->list[spans->count++] = (Span){begin, end};
-    }
 }
 
 /* End of the match at text[i] of GPT-2's expression
@@ -667,153 +590,99 @@ static size_t gpt2_match(const char *text, size_t i, size_t end) {
     return stop == end || last == i ? stop : last;
 }
 
-/* Splits a span at occurrences of the pattern (NormalizedString::split). */
-static void split_pattern(const Step *step, const char *text, size_t begin, size_t end,
-                          Spans *out) {
-    Behaviour how = step->behaviour;
-    bool previous = false, pending = false; /* the open span [open, i) is not written yet */
-    size_t open = begin;
-    for (size_t i = begin; i < end;) {
-        size_t hit = find_bytes(text, i, end, step->pattern);
-        bool match = hit == i;
-        size_t stop = match ? i + step->pattern.length : hit;
-        match ^= step->invert;
-        bool joins = pending && (how == SPLIT_CONTIGUOUS      ? match == previous
-                                 : how == SPLIT_WITH_PREVIOUS ? match && !previous
-                                 : how == SPLIT_WITH_NEXT     ? !match && previous
-                                                              : false);
-        if (pending && !joins) {
-            add_span(out, open, i);
-        }
-        if (how == SPLIT_REMOVED && match) {
-            pending = false;
-        } else {
-            open = joins ? open : i;
-            pending = true;
-        }
-        previous = match;
-        i = stop;
-    }
-    if (pending) {
-        add_span(out, open, end);
-    }
-}
-
-static bool step_splits(const Step *step) {
-    return step->kind == STEP_SPLIT || step->kind == STEP_GPT2_SPLIT;
-}
-
-/* Passes the spans of `in` through a step; one that rewrites puts them into `fresh`. */
-static void pre_tokenize(Encoder *e, const Step *step, const Text *in, Text *fresh) {
-    e->spare.count = 0;
-    for (size_t s = 0; s < e->spans.count; s++) {
-        size_t begin = e->spans.list[s].begin, end = e->spans.list[s].end;
-        if (step->kind == STEP_SPLIT) {
-            split_pattern(step, in->bytes, begin, end, &e->spare);
-        } else if (step->kind == STEP_GPT2_SPLIT) {
-            for (size_t i = begin, stop; i < end; i = stop) {
-                stop = gpt2_match(in->bytes, i, end);
-                add_span(&e->spare, i, stop);
-            }
-        } else {
-            size_t start = fresh->length;
-            rewrite(step, in, begin, end, fresh);
-            add_span(&e->spare, start, fresh->length);
-        }
-    }
-    Spans result = e->spare;
-    e->spare = e->spans;
-    e->spans = result;
-}
-
-/* Words and tokens of [begin, end) of texts[at], which is normalized and free of added tokens. */
-static void encode_segment(Encoder *e, size_t at, size_t begin, size_t end) {
-    e->spans.count = 0;
-    add_span(&e->spans, begin, end);
-    for (size_t i = 0; i < e->t->pre_tokenizer.count; i++) {
-        const Step *step = &e->t->pre_tokenizer.list[i];
-        pre_tokenize(e, step, &e->texts[at], &e->texts[at + 1]);
-        at += !step_splits(step);
-    }
-    for (size_t i = 0; i < e->spans.count; i++) {
-        encode_word(e, e->spans.list[i].begin, e->spans.list[i].end);
-    }
-}
-
-static void encode_text(Encoder *e, size_t length) {
+/* The words of a part, which is normalized and free of added tokens. */
+static void encode_part(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
-    size_t normalized = t->normalizer.count;
-    split_added(&t->plain, e->texts[0].bytes, 0, length, &e->outer);
-    for (size_t i = 0; i < e->outer.count; i++) {
-        Piece piece = e->outer.list[i];
-        if (piece.token != NULL) {
-            emit(e, piece.token->id, &e->texts[0], piece.begin);
+    const char *text = e->words->bytes;
+    for (size_t i = begin, stop = end; i < end; i = stop) {
+        if (t->byte_level) {
+            stop = gpt2_match(text, i, end);
+        } else if (t->split.length > 0) { /* MergedWithPrevious */
+            size_t hit = find_bytes(text, i, end, t->split);
+            stop = hit < end ? hit + t->split.length : end;
+        }
+        encode_word(e, i, stop);
+    }
+}
+
+/* ---- added tokens ---- */
+
+/* The longest one at text[at...end), or NULL: the last that is not beyond the text, in the order of
+ * bytes, begins with it. */
+static const AddedToken *added_match(const AddedSet *set, const char *text, size_t at, size_t end) {
+    size_t low = 0, high = set->count, length = end - at;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        String s = set->list[middle].text;
+        int order = memcmp(s.text, text + at, s.length < length ? s.length : length);
+        if (order < 0 || (order == 0 && s.length <= length)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    uint32_t i = (uint32_t)low - 1;
+    while (i != NONE && !begins_with(text + at, length, set->list[i].text)) {
+        i = set->list[i].shorter;
+    }
+    return i == NONE ? NULL : &set->list[i];
+}
+
+/* Emits the added tokens in [begin, end) of a text and hands on what lies between
+ * (AddedVocabulary::find_matches). */
+static void encode_added(Encoder *e, const AddedSet *set, const Text *in, size_t begin, size_t end,
+                         void (*between)(Encoder *e, size_t begin, size_t end)) {
+    size_t done = begin, blank = end, blank_end = end,
+           next; /* blank: the last run of white space */
+    for (size_t i = begin; i < end && set->count > 0;) {
+        const char *text = in->bytes;
+        const AddedToken *token = NULL;
+        if (!set->first[(unsigned char)text[i]] ||
+            (token = added_match(set, text, i, end)) == NULL) {
+            i++;
             continue;
         }
-        normalize(&t->normalizer, e->texts, &piece.begin, &piece.end);
-        const Text *text = &e->texts[normalized];
-        split_added(&t->normalized, text->bytes, piece.begin, piece.end, &e->inner);
-        for (size_t k = 0; k < e->inner.count; k++) {
-            Piece part = e->inner.list[k];
-            if (part.token != NULL) {
-                emit(e, part.token->id, text, part.begin);
-            } else {
-                encode_segment(e, normalized, part.begin, part.end);
-            }
+        size_t start = i, stop = i + token->text.length;
+        i = stop;
+        if (token->single_word &&
+            ((start > begin && class_before(text, begin, start, &next) & UNICODE_WORD) ||
+             (stop < end && class_after(text, stop, end, &next) & UNICODE_WORD))) {
+            continue;
         }
+        if (token->lstrip) {
+            while (start > done && class_before(text, begin, start, &next) & UNICODE_SPACE) {
+                start = next;
+            }
+            start = start > done ? start : done;
+        }
+        if (token->rstrip) {
+            if (stop < blank || stop >= blank_end) { /* not within the run that was read last */
+                blank = stop;
+                blank_end = run_end(text, stop, end, UNICODE_SPACE, UNICODE_SPACE);
+            }
+            stop = blank_end;
+        }
+        if (done < start) {
+            between(e, done, start);
+        }
+        if (start < stop) { /* not all eaten by the one before */
+            emit(e, token->id, 0, origin_of(in, start));
+        }
+        done = stop;
+    }
+    if (done < end) {
+        between(e, done, end);
     }
 }
 
-/* Of `count` tokens of the text itself, as many as the file's `truncation` leaves beside `added`
- * ones (truncate_encodings). */
-static size_t truncated_count(const Tokenizer *t, size_t count, size_t added) {
-    size_t most = t->truncate_length - added; /* wraps, then nothing is cut, as in `tokenizers` */
-    if (!t->truncate || count <= most) {
-        return count;
+static void encode_segment(Encoder *e, size_t begin, size_t end) {
+    if (normalizes(e->t)) {
+        size_t start = e->normal.length;
+        normalize(e->t, &e->original, begin, end, &e->normal);
+        begin = start;
+        end = e->normal.length;
     }
-    if (t->truncate_second && most > 0) {
-        fail(STATUS_INPUT, "%s: truncation 'OnlySecond' needs a second text", t->path);
-    }
-    if (t->truncate_stride >= most && most > 0) {
-        fail(STATUS_INPUT, "%s: truncation stride %zu is not below the length %zu", t->path,
-             t->truncate_stride, most);
-    }
-    return most;
-}
-
-/* How many tokens the file's `padding` adds to `count`. */
-static size_t padding_count(const Tokenizer *t, size_t count) {
-    size_t length = t->pad_fixed ? t->pad_length : count;
-    if (t->pad_multiple > 0 && length % t->pad_multiple > 0) {
-        length += t->pad_multiple - length % t->pad_multiple;
-    }
-    return t->pad && length > count ? length - count : 0;
-}
-
-/* Appends id[0], id[step], id[2 * step] ... whose `begin` stays 0. */
-static void put_ids(Tokens *out, const uint32_t *id, size_t step, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        out->id[out->count++] = (int32_t)id[i * step];
-    }
-}
-
-static Tokens post_process(const Encoder *e, bool special, Arena *arena) {
-    const Tokenizer *t = e->t;
-    size_t before = special ? t->before.count : 0, after = special ? t->after.count : 0;
-    size_t kept = truncated_count(t, e->count, before + after);
-    size_t padding = padding_count(t, before + kept + after);
-    Tokens out = {.capacity = before + kept + after + padding};
-    out.id = arena_alloc(arena, out.capacity, sizeof(*out.id));
-    out.begin = arena_alloc(arena, out.capacity, sizeof(*out.begin));
-    put_ids(&out, &t->pad_id, 0, t->pad_left ? padding : 0);
-    put_ids(&out, t->before.list, 1, before);
-    for (size_t i = t->truncate_left ? e->count - kept : 0; kept > 0; i++, kept--) {
-        out.begin[out.count] = e->tokens[i].begin;
-        out.id[out.count++] = (int32_t)e->tokens[i].id;
-    }
-    put_ids(&out, t->after.list, 1, after);
-    put_ids(&out, &t->pad_id, 0, t->pad_left ? 0 : padding);
-    return out;
+    encode_added(e, &e->t->added[1], e->words, begin, end, encode_part);
 }
 
 Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool special,
@@ -824,64 +693,59 @@ Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, boo
     if (length >= NONE / 2) {
         fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB");
     }
-    size_t words = t->normalizer.count; /* the text that BPE reads */
-    for (size_t i = 0; i < t->pre_tokenizer.count; i++) {
-        words += !step_splits(&t->pre_tokenizer.list[i]);
-    }
     Arena *scratch = arena_new();
-    size_t room = length / 2; /* few texts have more tokens */
-    Encoder e = {.t = t,
-                 .arena = scratch,
-                 .tokens = arena_alloc(scratch, room, sizeof(*e.tokens)),
-                 .capacity = room,
-                 .outer = {.arena = scratch},
-                 .inner = {.arena = scratch},
-                 .spans = {.arena = scratch},
-                 .spare = {.arena = scratch}};
-    e.texts = texts_new(scratch, words, text, length);
-    e.words = &e.texts[words];
+    Encoder e = {.t = t, .arena = scratch, .original = {.bytes = text, .length = length}};
+    e.normal = text_new(scratch, normalizes(t) ? length : 0);
+    e.words = normalizes(t) ? &e.normal : &e.original;
+    e.tokens = arena_grow(scratch, NULL, &e.capacity, length / 2, sizeof *e.tokens);
     if (length >= 256) { /* memory for remembered pieces grows with the text */
         size_t slots = 64;
         while (slots < length / 16 && slots < CACHE_MOST) {
             slots *= 2;
         }
-        e.cache = arena_alloc(scratch, slots, sizeof(*e.cache));
+        e.cache = arena_alloc(scratch, slots, sizeof *e.cache);
         e.cache_mask = slots - 1;
     }
-    encode_text(&e, length);
-    Tokens tokens = post_process(&e, special, arena);
+    encode_added(&e, &t->added[0], &e.original, 0, length, encode_segment);
+
+    size_t before = special ? t->before.count : 0, after = special ? t->after.count : 0;
+    Tokens out = {.count = before + e.count + after, .capacity = before + e.count + after};
+    out.id = arena_alloc(arena, out.count, sizeof *out.id);
+    out.begin = arena_alloc(arena, out.count, sizeof *out.begin);
+    for (size_t i = 0; i < before; i++) {
+        out.id[i] = (int32_t)t->before.list[i];
+    }
+    for (size_t i = 0; i < e.count; i++) {
+        out.id[before + i] = (int32_t)e.tokens[i].id;
+        out.begin[before + i] = e.tokens[i].begin;
+    }
+    for (size_t i = 0; i < after; i++) {
+        out.id[before + e.count + i] = (int32_t)t->after.list[i];
+    }
     arena_free(scratch);
-    return tokens;
+    return out;
 }
 
 /* ---- decoding ---- */
 
-/* A list of strings: string i is bytes[end[i - 1], end[i]). */
-typedef struct Strings {
+typedef struct Bytes {
     Arena *arena;
-    char *bytes; /* not NULL once something was put, be it empty */
-    size_t *end;
-    size_t length, bytes_capacity, count, end_capacity;
-} Strings;
+    char *list; /* not NULL once something was put, be it empty */
+    size_t count, capacity;
+} Bytes;
 
-static void put_bytes(Strings *out, const char *bytes, size_t length) {
-    out->bytes =
-        arena_grow(out->arena, out->bytes, &out->bytes_capacity, out->length + length + 1, 1);
+static void put_bytes(Bytes *out, const char *bytes, size_t length) {
+    out->list = arena_grow(out->arena, out->list, &out->capacity, out->count + length + 1, 1);
     if (length > 0) {
-        memcpy(out->bytes + out->length, bytes, length);
+        memcpy(out->list + out->count, bytes, length);
     }
-    out->length += length;
+    out->count += length;
 }
 
-static void end_string(Strings *out) {
-    out->end =
-        arena_grow(out->arena, out->end, &out->end_capacity, out->count + 1, sizeof(*out->end));
-    out->end[out->count++] = out->length;
-}
-
-static String string_at(const Strings *strings, size_t i) {
-    size_t begin = i == 0 ? 0 : strings->end[i - 1];
-    return (String){strings->bytes + begin, strings->end[i] - begin};
+static void put_broken(Bytes *out, size_t times) {
+    for (; times > 0; times--) {
+        put_bytes(out, "\xEF\xBF\xBD", 3); /* U+FFFD */
+    }
 }
 
 /* Bytes of the longest prefix of a well-formed sequence, at least 1: what String::from_utf8_lossy
@@ -903,176 +767,551 @@ static size_t broken_prefix(const unsigned char *s, size_t length) {
     return n;
 }
 
-static void put_lossy(Strings *out, const char *bytes, size_t length) {
-    for (size_t i = 0, start = 0; i < length || start < i;) {
+static void put_lossy(Bytes *out, const char *bytes, size_t length) {
+    for (size_t i = 0; i < length;) {
         uint32_t code;
-        size_t step = i < length ? utf8_decode(bytes + i, length - i, &code) : 0;
+        size_t step = utf8_decode(bytes + i, length - i, &code);
         if (step > 0) {
+            put_bytes(out, bytes + i, step);
             i += step;
-            continue;
-        }
-        put_bytes(out, bytes + start, i - start);
-        if (i < length) {
-            put_bytes(out, "\xEF\xBF\xBD", 3);
+        } else {
+            put_broken(out, 1);
             i += broken_prefix((const unsigned char *)bytes + i, length - i);
         }
-        start = i;
     }
 }
 
-/* All tokens become one string; one with a character that stands for no byte is taken as it is. */
-static void decode_byte_level(const Strings *in, Strings *out) {
-    Strings raw = {.arena = out->arena};
-    for (size_t i = 0; i < in->count; i++) {
-        String token = string_at(in, i);
-        size_t before = raw.length;
-        for (size_t k = 0, step; k < token.length; k += step) {
-            uint32_t code = 0;
-            step = utf8_decode(token.text + k, token.length - k, &code);
-            int byte = code_to_byte(code);
-            char c = (char)byte;
-            if (byte < 0) {
-                raw.length = before;
-                put_bytes(&raw, token.text, token.length);
-                break;
-            }
-            put_bytes(&raw, &c, 1);
-        }
-    }
-    put_lossy(out, raw.bytes, raw.length);
-    end_string(out);
-}
-
-/* The byte that <0xNN> stands for, or -1. Like Rust's from_str_radix, this takes "+N". */
-static int fallback_byte(String token) {
-    if (token.length != 6 || memcmp(token.text, "<0x", 3) != 0 || token.text[5] != '>') {
-        return -1;
-    }
-    int value = 0;
-    for (int i = 3; i < 5; i++) {
-        char c = token.text[i];
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                    : c == '+' && i == 3   ? 0
-                                           : -1;
-        if (digit < 0) {
-            return -1;
-        }
-        value = value * 16 + digit;
-    }
-    return value;
-}
-
-/* A run of byte tokens becomes one string if it is UTF-8 as a whole, else one U+FFFD a byte. */
-static void decode_byte_fallback(const Strings *in, Strings *out) {
-    for (size_t i = 0; i < in->count;) {
-        size_t start = out->length, run = 0;
-        int byte;
-        for (; i + run < in->count && (byte = fallback_byte(string_at(in, i + run))) >= 0; run++) {
-            char c = (char)byte;
-            put_bytes(out, &c, 1);
-        }
-        if (run == 0) {
-            String token = string_at(in, i++);
+/* ByteLevel: the bytes of a token; one with a character that stands for none is taken as it is. */
+static void put_byte_level(Bytes *out, String token) {
+    size_t before = out->count;
+    for (size_t k = 0, step; k < token.length; k += step) {
+        uint32_t code = 0;
+        step = utf8_decode(token.text + k, token.length - k, &code);
+        int byte = code_to_byte(code);
+        char c = (char)byte;
+        if (byte < 0) {
+            out->count = before;
             put_bytes(out, token.text, token.length);
-        } else if (!utf8_valid(out->bytes + start, out->length - start)) {
-            out->length = start;
-            for (size_t k = 0; k < run; k++) {
-                put_bytes(out, "\xEF\xBF\xBD", 3);
-                end_string(out);
-            }
-            i += run;
-            continue;
+            return;
         }
-        i += run;
-        end_string(out);
+        put_bytes(out, &c, 1);
     }
 }
 
-static void decode_token(const Step *step, String token, bool first, Strings *out) {
-    String pattern = step->pattern;
-    const char *end = token.text + token.length;
-    if (step->kind == STEP_STRIP) {
-        for (size_t n = 0; n < step->start && token.length >= pattern.length &&
-                           memcmp(token.text, pattern.text, pattern.length) == 0;
-             n++) {
-            token.text += pattern.length;
-            token.length -= pattern.length;
-        }
-        for (size_t n = 0; n < step->stop && token.length >= pattern.length &&
-                           memcmp(end - pattern.length, pattern.text, pattern.length) == 0;
-             n++) {
-            end -= pattern.length;
-            token.length -= pattern.length;
-        }
-        put_bytes(out, token.text, token.length);
-        return;
-    }
-    String content =
-        step->kind == STEP_REPLACE ? step->content : (String){" ", step->first && first ? 0 : 1};
-    for (size_t i = 0; i < token.length;) {
-        size_t hit = find_bytes(token.text, i, token.length, pattern);
-        put_bytes(out, token.text + i, hit - i);
-        if (hit < token.length) {
-            put_bytes(out, content.text, content.length);
-            hit += pattern.length;
-        }
-        i = hit;
-    }
-}
-
-static void decode_step(const Step *step, const Strings *in, Strings *out) {
-    if (step->kind == STEP_BYTE_LEVEL) {
-        decode_byte_level(in, out);
-        return;
-    }
-    if (step->kind == STEP_BYTE_FALLBACK) {
-        decode_byte_fallback(in, out);
-        return;
-    }
-    if (step->kind == STEP_FUSE) {
-        put_bytes(out, in->bytes, in->length);
-        end_string(out);
-        return;
-    }
-    for (size_t i = 0; i < in->count; i++) {
-        decode_token(step, string_at(in, i), i == 0, out);
-        end_string(out);
+/* ByteFallback: the run of bytes from `start` on is text if it is UTF-8 as a whole, else one U+FFFD
+ * a byte. */
+static void end_run(Bytes *out, size_t start) {
+    size_t run = out->count - start;
+    if (run > 0 && !utf8_valid(out->list + start, run)) {
+        out->count = start;
+        put_broken(out, run);
     }
 }
 
 char *tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, bool skip_special,
                        Arena *arena, size_t *length) {
     Arena *scratch = arena_new();
-    Strings now = {.arena = scratch}, next = {.arena = scratch};
-    put_bytes(&now, "", 0);
+    Bytes out = {.arena = scratch}, token = {.arena = scratch}, whole = {.arena = scratch};
+    size_t run = 0; /* where the open run of bytes begins in `out` */
     for (size_t i = 0; i < count; i++) {
         if (ids[i] < 0) {
             fail(STATUS_INPUT, "token id %ld is negative", (long)ids[i]);
         }
-        const AddedToken *added = added_by_id(t, (uint32_t)ids[i]);
-        const Name *name = names_by_id(&t->vocabulary, (uint32_t)ids[i]);
-        if (added != NULL ? added->skipped && skip_special : name == NULL) {
+        if ((size_t)ids[i] >= t->count || (skip_special && t->tokens[ids[i]].special)) {
             continue; /* an unknown id is passed over */
         }
-        if (!t->has_decoder && now.count > 0) {
-            put_bytes(&now, " ", 1);
+        String text = t->tokens[ids[i]].text;
+        if (t->decode_byte_level) {
+            put_byte_level(&out, text);
+            continue;
         }
-        String token = added != NULL ? added->decoded : (String){name->text, name->length};
-        put_bytes(&now, token.text, token.length);
-        end_string(&now);
+        token.count = 0;
+        put_bytes(&token, "", 0);
+        for (size_t k = 0; k < text.length;) { /* Replace */
+            size_t hit = find_bytes(text.text, k, text.length, t->decode_mark);
+            put_bytes(&token, text.text + k, hit - k);
+            k = hit;
+            if (hit < text.length) {
+                put_bytes(&token, t->decode_space.text, t->decode_space.length);
+                k += t->decode_mark.length;
+            }
+        }
+        int byte = fallback_byte((String){token.list, token.count});
+        char c = (char)byte;
+        if (byte >= 0) {
+            put_bytes(&out, &c, 1);
+            continue;
+        }
+        end_run(&out, run);
+        put_bytes(&out, token.list, token.count);
+        run = out.count;
     }
-    for (size_t i = 0; i < t->decoder.count; i++) {
-        next.length = next.count = 0;
-        put_bytes(&next, "", 0);
-        decode_step(&t->decoder.list[i], &now, &next);
-        Strings swap = now;
-        now = next;
-        next = swap;
+    if (t->decode_byte_level) {
+        put_lossy(&whole, out.list, out.count);
+        out = whole;
+    } else {
+        end_run(&out, run);
     }
-    char *text = arena_copy(arena, now.bytes, now.length);
-    *length = now.length;
+    char *text = arena_copy(arena, out.list, out.count);
+    *length = out.count;
     arena_free(scratch);
     return text;
+}
+
+int32_t tokenizer_id(const Tokenizer *t, const char *token) {
+    uint32_t id = token_find(t, token, strlen(token));
+    return id == NONE ? -1 : (int32_t)id;
+}
+
+const char *tokenizer_token(const Tokenizer *t, int32_t id, size_t *length) {
+    bool known = id >= 0 && (size_t)id < t->count;
+    *length = known ? t->tokens[id].text.length : 0;
+    return known ? t->tokens[id].text.text : NULL;
+}
+
+int32_t tokenizer_size(const Tokenizer *t) {
+    return (int32_t)t->count;
+}
+
+/* ---- reading tokenizer.json: what it asks for and is not done here is refused by name ---- */
+
+REFSAE_NORETURN static void unsupported(const Tokenizer *t, const char *where, const char *what) {
+    fail(STATUS_INPUT, "%s: %s '%s' is not supported", t->path, where, what);
+}
+
+static String read_string(const Tokenizer *t, const Json *object, const char *key) {
+    const Json *value = json_need(object, key, JSON_STRING);
+    return (String){arena_copy(t->arena, value->text, value->length), value->length};
+}
+
+static String read_pattern(const Tokenizer *t, const Json *part) {
+    const Json *pattern = json_need(part, "pattern", JSON_OBJECT);
+    if (json_is(json_get(pattern, "Regex"), JSON_STRING)) {
+        unsupported(t, "the regular expression", json_get(pattern, "Regex")->text);
+    }
+    String text = read_string(t, pattern, "String");
+    if (text.length == 0) {
+        json_refuse(pattern, "String", "a string that is not empty");
+    }
+    return text;
+}
+
+enum {
+    MAX_PARTS = 8
+};
+
+/* A part of the file: none, one, or the parts of a Sequence, which is the member `list`. */
+typedef struct Parts {
+    const Json *part[MAX_PARTS];
+    const char *type[MAX_PARTS];
+    size_t count;
+} Parts;
+
+static Parts read_parts(const Json *root, const char *key, const char *list) {
+    Parts parts = {.count = 0};
+    const Json *part = json_member(root, key, JSON_OBJECT);
+    if (part != NULL && json_text_is(json_get(part, "type"), "Sequence")) {
+        part = json_need(part, list, JSON_ARRAY)->child;
+    }
+    for (; part != NULL; part = part->next) {
+        if (!json_is(part, JSON_OBJECT) || parts.count == MAX_PARTS) {
+            json_refuse(root, key, "a part or a sequence of at most 8 parts");
+        }
+        parts.part[parts.count] = part;
+        parts.type[parts.count++] = json_need(part, "type", JSON_STRING)->text;
+        if (part->key != NULL) {
+            break; /* the one part itself, a member of the file */
+        }
+    }
+    return parts;
+}
+
+static bool part_is(const Parts *parts, size_t i, const char *type) {
+    return i < parts->count && strcmp(parts->type[i], type) == 0;
+}
+
+static void load_normalizer(Tokenizer *t, const Json *root) {
+    Parts parts = read_parts(root, "normalizer", "normalizers");
+    for (size_t i = 0; i < parts.count; i++) {
+        if (part_is(&parts, i, "NFC") && parts.count == 1) {
+            t->nfc = true;
+        } else if (part_is(&parts, i, "Replace") && parts.count == 1) {
+            t->space = read_pattern(t, parts.part[i]);
+            t->mark = read_string(t, parts.part[i], "content");
+        } else {
+            bool known = part_is(&parts, i, "NFC") || part_is(&parts, i, "Replace");
+            unsupported(t, known ? "in a sequence the normalizer" : "normalizer", parts.type[i]);
+        }
+    }
+}
+
+static void load_pre_tokenizer(Tokenizer *t, const Json *root) {
+    Parts parts = read_parts(root, "pre_tokenizer", "pretokenizers");
+    if (parts.count > 1) {
+        unsupported(t, "after another the pre_tokenizer", parts.type[1]);
+    } else if (part_is(&parts, 0, "ByteLevel")) {
+        t->byte_level = true;
+        if (json_bool(parts.part[0], "add_prefix_space", true) ||
+            !json_bool(parts.part[0], "use_regex", true)) {
+            unsupported(t, "pre_tokenizer ByteLevel with",
+                        "add_prefix_space\": true or \"use_regex\": false");
+        }
+    } else if (part_is(&parts, 0, "Split")) {
+        t->split = read_pattern(t, parts.part[0]);
+        String behaviour = read_string(t, parts.part[0], "behavior");
+        if (strcmp(behaviour.text, "MergedWithPrevious") != 0 ||
+            json_bool(parts.part[0], "invert", false)) {
+            unsupported(t, "pre_tokenizer Split, inverted or with behavior", behaviour.text);
+        }
+    } else if (parts.count == 1) {
+        unsupported(t, "pre_tokenizer", parts.type[0]);
+    }
+}
+
+static void load_decoder(Tokenizer *t, const Json *root) {
+    Parts parts = read_parts(root, "decoder", "decoders");
+    if (parts.count == 1 && part_is(&parts, 0, "ByteLevel")) {
+        t->decode_byte_level = true;
+        return;
+    }
+    static const char *const gemma[] = {"Replace", "ByteFallback", "Fuse"};
+    for (size_t i = 0; i < parts.count; i++) {
+        if (i >= 3 || !part_is(&parts, i, gemma[i])) {
+            unsupported(t, "here the decoder", parts.type[i]);
+        }
+    }
+    if (parts.count != 3) {
+        json_refuse(root, "decoder", "ByteLevel or a sequence of Replace, ByteFallback and Fuse");
+    }
+    t->decode_mark = read_pattern(t, parts.part[0]);
+    t->decode_space = read_string(t, parts.part[0], "content");
+}
+
+static void add_ids(const Tokenizer *t, Ids *ids, const Json *special) {
+    const Json *list = json_need(special, "ids", JSON_ARRAY);
+    uint32_t *longer = arena_alloc(t->arena, ids->count + list->length, sizeof *longer);
+    for (size_t i = 0; i < ids->count; i++) {
+        longer[i] = ids->list[i];
+    }
+    ids->list = longer;
+    for (const Json *id = list->child; id != NULL; id = id->next) {
+        int64_t number;
+        if (!json_int64(id, &number) || number < 0 || number >= INT32_MAX) {
+            json_refuse(special, "ids", "whole numbers from 0 to 2147483646");
+        }
+        longer[ids->count++] = (uint32_t)number;
+    }
+}
+
+/* TemplateProcessing: the sequence A once, special tokens before and after it. ByteLevel trims
+ * offsets and adds no token. */
+static void load_post_processor(Tokenizer *t, const Json *root) {
+    Parts parts = read_parts(root, "post_processor", "processors");
+    for (size_t i = 0; i < parts.count; i++) {
+        size_t sequences = 0;
+        if (part_is(&parts, i, "ByteLevel")) {
+            continue;
+        }
+        if (!part_is(&parts, i, "TemplateProcessing")) {
+            unsupported(t, "post_processor", parts.type[i]);
+        }
+        if (t->before.count + t->after.count > 0) {
+            unsupported(t, "a second post_processor", parts.type[i]);
+        }
+        const Json *single = json_need(parts.part[i], "single", JSON_ARRAY);
+        const Json *specials = json_need(parts.part[i], "special_tokens", JSON_OBJECT);
+        for (const Json *piece = single->child; piece != NULL; piece = piece->next) {
+            const Json *sequence = json_get(piece, "Sequence");
+            const Json *token = json_get(piece, "SpecialToken");
+            sequences += json_text_is(json_get(sequence, "id"), "A");
+            if (json_is(token, JSON_OBJECT)) {
+                const char *name = json_need(token, "id", JSON_STRING)->text;
+                add_ids(t, sequences == 0 ? &t->before : &t->after,
+                        json_need(specials, name, JSON_OBJECT));
+            } else if (!json_text_is(json_get(sequence, "id"), "A")) {
+                json_refuse(parts.part[i], "single", "special tokens and the sequence A");
+            }
+        }
+        if (sequences != 1) {
+            json_refuse(parts.part[i], "single", "the sequence A exactly once");
+        }
+    }
+}
+
+/* ---- model ---- */
+
+static void add_token(Tokenizer *t, uint32_t id, Token token) {
+    t->tokens[id] = token;
+    *token_slot(t, token.text.text, token.text.length) = id + 1;
+    t->count++;
+}
+
+/* Ids are those from 0 on, each once. */
+static void load_vocabulary(Tokenizer *t, const Json *vocabulary, size_t most_added) {
+    size_t slots = 16, most = vocabulary->length + most_added, bytes = 0;
+    while (slots / 2 < most) {
+        slots *= 2;
+    }
+    for (const Json *v = vocabulary->child; v != NULL; v = v->next) {
+        bytes += (size_t)v->key_length + 1;
+    }
+    char *text = arena_alloc(t->arena, bytes, 1);
+    t->tokens = arena_alloc(t->arena, most, sizeof *t->tokens);
+    t->slots = arena_alloc(t->arena, slots, sizeof *t->slots);
+    t->slot_mask = slots - 1;
+    for (const Json *v = vocabulary->child; v != NULL; v = v->next) {
+        int64_t id;
+        if (!json_int64(v, &id) || id < 0 || (uint64_t)id >= vocabulary->length ||
+            t->tokens[id].text.text != NULL || token_find(t, v->key, v->key_length) != NONE) {
+            fail(STATUS_INPUT,
+                 "%s: model: 'vocab': '%s' has no id of its own from 0 to the number of tokens",
+                 t->path, v->key);
+        }
+        memcpy(text, v->key, v->key_length);
+        add_token(t, (uint32_t)id, (Token){.text = {text, v->key_length}});
+        text += (size_t)v->key_length + 1;
+    }
+    t->model_count = t->count;
+}
+
+/* Ids of single characters and of bytes. */
+static void index_characters(Tokenizer *t) {
+    t->direct = arena_alloc(t->arena, DIRECT_CODES, sizeof *t->direct);
+    memset(t->direct, 0xFF, DIRECT_CODES * sizeof *t->direct);
+    for (uint32_t id = 0; id < t->model_count; id++) {
+        String s = t->tokens[id].text;
+        uint32_t code;
+        if (s.length > 0 && s.length < 4 && utf8_decode(s.text, s.length, &code) == s.length) {
+            t->direct[code] = id;
+        }
+    }
+    for (unsigned byte = 0; byte < 256; byte++) {
+        char token[8];
+        size_t length = 6;
+        if (t->byte_level) {
+            length = utf8_encode(byte_to_code(byte), token);
+        } else {
+            snprintf(token, sizeof token, "<0x%02X>", byte);
+        }
+        t->byte_ids[byte] = token_find(t, token, length);
+        if (t->byte_ids[byte] == NONE) {
+            fail(STATUS_INPUT,
+                 "%s: model: 'vocab': a vocabulary without byte 0x%02X ('%.*s') is "
+                 "not supported",
+                 t->path, byte, (int)length, token);
+        }
+    }
+}
+
+/* The two sides of a merge, ["a", "b"] or "a b". */
+static void merge_sides(const Tokenizer *t, const Json *merge, size_t rank, String side[2]) {
+    const Json *a = json_is(merge, JSON_ARRAY) && merge->length == 2 ? merge->child : NULL;
+    if (a != NULL && json_is(a, JSON_STRING) && json_is(a->next, JSON_STRING)) {
+        side[0] = (String){a->text, a->length};
+        side[1] = (String){a->next->text, a->next->length};
+        return;
+    }
+    const char *space =
+        json_is(merge, JSON_STRING) ? memchr(merge->text, ' ', merge->length) : NULL;
+    size_t left = space == NULL ? 0 : (size_t)(space - merge->text);
+    if (space == NULL || memchr(space + 1, ' ', merge->length - left - 1) != NULL) {
+        fail(STATUS_INPUT, "%s: merge %zu is not two tokens, as a pair or with a space between",
+             t->path, rank);
+    }
+    side[0] = (String){merge->text, left};
+    side[1] = (String){space + 1, merge->length - left - 1};
+}
+
+static uint32_t merge_token(const Tokenizer *t, size_t rank, String token) {
+    uint32_t id = token_find(t, token.text, token.length);
+    if (id == NONE) {
+        fail(STATUS_INPUT, "%s: merge %zu names '%.*s', which is not in the vocabulary", t->path,
+             rank, token.length < 200 ? (int)token.length : 200, token.text);
+    }
+    return id;
+}
+
+/* Notes which characters the merge of `a` and `b` can bring together. */
+static void note_join(Tokenizer *t, String a, String b) {
+    uint32_t last = 0, first = 0;
+    size_t i = a.length;
+    while (i > 0 && ((unsigned char)a.text[--i] & 0xC0) == 0x80) {
+    }
+    if (utf8_decode(a.text + i, a.length - i, &last) == 0 ||
+        utf8_decode(b.text, b.length, &first) == 0 ||
+        (!t->byte_level && (fallback_byte(a) >= 0 || fallback_byte(b) >= 0))) {
+        t->cuttable = false;
+        return;
+    }
+    size_t bit = join_bit(t, last, first);
+    t->joins[bit >> 6] |= (uint64_t)1 << (bit & 63);
+}
+
+static void load_merges(Tokenizer *t, const Json *merges) {
+    unsigned bits = 4, join_bits = 10;
+    while (((size_t)1 << bits) / 4 * 3 < merges->length + 1) {
+        bits++;
+    }
+    while (((size_t)1 << join_bits) / 16 < merges->length && join_bits < 23) {
+        join_bits++;
+    }
+    t->merge_shift = 64 - bits;
+    t->merge_mask = ((size_t)1 << bits) - 1;
+    t->joins_shift = 64 - join_bits;
+    t->merges = arena_alloc(t->arena, t->merge_mask + 1, sizeof *t->merges);
+    t->joins = arena_alloc(t->arena, (size_t)1 << (join_bits - 6), sizeof *t->joins);
+    memset(t->merges, 0xFF, (t->merge_mask + 1) * sizeof *t->merges);
+    t->cuttable = true;
+    Arena *scratch = arena_new();
+    Bytes joined = {.arena = scratch};
+    size_t rank = 0;
+    for (const Json *m = merges->child; m != NULL; m = m->next, rank++) {
+        String side[2];
+        merge_sides(t, m, rank, side);
+        joined.count = 0;
+        put_bytes(&joined, side[0].text, side[0].length);
+        put_bytes(&joined, side[1].text, side[1].length);
+        uint32_t left = merge_token(t, rank, side[0]), right = merge_token(t, rank, side[1]);
+        uint32_t id = merge_token(t, rank, (String){joined.list, joined.count});
+        note_join(t, side[0], side[1]);
+        *merge_find(t, left, right) = (Merge){left, right, (uint32_t)rank, id};
+    }
+    arena_free(scratch);
+}
+
+static void load_model(Tokenizer *t, const Json *model, size_t most_added) {
+    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    const char *type = json_text(model, "type", "BPE");
+    if (strcmp(type, "BPE") != 0) {
+        unsupported(t, "model", type);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (*json_text(model, affixes[i], "") != 0) {
+            unsupported(t, "model with", affixes[i]);
+        }
+    }
+    if (json_member(model, "dropout", JSON_NUMBER) != NULL &&
+        json_double(json_get(model, "dropout")) != 0.0) {
+        unsupported(t, "model with", "dropout");
+    }
+    if (json_bool(model, "ignore_merges", false)) {
+        unsupported(t, "model with", "ignore_merges");
+    }
+    if (!t->byte_level && !json_bool(model, "byte_fallback", false)) {
+        unsupported(t, "without pre_tokenizer ByteLevel a model with", "byte_fallback\": false");
+    }
+    load_vocabulary(t, json_need(model, "vocab", JSON_OBJECT), most_added);
+    const Json *merges = json_need(model, "merges", JSON_ARRAY);
+    index_characters(t);
+    load_merges(t, merges);
+}
+
+/* ---- added tokens ---- */
+
+static int compare_added(const void *a, const void *b) {
+    const AddedToken *x = a, *y = b;
+    size_t shorter = x->text.length < y->text.length ? x->text.length : y->text.length;
+    int order = memcmp(x->text.text, y->text.text, shorter);
+    return order != 0                        ? order
+           : x->text.length < y->text.length ? -1
+                                             : x->text.length > y->text.length;
+}
+
+static void sort_added(AddedSet *set) {
+    if (set->count > 0) {
+        qsort(set->list, set->count, sizeof *set->list, compare_added);
+    }
+    for (uint32_t i = 0; i < set->count; i++) {
+        AddedToken *token = &set->list[i];
+        token->shorter = i - 1; /* 0 - 1 is NONE */
+        while (token->shorter != NONE &&
+               !begins_with(token->text.text, token->text.length, set->list[token->shorter].text)) {
+            token->shorter = set->list[token->shorter].shorter;
+        }
+        set->first[(unsigned char)token->text.text[0]] = true;
+    }
+}
+
+/* The normalizer would have to be undone when such a token is decoded. */
+static void refuse_changed(const Tokenizer *t, String content) {
+    Arena *scratch = arena_new();
+    Text from = {.bytes = content.text, .length = content.length};
+    Text to = text_new(scratch, content.length);
+    if (normalizes(t)) {
+        normalize(t, &from, 0, content.length, &to);
+        if (!same_string((String){to.bytes, to.length}, content)) {
+            unsupported(t, "an added token that the normalizer changes,", content.text);
+        }
+    }
+    arena_free(scratch);
+}
+
+/* Ids are those of the vocabulary, or count on from its size. */
+static void load_added(Tokenizer *t, const Json *list) {
+    size_t most = list == NULL ? 0 : list->length;
+    t->added[0].list = arena_alloc(t->arena, most, sizeof(AddedToken));
+    t->added[1].list = arena_alloc(t->arena, most, sizeof(AddedToken));
+    for (const Json *json = list == NULL ? NULL : list->child; json != NULL; json = json->next) {
+        if (!json_is(json, JSON_OBJECT)) {
+            fail(STATUS_INPUT, "%s: added_tokens: each must be an object", t->path);
+        }
+        String content = read_string(t, json, "content");
+        bool normalized = json_bool(json, "normalized", false);
+        uint32_t id = token_find(t, content.text, content.length);
+        if (id == NONE) {
+            id = (uint32_t)t->count;
+            add_token(t, id, (Token){.text = content});
+        }
+        (void)json_need(json, "id", JSON_NUMBER);
+        if (content.length == 0 || t->tokens[id].added ||
+            json_size(json, "id", 0, 0, INT32_MAX) != id) {
+            fail(STATUS_INPUT,
+                 "%s: added_tokens: '%s' is empty, or there twice, or its id is not %lu", t->path,
+                 content.text, (unsigned long)id);
+        }
+        if (normalized) {
+            refuse_changed(t, content);
+        }
+        t->tokens[id].added = true;
+        t->tokens[id].special = json_bool(json, "special", false);
+        AddedSet *set = &t->added[normalized];
+        set->list[set->count++] = (AddedToken){.text = content,
+                                               .id = id,
+                                               .single_word = json_bool(json, "single_word", false),
+                                               .lstrip = json_bool(json, "lstrip", false),
+                                               .rstrip = json_bool(json, "rstrip", false)};
+    }
+    sort_added(&t->added[0]);
+    sort_added(&t->added[1]);
+}
+
+Tokenizer *tokenizer_open(Arena *arena, const char *path) {
+    static const char *const absent[] = {"truncation", "padding"};
+    Tokenizer *t = arena_alloc(arena, 1, sizeof *t);
+    Arena *scratch = arena_new();
+    t->arena = arena;
+    t->path = path_is_directory(path) ? path_join(arena, path, "tokenizer.json")
+                                      : arena_copy(arena, path, strlen(path));
+    const Json *root = json_read_file(scratch, t->path);
+    if (!json_is(root, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: the file must be a JSON object", t->path);
+    }
+    const char *version = json_text(root, "version", "1.0");
+    if (strcmp(version, "1.0") != 0) {
+        unsupported(t, "version", version);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (json_get(root, absent[i]) != NULL && !json_is(json_get(root, absent[i]), JSON_NULL)) {
+            fail(STATUS_INPUT, "%s: '%s' is not supported, only null", t->path, absent[i]);
+        }
+    }
+    const Json *added = json_member(root, "added_tokens", JSON_ARRAY);
+    load_normalizer(t, root);
+    load_pre_tokenizer(t, root);
+    load_decoder(t, root);
+    load_post_processor(t, root);
+    load_model(t, json_need(root, "model", JSON_OBJECT), added == NULL ? 0 : added->length);
+    load_added(t, added);
+    arena_free(scratch);
+    return t;
 }

@@ -1,5 +1,5 @@
 /* tokenizer.h: text to token ids and back, as Hugging Face `tokenizers` does it from
- * tokenizer.json: byte-level BPE (GPT-2, GPT-NeoX) and Gemma's BPE with byte fallback. Floor 1. */
+ * tokenizer.json: byte-level BPE (GPT-2, GPT-NeoX) and Gemma's BPE with byte fallback. Floor 5. */
 #ifndef REFSAE_TOKENIZER_H
 #define REFSAE_TOKENIZER_H
 
@@ -14,13 +14,13 @@ typedef struct Tokens {
     size_t count, capacity;
 } Tokens;
 
-/* path: tokenizer.json, or a directory that holds it. What the file asks for and is not implemented
- * (another model, normalizer, pre-tokenizer, decoder ...) is refused by name. */
+/* path: tokenizer.json, or a directory that holds it. What the files of those models do not ask for
+ * (another model, normalizer, pre-tokenizer, decoder; truncation, padding; a vocabulary that lacks
+ * a byte) is refused by name. */
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
- * adds (<bos> ...). The file's truncation and padding are applied. A text is at most 2 GiB long,
- * normalized too. */
+ * adds (<bos> ...). A text is at most 2 GiB long, normalized too. */
 Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         Arena *arena);
 

@@ -210,11 +210,9 @@ Test(tokenizer, gemma_kind_equals_tokenizers_on_10000_strings) {
 }
 
 Test(tokenizer, odd_settings_equal_tokenizers) {
-    static const char *const names[] = {
-        /* in the order of make_tokenizer_golden.py */
-        "flags_gpt2",    "flags_neox", "flags_gemma",     "flags_gemma2", "prefix",    "no_regex",
-        "ignore_merges", "few_bytes",  "few_bytes_apart", "no_unk",       "unk_alone", "isolated",
-        "removed",       "contiguous", "metaspace",       "template",     "fixed"};
+    static const char *const names[] = {/* in the order of make_tokenizer_golden.py */
+                                        "flags_gpt2",   "flags_neox", "flags_gemma",
+                                        "flags_gemma2", "split",      "template"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         check_against_golden(names[i], STREAM + 10 + 2 * i, 500);
     }
@@ -290,45 +288,107 @@ static Error open_text(const char *text, size_t length) {
     return error;
 }
 
+#define NEOX                                                                                       \
+    "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},"                       \
+    "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":"
+#define GEMMA "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":"
+
 Test(tokenizer, refuses_by_name) {
     static const char *const cases[][2] = {
         /* tokenizer.json, a word of the message */
         {"[]", "object"},
-        {"{\"model\":{\"type\":\"Unigram\",\"vocab\":[]}}", "Unigram"},
-        {"{\"version\":\"2.0\",\"model\":{}}", "1.0"},
-        {"{\"model\":{\"vocab\":{\"a\":-1},\"merges\":[]}}", "'a'"},
-        {"{\"model\":{\"vocab\":{\"a\":1.5},\"merges\":[]}}", "'a'"},
-        {"{\"model\":{\"vocab\":{\"a\":4294967296},\"merges\":[]}}", "'a'"},
-        {"{\"model\":{\"vocab\":{\"a\":7,\"b\":7},\"merges\":[]}}", "same id 7"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a q\"]}}", "'q'"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\",\"a\"]]}}", "'aa'"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a a\"]}}", "merge 0"},
-        {"{\"model\":{\"vocab\":{\"a\":0,\"aa\":1},\"merges\":[\"a a\",[\"a\",\"a\"]]}}",
-         "merge 1"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":{}}}", "merges"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}}", "dropout"},
-        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"end_of_word_suffix\":\"</w>\"}}",
+        {"{" GEMMA "{\"type\":\"Unigram\",\"vocab\":[]}}", "Unigram"},
+        {"{\"version\":\"2.0\",\"model\":{}}", "2.0"},
+        {"{\"truncation\":{\"max_length\":9}}", "truncation"},
+        {"{\"padding\":{\"strategy\":\"BatchLongest\"}}", "padding"},
+        {"{" NEOX "{\"vocab\":{\"a\":-1},\"merges\":[]}}", "'a'"},
+        {"{" NEOX "{\"vocab\":{\"a\":1.5},\"merges\":[]}}", "'a'"},
+        {"{" NEOX "{\"vocab\":{\"a\":4294967296},\"merges\":[]}}", "'a'"},
+        {"{" NEOX "{\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", "'b'"},
+        {"{" NEOX "{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", "'a'"},
+        {"{" NEOX "{\"vocab\":{\"a\":0},\"merges\":[]}}", "byte 0x00"},
+        {"{" GEMMA "{\"byte_fallback\":true,\"vocab\":{\"<0x00>\":0},\"merges\":[]}}", "<0x01>"},
+        {"{" GEMMA "{\"vocab\":{},\"merges\":[]}}", "byte_fallback"},
+        {"{" NEOX "{\"vocab\":{\"a\":0},\"merges\":{}}}", "merges"},
+        {"{" NEOX "{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}}", "dropout"},
+        {"{" NEOX "{\"vocab\":{\"a\":0},\"merges\":[],\"ignore_merges\":true}}", "ignore_merges"},
+        {"{" NEOX "{\"vocab\":{\"a\":0},\"merges\":[],\"end_of_word_suffix\":\"</w>\"}}",
          "end_of_word_suffix"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"normalizer\":{\"type\":\"NFKC\"}}", "NFKC"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"normalizer\":{\"type\":\"Sequence\","
-         "\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Lowercase\"}]}}",
+        {"{\"normalizer\":{\"type\":\"NFKC\"}}", "NFKC"},
+        {"{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"x\"}}", "Prepend"},
+        {"{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"},"
+         "{\"type\":\"NFC\"}]}}",
          "Lowercase"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Split\","
-         "\"pattern\":"
-         "{\"Regex\":\"a+\"},\"behavior\":\"Isolated\",\"invert\":false}}",
-         "a+"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"decoder\":{\"type\":\"CTC\"}}", "CTC"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"added_tokens\":[{\"id\":0,\"content\":\"x\"}]}",
-         "single_word"},
-        {"{\"model\":{\"vocab\":{},\"merges\":[]},\"post_processor\":{\"type\":"
-         "\"TemplateProcessing\","
-         "\"single\":[],\"special_tokens\":{}}}",
+        {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}}",
+         "expression ' +'"},
+        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
+        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true}}",
+         "add_prefix_space"},
+        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+         "\"use_regex\":false}}",
+         "use_regex"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a+\"},"
+         "\"behavior\":\"MergedWithPrevious\",\"invert\":false}}",
+         "expression 'a+'"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},"
+         "\"behavior\":\"Isolated\",\"invert\":false}}",
+         "Isolated"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},"
+         "\"behavior\":\"MergedWithPrevious\",\"invert\":true}}",
+         "inverted"},
+        {"{}", "decoder"},
+        {"{\"decoder\":{\"type\":\"CTC\"}}", "CTC"},
+        {"{\"decoder\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
+        {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\"},"
+         "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\"}]}}",
+         "Strip"},
+        {"{\"decoder\":{\"type\":\"ByteLevel\"},\"post_processor\":{\"type\":"
+         "\"RobertaProcessing\"}}",
+         "RobertaProcessing"},
+        {"{\"decoder\":{\"type\":\"ByteLevel\"},\"post_processor\":{\"type\":"
+         "\"BertProcessing\"}}",
+         "BertProcessing"},
+        {"{\"decoder\":{\"type\":\"ByteLevel\"},\"post_processor\":{\"type\":"
+         "\"TemplateProcessing\",\"single\":[],\"special_tokens\":{}}}",
          "exactly once"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         Error error = open_text(cases[i][0], strlen(cases[i][0]));
         cr_expect_eq(error.status, STATUS_INPUT, "case %zu", i);
         cr_expect(strstr(error.text, cases[i][1]) != NULL, "case %zu: %s", i, error.text);
+    }
+}
+
+/* A golden with one place of its text written otherwise. */
+Test(tokenizer, refuses_merges_and_added_tokens) {
+    static const char *const cases[][4] = {
+        /* golden, what stands there, what then stands there, a word of the message */
+        {"gpt2", "\"merges\":[\"", "\"merges\":[\"zq zq\",\"", "'zq'"},
+        {"gpt2", "\"merges\":[\"", "\"merges\":[\"z q\",\"", "'zq'"},
+        {"gpt2", "\"merges\":[\"", "\"merges\":[\"a a a\",\"", "merge 0"},
+        {"gpt2", "\"merges\":[\"", "\"merges\":[[\"a\"],\"", "merge 0"},
+        {"gpt2", "\"merges\":[\"", "\"merges\":[7,\"", "merge 0"},
+        {"gpt2", "[{\"id\":0,", "[{", "'id'"},
+        {"gpt2", "[{\"id\":0,", "[{\"id\":1,", "not 0"},
+        {"gpt2", "[{\"id\":0,", "[{\"id\":700,\"content\":\"\"},{\"id\":0,", "empty"},
+        {"gpt2", "[{\"id\":0,", "[{\"id\":0,\"content\":\"<|endoftext|>\"},{\"id\":0,", "twice"},
+        {"gpt2", "[{\"id\":0,", "[7,{\"id\":0,", "object"},
+        {"neox", "[{\"id\":0,",
+         "[{\"id\":700,\"content\":\"e\u0301\",\"normalized\":true},{\"id\":0,",
+         "normalizer changes"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Arena *arena = arena_new();
+        FileMap map = file_map(arena, arena_format(arena, FOLDER "%s.json", cases[i][0]));
+        const char *text = arena_copy(arena, (const char *)map.data, map.size);
+        const char *place = strstr(text, cases[i][1]);
+        cr_assert_not_null(place, "case %zu", i);
+        const char *edited = arena_format(arena, "%.*s%s%s", (int)(place - text), text, cases[i][2],
+                                          place + strlen(cases[i][1]));
+        Error error = open_text(edited, strlen(edited));
+        cr_expect_eq(error.status, STATUS_INPUT, "case %zu", i);
+        cr_expect(strstr(error.text, cases[i][3]) != NULL, "case %zu: %s", i, error.text);
+        arena_free(arena);
     }
 }
 
@@ -350,7 +410,7 @@ Test(tokenizer, refuses_broken_text_and_ids) {
 /* Every golden with bytes broken or cut off: an error or a tokenizer, never a crash (ASan, UBSan).
  */
 Test(tokenizer, survives_broken_files) {
-    static const char *const names[] = {"flags_gemma2", "template", "fixed", "metaspace"};
+    static const char *const names[] = {"flags_gemma2", "template", "split", "neox"};
     Random r = random_start(3, RANDOM_TEST);
     for (size_t k = 0; k < 4; k++) {
         Arena *arena = arena_new();

@@ -189,36 +189,31 @@ def finish(tokenizer, merges_as_text):
     return d
 
 
-def added(content, flags, special=False):
-    return dict(id=0, content=content, single_word="w" in flags, lstrip="l" in flags,
-                rstrip="r" in flags, normalized="n" in flags, special=special)
-
-
 def odd(base, **changes):
-    """A copy of a tokenizer with other settings; keys of the model begin with model_."""
-    d = json.loads(json.dumps(base))
-    for key, value in changes.items():
-        if key.startswith("model_"):
-            d["model"][key[6:]] = value
-        else:
-            d[key] = value
-    return d
+    """A copy of a tokenizer with other settings."""
+    return dict(json.loads(json.dumps(base)), **changes)
+
+
+def flagged(base, texts):
+    """Added tokens with every combination of flags, in the normalizer's form where they are normalized."""
+    flags = ["", "w", "l", "r", "lr", "wl", "wr", "wlr", "n", "nw", "nl", "nr", "nlr", "nwlr"]
+    normalizer = Tokenizer.from_str(json.dumps(repaired(odd(base)))).normalizer
+    vocab, tokens = base["model"]["vocab"], []
+    size = len(vocab)
+    for i, (text, f) in enumerate(zip(texts, flags)):
+        text = normalizer.normalize_str(text) if normalizer and "n" in f else text
+        size += text not in vocab
+        tokens.append(dict(id=vocab.get(text, size - 1), content=text, single_word="w" in f, lstrip="l" in f,
+                           rstrip="r" in f, normalized="n" in f, special=i % 3 == 0))
+    return odd(base, added_tokens=tokens)
 
 
 def odd_ones(gpt2_json, neox_json, gemma_json):
-    flags = ["", "w", "l", "r", "lr", "wl", "wr", "wlr", "n", "nw", "nl", "nr", "nlr", "nwlr"]
     # White space must not be stripped on its left: where a neighbour's rstrip ate it, tokenizers panics.
     texts = ["the", "\n", "[TOKEN]", "e\u0301", "\u212b", " red", "world", "<mask>", "  ", "[TOK]",
              "q\u0323\u0307", "[T", "12", "\u200d"]
-    every = [added(t, f, i % 3 == 0) for i, (t, f) in enumerate(zip(texts, flags))]
-    turned = [added(t, f, i % 2 == 0) for i, (t, f) in enumerate(zip(texts[7:] + texts[:7], flags))]
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    prepend = {"type": "Prepend", "prepend": "\u2581"}
-    level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    plain = dict(level, add_prefix_space=False, use_regex=False)
-    split = lambda s, b, i=False: {"type": "Split", "pattern": {"String": s}, "behavior": b, "invert": i}
-    meta = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True}
-    template = lambda *ids: {
+    turned = texts[7:] + texts[:7]
+    template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
                    {"SpecialToken": {"id": "y", "type_id": 0}}],
@@ -226,46 +221,14 @@ def odd_ones(gpt2_json, neox_json, gemma_json):
         "special_tokens": {"x": {"id": "x", "ids": [7, 8], "tokens": ["a", "b"]},
                            "y": {"id": "y", "ids": [9], "tokens": ["c"]}},
     }
-    few_bytes = {k: v for k, v in gemma_json["model"]["vocab"].items()
-                 if not (len(k) == 6 and k[:3] == "<0x" and int(k[3:5], 16) % 5 == 1)}
-    no_unk = {k: v for k, v in gemma_json["model"]["vocab"].items() if k != "<unk>" and not (len(k) == 6 and k[:3] == "<0x")}
-    yield "flags_gpt2", odd(gpt2_json, added_tokens=every)
-    yield "flags_neox", odd(neox_json, added_tokens=turned)
-    yield "flags_gemma", odd(gemma_json, added_tokens=every)
-    yield "flags_gemma2", odd(gemma_json, added_tokens=turned + every,
-                              normalizer={"type": "Sequence", "normalizers": [prepend, replace]})
-    yield "prefix", odd(gpt2_json, pre_tokenizer=level, added_tokens=every[:4])
-    yield "no_regex", odd(neox_json, pre_tokenizer=plain, model_ignore_merges=True)
-    yield "ignore_merges", odd(gemma_json, model_ignore_merges=True,
-                               pre_tokenizer=split("\u2581", "MergedWithPrevious"))
-    yield "few_bytes", odd(gemma_json, model_vocab=few_bytes, model_fuse_unk=True)
-    yield "few_bytes_apart", odd(gemma_json, model_vocab=few_bytes, model_fuse_unk=False)
-    yield "no_unk", odd(gemma_json, model_vocab=no_unk, model_unk_token=None, added_tokens=[],
-                        model_byte_fallback=False,
-                        decoder={"type": "Sequence", "decoders": [
-                            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-                            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 2, "stop": 0}]})
-    yield "unk_alone", odd(gemma_json, model_byte_fallback=False, decoder=None)
-    yield "isolated", odd(gemma_json, pre_tokenizer=split("e", "Isolated"))
-    yield "removed", odd(gemma_json, pre_tokenizer={"type": "Sequence", "pretokenizers": [
-        split("\u2581", "Removed"), split("s", "MergedWithNext", True)]})
-    yield "contiguous", odd(gemma_json, pre_tokenizer={"type": "Sequence", "pretokenizers": [
-        split("\u2581", "Contiguous"), split("the", "MergedWithPrevious", True)]})
-    yield "metaspace", odd(gemma_json, pre_tokenizer=meta, normalizer={"type": "NFC"},
-                           decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}, meta]})
+    yield "flags_gpt2", flagged(gpt2_json, texts)
+    yield "flags_neox", flagged(neox_json, turned)
+    yield "flags_gemma", flagged(gemma_json, texts)
+    yield "flags_gemma2", flagged(gemma_json, turned)
+    yield "split", odd(gemma_json, pre_tokenizer={"type": "Split", "pattern": {"String": "\u2581"},
+                                                  "behavior": "MergedWithPrevious", "invert": False})
     yield "template", odd(gpt2_json, post_processor={"type": "Sequence", "processors": [
-        dict(level, trim_offsets=False), template()]},
-        truncation={"direction": "Left", "max_length": 20, "strategy": "LongestFirst", "stride": 0},
-        padding={"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": 8, "pad_id": 3,
-                 "pad_type_id": 0, "pad_token": "p"})
-    yield "fixed", odd(neox_json, post_processor={"type": "RobertaProcessing", "sep": ["a", 2],
-                                                  "cls": ["b", 1], "trim_offsets": False,
-                                                  "add_prefix_space": False},
-                       truncation={"direction": "Right", "max_length": 10, "strategy": "OnlyFirst",
-                                   "stride": 2},
-                       padding={"strategy": {"Fixed": 12}, "direction": "Right",
-                                "pad_to_multiple_of": None, "pad_id": 5, "pad_type_id": 0,
-                                "pad_token": "p"})
+        gpt2_json["post_processor"], template]})
 
 
 def repaired(d):
