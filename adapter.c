@@ -342,7 +342,7 @@ size_t train_plan(TrainRun *t) {
     }
 }
 
-/* ---- generation ---- */
+/* ---- sampling ---- */
 
 typedef struct Ranked {
     float logit;
@@ -428,72 +428,6 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
         }
     }
     return id;
-}
-
-static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
-    const LlmConfig *config = &vlm->llm.config;
-    for (size_t i = 0; i < config->eos_count; i++) {
-        if (config->eos[i] == id) {
-            return true;
-        }
-    }
-    return options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
-}
-
-typedef struct Generation {
-    const Vlm *vlm;
-    size_t rows, new_tokens;
-    LlmRun *run;
-    float *logits; /* [d_vocab] */
-} Generation;
-
-static void generation_layout(Arena *arena, void *user) {
-    Generation *g = user;
-    LlmPlan plan = {.max_rows = g->rows,
-                    .max_sequence = g->rows + g->new_tokens,
-                    .max_sequences = 1,
-                    .max_logits = 1,
-                    .cache = true};
-    g->run = llm_run_layout(&g->vlm->llm, g->vlm->compute, &plan, arena);
-    g->logits = arena_floats(arena, g->vlm->llm.config.d_vocab, 1);
-}
-
-Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                    const GenerateOptions *options, Arena *arena) {
-    const LlmConfig *config = &vlm->llm.config;
-    size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
-    if (rows == 0) {
-        fail(STATUS_INPUT, "the text has no token");
-    }
-    Generation g = {.vlm = vlm, .rows = rows, .new_tokens = options->max_new_tokens};
-    if (config->rotary_dim == 0 && rows + g.new_tokens > config->n_ctx) { /* learned positions */
-        g.new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
-    }
-    Arena *block = arena_plan(generation_layout, &g), *scratch = arena_new();
-    Tokens out = {0};
-    Random random = random_start(options->seed, RANDOM_SAMPLE);
-    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
-    ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
-    Hooks hooks = image_hooks(&image);
-    llm_forward(g.run, &batch, 0, layers, NULL, &hooks);
-    while (out.count < g.new_tokens) {
-        arena_reset(scratch);
-        llm_logits(g.run, &last, 1, true, g.logits, NULL);
-        int32_t id = token_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
-        if (generate_stops(vlm, options, id)) {
-            break;
-        }
-        out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
-        out.id[out.count++] = id;
-        if (out.count < g.new_tokens) {
-            LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};
-            llm_forward(g.run, &next, 0, layers, NULL, NULL);
-            last = 0;
-        }
-    }
-    arena_free(scratch);
-    arena_free(block);
-    return out;
 }
 
 /* ---- the layer analysis: groups of positions ----

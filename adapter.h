@@ -149,11 +149,6 @@ typedef struct GenerateOptions {
     bool stop_at_end_of_turn;
 } GenerateOptions;
 
-/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
- * one that stopped it. */
-Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                    const GenerateOptions *options, Arena *arena);
-
 typedef struct EvalOptions {
     const char *llm, *vision, *adapter, *questions, *images, *out;
     GenerateOptions generate;

@@ -149,10 +149,9 @@ typedef struct Trainer {
     JsonArrayFile data;
     Arena *arena, *examples; /* of the whole run; the sequences of one micro-batch */
     TrainState state;
-    uint64_t *order; /* [examples] of the epoch */
-    TrainRow *rows;  /* [step] */
-    double *seconds; /* [step]; NaN: not known */
-    size_t row_capacity, second_capacity;
+    uint64_t *order;     /* [examples] of the epoch */
+    TrainRow *rows;      /* [steps] */
+    double *seconds;     /* [steps]; NaN: not known */
     unsigned char *skip; /* [examples] */
     size_t without_image;
     LeftOut left_out;
@@ -257,41 +256,27 @@ enum {
     DIGEST = 64
 };
 
-typedef struct CheckpointPart {
-    const char *name;
-    float *data;
-    int rank;
-    size_t shape[2], count;
-} CheckpointPart;
+static const char *const part_names[CHECKPOINT_PARTS] = {
+    "weight", "bias", "exp_avg.weight", "exp_avg.bias", "exp_avg_sq.weight", "exp_avg_sq.bias"};
 
-static void checkpoint_parts(Trainer *t, CheckpointPart parts[CHECKPOINT_PARTS]) {
-    static const char *const names[] = {
-        "weight", "bias", "exp_avg.weight", "exp_avg.bias", "exp_avg_sq.weight", "exp_avg_sq.bias"};
-    const Adapter *all[] = {&t->vlm.adapter, &t->run.m, &t->run.v};
-    for (size_t i = 0; i < CHECKPOINT_PARTS; i++) {
-        const Adapter *a = all[i / 2];
-        bool bias = i % 2 == 1;
-        parts[i] = (CheckpointPart){names[i],
-                                    bias ? a->bias : a->weight,
-                                    bias ? 1 : 2,
-                                    {a->d_llm, a->d_vit},
-                                    bias ? a->d_llm : a->d_llm * a->d_vit};
-    }
+/* The values of a part, which is shaped like the adapter's weight (even) or bias (odd). */
+static float *part_data(Trainer *t, int part) {
+    const Adapter *all[] = {&t->vlm.adapter, &t->run.m, &t->run.v}, *a = all[part / 2];
+    return part % 2 == 0 ? a->weight : a->bias;
 }
 
 static void checkpoint_write(Trainer *t) {
     TensorWriter *w = tensor_writer_open(t->checkpoint);
-    CheckpointPart parts[CHECKPOINT_PARTS];
-    size_t steps = (size_t)t->state.step;
-    checkpoint_parts(t, parts);
+    size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit}, steps = (size_t)t->state.step;
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
-        tensor_writer_declare(w, parts[i].name, DTYPE_F32, parts[i].rank, parts[i].shape);
+        tensor_writer_declare(w, part_names[i], DTYPE_F32, 2 - i % 2, shape);
     }
     tensor_writer_declare(w, "numbers", DTYPE_I64, 1, (size_t[]){CHECKPOINT_NUMBERS});
     tensor_writer_declare(w, "settings", DTYPE_U8, 1, (size_t[]){DIGEST});
     tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
-        tensor_writer_data(w, parts[i].data, parts[i].count * sizeof(float));
+        size_t count = i % 2 == 0 ? shape[0] * shape[1] : shape[0];
+        tensor_writer_data(w, part_data(t, i), count * sizeof(float));
     }
     tensor_writer_data(w, &t->state, sizeof t->state);
     tensor_writer_data(w, t->settings, DIGEST);
@@ -299,10 +284,10 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_commit(w);
 }
 
-/* A row for each step up to `count`. */
-static void train_rows(Trainer *t, size_t count) {
-    t->rows = arena_grow(t->arena, t->rows, &t->row_capacity, count, sizeof *t->rows);
-    t->seconds = arena_grow(t->arena, t->seconds, &t->second_capacity, count, sizeof *t->seconds);
+/* Room for what is noted of each step. */
+static void train_rows(Trainer *t) {
+    t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
+    t->seconds = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->seconds);
 }
 
 static void checkpoint_read(Trainer *t) {
@@ -325,17 +310,16 @@ static void checkpoint_read(Trainer *t) {
     }
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
-    if (s->step != rows->shape[0] || s->step > s->steps || s->position > s->examples ||
-        s->examples != t->data.count) {
+    if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
+        s->position > s->examples || s->examples != t->data.count) {
         fail(STATUS_INPUT, "%s: its step numbers contradict each other", store.path);
     }
-    CheckpointPart parts[CHECKPOINT_PARTS];
-    checkpoint_parts(t, parts);
+    size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit};
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
-        const Tensor *tensor = tensors_need(&store, parts[i].name, parts[i].rank, parts[i].shape);
-        weight_widen(parts[i].data, (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
+        const Tensor *tensor = tensors_need(&store, part_names[i], 2 - i % 2, shape);
+        weight_widen(part_data(t, i), (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
     }
-    train_rows(t, rows->shape[0] + 1);
+    train_rows(t);
     memcpy(t->rows, rows->data, rows->shape[0] * sizeof(TrainRow));
     arena_free(scratch);
 }
@@ -454,14 +438,16 @@ static void train_begin(Trainer *t) {
         timing_read(t);
         console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
                      t->state.steps);
-    } else if (o->steps > 0) {
-        t->state.steps = o->steps;
-    } else {
+        return;
+    }
+    t->state.steps = o->steps;
+    if (o->steps == 0) {
         train_count(t);
     }
     if (t->state.steps == 0) {
         fail(STATUS_INPUT, "%s: no example can be used", o->data);
     }
+    train_rows(t);
 }
 
 /* One step and its row; how many examples were left in the epoch for it. */
@@ -478,7 +464,6 @@ static size_t train_step(Trainer *t, Progress *progress) {
         fail(STATUS_INPUT, "step %" PRIu64 ": the loss is not finite; lower --lr", s->step + 1);
     }
     train_update(&t->run, count, row.lr, s->step + 1);
-    train_rows(t, (size_t)s->step + 1);
     t->rows[s->step] = row;
     t->seconds[s->step++] = progress_now() - before;
     char note[32];
@@ -531,10 +516,8 @@ static void train_tell(const Trainer *t) {
 
 TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
                       const Console *console) {
-    Trainer t = {.options = options,
-                 .console = console,
-                 .arena = arena_within(arena),
-                 .examples = arena_within(arena)};
+    Trainer t = {
+        .options = options, .console = console, .arena = arena, .examples = arena_within(arena)};
     train_open(&t, compute);
     t.run = (TrainRun){.options = options, .vlm = &t.vlm};
     (void)train_plan(&t.run);
@@ -552,8 +535,75 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
     }
     arena_free(block);
     arena_free(t.examples);
-    arena_free(t.arena);
     return (TrainResult){options, loss, steps};
+}
+
+/* ---- generation ---- */
+
+static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
+    const LlmConfig *config = &vlm->llm.config;
+    for (size_t i = 0; i < config->eos_count; i++) {
+        if (config->eos[i] == id) {
+            return true;
+        }
+    }
+    return options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
+}
+
+typedef struct Generation {
+    const Vlm *vlm;
+    size_t rows, new_tokens;
+    LlmRun *run;
+    float *logits; /* [d_vocab] */
+} Generation;
+
+static void generation_layout(Arena *arena, void *user) {
+    Generation *g = user;
+    LlmPlan plan = {.max_rows = g->rows,
+                    .max_sequence = g->rows + g->new_tokens,
+                    .max_sequences = 1,
+                    .max_logits = 1,
+                    .cache = true};
+    g->run = llm_run_layout(&g->vlm->llm, g->vlm->compute, &plan, arena);
+    g->logits = arena_floats(arena, g->vlm->llm.config.d_vocab, 1);
+}
+
+Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
+                    const GenerateOptions *options, Arena *arena) {
+    const LlmConfig *config = &vlm->llm.config;
+    size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
+    if (rows == 0) {
+        fail(STATUS_INPUT, "the text has no token");
+    }
+    Generation g = {.vlm = vlm, .rows = rows, .new_tokens = options->max_new_tokens};
+    if (config->rotary_dim == 0 && rows + g.new_tokens > config->n_ctx) { /* learned positions */
+        g.new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
+    }
+    Arena *block = arena_plan(generation_layout, &g), *scratch = arena_new();
+    Tokens out = {0};
+    Random random = random_start(options->seed, RANDOM_SAMPLE);
+    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
+    ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
+    Hooks hooks = image_hooks(&image);
+    llm_forward(g.run, &batch, 0, layers, NULL, &hooks);
+    while (out.count < g.new_tokens) {
+        arena_reset(scratch);
+        llm_logits(g.run, &last, 1, true, g.logits, NULL);
+        int32_t id = token_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
+        if (generate_stops(vlm, options, id)) {
+            break;
+        }
+        out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
+        out.id[out.count++] = id;
+        if (out.count < g.new_tokens) {
+            LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};
+            llm_forward(g.run, &next, 0, layers, NULL, NULL);
+            last = 0;
+        }
+    }
+    arena_free(scratch);
+    arena_free(block);
+    return out;
 }
 
 /* ---- prompts of a command line ---- */
@@ -630,9 +680,8 @@ typedef struct Evaluation {
     const Console *console;
     Vlm vlm;
     ImagePool pool;
-    Arena *arena, *question; /* all; one question at a time */
+    Arena *question; /* one at a time */
     float *images;
-    LeftOut left_out;
     Scores scores;
 } Evaluation;
 
@@ -667,14 +716,14 @@ static void eval_question(Evaluation *e, const Question *q, FILE *out) {
     volatile size_t image = 0;
     char *path = path_join(e->question, e->options->images, q->image);
     ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status == STATUS_OK && out != NULL) {
-        eval_answer(e, q, image, out);
-    } else if (cause.status == STATUS_RESOURCE) {
-        fail(STATUS_RESOURCE, "%s", cause.text);
-    } else if (cause.status != STATUS_OK && out != NULL) {
-        leave_out(&e->left_out, e->arena, e->options->strict, &cause);
+    if (cause.status == STATUS_RESOURCE || (cause.status != STATUS_OK && e->options->strict)) {
+        fail(cause.status, "%s", cause.text);
+    }
+    if (out != NULL && cause.status != STATUS_OK) {
         console_line(e->console, "left out: %s", cause.text);
         e->scores.skipped++;
+    } else if (out != NULL) {
+        eval_answer(e, q, image, out);
     }
 }
 
@@ -703,8 +752,7 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
 
 void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
     Arena *arena = arena_new();
-    Evaluation e = {
-        .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
+    Evaluation e = {.options = o, .console = console, .question = arena_within(arena)};
     path_make_directory(o->out);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
@@ -942,7 +990,7 @@ static void analysis_forward(Analysis *a, const Sequence *sequence) {
 
 /* ---- passes ---- */
 
-static void measure_example(Analysis *a, const Example *example, const UsedExample *used) {
+static void measure_example(Analysis *a, const Example *example) {
     Random noise =
         random_start(a->options->seed, RANDOM_GAUSSIAN + ((uint64_t)a->example_number << 32));
     a->variant = VARIANT_CLEAN;
@@ -950,7 +998,8 @@ static void measure_example(Analysis *a, const Example *example, const UsedExamp
     analysis_forward(a, &example->control);
     if (a->pool.count > 1) {
         a->variant = VARIANT_PERMUTED;
-        image_pool_permuted(&a->pool, used->image, a->options->seed, a->images);
+        image_pool_permuted(&a->pool, a->used[a->example_number].image, a->options->seed,
+                            a->images);
         analysis_forward(a, &example->prompt);
     }
     a->variant = VARIANT_GAUSSIAN;
@@ -958,22 +1007,19 @@ static void measure_example(Analysis *a, const Example *example, const UsedExamp
     analysis_forward(a, &example->prompt);
 }
 
-static void loss_example(Analysis *a, const Example *example, const UsedExample *used) {
-    (void)used;
+static void loss_example(Analysis *a, const Example *example) {
     loss_sequence(&a->run, &example->prompt_full, a->images);
     loss_sequence(&a->run, &example->control_full, a->images);
 }
 
-static void features_example(Analysis *a, const Example *example, const UsedExample *used) {
-    (void)used;
+static void features_example(Analysis *a, const Example *example) {
     analysis_forward(a, &example->prompt);
     analysis_forward(a, &example->control);
 }
 
 /* visit() sees each of the first n examples with its images in place. */
 static void analysis_pass(Analysis *a, const char *what, size_t n,
-                          void (*visit)(Analysis *a, const Example *example,
-                                        const UsedExample *used)) {
+                          void (*visit)(Analysis *a, const Example *example)) {
     n = n < a->result.examples ? n : a->result.examples;
     Progress progress = progress_start(what, "examples", 0, n, a->result.console->quiet);
     for (size_t e = 0; e < n; e++) {
@@ -981,7 +1027,7 @@ static void analysis_pass(Analysis *a, const char *what, size_t n,
         a->example_number = e;
         a->current = &example;
         image_pool_get(&a->pool, a->used[e].image, a->images);
-        visit(a, &example, &a->used[e]);
+        visit(a, &example);
         progress_set(&progress, e + 1, NULL);
     }
     progress_end(&progress);

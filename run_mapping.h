@@ -18,6 +18,11 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
  * d_vit], in vlm->features. */
 void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks);
 
+/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
+ * one that stopped it. */
+Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
+                    const GenerateOptions *options, Arena *arena);
+
 /* ---- prompts of a command line ---- */
 
 typedef struct Prompt {
