@@ -33,21 +33,26 @@ enum {
     SCORES_ROOM = 1 << 22
 }; /* floats of one buffer of scores, unless hooks want more */
 
-/* What a norm keeps for its backward: [T] each; RMSNorm has no mean. */
-typedef struct NormKept {
+/* One norm of the model, and what it keeps for its backward: [T] each; RMSNorm has no mean. */
+typedef struct NormPlace {
+    const Norm *w;
+    HookKind hook; /* its scale; what is normalized is the next kind */
+    int layer;
     float *mean, *scale;
-} NormKept;
+} NormPlace;
 
-/* What a layer keeps for its backward. Without plan.backward all layers share one. */
-typedef struct Kept {
+/* A layer's weights, and what it keeps for its backward. Without plan.backward all layers share
+ * one memory. */
+typedef struct Layer {
+    const LlmLayer *w;
+    int index;
     float *resid_pre, *resid_mid; /* [T, D]; parallel: the same */
     float *q, *k, *v;             /* [T, H, E], [T, G, E]: rotated; with a cache k and v hold every
                                      position and the new rows are written behind the past ones */
     float *attn_raw, *mlp_raw;    /* [T, D]: before the post-norms */
     float *pre, *linear;          /* [T, M] */
-    NormKept ln1, ln1_post, ln2, ln2_post;
-    float *scores, *pattern; /* plan.attention_replaced: [H, T_s, T_s] of each sequence s */
-} Kept;
+    NormPlace ln1, ln1_post, ln2, ln2_post;
+} Layer;
 
 /* Queries of one sequence whose scores are formed together. */
 typedef struct Piece {
@@ -62,7 +67,7 @@ struct LlmRun {
     LlmPlan plan;
     const Hooks *hooks;    /* of the call that runs */
     const LlmBatch *batch; /* of the forward that runs */
-    Kept *layers;
+    Layer *layers;
     bool *checked; /* [n_layers + 1]: weights known to be finite; last: ln_final */
     float *cosine, *sine;
     uint32_t *position; /* [T] */
@@ -77,7 +82,7 @@ struct LlmRun {
     float *x;               /* [T, D]: what a norm gives */
     float *qkv;             /* [T, H, 3, E]: GPT-NeoX */
     float *z, *post;        /* [T, H, E], [T, M] */
-    NormKept final;
+    NormPlace final;
     float *final_x; /* [T, D] */
     float *gather;  /* [max_logits, D] */
     float *scores;  /* [scores_size], and backward two more */
@@ -91,33 +96,43 @@ struct LlmRun {
     float *dscale;                         /* [T] */
 };
 
-static NormKept norm_layout(Arena *arena, const LlmConfig *c, size_t rows) {
+static NormPlace norm_layout(Arena *arena, const LlmConfig *c, size_t rows) {
     float *mean = c->rms_norm ? NULL : arena_floats(arena, rows, 1);
-    return (NormKept){mean, arena_floats(arena, rows, 1)};
+    return (NormPlace){.mean = mean, .scale = arena_floats(arena, rows, 1)};
 }
 
-static Kept kept_layout(Arena *arena, const LlmConfig *c, const LlmPlan *plan) {
+static void norm_place(NormPlace *place, const Norm *w, HookKind hook, int layer) {
+    place->w = w;
+    place->hook = hook;
+    place->layer = layer;
+}
+
+static Layer layer_layout(Arena *arena, const LlmConfig *c, const LlmPlan *plan) {
     size_t rows = plan->max_rows, d = c->d_model, key = c->n_kv_heads * c->d_head;
     bool own_mid = plan->backward && !c->parallel, gemma = c->kind == LLM_GEMMA2;
-    Kept kept = {.resid_pre = arena_floats(arena, rows, d)};
-    kept.resid_mid = own_mid ? arena_floats(arena, rows, d) : kept.resid_pre;
-    kept.q = arena_floats(arena, rows, c->n_heads * c->d_head);
-    kept.k = plan->cache ? NULL : arena_floats(arena, rows, key);
-    kept.v = plan->cache ? NULL : arena_floats(arena, rows, key);
-    kept.attn_raw = gemma ? arena_floats(arena, rows, d) : NULL;
-    kept.mlp_raw = gemma ? arena_floats(arena, rows, d) : NULL;
-    kept.pre = arena_floats(arena, rows, c->d_mlp);
-    kept.linear = c->gated ? arena_floats(arena, rows, c->d_mlp) : NULL;
-    kept.ln1 = norm_layout(arena, c, rows);
-    kept.ln1_post = norm_layout(arena, c, rows);
-    kept.ln2 = norm_layout(arena, c, rows);
-    kept.ln2_post = norm_layout(arena, c, rows);
-    if (plan->backward && plan->attention_replaced) {
-        size_t square = size_product(plan->max_sequence, c->n_heads);
-        kept.scores = arena_floats(arena, rows, square);
-        kept.pattern = arena_floats(arena, rows, square);
-    }
-    return kept;
+    Layer l = {.resid_pre = arena_floats(arena, rows, d)};
+    l.resid_mid = own_mid ? arena_floats(arena, rows, d) : l.resid_pre;
+    l.q = arena_floats(arena, rows, c->n_heads * c->d_head);
+    l.k = plan->cache ? NULL : arena_floats(arena, rows, key);
+    l.v = plan->cache ? NULL : arena_floats(arena, rows, key);
+    l.attn_raw = gemma ? arena_floats(arena, rows, d) : NULL;
+    l.mlp_raw = gemma ? arena_floats(arena, rows, d) : NULL;
+    l.pre = arena_floats(arena, rows, c->d_mlp);
+    l.linear = c->gated ? arena_floats(arena, rows, c->d_mlp) : NULL;
+    l.ln1 = norm_layout(arena, c, rows);
+    l.ln1_post = norm_layout(arena, c, rows);
+    l.ln2 = norm_layout(arena, c, rows);
+    l.ln2_post = norm_layout(arena, c, rows);
+    return l;
+}
+
+static void layer_place(Layer *l, const LlmLayer *w, int index) {
+    l->w = w;
+    l->index = index;
+    norm_place(&l->ln1, &w->ln1, HOOK_LN1_SCALE, index);
+    norm_place(&l->ln1_post, &w->ln1_post, HOOK_LN1_POST_SCALE, index);
+    norm_place(&l->ln2, &w->ln2, HOOK_LN2_SCALE, index);
+    norm_place(&l->ln2_post, &w->ln2_post, HOOK_LN2_POST_SCALE, index);
 }
 
 /* Room for one buffer of scores (also used for hook_result): everything at once if it is small or
@@ -155,30 +170,30 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
     r.pieces = arena_alloc(arena, sequences, sizeof *r.pieces);
     r.products = arena_alloc(arena, size_product(sequences, c->n_heads), sizeof *r.products);
 
-    Kept kept = {0};
-    float *raw[2] = {NULL,
-                     NULL}; /* read in backward by post-norms alone: else one for all layers */
-    for (int i = 0; i < 2 && c->kind != LLM_GEMMA2; i++) {
-        raw[i] = arena_floats(arena, rows, d);
-    }
+    Layer l = {0};
+    bool gemma = c->kind == LLM_GEMMA2; /* else one buffer for all layers: no post-norm reads it */
+    float *attn_raw = gemma ? NULL : arena_floats(arena, rows, d);
+    float *mlp_raw = gemma ? NULL : arena_floats(arena, rows, d);
     for (size_t layer = 0; layer < c->n_layers; layer++) {
         if (layer == 0 || plan->backward) {
-            kept = kept_layout(arena, c, plan);
+            l = layer_layout(arena, c, plan);
         }
-        kept.attn_raw = raw[0] != NULL ? raw[0] : kept.attn_raw;
-        kept.mlp_raw = raw[1] != NULL ? raw[1] : kept.mlp_raw;
-        kept.k = plan->cache ? arena_floats(arena, plan->max_sequence, key) : kept.k;
-        kept.v = plan->cache ? arena_floats(arena, plan->max_sequence, key) : kept.v;
+        l.attn_raw = gemma ? l.attn_raw : attn_raw;
+        l.mlp_raw = gemma ? l.mlp_raw : mlp_raw;
+        l.k = plan->cache ? arena_floats(arena, plan->max_sequence, key) : l.k;
+        l.v = plan->cache ? arena_floats(arena, plan->max_sequence, key) : l.v;
         if (run != NULL) {
-            r.layers[layer] = kept;
+            layer_place(&l, &llm->layers[layer], (int)layer);
+            r.layers[layer] = l;
         }
     }
-    r.resid = plan->backward ? arena_floats(arena, rows, d) : kept.resid_pre;
+    r.resid = plan->backward ? arena_floats(arena, rows, d) : l.resid_pre;
     r.x = arena_floats(arena, rows, d);
     r.qkv = c->kind == LLM_GPT_NEOX ? arena_floats(arena, rows, 3 * query) : NULL;
     r.z = arena_floats(arena, rows, query);
     r.post = arena_floats(arena, rows, c->d_mlp);
     r.final = norm_layout(arena, c, rows);
+    norm_place(&r.final, &llm->ln_final, HOOK_LN_FINAL_SCALE, -1);
     r.final_x = arena_floats(arena, rows, d);
     r.gather = arena_floats(arena, plan->max_logits, d);
     r.scores_size = scores_room(c, plan);
@@ -214,14 +229,6 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
 
 const float *llm_resid(const LlmRun *run) {
     return run->resid;
-}
-
-size_t llm_run_past(const LlmRun *run) {
-    return run->cached;
-}
-
-void llm_run_rewind(LlmRun *run, size_t past) {
-    run->cached = past < run->cached ? past : run->cached;
 }
 
 /* ---- hooks ---- */
@@ -327,12 +334,12 @@ static void check_weight(const LlmRun *run, Weight weight) {
     }
 }
 
-static void check_layer(const LlmRun *run, size_t layer) {
-    const LlmLayer *l = &run->llm->layers[layer];
-    for (size_t i = 0; i < l->tensor_count && !run->checked[layer]; i++) {
-        check_tensor(run, l->tensors[i]);
+static void check_layer(const LlmRun *run, const Layer *l) {
+    bool *checked = &run->checked[l->index];
+    for (size_t i = 0; i < l->w->tensor_count && !*checked; i++) {
+        check_tensor(run, l->w->tensors[i]);
     }
-    run->checked[layer] = true;
+    *checked = true;
 }
 
 static void run_one(const LlmRun *run, Product product) {
@@ -343,50 +350,46 @@ static void run_one(const LlmRun *run, Product product) {
 
 /* x[T, D] -> y[T, D] = normalized * w + b (Gemma-2: normalized * (1 + w)), normalized = (x - mean)
  * / scale, scale = sqrt(variance + eps). y is not x. */
-static void norm_forward(const LlmRun *run, float *y, const float *x, const Norm *norm,
-                         const NormKept *kept, HookKind scale, int layer) {
+static void norm_forward(const LlmRun *run, float *y, const float *x, const NormPlace *n) {
     const LlmConfig *c = &run->llm->config;
     size_t rows = run->rows, d = c->d_model;
-    norm_scale(run->compute, kept->mean, kept->scale, x, c->norm_eps, rows, d);
-    hook(run, scale, layer, kept->scale, 1, 0);
-    norm_normalize(run->compute, y, x, kept->mean, kept->scale, rows, d);
-    hook(run, (HookKind)(scale + 1), layer, y, d, 0);
-    norm_weight(run->compute, y, y, norm->w, norm->b, c->rms_norm, rows, d);
+    norm_scale(run->compute, n->mean, n->scale, x, c->norm_eps, rows, d);
+    hook(run, n->hook, n->layer, n->scale, 1, 0);
+    norm_normalize(run->compute, y, x, n->mean, n->scale, rows, d);
+    hook(run, (HookKind)(n->hook + 1), n->layer, y, d, 0);
+    norm_weight(run->compute, y, y, n->w->w, n->w->b, c->rms_norm, rows, d);
 }
 
 /* y = norm(x). dy[T, D] (overwritten) -> dx[T, D] += through x / scale and through the scale. */
-static void norm_backward(const LlmRun *run, float *dx, float *dy, const float *x, const Norm *norm,
-                          const NormKept *kept, HookKind scale, int layer) {
+static void norm_backward(const LlmRun *run, float *dx, float *dy, const float *x,
+                          const NormPlace *n) {
     const LlmConfig *c = &run->llm->config;
-    const float *mean = kept->mean;
     size_t rows = run->rows, d = c->d_model;
-    norm_weight_backward(run->compute, dy, dy, norm->w, c->rms_norm, rows, d);
-    hook_d(run, (HookKind)(scale + 1), layer, dy, d, 0);
-    norm_scale_backward(run->compute, run->dscale, dy, x, mean, kept->scale, rows, d);
-    hook_d(run, scale, layer, run->dscale, 1, 0);
-    norm_input_backward(run->compute, dx, dy, run->dscale, x, mean, kept->scale, rows, d);
+    norm_weight_backward(run->compute, dy, dy, n->w->w, c->rms_norm, rows, d);
+    hook_d(run, (HookKind)(n->hook + 1), n->layer, dy, d, 0);
+    norm_scale_backward(run->compute, run->dscale, dy, x, n->mean, n->scale, rows, d);
+    hook_d(run, n->hook, n->layer, run->dscale, 1, 0);
+    norm_input_backward(run->compute, dx, dy, run->dscale, x, n->mean, n->scale, rows, d);
 }
 
 /* Gemma-2 norms what a half gives once more before it joins the stream: raw -> run->x. Without
  * such a norm raw is it. */
-static float *post_norm_forward(const LlmRun *run, float *raw, const Norm *norm,
-                                const NormKept *kept, HookKind scale, int layer) {
-    if (norm->w.data == NULL) {
+static float *post_norm_forward(const LlmRun *run, float *raw, const NormPlace *n) {
+    if (n->w->w.data == NULL) {
         return raw;
     }
-    norm_forward(run, run->x, raw, norm, kept, scale, layer);
+    norm_forward(run, run->x, raw, n);
     return run->x;
 }
 
 /* dy -> draw, in `room` if there is such a norm. */
 static float *post_norm_backward(const LlmRun *run, float *room, float *dy, const float *raw,
-                                 const Norm *norm, const NormKept *kept, HookKind scale,
-                                 int layer) {
-    if (norm->w.data == NULL) {
+                                 const NormPlace *n) {
+    if (n->w->w.data == NULL) {
         return dy;
     }
     memset(room, 0, run->rows * run->llm->config.d_model * sizeof *room);
-    norm_backward(run, room, dy, raw, norm, kept, scale, layer);
+    norm_backward(run, room, dy, raw, n);
     return room;
 }
 
@@ -412,65 +415,62 @@ static void rotate(const LlmRun *run, float *x, size_t heads, bool backward) {
 }
 
 /* x[T, D] -> q[T, H, E], k, v[T, G, E] = x W^T + b, q and k rotated. */
-static void project_forward(const LlmRun *run, int layer) {
+static void project_forward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
     size_t rows = run->rows, e = c->d_head, heads = c->n_heads, keys = c->n_kv_heads;
     size_t behind = run->plan.cache ? run->past[0] * keys * e : 0;
-    float *q = kept->q;
-    float *k = run->tail ? run->tail_k : kept->k + behind;
-    float *v = run->tail ? run->tail_v : kept->v + behind;
-    if (l->qkv.w.data != NULL) {
-        run_one(run, product_nt(run->qkv, run->x, &l->qkv, rows));
+    float *q = l->q;
+    float *k = run->tail ? run->tail_k : l->k + behind;
+    float *v = run->tail ? run->tail_v : l->v + behind;
+    if (l->w->qkv.w.data != NULL) {
+        run_one(run, product_nt(run->qkv, run->x, &l->w->qkv, rows));
         for (size_t i = 0; i < rows * heads; i++) {
             memcpy(q + i * e, run->qkv + (3 * i + 0) * e, e * sizeof *q);
             memcpy(k + i * e, run->qkv + (3 * i + 1) * e, e * sizeof *k);
             memcpy(v + i * e, run->qkv + (3 * i + 2) * e, e * sizeof *v);
         }
     } else {
-        Product products[3] = {product_nt(q, run->x, &l->q, rows),
-                               product_nt(k, run->x, &l->k, rows),
-                               product_nt(v, run->x, &l->v, rows)};
+        Product products[3] = {product_nt(q, run->x, &l->w->q, rows),
+                               product_nt(k, run->x, &l->w->k, rows),
+                               product_nt(v, run->x, &l->w->v, rows)};
         product_run(run->compute, products, 3);
     }
-    hook(run, HOOK_Q, layer, q, heads, e);
-    hook(run, HOOK_K, layer, k, keys, e);
-    hook(run, HOOK_V, layer, v, keys, e);
+    hook(run, HOOK_Q, l->index, q, heads, e);
+    hook(run, HOOK_K, l->index, k, keys, e);
+    hook(run, HOOK_V, l->index, v, keys, e);
     if (c->rotary_dim > 0) {
         rotate(run, q, heads, false);
         rotate(run, k, keys, false);
-        hook(run, HOOK_ROT_Q, layer, q, heads, e);
-        hook(run, HOOK_ROT_K, layer, k, keys, e);
+        hook(run, HOOK_ROT_Q, l->index, q, heads, e);
+        hook(run, HOOK_ROT_K, l->index, k, keys, e);
     }
 }
 
 /* dq, dk, dv -> dx[T, D] = dq W_Q + dk W_K + dv W_V, dq and dk rotated back first. */
-static void project_backward(const LlmRun *run, int layer) {
+static void project_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
     float *dq = run->dq, *dk = run->dk, *dv = run->dv;
     size_t rows = run->rows, e = c->d_head, heads = c->n_heads, keys = c->n_kv_heads;
     if (c->rotary_dim > 0) {
-        hook_d(run, HOOK_ROT_K, layer, dk, keys, e);
-        hook_d(run, HOOK_ROT_Q, layer, dq, heads, e);
+        hook_d(run, HOOK_ROT_K, l->index, dk, keys, e);
+        hook_d(run, HOOK_ROT_Q, l->index, dq, heads, e);
         rotate(run, dq, heads, true);
         rotate(run, dk, keys, true);
     }
-    hook_d(run, HOOK_V, layer, dv, keys, e);
-    hook_d(run, HOOK_K, layer, dk, keys, e);
-    hook_d(run, HOOK_Q, layer, dq, heads, e);
-    if (l->qkv.w.data != NULL) {
+    hook_d(run, HOOK_V, l->index, dv, keys, e);
+    hook_d(run, HOOK_K, l->index, dk, keys, e);
+    hook_d(run, HOOK_Q, l->index, dq, heads, e);
+    if (l->w->qkv.w.data != NULL) {
         for (size_t i = 0; i < rows * heads; i++) {
             memcpy(run->qkv + (3 * i + 0) * e, dq + i * e, e * sizeof *dq);
             memcpy(run->qkv + (3 * i + 1) * e, dk + i * e, e * sizeof *dk);
             memcpy(run->qkv + (3 * i + 2) * e, dv + i * e, e * sizeof *dv);
         }
-        run_one(run, product_nn(run->dx, run->qkv, &l->qkv, rows, false));
+        run_one(run, product_nn(run->dx, run->qkv, &l->w->qkv, rows, false));
     } else {
-        run_one(run, product_nn(run->dx, dq, &l->q, rows, false));
-        run_one(run, product_nn(run->dx, dk, &l->k, rows, true));
-        run_one(run, product_nn(run->dx, dv, &l->v, rows, true));
+        run_one(run, product_nn(run->dx, dq, &l->w->q, rows, false));
+        run_one(run, product_nn(run->dx, dk, &l->w->k, rows, true));
+        run_one(run, product_nn(run->dx, dv, &l->w->v, rows, true));
     }
 }
 
@@ -483,8 +483,8 @@ static void project_backward(const LlmRun *run, int layer) {
  * from the `member`-th on. */
 typedef struct Pieces {
     const Piece *list;
-    size_t count, member, step;
-    size_t size; /* of the buffers of scores, filled from 0 */
+    size_t count, heads, member, step; /* heads: n_kv_heads * step */
+    size_t size;                       /* of the buffers of scores, filled from 0 */
 } Pieces;
 
 /* S is a buffer of scores, Q one like q (or z), K one like k (or v). */
@@ -520,12 +520,11 @@ static void head_products(const LlmRun *run, const Pieces *pieces, HeadProduct f
 }
 
 /* What query i does not see becomes `value`: keys before its window, and keys behind it. */
-static void mask_scores(const LlmRun *run, int layer, const Pieces *pieces, float *scores,
+static void mask_scores(const LlmRun *run, const Layer *l, const Pieces *pieces, float *scores,
                         float value) {
-    size_t window = run->llm->layers[layer].sliding ? run->llm->config.window : 0;
-    size_t heads = run->llm->config.n_kv_heads * pieces->step;
+    size_t window = l->w->sliding ? run->llm->config.window : 0;
     for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
-        for (size_t r = 0; r < heads * p->queries; r++) {
+        for (size_t r = 0; r < pieces->heads * p->queries; r++) {
             float *row = scores + p->offset + r * p->keys;
             size_t i = p->position + r % p->queries;
             for (size_t j = 0; window > 0 && j + window <= i; j++) {
@@ -539,132 +538,92 @@ static void mask_scores(const LlmRun *run, int layer, const Pieces *pieces, floa
 }
 
 /* scores = softcap(q k^T scale), and -inf behind the mask. */
-static void scores_forward(const LlmRun *run, int layer, const Pieces *pieces, float *scores) {
+static void scores_forward(const LlmRun *run, const Layer *l, const Pieces *pieces, float *scores) {
     const LlmConfig *c = &run->llm->config;
-    const Kept *kept = &run->layers[layer];
-    head_products(run, pieces, S_IS_Q_KT, scores, kept->q, kept->k);
+    head_products(run, pieces, S_IS_Q_KT, scores, l->q, l->k);
     if (c->attn_scale != 1) {
         vector_scale(run->compute, scores, scores, c->attn_scale, pieces->size);
     }
     if (c->attn_softcap > 0) {
         softcap(run->compute, scores, scores, c->attn_softcap, pieces->size);
     }
-    mask_scores(run, layer, pieces, scores, -INFINITY);
-}
-
-/* dscores (overwritten) -> d(q k^T). scores: 0 behind the mask, where the slope is of no matter. */
-static void scores_backward(const LlmRun *run, const Pieces *pieces, float *dscores,
-                            const float *scores) {
-    const LlmConfig *c = &run->llm->config;
-    if (c->attn_softcap > 0) {
-        softcap_backward(run->compute, dscores, dscores, scores, c->attn_softcap, pieces->size);
-    }
-    if (c->attn_scale != 1) {
-        vector_scale(run->compute, dscores, dscores, c->attn_scale, pieces->size);
-    }
+    mask_scores(run, l, pieces, scores, -INFINITY);
 }
 
 /* attn_scores or pattern of a whole sequence. */
-static HookPoint square_point(const LlmRun *run, HookKind kind, int layer, bool gradient,
+static HookPoint square_point(const LlmRun *run, HookKind kind, const Layer *l, bool gradient,
                               const Piece *p) {
     HookPoint point =
-        point_of(kind, layer, gradient, run->llm->config.n_heads, p->queries, p->keys);
+        point_of(kind, l->index, gradient, run->llm->config.n_heads, p->queries, p->keys);
     point.sequence = p->sequence;
     return point;
 }
 
-static bool wants_squares(const LlmRun *run, int layer, bool gradient) {
-    return hooks_want(run->hooks, HOOK_ATTN_SCORES, layer, gradient) ||
-           hooks_want(run->hooks, HOOK_PATTERN, layer, gradient);
+static bool wants_squares(const LlmRun *run, const Layer *l, bool gradient) {
+    return hooks_want(run->hooks, HOOK_ATTN_SCORES, l->index, gradient) ||
+           hooks_want(run->hooks, HOOK_PATTERN, l->index, gradient);
 }
 
-/* Where plan.attention_replaced keeps the scores of a whole sequence. */
-static float *kept_square(const LlmRun *run, float *kept, const Piece *p) {
-    return kept + p->row * run->plan.max_sequence * run->llm->config.n_heads;
-}
-
-/* Shows scores or pattern; `kept` (may be NULL) then holds what the hook left. Without it backward
- * forms them again, so that a hook may not have changed them. */
-static void hook_square(const LlmRun *run, HookKind kind, int layer, const Piece *p, float *square,
-                        float *kept) {
-    HookPoint point = square_point(run, kind, layer, false, p);
-    if (!run->plan.backward || kept != NULL || !hooks_want(run->hooks, kind, layer, false)) {
+/* Shows scores or pattern. Backward forms them again, so that a hook may not have changed them. */
+static void hook_square(const LlmRun *run, HookKind kind, const Layer *l, const Piece *p,
+                        float *square) {
+    HookPoint point = square_point(run, kind, l, false, p);
+    if (!run->plan.backward || !hooks_want(run->hooks, kind, l->index, false)) {
         call_hook(run, point, square);
     } else if (hook_changes(run, point, square)) {
         fail(STATUS_INPUT,
-             "attn_scores or pattern of layer %d was replaced in a run that does not keep them for "
+             "attn_scores or pattern of layer %d was replaced in a run that forms them again for "
              "backward",
-             layer);
-    }
-    if (kept != NULL) {
-        size_t size = run->llm->config.n_heads * p->queries * p->keys;
-        memcpy(kept_square(run, kept, p), square, size * sizeof *square);
+             l->index);
     }
 }
 
 /* q, k, v -> z[queries, H, E] of some pieces. */
-static void pieces_forward(const LlmRun *run, int layer, const Pieces *pieces) {
-    const Kept *kept = &run->layers[layer];
-    size_t heads = run->llm->config.n_kv_heads * pieces->step;
-    scores_forward(run, layer, pieces, run->scores); /* scores = softcap(q k^T scale), masked */
+static void pieces_forward(const LlmRun *run, const Layer *l, const Pieces *pieces) {
+    scores_forward(run, l, pieces, run->scores); /* scores = softcap(q k^T scale), masked */
     for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
         float *square = run->scores + p->offset;
-        hook_square(run, HOOK_ATTN_SCORES, layer, p, square, kept->scores);
-        softmax_rows(run->compute, square, square, heads * p->queries, p->keys);
-        hook_square(run, HOOK_PATTERN, layer, p, square, kept->pattern);
+        hook_square(run, HOOK_ATTN_SCORES, l, p, square);
+        softmax_rows(run->compute, square, square, pieces->heads * p->queries, p->keys);
+        hook_square(run, HOOK_PATTERN, l, p, square);
     }
-    head_products(run, pieces, Q_IS_S_K, run->scores, run->z, kept->v); /* z = pattern v */
-}
-
-/* Scores (0 behind the mask) and pattern once more: formed again, or as the hooks left them. */
-static void pattern_again(const LlmRun *run, int layer, const Pieces *pieces) {
-    const Kept *kept = &run->layers[layer];
-    float *scores = run->scores, *pattern = run->pattern;
-    size_t heads = run->llm->config.n_kv_heads * pieces->step;
-    if (kept->scores == NULL) {
-        scores_forward(run, layer, pieces, scores);
-    }
-    for (const Piece *p = pieces->list; p < pieces->list + pieces->count; p++) {
-        float *s = scores + p->offset, *at = pattern + p->offset;
-        size_t size = heads * p->queries * p->keys;
-        if (kept->scores == NULL) {
-            softmax_rows(run->compute, at, s, heads * p->queries, p->keys);
-            continue;
-        }
-        memcpy(s, kept_square(run, kept->scores, p), size * sizeof *s);
-        memcpy(at, kept_square(run, kept->pattern, p), size * sizeof *at);
-        for (size_t j = 0; j < size; j++) { /* a hook's own mask */
-            s[j] = isfinite(s[j]) ? s[j] : 0;
-        }
-    }
-    mask_scores(run, layer, pieces, scores, 0);
+    head_products(run, pieces, Q_IS_S_K, run->scores, run->z, l->v); /* z = pattern v */
 }
 
 /* dz -> dq, and added to dk and dv. */
-static void pieces_backward(const LlmRun *run, int layer, const Pieces *pieces) {
-    const Kept *kept = &run->layers[layer];
+static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pieces) {
+    const LlmConfig *c = &run->llm->config;
     const Piece *end = pieces->list + pieces->count;
-    size_t heads = run->llm->config.n_kv_heads * pieces->step;
     float *pattern = run->pattern, *d = run->dpattern;
-    pattern_again(run, layer, pieces);
-    /* z = pattern v */
-    head_products(run, pieces, S_IS_Q_KT, d, run->dz, kept->v);
+    scores_forward(run, l, pieces, run->scores); /* once more: they were not kept */
     for (const Piece *p = pieces->list; p < end; p++) {
-        call_hook(run, square_point(run, HOOK_PATTERN, layer, true, p), d + p->offset);
+        softmax_rows(run->compute, pattern + p->offset, run->scores + p->offset,
+                     pieces->heads * p->queries, p->keys);
+    }
+    /* z = pattern v */
+    head_products(run, pieces, S_IS_Q_KT, d, run->dz, l->v);
+    for (const Piece *p = pieces->list; p < end; p++) {
+        call_hook(run, square_point(run, HOOK_PATTERN, l, true, p), d + p->offset);
     }
     head_products(run, pieces, K_ADDS_ST_Q, pattern, run->dz, run->dv);
     /* pattern = softmax(scores); behind the mask lies a constant: no gradient */
     for (const Piece *p = pieces->list; p < end; p++) {
         float *at = d + p->offset;
-        softmax_rows_backward(run->compute, at, at, pattern + p->offset, heads * p->queries,
+        softmax_rows_backward(run->compute, at, at, pattern + p->offset, pieces->heads * p->queries,
                               p->keys);
-        call_hook(run, square_point(run, HOOK_ATTN_SCORES, layer, true, p), at);
+        call_hook(run, square_point(run, HOOK_ATTN_SCORES, l, true, p), at);
     }
-    mask_scores(run, layer, pieces, d, 0);
-    /* scores = softcap(q k^T scale) */
-    scores_backward(run, pieces, d, run->scores);
-    head_products(run, pieces, Q_IS_S_K, d, run->dq, kept->k);
-    head_products(run, pieces, K_ADDS_ST_Q, d, kept->q, run->dk);
+    mask_scores(run, l, pieces, d, 0);
+    /* scores = softcap(q k^T scale); behind the mask no infinity to take a slope at */
+    mask_scores(run, l, pieces, run->scores, 0);
+    if (c->attn_softcap > 0) {
+        softcap_backward(run->compute, d, d, run->scores, c->attn_softcap, pieces->size);
+    }
+    if (c->attn_scale != 1) {
+        vector_scale(run->compute, d, d, c->attn_scale, pieces->size);
+    }
+    head_products(run, pieces, Q_IS_S_K, d, run->dq, l->k);
+    head_products(run, pieces, K_ADDS_ST_Q, d, l->q, run->dk);
 }
 
 /* `queries` queries of sequence s from its `first`-th new one on. */
@@ -676,7 +635,8 @@ static Piece piece_of(const LlmRun *run, size_t s, size_t first, size_t queries,
 /* As many whole sequences from *s on as fit the buffer, and moves *s behind them. */
 static Pieces whole_pieces(const LlmRun *run, size_t *s) {
     size_t heads = run->llm->config.n_heads;
-    Pieces pieces = {.list = run->pieces, .step = heads / run->llm->config.n_kv_heads};
+    Pieces pieces = {.list = run->pieces, .heads = heads};
+    pieces.step = heads / run->llm->config.n_kv_heads;
     for (; *s < run->n_sequences; ++*s) {
         size_t tokens = run->start[*s + 1] - run->start[*s], size = 0;
         Piece p = piece_of(run, *s, 0, tokens, pieces.size);
@@ -691,27 +651,27 @@ static Pieces whole_pieces(const LlmRun *run, size_t *s) {
 
 /* Calls body for all pieces of the batch. A chain of dk or dv runs over the query heads of its
  * group in order, and within each over the queries, whether or not they come in pieces. */
-static void for_pieces(const LlmRun *run, int layer, bool gradient,
-                       void (*body)(const LlmRun *, int, const Pieces *)) {
+static void for_pieces(const LlmRun *run, const Layer *l, bool gradient,
+                       void (*body)(const LlmRun *, const Layer *, const Pieces *)) {
     const LlmConfig *c = &run->llm->config;
     for (size_t s = 0; s < run->n_sequences;) {
         Pieces whole = whole_pieces(run, &s);
         if (whole.count > 0) {
-            body(run, layer, &whole);
+            body(run, l, &whole);
             continue;
         }
         size_t tokens = run->start[s + 1] - run->start[s];
-        if (wants_squares(run, layer, gradient) || run->layers[layer].scores != NULL) {
+        if (wants_squares(run, l, gradient)) {
             fail(STATUS_RESOURCE,
                  "attn_scores and pattern of %zu tokens are larger than this run has room for",
                  tokens);
         }
-        size_t fit = run->scores_size / (c->n_kv_heads * (run->past[s] + tokens));
-        for (size_t member = 0; member < c->n_heads / c->n_kv_heads; member++) {
+        size_t kv = c->n_kv_heads, fit = run->scores_size / (kv * (run->past[s] + tokens));
+        for (size_t member = 0; member < c->n_heads / kv; member++) {
             for (size_t first = 0; first < tokens; first += fit) {
                 size_t queries = tokens - first < fit ? tokens - first : fit;
                 Piece p = piece_of(run, s, first, queries, 0);
-                body(run, layer, &(Pieces){&p, 1, member, 1, c->n_kv_heads * p.queries * p.keys});
+                body(run, l, &(Pieces){&p, 1, kv, member, 1, kv * queries * p.keys});
             }
         }
         s++;
@@ -720,12 +680,12 @@ static void for_pieces(const LlmRun *run, int layer, bool gradient,
 
 /* With `tails`: the keys and values of the new rows change places with the rows of the whole pass
  * that they stand for, and after the attention back. It saves all rows before a patch. */
-static void swap_tail(const LlmRun *run, int layer) {
+static void swap_tail(const LlmRun *run, const Layer *l) {
     const LlmBatch *batch = run->batch;
     size_t key = run->llm->config.n_kv_heads * run->llm->config.d_head;
     for (size_t s = 0; run->tail && s < run->n_sequences; s++) {
         size_t from = batch->start[s] * key, to = (run->kv_start[s] + batch->past[s]) * key;
-        float *k = run->layers[layer].k + to, *v = run->layers[layer].v + to;
+        float *k = l->k + to, *v = l->v + to;
         for (size_t i = 0; i < (batch->start[s + 1] - batch->start[s]) * key; i++) {
             float swap_k = k[i], swap_v = v[i];
             k[i] = run->tail_k[from + i];
@@ -738,13 +698,13 @@ static void swap_tail(const LlmRun *run, int layer) {
 
 /* With `ends`, in the last layer: q and resid_pre of each sequence's last row move to the front,
  * and T is the number of sequences. It saves the last layer's other rows, which no logit reads. */
-static void keep_last_rows(LlmRun *run, const Kept *kept) {
+static void keep_last_rows(LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
     size_t query = c->n_heads * c->d_head, d = c->d_model;
     for (size_t s = 0; s < run->n_sequences; s++) {
         size_t last = run->start[s + 1] - 1;
-        memmove(kept->q + s * query, kept->q + last * query, query * sizeof *kept->q);
-        memmove(kept->resid_pre + s * d, kept->resid_pre + last * d, d * sizeof *kept->q);
+        memmove(l->q + s * query, l->q + last * query, query * sizeof *l->q);
+        memmove(l->resid_pre + s * d, l->resid_pre + last * d, d * sizeof *l->q);
         run->past[s] += last - run->start[s];
         run->start[s] = s;
         run->position[s] = (uint32_t)run->past[s];
@@ -753,22 +713,22 @@ static void keep_last_rows(LlmRun *run, const Kept *kept) {
 }
 
 /* q[T, H, E], k, v[T, G, E] -> z[T, H, E]. */
-static void attention_forward(const LlmRun *run, int layer) {
+static void attention_forward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    swap_tail(run, layer);
-    for_pieces(run, layer, false, pieces_forward);
-    swap_tail(run, layer);
-    hook(run, HOOK_Z, layer, run->z, c->n_heads, c->d_head);
+    swap_tail(run, l);
+    for_pieces(run, l, false, pieces_forward);
+    swap_tail(run, l);
+    hook(run, HOOK_Z, l->index, run->z, c->n_heads, c->d_head);
 }
 
 /* dz[T, H, E] -> dq[T, H, E], dk, dv[T, G, E]. */
-static void attention_backward(const LlmRun *run, int layer) {
+static void attention_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
     size_t bytes = run->rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
-    hook_d(run, HOOK_Z, layer, run->dz, c->n_heads, c->d_head);
+    hook_d(run, HOOK_Z, l->index, run->dz, c->n_heads, c->d_head);
     memset(run->dk, 0, bytes);
     memset(run->dv, 0, bytes);
-    for_pieces(run, layer, true, pieces_backward);
+    for_pieces(run, l, true, pieces_backward);
 }
 
 /* ---- the attention's output ---- */
@@ -785,23 +745,23 @@ static float *result_room(const LlmRun *run) {
 
 /* result[T, H, D] = z W_O per head, only where a hook wants it. If the hook changes it,
  * attn_raw[T, D] = its sum over heads (+ b). */
-static void result_forward(const LlmRun *run, int layer) {
+static void result_forward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
     size_t rows = run->rows, heads = c->n_heads, d = c->d_model, e = c->d_head;
-    if (!hooks_want(run->hooks, HOOK_RESULT, layer, false)) {
+    if (!hooks_want(run->hooks, HOOK_RESULT, l->index, false)) {
         return;
     }
-    float *result = result_room(run), *out = run->layers[layer].attn_raw;
+    float *result = result_room(run), *out = l->attn_raw;
     for (size_t h = 0; h < heads; h++) {
-        Matrix w = llm_head_matrix(run->llm, (size_t)layer, HOOK_Z, h);
+        Matrix w = llm_head_matrix(run->llm, (size_t)l->index, HOOK_Z, h);
         Product product = product_nt(result + h * d, run->z + h * e, &w, rows);
         run->products[h] = product_strided(product, heads * d, heads * e);
     }
     product_run(run->compute, run->products, heads);
-    if (!hook_changes(run, point_of(HOOK_RESULT, layer, false, rows, heads, d), result)) {
+    if (!hook_changes(run, point_of(HOOK_RESULT, l->index, false, rows, heads, d), result)) {
         return;
     }
-    Weight bias = run->llm->layers[layer].o.bias;
+    Weight bias = l->w->o.bias;
     for (size_t i = 0; i < rows * d; i++) {
         double sum = 0;
         for (size_t h = 0; h < heads; h++) {
@@ -813,21 +773,21 @@ static void result_forward(const LlmRun *run, int layer) {
 
 /* attn_raw = sum over heads of result: dresult of each head is draw[T, D]. If the hook changes it,
  * dz = dresult W_O per head. */
-static void result_backward(const LlmRun *run, int layer, const float *draw) {
+static void result_backward(const LlmRun *run, const Layer *l, const float *draw) {
     const LlmConfig *c = &run->llm->config;
     size_t rows = run->rows, heads = c->n_heads, d = c->d_model, e = c->d_head;
-    if (!hooks_want(run->hooks, HOOK_RESULT, layer, true)) {
+    if (!hooks_want(run->hooks, HOOK_RESULT, l->index, true)) {
         return;
     }
     float *dresult = result_room(run);
     for (size_t i = 0; i < rows * heads; i++) {
         memcpy(dresult + i * d, draw + i / heads * d, d * sizeof *draw);
     }
-    if (!hook_changes(run, point_of(HOOK_RESULT, layer, true, rows, heads, d), dresult)) {
+    if (!hook_changes(run, point_of(HOOK_RESULT, l->index, true, rows, heads, d), dresult)) {
         return;
     }
     for (size_t h = 0; h < heads; h++) {
-        Matrix w = llm_head_matrix(run->llm, (size_t)layer, HOOK_Z, h);
+        Matrix w = llm_head_matrix(run->llm, (size_t)l->index, HOOK_Z, h);
         Product product = product_nn(run->dz + h * e, dresult + h * d, &w, rows, false);
         run->products[h] = product_strided(product, heads * e, heads * d);
     }
@@ -835,78 +795,66 @@ static void result_backward(const LlmRun *run, int layer, const float *draw) {
 }
 
 /* z[T, H, E] -> attn_out[T, D] = z W_O^T + b, (ln1_post). */
-static float *output_forward(const LlmRun *run, int layer) {
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
-    run_one(run, product_nt(kept->attn_raw, run->z, &l->o, run->rows));
-    result_forward(run, layer);
-    float *attn_out = post_norm_forward(run, kept->attn_raw, &l->ln1_post, &kept->ln1_post,
-                                        HOOK_LN1_POST_SCALE, layer);
-    hook(run, HOOK_ATTN_OUT, layer, attn_out, run->llm->config.d_model, 0);
+static float *output_forward(const LlmRun *run, const Layer *l) {
+    run_one(run, product_nt(l->attn_raw, run->z, &l->w->o, run->rows));
+    result_forward(run, l);
+    float *attn_out = post_norm_forward(run, l->attn_raw, &l->ln1_post);
+    hook(run, HOOK_ATTN_OUT, l->index, attn_out, run->llm->config.d_model, 0);
     return attn_out;
 }
 
 /* dattn_out[T, D] (overwritten) -> dz[T, H, E] = draw W_O. */
-static void output_backward(const LlmRun *run, int layer, float *dattn_out) {
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
-    hook_d(run, HOOK_ATTN_OUT, layer, dattn_out, run->llm->config.d_model, 0);
-    float *draw = post_norm_backward(run, run->dx, dattn_out, kept->attn_raw, &l->ln1_post,
-                                     &kept->ln1_post, HOOK_LN1_POST_SCALE, layer);
-    run_one(run, product_nn(run->dz, draw, &l->o, run->rows, false));
-    result_backward(run, layer, draw);
+static void output_backward(const LlmRun *run, const Layer *l, float *dattn_out) {
+    hook_d(run, HOOK_ATTN_OUT, l->index, dattn_out, run->llm->config.d_model, 0);
+    float *draw = post_norm_backward(run, run->dx, dattn_out, l->attn_raw, &l->ln1_post);
+    run_one(run, product_nn(run->dz, draw, &l->w->o, run->rows, false));
+    result_backward(run, l, draw);
 }
 
 /* ---- the MLP ---- */
 
 /* x[T, D] -> pre[T, M] = x W_in^T + b; post = act(pre) (gated: times pre_linear = x W_linear^T);
  * mlp_out[T, D] = post W_out^T + b, (ln2_post). */
-static float *mlp_forward(const LlmRun *run, int layer) {
+static float *mlp_forward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
     size_t rows = run->rows, m = c->d_mlp;
-    Product products[2] = {product_nt(kept->pre, run->x, &l->pre, rows),
-                           product_nt(kept->linear, run->x, &l->linear, rows)};
+    Product products[2] = {product_nt(l->pre, run->x, &l->w->pre, rows),
+                           product_nt(l->linear, run->x, &l->w->linear, rows)};
     product_run(run->compute, products, c->gated ? 2 : 1);
-    hook(run, HOOK_PRE, layer, kept->pre, m, 0);
-    activate(run->compute, c->activation, run->post, kept->pre, rows * m);
+    hook(run, HOOK_PRE, l->index, l->pre, m, 0);
+    activate(run->compute, c->activation, run->post, l->pre, rows * m);
     if (c->gated) {
-        hook(run, HOOK_PRE_LINEAR, layer, kept->linear, m, 0);
-        vector_multiply(run->compute, run->post, run->post, kept->linear, rows * m);
+        hook(run, HOOK_PRE_LINEAR, l->index, l->linear, m, 0);
+        vector_multiply(run->compute, run->post, run->post, l->linear, rows * m);
     }
-    hook(run, HOOK_POST, layer, run->post, m, 0);
-    run_one(run, product_nt(kept->mlp_raw, run->post, &l->out, rows));
-    float *mlp_out = post_norm_forward(run, kept->mlp_raw, &l->ln2_post, &kept->ln2_post,
-                                       HOOK_LN2_POST_SCALE, layer);
-    hook(run, HOOK_MLP_OUT, layer, mlp_out, c->d_model, 0);
+    hook(run, HOOK_POST, l->index, run->post, m, 0);
+    run_one(run, product_nt(l->mlp_raw, run->post, &l->w->out, rows));
+    float *mlp_out = post_norm_forward(run, l->mlp_raw, &l->ln2_post);
+    hook(run, HOOK_MLP_OUT, l->index, mlp_out, c->d_model, 0);
     return mlp_out;
 }
 
 /* dmlp_out[T, D] in dx (overwritten) -> dx[T, D], of what ln2 gave. */
-static void mlp_backward(const LlmRun *run, int layer) {
+static void mlp_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
     size_t rows = run->rows, m = c->d_mlp;
     float *dpost = run->dpre;
-    hook_d(run, HOOK_MLP_OUT, layer, run->dx, c->d_model, 0);
+    hook_d(run, HOOK_MLP_OUT, l->index, run->dx, c->d_model, 0);
     /* dfinal is free once ln_final is passed */
-    float *draw = post_norm_backward(run, run->dfinal, run->dx, kept->mlp_raw, &l->ln2_post,
-                                     &kept->ln2_post, HOOK_LN2_POST_SCALE, layer);
-    run_one(run, product_nn(dpost, draw, &l->out, rows, false));
-    hook_d(run, HOOK_POST, layer, dpost, m, 0);
+    float *draw = post_norm_backward(run, run->dfinal, run->dx, l->mlp_raw, &l->ln2_post);
+    run_one(run, product_nn(dpost, draw, &l->w->out, rows, false));
+    hook_d(run, HOOK_POST, l->index, dpost, m, 0);
     if (c->gated) { /* post = act(pre) pre_linear */
-        activate(run->compute, c->activation, run->dlinear, kept->pre, rows * m);
+        activate(run->compute, c->activation, run->dlinear, l->pre, rows * m);
         vector_multiply(run->compute, run->dlinear, run->dlinear, dpost, rows * m);
-        hook_d(run, HOOK_PRE_LINEAR, layer, run->dlinear, m, 0);
-        vector_multiply(run->compute, dpost, dpost, kept->linear, rows * m);
+        hook_d(run, HOOK_PRE_LINEAR, l->index, run->dlinear, m, 0);
+        vector_multiply(run->compute, dpost, dpost, l->linear, rows * m);
     }
-    activate_backward(run->compute, c->activation, run->dpre, dpost, kept->pre, rows * m);
-    hook_d(run, HOOK_PRE, layer, run->dpre, m, 0);
-    run_one(run, product_nn(run->dx, run->dpre, &l->pre, rows, false));
+    activate_backward(run->compute, c->activation, run->dpre, dpost, l->pre, rows * m);
+    hook_d(run, HOOK_PRE, l->index, run->dpre, m, 0);
+    run_one(run, product_nn(run->dx, run->dpre, &l->w->pre, rows, false));
     if (c->gated) {
-        run_one(run, product_nn(run->dx, run->dlinear, &l->linear, rows, true));
+        run_one(run, product_nn(run->dx, run->dlinear, &l->w->linear, rows, true));
     }
 }
 
@@ -922,57 +870,53 @@ static void join(const LlmRun *run, float *out, const float *stream, const float
 }
 
 /* resid_pre of the layer [T, D] -> next[T, D] = resid_post. next may be where resid_pre lies. */
-static void block_forward(LlmRun *run, int layer, float *next) {
+static void block_forward(LlmRun *run, const Layer *l, float *next) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
-    float *pre = kept->resid_pre, *mid = kept->resid_mid;
+    float *pre = l->resid_pre, *mid = l->resid_mid;
     size_t d = c->d_model;
-    check_layer(run, (size_t)layer);
-    hook(run, HOOK_RESID_PRE, layer, pre, d, 0);
-    norm_forward(run, run->x, pre, &l->ln1, &kept->ln1, HOOK_LN1_SCALE, layer);
-    project_forward(run, layer);
-    if (run->ends && (size_t)layer + 1 == c->n_layers) {
-        keep_last_rows(run, kept);
+    check_layer(run, l);
+    hook(run, HOOK_RESID_PRE, l->index, pre, d, 0);
+    norm_forward(run, run->x, pre, &l->ln1);
+    project_forward(run, l);
+    if (run->ends && (size_t)l->index + 1 == c->n_layers) {
+        keep_last_rows(run, l);
     }
-    attention_forward(run, layer);
-    float *attn_out = output_forward(run, layer);
+    attention_forward(run, l);
+    float *attn_out = output_forward(run, l);
     if (!c->parallel) {
         join(run, mid, pre, attn_out);
-        hook(run, HOOK_RESID_MID, layer, mid, d, 0);
+        hook(run, HOOK_RESID_MID, l->index, mid, d, 0);
     }
-    norm_forward(run, run->x, mid, &l->ln2, &kept->ln2, HOOK_LN2_SCALE, layer);
-    float *mlp_out = mlp_forward(run, layer);
+    norm_forward(run, run->x, mid, &l->ln2);
+    float *mlp_out = mlp_forward(run, l);
     if (c->parallel) {
         join(run, mlp_out, mlp_out, attn_out);
     }
     join(run, next, mid, mlp_out);
-    hook(run, HOOK_RESID_POST, layer, next, d, 0);
+    hook(run, HOOK_RESID_POST, l->index, next, d, 0);
 }
 
 /* dresid: dresid_post -> dresid_pre. */
-static void block_backward(const LlmRun *run, int layer) {
+static void block_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    const LlmLayer *l = &run->llm->layers[layer];
-    const Kept *kept = &run->layers[layer];
     float *dresid = run->dresid, *dx = run->dx;
     size_t d = c->d_model, bytes = run->rows * d * sizeof *dresid;
-    hook_d(run, HOOK_RESID_POST, layer, dresid, d, 0);
+    hook_d(run, HOOK_RESID_POST, l->index, dresid, d, 0);
     if (c->parallel) { /* both halves read resid_pre: their outputs have the same gradient */
         memcpy(run->dbranch, dresid, bytes);
     }
     memcpy(dx, dresid, bytes);
-    mlp_backward(run, layer);
-    norm_backward(run, dresid, dx, kept->resid_mid, &l->ln2, &kept->ln2, HOOK_LN2_SCALE, layer);
+    mlp_backward(run, l);
+    norm_backward(run, dresid, dx, l->resid_mid, &l->ln2);
     if (!c->parallel) {
-        hook_d(run, HOOK_RESID_MID, layer, dresid, d, 0);
+        hook_d(run, HOOK_RESID_MID, l->index, dresid, d, 0);
         memcpy(run->dbranch, dresid, bytes);
     }
-    output_backward(run, layer, run->dbranch);
-    attention_backward(run, layer);
-    project_backward(run, layer);
-    norm_backward(run, dresid, dx, kept->resid_pre, &l->ln1, &kept->ln1, HOOK_LN1_SCALE, layer);
-    hook_d(run, HOOK_RESID_PRE, layer, dresid, d, 0);
+    output_backward(run, l, run->dbranch);
+    attention_backward(run, l);
+    project_backward(run, l);
+    norm_backward(run, dresid, dx, l->resid_pre, &l->ln1);
+    hook_d(run, HOOK_RESID_PRE, l->index, dresid, d, 0);
 }
 
 /* ---- the whole model ---- */
@@ -1082,7 +1026,7 @@ static void final_forward(LlmRun *run) {
         check_weight(run, norm->b);
         *checked = true;
     }
-    norm_forward(run, run->final_x, run->resid, norm, &run->final, HOOK_LN_FINAL_SCALE, -1);
+    norm_forward(run, run->final_x, run->resid, &run->final);
 }
 
 /* ids (or resid) -> embed -> blocks first .. last - 1 -> ln_final. */
@@ -1102,7 +1046,7 @@ void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, 
     }
     for (size_t layer = first; layer < last; layer++) {
         float *next = layer + 1 < last ? run->layers[layer + 1].resid_pre : run->resid;
-        block_forward(run, (int)layer, next);
+        block_forward(run, &run->layers[layer], next);
     }
     if (last == c->n_layers) {
         final_forward(run);
@@ -1120,10 +1064,9 @@ void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
     }
     run->hooks = hooks;
     memset(run->dresid, 0, run->rows * c->d_model * sizeof *run->dresid);
-    norm_backward(run, run->dresid, run->dfinal, run->resid, &run->llm->ln_final, &run->final,
-                  HOOK_LN_FINAL_SCALE, -1);
+    norm_backward(run, run->dresid, run->dfinal, run->resid, &run->final);
     for (size_t layer = c->n_layers; layer-- > first;) {
-        block_backward(run, (int)layer);
+        block_backward(run, &run->layers[layer]);
     }
     if (first == 0) {
         embed_backward(run);

@@ -78,11 +78,9 @@ typedef struct LlmPlan {
     bool cache;           /* one sequence, continued over several llm_forward calls */
     bool tails;           /* with backward (each layer keeps its keys): batches may have a past */
     /* attn_scores, pattern and result are formed in pieces of a bounded size (2^22 values), unless
-     * hooks want them whole; small ones always fit, larger ones only with this flag. */
+     * hooks want them whole; small ones always fit, larger ones only with this flag. In a run with
+     * backward hooks may not replace attn_scores or pattern. */
     bool attention_hooks;
-    /* With backward: hooks replace attn_scores or pattern, so these must be kept, not formed again.
-     */
-    bool attention_replaced;
 } LlmPlan;
 
 typedef struct LlmRun LlmRun;
@@ -92,14 +90,12 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
 
 /* Runs layers first .. last - 1 (llm->config.n_layers for all; then ln_final is run too).
  * first > 0: resid[rows, d_model] is hook_resid_pre of layer `first`; first == 0: resid NULL.
- * With a cache, rows continue at position llm_run_past(run). Fails on ids outside the vocabulary,
+ * With a cache, rows continue where the last call ended. Fails on ids outside the vocabulary,
  * more rows than planned, positions beyond learned ones, and weights that are not finite. */
 void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, const float *resid,
                  const Hooks *hooks);
 /* hook_resid_pre of layer `last` after llm_forward ([rows, d_model]): the input of a later one. */
 const float *llm_resid(const LlmRun *run);
-size_t llm_run_past(const LlmRun *run);
-void llm_run_rewind(LlmRun *run, size_t past); /* forget cached positions from `past` on */
 
 /* logits[count, d_vocab] at the given rows of the last full llm_forward (rows ascending; the LOGITS
  * hook sees them). softcap: the model's own final soft-cap, if it has one. */

@@ -391,7 +391,6 @@ Test(llm, pieces_of_attention_are_the_whole) {
         for (int whole = 0; whole < 2; whole++) {
             LlmPlan plan = plan_for(TOKENS, true);
             plan.attention_hooks = whole;
-            plan.attention_replaced = whole;
             world_plan(&w, plan);
             tapes[whole] = tape_all(TOKENS, false);
             tape_pass(&w, &(LlmBatch){2, start, ids, NULL, false}, &tapes[whole]);
@@ -421,24 +420,19 @@ Test(llm, a_cache_gives_what_the_whole_prefix_gives) {
                                       .max_logits = 1,
                                       .cache = true});
         float *whole = logits_of(&w, ids, 18, NULL), *row = malloc(v * sizeof *row);
-        for (int round = 0; round < 2; round++) {
-            static const size_t steps[] = {7, 1, 1, 4, 1, 1, 3};
-            llm_run_rewind(cached.run,
-                           round == 0 ? 0 : 8); /* and again from the second step's end */
-            size_t past = llm_run_past(cached.run);
-            for (size_t i = round == 0 ? 0 : 2; i < 7; i++) {
-                size_t start[] = {0, steps[i]};
-                llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, false}, 0, layers,
-                            NULL, NULL);
-                past += steps[i];
-                cr_assert_eq(llm_run_past(cached.run), past);
-                last = steps[i] - 1;
-                llm_logits(cached.run, &last, 1, true, row, NULL);
-                cr_expect_arr_eq(row, whole + (past - 1) * v, v * sizeof *row, "%s: %zu", models[m],
-                                 past);
-            }
-            cr_assert_eq(past, 18);
+        static const size_t steps[] = {7, 1, 1, 4, 1, 1, 3};
+        size_t past = 0;
+        for (size_t i = 0; i < 7; i++) {
+            size_t start[] = {0, steps[i]};
+            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, false}, 0, layers, NULL,
+                        NULL);
+            past += steps[i];
+            last = steps[i] - 1;
+            llm_logits(cached.run, &last, 1, true, row, NULL);
+            cr_expect_arr_eq(row, whole + (past - 1) * v, v * sizeof *row, "%s: %zu", models[m],
+                             past);
         }
+        cr_assert_eq(past, 18);
         free(whole);
         free(row);
         world_close(&w);
@@ -747,31 +741,29 @@ Test(llm, a_result_can_be_replaced) {
     }
 }
 
-/* Kept scores that nobody changed give the gradients of scores formed again; changed ones need
- * them. */
-Test(llm, replaced_scores_are_kept_for_backward) {
+/* Backward forms scores and pattern again: hooks may read them there, and replace them only in a
+ * run without backward. */
+Test(llm, replaced_scores_are_refused_with_backward) {
+    static const HookKind kinds[] = {HOOK_ATTN_SCORES, HOOK_PATTERN};
     for (size_t m = 0; m < MODELS; m++) {
-        Error error;
         World w = world_open(models[m], 2);
         size_t start[] = {0, 4, 12};
         int32_t ids[12];
         some_ids(&w, m, ids, 12);
-        Tape tapes[2];
-        for (int kept = 0; kept < 2; kept++) {
-            LlmPlan plan = plan_for(12, true);
-            plan.attention_replaced = kept;
-            world_plan(&w, plan);
-            tapes[kept] = tape_all(12, true);
-            tape_pass(&w, &(LlmBatch){2, start, ids, NULL, false}, &tapes[kept]);
+        LlmBatch batch = {2, start, ids, NULL, false};
+        for (int backward = 0; backward < 2; backward++) {
+            world_plan(&w, plan_for(12, backward != 0));
+            for (size_t k = 0; k < 2; k++) {
+                Patch patch = {.kind = kinds[k], .zero_head = true};
+                Hooks hooks = {apply_patch, want_patch, &patch};
+                Error error = try_forward(w.run, &batch, 0, 1, &hooks);
+                cr_expect_eq(error.status, backward ? STATUS_INPUT : STATUS_OK, "%s", models[m]);
+            }
+            Tape tape = tape_all(12, true);
+            Hooks reading = {record, want_taped, &tape};
+            llm_forward(w.run, &batch, 0, 1, NULL, &reading);
+            free(tape.data);
         }
-        expect_same_tape(&tapes[0], &tapes[1], models[m]);
-
-        Patch patch = {.kind = HOOK_PATTERN, .zero_head = true};
-        Hooks hooks = {apply_patch, want_patch, &patch};
-        llm_forward(w.run, &(LlmBatch){2, start, ids, NULL, false}, 0, 1, NULL, &hooks);
-        world_plan(&w, plan_for(12, true));
-        error = try_forward(w.run, &(LlmBatch){2, start, ids, NULL, false}, 0, 1, &hooks);
-        cr_expect_eq(error.status, STATUS_INPUT);
         world_close(&w);
     }
 }
