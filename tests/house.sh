@@ -11,8 +11,8 @@ floors='base
 elementary linalg hooks inflate
 json zip unicode(unicode_tables.h)
 tensor pixels
-pickle kernels(kernelset.h) kernels_simd(simd.h) png jpeg tokenizer
-checkpoint image
+pickle kernels(kernelset.h) png jpeg tokenizer
+checkpoint image kernels_simd(simd.h)
 vit llm sae
 model_load sae_load
 data task
