@@ -52,25 +52,19 @@ enum {
 
 /* ---- files ---- */
 
-static void write_text(const char *path, const char *text) {
-    OutFile *file = out_open(path);
-    fputs(text, file->stream);
-    out_commit(file);
-}
-
 /* The files that are no random numbers, as they lie in selftest/. */
 static void write_files(void) {
+    Arena *arena = arena_new();
     for (size_t i = 0; i < sizeof selftest_files / sizeof *selftest_files; i++) {
-        char directory[64];
-        const char *name = selftest_files[i].name, *slash = strchr(name, '/');
+        const char *name = selftest_files[i].name, *slash = strrchr(name, '/');
         if (slash != NULL) {
-            snprintf(directory, sizeof directory, "%.*s", (int)(slash - name), name);
-            path_make_directory(directory);
+            path_make_directory(arena_copy(arena, name, (size_t)(slash - name)));
         }
         OutFile *file = out_open(name);
         fwrite(selftest_files[i].text, 1, selftest_files[i].size, file->stream);
         out_commit(file);
     }
+    arena_free(arena);
 }
 
 static void remove_tree(const char *path, int depth) {
@@ -90,51 +84,6 @@ static void remove_tree(const char *path, int depth) {
 
 /* ---- random checkpoints ---- */
 
-typedef struct Drawn {
-    char name[96];
-    int rank;
-    size_t shape[4], count;
-    float mean, spread;
-} Drawn;
-
-typedef struct Draw {
-    Drawn tensors[96];
-    size_t count;
-    const char *prefix; /* of the names to come */
-} Draw;
-
-static void draw(Draw *d, const char *name, size_t a, size_t b, float mean, float spread) {
-    Drawn *t = &d->tensors[d->count++];
-    *t = (Drawn){.rank = b > 0 ? 2 : 1,
-                 .shape = {a, b},
-                 .count = b > 0 ? a * b : a,
-                 .mean = mean,
-                 .spread = spread};
-    snprintf(t->name, sizeof t->name, "%s%s", d->prefix, name);
-}
-
-static void draw_linear(Draw *d, const char *name, size_t out, size_t in) {
-    char full[64];
-    snprintf(full, sizeof full, "%s.weight", name);
-    draw(d, full, out, in, 0.0f, 0.3f);
-}
-
-/* [out, in] with bias[out]; conv1d: [in, out]. */
-static void draw_biased(Draw *d, const char *name, size_t out, size_t in, bool conv1d) {
-    char full[64];
-    draw_linear(d, name, conv1d ? in : out, conv1d ? out : in);
-    snprintf(full, sizeof full, "%s.bias", name);
-    draw(d, full, out, 0, 0.0f, 0.1f);
-}
-
-static void draw_norm(Draw *d, const char *name, size_t n) {
-    char full[64];
-    snprintf(full, sizeof full, "%s.weight", name);
-    draw(d, full, n, 0, 1.0f, 0.2f);
-    snprintf(full, sizeof full, "%s.bias", name);
-    draw(d, full, n, 0, 0.0f, 0.1f);
-}
-
 /* BF16 and F16 by dropping the low bits; what is too small for an F16 is 0. */
 static uint16_t narrow(float x, Dtype dtype) {
     uint32_t bits;
@@ -147,232 +96,64 @@ static uint16_t narrow(float x, Dtype dtype) {
     return (uint16_t)(((bits >> 16) & 0x8000) | low);
 }
 
-static void draw_write(const Draw *d, const char *path, Dtype dtype, uint64_t stream) {
+/* A line of tensors.txt: "NAME MEAN SPREAD SHAPE..."; false: of another kind. */
+static bool tensor_line(const char *line, char name[96], float *mean, float *spread, int *rank,
+                        size_t shape[4]) {
+    int found = line == NULL ? 0
+                             : sscanf(line, "%95s %f %f %zu %zu %zu %zu", name, mean, spread, shape,
+                                      shape + 1, shape + 2, shape + 3);
+    *rank = found - 3;
+    return found > 3;
+}
+
+/* Draws the tensors below a line "> FILE DTYPE", which are normal numbers from a stream of the
+ * file's own; returns the next such line. */
+static char **draw_file(char **lines, uint64_t stream) {
+    char path[96], type[8], name[96];
+    float mean, spread;
+    int rank;
+    size_t shape[4];
+    sscanf(*lines++, "> %95s %7s", path, type);
+    Dtype dtype = type[0] == 'B' ? DTYPE_BF16 : strcmp(type, "F16") == 0 ? DTYPE_F16 : DTYPE_F32;
     Random random = random_start(1, RANDOM_TEST + (stream << 32));
     TensorWriter *writer = tensor_writer_open(path);
-    for (size_t i = 0; i < d->count; i++) {
-        const Drawn *t = &d->tensors[i];
-        tensor_writer_declare(writer, t->name, dtype, t->rank, t->shape);
+    for (char **line = lines; tensor_line(*line, name, &mean, &spread, &rank, shape); line++) {
+        tensor_writer_declare(writer, name, dtype, rank, shape);
     }
-    for (size_t i = 0; i < d->count; i++) {
-        const Drawn *t = &d->tensors[i];
-        float normals[2] = {0};
-        for (size_t k = 0; k < t->count; k++) {
+    for (; tensor_line(*lines, name, &mean, &spread, &rank, shape); lines++) {
+        size_t count = 1;
+        float normals[2];
+        for (int d = 0; d < rank; d++) {
+            count *= shape[d];
+        }
+        for (size_t k = 0; k < count; k++) {
             if (k % 2 == 0) {
                 random_normals(&random, normals);
             }
-            float x = t->mean + t->spread * normals[k % 2];
+            float x = mean + spread * normals[k % 2];
             uint16_t half = narrow(x, dtype);
             tensor_writer_data(writer, dtype == DTYPE_F32 ? (void *)&x : (void *)&half,
                                dtype == DTYPE_F32 ? sizeof x : sizeof half);
         }
     }
     tensor_writer_commit(writer);
+    return lines;
 }
 
-/* ---- the models: odd shapes, so that edges of blocks are computed too ---- */
-
-enum {
-    LAYERS = 3,
-    VOCABULARY = 280,
-    D_GEMMA = 26,
-    D_GPT = 24,
-    D_CLIP = 18,
-    D_SAE = 70
-};
-
-static void make_gemma2(void) {
-    static const char *const norms[] = {"input_layernorm.weight", "post_attention_layernorm.weight",
-                                        "pre_feedforward_layernorm.weight",
-                                        "post_feedforward_layernorm.weight"};
-    char layer[32];
-    Draw d = {.prefix = "model."};
-    draw_linear(&d, "embed_tokens", VOCABULARY, D_GEMMA);
-    draw(&d, "norm.weight", D_GEMMA, 0, 0.0f, 0.2f);
-    for (int l = 0; l < LAYERS; l++) {
-        snprintf(layer, sizeof layer, "model.layers.%d.", l);
-        d.prefix = layer;
-        draw_linear(&d, "self_attn.q_proj", 40, D_GEMMA);
-        draw_linear(&d, "self_attn.k_proj", 20, D_GEMMA);
-        draw_linear(&d, "self_attn.v_proj", 20, D_GEMMA);
-        draw_linear(&d, "self_attn.o_proj", D_GEMMA, 40);
-        draw_linear(&d, "mlp.gate_proj", 37, D_GEMMA);
-        draw_linear(&d, "mlp.up_proj", 37, D_GEMMA);
-        draw_linear(&d, "mlp.down_proj", D_GEMMA, 37);
-        for (size_t i = 0; i < 4; i++) {
-            draw(&d, norms[i], D_GEMMA, 0, 0.0f, 0.2f);
-        }
+static void draw_checkpoints(void) {
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, "tensors.txt");
+    char *text = arena_copy(arena, (const char *)map.data, map.size), **lines = NULL;
+    size_t count = 0, capacity = 0;
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        lines = arena_grow(arena, lines, &capacity, count + 2, sizeof *lines);
+        lines[count++] = line;
     }
-    draw_write(&d, "gemma2/model.safetensors", DTYPE_BF16, 1);
-}
-
-static void make_gpt2(void) {
-    char layer[32];
-    Draw d = {.prefix = ""};
-    draw_linear(&d, "wte", VOCABULARY, D_GPT);
-    draw_linear(&d, "wpe", 64, D_GPT);
-    draw_norm(&d, "ln_f", D_GPT);
-    for (int l = 0; l < LAYERS; l++) {
-        snprintf(layer, sizeof layer, "h.%d.", l);
-        d.prefix = layer;
-        draw_norm(&d, "ln_1", D_GPT);
-        draw_biased(&d, "attn.c_attn", 3 * D_GPT, D_GPT, true);
-        draw_biased(&d, "attn.c_proj", D_GPT, D_GPT, true);
-        draw_norm(&d, "ln_2", D_GPT);
-        draw_biased(&d, "mlp.c_fc", 41, D_GPT, true);
-        draw_biased(&d, "mlp.c_proj", D_GPT, 41, true);
+    uint64_t stream = 1;
+    for (char **line = lines; *line != NULL;) {
+        line = draw_file(line, stream++);
     }
-    draw_write(&d, "gpt2/model.safetensors", DTYPE_F32, 2);
-}
-
-static void make_gpt_neox(void) {
-    char layer[48];
-    Draw d = {.prefix = ""};
-    draw_linear(&d, "gpt_neox.embed_in", VOCABULARY, D_GPT);
-    draw_linear(&d, "embed_out", VOCABULARY, D_GPT);
-    draw_norm(&d, "gpt_neox.final_layer_norm", D_GPT);
-    for (int l = 0; l < LAYERS; l++) {
-        snprintf(layer, sizeof layer, "gpt_neox.layers.%d.", l);
-        d.prefix = layer;
-        draw_norm(&d, "input_layernorm", D_GPT);
-        draw_norm(&d, "post_attention_layernorm", D_GPT);
-        draw_biased(&d, "attention.query_key_value", 3 * D_GPT, D_GPT, false);
-        draw_biased(&d, "attention.dense", D_GPT, D_GPT, false);
-        draw_biased(&d, "mlp.dense_h_to_4h", 43, D_GPT, false);
-        draw_biased(&d, "mlp.dense_4h_to_h", D_GPT, 43, false);
-    }
-    draw_write(&d, "gpt_neox/model.safetensors", DTYPE_F16, 3);
-}
-
-static void make_clip(void) {
-    char layer[64];
-    Draw d = {.prefix = "vision_model."};
-    draw(&d, "embeddings.class_embedding", D_CLIP, 0, 0.0f, 0.3f);
-    draw_linear(&d, "embeddings.patch_embedding", D_CLIP, 3);
-    d.tensors[1].rank = 4;
-    d.tensors[1].shape[2] = d.tensors[1].shape[3] = 5;
-    d.tensors[1].count *= 25;
-    draw_linear(&d, "embeddings.position_embedding", 10, D_CLIP);
-    draw_norm(&d, "pre_layrnorm", D_CLIP);
-    draw_norm(&d, "post_layernorm", D_CLIP);
-    for (int l = 0; l < 2; l++) {
-        snprintf(layer, sizeof layer, "vision_model.encoder.layers.%d.", l);
-        d.prefix = layer;
-        draw_norm(&d, "layer_norm1", D_CLIP);
-        draw_biased(&d, "self_attn.q_proj", D_CLIP, D_CLIP, false);
-        draw_biased(&d, "self_attn.k_proj", D_CLIP, D_CLIP, false);
-        draw_biased(&d, "self_attn.v_proj", D_CLIP, D_CLIP, false);
-        draw_biased(&d, "self_attn.out_proj", D_CLIP, D_CLIP, false);
-        draw_norm(&d, "layer_norm2", D_CLIP);
-        draw_biased(&d, "mlp.fc1", 29, D_CLIP, false);
-        draw_biased(&d, "mlp.fc2", D_CLIP, 29, false);
-    }
-    draw_write(&d, "clip/model.safetensors", DTYPE_F32, 4);
-}
-
-/* Byte-level BPE: five special tokens, the 256 bytes, " A" to " H". */
-static void make_tokenizer(const char *path) {
-    static const char *const special[] = {"<pad>", "<eos>", "<bos>", "<start_of_turn>",
-                                          "<end_of_turn>"};
-    OutFile *file = out_open(path);
-    fputs("{\"version\": \"1.0\", \"added_tokens\": [", file->stream);
-    for (int i = 0; i < 5; i++) {
-        fprintf(file->stream,
-                "%s{\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, "
-                "\"rstrip\": false,"
-                " \"normalized\": false, \"special\": true}",
-                i > 0 ? ", " : "", i, special[i]);
-    }
-    fputs("], \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
-          "\"add_prefix_space\": false,"
-          " \"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, \"decoder\": "
-          "{\"type\": \"ByteLevel\"},"
-          " \"model\": {\"type\": \"BPE\", \"vocab\": {",
-          file->stream);
-    for (int i = 0; i < 5; i++) {
-        fprintf(file->stream, "\"%s\": %d, ", special[i], i);
-    }
-    for (unsigned byte = 0, more = 256; byte < 256;
-         byte++) { /* GPT-2's alphabet: bytes that print are themselves */
-        bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
-        fprintf(file->stream, "\"\\u%04x\": %u, ", prints ? byte : more, 5 + byte);
-        more += prints ? 0 : 1;
-    }
-    for (int i = 0; i < 8; i++) {
-        fprintf(file->stream, "\"\\u0120%c\": %d%s", 'A' + i, 261 + i,
-                i < 7 ? ", " : "}, \"merges\": [");
-    }
-    for (int i = 0; i < 8; i++) {
-        fprintf(file->stream, "\"\\u0120 %c\"%s", 'A' + i, i < 7 ? ", " : "]}}");
-    }
-    out_commit(file);
-}
-
-/* ---- SAEs, pictures, conversations ---- */
-
-static void make_sae(const char *directory, const char *hook, const char *architecture, size_t d_in,
-                     uint64_t stream) {
-    char path[128], text[512];
-    Draw d = {.prefix = ""};
-    draw(&d, "W_enc", d_in, D_SAE, 0.0f, 0.3f);
-    draw(&d, "W_dec", D_SAE, d_in, 0.0f, 0.3f);
-    draw(&d, "b_dec", d_in, 0, 0.0f, 0.1f);
-    if (strcmp(architecture, "gated") == 0) {
-        draw(&d, "b_gate", D_SAE, 0, -1.0f, 0.3f);
-        draw(&d, "r_mag", D_SAE, 0, 0.0f, 0.3f);
-        draw(&d, "b_mag", D_SAE, 0, 0.0f, 0.3f);
-    } else {
-        draw(&d, "b_enc", D_SAE, 0, -1.0f, 0.3f);
-    }
-    if (strcmp(architecture, "jumprelu") == 0) {
-        draw(&d, "threshold", D_SAE, 0, 0.5f, 0.1f);
-    }
-    snprintf(path, sizeof path, "%s/%s", directory, hook);
-    path_make_directory(path);
-    snprintf(text, sizeof text,
-             "{\"architecture\": \"%s\", \"d_in\": %zu, \"d_sae\": %d, \"k\": 9, "
-             "\"apply_b_dec_to_input\": true,"
-             " \"normalize_activations\": \"none\", \"reshape_activations\": \"none\", "
-             "\"metadata\": {\"sae_lens_version\":"
-             " \"6.0.0\", \"hook_name\": \"%s\", \"model_from_pretrained_kwargs\": "
-             "{\"center_writing_weights\": false}}}",
-             architecture, d_in, D_SAE, hook);
-    snprintf(path, sizeof path, "%s/%s/cfg.json", directory, hook);
-    write_text(path, text);
-    snprintf(path, sizeof path, "%s/%s/sae_weights.safetensors", directory, hook);
-    draw_write(&d, path, DTYPE_F32, stream);
-}
-
-static void make_ppm(const char *path, unsigned width, unsigned height) {
-    OutFile *file = out_open(path);
-    fprintf(file->stream, "P6\n%u %u\n255\n", width, height);
-    for (unsigned i = 0; i < 3 * width * height; i++) {
-        fputc((int)((i * i / 7 + 13 * i) % 256), file->stream);
-    }
-    out_commit(file);
-}
-
-static void make_world(void) {
-    static const char *const models[] = {"gemma2", "gpt2", "gpt_neox"};
-    write_files();
-    make_gemma2();
-    make_gpt2();
-    make_gpt_neox();
-    make_clip();
-    for (size_t i = 0; i < 3; i++) {
-        char path[64];
-        snprintf(path, sizeof path, "%s/tokenizer.json", models[i]);
-        make_tokenizer(path);
-    }
-    make_sae("saes_gemma2", "blocks.0.hook_resid_post", "jumprelu", D_GEMMA, 5);
-    make_sae("saes_gemma2", "blocks.1.hook_resid_post", "gated", D_GEMMA, 6);
-    make_sae("saes_gemma2", "blocks.2.hook_resid_post", "standard", D_GEMMA, 7);
-    make_sae("saes_gpt2", "blocks.0.hook_resid_pre", "topk", D_GPT, 8);
-    make_sae("saes_gpt2", "blocks.1.hook_resid_pre", "topk", D_GPT, 9);
-    make_sae("saes_gpt2", "blocks.2.hook_resid_pre", "topk", D_GPT, 10);
-    make_sae("saes_gpt2", "blocks.2.hook_resid_post", "topk", D_GPT, 11);
-    make_ppm("images/a.ppm", 23, 17);
-    make_ppm("images/b.ppm", 12, 31);
+    arena_free(arena);
 }
 
 /* ---- the stages ---- */
@@ -504,7 +285,8 @@ static void run_inside(const Compute *compute, const char *path, int back, bool 
     if (back < 0 || chdir(path) != 0) {
         fail(STATUS_RESOURCE, "selftest: %s: %s", path, strerror(errno));
     }
-    make_world();
+    write_files();
+    draw_checkpoints();
     run_stages(compute);
     compare(json, out);
 }
