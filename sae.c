@@ -60,18 +60,22 @@ SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t
     return run;
 }
 
-static void check_run(const Sae *sae, const SaeRun *run, size_t rows) {
-    if (sae->d_in > run->d_in || sae->d_sae > run->d_sae || rows > run->max_rows) {
-        fail(STATUS_INPUT,
-             "%s: %zu rows of an SAE [%zu, %zu] exceed what was planned: %zu of [%zu, %zu]",
-             sae->path, rows, sae->d_in, sae->d_sae, run->max_rows, run->d_in, run->d_sae);
-    }
+void sae_norm_check(const Sae *sae) {
     if (sae->norm == SAE_NORM_EXPECTED && !(sae->norm_factor > 0)) {
         fail(STATUS_INPUT,
              "%s: normalize_activations is expected_average_only_in and its factor is not in the "
              "files: give --norm-factor X",
              sae->path);
     }
+}
+
+static void check_run(const Sae *sae, const SaeRun *run, size_t rows) {
+    if (sae->d_in > run->d_in || sae->d_sae > run->d_sae || rows > run->max_rows) {
+        fail(STATUS_INPUT,
+             "%s: %zu rows of an SAE [%zu, %zu] exceed what was planned: %zu of [%zu, %zu]",
+             sae->path, rows, sae->d_in, sae->d_sae, run->max_rows, run->d_in, run->d_sae);
+    }
+    sae_norm_check(sae);
 }
 
 static void check_finite(const Sae *sae, const SaeRun *run, size_t rows, const char *what) {

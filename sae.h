@@ -80,6 +80,9 @@ void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *
  * the chain of fmaf over active features, then b_dec, then the normalisation undone). */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows);
 
+/* Fails where the factor of SAE_NORM_EXPECTED is open, naming its option; sae_encode does too. */
+void sae_norm_check(const Sae *sae);
+
 /* After sae_encode: how the normalisation of `row` is undone, x^ = factor * (f W_dec + b_dec) +
  * shift. */
 void sae_row_back(const Sae *sae, const SaeRun *run, size_t row, double *factor, double *shift);

@@ -5,19 +5,35 @@
  *   params.npz                         GemmaScope           the path (site, layer, average_l0)
  *   cfg.json, sae_weights.safetensors  SAELens              cfg.json; 6.0 moved names to `metadata`
  *   cfg.json, sae.safetensors          EleutherAI sparsify  cfg.json; hook from the folder
- *   config.json, ae.pt                 dictionary_learning  sae_dictionary.c
+ *   config.json, ae.pt                 dictionary_learning  config.json; before it, tensors and
+ * path
  *
  * First identify (settings and path only), then load (weights, refusals): a search can pass over
  * what is not wanted without opening it. */
+#include "sae_load.h"
 #include "checkpoint.h"
 #include "elementary.h"
-#include "sae_parts.h"
+#include "json.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* An SAE where it was found: identified, its weights not yet opened. */
+typedef struct SaeFound {
+    Sae sae;
+    const Json *cfg;      /* NULL: there is none */
+    const char *cfg_file; /* names it in messages; where there is none, the weights */
+    const char *weights_file;
+    const char *below; /* path below the directory of the search */
+    /* What the settings say of the hook point: a name, or a site and a layer. */
+    const char *named; /* NULL: they name none */
+    HookKind site;
+    bool site_known;
+    int layer; /* -1: not said */
+} SaeFound;
 
 static const struct {
     const char *weights, *cfg;
@@ -38,156 +54,77 @@ const char *sae_source_name(SaeSource source) {
     return names[source];
 }
 
-/* ---- settings ---- */
+/* ---- the hook point: sites and layers in names of folders and modules ---- */
 
-static bool is_set(const Json *value) {
-    return value != NULL && !json_is(value, JSON_NULL);
-}
+typedef struct SiteWord {
+    const char *word;
+    HookKind kind;
+} SiteWord;
 
-const Json *sae_setting(const Json *a, const char *key_a, const Json *b, const char *key_b,
-                        const Json *c, const char *key_c) {
-    const Json *value = json_get(a, key_a);
-    if (!is_set(value)) {
-        value = json_get(b, key_b);
+/* A number in text; -1: none, or none that a layer could have. */
+static int layer_number(const char *text, const char **after) {
+    char *end;
+    long number = *text >= '0' && *text <= '9' ? strtol(text, &end, 10) : -1;
+    if (number < 0 || number > 100000) {
+        return -1;
     }
-    if (!is_set(value)) {
-        value = json_get(c, key_c);
-    }
-    return is_set(value) ? value : NULL;
+    *after = end;
+    return (int)number;
 }
 
-static bool as_bool(const Json *value, bool absent, const char *file, const char *key) {
-    if (value != NULL && !json_is(value, JSON_TRUE) && !json_is(value, JSON_FALSE)) {
-        fail(STATUS_INPUT, "%s: '%s' must be true or false", file, key);
-    }
-    return value != NULL ? json_is(value, JSON_TRUE) : absent;
-}
-
-size_t sae_size(const Json *value, size_t absent, const char *file, const char *key) {
-    int64_t number = 0;
-    if (value == NULL) {
-        return absent;
-    }
-    if (!json_int64(value, &number) || number < 0 || number > INT32_MAX) {
-        fail(STATUS_INPUT, "%s: '%s' must be a whole number from 0 to 2^31 - 1", file, key);
-    }
-    return (size_t)number;
-}
-
-const char *sae_text(const Json *value, const char *absent, const char *file, const char *key) {
-    if (value != NULL && !json_is(value, JSON_STRING)) {
-        fail(STATUS_INPUT, "%s: '%s' must be a string", file, key);
-    }
-    return value != NULL ? value->text : absent;
-}
-
-void sae_refuse(const char *file, const char *key, const char *value) {
-    fail(STATUS_INPUT, "%s: %s '%s' is not supported", file, key, value);
-}
-
-/* Refuses `key` if it is set to something Python calls true. */
-static void refuse_if_set(const Json *cfg, const char *key, const char *file) {
-    const Json *value = json_get(cfg, key);
-    bool zero = json_is(value, JSON_NUMBER) && json_double(value) == 0;
-    bool empty = (json_is(value, JSON_STRING) || json_is(value, JSON_ARRAY) ||
-                  json_is(value, JSON_OBJECT)) &&
-                 value->length == 0;
-    if (!is_set(value) || json_is(value, JSON_FALSE) || zero || empty) {
-        return;
-    }
-    fail(STATUS_INPUT, "%s: '%s' is set, which is not supported", file, key);
-}
-
-/* ---- the hook point ---- */
-
-static bool digit(char c) {
-    return c >= '0' && c <= '9';
-}
-
-/* The number after `prefix` and one of `separators` in text[length]; *end: after it. -1: none. */
-static int number_after(const char *text, size_t length, const char *prefix, const char *separators,
-                        const char **end) {
-    size_t n = strlen(prefix);
-    for (size_t i = 0; i + n + 1 < length; i++) {
-        bool starts = i == 0 || strchr("-_. ", text[i - 1]) != NULL;
-        if (!starts || memcmp(text + i, prefix, n) != 0 ||
-            strchr(separators, text[i + n]) == NULL || !digit(text[i + n + 1])) {
-            continue;
-        }
-        int number = 0;
-        size_t j = i + n + 1;
-        for (; j < length && digit(text[j]); j++) {
-            if (number > 100000) {
-                return -1;
+/* Which layer a component of a path or of a module's name says: layer_12, layers.12, h.12; *after:
+ * what follows. -1: none. */
+static int layer_in(const char *text, const char **after) {
+    static const char *const forms[][2] = {{"layer", "_.-"}, {"layers", "_.-"}, {"h", "."}};
+    for (size_t f = 0; f < sizeof forms / sizeof forms[0]; f++) {
+        for (const char *at = text; (at = strstr(at, forms[f][0])) != NULL; at++) {
+            const char *separator = at + strlen(forms[f][0]);
+            bool starts = at == text || strchr("-_. ", at[-1]) != NULL;
+            if (starts && *separator != 0 && strchr(forms[f][1], *separator) != NULL) {
+                int layer = layer_number(separator + 1, after);
+                if (layer >= 0) {
+                    return layer;
+                }
             }
-            number = number * 10 + (text[j] - '0');
         }
-        *end = text + j;
-        return number;
     }
     return -1;
 }
 
-/* Which layer a component of the path names: layer_12, layers.12, h.12. */
-static int component_layer(const char *text, size_t length, const char **end) {
-    int layer = number_after(text, length, "layer", "_.-", end);
-    if (layer < 0) {
-        layer = number_after(text, length, "layers", "_.-", end);
-    }
-    if (layer < 0) {
-        layer = number_after(text, length, "h", ".", end);
-    }
-    return layer;
-}
-
-static bool text_equals(const char *text, size_t length, const char *word) {
-    return strlen(word) == length && memcmp(text, word, length) == 0;
-}
-
-static const struct {
-    const char *word;
-    HookKind kind; /* HOOK_KINDS: a transcoder */
-} sae_sites[] = {{"res", HOOK_RESID_POST},   {"resid", HOOK_RESID_POST},
-                 {"mlp", HOOK_MLP_OUT},      {"att", HOOK_Z},
-                 {"attn", HOOK_Z},           {"embedding", HOOK_EMBED},
-                 {"transcoder", HOOK_KINDS}, {"transcoders", HOOK_KINDS}};
-
 /* GemmaScope's site in a component of the path: the last word of it (gemma-scope-2b-pt-res, mlp),
- * or any word of one that says scope (gemma-scope-2b-pt-res-canonical). */
-static bool component_site(const char *text, size_t length, HookKind *kind) {
-    bool scope = false, found = false;
-    for (size_t i = 0; i + 5 <= length; i++) {
-        scope = scope || memcmp(text + i, "scope", 5) == 0;
-    }
-    for (size_t start = 0; start < length;) {
-        size_t end = start;
-        while (end < length && strchr("-_. ", text[end]) == NULL) {
-            end++;
-        }
-        for (size_t i = 0; i < sizeof sae_sites / sizeof sae_sites[0]; i++) {
-            if ((scope || end == length) &&
-                text_equals(text + start, end - start, sae_sites[i].word)) {
-                *kind = sae_sites[i].kind;
+ * or any word of one that says scope (gemma-scope-2b-pt-res-canonical). HOOK_KINDS: a transcoder.
+ */
+static bool gemmascope_site(const char *name, HookKind *kind) {
+    static const SiteWord words[] = {{"res", HOOK_RESID_POST},   {"resid", HOOK_RESID_POST},
+                                     {"mlp", HOOK_MLP_OUT},      {"att", HOOK_Z},
+                                     {"attn", HOOK_Z},           {"embedding", HOOK_EMBED},
+                                     {"transcoder", HOOK_KINDS}, {"transcoders", HOOK_KINDS}};
+    bool scope = strstr(name, "scope") != NULL, found = false;
+    for (size_t length; *name != 0; name += length + (name[length] != 0)) {
+        length = strcspn(name, "-_. ");
+        for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+            if ((scope || name[length] == 0) && strlen(words[i].word) == length &&
+                memcmp(name, words[i].word, length) == 0) {
+                *kind = words[i].kind;
                 found = true;
             }
         }
-        start = end + 1;
     }
     return found;
 }
 
-/* sparsify names a module of the model: what follows layers.12. */
-static bool module_site(const char *text, size_t length, HookKind *kind) {
-    static const struct {
-        const char *name;
-        HookKind kind;
-    } modules[] = {{"", HOOK_RESID_POST},
-                   {".mlp", HOOK_MLP_OUT},
-                   {".attention", HOOK_ATTN_OUT},
-                   {".attn", HOOK_ATTN_OUT},
-                   {".self_attn", HOOK_ATTN_OUT}};
-    for (size_t i = 0; i < sizeof modules / sizeof modules[0]; i++) {
-        if (text_equals(text, length, modules[i].name)) {
+/* sparsify names a module of the model: layers.12.mlp. *layer is set even where the site is not
+ * one of them. */
+static bool module_site(const char *name, HookKind *kind, int *layer) {
+    static const SiteWord modules[] = {{"", HOOK_RESID_POST},
+                                       {".mlp", HOOK_MLP_OUT},
+                                       {".attention", HOOK_ATTN_OUT},
+                                       {".attn", HOOK_ATTN_OUT},
+                                       {".self_attn", HOOK_ATTN_OUT}};
+    const char *after = NULL;
+    *layer = layer_in(name, &after);
+    for (size_t i = 0; *layer >= 0 && i < sizeof modules / sizeof modules[0]; i++) {
+        if (strcmp(after, modules[i].word) == 0) {
             *kind = modules[i].kind;
             return true;
         }
@@ -195,14 +132,33 @@ static bool module_site(const char *text, size_t length, HookKind *kind) {
     return false;
 }
 
-bool sae_module_site(const char *text, size_t length, HookKind *kind, int *layer) {
-    const char *after = NULL;
-    int found = component_layer(text, length, &after);
-    if (found < 0 || !module_site(after, (size_t)(text + length - after), kind)) {
-        return false;
+/* The site in a name that dictionary_learning's users give modules and folders: resid_post_layer_8,
+ * mlp_out_layer1, embed; *layer is -1 if the name has none. */
+static bool dictionary_site(const char *name, HookKind *kind, int *layer) {
+    static const SiteWord words[] = {
+        {"resid_post", HOOK_RESID_POST}, {"resid_out", HOOK_RESID_POST},
+        {"resid_pre", HOOK_RESID_PRE},   {"resid_mid", HOOK_RESID_MID},
+        {"mlp_out", HOOK_MLP_OUT},       {"attn_out", HOOK_ATTN_OUT},
+        {"attention_out", HOOK_ATTN_OUT}};
+    const char *after;
+    *layer = -1;
+    for (const char *at = name; *layer < 0 && (at = strstr(at, "layer")) != NULL; at++) {
+        const char *number = at + strlen("layer");
+        *layer = layer_number(number + (*number != 0 && strchr("_.-", *number) != NULL), &after);
     }
-    *layer = found;
-    return true;
+    if (strcmp(name, "embed") == 0) {
+        *kind = HOOK_EMBED;
+        return true;
+    }
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
+        for (const char *at = name; (at = strstr(at, words[i].word)) != NULL; at++) {
+            if (at == name || strchr("_.-", at[-1]) != NULL) {
+                *kind = words[i].kind;
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 typedef struct PathFinds {
@@ -210,93 +166,91 @@ typedef struct PathFinds {
     HookKind hook;
     int hook_layer;
     int layer; /* -1: none */
-    bool site_known, embedding, width_16k;
+    bool site_known;
     HookKind site;
-    double average_l0; /* NaN: none */
 } PathFinds;
 
-/* Reads the components of a path, the deepest first; what is found already stays. */
-static void path_read(PathFinds *finds, const char *path, SaeSource source) {
-    for (size_t end = strlen(path); end > 0;) {
-        size_t start = end;
-        while (start > 0 && path[start - 1] != '/') {
-            start--;
-        }
-        const char *text = path + start, *after = NULL;
-        size_t length = end - start;
-        end = start > 0 ? start - 1 : 0;
-        if (length == 0 || length >= HOOK_NAME_MAX) {
-            continue;
-        }
-        char name[HOOK_NAME_MAX];
-        memcpy(name, text, length);
-        name[length] = 0;
-        bool vision = false;
-        if (!finds->hook_known && hook_parse(name, &finds->hook, &finds->hook_layer, &vision)) {
-            finds->hook_known = !vision;
-        }
-        int layer = component_layer(text, length, &after);
-        if (finds->layer < 0 && layer >= 0) {
-            finds->layer = layer;
-            if (source == SAE_SPARSIFY) {
-                finds->site_known =
-                    module_site(after, (size_t)(text + length - after), &finds->site);
-            }
-        }
-        if (source == SAE_DICTIONARY_LEARNING && !finds->site_known) {
-            int named = -1;
-            finds->site_known = sae_dictionary_site(text, length, &finds->site, &named);
-            finds->layer = finds->layer < 0 ? named : finds->layer;
-            finds->embedding = finds->site_known && finds->site == HOOK_EMBED;
-        }
-        if (source == SAE_SPARSIFY) {
-            finds->embedding = finds->embedding || text_equals(text, length, "embed_tokens") ||
-                               text_equals(text, length, "embed_in") ||
-                               text_equals(text, length, "wte");
-        } else if (source == SAE_GEMMASCOPE && !finds->site_known) {
-            finds->site_known = component_site(text, length, &finds->site);
-            finds->embedding = finds->site_known && finds->site == HOOK_EMBED;
-        }
-        finds->width_16k = finds->width_16k || text_equals(text, length, "width_16k");
-        if (isnan(finds->average_l0) && length > 11 && memcmp(text, "average_l0_", 11) == 0 &&
-            digit(text[11])) {
-            finds->average_l0 = strtod(name + 11, NULL);
-        }
+/* Reads one component of the path; what deeper ones said stays. */
+static void component_read(PathFinds *finds, Sae *sae, const char *name) {
+    const char *after = NULL;
+    HookKind kind, site = HOOK_KINDS;
+    int hook_layer, named = -1;
+    bool vision = false;
+    if (!finds->hook_known && hook_parse(name, &kind, &hook_layer, &vision) && !vision) {
+        finds->hook_known = true;
+        finds->hook = kind;
+        finds->hook_layer = hook_layer;
+    }
+    int layer = layer_in(name, &after);
+    bool first_layer = finds->layer < 0 && layer >= 0, known = false;
+    finds->layer = first_layer ? layer : finds->layer;
+    if (sae->source == SAE_SPARSIFY && first_layer) {
+        known = module_site(name, &site, &named);
+    } else if (sae->source == SAE_SPARSIFY) {
+        known = strcmp(name, "embed_tokens") == 0 || strcmp(name, "embed_in") == 0 ||
+                strcmp(name, "wte") == 0;
+        site = HOOK_EMBED;
+    } else if (sae->source == SAE_DICTIONARY_LEARNING) {
+        known = dictionary_site(name, &site, &named);
+        finds->layer = finds->layer < 0 && !finds->site_known ? named : finds->layer;
+    } else if (sae->source == SAE_GEMMASCOPE) {
+        known = gemmascope_site(name, &site);
+    }
+    if (known && !finds->site_known) {
+        finds->site_known = true;
+        finds->site = site;
+    }
+    sae->width_16k = sae->width_16k || strcmp(name, "width_16k") == 0;
+    if (isnan(sae->average_l0) && strncmp(name, "average_l0_", 11) == 0 &&
+        strchr("0123456789", name[11]) != NULL && name[11] != 0) {
+        sae->average_l0 = strtod(name + 11, NULL);
     }
 }
 
+/* The components of the SAE's whole path, the deepest first. */
+static PathFinds path_read(Sae *sae) {
+    PathFinds finds = {.layer = -1};
+    char here[4096];
+    sae->average_l0 = (double)NAN;
+    char *path =
+        path_join(sae->arena, sae->path[0] != '/' && getcwd(here, sizeof here) != NULL ? here : "",
+                  sae->path);
+    for (char *slash = path; slash != NULL;) {
+        slash = strrchr(path, '/');
+        component_read(&finds, sae, slash != NULL ? slash + 1 : path);
+        if (slash != NULL) {
+            *slash = 0;
+        }
+    }
+    return finds;
+}
+
+static void hook_set(Sae *sae, HookKind kind, int layer) {
+    sae->hook = kind;
+    sae->layer = layer;
+    sae->hook_known = true;
+}
+
 /* Sets sae->hook and layer from a name; blocks.L. stands for the layer of the path. */
-static bool hook_set(Sae *sae, const char *name, int path_layer) {
-    char full[HOOK_NAME_MAX];
+static bool hook_set_name(Sae *sae, const char *name, int path_layer) {
     HookKind kind;
     int layer;
     bool vision;
     if (strncmp(name, "blocks.L.", 9) == 0 && path_layer >= 0) {
-        snprintf(full, sizeof full, "blocks.%d.%.64s", path_layer, name + 9);
-        name = full;
+        name = arena_format(sae->arena, "blocks.%d.%s", path_layer, name + 9);
     }
     if (!hook_parse(name, &kind, &layer, &vision) || vision) {
         return false;
     }
-    sae->hook = kind;
-    sae->layer = layer;
-    sae->hook_known = true;
+    hook_set(sae, kind, layer);
     return true;
 }
 
 /* What the settings say, else the path, else --hook. */
-static void hook_find(Candidate *c, const SaeOptions *options) {
+static void hook_find(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
-    const char *named = c->named;
-    PathFinds finds = {.layer = -1, .average_l0 = (double)NAN};
-    path_read(&finds, sae->path, sae->source);
-    char here[4096];
-    if (sae->path[0] != '/' && getcwd(here, sizeof here) != NULL) {
-        path_read(&finds, here, sae->source);
-    }
-    sae->average_l0 = finds.average_l0;
-    sae->width_16k = finds.width_16k;
-    if (named != NULL && hook_set(sae, named, -1)) {
+    PathFinds finds = path_read(sae);
+    if (c->named != NULL && hook_set_name(sae, c->named, -1)) {
         return;
     }
     finds.layer = c->layer >= 0 ? c->layer : finds.layer;
@@ -304,114 +258,143 @@ static void hook_find(Candidate *c, const SaeOptions *options) {
         finds.hook_known = false;
         finds.site_known = true;
         finds.site = c->site;
-        finds.embedding = c->site == HOOK_EMBED;
+    }
+    if (finds.site_known && finds.site == HOOK_KINDS) {
+        fail(STATUS_INPUT, "%s: transcoders are not supported", sae->path);
     }
     HookKind site = finds.site_known ? finds.site : HOOK_RESID_POST;
     bool open = !finds.site_known && (sae->source == SAE_SPARSIFY || options->hook != NULL);
-    bool usable = finds.layer >= 0 && site != HOOK_KINDS && site != HOOK_EMBED && !open;
-    if (sae->source == SAE_GEMMASCOPE && site == HOOK_KINDS) {
-        fail(STATUS_INPUT, "%s: transcoders are not supported", sae->path);
-    }
-    if (named == NULL && finds.hook_known) {
-        sae->hook = finds.hook;
-        sae->layer = finds.hook_layer;
-        sae->hook_known = true;
-    } else if (named == NULL && finds.embedding) {
-        sae->hook = HOOK_EMBED;
-        sae->layer = -1;
-        sae->hook_known = true;
-    } else if (named == NULL && usable) {
-        sae->hook = site;
-        sae->layer = finds.layer;
-        sae->hook_known = true;
-    } else if (options->hook != NULL && !hook_set(sae, options->hook, finds.layer)) {
+    if (c->named == NULL && finds.hook_known) {
+        hook_set(sae, finds.hook, finds.hook_layer);
+    } else if (c->named == NULL && site == HOOK_EMBED) {
+        hook_set(sae, HOOK_EMBED, -1);
+    } else if (c->named == NULL && finds.layer >= 0 && !open) {
+        hook_set(sae, site, finds.layer);
+    } else if (options->hook != NULL && !hook_set_name(sae, options->hook, finds.layer)) {
         fail(STATUS_INPUT, "--hook: '%s' is not the name of a hook point", options->hook);
     }
 }
 
 /* ---- identifying ---- */
 
-static void identify_saelens(Candidate *c) {
+static SaeCentre stated(const Json *object, const char *key) {
+    bool yes = json_bool(object, key, false), no = !json_bool(object, key, true);
+    return yes ? SAE_CENTRE_YES : no ? SAE_CENTRE_NO : SAE_CENTRE_UNKNOWN;
+}
+
+/* Since 6.0 names of the model are in `metadata`; before, hook_point was hook_name's own name. */
+static void saelens_identify(SaeFound *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
-    const char *file = c->cfg_file;
-    const char *version =
-        sae_text(sae_setting(cfg, "sae_lens_version", meta, "sae_lens_version", NULL, ""), NULL,
-                 file, "sae_lens_version");
+    const char *version = json_text(cfg, "sae_lens_version", NULL);
+    version = version != NULL ? version : json_text(meta, "sae_lens_version", NULL);
     if (version == NULL || strtol(version, NULL, 10) < 6) {
         sae->source = SAE_SAELENS_OLD;
     }
-    c->named = sae_text(sae->source == SAE_SAELENS
-                            ? sae_setting(meta, "hook_name", cfg, "hook_name", NULL, "")
-                            : sae_setting(cfg, "hook_name", cfg, "hook_point", meta, "hook_name"),
-                        NULL, file, "hook_name");
-    sae->model_name = sae_text(sae_setting(meta, "model_name", cfg, "model_name", NULL, ""), NULL,
-                               file, "model_name");
-    sae->prepend_bos = as_bool(sae_setting(meta, "prepend_bos", cfg, "prepend_bos", NULL, ""),
-                               false, file, "prepend_bos");
-    const Json *model = sae_setting(meta, "model_from_pretrained_kwargs", cfg,
-                                    "model_from_pretrained_kwargs", NULL, "");
-    const struct {
-        const char *key;
-        SaeCentre *state;
-    } states[] = {{"center_writing_weights", &sae->centre},
-                  {"fold_value_biases", &sae->fold_value_biases}};
-    for (size_t i = 0; i < 2; i++) {
-        const Json *value = sae_setting(model, states[i].key, NULL, "", NULL, "");
-        bool yes = as_bool(value, false, file, states[i].key);
-        if (value != NULL) {
-            *states[i].state = yes ? SAE_CENTRE_YES : SAE_CENTRE_NO;
-        }
+    const char *inside = json_text(meta, "hook_name", NULL);
+    c->named = sae->source == SAE_SAELENS
+                   ? json_text(meta, "hook_name", json_text(cfg, "hook_name", NULL))
+                   : json_text(cfg, "hook_name", json_text(cfg, "hook_point", inside));
+    sae->model_name = json_text(meta, "model_name", json_text(cfg, "model_name", NULL));
+    sae->prepend_bos = json_bool(meta, "prepend_bos", json_bool(cfg, "prepend_bos", false));
+    const Json *model = json_member(meta, "model_from_pretrained_kwargs", JSON_OBJECT);
+    model = model != NULL ? model : json_member(cfg, "model_from_pretrained_kwargs", JSON_OBJECT);
+    sae->centre = stated(model, "center_writing_weights");
+    sae->fold_value_biases = stated(model, "fold_value_biases");
+}
+
+/* trainer.layer and submodule_name, a free text. Where there is none, the path says the site, or it
+ * is the residual stream after the layer, as the library's own get_submodule has it. */
+static void dictionary_identify(SaeFound *c) {
+    const Json *trainer = json_get(c->cfg, "trainer");
+    HookKind kind;
+    int64_t number;
+    int named = -1;
+    bool vision;
+    c->sae.model_name = json_text(trainer, "lm_name", NULL);
+    const char *module = json_text(trainer, "submodule_name", NULL);
+    const char *io = json_text(json_get(c->cfg, "buffer"), "io", "out");
+    if (json_int64(json_get(trainer, "layer"), &number) && number >= 0 && number <= 100000) {
+        c->layer = (int)number;
+    }
+    if (strcmp(io, "in_to_out") == 0) {
+        fail(STATUS_INPUT, "%s: 'io' is 'in_to_out': transcoders are not supported", c->cfg_file);
+    }
+    if (strcmp(io, "out") != 0) {
+        c->named =
+            arena_format(c->sae.arena, "the input of %s", module != NULL ? module : "a module");
+        return;
+    }
+    if (module == NULL || module[0] == 0) {
+        return;
+    }
+    if (!hook_parse(module, &kind, &named, &vision) &&
+        (dictionary_site(module, &c->site, &named) || module_site(module, &c->site, &named))) {
+        c->site_known = true;
+        c->layer = c->layer < 0 ? named : c->layer;
+    } else {
+        c->named = module;
     }
 }
 
-static void identify(Candidate *c, const SaeOptions *options) {
+static void identify(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     sae->centre = sae->fold_value_biases = SAE_CENTRE_UNKNOWN;
     sae->layer = c->layer = -1;
-    if (sae->source == SAE_DICTIONARY_LEARNING && !path_exists(c->cfg_file)) {
-        c->cfg_file = c->weights_file; /* its older sets have no settings */
-    } else if (c->cfg_file != NULL) {
+    if (c->cfg_file == NULL ||
+        (sae->source == SAE_DICTIONARY_LEARNING && !path_exists(c->cfg_file))) {
+        c->cfg_file = c->weights_file; /* GemmaScope and dictionary_learning's older sets */
+    } else {
         c->cfg = json_read_file(sae->arena, c->cfg_file);
         if (!json_is(c->cfg, JSON_OBJECT)) {
             fail(STATUS_INPUT, "%s: expected a JSON object", c->cfg_file);
         }
     }
     if (sae->source == SAE_SAELENS) {
-        identify_saelens(c);
+        saelens_identify(c);
     } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        sae_dictionary_identify(c);
+        dictionary_identify(c);
     } else if (sae->source == SAE_GEMMASCOPE) {
         sae->prepend_bos = true;
     }
-    if (options->centre != SAE_CENTRE_UNKNOWN && sae->centre == SAE_CENTRE_UNKNOWN) {
-        sae->centre = options->centre;
-    }
+    sae->centre = sae->centre == SAE_CENTRE_UNKNOWN ? options->centre : sae->centre;
     hook_find(c, options);
 }
 
-/* A candidate for the SAE in `directory`, whose weights are `weights`; options NULL: its place
- * alone. */
-static void candidate_start(Candidate *c, Arena *arena, const char *directory, const char *weights,
+/* The SAE in `directory`, whose weights are `weights`; options NULL: its place alone. */
+static SaeFound found_start(Arena *arena, const char *directory, const char *weights,
                             const char *cfg, SaeSource source, const char *below,
                             const SaeOptions *options) {
-    memset(c, 0, sizeof *c);
-    c->sae.arena = arena;
-    c->sae.source = source;
-    c->sae.path = arena_copy(arena, directory, strlen(directory));
-    c->below = arena_copy(arena, below, strlen(below));
-    c->weights_file = path_join(arena, directory, weights);
-    c->cfg_file = cfg != NULL ? path_join(arena, directory, cfg) : NULL;
+    SaeFound c = {.sae = {.arena = arena, .source = source}};
+    c.sae.path = arena_copy(arena, directory, strlen(directory));
+    c.below = arena_copy(arena, below, strlen(below));
+    c.weights_file = path_join(arena, directory, weights);
+    c.cfg_file = cfg != NULL ? path_join(arena, directory, cfg) : NULL;
     if (options != NULL) {
-        identify(c, options);
+        identify(&c, options);
     }
+    return c;
 }
 
-/* ---- loading ---- */
+/* ---- loading: tensors ---- */
 
-Weight sae_vector(const Sae *sae, const char *name, size_t count, bool infinite) {
+/* The tensors of a convention. linear: nn.Linear's order, W_enc [d_sae, d_in] and W_dec
+ * [d_in, d_sae]; else W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]. */
+typedef struct SaeTensors {
+    const char *w_enc, *w_dec;
+    bool enc_linear, dec_linear;
+    const char *b_enc, *b_dec, *b_gate, *b_mag;
+} SaeTensors;
+
+static bool has(const Sae *sae, const char *name) {
+    return tensors_find(&sae->store, name) != NULL;
+}
+
+/* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
+ * feature off). */
+static Weight vector_load(const Sae *sae, const char *name, size_t count, bool infinite) {
     const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
-    float *values = arena_alloc(sae->arena, count, sizeof *values);
+    float *values = arena_floats(sae->arena, count, 1);
     weight_widen(values, (Weight){.data = tensor->data, .dtype = tensor->dtype}, 0, count);
     for (size_t i = 0; i < count; i++) {
         if (isnan(values[i]) || (!infinite && isinf(values[i]))) {
@@ -421,50 +404,59 @@ Weight sae_vector(const Sae *sae, const char *name, size_t count, bool infinite)
     return (Weight){.data = values, .dtype = DTYPE_F32};
 }
 
-Weight sae_matrix(const Sae *sae, const char *name, size_t rows, size_t cols) {
-    const Tensor *tensor = tensors_need(&sae->store, name, 2, (size_t[]){rows, cols});
+/* W [rows, cols], or transposed. */
+static Weight matrix_load(const Sae *sae, const char *name, size_t rows, size_t cols,
+                          bool transposed) {
+    size_t shape[2] = {transposed ? cols : rows, transposed ? rows : cols};
+    const Tensor *tensor = tensors_need(&sae->store, name, 2, shape);
     return (Weight){.data = tensor->data, .dtype = tensor->dtype};
 }
 
-void sae_plain(Sae *sae, const char *w_enc, const char *w_dec) {
-    sae->w_enc = sae_matrix(sae, w_enc, sae->d_in, sae->d_sae);
-    sae->w_dec = sae_matrix(sae, w_dec, sae->d_sae, sae->d_in);
-    sae->enc_feature = 1;
-    sae->enc_input = (ptrdiff_t)sae->d_sae;
-    sae->dec_feature = (ptrdiff_t)sae->d_in;
-    sae->dec_input = 1;
-    sae->b_dec = sae_vector(sae, "b_dec", sae->d_in, false);
-    if (sae->act != SAE_GATED) {
-        sae->b_enc = sae_vector(sae, "b_enc", sae->d_sae, false);
-    }
-    if (sae->act == SAE_JUMPRELU) {
-        sae->threshold = sae_vector(sae, "threshold", sae->d_sae, true);
-    }
-}
-
-void sae_sizes_check(const Sae *sae) {
+static void sizes_check(const Sae *sae) {
     if (sae->d_in == 0 || sae->d_sae == 0 || sae->d_sae > UINT32_MAX) {
         fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu", sae->path, sae->d_in, sae->d_sae);
     }
 }
 
-void sae_sizes_from(Sae *sae, const char *name) {
-    const Tensor *tensor = tensors_find(&sae->store, name);
-    if (tensor == NULL) {
-        fail(STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, name);
+/* Sizes that are still 0 come from the shape of W_enc. sae->act is known. */
+static void tensors_load(Sae *sae, const SaeTensors *t) {
+    const Tensor *w_enc = tensors_find(&sae->store, t->w_enc);
+    if (w_enc == NULL) {
+        fail(STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, t->w_enc);
     }
-    if (tensor->rank != 2) {
-        fail(STATUS_INPUT, "%s: tensor '%s': expected [d_in, d_sae], found rank %d", tensor->file,
-             name, tensor->rank);
+    if (w_enc->rank != 2) {
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, found rank %d", w_enc->file, t->w_enc,
+             t->enc_linear ? "[d_sae, d_in]" : "[d_in, d_sae]", w_enc->rank);
     }
-    sae->d_in = sae->d_in != 0 ? sae->d_in : tensor->shape[0];
-    sae->d_sae = sae->d_sae != 0 ? sae->d_sae : tensor->shape[1];
-    sae_sizes_check(sae);
+    sae->d_in = sae->d_in != 0 ? sae->d_in : w_enc->shape[t->enc_linear ? 1 : 0];
+    sae->d_sae = sae->d_sae != 0 ? sae->d_sae : w_enc->shape[t->enc_linear ? 0 : 1];
+    sizes_check(sae);
+    sae->w_enc = matrix_load(sae, t->w_enc, sae->d_in, sae->d_sae, t->enc_linear);
+    sae->w_dec = matrix_load(sae, t->w_dec, sae->d_sae, sae->d_in, t->dec_linear);
+    sae->enc_feature = t->enc_linear ? (ptrdiff_t)sae->d_in : 1;
+    sae->enc_input = t->enc_linear ? 1 : (ptrdiff_t)sae->d_sae;
+    sae->dec_feature = t->dec_linear ? 1 : (ptrdiff_t)sae->d_in;
+    sae->dec_input = t->dec_linear ? (ptrdiff_t)sae->d_sae : 1;
+    sae->b_dec = vector_load(sae, t->b_dec, sae->d_in, false);
+    if (sae->act != SAE_GATED) {
+        sae->b_enc = vector_load(sae, t->b_enc, sae->d_sae, false);
+        return;
+    }
+    sae->b_gate = vector_load(sae, t->b_gate, sae->d_sae, false);
+    sae->b_mag = vector_load(sae, t->b_mag, sae->d_sae, false);
+    Weight r_mag = vector_load(sae, "r_mag", sae->d_sae, false);
+    float *gain = arena_floats(sae->arena, sae->d_sae, 1);
+    for (size_t j = 0; j < sae->d_sae; j++) {
+        gain[j] = exp_f32(weight_at(r_mag, j));
+    }
+    sae->mag_gain = gain;
 }
+
+/* ---- loading: GemmaScope ---- */
 
 static void scaled_copy(Sae *sae, Weight *weight, float divisor, float factor) {
     size_t count = sae->d_in * sae->d_sae; /* both shapes were checked against the file */
-    float *values = arena_alloc(sae->arena, count, sizeof *values);
+    float *values = arena_floats(sae->arena, count, 1);
     weight_widen(values, *weight, 0, count);
     for (size_t i = 0; i < count; i++) {
         values[i] = values[i] / divisor * factor;
@@ -472,14 +464,16 @@ static void scaled_copy(Sae *sae, Weight *weight, float divisor, float factor) {
     *weight = (Weight){.data = values, .dtype = DTYPE_F32};
 }
 
-static void load_gemmascope(Candidate *c) {
+static void gemmascope_load(SaeFound *c) {
     Sae *sae = &c->sae;
-    bool lower =
-        tensors_find(&sae->store, "W_enc") == NULL && tensors_find(&sae->store, "w_enc") != NULL;
+    bool lower = !has(sae, "W_enc") && has(sae, "w_enc");
     sae->act = SAE_JUMPRELU;
     sae->architecture = "jumprelu";
-    sae_sizes_from(sae, lower ? "w_enc" : "W_enc");
-    sae_plain(sae, lower ? "w_enc" : "W_enc", lower ? "w_dec" : "W_dec");
+    tensors_load(sae, &(SaeTensors){.w_enc = lower ? "w_enc" : "W_enc",
+                                    .w_dec = lower ? "w_dec" : "W_dec",
+                                    .b_enc = "b_enc",
+                                    .b_dec = "b_dec"});
+    sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
     if (sae->hook_known && sae->hook == HOOK_EMBED) {
         /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
          * corrects it in the same two places. */
@@ -489,111 +483,93 @@ static void load_gemmascope(Candidate *c) {
     }
 }
 
-static void saelens_norm(Candidate *c, const SaeOptions *options) {
-    Sae *sae = &c->sae;
-    const Json *value = json_get(c->cfg, "normalize_activations");
-    const char *name = "none";
-    if (json_is(value, JSON_TRUE)) {
-        name = "expected_average_only_in"; /* files of 2024-04 had a flag */
-    } else if (is_set(value) && !json_is(value, JSON_FALSE)) {
-        name = sae_text(value, NULL, c->cfg_file, "normalize_activations");
-    }
-    if (strcmp(name, "none") == 0) {
-        sae->norm = SAE_NORM_NONE;
-    } else if (strcmp(name, "expected_average_only_in") == 0) {
-        sae->norm = SAE_NORM_EXPECTED;
-        sae->norm_factor = (float)options->norm_factor;
-    } else if (strcmp(name, "constant_norm_rescale") == 0) {
-        sae->norm = SAE_NORM_CONSTANT;
-    } else if (strcmp(name, "layer_norm") == 0) {
-        sae->norm = SAE_NORM_LAYER;
-    } else {
-        sae_refuse(c->cfg_file, "normalize_activations", name);
-    }
+/* ---- loading: settings of SAELens and sparsify ---- */
+
+/* null is as absent. */
+static size_t size_setting(const Json *object, const char *key, size_t absent) {
+    bool null = json_is(json_get(object, key), JSON_NULL);
+    return null ? absent : json_size(object, key, absent, 0, INT32_MAX);
 }
 
-/* What a SAELens cfg.json can ask for that is no SAE of one whole hook point. */
-static void saelens_refusals(const Candidate *c, const Json *meta) {
-    const Json *cfg = c->cfg;
-    const char *file = c->cfg_file;
-    const char *text = sae_text(sae_setting(cfg, "reshape_activations", NULL, "", NULL, ""), "none",
-                                file, "reshape_activations");
-    if (strcmp(text, "none") != 0 && strcmp(text, "hook_z") != 0) {
-        sae_refuse(file, "reshape_activations", text);
-    }
-    const Json *head =
-        sae_setting(meta, "hook_head_index", cfg, "hook_head_index", cfg, "hook_point_head_index");
-    if (head != NULL) {
-        fail(STATUS_INPUT, "%s: 'hook_head_index' is set: an SAE of a single head is not supported",
-             file);
-    }
-    text = sae_text(sae_setting(meta, "hook_name_out", cfg, "hook_name_out", NULL, ""), "", file,
-                    "hook_name_out");
-    const char *hook = sae_text(sae_setting(meta, "hook_name", cfg, "hook_name", cfg, "hook_point"),
-                                "", file, "hook_name");
-    if (text[0] != 0 && strcmp(text, hook) != 0) {
-        fail(STATUS_INPUT, "%s: 'hook_name_out' is '%s': transcoders are not supported", file,
-             text);
-    }
-}
-
-static void saelens_architecture(Candidate *c) {
-    Sae *sae = &c->sae;
-    const Json *cfg = c->cfg;
-    const char *file = c->cfg_file;
-    bool old = sae->source == SAE_SAELENS_OLD;
-    const char *name = sae_text(sae_setting(cfg, "architecture", NULL, "", NULL, ""),
-                                old ? "standard" : NULL, file, "architecture");
-    if (name == NULL) {
-        fail(STATUS_INPUT, "%s: 'architecture' is missing", file);
-    }
-    const Json *k = json_get(cfg, "k");
-    if (old) {
-        const char *fn =
-            sae_text(sae_setting(cfg, "activation_fn_str", cfg, "activation_fn", NULL, ""), "relu",
-                     file, "activation_fn");
-        const Json *kwargs_k = json_get(json_get(cfg, "activation_fn_kwargs"), "k");
-        if (strcmp(fn, "topk") == 0) {
-            if (!is_set(kwargs_k)) {
-                fail(STATUS_INPUT,
-                     "%s: 'activation_fn' is topk, but 'activation_fn_kwargs' has no 'k'", file);
-            }
-            name = "topk";
-        } else if (strcmp(fn, "relu") != 0) {
-            sae_refuse(file, "activation_fn", fn);
+/* Refuses what is no SAE of one whole hook point. */
+static void saelens_refuse(const SaeFound *c) {
+    static const JsonName reshapes[] = {{"none", 0}, {"hook_z", 1}, {NULL, 0}};
+    static const char *const heads[] = {"hook_head_index", "hook_point_head_index"};
+    const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
+    (void)json_choice(cfg, "reshape_activations", 0, reshapes);
+    for (int i = 0; i < 4; i++) {
+        const Json *head = json_get(i < 2 ? cfg : meta, heads[i % 2]);
+        if (head != NULL && !json_is(head, JSON_NULL)) {
+            fail(STATUS_INPUT, "%s: '%s' is set: an SAE of a single head is not supported",
+                 c->cfg_file, heads[i % 2]);
         }
-        k = is_set(kwargs_k) ? kwargs_k : k;
     }
-    sae->architecture = name;
-    if (strcmp(name, "standard") == 0) {
-        sae->act = SAE_RELU;
-    } else if (strcmp(name, "jumprelu") == 0) {
-        sae->act = SAE_JUMPRELU;
-    } else if (strcmp(name, "gated") == 0) {
-        sae->act = SAE_GATED;
-    } else if (strcmp(name, "topk") == 0) {
-        sae->act = SAE_TOPK;
-        sae->k = sae_size(is_set(k) ? k : NULL, 100, file, "k"); /* SAELens' default */
-        sae->rescale_by_decoder_norm =
-            as_bool(sae_setting(cfg, "rescale_acts_by_decoder_norm", NULL, "", NULL, ""), false,
-                    file, "rescale_acts_by_decoder_norm");
-    } else if (strstr(name, "batchtopk") != NULL) {
+    const char *out = json_text(meta, "hook_name_out", json_text(cfg, "hook_name_out", ""));
+    const char *hook = json_text(cfg, "hook_name", json_text(cfg, "hook_point", ""));
+    hook = json_text(meta, "hook_name", hook);
+    if (out[0] != 0 && strcmp(out, hook) != 0) {
+        fail(STATUS_INPUT, "%s: 'hook_name_out' is '%s': transcoders are not supported",
+             c->cfg_file, out);
+    }
+}
+
+static void saelens_architecture(SaeFound *c) {
+    static const JsonName acts[] = {{"standard", SAE_RELU},
+                                    {"jumprelu", SAE_JUMPRELU},
+                                    {"gated", SAE_GATED},
+                                    {"topk", SAE_TOPK},
+                                    {NULL, 0}};
+    static const JsonName functions[] = {{"relu", SAE_RELU}, {"topk", SAE_TOPK}, {NULL, 0}};
+    Sae *sae = &c->sae;
+    const Json *cfg = c->cfg, *kwargs = json_get(cfg, "activation_fn_kwargs");
+    bool old = sae->source == SAE_SAELENS_OLD;
+    sae->architecture = old ? json_text(cfg, "architecture", "standard")
+                            : json_need(cfg, "architecture", JSON_STRING)->text;
+    if (strstr(sae->architecture, "batchtopk") != NULL) {
         fail(STATUS_INPUT,
              "%s: architecture '%s' is a training checkpoint: load the SAE that SAELens saves "
              "for inference, as jumprelu",
-             file, name);
+             c->cfg_file, sae->architecture);
+    }
+    sae->k = size_setting(cfg, "k", 100); /* SAELens' default */
+    int function = json_choice(cfg, "activation_fn", SAE_RELU, functions);
+    if (old && json_choice(cfg, "activation_fn_str", function, functions) == SAE_TOPK) {
+        sae->act = SAE_TOPK;
+        sae->architecture = "topk";
+        if (json_member(kwargs, "k", JSON_NUMBER) == NULL) {
+            fail(STATUS_INPUT, "%s: 'activation_fn' is topk, but 'activation_fn_kwargs' has no 'k'",
+                 c->cfg_file);
+        }
     } else {
-        sae_refuse(file, "architecture", name);
+        sae->act = (SaeAct)json_choice(cfg, "architecture", SAE_RELU, acts);
+    }
+    if (sae->act == SAE_TOPK) {
+        sae->k = old ? size_setting(kwargs, "k", sae->k) : sae->k;
+        sae->rescale_by_decoder_norm = json_bool(cfg, "rescale_acts_by_decoder_norm", false);
     }
 }
 
+/* normalize_activations; files of 2024-04 had a flag. */
+static SaeNorm saelens_norm(const Json *cfg) {
+    static const JsonName norms[] = {{"none", SAE_NORM_NONE},
+                                     {"expected_average_only_in", SAE_NORM_EXPECTED},
+                                     {"constant_norm_rescale", SAE_NORM_CONSTANT},
+                                     {"layer_norm", SAE_NORM_LAYER},
+                                     {NULL, 0}};
+    const Json *value = json_get(cfg, "normalize_activations");
+    return json_is(value, JSON_TRUE) ? SAE_NORM_EXPECTED
+           : json_is(value, JSON_FALSE)
+               ? SAE_NORM_NONE
+               : (SaeNorm)json_choice(cfg, "normalize_activations", SAE_NORM_NONE, norms);
+}
+
 /* An old file's factor of finetuning: ignored when it is one everywhere, as SAELens does. */
-static void saelens_scaling(Candidate *c) {
+static void saelens_scaling(SaeFound *c) {
     Sae *sae = &c->sae;
-    if (tensors_find(&sae->store, "scaling_factor") == NULL) {
+    if (!has(sae, "scaling_factor")) {
         return;
     }
-    Weight factor = sae_vector(sae, "scaling_factor", sae->d_sae, true);
+    Weight factor = vector_load(sae, "scaling_factor", sae->d_sae, true);
     for (size_t j = 0; j < sae->d_sae; j++) {
         if (!(fabsf(weight_at(factor, j) - 1) <= 1e-8f + 1e-5f)) {
             fail(STATUS_INPUT,
@@ -604,78 +580,245 @@ static void saelens_scaling(Candidate *c) {
     }
 }
 
-void sae_mag_gain(Sae *sae) {
-    Weight r_mag = sae_vector(sae, "r_mag", sae->d_sae, false);
-    float *gain = arena_alloc(sae->arena, sae->d_sae, sizeof *gain);
-    for (size_t j = 0; j < sae->d_sae; j++) {
-        gain[j] = exp_f32(weight_at(r_mag, j));
-    }
-    sae->mag_gain = gain;
-}
-
-static void load_saelens(Candidate *c, const SaeOptions *options) {
+static void saelens_load(SaeFound *c, const SaeOptions *options) {
+    static const SaeTensors names = {"W_enc", "W_dec", false,    false,
+                                     "b_enc", "b_dec", "b_gate", "b_mag"};
     Sae *sae = &c->sae;
-    const char *file = c->cfg_file;
     saelens_architecture(c);
-    saelens_refusals(c, json_get(c->cfg, "metadata"));
-    saelens_norm(c, options);
-    sae->subtract_b_dec = as_bool(sae_setting(c->cfg, "apply_b_dec_to_input", NULL, "", NULL, ""),
-                                  true, file, "apply_b_dec_to_input");
-    sae->d_in = sae_size(sae_setting(c->cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in");
-    sae->d_sae = sae_size(sae_setting(c->cfg, "d_sae", NULL, "", NULL, ""), 0, file, "d_sae");
-    sae_sizes_from(sae, "W_enc");
-    sae_plain(sae, "W_enc", "W_dec");
-    saelens_scaling(c);
-    if (sae->act == SAE_GATED) {
-        sae->b_gate = sae_vector(sae, "b_gate", sae->d_sae, false);
-        sae->b_mag = sae_vector(sae, "b_mag", sae->d_sae, false);
-        sae_mag_gain(sae);
+    saelens_refuse(c);
+    sae->norm = saelens_norm(c->cfg);
+    sae->norm_factor = sae->norm == SAE_NORM_EXPECTED ? (float)options->norm_factor : 0;
+    sae->subtract_b_dec = json_bool(c->cfg, "apply_b_dec_to_input", true);
+    sae->d_in = size_setting(c->cfg, "d_in", 0);
+    sae->d_sae = size_setting(c->cfg, "d_sae", 0);
+    tensors_load(sae, &names);
+    if (sae->act == SAE_JUMPRELU) {
+        sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
     }
+    saelens_scaling(c);
 }
 
-static void load_sparsify(Candidate *c) {
+static void sparsify_load(SaeFound *c) {
+    static const SaeTensors names = {.w_enc = "encoder.weight",
+                                     .w_dec = "W_dec",
+                                     .enc_linear = true,
+                                     .b_enc = "encoder.bias",
+                                     .b_dec = "b_dec"};
+    static const JsonName activations[] = {{"topk", SAE_TOPK}, {NULL, 0}};
+    static const char *const refused[] = {"signed", "skip_connection", "transcode"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg;
-    const char *file = c->cfg_file;
-    const char *activation =
-        sae_text(sae_setting(cfg, "activation", NULL, "", NULL, ""), "topk", file, "activation");
-    if (strcmp(activation, "topk") != 0) {
-        sae_refuse(file, "activation", activation);
+    sae->act = (SaeAct)json_choice(cfg, "activation", SAE_TOPK, activations);
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        if (json_bool(cfg, refused[i], false)) {
+            fail(STATUS_INPUT, "%s: '%s' is set, which is not supported", c->cfg_file, refused[i]);
+        }
     }
-    refuse_if_set(cfg, "signed", file);
-    refuse_if_set(cfg, "skip_connection", file);
-    refuse_if_set(cfg, "transcode", file);
-    if (tensors_find(&sae->store, "W_skip") != NULL) {
+    if (has(sae, "W_skip")) {
         fail(STATUS_INPUT, "%s: tensor 'W_skip': skip_connection is not supported",
              c->weights_file);
     }
-    sae->act = SAE_TOPK;
     sae->architecture = "topk";
     sae->subtract_b_dec = true;
-    sae->k = sae_size(sae_setting(cfg, "k", NULL, "", NULL, ""), 32, file, "k");
-    sae->d_in = sae_size(sae_setting(cfg, "d_in", NULL, "", NULL, ""), 0, file, "d_in");
-    sae->d_sae =
-        sae_size(sae_setting(cfg, "num_latents", NULL, "", NULL, ""), 0, file, "num_latents");
-    size_t expansion = sae_size(sae_setting(cfg, "expansion_factor", NULL, "", NULL, ""), 32, file,
-                                "expansion_factor");
-    if (sae->d_sae == 0 && !size_mul(&sae->d_sae, sae->d_in, expansion)) {
-        fail(STATUS_INPUT, "%s: 'expansion_factor' is too large", file);
+    sae->k = size_setting(cfg, "k", 32);
+    sae->d_in = size_setting(cfg, "d_in", 0);
+    sae->d_sae = size_setting(cfg, "num_latents", 0);
+    if (sae->d_sae == 0) {
+        sae->d_sae = size_product(sae->d_in, size_setting(cfg, "expansion_factor", 32));
     }
-    sae_sizes_check(sae);
-    sae->w_enc = sae_matrix(sae, "encoder.weight", sae->d_sae, sae->d_in);
-    sae->w_dec = sae_matrix(sae, "W_dec", sae->d_sae, sae->d_in);
-    sae->enc_feature = sae->dec_feature = (ptrdiff_t)sae->d_in;
-    sae->enc_input = sae->dec_input = 1;
-    sae->b_enc = sae_vector(sae, "encoder.bias", sae->d_sae, false);
-    sae->b_dec = sae_vector(sae, "b_dec", sae->d_in, false);
+    sizes_check(sae); /* here they are not the weights' to say */
+    tensors_load(sae, &names);
 }
+
+/* ---- loading: dictionary_learning ----
+ * Easy to get wrong: thresholds are single numbers but JumpRelu's; AutoEncoderTopK has a threshold
+ * too and does not use it; biases already are on the scale of activations (norm_factor only says
+ * what that was). Sets from before the library wrote config.json have the class in their tensors'
+ * names and the hook point in their folders (resid_out_layer3/10_32768/ae.pt). */
+
+#define LINEAR_WEIGHTS "encoder.weight", "decoder.weight", true, true, "encoder.bias"
+
+static const struct {
+    const char *name;
+    SaeAct act;
+    bool subtract_b_dec;
+    SaeTensors tensors;
+} dictionary_classes[] = {
+    {"AutoEncoder", SAE_RELU, true, {LINEAR_WEIGHTS, "bias", NULL, NULL}},
+    {"AutoEncoderTopK", SAE_TOPK, true, {LINEAR_WEIGHTS, "b_dec", NULL, NULL}},
+    {"BatchTopKSAE", SAE_BATCHTOPK, true, {LINEAR_WEIGHTS, "b_dec", NULL, NULL}},
+    {"JumpReluAutoEncoder",
+     SAE_JUMPRELU,
+     false,
+     {"W_enc", "W_dec", false, false, "b_enc", "b_dec", NULL, NULL}},
+    {"GatedAutoEncoder",
+     SAE_GATED,
+     true,
+     {LINEAR_WEIGHTS, "decoder_bias", "gate_bias", "mag_bias"}}};
+enum {
+    DICTIONARY_CLASSES = sizeof dictionary_classes / sizeof dictionary_classes[0]
+};
+
+/* What the settings say, else the tensors' names, else --dict-class. */
+static size_t dictionary_class(const SaeFound *c, const SaeOptions *options) {
+    const Sae *sae = &c->sae;
+    const char *name = json_text(json_get(c->cfg, "trainer"), "dict_class", NULL);
+    if (name == NULL) {
+        bool linear = has(sae, "encoder.weight") && has(sae, "decoder.weight");
+        name = has(sae, "group_sizes")                      ? "MatryoshkaBatchTopKSAE"
+               : has(sae, "decoder.bias")                   ? "AutoEncoderNew"
+               : linear && has(sae, "r_mag")                ? "GatedAutoEncoder"
+               : linear && has(sae, "bias")                 ? "AutoEncoder"
+               : has(sae, "W_enc") && has(sae, "threshold") ? "JumpReluAutoEncoder"
+               : linear && has(sae, "b_dec")                ? options->dict_class
+                                                            : "";
+        if (name == NULL) {
+            fail(STATUS_INPUT,
+                 "%s: its tensors may be an AutoEncoderTopK's or a BatchTopKSAE's, and no "
+                 "config.json says which: give --dict-class NAME",
+                 c->weights_file);
+        }
+        if (name[0] == 0) {
+            fail(STATUS_INPUT, "%s: its tensors are not those of an SAE of dictionary_learning%s",
+                 c->weights_file,
+                 has(sae, "ae.encoder.weight") || has(sae, "ae.W_enc")
+                     ? ", but of a training that was not finished"
+                     : "");
+        }
+    }
+    for (size_t i = 0; i < DICTIONARY_CLASSES; i++) {
+        if (strcmp(name, dictionary_classes[i].name) == 0) {
+            return i;
+        }
+    }
+    fail(STATUS_INPUT, "%s: dict_class '%s' is not supported", c->cfg_file, name);
+}
+
+/* The single number in tensor `name`, which must be there. */
+static double scalar_load(const Sae *sae, const char *name) {
+    const Tensor *t = tensors_find(&sae->store, name);
+    if (t == NULL || t->count != 1) {
+        fail(STATUS_INPUT, "%s: tensor '%s': expected a single number, %s", sae->store.path, name,
+             t == NULL ? "not found" : "found several");
+    }
+    if (t->dtype <= DTYPE_F16) {
+        return (double)weight_at((Weight){.data = t->data, .dtype = t->dtype}, 0);
+    }
+    if (t->dtype == DTYPE_I32) {
+        int32_t whole;
+        memcpy(&whole, t->data, sizeof whole);
+        return (double)whole;
+    }
+    if (t->dtype != DTYPE_I64) {
+        fail(STATUS_INPUT, "%s: tensor '%s': expected F32, BF16, F16, I64 or I32, found %s",
+             sae->store.path, name, t->type);
+    }
+    int64_t whole;
+    memcpy(&whole, t->data, sizeof whole);
+    return (double)whole;
+}
+
+/* k from the tensors and from the settings: the library refuses two that differ, and so do we. */
+static size_t dictionary_k(const SaeFound *c) {
+    const Json *trainer = json_get(c->cfg, "trainer");
+    size_t unsaid = (size_t)INT32_MAX + 1, said = size_setting(trainer, "k", unsaid);
+    if (has(&c->sae, "k")) {
+        double stored = scalar_load(&c->sae, "k");
+        if (!(stored >= 0 && stored <= INT32_MAX) || (said != unsaid && stored != (double)said)) {
+            fail(STATUS_INPUT, "%s: tensor 'k' is %.9g, but 'k' is %zu in %s", c->weights_file,
+                 stored, said, c->cfg_file);
+        }
+        return (size_t)stored;
+    }
+    if (said == unsaid) {
+        fail(STATUS_INPUT, "%s: neither a tensor 'k' nor 'k' in a config.json", c->weights_file);
+    }
+    return said;
+}
+
+/* A single threshold, for every feature. */
+static Weight threshold_spread(const Sae *sae) {
+    double value = scalar_load(sae, "threshold");
+    if (isnan(value)) {
+        fail(STATUS_INPUT, "%s: tensor 'threshold' is not a number", sae->store.path);
+    }
+    float *values = arena_floats(sae->arena, sae->d_sae, 1);
+    for (size_t j = 0; j < sae->d_sae; j++) {
+        values[j] = (float)value;
+    }
+    return (Weight){.data = values, .dtype = DTYPE_F32};
+}
+
+/* AutoEncoder.normalize_decoder: decoder columns of length 1, encoder rows and b_enc times what
+ * they had. As there, nothing changes if all lengths are within allclose's 1e-5 of 1. */
+static void unit_decoder(Sae *sae) {
+    size_t n = sae->d_sae, d = sae->d_in;
+    float *norm = arena_floats(sae->arena, n, 1);
+    double *sum = arena_alloc(sae->arena, n, sizeof *sum);
+    for (size_t i = 0; i < d; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double w = (double)weight_at(sae->w_dec, i * n + j);
+            sum[j] += w * w;
+        }
+    }
+    bool unit = true;
+    for (size_t j = 0; j < n; j++) {
+        norm[j] = (float)sqrt(sum[j]);
+        unit = unit && fabsf(norm[j] - 1.0f) <= 1e-8f + 1e-5f;
+        if (!(norm[j] > 0.0f) || isinf(norm[j])) {
+            fail(STATUS_INPUT,
+                 "%s: tensor 'decoder.weight': column %zu has length %g: --unit-decoder "
+                 "cannot rescale it",
+                 sae->store.path, j, (double)norm[j]);
+        }
+    }
+    if (unit) {
+        return;
+    }
+    float *enc = arena_floats(sae->arena, n, d);
+    float *dec = arena_floats(sae->arena, n, d);
+    float *b_enc = arena_floats(sae->arena, n, 1);
+    weight_widen(enc, sae->w_enc, 0, n * d);
+    for (size_t j = 0; j < n; j++) {
+        for (size_t i = 0; i < d; i++) {
+            enc[j * d + i] *= norm[j];
+            dec[j * d + i] = weight_at(sae->w_dec, i * n + j) / norm[j];
+        }
+        b_enc[j] = weight_at(sae->b_enc, j) * norm[j];
+    }
+    sae->w_enc = (Weight){.data = enc, .dtype = DTYPE_F32};
+    sae->w_dec = (Weight){.data = dec, .dtype = DTYPE_F32}; /* [d_sae, d_in] now */
+    sae->dec_feature = (ptrdiff_t)d;
+    sae->dec_input = 1;
+    sae->b_enc = (Weight){.data = b_enc, .dtype = DTYPE_F32};
+}
+
+static void dictionary_load(SaeFound *c, const SaeOptions *options) {
+    Sae *sae = &c->sae;
+    size_t class = dictionary_class(c, options);
+    sae->architecture = dictionary_classes[class].name;
+    sae->act = dictionary_classes[class].act;
+    sae->subtract_b_dec = dictionary_classes[class].subtract_b_dec;
+    tensors_load(sae, &dictionary_classes[class].tensors);
+    if (sae->act == SAE_RELU && options->unit_decoder) {
+        unit_decoder(sae);
+    } else if (sae->act == SAE_TOPK) {
+        sae->k = dictionary_k(c);
+    } else if (sae->act == SAE_BATCHTOPK) {
+        sae->threshold = threshold_spread(sae);
+    } else if (sae->act == SAE_JUMPRELU) {
+        sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
+    }
+}
+
+/* ---- loading: all ---- */
 
 /* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it
  * in (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
 static void decoder_norms(Sae *sae) {
     double scale =
         sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
-    float *norm = arena_alloc(sae->arena, sae->d_sae, sizeof *norm);
+    float *norm = arena_floats(sae->arena, sae->d_sae, 1);
     for (size_t j = 0; j < sae->d_sae; j++) {
         double sum = 0;
         for (size_t i = 0; i < sae->d_in; i++) {
@@ -688,17 +831,23 @@ static void decoder_norms(Sae *sae) {
     sae->dec_norm = norm;
 }
 
-static void load(Candidate *c, const SaeOptions *options) {
+static void found_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     tensors_open(&sae->store, sae->arena, c->weights_file);
-    if (sae->source == SAE_GEMMASCOPE) {
-        load_gemmascope(c);
-    } else if (sae->source == SAE_SPARSIFY) {
-        load_sparsify(c);
-    } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        sae_dictionary_load(c, options);
-    } else {
-        load_saelens(c, options);
+    switch (sae->source) {
+    case SAE_GEMMASCOPE:
+        gemmascope_load(c);
+        break;
+    case SAE_SAELENS:
+    case SAE_SAELENS_OLD:
+        saelens_load(c, options);
+        break;
+    case SAE_SPARSIFY:
+        sparsify_load(c);
+        break;
+    case SAE_DICTIONARY_LEARNING:
+        dictionary_load(c, options);
+        break;
     }
     if (sae->act == SAE_TOPK && (sae->k == 0 || sae->k > sae->d_sae)) {
         fail(STATUS_INPUT, "%s: 'k' is %zu, but must be from 1 to d_sae, %zu", c->cfg_file, sae->k,
@@ -713,12 +862,9 @@ static void load(Candidate *c, const SaeOptions *options) {
 
 typedef struct Search {
     Arena *arena; /* of the caller, who wants what is found */
-    Candidate *candidates;
+    const SaeOptions *options;
+    SaeFound *found;
     size_t count, capacity;
-    struct Place {
-        const char *path, *below;
-    } *pending;
-    size_t pending_count, pending_capacity;
     struct Seen {
         dev_t device;
         ino_t inode;
@@ -726,9 +872,10 @@ typedef struct Search {
     size_t seen_count, seen_capacity;
 } Search;
 
-static void search_push(Search *s, const char *path, const char *below) {
+/* Depth first, in order of names; below: the path from where the search began. */
+static void search_directory(Search *s, const char *directory, const char *below) {
     struct stat info;
-    if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)) {
+    if (stat(directory, &info) != 0 || !S_ISDIR(info.st_mode)) {
         return;
     }
     for (size_t i = 0; i < s->seen_count; i++) {
@@ -737,44 +884,32 @@ static void search_push(Search *s, const char *path, const char *below) {
         }
     }
     s->seen = arena_grow(s->arena, s->seen, &s->seen_capacity, s->seen_count + 1, sizeof *s->seen);
-    s->pending = arena_grow(s->arena, s->pending, &s->pending_capacity, s->pending_count + 1,
-                            sizeof *s->pending);
     s->seen[s->seen_count++] = (struct Seen){info.st_dev, info.st_ino};
-    s->pending[s->pending_count++] = (struct Place){path, below};
-}
-
-static void search_directory(Search *s, struct Place at, const SaeOptions *options) {
+    const char *pick = s->options != NULL ? s->options->pick : NULL;
     size_t count;
-    char **names = path_list(s->arena, at.path, &count);
+    char **names = path_list(s->arena, directory, &count);
     for (size_t i = 0; i < count; i++) {
-        char *path = path_join(s->arena, at.path, names[i]);
-        char *below = at.below[0] != 0 ? arena_format(s->arena, "%s/%s", at.below, names[i])
-                                       : arena_copy(s->arena, names[i], strlen(names[i]));
+        char *path = path_join(s->arena, directory, names[i]);
         for (size_t f = 0; f < SAE_FORMATS; f++) {
             if (strcmp(names[i], sae_formats[f].weights) != 0 || path_is_directory(path) ||
-                (options != NULL && options->pick != NULL &&
-                 !glob_match(options->pick, at.below))) {
+                (pick != NULL && !glob_match(pick, below))) {
                 continue;
             }
-            s->candidates = arena_grow(s->arena, s->candidates, &s->capacity, s->count + 1,
-                                       sizeof *s->candidates);
-            candidate_start(&s->candidates[s->count], s->arena, at.path, sae_formats[f].weights,
-                            sae_formats[f].cfg, sae_formats[f].source, at.below, options);
-            s->count++;
+            s->found = arena_grow(s->arena, s->found, &s->capacity, s->count + 1, sizeof *s->found);
+            s->found[s->count++] = found_start(s->arena, directory, names[i], sae_formats[f].cfg,
+                                               sae_formats[f].source, below, s->options);
         }
-        search_push(s, path, below);
+        search_directory(s, path, path_join(s->arena, below, names[i]));
     }
 }
 
+/* options NULL: where they are, alone. */
 static Search search_run(Arena *arena, const char *directory, const SaeOptions *options) {
-    Search s = {.arena = arena};
+    Search s = {.arena = arena, .options = options};
     if (!path_is_directory(directory)) {
         fail(STATUS_INPUT, "%s: not a directory", directory);
     }
-    search_push(&s, directory, "");
-    while (s.pending_count > 0) {
-        search_directory(&s, s.pending[--s.pending_count], options);
-    }
+    search_directory(&s, directory, "");
     if (s.count == 0) {
         fail(STATUS_INPUT,
              "%s: no SAE below it%s (params.npz, sae_weights.safetensors, sae.safetensors or "
@@ -785,104 +920,48 @@ static Search search_run(Arena *arena, const char *directory, const SaeOptions *
 }
 
 /* Gemma-2-2B, residual stream, 16k: the SAEs that GemmaScope calls canonical, layers 0 to 25. */
-static const short canonical_l0[26] = {105, 102, 141, 59, 124, 68, 70, 69, 71, 73, 77, 80, 82,
-                                       84,  84,  78,  78, 77,  74, 73, 71, 70, 72, 75, 73, 116};
-
 static bool is_canonical(const Sae *sae) {
+    static const short l0[26] = {105, 102, 141, 59, 124, 68, 70, 69, 71, 73, 77, 80, 82,
+                                 84,  84,  78,  78, 77,  74, 73, 71, 70, 72, 75, 73, 116};
     return sae->source == SAE_GEMMASCOPE && sae->hook == HOOK_RESID_POST && sae->width_16k &&
-           sae->layer >= 0 && sae->layer < 26 &&
-           sae->average_l0 == (double)canonical_l0[sae->layer];
-}
-
-static bool same_hook(const Sae *a, const Sae *b) {
-    return a->hook == b->hook && a->layer == b->layer;
-}
-
-static bool is_of_stream(const Sae *sae) {
-    return sae->hook == HOOK_RESID_PRE || sae->hook == HOOK_RESID_MID ||
-           sae->hook == HOOK_RESID_POST || sae->hook == HOOK_EMBED;
+           sae->layer >= 0 && sae->layer < 26 && sae->average_l0 == (double)l0[sae->layer];
 }
 
 static bool is_wanted(const Sae *sae, HookKind kind, bool stream, const bool *layers,
                       size_t n_layers) {
-    if ((kind != HOOK_KINDS && sae->hook != kind) || (stream && !is_of_stream(sae))) {
+    bool of_stream = sae->hook == HOOK_RESID_PRE || sae->hook == HOOK_RESID_MID ||
+                     sae->hook == HOOK_RESID_POST || sae->hook == HOOK_EMBED;
+    if ((kind != HOOK_KINDS && sae->hook != kind) || (stream && !of_stream)) {
         return false;
     }
     return layers == NULL || sae->layer < 0 ||
            ((size_t)sae->layer < n_layers && layers[sae->layer]);
 }
 
-/* Whether candidate i is the one for its hook point: alone there, or the canonical one. */
-static bool choose(const Search *s, size_t i, const bool *wanted, bool canonical,
-                   const char *directory) {
-    const Candidate *c = &s->candidates[i], *other = NULL;
-    size_t found = 1, canonicals = is_canonical(&c->sae);
-    for (size_t j = 0; j < s->count; j++) {
-        if (j != i && wanted[j] && same_hook(&s->candidates[j].sae, &c->sae)) {
-            other = other == NULL ? &s->candidates[j] : other;
-            found++;
-            canonicals += is_canonical(&s->candidates[j].sae);
+/* By layer, then kind. */
+static int hook_order(const void *a, const void *b) {
+    const Sae *x = &((const SaeFound *)a)->sae, *y = &((const SaeFound *)b)->sae;
+    return x->layer != y->layer ? (x->layer < y->layer ? -1 : 1) : (int)x->hook - (int)y->hook;
+}
+
+/* Of `count` for one hook point the only one, or the only canonical one. */
+static SaeFound *choose(SaeFound *same, size_t count, bool canonical, const char *directory) {
+    SaeFound *chosen = NULL;
+    size_t canonicals = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (is_canonical(&same[i].sae)) {
+            chosen = &same[i];
+            canonicals++;
         }
     }
-    if (found == 1 || (canonical && canonicals == 1)) {
-        return found == 1 || is_canonical(&c->sae);
+    if (count == 1 || (canonical && canonicals == 1)) {
+        return count == 1 ? same : chosen;
     }
     char name[HOOK_NAME_MAX];
-    hook_name(name, c->sae.hook, c->sae.layer, false, false);
+    hook_name(name, same->sae.hook, same->sae.layer, false, false);
     fail(STATUS_INPUT, "%s: %zu SAEs for %s, among them '%s' and '%s': name one with --pick GLOB%s",
-         directory, found, name, c->below, other->below,
-         c->sae.source == SAE_GEMMASCOPE && !canonical ? " or take --canonical" : "");
-}
-
-static void set_insert(SaeSet *set, const Candidate *c) {
-    size_t at = set->count++;
-    for (; at > 0; at--) {
-        const Sae *before = &set->saes[at - 1];
-        if (before->layer < c->sae.layer ||
-            (before->layer == c->sae.layer && before->hook < c->sae.hook)) {
-            break;
-        }
-        set->saes[at] = set->saes[at - 1];
-    }
-    set->saes[at] = c->sae;
-}
-
-static void set_fill(SaeSet *set, Search *s, const char *directory, HookKind kind,
-                     const bool *layers, size_t n_layers, bool canonical,
-                     const SaeOptions *options) {
-    bool *wanted = arena_alloc(s->arena, s->count, sizeof *wanted);
-    bool *keep = arena_alloc(s->arena, s->count, sizeof *keep);
-    set->saes = arena_alloc(s->arena, s->count, sizeof *set->saes);
-    for (size_t i = 0; i < s->count; i++) {
-        const Candidate *c = &s->candidates[i];
-        if (!c->sae.hook_known) {
-            fail(STATUS_INPUT, "%s: %s%s%s: give --hook NAME", c->sae.path,
-                 c->named != NULL ? "its hook point '" : "no hook point in its settings or path",
-                 c->named != NULL ? c->named : "", c->named != NULL ? "' is not known" : "");
-        }
-        wanted[i] = is_wanted(&c->sae, kind, options->stream, layers, n_layers);
-    }
-    for (size_t i = 0; i < s->count; i++) {
-        keep[i] = wanted[i] && choose(s, i, wanted, canonical, directory);
-    }
-    for (size_t i = 0; i < s->count; i++) {
-        Candidate *c = &s->candidates[i];
-        if (!keep[i]) {
-            continue;
-        }
-        load(c, options);
-        if (c->sae.norm == SAE_NORM_EXPECTED && !(c->sae.norm_factor > 0)) {
-            fail(STATUS_INPUT,
-                 "%s: normalize_activations is expected_average_only_in and its factor is not in "
-                 "the files: give --norm-factor X",
-                 c->cfg_file);
-        }
-        set_insert(set, c);
-    }
-    if (set->count == 0) {
-        fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s->count,
-             options->stream ? "of the residual stream" : "for a hook point and layer asked for");
-    }
+         directory, count, name, same[0].below, same[1].below,
+         same->sae.source == SAE_GEMMASCOPE && !canonical ? " or take --canonical" : "");
 }
 
 /* ---- the interface ---- */
@@ -892,9 +971,34 @@ static const SaeOptions no_options;
 void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
                   const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options) {
     options = options != NULL ? options : &no_options;
-    memset(set, 0, sizeof *set);
-    Search search = search_run(arena, directory, options);
-    set_fill(set, &search, directory, kind, layers, n_layers, canonical, options);
+    Search s = search_run(arena, directory, options);
+    size_t wanted = 0;
+    for (size_t i = 0; i < s.count; i++) {
+        SaeFound *c = &s.found[i];
+        if (!c->sae.hook_known) {
+            fail(STATUS_INPUT, "%s: %s%s%s: give --hook NAME", c->sae.path,
+                 c->named != NULL ? "its hook point '" : "no hook point in its settings or path",
+                 c->named != NULL ? c->named : "", c->named != NULL ? "' is not known" : "");
+        }
+        if (is_wanted(&c->sae, kind, options->stream, layers, n_layers)) {
+            s.found[wanted++] = *c;
+        }
+    }
+    if (wanted == 0) {
+        fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s.count,
+             options->stream ? "of the residual stream" : "for a hook point and layer asked for");
+    }
+    qsort(s.found, wanted, sizeof *s.found, hook_order);
+    *set = (SaeSet){.saes = arena_alloc(arena, wanted, sizeof *set->saes)};
+    for (size_t i = 0, end; i < wanted; i = end) {
+        for (end = i + 1; end < wanted && hook_order(&s.found[i], &s.found[end]) == 0;) {
+            end++;
+        }
+        SaeFound *c = choose(&s.found[i], end - i, canonical, directory);
+        found_load(c, options);
+        sae_norm_check(&c->sae);
+        set->saes[set->count++] = c->sae;
+    }
 }
 
 /* Layer 10 after layer 2: runs of digits compare as numbers. */
@@ -914,14 +1018,13 @@ static int path_order(const void *a, const void *b) {
 }
 
 char **sae_list(Arena *arena, const char *directory, size_t *count) {
-    Search search = search_run(arena, directory, NULL);
-    char **paths = arena_alloc(arena, search.count, sizeof *paths);
-    for (size_t i = 0; i < search.count; i++) {
-        paths[i] =
-            arena_copy(arena, search.candidates[i].sae.path, strlen(search.candidates[i].sae.path));
+    Search s = search_run(arena, directory, NULL);
+    char **paths = arena_alloc(arena, s.count, sizeof *paths);
+    for (size_t i = 0; i < s.count; i++) {
+        paths[i] = arena_copy(arena, s.found[i].sae.path, strlen(s.found[i].sae.path));
     }
-    qsort(paths, search.count, sizeof *paths, path_order);
-    *count = search.count;
+    qsort(paths, s.count, sizeof *paths, path_order);
+    *count = s.count;
     return paths;
 }
 
@@ -934,51 +1037,37 @@ const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer) {
     return NULL;
 }
 
-/* The only SAE somewhere below a directory. */
-static void open_below(Candidate *c, Arena *arena, const char *directory,
-                       const SaeOptions *options) {
-    Search search = search_run(arena, directory, options);
-    if (search.count > 1) {
-        fail(STATUS_INPUT, "%s: %zu SAEs below it, among them '%s' and '%s': name one of them",
-             directory, search.count, search.candidates[0].below, search.candidates[1].below);
-    }
-    *c = search.candidates[0];
+static bool ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), n = strlen(end);
+    return length > n && strcmp(text + length - n, end) == 0;
 }
 
-/* The SAE that `path` itself is: its directory, or a file of it. */
-static void open_here(Candidate *c, Arena *arena, const char *path, const SaeOptions *options) {
-    const char *directory = path, *name = NULL;
+/* The SAE that `path` itself is: its directory, or a file of it; else the only one below. */
+static SaeFound find_one(Arena *arena, const char *path, const SaeOptions *options) {
+    const char *directory = path, *name = NULL, *slash = strrchr(path, '/');
+    if (!path_exists(path)) {
+        fail(STATUS_INPUT, "%s: no such file or directory", path);
+    }
     if (!path_is_directory(path)) {
-        const char *slash = strrchr(path, '/');
         name = slash != NULL ? slash + 1 : path;
-        directory = slash == NULL   ? "."
-                    : slash == path ? "/"
-                                    : arena_copy(arena, path, (size_t)(slash - path));
-        if (!path_exists(path)) {
-            fail(STATUS_INPUT, "%s: no such file or directory", path);
-        }
+        directory =
+            slash == NULL ? "." : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
     }
-    size_t length = name != NULL ? strlen(name) : 0;
-    if (length > 4 && strcmp(name + length - 4, ".npz") == 0) {
-        candidate_start(c, arena, directory, name, NULL, SAE_GEMMASCOPE, "", options);
-        return;
+    if (name != NULL && ends_with(name, ".npz")) {
+        return found_start(arena, directory, name, NULL, SAE_GEMMASCOPE, "", options);
     }
-    if (length > 3 && strcmp(name + length - 3, ".pt") == 0) { /* ae.pt, checkpoints/ae_1000.pt */
-        const char *last = strrchr(directory, '/');
-        bool checkpoint = strcmp(last != NULL ? last + 1 : directory, "checkpoints") == 0;
-        candidate_start(c, arena, directory, name, checkpoint ? "../config.json" : "config.json",
-                        SAE_DICTIONARY_LEARNING, "", options);
-        return;
+    if (name != NULL && ends_with(name, ".pt")) { /* ae.pt, checkpoints/ae_1000.pt */
+        bool checkpoint =
+            strcmp(directory, "checkpoints") == 0 || ends_with(directory, "/checkpoints");
+        return found_start(arena, directory, name, checkpoint ? "../config.json" : "config.json",
+                           SAE_DICTIONARY_LEARNING, "", options);
     }
     for (size_t f = 0; f < SAE_FORMATS; f++) {
         const char *cfg = sae_formats[f].cfg, *weights = sae_formats[f].weights;
-        if (name != NULL && strcmp(name, weights) != 0 && (cfg == NULL || strcmp(name, cfg) != 0)) {
-            continue;
-        }
-        const char *file = path_join(arena, directory, weights);
-        if (path_exists(file)) {
-            candidate_start(c, arena, directory, weights, cfg, sae_formats[f].source, "", options);
-            return;
+        bool fits =
+            name == NULL || strcmp(name, weights) == 0 || (cfg != NULL && strcmp(name, cfg) == 0);
+        if (fits && path_exists(path_join(arena, directory, weights))) {
+            return found_start(arena, directory, weights, cfg, sae_formats[f].source, "", options);
         }
     }
     if (name != NULL) {
@@ -987,13 +1076,17 @@ static void open_here(Candidate *c, Arena *arena, const char *path, const SaeOpt
              "sae.safetensors, or ae.pt",
              path);
     }
-    open_below(c, arena, path, options);
+    Search s = search_run(arena, directory, options);
+    if (s.count > 1) {
+        fail(STATUS_INPUT, "%s: %zu SAEs below it, among them '%s' and '%s': name one of them",
+             directory, s.count, s.found[0].below, s.found[1].below);
+    }
+    return s.found[0];
 }
 
 void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *options) {
     options = options != NULL ? options : &no_options;
-    Candidate candidate;
-    open_here(&candidate, arena, path, options);
-    load(&candidate, options);
-    *sae = candidate.sae;
+    SaeFound found = find_one(arena, path, options);
+    found_load(&found, options);
+    *sae = found.sae;
 }

@@ -530,7 +530,7 @@ Test(sae, refusals_name_what_is_wrong) {
         {"{" V6 ",\"architecture\":\"matching_pursuit\"}", STANDARD, "matching_pursuit"},
         {"{" V6 ",\"architecture\":\"temporal\"}", STANDARD, "temporal"},
         {"{" V6 ",\"architecture\":\"abstopk\"}", STANDARD, "abstopk"},
-        {"{" V6 "}", STANDARD, "'architecture' is missing"},
+        {"{" V6 "}", STANDARD, "'architecture': expected a string, found nothing"},
         {"{" V6 ",\"architecture\":7}", STANDARD, "architecture"},
         {"{" V6
          ",\"architecture\":\"standard\",\"normalize_activations\":\"covariance_whitening\"}",
