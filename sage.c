@@ -859,8 +859,8 @@ static void edit_start(const SageSection *s, const SageSubject *node, const Sage
     for (int side = 0; side < SAGE_SIDES; side++) {
         for (size_t k = 0; k < parts[side].n; k++) {
             work->sparse.spent[j++] =
-                e->part != SAGE_ALL && (node->site->f1[parts[side].feature[k]] >=
-                                        s->options->f1[e->f1]) != (e->part == SAGE_ABOVE);
+                e->subset != SAGE_ALL && (node->site->f1[parts[side].feature[k]] >=
+                                          s->options->f1[e->f1]) != (e->subset == SAGE_ABOVE);
         }
     }
     reconstruct(&parts[SAGE_CLEAN], work->sparse.spent, work->recon, width);
@@ -891,7 +891,7 @@ static double control_edit(const SageSection *s, const SageSubject *node, const 
  *   sufficiency    a^
  *   necessity      abar + (a - a^)
  *
- * Edits of one method and one part stand together, control by rising k, so that parts are formed
+ * Edits of one method and one subset stand together, control by rising k, so that parts are formed
  * once and choices go on from those of the k before. */
 static void edit_one(void *user, size_t task, int thread) {
     const SageSection *s = ((const Call *)user)->section;
@@ -902,7 +902,7 @@ static void edit_one(void *user, size_t task, int thread) {
     const SageEdit none = {.method = SAGE_NONE}, *last = &none;
     for (const SageEdit *e = s->edits; e < s->edits + s->n_edits; last = e++) {
         float *out = e->values[n] + p * width;
-        if (e->method != last->method || e->part != last->part || e->f1 != last->f1) {
+        if (e->method != last->method || e->subset != last->subset || e->f1 != last->f1) {
             edit_start(s, node, e, last, p, work);
         }
         if (e->test == SAGE_CONTROL) {
@@ -986,9 +986,10 @@ void sage_judge(const SageSection *s, SageCross *cross) {
         cross->tests[SAGE_NONE].control[k] = control_of(s, s->predicted_clean, 0.0);
     }
     for (const SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
-        SageTests *tests = e->part == SAGE_ALL
-                               ? &cross->tests[e->method]
-                               : &cross->f1[e->f1][e->method == SAGE_RANDOM][e->part == SAGE_BELOW];
+        SageTests *tests =
+            e->subset == SAGE_ALL
+                ? &cross->tests[e->method]
+                : &cross->f1[e->f1][e->method == SAGE_RANDOM][e->subset == SAGE_BELOW];
         if (e->test == SAGE_SUFFICIENCY) {
             tests->sufficiency = e->m / s->m_clean;
         } else if (e->test == SAGE_NECESSITY) {
@@ -1106,9 +1107,9 @@ static void edits_list(SageSection *s) {
     edit_add(s, (SageEdit){.method = SAGE_NONE, .test = SAGE_ABLATED});
     for (SageMethod method = SAGE_MEAN; method < SAGE_METHODS; method++) {
         bool sae = method == SAGE_SAE || method == SAGE_RANDOM;
-        for (size_t part = 0; part < (sae ? 1 + 2 * s->options->n_f1 : 1); part++) {
-            SageEdit e = {.method = method, .f1 = part > 0 ? (part - 1) / 2 : 0};
-            e.part = part == 0 ? SAGE_ALL : part % 2 == 1 ? SAGE_ABOVE : SAGE_BELOW;
+        for (size_t subset = 0; subset < (sae ? 1 + 2 * s->options->n_f1 : 1); subset++) {
+            SageEdit e = {.method = method, .f1 = subset > 0 ? (subset - 1) / 2 : 0};
+            e.subset = subset == 0 ? SAGE_ALL : subset % 2 == 1 ? SAGE_ABOVE : SAGE_BELOW;
             e.test = SAGE_SUFFICIENCY;
             edit_add(s, e);
             e.test = SAGE_NECESSITY;

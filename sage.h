@@ -212,16 +212,16 @@ typedef enum SageTest {
     SAGE_CONTROL
 } SageTest;
 
-typedef enum SagePart {
+typedef enum SageSubset {
     SAGE_ALL,
     SAGE_ABOVE, /* F1 >= t */
     SAGE_BELOW
-} SagePart;
+} SageSubset;
 
 /* One way to patch all nodes of a cross-section together. */
 typedef struct SageEdit {
     SageMethod method;
-    SagePart part;
+    SageSubset subset;
     size_t f1; /* place of t in the options */
     SageTest test;
     size_t k;           /* of sage_ks: at most so many choices; SAGE_KS: the one supervised edit */
