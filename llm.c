@@ -600,7 +600,7 @@ static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pie
         softmax_rows(run->compute, pattern + p->offset, run->scores + p->offset,
                      pieces->heads * p->queries, p->keys);
     }
-    /* z = pattern v */
+    /* z = pattern v: dpattern = dz v^T, dv += pattern^T dz */
     head_products(run, pieces, S_IS_Q_KT, d, run->dz, l->v);
     for (const Piece *p = pieces->list; p < end; p++) {
         call_hook(run, square_point(run, HOOK_PATTERN, l, true, p), d + p->offset);
@@ -614,8 +614,8 @@ static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pie
         call_hook(run, square_point(run, HOOK_ATTN_SCORES, l, true, p), at);
     }
     mask_scores(run, l, pieces, d, 0);
-    /* scores = softcap(q k^T scale); behind the mask no infinity to take a slope at */
-    mask_scores(run, l, pieces, run->scores, 0);
+    mask_scores(run, l, pieces, run->scores, 0); /* no infinity to take a slope at */
+    /* scores = softcap(q k^T scale): dq = dscores k, dk += dscores^T q */
     if (c->attn_softcap > 0) {
         softcap_backward(run->compute, d, d, run->scores, c->attn_softcap, pieces->size);
     }
@@ -678,8 +678,8 @@ static void for_pieces(const LlmRun *run, const Layer *l, bool gradient,
     }
 }
 
-/* With `tails`: the keys and values of the new rows change places with the rows of the whole pass
- * that they stand for, and after the attention back. It saves all rows before a patch. */
+/* With a past: the keys and values of the new rows change places with those rows of the whole pass
+ * that they stand for, and after the attention back. It saves running the rows before a patch. */
 static void swap_tail(const LlmRun *run, const Layer *l) {
     const LlmBatch *batch = run->batch;
     size_t key = run->llm->config.n_kv_heads * run->llm->config.d_head;
