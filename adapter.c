@@ -65,6 +65,8 @@ static Rendered render_turns(const Turn *turns, size_t count, ImageText image_te
     return out;
 }
 
+/* ids = [bos] [-1, n_image times] [the rendered text, tokenized whole, once]; an answer's rows are
+ * those of the tokens that begin at or after its first byte and before its end. */
 Sequence vlm_sequence(const Vlm *vlm, const Turn *turns, size_t count, bool image, size_t limit,
                       Arena *arena) {
     if (vlm->llm.config.bos < 0) {
@@ -109,6 +111,8 @@ static bool image_hook_wants(void *user, HookKind kind, int layer, bool gradient
            hooks_want(hook->next, kind, layer, gradient);
 }
 
+/* Forward: rows 1 .. P of each sequence become the adapter's y = x W^T + b. Backward: their
+ * gradient is dL/dy. */
 static void image_hook_call(void *user, const HookPoint *point, float *data) {
     const ImageHook *hook = user;
     size_t block = hook->n_image * hook->d_model;
@@ -127,6 +131,7 @@ static void image_hook_call(void *user, const HookPoint *point, float *data) {
     }
 }
 
+/* Insertion before what `next` sees or changes. */
 Hooks image_hooks(ImageHook *hook) {
     return (Hooks){image_hook_call, image_hook_wants, hook};
 }
@@ -436,6 +441,7 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
  *   control  <bos> [chat text, <image> replaced by the answer = llm_text]
  * and at blocks.L.hook_resid_post the layer's own SAE on each group's rows. */
 
+/* <image> -> "Consider the following information: ANSWER " */
 Turn control_turn(Arena *arena, const Turn *turn, const Turn *answer) {
     static const char lead[] = "Consider the following information: ";
     size_t length = sizeof lead + answer->length; /* a space in place of lead's 0 */
@@ -446,6 +452,7 @@ Turn control_turn(Arena *arena, const Turn *turn, const Turn *answer) {
     return turn_replace_image(arena, turn, text, length);
 }
 
+/* vlm_img: rows 1 .. P; vlm_imgtext: from P + 1; llm_text: from 1 of a sequence without image */
 Range group_rows(const Sequence *sequence, Group group, size_t end) {
     size_t after = 1 + sequence->n_image;
     bool control = sequence->n_image == 0;
@@ -490,6 +497,7 @@ void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group gro
 
 /* ---- controls: image rows that no longer belong together, and noise ---- */
 
+/* out[p] = the k-th other image's row p, with k drawn anew for each position p below `others` */
 void permuted_images(Random random, size_t others, size_t k, const float *rows_of_other, float *out,
                      size_t rows, size_t d_model) {
     for (size_t p = 0; p < rows; p++) {
@@ -499,6 +507,7 @@ void permuted_images(Random random, size_t others, size_t k, const float *rows_o
     }
 }
 
+/* sum_i += x[r, i],   squares_i += x[r, i]^2 */
 void moments_add(Moments *moments, const float *x, size_t rows) {
     size_t d = moments->d_model;
     for (size_t r = 0; r < rows; r++) {
@@ -570,6 +579,8 @@ static void loss_group(AnalyzeRun *a, LayerResult *layer, LossSums *sums, const 
     sums->mean += answer_loss(a, s, batch, next, a->edited);
 }
 
+/* The stream runs on block by block, so that each layer's losses begin behind its own block:
+ * L_clean is the loss without any edit. */
 void loss_sequence(AnalyzeRun *a, const Sequence *s, const float *images) {
     LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, s->rows}, .ids = s->ids};
     size_t layers = a->llm->config.n_layers, d = a->llm->config.d_model;

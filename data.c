@@ -50,6 +50,7 @@ static bool is_file_name(const Json *value) {
     return json_is(value, JSON_STRING) && strlen(value->text) == value->length;
 }
 
+/* {"id", "image": name or list of names, "conversations": turns} */
 Conversation conversation_parse(Arena *arena, const Json *element, const char *name) {
     if (!json_is(element, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: an example is not an object", name);
@@ -312,6 +313,8 @@ static bool answer_is_yes(const char *text) {
     }
 }
 
+/* exact: [given is one of the references]; VQA accuracy; and where the first reference is yes or
+ * no, the four counts of accuracy, precision, recall and F1 of yes. */
 bool score_answer(Scores *scores, const char *given, size_t length, const Question *question) {
     if (question->n_answers == 0 || question->answers[0] == NULL) {
         return false;
@@ -447,6 +450,7 @@ Descriptions descriptions_read(Arena *arena, const char *directory, int layer, s
     return out;
 }
 
+/* verdict: true, 1, "1", "yes", "true" are yes */
 Verdict verdict_take(const Json *line) {
     static const char *const words[] = {"1", "yes", "Yes", "YES", "true", "True"};
     const Json *verdict = json_get(line, "verdict");
@@ -668,6 +672,7 @@ static bool is_function_word(const char *word) {
     return in_list(word, list, sizeof list / sizeof *list);
 }
 
+/* match = [stem of a content word of the description = stem of a word of the answer] */
 bool lexical_match(const char *description, const char *answer) {
     char wanted[WORD_MAX + 2], found[WORD_MAX + 2];
     while (next_word(&description, wanted)) {

@@ -204,6 +204,7 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
     return true;
 }
 
+/* The order of the epoch's examples: a seeded permutation, or as the file has them. */
 static void train_order(Trainer *t) {
     Random random = random_start(t->options->seed, RANDOM_SHUFFLE + (t->state.epoch << 32));
     if (t->options->shuffle) {
@@ -265,6 +266,7 @@ static float *part_data(Trainer *t, int part) {
     return part % 2 == 0 ? a->weight : a->bias;
 }
 
+/* Adapter, moments, the numbers of TrainState, the settings' digest and a row a step. */
 static void checkpoint_write(Trainer *t) {
     TensorWriter *w = tensor_writer_open(t->checkpoint);
     size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit}, steps = (size_t)t->state.step;
@@ -472,6 +474,7 @@ static size_t train_step(Trainer *t, Progress *progress) {
     return count;
 }
 
+/* Steps to the schedule's end; an epoch that is over begins anew with another order. */
 static void train_loop(Trainer *t) {
     const TrainOptions *o = t->options;
     TrainState *s = &t->state;
@@ -961,6 +964,7 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
     return kind == HOOK_RESID_POST && !gradient && a->run.of_layer[layer] != NULL;
 }
 
+/* At blocks.L.hook_resid_post: each group's rows through the SAE of the layer. */
 static void analysis_call(void *user, const HookPoint *point, float *data) {
     Analysis *a = user;
     LayerResult *layer = a->run.of_layer[point->layer];
