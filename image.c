@@ -209,65 +209,59 @@ enum {
     MAX_EDGE = 16384
 }; /* of the settings' sizes */
 
-/* `name` is the file's, for messages. */
-static bool read_flag(const Json *value, const char *name) {
-    if (!json_is(value, JSON_TRUE) && !json_is(value, JSON_FALSE)) {
-        fail(STATUS_INPUT, "%s: '%s' must be true or false", name, value->key);
-    }
-    return json_is(value, JSON_TRUE);
+static bool is_set(const Json *settings, const char *key) { /* null: as if absent */
+    const Json *value = json_get(settings, key);
+    return value != NULL && !json_is(value, JSON_NULL);
 }
 
-static double read_number(const Json *value, const char *key, const char *name) {
-    if (!json_is(value, JSON_NUMBER) || !isfinite(json_double(value))) {
-        fail(STATUS_INPUT, "%s: '%s' must be a number", name, key);
-    }
-    return json_double(value);
-}
-
-static size_t read_edge(const Json *value, const char *key, const char *name) {
+static size_t read_edge(const Json *settings, const char *key, const Json *edge) {
     int64_t number = 0;
-    if (!json_int64(value, &number) || number < 1 || number > MAX_EDGE) {
-        fail(STATUS_INPUT, "%s: '%s' must be a whole number from 1 to %d", name, key, MAX_EDGE);
+    if (!json_is(edge, JSON_NUMBER) || !json_int64(edge, &number) || number < 1 ||
+        number > MAX_EDGE) {
+        json_refuse(settings, key, "sizes from 1 to 16384 in a form that CLIP's processor takes");
     }
     return (size_t)number;
 }
 
 /* A number, [height, width], {"height", "width"} or, where allowed, {"shortest_edge"}. A number is
  * the shortest edge if that is allowed, else a square. */
-static void read_size(const Json *value, size_t *shortest, size_t *height, size_t *width,
-                      const char *name) {
-    const char *key = value->key;
+static void read_size(const Json *settings, const char *key, size_t *shortest, size_t *height,
+                      size_t *width) {
+    const Json *value = json_get(settings, key), *edge = json_get(value, "shortest_edge");
     const Json *h = json_get(value, "height"), *w = json_get(value, "width");
-    if (json_is(value, JSON_ARRAY) && value->length == 2) {
-        h = value->child;
-        w = h->next;
-    } else if (json_is(value, JSON_NUMBER)) {
-        h = w = value;
+    bool number = json_is(value, JSON_NUMBER), list = json_is(value, JSON_ARRAY);
+    if (!is_set(settings, key)) {
+        return;
     }
     if (shortest != NULL) {
-        const Json *edge = json_is(value, JSON_NUMBER) ? value : json_get(value, "shortest_edge");
         *shortest = 0;
-        if (json_is(value, JSON_NUMBER) || (edge != NULL && value->length == 1)) {
-            *shortest = read_edge(edge, key, name);
+        if (number || (edge != NULL && value->length == 1)) {
+            *shortest = read_edge(settings, key, number ? value : edge);
             return;
         }
     }
-    if (h == NULL || w == NULL || (json_is(value, JSON_OBJECT) && value->length != 2)) {
-        fail(STATUS_INPUT, "%s: '%s' is not in a form that is supported", name, key);
+    if (number) {
+        h = w = value;
+    } else if (value->length != 2) {
+        h = w = NULL;
+    } else if (list) {
+        h = value->child;
+        w = h->next;
     }
-    *height = read_edge(h, key, name);
-    *width = read_edge(w, key, name);
+    *height = read_edge(settings, key, h);
+    *width = read_edge(settings, key, w);
 }
 
 /* One number or three. */
-static void read_channels(const Json *value, double channel[3], const char *name) {
-    const Json *item = json_is(value, JSON_ARRAY) ? value->child : value;
-    if (json_is(value, JSON_ARRAY) && value->length != 3) {
-        fail(STATUS_INPUT, "%s: '%s' must have 3 numbers", name, value->key);
-    }
-    for (size_t i = 0; i < 3; i++) {
-        channel[i] = read_number(item, value->key, name);
-        item = json_is(value, JSON_ARRAY) ? item->next : item;
+static void read_channels(const Json *settings, const char *key, double channel[3]) {
+    const Json *value = json_get(settings, key);
+    bool list = json_is(value, JSON_ARRAY);
+    const Json *item = list && value->length == 3 ? value->child : value;
+    for (size_t i = 0; is_set(settings, key) && i < 3; i++, item = list ? item->next : item) {
+        if (!json_is(item, JSON_NUMBER) || !isfinite(json_double(item))) {
+            json_refuse(settings, key, "a number or 3");
+        }
+        channel[i] = json_double(item);
     }
 }
 
@@ -278,64 +272,47 @@ static bool one_of(const char *text, const char *const *list) {
     return *list != NULL;
 }
 
-static void read_setting(Preprocess *p, const Json *v, const char *name) {
-    static const char *const harmless[] = {"_valid_processor_keys",
-                                           "auto_map",
-                                           "data_format",
-                                           "device",
-                                           "disable_grouping",
-                                           "do_convert_rgb",
-                                           "input_data_format",
-                                           "name_or_path",
-                                           "processor_class",
-                                           "return_tensors",
-                                           "transformers_version",
-                                           "_name_or_path",
-                                           "num_channels",
-                                           "image_seq_length",
-                                           NULL};
+static void read_settings(Preprocess *p, const Json *s, const char *name) {
+    static const char *const known[] = {
+        /* read */
+        "do_resize", "do_center_crop", "do_rescale", "do_normalize", "size", "crop_size",
+        "rescale_factor", "image_mean", "image_std", "resample", "image_processor_type",
+        "feature_extractor_type",
+        /* harmless */
+        "_valid_processor_keys", "auto_map", "data_format", "device", "disable_grouping",
+        "do_convert_rgb", "input_data_format", "name_or_path", "processor_class", "return_tensors",
+        "transformers_version", "_name_or_path", "num_channels", "image_seq_length", NULL};
+    static const char *const types[] = {"image_processor_type", "feature_extractor_type"};
     static const char *const clip[] = {"CLIPImageProcessor", "CLIPImageProcessorFast",
                                        "CLIPImageProcessorPil", "CLIPFeatureExtractor", NULL};
-    if (json_is(v, JSON_NULL)) { /* as if absent */
-        return;
+    for (const Json *v = s->child; v != NULL; v = v->next) { /* null and false: not taken */
+        if (!one_of(v->key, known) && !json_is(v, JSON_NULL) && !json_is(v, JSON_FALSE)) {
+            fail(STATUS_INPUT, "%s: '%s' is not supported", name, v->key);
+        }
     }
-    if (strcmp(v->key, "do_resize") == 0) {
-        p->do_resize = read_flag(v, name);
-    } else if (strcmp(v->key, "do_center_crop") == 0) {
-        p->do_center_crop = read_flag(v, name);
-    } else if (strcmp(v->key, "do_rescale") == 0) {
-        p->do_rescale = read_flag(v, name);
-    } else if (strcmp(v->key, "do_normalize") == 0) {
-        p->do_normalize = read_flag(v, name);
-    } else if (strcmp(v->key, "size") == 0) {
-        read_size(v, &p->shortest_edge, &p->resize_height, &p->resize_width, name);
-    } else if (strcmp(v->key, "crop_size") == 0) {
-        read_size(v, NULL, &p->crop_height, &p->crop_width, name);
-    } else if (strcmp(v->key, "rescale_factor") == 0) {
-        p->rescale_factor = read_number(v, v->key, name);
-    } else if (strcmp(v->key, "image_mean") == 0) {
-        read_channels(v, p->mean, name);
-    } else if (strcmp(v->key, "image_std") == 0) {
-        read_channels(v, p->std, name);
-        for (size_t i = 0; i < 3; i++) {
-            if ((float)p->std[i] == 0) {
-                fail(STATUS_INPUT, "%s: 'image_std' must not be 0", name);
-            }
+    p->do_resize = json_bool(s, "do_resize", true);
+    p->do_center_crop = json_bool(s, "do_center_crop", true);
+    p->do_rescale = json_bool(s, "do_rescale", true);
+    p->do_normalize = json_bool(s, "do_normalize", true);
+    read_size(s, "size", &p->shortest_edge, &p->resize_height, &p->resize_width);
+    read_size(s, "crop_size", NULL, &p->crop_height, &p->crop_width);
+    if (is_set(s, "rescale_factor")) {
+        p->rescale_factor = json_number(s, "rescale_factor", 0, -1e300, 1e300);
+    }
+    read_channels(s, "image_mean", p->mean);
+    read_channels(s, "image_std", p->std);
+    for (size_t i = 0; i < 3; i++) {
+        if ((float)p->std[i] == 0) {
+            json_refuse(s, "image_std", "no 0");
         }
-    } else if (strcmp(v->key, "resample") == 0) {
-        int64_t filter;
-        if (!json_int64(v, &filter) || filter != 3) {
-            fail(STATUS_INPUT, "%s: 'resample' must be 3 (bicubic), found %s", name,
-                 json_is(v, JSON_NUMBER) ? v->text : "another kind of value");
+    }
+    if (is_set(s, "resample") && json_size(s, "resample", 3, 0, 9) != 3) {
+        json_refuse(s, "resample", "3 (bicubic)");
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (!one_of(json_text(s, types[i], clip[0]), clip)) {
+            json_refuse(s, types[i], "CLIP's");
         }
-    } else if (strcmp(v->key, "image_processor_type") == 0 ||
-               strcmp(v->key, "feature_extractor_type") == 0) {
-        if (!json_is(v, JSON_STRING) || !one_of(v->text, clip)) {
-            fail(STATUS_INPUT, "%s: '%s' %s is not supported, only CLIP's", name, v->key,
-                 json_is(v, JSON_STRING) ? v->text : "of this kind");
-        }
-    } else if (!one_of(v->key, harmless) && !json_is(v, JSON_FALSE)) { /* false: not taken */
-        fail(STATUS_INPUT, "%s: '%s' is not supported", name, v->key);
     }
 }
 
@@ -372,11 +349,8 @@ Preprocess preprocess_open(const char *directory, size_t image_size) {
         p.shortest_edge = p.crop_height = p.crop_width = image_size;
     } else if (!json_is(settings, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: an object was expected", path);
-    }
-    for (const Json *v = settings == NULL ? NULL : settings->child; v != NULL; v = v->next) {
-        if (json_get(settings, v->key) == v) { /* of equal names the last counts */
-            read_setting(&p, v, path);
-        }
+    } else {
+        read_settings(&p, settings, path);
     }
     arena_free(scratch);
     return p;

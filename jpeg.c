@@ -42,9 +42,9 @@ typedef struct Component {
     unsigned char id, quant_index, dc_table, ac_table;
     size_t h, v;                     /* sampling factors */
     size_t blocks_wide, blocks_high; /* that hold samples of the picture */
-    size_t stride, rows;  /* allocated blocks: whole MCUs; rows: one MCU row if single scan */
-    size_t width, height; /* samples of the picture */
-    int16_t *coef;        /* [rows][stride][64] row-major blocks, not dequantised */
+    size_t stride;                   /* allocated blocks in a row: whole MCUs */
+    size_t width, height;            /* samples of the picture */
+    int16_t *coef;        /* [mcu_rows * v][stride][64] row-major blocks, not dequantised */
     unsigned char *plane; /* [blocks_high * 8][blocks_wide * 8] */
     uint16_t quant[64];   /* latched at the component's first scan; 0 before */
     bool quant_latched;
@@ -61,7 +61,7 @@ typedef struct Jpeg {
 
     bool saw_frame, progressive, saw_jfif, saw_adobe;
     unsigned char adobe_transform;
-    size_t width, height, n_components, h_max, v_max, mcu_rows;
+    size_t width, height, n_components, h_max, v_max, mcu_rows, mcu_columns;
     Component component[MAX_COMPONENTS];
     uint16_t quant[4][64];
     bool quant_defined[4];
@@ -71,7 +71,6 @@ typedef struct Jpeg {
     size_t scans, visits, in_scan, restart_interval, restarts_left, next_restart;
     Component *scan[MAX_COMPONENTS];
     int first, last, high, low; /* Ss, Se, Ah, Al */
-    bool single;                /* one scan holds everything: rows are transformed as they come */
 
     /* bits */
     uint64_t bits;
@@ -206,6 +205,8 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         j->h_max = c->h > j->h_max ? c->h : j->h_max;
         j->v_max = c->v > j->v_max ? c->v : j->v_max;
     }
+    j->mcu_rows = (j->height + 8 * j->v_max - 1) / (8 * j->v_max);
+    j->mcu_columns = (j->width + 8 * j->h_max - 1) / (8 * j->h_max);
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
         if (j->h_max % c->h != 0 || j->v_max % c->v != 0) {
@@ -215,10 +216,9 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         c->height = (j->height * c->v + j->v_max - 1) / j->v_max;
         c->blocks_wide = (c->width + 7) / 8;
         c->blocks_high = (c->height + 7) / 8;
-        c->stride = (c->blocks_wide + c->h - 1) / c->h * c->h;
+        c->stride = j->mcu_columns * c->h;
         memset(c->missing, -1, sizeof c->missing);
     }
-    j->mcu_rows = (j->height + 8 * j->v_max - 1) / (8 * j->v_max);
     j->saw_frame = true;
 }
 
@@ -260,30 +260,23 @@ static void read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
     }
 }
 
-/* NULL, or why a marker cannot be followed. */
-static const char *marker_refusal(const Jpeg *j, int marker) {
-    bool frame =
-        marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC;
-    if (marker == 0xD8) {
-        return "a second start of image";
-    }
-    if (frame && j->saw_frame) {
-        return "two frame headers";
-    }
-    if (marker == 0xC3 || marker == 0xCB) {
-        return "lossless files are not supported";
-    }
-    if (marker == 0xC9 || marker == 0xCA || marker == 0xCC) {
-        return "arithmetic coding is not supported";
-    }
-    if ((frame && marker > 0xC3) || marker == 0xDE || marker == 0xDF) {
-        return "hierarchical files are not supported";
-    }
-    if (marker < 0xC0 || marker == 0xC8 || (marker >= 0xF0 && marker != 0xFE)) {
-        return "unknown marker";
-    }
-    return NULL;
-}
+/* Markers that cannot be followed, and why. */
+static const struct Refusal {
+    int first, last;
+    const char *what;
+} refusals[] = {
+    {0x02, 0xBF, "unknown marker"},
+    {0xC3, 0xC3, "lossless files are not supported"},
+    {0xC5, 0xC7, "hierarchical files are not supported"},
+    {0xC8, 0xC8, "unknown marker"},
+    {0xC9, 0xCA, "arithmetic coding is not supported"},
+    {0xCB, 0xCB, "lossless files are not supported"},
+    {0xCC, 0xCC, "arithmetic coding is not supported"},
+    {0xCD, 0xCF, "hierarchical files are not supported"},
+    {0xD8, 0xD8, "a second start of image"},
+    {0xDE, 0xDF, "hierarchical files are not supported"},
+    {0xF0, 0xFD, "unknown marker"},
+};
 
 /* Acts on markers until a scan has been announced; false: the picture is over. At the end of the
  * file: an error, or if `lenient` the end of the picture. */
@@ -297,9 +290,13 @@ static bool read_markers(Jpeg *j, bool lenient) {
         if (marker == 0xD9) {
             return false;
         }
-        const char *refusal = marker_refusal(j, marker);
-        if (refusal != NULL) {
-            fail(STATUS_INPUT, "%s: JPEG: %s (0x%02X)", j->name, refusal, marker);
+        for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+            if (marker >= refusals[i].first && marker <= refusals[i].last) {
+                fail(STATUS_INPUT, "%s: JPEG: %s (0x%02X)", j->name, refusals[i].what, marker);
+            }
+        }
+        if (marker <= 0xC2 && j->saw_frame) {
+            jpeg_fail(j, "two frame headers");
         }
         const unsigned char *s;
         size_t n;
@@ -691,56 +688,36 @@ static BlockDecoder *start_scan(Jpeg *j) {
     return j->progressive ? kinds[dc_band][fresh] : decode_sequential;
 }
 
-/* The MCU at (row, y, x): y counts block rows inside an MCU row when one component is alone. */
-static void decode_mcu(Jpeg *j, BlockDecoder *decode, size_t row, size_t y, size_t x) {
-    size_t base = j->single ? 0 : row;
-    if (j->in_scan == 1) {
-        Component *c = j->scan[0];
-        decode(j, c, c->coef + ((base * c->v + y) * c->stride + x) * 64);
-        return;
-    }
+/* The unit at (y, x): where several components alternate, h x v blocks of each; else one block. */
+static void decode_unit(Jpeg *j, BlockDecoder *decode, size_t y, size_t x) {
     for (size_t i = 0; i < j->in_scan; i++) {
         Component *c = j->scan[i];
-        for (size_t by = 0; by < c->v; by++) {
-            for (size_t bx = 0; bx < c->h; bx++) {
-                decode(j, c, c->coef + ((base * c->v + by) * c->stride + x * c->h + bx) * 64);
+        size_t h = j->in_scan > 1 ? c->h : 1, v = j->in_scan > 1 ? c->v : 1;
+        for (size_t by = y * v; by < (y + 1) * v; by++) {
+            for (size_t bx = x * h; bx < (x + 1) * h; bx++) {
+                decode(j, c, c->coef + (by * c->stride + bx) * 64);
             }
         }
     }
 }
 
-static void transform_row(Jpeg *j, size_t row);
-
 static void decode_scan(Jpeg *j) {
     BlockDecoder *decode = start_scan(j);
-    const Component *alone = j->in_scan == 1 ? j->scan[0] : NULL;
-    size_t columns = alone ? alone->blocks_wide : (j->width + 8 * j->h_max - 1) / (8 * j->h_max);
-    for (size_t row = 0; row < j->mcu_rows; row++) {
-        size_t lines = 1;
-        if (alone) {
-            size_t left = alone->blocks_high - row * alone->v;
-            lines = left < alone->v ? left : alone->v;
-        }
-        for (size_t y = 0; y < lines; y++) {
-            for (size_t x = 0; x < columns; x++) {
-                if (j->restart_interval > 0) {
-                    if (j->restarts_left == 0) {
-                        next_segment(j);
-                    }
-                    j->restarts_left--;
-                }
-                if (!j->starved) {
-                    decode_mcu(j, decode, row, y, x);
-                }
-                if (j->truncated) {
-                    jpeg_truncated(j);
-                }
+    bool alone = j->in_scan == 1;
+    size_t rows = alone ? j->scan[0]->blocks_high : j->mcu_rows;
+    size_t columns = alone ? j->scan[0]->blocks_wide : j->mcu_columns;
+    for (size_t i = 0; i < rows * columns; i++) {
+        if (j->restart_interval > 0) {
+            if (j->restarts_left == 0) {
+                next_segment(j);
             }
+            j->restarts_left--;
         }
-        if (j->single) {
-            transform_row(j, row);
-        } else if (j->starved && j->restart_interval == 0) {
-            break;
+        if (!j->starved) {
+            decode_unit(j, decode, i / columns, i % columns);
+        }
+        if (j->truncated) {
+            jpeg_truncated(j);
         }
     }
 }
@@ -763,21 +740,12 @@ static void refuse_incomplete(Jpeg *j) {
     }
 }
 
-/* Coefficients of one MCU row to samples; with a single scan the row's coefficients are then
- * cleared for the next. */
-static void transform_row(Jpeg *j, size_t row) {
-    for (size_t i = 0; i < j->n_components; i++) {
-        Component *c = &j->component[i];
-        size_t left = c->blocks_high - row * c->v, lines = left < c->v ? left : c->v;
-        for (size_t by = 0; by < lines; by++) {
-            size_t y = row * c->v + by, from = j->single ? by : y, width = c->blocks_wide * 8;
-            for (size_t x = 0; x < c->blocks_wide; x++) {
-                inverse_dct(c->coef + (from * c->stride + x) * 64, c->quant,
-                            c->plane + y * 8 * width + x * 8, width);
-            }
-        }
-        if (j->single) {
-            memset(c->coef, 0, c->rows * c->stride * 64 * sizeof *c->coef);
+static void transform_component(Component *c) {
+    size_t width = c->blocks_wide * 8;
+    for (size_t y = 0; y < c->blocks_high; y++) {
+        for (size_t x = 0; x < c->blocks_wide; x++) {
+            inverse_dct(c->coef + (y * c->stride + x) * 64, c->quant,
+                        c->plane + y * 8 * width + x * 8, width);
         }
     }
 }
@@ -851,24 +819,11 @@ static JpegColour guess_colour(const Jpeg *j) {
     return c[0].id == 'R' && c[1].id == 'G' && c[2].id == 'B' ? COLOUR_RGB : COLOUR_YCC;
 }
 
-/* BT.601 full range: what Cb and Cr add to R, G and B, 16 fractional bits for G. */
-typedef struct ColourTables {
-    int32_t cr_r[256], cb_b[256], cr_g[256], cb_g[256];
-} ColourTables;
-
-static void make_colour_tables(ColourTables *t) {
-    for (int32_t i = 0; i < 256; i++) {
-        int32_t x = i - 128, half = 1 << 15;
-        t->cr_r[i] = (91881 * x + half) >> 16;  /* 1.402 */
-        t->cb_b[i] = (116130 * x + half) >> 16; /* 1.772 */
-        t->cr_g[i] = -46802 * x;                /* 0.71414 */
-        t->cb_g[i] = -22554 * x + half;         /* 0.34414 */
-    }
-}
-
-/* p: the samples of each component in this row -> rgb[3 n]. */
-static void convert_row(JpegColour colour, const ColourTables *t, const unsigned char *const p[4],
-                        size_t n, unsigned char *rgb) {
+/* p: the samples of each component in this row -> rgb[3 n]. YCbCr is BT.601, full range, with 16
+ * fractional bits, R and B rounded by themselves: 1.402, 1.772; 0.71414 and 0.34414 together. */
+static void convert_row(JpegColour colour, const unsigned char *const p[4], size_t n,
+                        unsigned char *rgb) {
+    const int32_t half = 1 << 15;
     for (size_t x = 0; x < n; x++, rgb += 3) {
         if (colour == COLOUR_GRAY) {
             rgb[0] = rgb[1] = rgb[2] = p[0][x];
@@ -877,11 +832,10 @@ static void convert_row(JpegColour colour, const ColourTables *t, const unsigned
             rgb[1] = p[1][x];
             rgb[2] = p[2][x];
         } else {
-            int32_t luma = p[0][x];
-            unsigned cb = p[1][x], cr = p[2][x];
-            rgb[0] = clamp8(luma + t->cr_r[cr]);
-            rgb[1] = clamp8(luma + ((t->cb_g[cb] + t->cr_g[cr]) >> 16));
-            rgb[2] = clamp8(luma + t->cb_b[cb]);
+            int32_t luma = p[0][x], cb = p[1][x] - 128, cr = p[2][x] - 128;
+            rgb[0] = clamp8(luma + ((91881 * cr + half) >> 16));
+            rgb[1] = clamp8(luma + ((half - 22554 * cb - 46802 * cr) >> 16));
+            rgb[2] = clamp8(luma + ((116130 * cb + half) >> 16));
         }
         if (colour >= COLOUR_YCCK) { /* stored as light, not ink; YCC gives C, M, Y as ink */
             int32_t light = p[3][x];
@@ -896,9 +850,7 @@ static void convert_row(JpegColour colour, const ColourTables *t, const unsigned
 
 static Image make_picture(const Jpeg *j, Arena *arena) {
     Image image = image_new(arena, j->width, j->height, "JPEG");
-    ColourTables tables;
     JpegColour colour = guess_colour(j);
-    make_colour_tables(&tables);
     unsigned char *row[MAX_COMPONENTS] = {NULL};
     for (size_t i = 0; i < j->n_components; i++) {
         row[i] = arena_alloc(j->scratch, j->width + 8, 1);
@@ -909,45 +861,36 @@ static Image make_picture(const Jpeg *j, Arena *arena) {
         for (size_t i = 0; i < j->n_components; i++) {
             p[i] = upsample_row(j, &j->component[i], y, sum, row[i]);
         }
-        convert_row(colour, &tables, p, j->width, image.rgb + y * j->width * 3);
+        convert_row(colour, p, j->width, image.rgb + y * j->width * 3);
     }
     return image;
 }
 
-static void allocate_planes(Jpeg *j) {
-    j->single = !j->progressive && j->in_scan == j->n_components;
-    for (size_t i = 0; i < j->n_components; i++) {
-        Component *c = &j->component[i];
-        c->rows = j->single ? c->v : j->mcu_rows * c->v;
-        c->coef = arena_alloc(j->scratch, c->rows * c->stride, 64 * sizeof *c->coef);
-        c->plane = arena_alloc(j->scratch, c->blocks_high * c->blocks_wide, 64);
-    }
-}
-
-static Image decode_file(Jpeg *j, Arena *arena) {
+Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
+    Jpeg jpeg = {.data = data, .size = size, .at = 2, .name = name, .scratch = arena_new()};
+    Jpeg *j = &jpeg;
     bool more = read_markers(j, false);
     if (!more) {
         jpeg_fail(j, "the file holds no picture");
     }
-    allocate_planes(j);
+    bool single = !j->progressive && j->in_scan == j->n_components; /* the scan is the picture */
+    for (size_t i = 0; i < j->n_components; i++) {
+        Component *c = &j->component[i];
+        c->coef = arena_alloc(j->scratch, j->mcu_rows * c->v * c->stride, 64 * sizeof *c->coef);
+        c->plane = arena_alloc(j->scratch, c->blocks_high * c->blocks_wide, 64);
+    }
     while (more) {
         decode_scan(j);
-        more = read_markers(j, j->single);
-        if (j->single && more) {
+        more = read_markers(j, single);
+        if (single && more) {
             jpeg_fail(j, "another scan after the picture is complete");
         }
     }
     refuse_incomplete(j);
-    for (size_t row = 0; !j->single && row < j->mcu_rows; row++) {
-        transform_row(j, row);
+    for (size_t i = 0; i < j->n_components; i++) {
+        transform_component(&j->component[i]);
     }
-    return make_picture(j, arena);
-}
-
-Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
-    Jpeg j = {.data = data, .size = size, .name = name, .scratch = arena_new()};
-    j.at = 2; /* image_decode has seen FF D8 */
-    Image image = decode_file(&j, arena);
-    arena_free(j.scratch);
+    Image image = make_picture(j, arena);
+    arena_free(j->scratch);
     return image;
 }

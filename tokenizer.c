@@ -9,7 +9,7 @@
  *   GPT-NeoX   NFC, then the same; runs of spaces are added tokens
  *   Gemma      every space is U+2581; a part is one word; an unknown character is its bytes, <0xNN>
  *
- * Every byte is thus known to the vocabulary, which is checked, and no text needs an unknown token.
+ * Every byte is thus known to the vocabulary, which is checked: no text needs an unknown token.
  * Easy to get wrong:
  *  - An added token that fails single_word is passed over whole; one with rstrip may eat into the
  *    next match, which counts all the same, and text between is then read again.
@@ -1094,7 +1094,8 @@ static void index_characters(Tokenizer *t) {
             snprintf(token, sizeof token, "<0x%02X>", byte);
         }
         t->byte_ids[byte] = token_find(t, token, length);
-        if (t->byte_ids[byte] == NONE) {
+        /* Gemma's has the tab as a character alone */
+        if (t->byte_ids[byte] == NONE && (byte >= 0x80 || t->direct[byte] == NONE)) {
             fail(STATUS_INPUT,
                  "%s: model: 'vocab': a vocabulary without byte 0x%02X ('%.*s') is "
                  "not supported",

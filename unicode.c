@@ -74,6 +74,23 @@ size_t unicode_nfc_stretch(const char *text, size_t length, size_t from, size_t 
     return start;
 }
 
+/* The row of the character `key`, or with `pair` the one of the two characters into which it
+ * decomposes and which compose to it; 0: there is none. */
+static uint64_t find_row(uint64_t key, bool pair) {
+    size_t low = 0, high = pair ? COUNT(compositions) : COUNT(decompositions);
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        uint64_t row = decompositions[pair ? compositions[middle] : middle];
+        uint64_t found = pair ? row & (((uint64_t)1 << 42) - 1) : row >> 42;
+        if (found == key) {
+            return row;
+        }
+        low = found < key ? middle + 1 : low;
+        high = found < key ? high : middle;
+    }
+    return 0;
+}
+
 /* Full canonical decomposition, appended to `out`. Depth: a decomposition's first character
  * decomposes further, at most four deep. */
 static size_t decompose(uint32_t code, NfcChar *out, size_t count) {
@@ -86,23 +103,14 @@ static size_t decompose(uint32_t code, NfcChar *out, size_t count) {
         }
         return count;
     }
-    size_t low = 0, high = COUNT(decompositions);
-    while (code >= 0xC0 && low < high) {
-        size_t middle = (low + high) / 2;
-        uint64_t row = decompositions[middle];
-        if (row >> 42 == code) {
-            uint32_t second = (uint32_t)(row & 0x1FFFFF);
-            count = decompose((uint32_t)(row >> 21 & 0x1FFFFF), out, count);
-            return second == 0 ? count : decompose(second, out, count);
-        }
-        if (row >> 42 < code) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
+    uint64_t row = code < 0xC0 ? 0 : find_row(code, false);
+    if (row == 0) {
+        out[count++].code = code;
+        return count;
     }
-    out[count++].code = code;
-    return count;
+    uint32_t second = (uint32_t)(row & 0x1FFFFF);
+    count = decompose((uint32_t)(row >> 21 & 0x1FFFFF), out, count);
+    return second == 0 ? count : decompose(second, out, count);
 }
 
 /* The primary composite of two characters, or 0. */
@@ -114,22 +122,7 @@ static uint32_t compose(uint32_t first, uint32_t second) {
         second < T_BASE + T_COUNT) {
         return first + (second - T_BASE);
     }
-    uint64_t key = (uint64_t)first << 21 | second;
-    size_t low = 0, high = COUNT(compositions);
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        uint64_t row = decompositions[compositions[middle]];
-        uint64_t pair = row & (((uint64_t)1 << 42) - 1);
-        if (pair == key) {
-            return (uint32_t)(row >> 42);
-        }
-        if (pair < key) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return 0;
+    return (uint32_t)(find_row((uint64_t)first << 21 | second, true) >> 42);
 }
 
 static int compare_marks(const void *a, const void *b) {

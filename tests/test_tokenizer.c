@@ -211,8 +211,8 @@ Test(tokenizer, gemma_kind_equals_tokenizers_on_10000_strings) {
 
 Test(tokenizer, odd_settings_equal_tokenizers) {
     static const char *const names[] = {/* in the order of make_tokenizer_golden.py */
-                                        "flags_gpt2",   "flags_neox", "flags_gemma",
-                                        "flags_gemma2", "split",      "template"};
+                                        "flags_gpt2", "flags_neox", "flags_gemma", "flags_gemma2",
+                                        "split",      "template",   "tab"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         check_against_golden(names[i], STREAM + 10 + 2 * i, 500);
     }

@@ -227,8 +227,12 @@ def odd_ones(gpt2_json, neox_json, gemma_json):
     yield "flags_gemma2", flagged(gemma_json, turned)
     yield "split", odd(gemma_json, pre_tokenizer={"type": "Split", "pattern": {"String": "\u2581"},
                                                   "behavior": "MergedWithPrevious", "invert": False})
+    names = {"<0x09>": "\t", "\t": "[unused]"}  # Gemma has the tab in the place of its byte
+    tab = odd(gemma_json)
+    tab["model"]["vocab"] = {names.get(k, k): v for k, v in tab["model"]["vocab"].items()}
     yield "template", odd(gpt2_json, post_processor={"type": "Sequence", "processors": [
         gpt2_json["post_processor"], template]})
+    yield "tab", tab
 
 
 def repaired(d):
