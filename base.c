@@ -274,10 +274,6 @@ void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
     arena->deferred = deferred;
 }
 
-size_t arena_used(const Arena *arena) {
-    return arena->used;
-}
-
 void arena_reset(Arena *arena) {
     for (Deferred *d = arena->deferred; d != NULL; d = arena->deferred) {
         arena->deferred = d->next;
@@ -754,10 +750,6 @@ void out_commit(OutFile *out) {
         out->temporary = NULL;
         sync_directory(out);
     }
-    arena_free(out->arena);
-}
-
-void out_abandon(OutFile *out) {
     arena_free(out->arena);
 }
 

@@ -89,7 +89,6 @@ float *arena_floats(Arena *arena, size_t rows, size_t cols);
 char *arena_copy(Arena *arena, const char *text, size_t length); /* with a 0 byte after it */
 char *arena_format(Arena *arena, const char *format, ...) REFSAE_PRINTF(2, 3);
 void arena_defer(Arena *arena, void (*release)(void *what), void *what);
-size_t arena_used(const Arena *arena); /* bytes handed out so far */
 
 /* The memory of a run is one block. layout() only takes pointers: it is called on an arena that
  * counts and gives NULL, then on one whose block has room for that. */
@@ -164,7 +163,7 @@ MemoryStream *memory_open(Arena *arena);
 char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
 
 /* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
- * not committed when a failure passes, or that is abandoned, leaves nothing. */
+ * not committed when a failure passes leaves nothing. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;
@@ -173,7 +172,6 @@ typedef struct OutFile {
 
 OutFile *out_open(const char *path);
 void out_commit(OutFile *out); /* STATUS_RESOURCE when the disk refused something */
-void out_abandon(OutFile *out);
 
 bool path_is_directory(const char *path);
 bool path_exists(const char *path);

@@ -94,7 +94,7 @@ static double product(Bench *bench, const Item *item) {
 }
 
 /* One token through all of the weights; the bytes that had to be read. */
-static double decode(Bench *bench, const Item *item) {
+static double decoding(Bench *bench, const Item *item) {
     const size_t matrix = (size_t)D_MLP * D_MODEL * dtype_size(item->dtype);
     for (size_t at = 0; at + matrix <= bench->weight_bytes; at += matrix) {
         multiply(bench, bench->weights + at, item->dtype, false, 1);
@@ -103,7 +103,7 @@ static double decode(Bench *bench, const Item *item) {
 }
 
 /* scores = q k^T of every head: [TOKENS, HEADS, D_HEAD] twice into [HEADS, TOKENS, TOKENS]. */
-static double attention(Bench *bench, const Item *item) {
+static double attention_scores(Bench *bench, const Item *item) {
     Product p[HEADS];
     (void)item;
     for (size_t h = 0; h < HEADS; h++) {
@@ -152,9 +152,9 @@ static size_t bench_items(Item *items, const Bench *bench) {
                      dtype_name(dtypes[i / 2]), i % 2 != 0 ? "[in, out]" : "[out, in]");
         }
         items[n++] =
-            (Item){"scores of 16 heads, 512x512x256", attention, "GFLOP/s", 'm', 0, 0, 0, 0};
+            (Item){"scores of 16 heads, 512x512x256", attention_scores, "GFLOP/s", 'm', 0, 0, 0, 0};
         for (int i = 0; i < 3; i++) {
-            items[n] = (Item){"", decode, "GB/s", 'r', dtypes[i], 0, 0, 0};
+            items[n] = (Item){"", decoding, "GB/s", 'r', dtypes[i], 0, 0, 0};
             snprintf(items[n++].name, sizeof items->name, "decoding, 1x2304 by 9216x2304, %s",
                      dtype_name(dtypes[i]));
         }

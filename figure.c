@@ -13,7 +13,7 @@
 /* ---- markup ---- */
 
 /* Escaped; of more than `most` characters the rest an ellipsis. */
-static void text_put(FILE *f, const char *text, size_t most) {
+static void svg_text(FILE *f, const char *text, size_t most) {
     size_t length = strlen(text), shown = 0;
     for (size_t i = 0; i < length; shown++) {
         uint32_t code;
@@ -52,7 +52,7 @@ static void markup_list(FILE *f, const char *format, va_list list) {
             putc('%', f);
         } else if (*format == 's') {
             size_t most = strchr(directive, '*') != NULL ? (size_t)va_arg(list, int) : SIZE_MAX;
-            text_put(f, va_arg(list, const char *), most);
+            svg_text(f, va_arg(list, const char *), most);
         } else if (strchr("efg", *format) != NULL) {
             fprintf(f, directive, va_arg(list, double));
         } else if (strchr(directive, 'z') != NULL) {
@@ -155,11 +155,11 @@ static bool drawable(double value, bool logarithmic) {
     return fabs(value) < 1e100 && (!logarithmic || value > 1e-100);
 }
 
-typedef struct Range {
+typedef struct Interval {
     double low, high; /* low > high: nothing */
-} Range;
+} Interval;
 
-static void include(Range *range, double value) {
+static void include(Interval *range, double value) {
     range->low = value < range->low ? value : range->low;
     range->high = value > range->high ? value : range->high;
 }
@@ -184,10 +184,10 @@ static double nice_step(double range, int ticks) {
 }
 
 /* snap: the axis begins and ends at ticks. */
-static Axis axis_make(Range range, bool logarithmic, bool snap, int ticks) {
+static Axis axis_make(Interval range, bool logarithmic, bool snap, int ticks) {
     Axis axis = {.logarithmic = logarithmic};
     if (range.low > range.high) {
-        range = logarithmic ? (Range){1, 10} : (Range){0, 1};
+        range = logarithmic ? (Interval){1, 10} : (Interval){0, 1};
     }
     if (logarithmic) {
         double low = log10_portable(range.low), high = log10_portable(range.high);
@@ -467,7 +467,7 @@ static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis
 }
 
 char *svg_lines(Arena *arena, const LineChart *chart) {
-    Range xs = {INFINITY, -INFINITY}, ys = xs;
+    Interval xs = {INFINITY, -INFINITY}, ys = xs;
     for (size_t k = 0; k < chart->series_count; k++) {
         const Series *s = &chart->series[k];
         for (size_t i = 0; i < s->count; i++) {
@@ -538,7 +538,7 @@ static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, 
 }
 
 char *svg_bars(Arena *arena, const BarChart *chart) {
-    Range range = {0, 0};
+    Interval range = {0, 0};
     double label_width = 0, groups = (double)chart->group_count,
            series = (double)chart->series_count;
     bool empty = true;

@@ -3,8 +3,8 @@
  *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
  *   canonical walk -> literal, or length and distance -> copy from the output itself
  *
- * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but for a
- * single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
+ * What counts as inflate_fail is what zlib refuses: over-subscribed codes, incomplete codes (but
+ * for a single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
  * start. */
 #include "inflate.h"
 
@@ -34,8 +34,8 @@ typedef struct Code {
     uint16_t symbol[LITERALS];     /* in canonical order */
 } Code;
 
-REFSAE_NORETURN static void broken(const Inflate *z, const char *what) {
-    fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
+REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
+    fail(STATUS_INPUT, "%s: inflate_fail deflate data: %s", z->name, what);
 }
 
 REFSAE_NORETURN static void too_much(const Inflate *z) {
@@ -58,7 +58,7 @@ static inline void refill(Inflate *z) {
     }
 }
 
-static inline unsigned take(Inflate *z, int n) {
+static inline unsigned bits_take(Inflate *z, int n) {
     unsigned value = (unsigned)(z->hold & (((uint64_t)1 << n) - 1));
     z->hold >>= n;
     z->count -= n;
@@ -81,12 +81,12 @@ static void code_build(Inflate *z, Code *code, const unsigned char *length, int 
     for (int l = 1; l <= CODE_BITS; l++) {
         left = 2 * left - code->count[l];
         if (left < 0) {
-            broken(z, "an impossible set of codes");
+            inflate_fail(z, "an impossible set of codes");
         }
         offset[l + 1] = (uint16_t)(offset[l] + code->count[l]);
     }
     if (left > 0 && longest != 0 && (lengths_code || longest != 1)) {
-        broken(z, "an impossible set of codes");
+        inflate_fail(z, "an impossible set of codes");
     }
     for (int s = 0; s < n; s++) {
         if (length[s] != 0) {
@@ -111,14 +111,14 @@ static void code_build(Inflate *z, Code *code, const unsigned char *length, int 
 static inline int decode(Inflate *z, const Code *code) {
     unsigned entry = code->fast[z->hold & ((1U << FAST_BITS) - 1)];
     if (entry != 0) {
-        take(z, (int)(entry & 15));
+        bits_take(z, (int)(entry & 15));
         return (int)(entry >> 4);
     }
     int value = 0, first = 0, index = 0;
     for (int l = 1; l <= CODE_BITS; l++) {
         value |= (int)(z->hold >> (l - 1) & 1);
         if (value - code->count[l] < first) {
-            take(z, l);
+            bits_take(z, l);
             return code->symbol[index + value - first];
         }
         index += code->count[l];
@@ -144,14 +144,14 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
                                             11, 4,  12, 3, 13, 2, 14, 1, 15};
     unsigned char length[LITERALS + DISTANCES] = {0};
     refill(z);
-    int literals = (int)take(z, 5) + 257, distances = (int)take(z, 5) + 1;
-    int lengths = (int)take(z, 4) + 4;
+    int literals = (int)bits_take(z, 5) + 257, distances = (int)bits_take(z, 5) + 1;
+    int lengths = (int)bits_take(z, 4) + 4;
     if (literals > 286 || distances > 30) {
-        broken(z, "too many symbols");
+        inflate_fail(z, "too many symbols");
     }
     for (int i = 0; i < lengths; i++) {
         refill(z);
-        length[order[i]] = (unsigned char)take(z, 3);
+        length[order[i]] = (unsigned char)bits_take(z, 3);
     }
     code_build(z, literal, length, 19, true);
     memset(length, 0, sizeof length);
@@ -159,39 +159,39 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
         refill(z);
         int symbol = decode(z, literal);
         if (symbol < 0 || z->count < 0) {
-            broken(z, "an invalid code length");
+            inflate_fail(z, "an invalid code length");
         }
         repeat = symbol < 16    ? 1
-                 : symbol == 16 ? 3 + (int)take(z, 2)
-                 : symbol == 17 ? 3 + (int)take(z, 3)
-                                : 11 + (int)take(z, 7);
+                 : symbol == 16 ? 3 + (int)bits_take(z, 2)
+                 : symbol == 17 ? 3 + (int)bits_take(z, 3)
+                                : 11 + (int)bits_take(z, 7);
         if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
-            broken(z, "an invalid repeat of code lengths");
+            inflate_fail(z, "an invalid repeat of code lengths");
         }
         memset(length + i, symbol < 16 ? symbol : symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
     }
     if (length[256] == 0) {
-        broken(z, "a block that cannot end");
+        inflate_fail(z, "a block that cannot end");
     }
     code_build(z, literal, length, literals, false);
     code_build(z, distance, length + literals, distances, false);
 }
 
 static void copy_stored(Inflate *z) {
-    take(z, z->count & 7);
+    bits_take(z, z->count & 7);
     z->at -= z->count / 8;
     z->hold = 0;
     z->count = 0;
     if (z->end - z->at < 4) {
-        broken(z, "an early end");
+        inflate_fail(z, "an early end");
     }
     unsigned size = (unsigned)z->at[0] | (unsigned)z->at[1] << 8;
     if ((size ^ 0xFFFF) != ((unsigned)z->at[2] | (unsigned)z->at[3] << 8)) {
-        broken(z, "a stored block with a wrong length");
+        inflate_fail(z, "a stored block with a wrong length");
     }
     z->at += 4;
     if ((size_t)(z->end - z->at) < size) {
-        broken(z, "an early end");
+        inflate_fail(z, "an early end");
     }
     if (size > z->capacity - z->used) {
         too_much(z);
@@ -218,7 +218,7 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
         refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
         int symbol = decode(z, literal);
         if (symbol < 0 || z->count < 0) {
-            broken(z, symbol < 0 ? "an invalid code" : "an early end");
+            inflate_fail(z, symbol < 0 ? "an invalid code" : "an early end");
         }
         if (symbol == 256) {
             break;
@@ -232,16 +232,16 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
         }
         symbol -= 257;
         if (symbol >= 29) {
-            broken(z, "an invalid length");
+            inflate_fail(z, "an invalid length");
         }
-        size_t length = length_base[symbol] + take(z, length_extra[symbol]);
+        size_t length = length_base[symbol] + bits_take(z, length_extra[symbol]);
         int far = decode(z, distance);
         if (far < 0 || far >= 30) {
-            broken(z, "an invalid distance");
+            inflate_fail(z, "an invalid distance");
         }
-        size_t back = distance_base[far] + take(z, far < 2 ? 0 : far / 2 - 1);
+        size_t back = distance_base[far] + bits_take(z, far < 2 ? 0 : far / 2 - 1);
         if (z->count < 0 || back > used) {
-            broken(z, z->count < 0 ? "an early end" : "a distance before the start");
+            inflate_fail(z, z->count < 0 ? "an early end" : "a distance before the start");
         }
         if (length > capacity - used) {
             too_much(z);
@@ -268,10 +268,10 @@ size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in,
     Code literal, distance;
     for (bool last = false; !last;) {
         refill(&z);
-        last = take(&z, 1) != 0;
-        unsigned type = take(&z, 2);
+        last = bits_take(&z, 1) != 0;
+        unsigned type = bits_take(&z, 2);
         if (z.count < 0 || type == 3) {
-            broken(&z, z.count < 0 ? "an early end" : "an invalid block type");
+            inflate_fail(&z, z.count < 0 ? "an early end" : "an invalid block type");
         }
         if (type == 0) {
             copy_stored(&z);
@@ -315,12 +315,12 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
     size_t length = inflate_raw(out, capacity, in + 2, size - 2, &body, name);
     const unsigned char *sum = in + 2 + body;
     if (size - 2 - body < 4) {
-        fail(STATUS_INPUT, "%s: broken zlib stream: an early end", name);
+        fail(STATUS_INPUT, "%s: inflate_fail zlib stream: an early end", name);
     }
     uint32_t stated =
         (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
     if (stated != adler32_of(out, length)) {
-        fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
+        fail(STATUS_INPUT, "%s: inflate_fail zlib stream: its checksum differs", name);
     }
     if (used != NULL) {
         *used = body + 6;

@@ -473,30 +473,30 @@ const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line
 
 /* Finds where elements begin. Inside an element only strings and brackets matter; the rest is
  * checked when the element is read. */
-typedef struct Scan {
+typedef struct ArrayScan {
     JsonArrayFile *file;
     uint64_t at; /* place of c in the file */
     int c;       /* the byte that is next, or EOF */
-} Scan;
+} ArrayScan;
 
-static void scan_next(Scan *s) {
+static void scan_next(ArrayScan *s) {
     s->at += s->c != EOF;
     s->c = getc_unlocked(s->file->stream);
 }
 
-static void scan_space(Scan *s) {
+static void scan_space(ArrayScan *s) {
     while (s->c == ' ' || s->c == '\n' || s->c == '\r' || s->c == '\t') {
         scan_next(s);
     }
 }
 
-REFSAE_NORETURN static void scan_fail(const Scan *s, const char *what) {
+REFSAE_NORETURN static void scan_fail(const ArrayScan *s, const char *what) {
     fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", s->file->name,
          (unsigned long long)s->at, s->file->count, s->c == EOF ? "the file ends too early" : what);
 }
 
 /* To the byte after an element. */
-static void scan_element(Scan *s) {
+static void scan_element(ArrayScan *s) {
     char open[JSON_DEPTH]; /* the closing bracket that each level waits for */
     int depth = 0;
     bool closed = false;
@@ -535,7 +535,7 @@ static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
 }
 
 static void array_scan(JsonArrayFile *file) {
-    Scan s = {.file = file, .c = getc_unlocked(file->stream)};
+    ArrayScan s = {.file = file, .c = getc_unlocked(file->stream)};
     size_t room = 0;
     uint64_t end = 0;
     for (const char *mark = BYTE_ORDER_MARK; *mark != 0 && s.c == (unsigned char)*mark; mark++) {

@@ -462,14 +462,14 @@ void compute_parallel(const Compute *compute, size_t count,
     run_pieces(compute, true, count, body, user);
 }
 
-typedef struct Range {
+typedef struct RangeRun {
     const Task *task;
     void (*run)(const Task *task, size_t first, size_t last);
     size_t count, grain;
-} Range;
+} RangeRun;
 
 static void range_body(void *user, size_t i, int thread) {
-    const Range *range = user;
+    const RangeRun *range = user;
     const size_t first = i * range->grain, left = range->count - first;
     (void)thread;
     range->run(range->task, first, first + (left < range->grain ? left : range->grain));
@@ -487,7 +487,7 @@ static void run(const Compute *compute, Operation operation, const Task *task, s
             grain = 1;
         }
     }
-    Range range = {task, compute->set->run[operation], count, grain};
+    RangeRun range = {task, compute->set->run[operation], count, grain};
     run_pieces(compute, elements >= WORTH_ELEMENTS, (count + grain - 1) / grain, range_body,
                &range);
 }

@@ -20,7 +20,7 @@ static void rotation(double app, double apq, double aqq, double *c, double *s) {
     *s = t * *c;
 }
 
-static void rotate(double *x, double *y, size_t n, size_t stride, double c, double s) {
+static void jacobi_rotate(double *x, double *y, size_t n, size_t stride, double c, double s) {
     for (size_t i = 0; i < n; i++) {
         double a = x[i * stride], b = y[i * stride];
         x[i * stride] = c * a - s * b;
@@ -72,9 +72,9 @@ void symmetric_eigen(double *a, double *values, double *vectors, size_t n) {
                 }
                 changed = true;
                 rotation(a[p * n + p], apq, a[q * n + q], &c, &s);
-                rotate(a + p, a + q, n, n, c, s);         /* columns */
-                rotate(a + p * n, a + q * n, n, 1, c, s); /* rows */
-                rotate(vectors + p, vectors + q, n, n, c, s);
+                jacobi_rotate(a + p, a + q, n, n, c, s);         /* columns */
+                jacobi_rotate(a + p * n, a + q * n, n, 1, c, s); /* rows */
+                jacobi_rotate(vectors + p, vectors + q, n, n, c, s);
             }
         }
         if (!changed) {
@@ -128,8 +128,8 @@ void thin_svd(double *a, double *s, double *v, size_t rows, size_t n) {
                 }
                 changed = true;
                 rotation(app, apq, aqq, &c, &sine);
-                rotate(x, y, rows, 1, c, sine);
-                rotate(v + p * n, v + q * n, n, 1, c, sine);
+                jacobi_rotate(x, y, rows, 1, c, sine);
+                jacobi_rotate(v + p * n, v + q * n, n, 1, c, sine);
             }
         }
         if (!changed) {

@@ -88,16 +88,16 @@ typedef enum ValueKind {
     VALUE_TENSOR   /* items: the arguments of its function */
 } ValueKind;
 
-typedef struct Text {
+typedef struct PickleText {
     const char *text; /* in the pickle, without a 0 after it */
     size_t length;
-} Text;
+} PickleText;
 
 typedef struct Value {
     ValueKind kind;
     union {
         int64_t integer;
-        Text string;
+        PickleText string;
         struct {
             struct Value **items;
             size_t count, room;
@@ -116,11 +116,11 @@ typedef struct Pickle {
     Value *slab;
 } Pickle;
 
-REFSAE_NORETURN static void broken(const Pickle *p, const char *what) {
+REFSAE_NORETURN static void pickle_fail(const Pickle *p, const char *what) {
     fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
 }
 
-static bool text_is(Text text, const char *word) {
+static bool text_is(PickleText text, const char *word) {
     return strlen(word) == text.length && memcmp(text.text, word, text.length) == 0;
 }
 
@@ -135,7 +135,7 @@ static void push_new(Pickle *p, Value value) {
         SLAB = 256
     };
     if (p->values++ == VALUES_MOST) {
-        broken(p, "more than 2^21 objects");
+        pickle_fail(p, "more than 2^21 objects");
     }
     if (p->slab_left == 0) {
         p->slab = arena_alloc(p->scratch, SLAB, sizeof *p->slab);
@@ -157,19 +157,20 @@ static Value **take_items(Pickle *p, size_t *count) {
         height--;
     }
     if (*count == MARKED ? height == 0 : taken < *count) {
-        broken(p, *count == MARKED ? "an opcode finds no mark" : "an opcode finds the stack empty");
+        pickle_fail(p, *count == MARKED ? "an opcode finds no mark"
+                                        : "an opcode finds the stack empty");
     }
     p->stack_count = height - (*count == MARKED);
     *count = taken;
     return p->stack + height;
 }
 
-static Value **take(Pickle *p, size_t count) {
+static Value **operand_take(Pickle *p, size_t count) {
     return take_items(p, &count);
 }
 
 static Value *top(Pickle *p) {
-    Value *value = *take(p, 1);
+    Value *value = *operand_take(p, 1);
     p->stack_count++;
     return value;
 }
@@ -178,7 +179,7 @@ static Value *top(Pickle *p) {
 
 static const unsigned char *operand(Pickle *p, uint64_t count, const char *what) {
     if (count > (uint64_t)(p->end - p->at)) {
-        broken(p, what);
+        pickle_fail(p, what);
     }
     p->at += count;
     return p->at - count;
@@ -190,11 +191,11 @@ static uint64_t operand_number(Pickle *p, size_t width) {
 }
 
 /* Up to a newline, without it. */
-static Text operand_line(Pickle *p) {
-    Text line = {.text = (const char *)p->at};
+static PickleText operand_line(Pickle *p) {
+    PickleText line = {.text = (const char *)p->at};
     const unsigned char *newline = memchr(p->at, '\n', (size_t)(p->end - p->at));
     if (newline == NULL) {
-        broken(p, "ends within an opcode");
+        pickle_fail(p, "ends within an opcode");
     }
     line.length = (size_t)(newline - p->at);
     p->at = newline + 1;
@@ -205,7 +206,7 @@ static Text operand_line(Pickle *p) {
 
 static void protocol(Pickle *p, size_t width) {
     if (operand_number(p, width) > 5) {
-        broken(p, "a protocol after 5");
+        pickle_fail(p, "a protocol after 5");
     }
 }
 
@@ -278,7 +279,7 @@ static void push_tuple(Pickle *p, size_t count) {
 static void fill(Pickle *p, ValueKind kind, size_t count) {
     Value **items = take_items(p, &count), *into = top(p);
     if (into->kind != kind || (kind == VALUE_DICT && count % 2 != 0)) {
-        broken(p, "items are put into what is no list or dict");
+        pickle_fail(p, "items are put into what is no list or dict");
     }
     into->as.list.items = arena_grow(p->scratch, into->as.list.items, &into->as.list.room,
                                      into->as.list.count + count, sizeof *items);
@@ -287,7 +288,7 @@ static void fill(Pickle *p, ValueKind kind, size_t count) {
     }
 }
 
-static void append(Pickle *p, size_t count) {
+static void list_append(Pickle *p, size_t count) {
     fill(p, VALUE_LIST, count);
 }
 
@@ -295,7 +296,7 @@ static void set_items(Pickle *p, size_t count) {
     fill(p, VALUE_DICT, count);
 }
 
-static void push_global(Pickle *p, Text module, Text name) {
+static void push_global(Pickle *p, PickleText module, PickleText name) {
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
         if (text_is(module, globals[i].module) && text_is(name, globals[i].name)) {
             push_new(p, (Value){.kind = VALUE_GLOBAL, .as.global = &globals[i]});
@@ -311,14 +312,14 @@ static void push_global(Pickle *p, Text module, Text name) {
 
 static void global(Pickle *p, size_t unused) {
     (void)unused;
-    Text module = operand_line(p), name = operand_line(p);
+    PickleText module = operand_line(p), name = operand_line(p);
     push_global(p, module, name);
 }
 
 static void stack_global(Pickle *p, size_t two) {
-    Value **pair = take(p, two);
+    Value **pair = operand_take(p, two);
     if (pair[0]->kind != VALUE_STRING || pair[1]->kind != VALUE_STRING) {
-        broken(p, "a global whose name is no string");
+        pickle_fail(p, "a global whose name is no string");
     }
     push_global(p, pair[0]->as.string, pair[1]->as.string);
 }
@@ -341,18 +342,18 @@ static void push_tensor(Pickle *p, bool v3, const Value *args) {
         items[TENSOR_STRIDE]->kind != VALUE_TUPLE ||
         (v3 && (items[TENSOR_DTYPE]->kind != VALUE_GLOBAL ||
                 items[TENSOR_DTYPE]->as.global->kind != GLOBAL_DTYPE))) {
-        broken(p, "a tensor whose parts are not those of a tensor");
+        pickle_fail(p, "a tensor whose parts are not those of a tensor");
     }
     if (count > known && (items[known]->kind != VALUE_DICT || items[known]->as.list.count != 0)) {
-        broken(p, "a tensor that is to be negated or conjugated");
+        pickle_fail(p, "a tensor that is to be negated or conjugated");
     }
     push_new(p, (Value){.kind = VALUE_TENSOR, .as.list = args->as.list});
 }
 
 static void reduce(Pickle *p, size_t two) {
-    Value **pair = take(p, two), *args = pair[1];
+    Value **pair = operand_take(p, two), *args = pair[1];
     if (pair[0]->kind != VALUE_GLOBAL || args->kind != VALUE_TUPLE) {
-        broken(p, "a call of what is no function");
+        pickle_fail(p, "a call of what is no function");
     }
     const Global *function = pair[0]->as.global;
     size_t count = args->as.list.count;
@@ -380,7 +381,7 @@ enum {
 };
 
 static void persistent(Pickle *p, size_t one) {
-    Value *id = *take(p, one), **items = id->as.list.items;
+    Value *id = *operand_take(p, one), **items = id->as.list.items;
     if (id->kind != VALUE_TUPLE || id->as.list.count != STORAGE_PARTS ||
         items[STORAGE_WORD]->kind != VALUE_STRING ||
         !text_is(items[STORAGE_WORD]->as.string, "storage") ||
@@ -388,23 +389,23 @@ static void persistent(Pickle *p, size_t one) {
         items[STORAGE_CLASS]->as.global->kind != GLOBAL_STORAGE ||
         items[STORAGE_KEY]->kind != VALUE_STRING || items[STORAGE_COUNT]->kind != VALUE_INTEGER ||
         items[STORAGE_COUNT]->as.integer < 0) {
-        broken(p, "a persistent id that is no storage");
+        pickle_fail(p, "a persistent id that is no storage");
     }
     push_new(p, (Value){.kind = VALUE_STORAGE, .as.list = id->as.list});
 }
 
 /* An OrderedDict's attributes (a state dict has _metadata): not needed. */
 static void build(Pickle *p, size_t one) {
-    take(p, one);
+    operand_take(p, one);
     if (top(p)->kind != VALUE_DICT) {
-        broken(p, "attributes of what is no OrderedDict");
+        pickle_fail(p, "attributes of what is no OrderedDict");
     }
 }
 
 static void memo_set(Pickle *p, uint64_t index) {
     Value *value = top(p);
     if (index >= MEMO_MOST) {
-        broken(p, "a memo of more than 2^22 objects");
+        pickle_fail(p, "a memo of more than 2^22 objects");
     }
     p->memo = arena_grow(p->scratch, p->memo, &p->memo_room, (size_t)index + 1, sizeof *p->memo);
     p->memo_count += p->memo[index] == NULL;
@@ -423,7 +424,7 @@ static void memoize(Pickle *p, size_t unused) {
 static void memo_get(Pickle *p, size_t width) {
     uint64_t index = operand_number(p, width);
     if (index >= p->memo_room || p->memo[index] == NULL) {
-        broken(p, "an object is taken from the memo before it is there");
+        pickle_fail(p, "an object is taken from the memo before it is there");
     }
     push(p, p->memo[index]);
 }
@@ -456,8 +457,8 @@ static const struct {
     [0x87] = {push_tuple, 3},           /* TUPLE3 */
     ['t'] = {push_tuple, MARKED},       /* TUPLE */
     [']'] = {push_empty, VALUE_LIST},   /* EMPTY_LIST */
-    ['a'] = {append, 1},                /* APPEND */
-    ['e'] = {append, MARKED},           /* APPENDS */
+    ['a'] = {list_append, 1},           /* APPEND */
+    ['e'] = {list_append, MARKED},      /* APPENDS */
     ['}'] = {push_empty, VALUE_DICT},   /* EMPTY_DICT */
     ['s'] = {set_items, 2},             /* SETITEM */
     ['u'] = {set_items, MARKED},        /* SETITEMS */
@@ -477,10 +478,10 @@ static Value *pickle_run(Pickle *p) {
     for (size_t steps = 0; p->at < p->end; steps++) {
         unsigned char code = *p->at++;
         if (steps == OPCODES_MOST) {
-            broken(p, "more than 2^24 opcodes");
+            pickle_fail(p, "more than 2^24 opcodes");
         }
         if (code == '.') { /* STOP */
-            return *take(p, 1);
+            return *operand_take(p, 1);
         }
         if (opcodes[code].run == NULL) {
             fail(STATUS_INPUT,
@@ -490,7 +491,7 @@ static Value *pickle_run(Pickle *p) {
         }
         opcodes[code].run(p, opcodes[code].argument);
     }
-    broken(p, "ends before its STOP");
+    pickle_fail(p, "ends before its STOP");
 }
 
 /* ---- from values to tensors ---- */
@@ -501,16 +502,16 @@ typedef struct Walk {
     const char *path, *folder; /* of the members */
     Arena *scratch;
     const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
-    uint64_t budget;                /* bytes that copies may still take */
+    uint64_t budget;                /* bytes that copies may still operand_take */
     size_t steps;
     char name[NAME_MOST + 1];
 } Walk;
 
-/* Copies (strides, deflated storages) together may take 16 times the file and 64 MiB: a state dict
- * stays far below, a few numbers expanded to a terabyte do not. */
+/* Copies (strides, deflated storages) together may operand_take 16 times the file and 64 MiB: a
+ * state dict stays far below, a few numbers expanded to a terabyte do not. */
 static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
     if (bytes > w->budget) {
-        tensor_fail(tensor, "unpacking it would take %llu bytes, far more than the file",
+        tensor_fail(tensor, "unpacking it would operand_take %llu bytes, far more than the file",
                     (unsigned long long)bytes);
     }
     w->budget -= bytes;
@@ -519,7 +520,7 @@ static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
 /* The bytes of the storage, which holds as many elements of `unit` bytes as it says. */
 static const unsigned char *storage_bytes(Walk *w, const Tensor *tensor, Value *const *storage,
                                           size_t unit) {
-    Text key = storage[STORAGE_KEY]->as.string;
+    PickleText key = storage[STORAGE_KEY]->as.string;
     uint64_t count = (uint64_t)storage[STORAGE_COUNT]->as.integer;
     char *name = arena_format(w->scratch, "%s/data/%.*s", w->folder,
                               key.length <= 100 ? (int)key.length : 0, key.text);
@@ -619,7 +620,7 @@ static void add_tensor(Walk *w, const Value *rebuild) {
 /* Appends ".key", or of a list ".index", to the name[length]; returns its new length. */
 static size_t name_extend(Walk *w, size_t length, const Value *key, size_t index) {
     char digits[24];
-    Text text = {.text = digits};
+    PickleText text = {.text = digits};
     if (key != NULL && key->kind == VALUE_STRING) {
         text = key->as.string;
     } else if (key == NULL || key->kind == VALUE_INTEGER) {

@@ -61,14 +61,27 @@ for file in llm.c vit.c sae.c adapter.c sage.c; do
     [ "$(wc -l <$file)" -le 1650 ] || complain "$file is longer than 1,650 lines"
 done
 
-# What a header declares is called by another file than the one that defines it.
+# One word for one thing: no type and no function within a file has a name that another file uses for
+# its own (the two files of kernels, where each form of an operation has its name, apart).
+for file in ./*.c ./*.h; do
+    {
+        sed -n 's/^} \([A-Z][A-Za-z0-9]*\);$/type \1/p' "$file"
+        sed -n 's/^\(REFSAE_NORETURN \)*static [a-zA-Z_].*[ *]\([a-z][a-z_0-9]*\)(.*/function \2/p' "$file"
+    } | sort -u | grep -v "^$" | sed "s|$| $file|"
+done | grep -v kernels_simd | sort | awk '
+    $1 " " $2 == last { print "house: " $1 " " $2 " in " file " and " $3 }
+    { last = $1 " " $2; file = $3 }' >build/names.txt
+cat build/names.txt
+[ ! -s build/names.txt ] || bad=1
+
+# What a header declares is called: by another file, the tests among them, or by a macro beside it.
 for header in *.h; do
     room=${header%.h}
-    awk '/^[a-zA-Z].*[ *][a-z][a-z0-9_]*\(/ && !/^(typedef|static|#|extern)/ {
+    awk '/^[a-zA-Z].*[ *][a-z][a-z0-9_]*\(/ && !/^(typedef|static|INLINE|#|extern)/ {
         sub(/\(.*/, ""); sub(/.*[ *]/, ""); print }' "$header" |
         while read -r name; do
-            grep -lw "$name" ./*.c ./*.h | grep -v "^./$room\.[ch]\$" | grep -q . ||
-                echo "house: $header: nothing outside $room calls $name"
+            grep -lw "$name" ./*.c ./*.h tests/*.c | grep -v "^./$room\.[ch]\$" | grep -q . ||
+                [ "$(grep -cw "$name" "$header")" -gt 1 ] || echo "house: $header: nothing calls $name"
         done
 done >build/house.txt
 cat build/house.txt

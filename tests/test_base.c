@@ -202,7 +202,6 @@ Test(base, a_planned_arena_fits_exactly) {
     cr_assert_eq(bytes, 64 + 64 + 4032 + 64, "%zu", bytes);
     cr_assert_null(places[0]);
     Arena *arena = arena_plan(lay_out, places);
-    cr_assert_eq(arena_used(arena), bytes);
     for (int i = 0; i < 4; i++) {
         cr_assert_eq((uintptr_t)places[i] % 64, 0);
     }
@@ -238,7 +237,6 @@ Test(base, an_arena_gives_zeroed_memory_of_any_size) {
             cr_assert_str_eq(arena_copy(arena, "text and more", 4), "text");
         }
         arena_reset(arena);
-        cr_assert_eq(arena_used(arena), 0);
     }
     cr_assert_str_eq(arena_format(arena, "%s/%d", "x", 5), "x/5");
     arena_free(arena);
@@ -518,7 +516,7 @@ Test(base, output_appears_whole_or_not_at_all) {
     fputs("other", other->stream);
     assert_file_is(path, "before");
     cr_assert_eq(names_in(parent), 3);
-    out_abandon(other);
+    arena_free(other->arena); /* as a failure that passes would */
     out_commit(out);
     assert_file_is(path, "after");
     cr_assert_eq(names_in(parent), 1, "no temporary is left");
