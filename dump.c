@@ -4,53 +4,25 @@
 #include "model_load.h"
 
 #include "checkpoint.h"
+#include "json.h"
+#include "zip.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
 /* ---- collecting ---- */
 
-typedef struct Kept {
-    char *name;
-    void *data;
-    Dtype dtype;
-    int rank;
-    size_t shape[3];
-    struct Kept *next;
-} Kept;
-
 typedef struct Collector {
-    char **globs;
-    size_t n_globs;
-    bool vision;
     Arena *arena;
-    Kept *first, *last;
+    const char *hooks, *pattern; /* as given; as one glob */
+    bool vision;
+    Tensor *kept;
+    size_t count, capacity;
 } Collector;
 
-static Collector collector_open(Arena *arena, const char *hooks) {
-    Collector c = {.arena = arena};
-    int depth = 0;
-    size_t from = 0, length = strlen(hooks);
-    c.globs = arena_alloc(arena, length + 1, sizeof *c.globs);
-    for (size_t i = 0; i <= length; i++) {
-        depth += hooks[i] == '{' ? 1 : hooks[i] == '}' ? -1 : 0;
-        if (i == length || (hooks[i] == ',' && depth <= 0)) {
-            if (i > from) {
-                c.globs[c.n_globs++] = arena_copy(arena, hooks + from, i - from);
-            }
-            from = i + 1;
-        }
-    }
-    return c;
-}
-
 static bool collector_matches(const Collector *c, const char *name) {
-    for (size_t i = 0; i < c->n_globs; i++) {
-        if (glob_match(c->globs[i], name)) {
-            return true;
-        }
-    }
-    return false;
+    return glob_match(c->pattern, name);
 }
 
 static bool collector_wants(void *user, HookKind kind, int layer, bool gradient) {
@@ -66,25 +38,20 @@ static bool collector_wants(void *user, HookKind kind, int layer, bool gradient)
 
 static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
                            const size_t *shape, const void *data) {
-    size_t count = 1;
-    Kept *kept = arena_alloc(c->arena, 1, sizeof *kept);
+    Tensor t = {.dtype = dtype, .rank = rank, .count = 1};
     for (int i = 0; i < rank; i++) {
-        count *= shape[i];
+        t.shape[i] = shape[i];
+        t.count *= shape[i];
     }
-    kept->name = arena_copy(c->arena, name, strlen(name));
-    kept->data = arena_alloc(c->arena, count + 1, dtype_size(dtype));
-    kept->dtype = dtype;
-    kept->rank = rank;
-    memcpy(kept->shape, shape, (size_t)rank * sizeof *shape);
-    memcpy(kept->data, data, count * dtype_size(dtype));
-    if (dtype == DTYPE_F32) {
-        float *values = kept->data;
-        for (size_t i = 0; i < count; i++) { /* files hold the one quiet NaN */
-            values[i] = isnan(values[i]) ? NAN : values[i];
-        }
+    t.name = arena_copy(c->arena, name, strlen(name));
+    float *values = arena_alloc(c->arena, t.count + 1, dtype_size(dtype));
+    memcpy(values, data, t.count * dtype_size(dtype));
+    for (size_t i = 0; dtype == DTYPE_F32 && i < t.count; i++) {
+        values[i] = isnan(values[i]) ? NAN : values[i]; /* files hold the one quiet NaN */
     }
-    *(c->last != NULL ? &c->last->next : &c->first) = kept;
-    c->last = kept;
+    t.data = values;
+    c->kept = arena_grow(c->arena, c->kept, &c->capacity, c->count + 1, sizeof *c->kept);
+    c->kept[c->count++] = t;
 }
 
 static void collector_call(void *user, const HookPoint *point, float *data) {
@@ -93,20 +60,18 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
     collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
 }
 
-static void collector_write(const Collector *c, const char *path, const char *hooks) {
-    if (c->first == NULL) {
-        fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", hooks);
+static void collector_write(const Collector *c, const char *path) {
+    if (c->count == 0) {
+        fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", c->hooks);
     }
     TensorWriter *writer = tensor_writer_open(path);
-    for (const Kept *k = c->first; k != NULL; k = k->next) {
-        tensor_writer_declare(writer, k->name, k->dtype, k->rank, k->shape);
+    for (size_t i = 0; i < c->count; i++) {
+        const Tensor *t = &c->kept[i];
+        tensor_writer_declare(writer, t->name, t->dtype, t->rank, t->shape);
     }
-    for (const Kept *k = c->first; k != NULL; k = k->next) {
-        size_t bytes = dtype_size(k->dtype);
-        for (int i = 0; i < k->rank; i++) {
-            bytes *= k->shape[i];
-        }
-        tensor_writer_data(writer, k->data, bytes);
+    for (size_t i = 0; i < c->count; i++) {
+        const Tensor *t = &c->kept[i];
+        tensor_writer_data(writer, t->data, t->count * dtype_size(t->dtype));
     }
     tensor_writer_commit(writer);
 }
@@ -349,7 +314,7 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         fail(STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
     }
     Arena *arena = arena_new();
-    Collector c = collector_open(arena, hooks);
+    Collector c = {.arena = arena, .hooks = hooks, .pattern = arena_format(arena, "{%s}", hooks)};
     if (o->sae != NULL) {
         dump_sae(&c, compute, o, console);
     } else {
@@ -364,11 +329,58 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
             dump_vision(&c, compute, o);
         }
     }
-    collector_write(&c, o->out, hooks);
+    collector_write(&c, o->out);
     arena_free(arena);
 }
 
 /* ---- diff ---- */
+
+typedef struct Element {
+    double value;
+    uint64_t place; /* on the format's own number line: a difference of places is in ulp */
+} Element;
+
+/* Of floats the place is by their bits (of BF16 and F16, too, as binary32), with -0 at +0; integers
+ * are their own, so that those beyond 2^53, which binary64 cannot tell apart, still differ. */
+static Element element_at(const Tensor *t, size_t i) {
+    const uint64_t zero = UINT64_C(1) << 63;
+    size_t size = dtype_size(t->dtype);
+    uint64_t bits = read_little((const unsigned char *)t->data + i * size, (int)size);
+    Element e = {.place = bits};
+    if (t->dtype <= DTYPE_F64) {
+        uint64_t sign = t->dtype == DTYPE_F64 ? zero : UINT64_C(1) << 31;
+        if (t->dtype == DTYPE_F64) {
+            memcpy(&e.value, &bits, sizeof e.value);
+        } else {
+            float value = weight_at((Weight){t->data, t->dtype}, i);
+            uint32_t half;
+            memcpy(&half, &value, sizeof half);
+            e.value = (double)value;
+            bits = half;
+        }
+        uint64_t magnitude = bits & (sign - 1);
+        e.place = (bits & sign) != 0 ? zero - magnitude : zero + magnitude;
+    } else if (t->dtype <= DTYPE_I8) {
+        uint64_t sign = UINT64_C(1) << (8 * size - 1), extended = (bits ^ sign) - sign;
+        e.value = (double)(int64_t)extended;
+        e.place = extended + zero;
+    } else {
+        e.value = (double)bits;
+    }
+    return e;
+}
+
+/* As text: integers whole. */
+static void print_element(FILE *out, const Tensor *t, size_t i) {
+    Element e = element_at(t, i);
+    if (t->dtype <= DTYPE_F64) {
+        fprintf(out, " %.9g", e.value);
+    } else if (t->dtype <= DTYPE_I8) {
+        fprintf(out, " %" PRId64, (int64_t)(e.place - (UINT64_C(1) << 63)));
+    } else {
+        fprintf(out, " %" PRIu64, e.place);
+    }
+}
 
 typedef struct Worst {
     size_t first, differing, beyond; /* first: index of the first element that differs */
@@ -377,62 +389,21 @@ typedef struct Worst {
     size_t at; /* index of the largest distance in ulp */
 } Worst;
 
-/* Binary64 of an element; integers beyond 2^53 are compared as integers by ulp_between. */
-static double element_value(const Tensor *t, size_t i) {
-    const unsigned char *p = (const unsigned char *)t->data + i * dtype_size(t->dtype);
-    if (t->dtype <= DTYPE_F16) {
-        return (double)weight_at((Weight){t->data, t->dtype}, i);
-    }
-    if (t->dtype == DTYPE_F64) {
-        double value;
-        memcpy(&value, p, sizeof value);
-        return value;
-    }
-    uint64_t bits = 0;
-    size_t size = dtype_size(t->dtype);
-    memcpy(&bits, p, size);
-    bool is_signed = t->dtype == DTYPE_I64 || t->dtype == DTYPE_I32 || t->dtype == DTYPE_I16 ||
-                     t->dtype == DTYPE_I8;
-    if (is_signed && size < 8 && (bits >> (8 * size - 1)) != 0) {
-        bits |= ~(uint64_t)0 << (8 * size);
-    }
-    return is_signed ? (double)(int64_t)bits : (double)bits;
-}
-
-/* Numbers between two values on the format's own number line (binary32 for F32, BF16 and F16). */
-static uint64_t ulp_between(double a, double b, Dtype dtype) {
-    if (dtype > DTYPE_F64) {
-        double d = fabs(a - b);
-        return d >= 18446744073709551615.0 ? UINT64_MAX : (uint64_t)d;
-    }
-    int64_t place[2];
-    double values[2] = {a, b};
-    for (int i = 0; i < 2; i++) {
-        if (dtype == DTYPE_F64) {
-            int64_t bits;
-            memcpy(&bits, &values[i], sizeof bits);
-            place[i] = bits < 0 ? -(bits & INT64_MAX) : bits;
-        } else {
-            int32_t bits;
-            float value = (float)values[i];
-            memcpy(&bits, &value, sizeof bits);
-            place[i] = bits < 0 ? -(int64_t)(bits & INT32_MAX) : bits;
-        }
-    }
-    return place[0] > place[1] ? (uint64_t)place[0] - (uint64_t)place[1]
-                               : (uint64_t)place[1] - (uint64_t)place[0];
-}
-
 static Worst diff_tensor(const Tensor *a, const Tensor *b, const DiffOptions *o) {
     Worst worst = {.first = a->count};
     for (size_t i = 0; i < a->count; i++) {
-        double x = element_value(a, i), y = element_value(b, i);
-        if (x == y || (isnan(x) && isnan(y))) {
+        Element x = element_at(a, i), y = element_at(b, i);
+        bool x_nan = isnan(x.value), y_nan = isnan(y.value);
+        if ((x_nan && y_nan) || x.place == y.place) {
             continue;
         }
-        uint64_t ulp = isnan(x) || isnan(y) ? UINT64_MAX : ulp_between(x, y, a->dtype);
-        double absolute = isnan(x) || isnan(y) ? INFINITY : fabs(x - y);
-        double relative = y != 0.0 ? absolute / fabs(y) : INFINITY;
+        uint64_t ulp = x.place > y.place ? x.place - y.place : y.place - x.place;
+        double absolute = a->dtype > DTYPE_F64 ? (double)ulp : fabs(x.value - y.value);
+        if (x_nan || y_nan) {
+            ulp = UINT64_MAX;
+            absolute = INFINITY;
+        }
+        double relative = y.value != 0.0 ? absolute / fabs(y.value) : INFINITY;
         worst.first = worst.differing++ == 0 ? i : worst.first;
         if (ulp > worst.ulp) {
             worst.ulp = ulp;
@@ -440,7 +411,7 @@ static Worst diff_tensor(const Tensor *a, const Tensor *b, const DiffOptions *o)
         }
         worst.absolute = absolute > worst.absolute ? absolute : worst.absolute;
         worst.relative = relative > worst.relative ? relative : worst.relative;
-        worst.beyond += ulp <= o->ulp || absolute <= o->atol + o->rtol * fabs(y) ? 0 : 1;
+        worst.beyond += ulp <= o->ulp || absolute <= o->atol + o->rtol * fabs(y.value) ? 0 : 1;
     }
     return worst;
 }
@@ -456,65 +427,80 @@ static void print_index(FILE *out, const Tensor *t, size_t flat) {
     fputc(']', out);
 }
 
+/* `, "first": [0, 3]`, or null where nothing differs. */
+static void index_json(FILE *out, const char *key, const Tensor *t, size_t flat, bool differs) {
+    fprintf(out, ", \"%s\": ", key);
+    if (differs) {
+        print_index(out, t, flat);
+    } else {
+        fputs("null", out);
+    }
+}
+
+static void diff_json(FILE *out, const Tensor *a, const char *name, const char *problem,
+                      const Worst *w) {
+    fputs("\n  {\"name\": ", out);
+    json_write_string(out, name, strlen(name));
+    if (problem != NULL) {
+        fprintf(out, ", \"problem\": \"%s\"}", problem);
+        return;
+    }
+    fprintf(out, ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %" PRIu64,
+            a->count, w->differing, w->beyond, w->ulp);
+    fputs(", \"absolute\": ", out);
+    json_write_double(out, w->absolute);
+    fputs(", \"relative\": ", out);
+    json_write_double(out, w->relative);
+    index_json(out, "first", a, w->first, w->differing > 0);
+    index_json(out, "worst", a, w->at, w->differing > 0);
+    fputc('}', out);
+}
+
+static void diff_text(FILE *out, const Tensor *a, const Tensor *b, const char *name,
+                      const char *problem, const Worst *w) {
+    if (problem != NULL || w->differing == 0) {
+        fprintf(out, "%s: %s\n", name, problem != NULL ? problem : "equal");
+        return;
+    }
+    fprintf(out, "%s: %zu of %zu differ, %zu beyond what is allowed; first ", name, w->differing,
+            a->count, w->beyond);
+    print_index(out, a, w->first);
+    print_element(out, a, w->first);
+    print_element(out, b, w->first);
+    fputs("; worst ", out);
+    print_index(out, a, w->at);
+    print_element(out, a, w->at);
+    print_element(out, b, w->at);
+    if (w->ulp == UINT64_MAX) {
+        fputs(": one of them is no number\n", out);
+    } else {
+        fprintf(out, ": %" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->ulp, w->absolute,
+                w->relative);
+    }
+}
+
 static bool same_shape(const Tensor *a, const Tensor *b) {
     return a->dtype == b->dtype && a->rank == b->rank && a->dtype != DTYPE_OTHER &&
            memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0;
 }
 
 /* One line (or JSON object) a tensor. Returns whether it is as allowed. */
-static bool diff_report(const Tensor *a, const Tensor *b, const DiffOptions *o, FILE *out,
-                        bool first_line) {
+static bool diff_pair(const Tensor *a, const Tensor *b, const DiffOptions *o, FILE *out) {
     const char *problem = a == NULL           ? "only in B"
                           : b == NULL         ? "only in A"
                           : !same_shape(a, b) ? "other shape or dtype"
                                               : NULL;
     const char *name = a != NULL ? a->name : b->name;
-    Worst w = {0};
+    Worst worst = {0};
     if (problem == NULL) {
-        w = diff_tensor(a, b, o);
+        worst = diff_tensor(a, b, o);
     }
     if (o->json) {
-        fputs(first_line ? "\n  {\"name\": " : ",\n  {\"name\": ", out);
-        json_write_string(out, name, strlen(name));
-        if (problem != NULL) {
-            fprintf(out, ", \"problem\": \"%s\"}", problem);
-            return false;
-        }
-        fprintf(out,
-                ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %llu, "
-                "\"absolute\": ",
-                a->count, w.differing, w.beyond, (unsigned long long)w.ulp);
-        json_write_double(out, w.absolute);
-        fputs(", \"relative\": ", out);
-        json_write_double(out, w.relative);
-        fputs(", \"first\": ", out);
-        w.differing > 0 ? print_index(out, a, w.first) : (void)fputs("null", out);
-        fputs(", \"worst\": ", out);
-        w.differing > 0 ? print_index(out, a, w.at) : (void)fputs("null", out);
-        fputc('}', out);
-        return w.beyond == 0;
-    }
-    if (problem != NULL) {
-        fprintf(out, "%s: %s\n", name, problem);
-        return false;
-    }
-    if (w.differing == 0) {
-        fprintf(out, "%s: equal\n", name);
-        return true;
-    }
-    fprintf(out, "%s: %zu of %zu differ, %zu beyond what is allowed; first ", name, w.differing,
-            a->count, w.beyond);
-    print_index(out, a, w.first);
-    fprintf(out, " %.9g %.9g; worst ", element_value(a, w.first), element_value(b, w.first));
-    print_index(out, a, w.at);
-    fprintf(out, " %.9g %.9g: ", element_value(a, w.at), element_value(b, w.at));
-    if (w.ulp == UINT64_MAX) {
-        fprintf(out, "one of them is no number\n");
+        diff_json(out, a, name, problem, &worst);
     } else {
-        fprintf(out, "%llu ulp; absolute %.3g, relative %.3g\n", (unsigned long long)w.ulp,
-                w.absolute, w.relative);
+        diff_text(out, a, b, name, problem, &worst);
     }
-    return w.beyond == 0;
+    return problem == NULL && worst.beyond == 0;
 }
 
 void diff_run(const DiffOptions *o, FILE *out) {
@@ -532,7 +518,11 @@ void diff_run(const DiffOptions *o, FILE *out) {
                                    : strcmp(a.tensors[i].name, b.tensors[j].name);
         const Tensor *left = order <= 0 ? &a.tensors[i++] : NULL,
                      *right = order >= 0 ? &b.tensors[j++] : NULL;
-        bad += diff_report(left, right, o, out, total++ == 0) ? 0 : 1;
+        if (o->json && total > 0) {
+            fputc(',', out);
+        }
+        bad += diff_pair(left, right, o, out) ? 0 : 1;
+        total++;
     }
     if (o->json) {
         fprintf(out, "],\n \"equal\": %s}\n", bad == 0 ? "true" : "false");

@@ -189,6 +189,44 @@ Test(program, dump_and_diff) {
     arena_free(arena);
 }
 
+static void write_integers(const char *name, Dtype dtype, uint64_t value) {
+    Arena *arena = arena_new();
+    const size_t shape[1] = {1};
+    TensorWriter *writer = tensor_writer_open(path_join(arena, folder, name));
+    tensor_writer_declare(writer, "x", dtype, 1, shape);
+    tensor_writer_data(writer, &value, sizeof value);
+    tensor_writer_commit(writer);
+    arena_free(arena);
+}
+
+/* Integers that binary64 cannot tell apart differ by 1, at both ends of their range. */
+Test(program, diff_compares_integers_as_integers) {
+    static const struct {
+        Dtype dtype;
+        uint64_t a, b;
+        const char *says;
+    } cases[] = {
+        {DTYPE_I64, UINT64_C(1) << 53, (UINT64_C(1) << 53) + 1,
+         "[0] 9007199254740992 9007199254740993: 1 ulp; absolute 1,"},
+        {DTYPE_I64, UINT64_C(1) << 63, (UINT64_C(1) << 63) + 1,
+         "[0] -9223372036854775808 -9223372036854775807: 1 ulp; absolute 1,"},
+        {DTYPE_I64, UINT64_MAX, 0, "[0] -1 0: 1 ulp; absolute 1,"},
+        {DTYPE_U64, UINT64_MAX, UINT64_MAX - 1,
+         "[0] 18446744073709551615 18446744073709551614: 1 ulp; absolute 1,"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        size_t size;
+        write_integers("a.safetensors", cases[i].dtype, cases[i].a);
+        write_integers("b.safetensors", cases[i].dtype, cases[i].b);
+        cr_assert_eq(run("", "diff @/a.safetensors @/b.safetensors"), 1);
+        char *said = slurp("stdout", &size);
+        cr_assert_not_null(strstr(said, cases[i].says), "case %zu: %s", i, said);
+        free(said);
+        cr_assert_eq(run("", "diff @/a.safetensors @/a.safetensors"), 0);
+        cr_assert_eq(run("", "diff @/a.safetensors @/b.safetensors --ulp 1"), 0);
+    }
+}
+
 /* A file of one tensor 'x' [1]. */
 static void write_single(const char *name, uint32_t bits) {
     static const char header[] = "{\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}";
