@@ -3,7 +3,7 @@
  *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
  *   canonical walk -> literal, or length and distance -> copy from the output itself
  *
- * What counts as inflate_fail is what zlib refuses: over-subscribed codes, incomplete codes (but
+ * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but
  * for a single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
  * start. */
 #include "inflate.h"
@@ -35,7 +35,7 @@ typedef struct Code {
 } Code;
 
 REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
-    fail(STATUS_INPUT, "%s: inflate_fail deflate data: %s", z->name, what);
+    fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
 }
 
 REFSAE_NORETURN static void too_much(const Inflate *z) {
@@ -315,12 +315,12 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
     size_t length = inflate_raw(out, capacity, in + 2, size - 2, &body, name);
     const unsigned char *sum = in + 2 + body;
     if (size - 2 - body < 4) {
-        fail(STATUS_INPUT, "%s: inflate_fail zlib stream: an early end", name);
+        fail(STATUS_INPUT, "%s: broken zlib stream: an early end", name);
     }
     uint32_t stated =
         (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
     if (stated != adler32_of(out, length)) {
-        fail(STATUS_INPUT, "%s: inflate_fail zlib stream: its checksum differs", name);
+        fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
     }
     if (used != NULL) {
         *used = body + 6;

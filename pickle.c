@@ -502,16 +502,16 @@ typedef struct Walk {
     const char *path, *folder; /* of the members */
     Arena *scratch;
     const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
-    uint64_t budget;                /* bytes that copies may still operand_take */
+    uint64_t budget;                /* bytes that copies may still take */
     size_t steps;
     char name[NAME_MOST + 1];
 } Walk;
 
-/* Copies (strides, deflated storages) together may operand_take 16 times the file and 64 MiB: a
+/* Copies (strides, deflated storages) together may take 16 times the file and 64 MiB: a
  * state dict stays far below, a few numbers expanded to a terabyte do not. */
 static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
     if (bytes > w->budget) {
-        tensor_fail(tensor, "unpacking it would operand_take %llu bytes, far more than the file",
+        tensor_fail(tensor, "unpacking it would take %llu bytes, far more than the file",
                     (unsigned long long)bytes);
     }
     w->budget -= bytes;
