@@ -125,7 +125,8 @@ static size_t brace_next(const char *pattern, size_t at, const char *stops) {
 
 /* The first group that closes becomes each of its alternatives in turn. */
 static bool match_expanded(Arena *arena, const char *pattern, const char *name) {
-    size_t open = pattern[0] == '{' ? 0 : brace_next(pattern, 0, "{"), length = strlen(pattern);
+    size_t length = strlen(pattern);
+    size_t open = length == 0 || pattern[0] == '{' ? 0 : brace_next(pattern, 0, "{");
     size_t close = open < length ? brace_next(pattern, open, "}") : length;
     if (close == length) {
         return fnmatch(pattern, name, 0) == 0;
