@@ -565,6 +565,10 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
     run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
 }
 
+void product_run_one(const Compute *compute, Product product) {
+    product_run(compute, &product, 1);
+}
+
 Product product_nt(float *y, const float *x, const Matrix *matrix, size_t rows) {
     return (Product){.c = y,
                      .ldc = matrix->out,

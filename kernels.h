@@ -57,6 +57,7 @@ typedef struct Product {
 /* Runs `count` products; they may not overlap in what they write. Threads share blocks of all of
  * them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
+void product_run_one(const Compute *compute, Product product); /* one alone */
 
 /* W [out, in] where it lies: W(o, i) = w[o * row + i * col], strides in elements. Both Linear's
  * [out, in] and Conv1D's [in, out] are read as they are. bias [out] may be absent. */

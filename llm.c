@@ -342,10 +342,6 @@ static void check_layer(const LlmRun *run, const Layer *l) {
     *checked = true;
 }
 
-static void run_one(const LlmRun *run, Product product) {
-    product_run(run->compute, &product, 1);
-}
-
 /* ---- norms ---- */
 
 /* x[T, D] -> y[T, D] = normalized * w + b (Gemma-2: normalized * (1 + w)), normalized = (x - mean)
@@ -423,7 +419,7 @@ static void project_forward(const LlmRun *run, const Layer *l) {
     float *k = run->tail ? run->tail_k : l->k + behind;
     float *v = run->tail ? run->tail_v : l->v + behind;
     if (l->w->qkv.w.data != NULL) {
-        run_one(run, product_nt(run->qkv, run->x, &l->w->qkv, rows));
+        product_run_one(run->compute, product_nt(run->qkv, run->x, &l->w->qkv, rows));
         for (size_t i = 0; i < rows * heads; i++) {
             memcpy(q + i * e, run->qkv + (3 * i + 0) * e, e * sizeof *q);
             memcpy(k + i * e, run->qkv + (3 * i + 1) * e, e * sizeof *k);
@@ -466,11 +462,11 @@ static void project_backward(const LlmRun *run, const Layer *l) {
             memcpy(run->qkv + (3 * i + 1) * e, dk + i * e, e * sizeof *dk);
             memcpy(run->qkv + (3 * i + 2) * e, dv + i * e, e * sizeof *dv);
         }
-        run_one(run, product_nn(run->dx, run->qkv, &l->w->qkv, rows, false));
+        product_run_one(run->compute, product_nn(run->dx, run->qkv, &l->w->qkv, rows, false));
     } else {
-        run_one(run, product_nn(run->dx, dq, &l->w->q, rows, false));
-        run_one(run, product_nn(run->dx, dk, &l->w->k, rows, true));
-        run_one(run, product_nn(run->dx, dv, &l->w->v, rows, true));
+        product_run_one(run->compute, product_nn(run->dx, dq, &l->w->q, rows, false));
+        product_run_one(run->compute, product_nn(run->dx, dk, &l->w->k, rows, true));
+        product_run_one(run->compute, product_nn(run->dx, dv, &l->w->v, rows, true));
     }
 }
 
@@ -796,7 +792,7 @@ static void result_backward(const LlmRun *run, const Layer *l, const float *draw
 
 /* z[T, H, E] -> attn_out[T, D] = z W_O^T + b, (ln1_post). */
 static float *output_forward(const LlmRun *run, const Layer *l) {
-    run_one(run, product_nt(l->attn_raw, run->z, &l->w->o, run->rows));
+    product_run_one(run->compute, product_nt(l->attn_raw, run->z, &l->w->o, run->rows));
     result_forward(run, l);
     float *attn_out = post_norm_forward(run, l->attn_raw, &l->ln1_post);
     hook(run, HOOK_ATTN_OUT, l->index, attn_out, run->llm->config.d_model, 0);
@@ -807,7 +803,7 @@ static float *output_forward(const LlmRun *run, const Layer *l) {
 static void output_backward(const LlmRun *run, const Layer *l, float *dattn_out) {
     hook_d(run, HOOK_ATTN_OUT, l->index, dattn_out, run->llm->config.d_model, 0);
     float *draw = post_norm_backward(run, run->dx, dattn_out, l->attn_raw, &l->ln1_post);
-    run_one(run, product_nn(run->dz, draw, &l->w->o, run->rows, false));
+    product_run_one(run->compute, product_nn(run->dz, draw, &l->w->o, run->rows, false));
     result_backward(run, l, draw);
 }
 
@@ -828,7 +824,7 @@ static float *mlp_forward(const LlmRun *run, const Layer *l) {
         vector_multiply(run->compute, run->post, run->post, l->linear, rows * m);
     }
     hook(run, HOOK_POST, l->index, run->post, m, 0);
-    run_one(run, product_nt(l->mlp_raw, run->post, &l->w->out, rows));
+    product_run_one(run->compute, product_nt(l->mlp_raw, run->post, &l->w->out, rows));
     float *mlp_out = post_norm_forward(run, l->mlp_raw, &l->ln2_post);
     hook(run, HOOK_MLP_OUT, l->index, mlp_out, c->d_model, 0);
     return mlp_out;
@@ -842,7 +838,7 @@ static void mlp_backward(const LlmRun *run, const Layer *l) {
     hook_d(run, HOOK_MLP_OUT, l->index, run->dx, c->d_model, 0);
     /* dfinal is free once ln_final is passed */
     float *draw = post_norm_backward(run, run->dfinal, run->dx, l->mlp_raw, &l->ln2_post);
-    run_one(run, product_nn(dpost, draw, &l->w->out, rows, false));
+    product_run_one(run->compute, product_nn(dpost, draw, &l->w->out, rows, false));
     hook_d(run, HOOK_POST, l->index, dpost, m, 0);
     if (c->gated) { /* post = act(pre) pre_linear */
         activate(run->compute, c->activation, run->dlinear, l->pre, rows * m);
@@ -852,9 +848,9 @@ static void mlp_backward(const LlmRun *run, const Layer *l) {
     }
     activate_backward(run->compute, c->activation, run->dpre, dpost, l->pre, rows * m);
     hook_d(run, HOOK_PRE, l->index, run->dpre, m, 0);
-    run_one(run, product_nn(run->dx, run->dpre, &l->w->pre, rows, false));
+    product_run_one(run->compute, product_nn(run->dx, run->dpre, &l->w->pre, rows, false));
     if (c->gated) {
-        run_one(run, product_nn(run->dx, run->dlinear, &l->w->linear, rows, true));
+        product_run_one(run->compute, product_nn(run->dx, run->dlinear, &l->w->linear, rows, true));
     }
 }
 
@@ -1095,7 +1091,7 @@ void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcapped, 
     for (size_t i = 0; i < count; i++) {
         memcpy(run->gather + i * d, run->final_x + rows[i] * d, d * sizeof *run->gather);
     }
-    run_one(run, product_nt(logits, run->gather, &run->llm->head, count));
+    product_run_one(run->compute, product_nt(logits, run->gather, &run->llm->head, count));
     if (count > 0 && !all_finite(logits, v)) { /* a weight that is not finite shows in every row */
         check_weight(run, run->llm->head.w);
     }
@@ -1111,7 +1107,8 @@ void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bo
     rows_check(run, &row, 1);
     for (size_t i = 0; i < count; i++) {
         Matrix one = matrix_rows(&run->llm->head, (size_t)ids[i], 1);
-        run_one(run, product_nt(logits + i, run->final_x + row * c->d_model, &one, 1));
+        product_run_one(run->compute,
+                        product_nt(logits + i, run->final_x + row * c->d_model, &one, 1));
     }
     if (softcapped && c->final_softcap > 0) {
         softcap(run->compute, logits, logits, c->final_softcap, count);
@@ -1133,7 +1130,7 @@ void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool sof
     if (softcapped && c->final_softcap > 0) {
         softcap_backward(run->compute, dlogits, dlogits, logits, c->final_softcap, count * v);
     }
-    run_one(run, product_nn(run->gather, dlogits, &run->llm->head, count, false));
+    product_run_one(run->compute, product_nn(run->gather, dlogits, &run->llm->head, count, false));
     for (size_t i = 0; i < count; i++) {
         vector_add(run->compute, run->dfinal + rows[i] * d, run->gather + i * d, d);
     }

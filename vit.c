@@ -62,8 +62,8 @@ VitRun *vit_run_layout(const Vit *vit, const Compute *compute, Arena *arena) {
 }
 
 /* Shows an activation: data[a, b] or, c > 0, [a, b, c]. */
-static void hook(const VitRun *run, HookKind kind, int layer, float *data, size_t a, size_t b,
-                 size_t c) {
+static void hook_vision(const VitRun *run, HookKind kind, int layer, float *data, size_t a,
+                        size_t b, size_t c) {
     HookPoint point = {
         .kind = kind, .layer = layer, .vision = true, .rank = c > 0 ? 3 : 2, .shape = {a, b, c}};
     if (hooks_want(run->hooks, kind, layer, false)) {
@@ -71,18 +71,14 @@ static void hook(const VitRun *run, HookKind kind, int layer, float *data, size_
     }
 }
 
-static void run_one(const VitRun *run, Product product) {
-    product_run(run->compute, &product, 1);
-}
-
 /* input[T, d] -> x[T, d] = (input - mean) / scale * w + b, scale = sqrt(variance + eps). */
 static void norm(const VitRun *run, const float *input, const Norm *norm, HookKind scale,
                  int layer) {
     size_t rows = run->rows, d = run->vit->config.d_model;
     norm_scale(run->compute, run->mean, run->scale, input, run->vit->config.norm_eps, rows, d);
-    hook(run, scale, layer, run->scale, rows, 1, 0);
+    hook_vision(run, scale, layer, run->scale, rows, 1, 0);
     norm_normalize(run->compute, run->normalized, input, run->mean, run->scale, rows, d);
-    hook(run, (HookKind)(scale + 1), layer, run->normalized, rows, d, 0);
+    hook_vision(run, (HookKind)(scale + 1), layer, run->normalized, rows, d, 0);
     norm_weight(run->compute, run->x, run->normalized, norm->w, norm->b, false, rows, d);
 }
 
@@ -100,9 +96,9 @@ static void attention(const VitRun *run, const VitLayer *l, int layer) {
                               product_nt(run->k, run->x, &l->k, rows),
                               product_nt(run->v, run->x, &l->v, rows)};
     product_run(run->compute, projections, 3);
-    hook(run, HOOK_Q, layer, run->q, rows, heads, e);
-    hook(run, HOOK_K, layer, run->k, rows, heads, e);
-    hook(run, HOOK_V, layer, run->v, rows, heads, e);
+    hook_vision(run, HOOK_Q, layer, run->q, rows, heads, e);
+    hook_vision(run, HOOK_K, layer, run->k, rows, heads, e);
+    hook_vision(run, HOOK_V, layer, run->v, rows, heads, e);
 
     for (size_t h = 0; h < heads; h++) { /* scores = q k^T */
         View scores = {run->scores + h * rows * rows, rows, rows, rows};
@@ -111,15 +107,15 @@ static void attention(const VitRun *run, const VitLayer *l, int layer) {
     product_run(run->compute, run->products, heads);
     float factor = (float)(1.0 / sqrt((double)e));
     vector_scale(run->compute, run->scores, run->scores, factor, heads * rows * rows);
-    hook(run, HOOK_ATTN_SCORES, layer, run->scores, heads, rows, rows);
+    hook_vision(run, HOOK_ATTN_SCORES, layer, run->scores, heads, rows, rows);
     softmax_rows(run->compute, run->scores, run->scores, heads * rows, rows);
-    hook(run, HOOK_PATTERN, layer, run->scores, heads, rows, rows);
+    hook_vision(run, HOOK_PATTERN, layer, run->scores, heads, rows, rows);
     for (size_t h = 0; h < heads; h++) { /* z = pattern v */
         View pattern = {run->scores + h * rows * rows, rows, rows, rows};
         run->products[h] = view_nn(head_of(run, run->z, h), pattern, head_of(run, run->v, h));
     }
     product_run(run->compute, run->products, heads);
-    hook(run, HOOK_Z, layer, run->z, rows, heads, e);
+    hook_vision(run, HOOK_Z, layer, run->z, rows, heads, e);
 }
 
 /* hook_result[T, H, d] = z W_O^T per head, only where a hook wants it. If the hook changes it, out
@@ -138,12 +134,12 @@ static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
         run->products[h] = product_strided(product, heads * d, d);
     }
     product_run(run->compute, run->products, heads);
-    hook(run, HOOK_RESULT, layer, run->result, rows, heads, d);
+    hook_vision(run, HOOK_RESULT, layer, run->result, rows, heads, d);
     for (size_t h = 0; h < heads && !replaced; h++) { /* once more, head by head, to compare */
         Product again = run->products[h];
         again.c = run->out;
         again.ldc = d;
-        run_one(run, again);
+        product_run_one(run->compute, again);
         for (size_t t = 0; t < rows && !replaced; t++) {
             const float *left = run->result + (t * heads + h) * d;
             replaced = memcmp(run->out + t * d, left, d * sizeof *left) != 0;
@@ -162,37 +158,37 @@ static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
 /* z[T, H, E] -> out[T, d] = z W_O^T + b. */
 static void output(const VitRun *run, const VitLayer *l, int layer) {
     if (!result_replaced(run, l, layer)) {
-        run_one(run, product_nt(run->out, run->z, &l->o, run->rows));
+        product_run_one(run->compute, product_nt(run->out, run->z, &l->o, run->rows));
     }
-    hook(run, HOOK_ATTN_OUT, layer, run->out, run->rows, run->vit->config.d_model, 0);
+    hook_vision(run, HOOK_ATTN_OUT, layer, run->out, run->rows, run->vit->config.d_model, 0);
 }
 
 /* x[T, d] -> out[T, d] = act(x W_in^T + b) W_out^T + b. */
 static void mlp(const VitRun *run, const VitLayer *l, int layer) {
     const VitConfig *c = &run->vit->config;
     size_t rows = run->rows;
-    run_one(run, product_nt(run->pre, run->x, &l->in, rows));
-    hook(run, HOOK_PRE, layer, run->pre, rows, c->d_mlp, 0);
+    product_run_one(run->compute, product_nt(run->pre, run->x, &l->in, rows));
+    hook_vision(run, HOOK_PRE, layer, run->pre, rows, c->d_mlp, 0);
     activate(run->compute, c->activation, run->post, run->pre, rows * c->d_mlp);
-    hook(run, HOOK_POST, layer, run->post, rows, c->d_mlp, 0);
-    run_one(run, product_nt(run->out, run->post, &l->out, rows));
-    hook(run, HOOK_MLP_OUT, layer, run->out, rows, c->d_model, 0);
+    hook_vision(run, HOOK_POST, layer, run->post, rows, c->d_mlp, 0);
+    product_run_one(run->compute, product_nt(run->out, run->post, &l->out, rows));
+    hook_vision(run, HOOK_MLP_OUT, layer, run->out, rows, c->d_model, 0);
 }
 
 /* x += attention(ln1(x));  x += mlp(ln2(x)), x = resid[T, d]. */
 static void block(const VitRun *run, int layer) {
     const VitLayer *l = &run->vit->layers[layer];
     size_t rows = run->rows, d = run->vit->config.d_model;
-    hook(run, HOOK_RESID_PRE, layer, run->resid, rows, d, 0);
+    hook_vision(run, HOOK_RESID_PRE, layer, run->resid, rows, d, 0);
     norm(run, run->resid, &l->ln1, HOOK_LN1_SCALE, layer);
     attention(run, l, layer);
     output(run, l, layer);
     vector_add(run->compute, run->resid, run->out, rows * d);
-    hook(run, HOOK_RESID_MID, layer, run->resid, rows, d, 0);
+    hook_vision(run, HOOK_RESID_MID, layer, run->resid, rows, d, 0);
     norm(run, run->resid, &l->ln2, HOOK_LN2_SCALE, layer);
     mlp(run, l, layer);
     vector_add(run->compute, run->resid, run->out, rows * d);
-    hook(run, HOOK_RESID_POST, layer, run->resid, rows, d, 0);
+    hook_vision(run, HOOK_RESID_POST, layer, run->resid, rows, d, 0);
 }
 
 /* patches[n, (channel, y, x)]: the order in which the convolution's weight is stored. */
@@ -215,13 +211,14 @@ static void embed(const VitRun *run, const float *pixel_values) {
     const VitConfig *c = &vit->config;
     size_t rows = run->rows, d = c->d_model, s = c->image_size;
     memcpy(run->pixels, pixel_values, VIT_CHANNELS * s * s * sizeof(float));
-    hook(run, HOOK_PIXEL_VALUES, -1, run->pixels, VIT_CHANNELS, s, s);
+    hook_vision(run, HOOK_PIXEL_VALUES, -1, run->pixels, VIT_CHANNELS, s, s);
     gather_patches(c, run->patches, run->pixels);
     weight_widen(run->out, vit->class_embed, 0, d);
-    run_one(run, product_nt(run->out + d, run->patches, &vit->patch, c->n_patches));
-    hook(run, HOOK_EMBED, -1, run->out, rows, d, 0);
+    product_run_one(run->compute,
+                    product_nt(run->out + d, run->patches, &vit->patch, c->n_patches));
+    hook_vision(run, HOOK_EMBED, -1, run->out, rows, d, 0);
     weight_widen(run->pos, vit->pos_embed, 0, rows * d);
-    hook(run, HOOK_POS_EMBED, -1, run->pos, rows, d, 0);
+    hook_vision(run, HOOK_POS_EMBED, -1, run->pos, rows, d, 0);
     vector_add(run->compute, run->out, run->pos, rows * d);
     norm(run, run->out, &vit->ln_pre, HOOK_LN_PRE_SCALE, -1);
     memcpy(run->resid, run->x, rows * d * sizeof(float));
