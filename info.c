@@ -6,8 +6,8 @@
 #include "run_mapping.h"
 #include "run_sage.h"
 
+#include <ctype.h>
 #include <math.h>
-#include <stdarg.h>
 #include <string.h>
 
 /* One fact, as "name: value" or as a JSON member, whose key is the name in snake case. */
@@ -25,10 +25,8 @@ enum {
 static const char *key_of(char key[KEY_MAX], const char *name) {
     size_t n = 0;
     for (const char *c = name; *c != '\0' && n + 1 < KEY_MAX; c++) {
-        bool plain = (*c >= 'a' && *c <= 'z') || (*c >= '0' && *c <= '9');
-        bool capital = *c >= 'A' && *c <= 'Z';
-        if (plain || capital) {
-            key[n++] = (char)(capital ? *c - 'A' + 'a' : *c);
+        if (isalnum((unsigned char)*c)) {
+            key[n++] = (char)tolower((unsigned char)*c);
         } else if (n > 0 && key[n - 1] != '_') {
             key[n++] = '_';
         }
@@ -37,64 +35,92 @@ static const char *key_of(char key[KEY_MAX], const char *name) {
     return key;
 }
 
-static void tell(Teller *t, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
+typedef enum FactKind {
+    FACT_COUNT,
+    FACT_NUMBER,
+    FACT_FLAG,
+    FACT_TEXT,
+    FACT_NONE /* not told */
+} FactKind;
 
-static void tell(Teller *t, const char *name, const char *format, ...) {
-    char text[1024], key[KEY_MAX];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (t->json) {
-        json_out_text(&t->object, key_of(key, name), text);
-    } else {
-        fprintf(t->out, "  %-26s %s\n", name, text);
-    }
+typedef struct Fact {
+    const char *name;
+    FactKind kind;
+    size_t count;
+    float number;
+    bool flag;
+    const char *text;
+} Fact;
+
+static void fact_print(FILE *out, const Fact *f) {
+    fprintf(out, "  %-26s ", f->name);
+    f->kind == FACT_COUNT    ? fprintf(out, "%zu\n", f->count)
+    : f->kind == FACT_NUMBER ? fprintf(out, "%.9g\n", (double)f->number)
+    : f->kind == FACT_FLAG   ? fprintf(out, "%s\n", f->flag ? "yes" : "no")
+                             : fprintf(out, "%s\n", f->text);
 }
 
-static void tell_count(Teller *t, const char *name, size_t value) {
+static void fact_json(JsonOut *json, const Fact *f) {
     char key[KEY_MAX];
-    if (t->json) {
-        json_out_int(&t->object, key_of(key, name), (int64_t)value);
-    } else {
-        fprintf(t->out, "  %-26s %zu\n", name, value);
+    key_of(key, f->name);
+    f->kind == FACT_COUNT    ? json_out_int(json, key, (int64_t)f->count)
+    : f->kind == FACT_NUMBER ? json_out_float(json, key, f->number)
+    : f->kind == FACT_FLAG   ? json_out_bool(json, key, f->flag)
+                             : json_out_text(json, key, f->text);
+}
+
+/* The facts of a thing in order, up to one without a name. */
+static void tell_facts(Teller *t, const Fact *facts) {
+    for (const Fact *f = facts; f->name != NULL; f++) {
+        if (f->kind != FACT_NONE && t->json) {
+            fact_json(&t->object, f);
+        } else if (f->kind != FACT_NONE) {
+            fact_print(t->out, f);
+        }
     }
 }
 
-static void tell_float(Teller *t, const char *name, float value) {
-    char key[KEY_MAX];
-    if (t->json) {
-        json_out_float(&t->object, key_of(key, name), value);
-    } else {
-        fprintf(t->out, "  %-26s %.9g\n", name, (double)value);
-    }
+static Fact fact_count(const char *name, size_t count, bool there) {
+    return (Fact){.name = name, .kind = there ? FACT_COUNT : FACT_NONE, .count = count};
 }
 
-static void tell_flag(Teller *t, const char *name, bool value) {
-    char key[KEY_MAX];
-    if (t->json) {
-        json_out_bool(&t->object, key_of(key, name), value);
-    } else {
-        fprintf(t->out, "  %-26s %s\n", name, value ? "yes" : "no");
-    }
+static Fact fact_number(const char *name, float number, bool there) {
+    return (Fact){.name = name, .kind = there ? FACT_NUMBER : FACT_NONE, .number = number};
 }
 
+static Fact fact_flag(const char *name, bool flag, bool there) {
+    return (Fact){.name = name, .kind = there ? FACT_FLAG : FACT_NONE, .flag = flag};
+}
+
+static Fact fact_text(const char *name, const char *text) {
+    return (Fact){.name = name, .kind = text != NULL ? FACT_TEXT : FACT_NONE, .text = text};
+}
+
+static void tell(Teller *t, const char *name, const char *text) {
+    tell_facts(t, (Fact[]){fact_text(name, text), {0}});
+}
+
+static void tell_count(Teller *t, const char *name, size_t count) {
+    tell_facts(t, (Fact[]){fact_count(name, count, true), {0}});
+}
+
+/* A list of numbers: an array in JSON. */
 static void tell_ids(Teller *t, const char *name, const int32_t *ids, size_t count) {
-    char text[256] = "", key[KEY_MAX];
+    char key[KEY_MAX];
+    const char *text = "";
     if (t->json) {
         json_out_array(&t->object, key_of(key, name));
     }
     for (size_t i = 0; i < count; i++) {
-        size_t length = strlen(text);
         if (t->json) {
             json_out_int(&t->object, NULL, ids[i]);
         }
-        snprintf(text + length, sizeof text - length, "%s%d", i > 0 ? ", " : "", ids[i]);
+        text = arena_format(t->arena, "%s%s%d", text, i > 0 ? ", " : "", ids[i]);
     }
     if (t->json) {
         json_out_end(&t->object);
     } else {
-        fprintf(t->out, "  %-26s %s\n", name, text);
+        tell(t, name, text);
     }
 }
 
@@ -116,7 +142,7 @@ static void tell_memory(Teller *t, const char *command, const char *sizes, size_
 
 static void tell_store(Teller *t, const TensorStore *store) {
     size_t values = 0, mapped = 0, of_type[DTYPE_OTHER + 1] = {0};
-    char types[256] = "";
+    const char *types = "";
     for (size_t i = 0; i < store->count; i++) {
         values += store->tensors[i].count;
         of_type[store->tensors[i].dtype]++;
@@ -125,16 +151,16 @@ static void tell_store(Teller *t, const TensorStore *store) {
         mapped += store->maps[i].size;
     }
     for (int d = 0; d <= DTYPE_OTHER; d++) {
-        size_t length = strlen(types);
         if (of_type[d] > 0) {
-            snprintf(types + length, sizeof types - length, "%s%s", length > 0 ? ", " : "",
-                     dtype_name((Dtype)d));
+            types = arena_format(t->arena, "%s%s%s", types, types[0] != 0 ? ", " : "",
+                                 dtype_name((Dtype)d));
         }
     }
-    tell_count(t, "tensors", store->count);
-    tell_count(t, "values", values);
-    tell(t, "dtype", "%s", types);
-    tell_count(t, "mapped bytes", mapped);
+    tell_facts(t, (Fact[]){fact_count("tensors", store->count, true),
+                           fact_count("values", values, true),
+                           fact_text("dtype", types),
+                           fact_count("mapped bytes", mapped, true),
+                           {0}});
 }
 
 /* ---- models ---- */
@@ -146,20 +172,31 @@ enum {
     WIDE_SAE = 16384
 }; /* sizes that the memory figures assume */
 
-typedef struct LlmMemory {
-    const Llm *llm;
+/* What is laid out to be measured: one of a language model, a tower and an SAE. */
+typedef struct Measured {
     const Compute *compute;
+    const Llm *llm;
     const LlmPlan *plan;
-} LlmMemory;
+    const Vit *vit;
+    const Sae *sae;
+} Measured;
 
-static void llm_memory_layout(Arena *arena, void *user) {
-    const LlmMemory *m = user;
-    (void)llm_run_layout(m->llm, m->compute, m->plan, arena);
-    (void)arena_alloc(arena, m->plan->max_logits * m->llm->config.d_vocab, sizeof(float));
+static void measured_layout(Arena *arena, void *user) {
+    const Measured *m = user;
+    if (m->llm != NULL) {
+        (void)llm_run_layout(m->llm, m->compute, m->plan, arena);
+        (void)arena_floats(arena, m->plan->max_logits, m->llm->config.d_vocab);
+    } else if (m->vit != NULL) {
+        (void)vit_run_layout(m->vit, m->compute, arena);
+    } else {
+        (void)sae_run_layout(m->compute, m->sae->d_in, m->sae->d_sae, SAE_ROWS, arena);
+        (void)arena_floats(arena, 2 * SAE_ROWS, m->sae->d_sae + m->sae->d_in);
+    }
 }
 
 static size_t plan_bytes(const Llm *llm, const Compute *compute, const LlmPlan *plan) {
-    return arena_measure(llm_memory_layout, &(LlmMemory){llm, compute, plan});
+    return arena_measure(measured_layout,
+                         &(Measured){.compute = compute, .llm = llm, .plan = plan});
 }
 
 static void info_llm(Teller *t, const Compute *compute, const char *path) {
@@ -167,36 +204,27 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     Llm llm;
     llm_open(&llm, t->arena, path);
     const LlmConfig *c = &llm.config;
-    tell(t, "kind", "language model");
-    tell(t, "model type", "%s", kinds[c->kind]);
-    tell_count(t, "layers", c->n_layers);
-    tell_count(t, "d_model", c->d_model);
-    tell_count(t, "heads", c->n_heads);
-    tell_count(t, "key-value heads", c->n_kv_heads);
-    tell_count(t, "d_head", c->d_head);
-    tell_count(t, "d_mlp", c->d_mlp);
-    tell_count(t, "vocabulary", c->d_vocab);
-    tell_count(t, "positions", c->n_ctx);
-    tell_float(t, "norm eps", c->norm_eps);
-    tell_float(t, "attention scale", c->attn_scale);
-    if (c->rotary_dim > 0) {
-        tell_count(t, "rotary dimensions", c->rotary_dim);
-        tell_float(t, "rope theta", c->rope_theta);
-    }
-    if (c->window > 0) {
-        tell_count(t, "sliding window", c->window);
-    }
-    if (c->attn_softcap > 0.0f) {
-        tell_float(t, "attention soft-cap", c->attn_softcap);
-    }
-    if (c->final_softcap > 0.0f) {
-        tell_float(t, "final soft-cap", c->final_softcap);
-    }
-    tell_flag(t, "parallel blocks", c->parallel);
-    tell_flag(t, "tied head", llm.head.w.data == llm.embed.data);
-    if (c->bos >= 0) {
-        tell_count(t, "bos", (size_t)c->bos);
-    }
+    tell_facts(t, (Fact[]){fact_text("kind", "language model"),
+                           fact_text("model type", kinds[c->kind]),
+                           fact_count("layers", c->n_layers, true),
+                           fact_count("d_model", c->d_model, true),
+                           fact_count("heads", c->n_heads, true),
+                           fact_count("key-value heads", c->n_kv_heads, true),
+                           fact_count("d_head", c->d_head, true),
+                           fact_count("d_mlp", c->d_mlp, true),
+                           fact_count("vocabulary", c->d_vocab, true),
+                           fact_count("positions", c->n_ctx, true),
+                           fact_number("norm eps", c->norm_eps, true),
+                           fact_number("attention scale", c->attn_scale, true),
+                           fact_count("rotary dimensions", c->rotary_dim, c->rotary_dim > 0),
+                           fact_number("rope theta", c->rope_theta, c->rotary_dim > 0),
+                           fact_count("sliding window", c->window, c->window > 0),
+                           fact_number("attention soft-cap", c->attn_softcap, c->attn_softcap > 0),
+                           fact_number("final soft-cap", c->final_softcap, c->final_softcap > 0),
+                           fact_flag("parallel blocks", c->parallel, true),
+                           fact_flag("tied head", llm.head.w.data == llm.embed.data, true),
+                           fact_count("bos", (size_t)c->bos, c->bos >= 0),
+                           {0}});
     tell_ids(t, "eos", c->eos, c->eos_count);
     tell_store(t, &llm.store);
     LlmPlan generate = {.max_rows = TEXT_ROWS,
@@ -228,51 +256,29 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     }
 }
 
-typedef struct VitMemory {
-    const Vit *vit;
-    const Compute *compute;
-} VitMemory;
-
-static void vit_memory_layout(Arena *arena, void *user) {
-    const VitMemory *m = user;
-    (void)vit_run_layout(m->vit, m->compute, arena);
-}
-
 static void info_vit(Teller *t, const Compute *compute, const char *path) {
     Vit vit;
     vit_open(&vit, t->arena, path);
-    tell(t, "kind", "CLIP vision tower");
-    tell_count(t, "layers", vit.config.n_layers);
-    tell_count(t, "d_model", vit.config.d_model);
-    tell_count(t, "heads", vit.config.n_heads);
-    tell_count(t, "d_mlp", vit.config.d_mlp);
-    tell_count(t, "image size", vit.config.image_size);
-    tell_count(t, "patch size", vit.config.patch_size);
-    tell_count(t, "image tokens", vit.config.n_patches);
+    const VitConfig *c = &vit.config;
+    tell_facts(t, (Fact[]){fact_text("kind", "CLIP vision tower"),
+                           fact_count("layers", c->n_layers, true),
+                           fact_count("d_model", c->d_model, true),
+                           fact_count("heads", c->n_heads, true),
+                           fact_count("d_mlp", c->d_mlp, true),
+                           fact_count("image size", c->image_size, true),
+                           fact_count("patch size", c->patch_size, true),
+                           fact_count("image tokens", c->n_patches, true),
+                           {0}});
     tell_store(t, &vit.store);
     tell_memory(t, "dump", "one image",
-                arena_measure(vit_memory_layout, &(VitMemory){&vit, compute}));
+                arena_measure(measured_layout, &(Measured){.compute = compute, .vit = &vit}));
 }
 
 /* ---- SAEs ---- */
 
-static void tell_stated(Teller *t, const char *name, SaeCentre state, const char *option) {
-    if (state == SAE_CENTRE_UNKNOWN) {
-        tell(t, name, "not said: %s yes|no", option);
-    } else {
-        tell_flag(t, name, state == SAE_CENTRE_YES);
-    }
-}
-
-typedef struct SaeMemory {
-    const Compute *compute;
-    const Sae *sae;
-} SaeMemory;
-
-static void sae_memory_layout(Arena *arena, void *user) {
-    const SaeMemory *m = user;
-    (void)sae_run_layout(m->compute, m->sae->d_in, m->sae->d_sae, SAE_ROWS, arena);
-    (void)arena_alloc(arena, 2 * SAE_ROWS * (m->sae->d_sae + m->sae->d_in), sizeof(float));
+static Fact fact_stated(const char *name, SaeCentre state, const char *unsaid) {
+    return state == SAE_CENTRE_UNKNOWN ? fact_text(name, unsaid)
+                                       : fact_flag(name, state == SAE_CENTRE_YES, true);
 }
 
 static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
@@ -284,36 +290,36 @@ static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
     if (sae->hook_known) {
         hook_name(hook, sae->hook, sae->layer, false, false);
     }
-    tell(t, "kind", "sparse autoencoder");
-    tell(t, "folder", "%s", sae->path);
-    tell(t, "format", "%s", sae_source_name(sae->source));
-    tell(t, "architecture", "%s", sae->architecture != NULL ? sae->architecture : acts[sae->act]);
-    tell(t, "hook point", "%s", hook);
-    tell_count(t, "d_in", sae->d_in);
-    tell_count(t, "d_sae", sae->d_sae);
-    tell(t, "activation", "%s", acts[sae->act]);
-    if (sae->act == SAE_TOPK) {
-        tell_count(t, "k", sae->k);
-        tell_flag(t, "rescale by decoder norm", sae->rescale_by_decoder_norm);
-    }
-    tell_flag(t, "b_dec subtracted", sae->subtract_b_dec);
-    tell(t, "normalization", "%s", norms[sae->norm]);
-    if (sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0.0f) {
-        tell_float(t, "normalization factor", sae->norm_factor);
-    } else if (sae->norm == SAE_NORM_EXPECTED) {
-        tell(t, "normalization factor", "not in the file: give --norm-factor X");
-    }
-    tell_stated(t, "stream centred", sae->centre, "--centre");
-    if (sae->hook_known && sae->hook == HOOK_Z) {
-        tell_stated(t, "value biases folded", sae->fold_value_biases, "--fold-value-biases");
-    }
-    tell_flag(t, "prepend bos", sae->prepend_bos);
-    if (!isnan(sae->average_l0)) {
-        tell_float(t, "average L0", (float)sae->average_l0);
-    }
+    const char *act = acts[sae->act];
+    bool topk = sae->act == SAE_TOPK, expected = sae->norm == SAE_NORM_EXPECTED;
+    bool factor = expected && sae->norm_factor > 0.0f;
+    tell_facts(
+        t, (Fact[]){fact_text("kind", "sparse autoencoder"),
+                    fact_text("folder", sae->path),
+                    fact_text("format", sae_source_name(sae->source)),
+                    fact_text("architecture", sae->architecture != NULL ? sae->architecture : act),
+                    fact_text("hook point", hook),
+                    fact_count("d_in", sae->d_in, true),
+                    fact_count("d_sae", sae->d_sae, true),
+                    fact_text("activation", act),
+                    fact_count("k", sae->k, topk),
+                    fact_flag("rescale by decoder norm", sae->rescale_by_decoder_norm, topk),
+                    fact_flag("b_dec subtracted", sae->subtract_b_dec, true),
+                    fact_text("normalization", norms[sae->norm]),
+                    factor ? fact_number("normalization factor", sae->norm_factor, true)
+                           : fact_text("normalization factor",
+                                       expected ? "not in the file: give --norm-factor X" : NULL),
+                    fact_stated("stream centred", sae->centre, "not said: --centre yes|no"),
+                    sae->hook_known && sae->hook == HOOK_Z
+                        ? fact_stated("value biases folded", sae->fold_value_biases,
+                                      "not said: --fold-value-biases yes|no")
+                        : fact_text("value biases folded", NULL),
+                    fact_flag("prepend bos", sae->prepend_bos, true),
+                    fact_number("average L0", (float)sae->average_l0, !isnan(sae->average_l0)),
+                    {0}});
     tell_store(t, &sae->store);
     tell_memory(t, "dump --sae", "256 rows",
-                arena_measure(sae_memory_layout, &(SaeMemory){compute, sae}));
+                arena_measure(measured_layout, &(Measured){.compute = compute, .sae = sae}));
 }
 
 /* A row of a folder of SAEs: one that cannot be opened says why. */
@@ -331,19 +337,18 @@ static void tell_sae_row(Teller *t, const char *path) {
         json_out_object(&t->object, NULL);
         json_out_text(&t->object, "folder", path);
     }
-    if (!opened && t->json) {
-        json_out_text(&t->object, "error", error.text);
-    } else if (!opened) {
-        tell(t, "error", "%s", error.text);
+    if (!opened) {
+        tell(t, "error", error.text);
     } else if (t->json) {
         sae.hook_known ? json_out_text(&t->object, "hook_point", hook)
                        : json_out_null(&t->object, "hook_point");
-        tell(t, "format", "%s", sae_source_name(sae.source));
+        tell(t, "format", sae_source_name(sae.source));
         tell_count(t, "d_in", sae.d_in);
         tell_count(t, "d_sae", sae.d_sae);
     } else {
-        tell(t, hook, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source), sae.d_in,
-             sae.d_sae, path);
+        tell(t, hook,
+             arena_format(arena, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source),
+                          sae.d_in, sae.d_sae, path));
     }
     if (t->json) {
         json_out_end(&t->object);
@@ -393,19 +398,17 @@ static void tell_tensors(Teller *t, const TensorStore *store) {
     }
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
-        char shape[256] = "";
+        const char *shape = "";
         for (int k = 0; k < tensor->rank; k++) {
-            size_t length = strlen(shape);
-            snprintf(shape + length, sizeof shape - length, "%s%zu", k > 0 ? ", " : "",
-                     tensor->shape[k]);
+            shape = arena_format(t->arena, "%s%s%zu", shape, k > 0 ? ", " : "", tensor->shape[k]);
         }
         if (!t->json) {
-            tell(t, tensor->name, "%s [%s]", tensor->type, shape);
+            tell(t, tensor->name, arena_format(t->arena, "%s [%s]", tensor->type, shape));
             continue;
         }
         json_out_object(&t->object, NULL);
-        tell(t, "name", "%s", tensor->name);
-        tell(t, "dtype", "%s", tensor->type);
+        tell(t, "name", tensor->name);
+        tell(t, "dtype", tensor->type);
         json_out_array(&t->object, "shape");
         for (int k = 0; k < tensor->rank; k++) {
             json_out_int(&t->object, NULL, (int64_t)tensor->shape[k]);
@@ -472,7 +475,7 @@ static void info_records(Teller *t, const char *path) {
         turns += conversation.count;
     }
     if (kind != NULL) {
-        tell(t, "kind", "%s", kind);
+        tell(t, "kind", kind);
         tell_count(t, "records", file.count);
     } else {
         tell(t, "kind", "conversations");
@@ -484,22 +487,13 @@ static void info_records(Teller *t, const char *path) {
     arena_free(arena);
 }
 
-/* What is not one JSON value may be one a line; if it is neither, the first complaint is the
- * clearer. */
-static void info_lines(Teller *t, const char *path, const Error *not_one) {
-    Error ignored;
-    ATTEMPT(&ignored, info_records(t, path));
-    if (ignored.status != STATUS_OK) {
-        fail(not_one->status, "%s", not_one->text);
-    }
-}
-
 static void info_image(Teller *t, const char *path) {
     Image image = image_read(t->arena, path);
-    tell(t, "kind", "image");
-    tell(t, "format", "%s", image.format);
-    tell_count(t, "width", image.width);
-    tell_count(t, "height", image.height);
+    tell_facts(t, (Fact[]){fact_text("kind", "image"),
+                           fact_text("format", image.format),
+                           fact_count("width", image.width, true),
+                           fact_count("height", image.height, true),
+                           {0}});
     tell_memory(t, "dump", "pixels", 3 * image.width * image.height);
 }
 
@@ -535,9 +529,12 @@ static Error json_try(Arena *arena, const char *path, const Json **value) {
  * of shards. */
 static bool info_object(Teller *t, const Compute *compute, const char *path) {
     const Json *value = NULL;
-    Error not_one = json_try(t->arena, path, &value);
-    if (not_one.status != STATUS_OK) {
-        info_lines(t, path, &not_one);
+    Error not_one = json_try(t->arena, path, &value), no_lines;
+    if (not_one.status != STATUS_OK) { /* one a line? If not, the first complaint is clearer */
+        ATTEMPT(&no_lines, info_records(t, path));
+        if (no_lines.status != STATUS_OK) {
+            fail(not_one.status, "%s", not_one.text);
+        }
     } else if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
                json_get(value, "trainer") != NULL) { /* of a model or of an SAE */
         info_directory(t, compute, path_parent(t->arena, path));
@@ -598,7 +595,7 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
     }
     ATTEMPT(&error, info_path(t, compute, path));
     if (error.status != STATUS_OK) {
-        tell(t, "error", "%s", error.text);
+        tell(t, "error", error.text);
     }
     if (t->memory) {
         json_out_end(&t->object);
