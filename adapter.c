@@ -33,7 +33,7 @@ typedef struct Rendered {
     size_t n_answers;
 } Rendered;
 
-static void put_bytes(Rendered *out, const char *bytes, size_t length) {
+static void render_bytes(Rendered *out, const char *bytes, size_t length) {
     memcpy(out->text + out->length, bytes, length);
     out->length += length;
 }
@@ -51,16 +51,17 @@ static Rendered render_turns(const Turn *turns, size_t count, ImageText image_te
     for (size_t i = 0; i < count; i++) {
         Turn turn =
             image_text == IMAGE_TEXT_DROP ? turn_replace_image(arena, &turns[i], "", 0) : turns[i];
-        put_bytes(&out, turn.model ? model : user, turn.model ? sizeof model - 1 : sizeof user - 1);
+        render_bytes(&out, turn.model ? model : user,
+                     turn.model ? sizeof model - 1 : sizeof user - 1);
         size_t begin = out.length;
-        put_bytes(&out, turn.text, turn.length);
-        put_bytes(&out, end, sizeof end - 1);
+        render_bytes(&out, turn.text, turn.length);
+        render_bytes(&out, end, sizeof end - 1);
         if (turn.model) {
             out.answers[out.n_answers++] = (Range){begin, out.length - 1};
         }
     }
     if (count > 0 && !turns[count - 1].model) {
-        put_bytes(&out, model, sizeof model - 1);
+        render_bytes(&out, model, sizeof model - 1);
     }
     return out;
 }

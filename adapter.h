@@ -12,12 +12,7 @@
 #include "tokenizer.h"
 #include "vit.h"
 
-/* ---- the adapter and the models around it ---- */
-
-typedef struct Adapter {
-    float *weight, *bias; /* [d_llm, d_vit], [d_llm] */
-    size_t d_llm, d_vit;
-} Adapter;
+/* ---- the adapter (struct Adapter: data.h) and the models around it ---- */
 
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena);
 /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias. */

@@ -469,15 +469,16 @@ const char *adapter_prefix(const TensorStore *store) {
     return tensors_find(store, "module.weight") != NULL ? "module." : "";
 }
 
-void adapter_read(float *weight, float *bias, size_t d_llm, size_t d_vit, const char *path) {
+void adapter_read(Adapter *adapter, const char *path) {
     static const char *const names[] = {"weight", "bias"};
-    float *to[] = {weight, bias};
+    float *to[] = {adapter->weight, adapter->bias};
     TensorStore store;
     Arena *scratch = arena_new();
     tensors_open(&store, scratch, path);
     for (int p = 0; p < 2; p++) {
         char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
-        const Tensor *t = tensors_need(&store, name, 2 - p, (size_t[]){d_llm, d_vit});
+        const Tensor *t =
+            tensors_need(&store, name, 2 - p, (size_t[]){adapter->d_llm, adapter->d_vit});
         weight_widen(to[p], (Weight){t->data, t->dtype}, 0, t->count);
         for (size_t i = 0; i < t->count; i++) {
             if (!isfinite(to[p][i])) {
@@ -488,13 +489,13 @@ void adapter_read(float *weight, float *bias, size_t d_llm, size_t d_vit, const 
     arena_free(scratch);
 }
 
-void adapter_write(const char *path, const float *weight, const float *bias, size_t d_llm,
-                   size_t d_vit) {
+void adapter_write(const Adapter *adapter, const char *path) {
+    size_t d_llm = adapter->d_llm, d_vit = adapter->d_vit;
     TensorWriter *writer = tensor_writer_open(path);
     tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
     tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
-    tensor_writer_data(writer, weight, d_llm * d_vit * sizeof(float));
-    tensor_writer_data(writer, bias, d_llm * sizeof(float));
+    tensor_writer_data(writer, adapter->weight, d_llm * d_vit * sizeof(float));
+    tensor_writer_data(writer, adapter->bias, d_llm * sizeof(float));
     tensor_writer_commit(writer);
 }
 

@@ -80,14 +80,19 @@ Verdict verdict_take(const Json *line);
  * stem of a word of `answer`. */
 bool lexical_match(const char *description, const char *answer);
 
-/* ---- an adapter's file: "weight" [d_llm, d_vit] and "bias" [d_llm] ---- */
+/* ---- the adapter's file ---- */
+
+typedef struct Adapter {
+    float *weight, *bias; /* [d_llm, d_vit], [d_llm]; their names in the file */
+    size_t d_llm, d_vit;
+} Adapter;
 
 /* What stands before their names: "module." where the released code trained on several devices,
  * else "". */
 const char *adapter_prefix(const TensorStore *store);
-/* Other shapes and values that are not finite are STATUS_INPUT. */
-void adapter_read(float *weight, float *bias, size_t d_llm, size_t d_vit, const char *path);
-void adapter_write(const char *path, const float *weight, const float *bias, size_t d_llm,
-                   size_t d_vit);
+/* Into an adapter that has its memory. Other shapes and values that are not finite are
+ * STATUS_INPUT. */
+void adapter_read(Adapter *adapter, const char *path);
+void adapter_write(const Adapter *adapter, const char *path);
 
 #endif

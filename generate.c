@@ -58,7 +58,7 @@ static char *read_input(Arena *arena, FILE *in, bool line, size_t *length, bool 
 
 /* Separated by a space, or by a comma and a space. fprintf would take a third of the whole
  * tokenizing. */
-static void write_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
+static void print_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
     char buffer[4096];
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
@@ -87,7 +87,7 @@ static void encode_line(const Tokenizer *tokenizer, const char *text, size_t len
                         bool jsonl, FILE *out, Arena *arena) {
     Tokens tokens = tokenizer_encode(tokenizer, text, length, special, arena);
     fputs(jsonl ? "[" : "", out);
-    write_ids(out, tokens.id, tokens.count, jsonl);
+    print_ids(out, tokens.id, tokens.count, jsonl);
     fputs(jsonl ? "]\n" : "\n", out);
 }
 

@@ -28,8 +28,7 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
     }
     if (paths->adapter != NULL) {
         adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
-        adapter_read(vlm->adapter.weight, vlm->adapter.bias, vlm->adapter.d_llm, vlm->adapter.d_vit,
-                     paths->adapter);
+        adapter_read(&vlm->adapter, paths->adapter);
     }
 }
 
@@ -428,11 +427,10 @@ static void train_open(Trainer *t, const Compute *compute) {
 
 static void train_begin(Trainer *t) {
     const TrainOptions *o = t->options;
-    Adapter *a = &t->vlm.adapter;
     if (o->init != NULL) {
-        adapter_read(a->weight, a->bias, a->d_llm, a->d_vit, o->init);
+        adapter_read(&t->vlm.adapter, o->init);
     } else {
-        adapter_init(a, o->seed);
+        adapter_init(&t->vlm.adapter, o->seed);
     }
     train_settings(t);
     if (o->resume && path_exists(t->checkpoint)) {
@@ -528,8 +526,7 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
     train_begin(&t);
     train_loop(&t);
     train_save(&t);
-    adapter_write(path_join(t.arena, options->out, "adapter.safetensors"), t.vlm.adapter.weight,
-                  t.vlm.adapter.bias, t.vlm.adapter.d_llm, t.vlm.adapter.d_vit);
+    adapter_write(&t.vlm.adapter, path_join(arena, options->out, "adapter.safetensors"));
     train_tell(&t);
     size_t steps = (size_t)t.state.step;
     double *loss = arena_alloc(arena, steps, sizeof *loss);

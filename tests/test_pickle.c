@@ -77,16 +77,17 @@ Test(pickle, adapters_with_and_without_module) {
     static const char *const paths[] = {GOLDEN "projector.safetensors",
                                         GOLDEN "projector_plain.pth", GOLDEN "projector_module.pth",
                                         GOLDEN "checkpoint.pt"};
-    float weight[4][6], bias[4][2], other[3];
+    float weight[4][6], bias[4][3];
     Error error;
     for (size_t i = 0; i < 4; i++) {
-        adapter_read(weight[i], bias[i], 2, 3, paths[i]);
+        adapter_read(&(Adapter){weight[i], bias[i], 2, 3}, paths[i]);
         if (i < 3) { /* the checkpoint has taken a step */
             cr_assert_arr_eq(weight[i], weight[0], sizeof weight[0]);
-            cr_assert_arr_eq(bias[i], bias[0], sizeof bias[0]);
+            cr_assert_arr_eq(bias[i], bias[0], 2 * sizeof(float));
         }
     }
-    ATTEMPT(&error, adapter_read(weight[0], other, 3, 2, paths[2]));
+    Adapter turned = {weight[0], bias[0], 3, 2};
+    ATTEMPT(&error, adapter_read(&turned, paths[2]));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "'module.weight': expected [3, 2], found [2, 3]"), "%s",
                        error.text);
