@@ -38,7 +38,7 @@ static const Signature refused[] = {
     {"PFM", 0, 3, "PF\n"},
 };
 
-Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
+static Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name) {
     if (size == 0) {
         fail(STATUS_INPUT, "%s: the file is empty", name);
     }
@@ -196,11 +196,6 @@ static Image resize_window(Arena *arena, const Image *in, size_t width, size_t h
     resize_part(&out, in, width, height, x0, y0, scratch);
     arena_free(scratch);
     return out;
-}
-
-Image image_resize(Arena *arena, const Image *in, size_t width, size_t height) {
-    image_check_size(width, height, "resize");
-    return resize_window(arena, in, width, height, 0, 0, width, height);
 }
 
 /* ---- preprocessing ---- */

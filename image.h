@@ -5,9 +5,7 @@
 
 #include "pixels.h"
 
-/* By content, not by name. Pixels live in the arena (growing). `name` stands in messages. Images
- * above IMAGE_MAX_PIXELS are refused before anything is allocated. */
-Image image_decode(Arena *arena, const unsigned char *data, size_t size, const char *name);
+/* A JPEG, PNG, PGM (P5) or PPM (P6) file, by content, not by name. */
 Image image_read(Arena *arena, const char *path);
 
 /* CLIPImageProcessor's settings. */
@@ -23,9 +21,6 @@ typedef struct Preprocess {
 /* directory/preprocessor_config.json; when there is none, CLIPImageProcessor's defaults with size
  * and crop = image_size. Unknown steps and resample other than 3 (bicubic) are refused by name. */
 Preprocess preprocess_open(const char *directory, size_t image_size);
-
-/* Pillow's Image.resize(..., BICUBIC) on 8-bit RGB. */
-Image image_resize(Arena *arena, const Image *in, size_t width, size_t height);
 
 /* pixel_values[3, H, W] with the height and width that the settings give (crop size, or what resize
  * leaves); *height, *width out. Allocated in the arena. */

@@ -863,12 +863,6 @@ int32_t tokenizer_id(const Tokenizer *t, const char *token) {
     return id == NONE ? -1 : (int32_t)id;
 }
 
-const char *tokenizer_token(const Tokenizer *t, int32_t id, size_t *length) {
-    bool known = id >= 0 && (size_t)id < t->count;
-    *length = known ? t->tokens[id].text.length : 0;
-    return known ? t->tokens[id].text.text : NULL;
-}
-
 int32_t tokenizer_size(const Tokenizer *t) {
     return (int32_t)t->count;
 }

@@ -30,8 +30,6 @@ char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t co
                        bool skip_special, Arena *arena, size_t *length);
 
 int32_t tokenizer_id(const Tokenizer *tokenizer, const char *token); /* -1: no such token */
-const char *tokenizer_token(const Tokenizer *tokenizer, int32_t id,
-                            size_t *length);        /* as in the vocabulary; NULL: none */
-int32_t tokenizer_size(const Tokenizer *tokenizer); /* largest id + 1 */
+int32_t tokenizer_size(const Tokenizer *tokenizer);                  /* largest id + 1 */
 
 #endif

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include "image.h"
+#include "jpeg.h"
+#include "png.h"
 
 #define GOLDEN "tests/golden/image/"
 
@@ -46,7 +48,13 @@ Test(image, resize_equals_pillow) {
     while (fscanf(lines, "%127s %zu %zu %64s", name, &width, &height, expected) == 4) {
         Arena *arena = arena_new();
         Image image = read_golden(arena, name);
-        Image resized = image_resize(arena, &image, width, height);
+        Preprocess exact = {.do_resize = true, .resize_height = height, .resize_width = width};
+        size_t h, w;
+        float *values = preprocess_apply(arena, &h, &w, &exact, &image);
+        Image resized = image_new(arena, w, h, "none");
+        for (size_t i = 0; i < h * w * 3; i++) { /* planes of whole numbers */
+            resized.rgb[i] = (unsigned char)values[i % 3 * h * w + i / 3];
+        }
         image_digest(&resized, found);
         cr_expect_str_eq(found, expected, "%s to %zu x %zu", name, width, height);
         arena_free(arena);
@@ -81,12 +89,31 @@ Test(image, pixel_values_equal_transformers) {
     cr_assert(count >= 16);
 }
 
+/* A picture in exactly so much memory that ASan sees a byte too many; what begins as none does goes
+ * through a file. */
 static Error attempt_decode(const void *data, size_t size) {
     Error error;
     Arena *arena = arena_new();
-    unsigned char *copy = malloc(size > 0 ? size : 1); /* so that ASan sees a byte too many */
+    unsigned char *copy = malloc(size > 0 ? size : 1);
     memcpy(copy, data, size);
-    ATTEMPT(&error, image_decode(arena, copy, size, "file"));
+    if (size >= 3 && memcmp(copy, "\xff\xd8\xff", 3) == 0) {
+        ATTEMPT(&error, jpeg_decode(arena, copy, size, "file"));
+    } else if (size >= 8 && memcmp(copy, "\x89PNG\r\n\x1a\n", 8) == 0) {
+        ATTEMPT(&error, png_decode(arena, copy, size, "file"));
+    } else if (size >= 3 && copy[0] == 'P' && (copy[1] == '5' || copy[1] == '6') &&
+               strchr(" \t\n\v\f\r", copy[2]) != NULL && copy[2] != 0) {
+        ATTEMPT(&error, pnm_decode(arena, copy, size, "file"));
+    } else {
+        char path[] = "/tmp/refsae-picture-XXXXXX", said[sizeof error.text];
+        FILE *stream = fdopen(mkstemp(path), "wb");
+        cr_assert(fwrite(data, 1, size, stream) == size);
+        fclose(stream);
+        ATTEMPT(&error, image_read(arena, path));
+        remove(path);
+        cr_assert(strncmp(error.text, path, strlen(path)) == 0, "%s", error.text);
+        snprintf(said, sizeof said, "file%s", error.text + strlen(path));
+        memcpy(error.text, said, sizeof said);
+    }
     free(copy);
     arena_free(arena);
     return error;

@@ -266,11 +266,14 @@ Test(tokenizer, knows_names_and_sizes) {
     size_t length;
     cr_assert_eq(tokenizer_id(t, "<bos>"), 2);
     cr_assert_eq(tokenizer_id(t, "<no such token>"), -1);
-    cr_assert_str_eq(tokenizer_token(t, 2, &length), "<bos>");
+    cr_assert_str_eq(tokenizer_decode(t, (int32_t[]){2}, 1, false, arena, &length), "<bos>");
     cr_assert_eq(length, 5);
-    cr_assert_null(tokenizer_token(t, -1, &length));
-    cr_assert_null(tokenizer_token(t, tokenizer_size(t), &length));
-    cr_assert_not_null(tokenizer_token(t, tokenizer_size(t) - 1, &length));
+    cr_assert_str_eq(tokenizer_decode(t, (int32_t[]){2}, 1, true, arena, &length), "");
+    int32_t size = tokenizer_size(t); /* one beyond the last is passed over */
+    (void)tokenizer_decode(t, (int32_t[]){size - 1}, 1, false, arena, &length);
+    cr_assert(length > 0);
+    (void)tokenizer_decode(t, (int32_t[]){size}, 1, false, arena, &length);
+    cr_assert_eq(length, 0);
     arena_free(arena);
 }
 
