@@ -192,7 +192,7 @@ static int fallback_byte(String token) {
 
 /* Bytes and, for each, where its character began in the original text. The original itself has no
  * origins. */
-typedef struct Text {
+typedef struct TracedText {
     Arena *arena; /* in which it grows */
     char *own;
     const char *bytes; /* own, or the caller's */
@@ -200,9 +200,9 @@ typedef struct Text {
     size_t length, capacity;
     NfcChar *chars; /* scratch of put_nfc */
     size_t chars_capacity;
-} Text;
+} TracedText;
 
-static uint32_t origin_of(const Text *text, size_t i) {
+static uint32_t origin_of(const TracedText *text, size_t i) {
     if (text->origin != NULL) {
         return text->origin[i];
     }
@@ -212,7 +212,7 @@ static uint32_t origin_of(const Text *text, size_t i) {
     return (uint32_t)i;
 }
 
-static void text_reserve(Text *text, size_t more) {
+static void traced_reserve(TracedText *text, size_t more) {
     size_t need;
     if (!size_add(&need, text->length, more) || need >= NONE / 2) {
         fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
@@ -225,14 +225,14 @@ static void text_reserve(Text *text, size_t more) {
 
 /* Room at once for what most texts need, since growth leaves memory behind; what is not used is not
  * touched. */
-static Text text_new(Arena *arena, size_t length) {
-    Text text = {.arena = arena};
-    text_reserve(&text, length < NONE / 8 ? 2 * length : length);
+static TracedText traced_new(Arena *arena, size_t length) {
+    TracedText text = {.arena = arena};
+    traced_reserve(&text, length < NONE / 8 ? 2 * length : length);
     return text;
 }
 
 /* `length` bytes that all come from `origin`; room is reserved. */
-static void text_put(Text *text, const char *bytes, size_t length, uint32_t origin) {
+static void traced_put(TracedText *text, const char *bytes, size_t length, uint32_t origin) {
     for (size_t i = 0; i < length; i++) {
         text->own[text->length] = bytes[i];
         text->origin[text->length++] = origin;
@@ -240,8 +240,8 @@ static void text_put(Text *text, const char *bytes, size_t length, uint32_t orig
 }
 
 /* Characters that stay as they are. */
-static void text_copy(Text *text, const char *bytes, size_t begin, size_t end) {
-    text_reserve(text, end - begin);
+static void traced_copy(TracedText *text, const char *bytes, size_t begin, size_t end) {
+    traced_reserve(text, end - begin);
     for (size_t i = begin, start = begin; i < end; i++) {
         start = ((unsigned char)bytes[i] & 0xC0) == 0x80 ? start : i;
         text->own[text->length] = bytes[i];
@@ -249,27 +249,27 @@ static void text_copy(Text *text, const char *bytes, size_t begin, size_t end) {
     }
 }
 
-static void put_replaced(Text *out, const Text *in, size_t begin, size_t end, String pattern,
-                         String content) {
+static void put_replaced(TracedText *out, const TracedText *in, size_t begin, size_t end,
+                         String pattern, String content) {
     for (size_t i = begin; i < end;) {
         size_t hit = find_bytes(in->bytes, i, end, pattern);
-        text_copy(out, in->bytes, i, hit);
+        traced_copy(out, in->bytes, i, hit);
         i = hit;
         if (hit < end) {
             i += pattern.length;
-            text_reserve(out, content.length);
-            text_put(out, content.text, content.length, origin_of(in, i - 1));
+            traced_reserve(out, content.length);
+            traced_put(out, content.text, content.length, origin_of(in, i - 1));
         }
     }
 }
 
-static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
+static void put_nfc(TracedText *out, const TracedText *in, size_t begin, size_t end) {
     for (size_t i = begin; i < end;) {
         size_t stop;
         size_t start =
             begin + unicode_nfc_stretch(in->bytes + begin, end - begin, i - begin, &stop);
         stop += begin;
-        text_copy(out, in->bytes, i, start);
+        traced_copy(out, in->bytes, i, start);
         i = stop;
         if (start == end) {
             break;
@@ -277,14 +277,14 @@ static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
         out->chars = arena_grow(out->arena, out->chars, &out->chars_capacity, 2 * (stop - start),
                                 sizeof *out->chars);
         size_t count = unicode_nfc(in->bytes + start, stop - start, out->chars);
-        text_reserve(out, 4 * count);
+        traced_reserve(out, 4 * count);
         size_t at = start; /* next byte of `in` to be consumed */
         for (size_t k = 0; k < count; k++) {
             NfcChar c = out->chars[k];
             char code[4];
             size_t length = utf8_encode(c.code, code);
             bool inserted = c.change > 0 && at > begin; /* it belongs to what precedes */
-            text_put(out, code, length, origin_of(in, inserted ? at - 1 : at));
+            traced_put(out, code, length, origin_of(in, inserted ? at - 1 : at));
             for (int32_t n = c.change; n <= 0 && at < stop; n++) {
                 uint32_t ignored;
                 at += utf8_decode(in->bytes + at, stop - at, &ignored);
@@ -294,7 +294,8 @@ static void put_nfc(Text *out, const Text *in, size_t begin, size_t end) {
 }
 
 /* Appends what the normalizer makes of [begin, end). */
-static void normalize(const Tokenizer *t, const Text *in, size_t begin, size_t end, Text *out) {
+static void normalize(const Tokenizer *t, const TracedText *in, size_t begin, size_t end,
+                      TracedText *out) {
     if (t->nfc) {
         put_nfc(out, in, begin, end);
     } else {
@@ -329,8 +330,9 @@ typedef struct Remembered {
 typedef struct Encoder {
     const Tokenizer *t;
     Arena *arena;
-    Text original, normal;
-    const Text *words; /* the one that BPE reads; texts only grow, so places in them stay valid */
+    TracedText original, normal;
+    const TracedText
+        *words; /* the one that BPE reads; texts only grow, so places in them stay valid */
     Emitted *tokens;
     size_t count, capacity;
     Symbol *symbols;
@@ -630,8 +632,8 @@ static const AddedToken *added_match(const AddedSet *set, const char *text, size
 
 /* Emits the added tokens in [begin, end) of a text and hands on what lies between
  * (AddedVocabulary::find_matches). */
-static void encode_added(Encoder *e, const AddedSet *set, const Text *in, size_t begin, size_t end,
-                         void (*between)(Encoder *e, size_t begin, size_t end)) {
+static void encode_added(Encoder *e, const AddedSet *set, const TracedText *in, size_t begin,
+                         size_t end, void (*between)(Encoder *e, size_t begin, size_t end)) {
     size_t done = begin, blank = end, blank_end = end,
            next; /* blank: the last run of white space */
     for (size_t i = begin; i < end && set->count > 0;) {
@@ -695,7 +697,7 @@ Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, boo
     }
     Arena *scratch = arena_new();
     Encoder e = {.t = t, .arena = scratch, .original = {.bytes = text, .length = length}};
-    e.normal = text_new(scratch, normalizes(t) ? length : 0);
+    e.normal = traced_new(scratch, normalizes(t) ? length : 0);
     e.words = normalizes(t) ? &e.normal : &e.original;
     e.tokens = arena_grow(scratch, NULL, &e.capacity, length / 2, sizeof *e.tokens);
     if (length >= 256) { /* memory for remembered pieces grows with the text */
@@ -734,7 +736,7 @@ typedef struct Bytes {
     size_t count, capacity;
 } Bytes;
 
-static void put_bytes(Bytes *out, const char *bytes, size_t length) {
+static void bytes_put(Bytes *out, const char *bytes, size_t length) {
     out->list = arena_grow(out->arena, out->list, &out->capacity, out->count + length + 1, 1);
     if (length > 0) {
         memcpy(out->list + out->count, bytes, length);
@@ -744,7 +746,7 @@ static void put_bytes(Bytes *out, const char *bytes, size_t length) {
 
 static void put_broken(Bytes *out, size_t times) {
     for (; times > 0; times--) {
-        put_bytes(out, "\xEF\xBF\xBD", 3); /* U+FFFD */
+        bytes_put(out, "\xEF\xBF\xBD", 3); /* U+FFFD */
     }
 }
 
@@ -772,7 +774,7 @@ static void put_lossy(Bytes *out, const char *bytes, size_t length) {
         uint32_t code;
         size_t step = utf8_decode(bytes + i, length - i, &code);
         if (step > 0) {
-            put_bytes(out, bytes + i, step);
+            bytes_put(out, bytes + i, step);
             i += step;
         } else {
             put_broken(out, 1);
@@ -791,10 +793,10 @@ static void put_byte_level(Bytes *out, String token) {
         char c = (char)byte;
         if (byte < 0) {
             out->count = before;
-            put_bytes(out, token.text, token.length);
+            bytes_put(out, token.text, token.length);
             return;
         }
-        put_bytes(out, &c, 1);
+        bytes_put(out, &c, 1);
     }
 }
 
@@ -826,24 +828,24 @@ char *tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, boo
             continue;
         }
         token.count = 0;
-        put_bytes(&token, "", 0);
+        bytes_put(&token, "", 0);
         for (size_t k = 0; k < text.length;) { /* Replace */
             size_t hit = find_bytes(text.text, k, text.length, t->decode_mark);
-            put_bytes(&token, text.text + k, hit - k);
+            bytes_put(&token, text.text + k, hit - k);
             k = hit;
             if (hit < text.length) {
-                put_bytes(&token, t->decode_space.text, t->decode_space.length);
+                bytes_put(&token, t->decode_space.text, t->decode_space.length);
                 k += t->decode_mark.length;
             }
         }
         int byte = fallback_byte((String){token.list, token.count});
         char c = (char)byte;
         if (byte >= 0) {
-            put_bytes(&out, &c, 1);
+            bytes_put(&out, &c, 1);
             continue;
         }
         end_run(&out, run);
-        put_bytes(&out, token.list, token.count);
+        bytes_put(&out, token.list, token.count);
         run = out.count;
     }
     if (t->decode_byte_level) {
@@ -1164,8 +1166,8 @@ static void load_merges(Tokenizer *t, const Json *merges) {
         String side[2];
         merge_sides(t, m, rank, side);
         joined.count = 0;
-        put_bytes(&joined, side[0].text, side[0].length);
-        put_bytes(&joined, side[1].text, side[1].length);
+        bytes_put(&joined, side[0].text, side[0].length);
+        bytes_put(&joined, side[1].text, side[1].length);
         uint32_t left = merge_token(t, rank, side[0]), right = merge_token(t, rank, side[1]);
         uint32_t id = merge_token(t, rank, (String){joined.list, joined.count});
         note_join(t, side[0], side[1]);
@@ -1230,8 +1232,8 @@ static void sort_added(AddedSet *set) {
 /* The normalizer would have to be undone when such a token is decoded. */
 static void refuse_changed(const Tokenizer *t, String content) {
     Arena *scratch = arena_new();
-    Text from = {.bytes = content.text, .length = content.length};
-    Text to = text_new(scratch, content.length);
+    TracedText from = {.bytes = content.text, .length = content.length};
+    TracedText to = traced_new(scratch, content.length);
     if (normalizes(t)) {
         normalize(t, &from, 0, content.length, &to);
         if (!same_string((String){to.bytes, to.length}, content)) {
