@@ -103,6 +103,10 @@ bool size_add(size_t *sum, size_t a, size_t b) {
     return *sum >= a;
 }
 
+size_t size_larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 size_t size_product(size_t a, size_t b) {
     size_t product;
     if (!size_mul(&product, a, b)) {

@@ -1081,7 +1081,7 @@ static void show_fits(const Folder *f, const Json *dictionaries) {
     show_table(f, "Nodes of each cross-section", "cross-section", &lines);
 }
 
-static double f1_of(const Line *line) {
+static double feature_f1(const Line *line) {
     return json_double(json_get(line->values, "f1"));
 }
 
@@ -1093,9 +1093,9 @@ static void show_interpretations(const Folder *f, const Json *interpretations) {
     most = lines.count < most ? lines.count : most;
     for (size_t i = 0; i < most; i++) {
         size_t best = i;
-        double highest = f1_of(&lines.list[i]);
+        double highest = feature_f1(&lines.list[i]);
         for (size_t k = i + 1; k < lines.count; k++) {
-            double f1 = f1_of(&lines.list[k]);
+            double f1 = feature_f1(&lines.list[k]);
             best = f1 > highest ? k : best;
             highest = fmax(f1, highest);
         }

@@ -831,18 +831,15 @@ size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
     return run_measure(&r);
 }
 
-static size_t larger(size_t a, size_t b) {
-    return a > b ? a : b;
-}
-
 static Arena *run_open(SageRun *r) {
     for (int s = 0; s < SAGE_SPLITS; s++) {
         for (size_t i = 0; i < r->task->n_prompts[s]; i++) {
             const SagePrompt *prompt = &r->task->prompts[s][i];
             for (size_t a = 0; a <= r->task->n_attributes; a++) {
                 const SageForm *form = a > 0 ? &prompt->counterfactual[a - 1] : &prompt->clean;
-                r->longest = larger(form->rows, r->longest);
-                r->longest_list = larger(form->n_answer, larger(form->n_wrong, r->longest_list));
+                r->longest = size_larger(form->rows, r->longest);
+                r->longest_list =
+                    size_larger(form->n_answer, size_larger(form->n_wrong, r->longest_list));
             }
         }
     }

@@ -476,7 +476,7 @@ static void random_row(uint64_t seed, const Sae *sae, size_t j, float *row) {
     }
 }
 
-static double row_norm(const float *row, size_t n) {
+static double feature_norm(const float *row, size_t n) {
     double sum = 0.0;
     for (size_t i = 0; i < n; i++) {
         sum += (double)row[i] * (double)row[i];
@@ -497,7 +497,8 @@ static void site_row(void *user, size_t u, int thread) {
             sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
     random_row(call->section->options->seed, sae, j, random);
-    double length = row_norm(random, d), factor = length > 0.0 ? row_norm(real, d) / length : 0.0;
+    double length = feature_norm(random, d),
+           factor = length > 0.0 ? feature_norm(real, d) / length : 0.0;
     for (size_t i = 0; i < d; i++) {
         random[i] = (float)((double)random[i] * factor);
         if (sae->rescale_by_decoder_norm) {
@@ -1161,24 +1162,20 @@ static void subject_layout(const SageSection *s, SageSubject *node, Arena *arena
     }
 }
 
-static size_t larger(size_t a, size_t b) {
-    return a > b ? a : b;
-}
-
 void sage_layout(SageSection *s, Arena *arena) {
     size_t d = s->llm->config.d_model, attributes = s->task->n_attributes, forms = 0, values = 0,
-           width = 0, most = 0, threads = larger((size_t)s->compute->threads, 1);
+           width = 0, most = 0, threads = size_larger((size_t)s->compute->threads, 1);
     s->first_value = arena_alloc(arena, attributes, sizeof(size_t));
     for (size_t a = 0; a < attributes; a++) {
         s->first_value[a] = s->n_values;
         s->n_values += s->task->attributes[a].count;
-        values = larger(s->task->attributes[a].count, values);
+        values = size_larger(s->task->attributes[a].count, values);
         forms = (int)a == s->task->form ? s->task->attributes[a].count : forms;
     }
     for (size_t i = 0; i < s->n_subjects; i++) {
         subject_layout(s, &s->subjects[i], arena);
-        width = larger(s->subjects[i].width, width);
-        most = larger(s->subjects[i].site->most, most);
+        width = size_larger(s->subjects[i].width, width);
+        most = size_larger(s->subjects[i].site->most, most);
     }
     for (size_t i = 0; i < s->n_sites; i++) {
         SageSite *site = &s->sites[i];
@@ -1190,7 +1187,7 @@ void sage_layout(SageSection *s, Arena *arena) {
     SageWork *work = s->work = arena_alloc(arena, 1, sizeof(SageWork));
     work->thread = arena_alloc(arena, threads, sizeof(ThreadWork));
     for (ThreadWork *t = work->thread; t < work->thread + threads; t++) {
-        size_t parts = larger(most, attributes); /* of an SAE, or supervised */
+        size_t parts = size_larger(most, attributes); /* of an SAE, or supervised */
         t->parts[SAGE_CLEAN].c = doubles(arena, SAGE_SIDES * parts, width);
         t->parts[SAGE_CLEAN].base = doubles(arena, 1, width);
         t->parts[SAGE_OTHER].base = doubles(arena, 1, width);
@@ -1204,7 +1201,7 @@ void sage_layout(SageSection *s, Arena *arena) {
         t->columns = doubles(arena, d, most);
         t->solve = doubles(arena, 1, least_squares_work(d, most));
     }
-    size_t solved = larger(s->n_values, s->llm->config.d_head);
+    size_t solved = size_larger(s->n_values, s->llm->config.d_head);
     work->gram = doubles(arena, s->n_values, s->n_values);
     work->rhs = doubles(arena, s->n_values, width);
     work->solve = doubles(arena, 2 * solved, solved + 1);

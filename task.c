@@ -37,7 +37,7 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
     return out;
 }
 
-static int compare_names(const void *a, const void *b) {
+static int compare_texts(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
@@ -46,7 +46,7 @@ static void check_once(const SageTask *task, const char *const *names, size_t co
                        const char *what) {
     const char **sorted = arena_alloc(task->arena, count, sizeof(char *));
     memcpy(sorted, names, count * sizeof(char *));
-    qsort(sorted, count, sizeof(char *), compare_names);
+    qsort(sorted, count, sizeof(char *), compare_texts);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(sorted[i - 1], sorted[i]) == 0) {
             fail(STATUS_INPUT, "%s: '%s' stands twice in '%s'", task->file, sorted[i], what);
@@ -128,11 +128,11 @@ typedef struct Slot {
     size_t length, end; /* of the name; of the value in the text */
 } Slot;
 
-typedef struct Text { /* a template with its slots filled */
+typedef struct TaskText { /* a template with its slots filled */
     char *text;
     Slot *slots;
     size_t length, n_slots, text_room, slot_room;
-} Text;
+} TaskText;
 
 typedef struct Choice { /* what a prompt is made of */
     const Json *template;
@@ -166,16 +166,16 @@ static const char *slot_value(const SageTask *task, const Choice *choice, const 
          task->file, (int)(length < 64 ? length : 64), name);
 }
 
-static void append(Text *out, Arena *arena, const char *text, size_t length) {
+static void append(TaskText *out, Arena *arena, const char *text, size_t length) {
     out->text = arena_grow(arena, out->text, &out->text_room, out->length + length + 1, 1);
     memcpy(out->text + out->length, text, length);
     out->length += length;
     out->text[out->length] = '\0';
 }
 
-static Text build_text(const SageTask *task, const Choice *choice, Arena *arena) {
+static TaskText build_text(const SageTask *task, const Choice *choice, Arena *arena) {
     const Json *template = choice->template;
-    Text out = {0};
+    TaskText out = {0};
     append(&out, arena, "", 0);
     if (task->form >= 0) {
         const SageAttribute *form = &task->attributes[task->form];
@@ -209,7 +209,7 @@ static size_t read_count(const char *text, size_t *count) {
 }
 
 /* Where a position's rule, "SLOT#n", "SLOT#n+k" (k after the slot's last token) or "end", leads. */
-static size_t position_find(const SageTask *task, const char *name, const Text *text,
+static size_t position_find(const SageTask *task, const char *name, const TaskText *text,
                             const Tokens *tokens) {
     const Json *positions = json_get(task->json, "positions");
     const char *rule = json_text(positions, name, ""), *mark = strrchr(rule, '#');
@@ -284,7 +284,7 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
 /* *text: without <bos>; NULL: not wanted. */
 static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                            const Choice *choice, const char **text, Arena *scratch) {
-    Text built = build_text(task, choice, scratch);
+    TaskText built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
     size_t lead = bos >= 0 ? 1 : 0;
     SageForm form = {.rows = tokens.count + lead};
@@ -508,7 +508,7 @@ void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
 
 /* ---- prompts.jsonl ---- */
 
-static void write_ids(JsonOut *json, const char *key, const int32_t *ids, size_t count) {
+static void write_id_list(JsonOut *json, const char *key, const int32_t *ids, size_t count) {
     json_out_array(json, key);
     for (size_t i = 0; i < count; i++) {
         json_out_int(json, NULL, ids[i]);
@@ -523,8 +523,8 @@ static void write_form(JsonOut *json, const SageTask *task, const SageForm *form
         json_out_int(json, task->positions[p], (int64_t)form->positions[p]);
     }
     json_out_end(json);
-    write_ids(json, "answer", form->answer, form->n_answer);
-    write_ids(json, "wrong", form->wrong, form->n_wrong);
+    write_id_list(json, "answer", form->answer, form->n_answer);
+    write_id_list(json, "wrong", form->wrong, form->n_wrong);
 }
 
 static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
@@ -533,7 +533,7 @@ static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
     json_out_object(&json, NULL);
     json_out_text(&json, "split", split_names[split]);
     json_out_text(&json, "text", prompt->text);
-    write_ids(&json, "ids", prompt->clean.ids, prompt->clean.rows);
+    write_id_list(&json, "ids", prompt->clean.ids, prompt->clean.rows);
     json_out_object(&json, "values");
     for (size_t a = 0; a < task->n_attributes; a++) {
         const SageAttribute *attribute = &task->attributes[a];
@@ -547,7 +547,7 @@ static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
         const SageForm *form = &prompt->counterfactual[a];
         json_out_object(&json, attribute->name);
         json_out_text(&json, "value", attribute->values[prompt->changed[a]]);
-        write_ids(&json, "ids", form->ids, form->rows);
+        write_id_list(&json, "ids", form->ids, form->rows);
         write_form(&json, task, form);
         json_out_end(&json);
     }
