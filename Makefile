@@ -103,6 +103,8 @@ $(BUILD)/tests: $(TESTS) $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcriterion -lm
 
 test: $(PROGRAM) $(BUILD)/tests
+	sh tests/house.sh
+	sh tests/papers.sh
 	REFSAE=./$(PROGRAM) $(BUILD)/tests --jobs 2
 
 # The same tests without Criterion, by a header of our own.

@@ -550,6 +550,7 @@ static void product_body(void *user, size_t i, int thread) {
                  (unsigned char *)job->compute->scratch + (size_t)thread * SCRATCH_SIZE);
 }
 
+/* Blocks of rows and of columns of all products, handed out to the threads. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
     const size_t wanted = compute->threads == 1 ? 1 : 16 * (size_t)compute->threads;
     size_t blocks = 1;
@@ -716,6 +717,7 @@ void norm_input_backward(const Compute *compute, float *dx, const float *dnormal
         rows);
 }
 
+/* exp(x - max) / sum exp(x - max): softmax_rows_range. */
 void softmax_rows(const Compute *compute, float *y, const float *x, size_t rows, size_t cols) {
     run(compute, OP_SOFTMAX, &(Task){.y = y, .a = x, .cols = cols}, rows);
 }
@@ -725,6 +727,7 @@ void softmax_rows_backward(const Compute *compute, float *dx, const float *dy, c
     run(compute, OP_SOFTMAX_BACKWARD, &(Task){.y = dx, .a = dy, .b = y, .cols = cols}, rows);
 }
 
+/* -log softmax(logits)[target] and its gradient: cross_entropy_range. */
 void cross_entropy_rows(const Compute *compute, double *loss, float *dlogits, const float *logits,
                         const int32_t *target, const float *weight, size_t rows, size_t cols) {
     run(compute, OP_CROSS_ENTROPY,
@@ -802,6 +805,7 @@ static double power(double base, uint64_t exponent) {
     return result;
 }
 
+/* Step t of torch.optim.AdamW, element by element: adamw_range. */
 void adamw_step(const Compute *compute, float *p, const float *g, float *m, float *v, size_t n,
                 double lr, double beta1, double beta2, double eps, double weight_decay,
                 uint64_t t) {

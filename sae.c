@@ -123,6 +123,7 @@ static void target_row(void *user, size_t row, int thread) {
                  d);
 }
 
+/* x, less its mean if the SAE was trained on a centred stream */
 void sae_target(const Sae *sae, const Compute *compute, float *target, const float *x,
                 size_t rows) {
     compute_parallel(compute, rows, target_row, &(RowCall){.sae = sae, .x = x, .y = target});
@@ -185,6 +186,7 @@ static float norm_back(const Sae *sae, const SaeRun *run, size_t row, float valu
     return value;
 }
 
+/* norm^-1(y) = factor y + shift, as sae_encode left it for this row */
 void sae_row_back(const Sae *sae, const SaeRun *run, size_t row, double *factor, double *shift) {
     *factor = 1.0;
     *shift = 0.0;
@@ -277,6 +279,7 @@ static void topk(float *f, const float *z, const float *gain, HeapItem *heap, si
     }
 }
 
+/* f = act(z) of one row */
 static void activate_row(void *user, size_t row, int thread) {
     RowCall *call = user;
     const Sae *sae = call->sae;
@@ -376,6 +379,7 @@ static void decode_row(RowCall *call, const float *f, float *recon) {
     }
 }
 
+/* x^ = norm^-1(f W_dec + b_dec) of one row, whose f W_dec is there */
 static void finish_row(void *user, size_t row, int thread) {
     RowCall *call = user;
     const Sae *sae = call->sae;
@@ -390,6 +394,8 @@ static void finish_row(void *user, size_t row, int thread) {
     call->run->bad[row] = bad;
 }
 
+/* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf over
+ * them, in rising order. */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
     check_run(sae, run, rows);
     if (rows > run->rows && (sae->norm == SAE_NORM_LAYER || sae->norm == SAE_NORM_CONSTANT)) {

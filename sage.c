@@ -70,12 +70,14 @@ static double list_sum(const float *logits, const int32_t *ids, size_t n, float 
     return sum;
 }
 
+/* log sum exp of the logits of a list; of one token its logit */
 static double list_logit(const float *logits, const int32_t *ids, size_t n) {
     float highest;
     double sum = list_sum(logits, ids, n, &highest);
     return (double)highest + (n > 1 ? (double)log_f32((float)sum) : 0.0);
 }
 
+/* m = list_logit(answer) - list_logit(wrong) */
 double sage_metric(const float *logits, const SageForm *form) {
     return list_logit(logits, form->answer, form->n_answer) -
            list_logit(logits, form->wrong, form->n_wrong);
@@ -147,6 +149,7 @@ static bool screens_off(const SageNode *a, const SageNode *b) {
            ((a->kind == HOOK_Q || a->kind == HOOK_Z) && b->kind == HOOK_ATTN_OUT);
 }
 
+/* The cross-section: those of the walked that none of the walked screens off. */
 size_t sage_screen(const SageNode *nodes, const size_t *order, size_t n, size_t *kept) {
     size_t n_kept = 0;
     for (size_t i = 0; i < n; i++) {
@@ -342,6 +345,7 @@ size_t sage_points(const LlmConfig *config, const SageNode *node, SagePoint poin
     return n;
 }
 
+/* The SAE of the first of these points that has one; NULL: none serves the node. */
 const Sae *sage_node_sae(const SaeSet *saes, const LlmConfig *config, const SageNode *node) {
     SagePoint points[3];
     const Sae *sae = NULL;
@@ -435,6 +439,7 @@ static void written(const SageSubject *node, const float *a, const float *scale,
     }
 }
 
+/* obar = mean over training prompts of o */
 static void written_mean(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model;
     double *o = s->work->thread->o;
@@ -763,8 +768,7 @@ void sage_prepare(SageSection *s, SageFit *fits) {
  *
  * if that is below 0. Ties: removals first, then the lower index. The magnitude is the share of the
  * reconstruction that is taken away: of a removed c, c . sum / |sum|^2, sum = sum_j c_j of a_s.
- * False: none helps. (Not static for its test.) */
-bool sage_sparse_choose(SageSparse *e);
+ * False: none helps. */
 bool sage_sparse_choose(SageSparse *e) {
     double best = 0.0;
     size_t choice = SIZE_MAX;

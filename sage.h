@@ -204,6 +204,8 @@ typedef struct SageSparse {
     double magnitude;
 } SageSparse;
 
+bool sage_sparse_choose(SageSparse *edit);
+
 typedef enum SageTest {
     SAGE_TARGET, /* a_t itself: what control is to bring about */
     SAGE_ABLATED,

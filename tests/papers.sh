@@ -1,5 +1,6 @@
 #!/bin/sh
-# PAPERS.md against the code: every `file.c: function` that it names is defined there, below a comment.
+# PAPERS.md against the code: every `file.c: function` that it names is defined there, in the
+# specification and the kernels below a comment.
 #
 #     sh tests/papers.sh
 set -eu
@@ -14,7 +15,7 @@ grep -o '`[a-z_0-9]*\.[ch]: [a-z_0-9]*`' PAPERS.md | tr -d '`' | LC_ALL=C sort -
             signature && /\{[ ]*$/ { signature = 0; if (told) good = 1; defined = 1 }
             NF { before = $0 }
             END { if (!defined) print "papers: " file " has no function " name
-                  else if (!good) print "papers: " file ": no comment above " name }' "$file"
+                  else if (!good && file ~ /^(llm|vit|sae|adapter|sage|kernels)\.c$/) print "papers: " file ": no comment above " name }' "$file"
     done >build/papers.txt
 cat build/papers.txt
 [ ! -s build/papers.txt ] || exit 1

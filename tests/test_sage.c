@@ -21,7 +21,6 @@ enum {
 };
 
 /* sage.c's, for its test alone */
-bool sage_sparse_choose(SageSparse *edit);
 
 typedef struct Case {
     double c[2 * MOST * WIDE], squares[2 * MOST], sum[WIDE], gap[WIDE];
