@@ -394,8 +394,8 @@ static void finish_row(void *user, size_t row, int thread) {
     call->run->bad[row] = bad;
 }
 
-/* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf over
- * them, in rising order. */
+/* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf
+ * over them, in rising order. */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
     check_run(sae, run, rows);
     if (rows > run->rows && (sae->norm == SAE_NORM_LAYER || sae->norm == SAE_NORM_CONSTANT)) {

@@ -20,8 +20,6 @@ enum {
     MOST = 6
 };
 
-/* sage.c's, for its test alone */
-
 typedef struct Case {
     double c[2 * MOST * WIDE], squares[2 * MOST], sum[WIDE], gap[WIDE];
     bool closed[2 * MOST], spent[2 * MOST]; /* closed: not to be chosen */
