@@ -86,6 +86,7 @@ static void print_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
 static void encode_line(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         bool jsonl, FILE *out, Arena *arena) {
     Tokens tokens = tokenizer_encode(tokenizer, text, length, special, arena);
+    tokens = tokenizer_fit(tokenizer, &tokens, special, arena);
     fputs(jsonl ? "[" : "", out);
     print_ids(out, tokens.id, tokens.count, jsonl);
     fputs(jsonl ? "]\n" : "\n", out);

@@ -25,6 +25,7 @@
 
 enum {
     DIRECT_CODES = 0x10000, /* characters whose id is looked up in an array */
+    SETTING_MOST = 1 << 24, /* tokens that truncation leaves or padding makes */
     WORD_CUT = 64,          /* bytes; longer words are cut where no merge can reach across */
     CACHE_WORD = 128,       /* bytes; longer pieces are not remembered */
     CACHE_MOST = 1 << 16
@@ -63,6 +64,17 @@ typedef struct Ids {
     size_t count;
 } Ids;
 
+typedef struct Truncation {
+    bool there, left, only_second;
+    size_t length, stride;
+} Truncation;
+
+typedef struct Padding {
+    bool there, left;
+    size_t length, multiple; /* 0: none */
+    int32_t id;
+} Padding;
+
 struct Tokenizer {
     Arena *arena;
     const char *path;
@@ -74,8 +86,9 @@ struct Tokenizer {
     AddedSet added[2]; /* looked for before and after the normalizer */
     bool nfc;
     String space, mark; /* the normalizer's Replace: `mark` for each `space` (no text: none) */
-    bool byte_level;    /* pre-tokenizer ByteLevel, else: */
-    String split;       /* Split: a word ends behind each (no text: a part is one word) */
+    bool byte_level;    /* pre-tokenizer ByteLevel */
+    bool prefix_space; /* ByteLevel puts a space before a part that has none; or, not byte level: */
+    String split;      /* Split: a word ends behind each (no text: a part is one word) */
 
     uint32_t *direct; /* [DIRECT_CODES] id of a character, or NONE */
     uint32_t byte_ids[256];
@@ -86,7 +99,9 @@ struct Tokenizer {
     unsigned joins_shift;
     bool cuttable; /* merges see known characters alone */
 
-    Ids before, after;      /* what the post-processor adds */
+    Ids before, after;     /* what the post-processor adds */
+    Truncation truncation; /* of tokenize alone */
+    Padding padding;
     bool decode_byte_level; /* decoder ByteLevel, else Replace, ByteFallback and Fuse: */
     String decode_mark, decode_space;
 };
@@ -330,7 +345,7 @@ typedef struct Remembered {
 typedef struct Encoder {
     const Tokenizer *t;
     Arena *arena;
-    TracedText original, normal;
+    TracedText original, normal, prefixed;
     const TracedText
         *words; /* the one that BPE reads; texts only grow, so places in them stay valid */
     Emitted *tokens;
@@ -592,9 +607,31 @@ static size_t gpt2_match(const char *text, size_t i, size_t end) {
     return stop == end || last == i ? stop : last;
 }
 
+static const TracedText *normalized(const Encoder *e) {
+    return normalizes(e->t) ? &e->normal : &e->original;
+}
+
+/* Appends a part to the words' text, a space before it where it begins with none. */
+static size_t put_prefixed(Encoder *e, size_t begin, size_t end) {
+    const TracedText *in = normalized(e);
+    size_t start = e->prefixed.length;
+    traced_reserve(&e->prefixed, end - begin + 1);
+    if (in->bytes[begin] != ' ') {
+        traced_put(&e->prefixed, " ", 1, origin_of(in, begin));
+    }
+    for (size_t i = begin; i < end; i++) {
+        traced_put(&e->prefixed, in->bytes + i, 1, origin_of(in, i));
+    }
+    return start;
+}
+
 /* The words of a part, which is normalized and free of added tokens. */
 static void encode_part(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
+    if (t->prefix_space) {
+        begin = put_prefixed(e, begin, end);
+        end = e->prefixed.length;
+    }
     const char *text = e->words->bytes;
     for (size_t i = begin, stop = end; i < end; i = stop) {
         if (t->byte_level) {
@@ -684,7 +721,7 @@ static void encode_segment(Encoder *e, size_t begin, size_t end) {
         begin = start;
         end = e->normal.length;
     }
-    encode_added(e, &e->t->added[1], e->words, begin, end, encode_part);
+    encode_added(e, &e->t->added[1], normalized(e), begin, end, encode_part);
 }
 
 Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, bool special,
@@ -698,7 +735,8 @@ Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, boo
     Arena *scratch = arena_new();
     Encoder e = {.t = t, .arena = scratch, .original = {.bytes = text, .length = length}};
     e.normal = traced_new(scratch, normalizes(t) ? length : 0);
-    e.words = normalizes(t) ? &e.normal : &e.original;
+    e.prefixed = traced_new(scratch, t->prefix_space ? length : 0);
+    e.words = t->prefix_space ? &e.prefixed : normalized(&e);
     e.tokens = arena_grow(scratch, NULL, &e.capacity, length / 2, sizeof *e.tokens);
     if (length >= 256) { /* memory for remembered pieces grows with the text */
         size_t slots = 64;
@@ -725,6 +763,54 @@ Tokens tokenizer_encode(const Tokenizer *t, const char *text, size_t length, boo
         out.id[before + e.count + i] = (int32_t)t->after.list[i];
     }
     arena_free(scratch);
+    return out;
+}
+
+/* ---- truncation and padding ---- */
+
+/* Of `count` tokens of the text itself, as many as truncation leaves beside `added` ones
+ * (truncate_encodings). */
+static size_t truncated_count(const Tokenizer *t, size_t count, size_t added) {
+    const Truncation *cut = &t->truncation;
+    size_t most = cut->length - added; /* wraps, then nothing is cut, as in `tokenizers` */
+    if (!cut->there || count <= most) {
+        return count;
+    }
+    if (cut->only_second && most > 0) {
+        fail(STATUS_INPUT, "%s: truncation 'OnlySecond' needs a second text", t->path);
+    }
+    if (cut->stride >= most && most > 0) {
+        fail(STATUS_INPUT, "%s: truncation stride %zu is not below the length %zu", t->path,
+             cut->stride, most);
+    }
+    return most;
+}
+
+/* How many tokens padding adds to `count`. */
+static size_t padding_count(const Padding *pad, size_t count) {
+    size_t length = pad->length > 0 ? pad->length : count;
+    if (pad->multiple > 0 && length % pad->multiple > 0) {
+        length += pad->multiple - length % pad->multiple;
+    }
+    return pad->there && length > count ? length - count : 0;
+}
+
+Tokens tokenizer_fit(const Tokenizer *t, const Tokens *tokens, bool special, Arena *arena) {
+    size_t before = special ? t->before.count : 0, after = special ? t->after.count : 0;
+    size_t text = tokens->count - before - after, kept = truncated_count(t, text, before + after);
+    size_t count = before + kept + after, padding = padding_count(&t->padding, count);
+    size_t first = t->truncation.left ? text - kept : 0, at = t->padding.left ? padding : 0;
+    Tokens out = {.count = count + padding, .capacity = count + padding};
+    out.id = arena_alloc(arena, out.count, sizeof *out.id);
+    out.begin = arena_alloc(arena, out.count, sizeof *out.begin);
+    for (size_t i = 0; i < out.count; i++) {
+        out.id[i] = t->padding.id;
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t from = i < before ? i : i < before + kept ? i + first : i + text - kept;
+        out.id[at + i] = tokens->id[from];
+        out.begin[at + i] = tokens->begin[from];
+    }
     return out;
 }
 
@@ -947,10 +1033,9 @@ static void load_pre_tokenizer(Tokenizer *t, const Json *root) {
         unsupported(t, "after another the pre_tokenizer", parts.type[1]);
     } else if (part_is(&parts, 0, "ByteLevel")) {
         t->byte_level = true;
-        if (json_bool(parts.part[0], "add_prefix_space", true) ||
-            !json_bool(parts.part[0], "use_regex", true)) {
-            unsupported(t, "pre_tokenizer ByteLevel with",
-                        "add_prefix_space\": true or \"use_regex\": false");
+        t->prefix_space = json_bool(parts.part[0], "add_prefix_space", true);
+        if (!json_bool(parts.part[0], "use_regex", true)) {
+            unsupported(t, "pre_tokenizer ByteLevel with", "use_regex\": false");
         }
     } else if (part_is(&parts, 0, "Split")) {
         t->split = read_pattern(t, parts.part[0]);
@@ -1282,8 +1367,53 @@ static void load_added(Tokenizer *t, const Json *list) {
     sort_added(&t->added[1]);
 }
 
+static void load_truncation(Tokenizer *t, const Json *root) {
+    const Json *part = json_member(root, "truncation", JSON_OBJECT);
+    if (part == NULL) {
+        return;
+    }
+    const char *strategy = json_need(part, "strategy", JSON_STRING)->text;
+    t->truncation = (Truncation){.there = true,
+                                 .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
+                                 .only_second = strcmp(strategy, "OnlySecond") == 0,
+                                 .length = json_size(part, "max_length", 0, 0, SETTING_MOST),
+                                 .stride = json_size(part, "stride", 0, 0, SETTING_MOST)};
+    if (!t->truncation.only_second && strcmp(strategy, "OnlyFirst") != 0 &&
+        strcmp(strategy, "LongestFirst") != 0) {
+        unsupported(t, "truncation strategy", strategy);
+    }
+}
+
+static void load_padding(Tokenizer *t, const Json *root) {
+    const Json *part = json_member(root, "padding", JSON_OBJECT);
+    if (part == NULL) {
+        return;
+    }
+    const Json *strategy = json_get(part, "strategy"),
+               *multiple = json_get(part, "pad_to_multiple_of");
+    t->padding = (Padding){.there = true,
+                           .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
+                           .id = (int32_t)json_size(part, "pad_id", 0, 0, INT32_MAX)};
+    if (json_is(strategy, JSON_OBJECT)) {
+        t->padding.length = json_size(strategy, "Fixed", 0, 0, SETTING_MOST);
+    } else if (!json_text_is(strategy, "BatchLongest")) {
+        unsupported(t, "padding", "strategy that is neither BatchLongest nor Fixed");
+    }
+    if (multiple != NULL && !json_is(multiple, JSON_NULL)) {
+        t->padding.multiple = json_size(part, "pad_to_multiple_of", 0, 0, SETTING_MOST);
+    }
+}
+
+/* tokenizer_config.json beside it: what transformers takes from there over tokenizer.json. */
+static void load_config(Tokenizer *t, const char *directory, Arena *scratch) {
+    const char *path = path_join(scratch, directory, "tokenizer_config.json");
+    if (t->byte_level && path_exists(path)) {
+        t->prefix_space =
+            json_bool(json_read_file(scratch, path), "add_prefix_space", t->prefix_space);
+    }
+}
+
 Tokenizer *tokenizer_open(Arena *arena, const char *path) {
-    static const char *const absent[] = {"truncation", "padding"};
     Tokenizer *t = arena_alloc(arena, 1, sizeof *t);
     Arena *scratch = arena_new();
     t->arena = arena;
@@ -1297,18 +1427,18 @@ Tokenizer *tokenizer_open(Arena *arena, const char *path) {
     if (strcmp(version, "1.0") != 0) {
         unsupported(t, "version", version);
     }
-    for (size_t i = 0; i < 2; i++) {
-        if (json_get(root, absent[i]) != NULL && !json_is(json_get(root, absent[i]), JSON_NULL)) {
-            fail(STATUS_INPUT, "%s: '%s' is not supported, only null", t->path, absent[i]);
-        }
-    }
     const Json *added = json_member(root, "added_tokens", JSON_ARRAY);
+    load_truncation(t, root);
+    load_padding(t, root);
     load_normalizer(t, root);
     load_pre_tokenizer(t, root);
     load_decoder(t, root);
     load_post_processor(t, root);
     load_model(t, json_need(root, "model", JSON_OBJECT), added == NULL ? 0 : added->length);
     load_added(t, added);
+    if (path_is_directory(path)) {
+        load_config(t, path, scratch);
+    }
     arena_free(scratch);
     return t;
 }

@@ -15,14 +15,18 @@ typedef struct Tokens {
 } Tokens;
 
 /* path: tokenizer.json, or a directory that holds it. What the files of those models do not ask for
- * (another model, normalizer, pre-tokenizer, decoder; truncation, padding; a vocabulary that lacks
- * a byte) is refused by name. */
+ * (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks a byte) is refused by
+ * name. A directory's tokenizer_config.json wins where transformers lets it: add_prefix_space. */
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
  * adds (<bos> ...). A text is at most 2 GiB long, normalized too. */
 Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         Arena *arena);
+
+/* What the file's `truncation` and `padding` blocks make of them. Only `tokenize` asks: models are
+ * fed what transformers feeds them, which resets both. `special` as it was for tokenizer_encode. */
+Tokens tokenizer_fit(const Tokenizer *tokenizer, const Tokens *tokens, bool special, Arena *arena);
 
 /* Text of ids as tokenizers' decode(ids, skip_special_tokens=skip_special) gives it, in the arena,
  * with a 0 byte after it. */

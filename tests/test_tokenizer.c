@@ -169,6 +169,7 @@ static void check_against_golden(const char *name, uint64_t stream, int count) {
         size_t length = draw_string(&strings, text);
         for (int special = 0; special < 2; special++) {
             tokens = tokenizer_encode(t, text, length, special, scratch);
+            tokens = tokenizer_fit(t, &tokens, special, scratch);
             add_word(&sha[0], tokens.count);
             add_word(&sha[1], tokens.count);
             for (size_t i = 0; i < tokens.count; i++) {
@@ -211,8 +212,9 @@ Test(tokenizer, gemma_kind_equals_tokenizers_on_10000_strings) {
 
 Test(tokenizer, odd_settings_equal_tokenizers) {
     static const char *const names[] = {/* in the order of make_tokenizer_golden.py */
-                                        "flags_gpt2", "flags_neox", "flags_gemma", "flags_gemma2",
-                                        "split",      "template",   "tab"};
+                                        "flags_gpt2",   "flags_neox", "flags_gemma",
+                                        "flags_gemma2", "split",      "template",
+                                        "tab",          "prefix",     "fitted"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         check_against_golden(names[i], STREAM + 10 + 2 * i, 500);
     }
@@ -302,8 +304,8 @@ Test(tokenizer, refuses_by_name) {
         {"[]", "object"},
         {"{" GEMMA "{\"type\":\"Unigram\",\"vocab\":[]}}", "Unigram"},
         {"{\"version\":\"2.0\",\"model\":{}}", "2.0"},
-        {"{\"truncation\":{\"max_length\":9}}", "truncation"},
-        {"{\"padding\":{\"strategy\":\"BatchLongest\"}}", "padding"},
+        {"{\"truncation\":{\"max_length\":9}}", "strategy"},
+        {"{\"padding\":{\"strategy\":\"BatchShortest\"}}", "padding"},
         {"{" NEOX "{\"vocab\":{\"a\":-1},\"merges\":[]}}", "'a'"},
         {"{" NEOX "{\"vocab\":{\"a\":1.5},\"merges\":[]}}", "'a'"},
         {"{" NEOX "{\"vocab\":{\"a\":4294967296},\"merges\":[]}}", "'a'"},
@@ -325,7 +327,7 @@ Test(tokenizer, refuses_by_name) {
         {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}}",
          "expression ' +'"},
         {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
-        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true}}",
+        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":1}}",
          "add_prefix_space"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
          "\"use_regex\":false}}",

@@ -233,6 +233,12 @@ def odd_ones(gpt2_json, neox_json, gemma_json):
     yield "template", odd(gpt2_json, post_processor={"type": "Sequence", "processors": [
         gpt2_json["post_processor"], template]})
     yield "tab", tab
+    yield "prefix", odd(flagged(gpt2_json, texts[:4]), pre_tokenizer={
+        "type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True})
+    yield "fitted", odd(neox_json, post_processor=template, truncation={
+        "direction": "Left", "max_length": 12, "strategy": "LongestFirst", "stride": 2}, padding={
+        "strategy": {"Fixed": 10}, "direction": "Left", "pad_to_multiple_of": 4, "pad_id": 3, "pad_type_id": 0,
+        "pad_token": "x"})
 
 
 def repaired(d):
