@@ -137,19 +137,15 @@ void conversation_place_image(Arena *arena, Conversation *conversation) {
 }
 
 Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t put) {
-    size_t mark = sizeof image_literal - 1, capacity = 0, length = 0;
-    char *out = arena_grow(arena, NULL, &capacity, turn->length + 1, 1);
+    size_t mark = sizeof image_literal - 1;
+    MemoryStream *out = memory_open(arena);
     for (size_t from = 0, at; from < turn->length; from = at + mark) {
         at = image_literal_at(turn, from);
-        out = arena_grow(arena, out, &capacity, length + (at - from) + put + 1, 1);
-        memcpy(out + length, turn->text + from, at - from);
-        length += at - from;
-        if (at < turn->length) {
-            memcpy(out + length, text, put);
-            length += put;
-        }
+        fwrite(turn->text + from, 1, at - from, out->stream);
+        fwrite(text, 1, at < turn->length ? put : 0, out->stream);
     }
-    return (Turn){out, length, turn->model};
+    text = memory_text(out);
+    return (Turn){text, out->length, turn->model};
 }
 
 /* ---- questions and scores ---- */
@@ -217,18 +213,17 @@ static bool in_list(const char *word, const char *const *list, size_t count) {
 /* One word at out + start, 0-terminated: number words become digits, articles go. Returns the new
  * end. */
 static size_t vqa_word(char *out, size_t start, size_t end) {
-    static const char *const articles[] = {"a", "an", "the"};
-    static const char *const numbers[][2] = {{"none", "0"},  {"zero", "0"},  {"one", "1"},
-                                             {"two", "2"},   {"three", "3"}, {"four", "4"},
-                                             {"five", "5"},  {"six", "6"},   {"seven", "7"},
-                                             {"eight", "8"}, {"nine", "9"},  {"ten", "10"}};
-    for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
-        if (strcmp(out + start, numbers[k][0]) == 0) {
-            strcpy(out + start, numbers[k][1]);
-            return start + strlen(numbers[k][1]);
+    static const char *const forms[][2] = {
+        {"none", "0"}, {"zero", "0"}, {"one", "1"}, {"two", "2"},   {"three", "3"},
+        {"four", "4"}, {"five", "5"}, {"six", "6"}, {"seven", "7"}, {"eight", "8"},
+        {"nine", "9"}, {"ten", "10"}, {"a", ""},    {"an", ""},     {"the", ""}};
+    for (size_t k = 0; k < sizeof forms / sizeof *forms; k++) {
+        if (strcmp(out + start, forms[k][0]) == 0) {
+            strcpy(out + start, forms[k][1]);
+            return start + strlen(forms[k][1]);
         }
     }
-    return in_list(out + start, articles, 3) ? start : end;
+    return end;
 }
 
 /* VQA's answer form: lower case, number words to digits, articles removed, white space single; and
@@ -451,16 +446,12 @@ Descriptions descriptions_read(Arena *arena, const char *directory, int layer, s
 }
 
 /* verdict: true, 1, "1", "yes", "true" are yes */
-Verdict verdict_take(const Json *line) {
+bool verdict_is_yes(const Json *line) {
     static const char *const words[] = {"1", "yes", "Yes", "YES", "true", "True"};
     const Json *verdict = json_get(line, "verdict");
-    Verdict out = {.example = -1, .layer = -1, .group = json_get(line, "group")};
-    (void)json_int64(json_get(line, "example"), &out.example);
-    (void)json_int64(json_get(line, "layer"), &out.layer);
-    out.yes = json_is(verdict, JSON_TRUE) ||
-              (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
-              (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
-    return out;
+    return json_is(verdict, JSON_TRUE) ||
+           (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
+           (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
 }
 
 /* ---- an adapter's file ---- */

@@ -66,14 +66,8 @@ typedef struct Descriptions {
  * two of them, and features outside of the SAE are STATUS_INPUT. */
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae);
 
-typedef struct Verdict { /* a line of a judge's file: {"example", "layer", "group", "verdict"} */
-    int64_t example, layer;
-    const Json *group;
-    bool yes; /* true, 1, "yes" ...; what cannot be read is no */
-} Verdict;
-
-/* What has no example or layer gets -1 there. */
-Verdict verdict_take(const Json *line);
+/* Of a line of a judge's file; what cannot be read is no. */
+bool verdict_is_yes(const Json *line);
 
 /* The lexical judge: true if a content word of `description` (at least three letters or digits, not
  * a function word and not a word that feature descriptions are made of, as "references to") has the

@@ -166,9 +166,7 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
     if (features == NULL) {
-        Arena *scratch = arena_new();
-        (void)image_read(scratch, path);
-        arena_free(scratch);
+        (void)image_read(t->examples, path);
         return;
     }
     vlm_image(&t->vlm, path, NULL);
@@ -358,7 +356,8 @@ static void train_settings(Trainer *t) {
     sha256_end(&sha, t->settings);
 }
 
-static void train_write_csv(const Trainer *t) {
+static void train_save(Trainer *t) {
+    checkpoint_write(t);
     OutFile *out = out_open(t->csv), *times = out_open(t->timing);
     Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
     fprintf(times->stream, "step,seconds\n");
@@ -395,11 +394,6 @@ static void timing_read(Trainer *t) {
         }
     }
     arena_free(scratch);
-}
-
-static void train_save(Trainer *t) {
-    checkpoint_write(t);
-    train_write_csv(t);
 }
 
 /* ---- the run ---- */
@@ -550,24 +544,6 @@ static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32
     return options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
 }
 
-typedef struct Generation {
-    const Vlm *vlm;
-    size_t rows, new_tokens;
-    LlmRun *run;
-    float *logits; /* [d_vocab] */
-} Generation;
-
-static void generation_layout(Arena *arena, void *user) {
-    Generation *g = user;
-    LlmPlan plan = {.max_rows = g->rows,
-                    .max_sequence = g->rows + g->new_tokens,
-                    .max_sequences = 1,
-                    .max_logits = 1,
-                    .cache = true};
-    g->run = llm_run_layout(&g->vlm->llm, g->vlm->compute, &plan, arena);
-    g->logits = arena_floats(arena, g->vlm->llm.config.d_vocab, 1);
-}
-
 Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                     const GenerateOptions *options, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
@@ -575,29 +551,36 @@ Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *image
     if (rows == 0) {
         fail(STATUS_INPUT, "the text has no token");
     }
-    Generation g = {.vlm = vlm, .rows = rows, .new_tokens = options->max_new_tokens};
-    if (config->rotary_dim == 0 && rows + g.new_tokens > config->n_ctx) { /* learned positions */
-        g.new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
+    size_t new_tokens = options->max_new_tokens;
+    if (config->rotary_dim == 0 && rows + new_tokens > config->n_ctx) { /* learned positions */
+        new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
     }
-    Arena *block = arena_plan(generation_layout, &g), *scratch = arena_new();
+    Arena *block = arena_new(), *scratch = arena_new();
+    LlmPlan plan = {.max_rows = rows,
+                    .max_sequence = rows + new_tokens,
+                    .max_sequences = 1,
+                    .max_logits = 1,
+                    .cache = true};
+    LlmRun *run = llm_run_layout(&vlm->llm, vlm->compute, &plan, block);
+    float *logits = arena_floats(block, config->d_vocab, 1);
     Tokens out = {0};
     Random random = random_start(options->seed, RANDOM_SAMPLE);
     LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
     ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
     Hooks hooks = image_hooks(&image);
-    llm_forward(g.run, &batch, 0, layers, NULL, &hooks);
-    while (out.count < g.new_tokens) {
+    llm_forward(run, &batch, 0, layers, NULL, &hooks);
+    while (out.count < new_tokens) {
         arena_reset(scratch);
-        llm_logits(g.run, &last, 1, true, g.logits, NULL);
-        int32_t id = token_sample(g.logits, config->d_vocab, &options->sampling, &random, scratch);
+        llm_logits(run, &last, 1, true, logits, NULL);
+        int32_t id = token_sample(logits, config->d_vocab, &options->sampling, &random, scratch);
         if (generate_stops(vlm, options, id)) {
             break;
         }
         out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
         out.id[out.count++] = id;
-        if (out.count < g.new_tokens) {
+        if (out.count < new_tokens) {
             LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};
-            llm_forward(g.run, &next, 0, layers, NULL, NULL);
+            llm_forward(run, &next, 0, layers, NULL, NULL);
             last = 0;
         }
     }
@@ -991,7 +974,8 @@ static void analysis_forward(Analysis *a, const Sequence *sequence) {
 
 /* ---- passes ---- */
 
-static void measure_example(Analysis *a, const Example *example) {
+static void measure_example(Analysis *a) {
+    const Example *example = a->current;
     Random noise =
         random_start(a->options->seed, RANDOM_GAUSSIAN + ((uint64_t)a->example_number << 32));
     a->variant = VARIANT_CLEAN;
@@ -1008,19 +992,18 @@ static void measure_example(Analysis *a, const Example *example) {
     analysis_forward(a, &example->prompt);
 }
 
-static void loss_example(Analysis *a, const Example *example) {
-    loss_sequence(&a->run, &example->prompt_full, a->images);
-    loss_sequence(&a->run, &example->control_full, a->images);
+static void loss_example(Analysis *a) {
+    loss_sequence(&a->run, &a->current->prompt_full, a->images);
+    loss_sequence(&a->run, &a->current->control_full, a->images);
 }
 
-static void features_example(Analysis *a, const Example *example) {
-    analysis_forward(a, &example->prompt);
-    analysis_forward(a, &example->control);
+static void features_example(Analysis *a) {
+    analysis_forward(a, &a->current->prompt);
+    analysis_forward(a, &a->current->control);
 }
 
 /* visit() sees each of the first n examples with its images in place. */
-static void analysis_pass(Analysis *a, const char *what, size_t n,
-                          void (*visit)(Analysis *a, const Example *example)) {
+static void analysis_pass(Analysis *a, const char *what, size_t n, void (*visit)(Analysis *a)) {
     n = n < a->result.examples ? n : a->result.examples;
     Progress progress = progress_start(what, "examples", 0, n, a->result.console->quiet);
     for (size_t e = 0; e < n; e++) {
@@ -1028,21 +1011,24 @@ static void analysis_pass(Analysis *a, const char *what, size_t n,
         a->example_number = e;
         a->current = &example;
         image_pool_get(&a->pool, a->used[e].image, a->images);
-        visit(a, &example);
+        visit(a);
         progress_set(&progress, e + 1, NULL);
     }
     progress_end(&progress);
 }
 
-static void verdict_apply(Analysis *a, const Verdict *verdict) {
-    const LayerResult *layer =
-        verdict->layer >= 0 && verdict->layer < (int64_t)a->vlm.llm.config.n_layers
-            ? a->run.of_layer[verdict->layer]
-            : NULL;
-    for (size_t e = 0; e < a->result.examples && layer != NULL; e++) {
-        for (Group g = 0; g < GROUPS && a->used[e].index == (uint64_t)verdict->example; g++) {
-            if (json_text_is(verdict->group, group_names[g])) {
-                a->verdicts[verdict_place(a, e, layer, g)] = verdict->yes;
+/* A line of a judge's file: {"example", "layer", "group", "verdict"}. */
+static void verdict_apply(Analysis *a, const Json *line) {
+    int64_t example, number;
+    if (!json_int64(json_get(line, "example"), &example) ||
+        !json_int64(json_get(line, "layer"), &number) || number < 0 ||
+        number >= (int64_t)a->vlm.llm.config.n_layers || a->run.of_layer[number] == NULL) {
+        return;
+    }
+    for (size_t e = 0; e < a->result.examples; e++) {
+        for (Group g = 0; g < GROUPS && a->used[e].index == (uint64_t)example; g++) {
+            if (json_text_is(json_get(line, "group"), group_names[g])) {
+                a->verdicts[verdict_place(a, e, a->run.of_layer[number], g)] = verdict_is_yes(line);
             }
         }
     }
@@ -1060,8 +1046,7 @@ static void verdicts_read(Analysis *a, const char *path) {
         arena_reset(a->example);
         ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
         if (line != NULL) {
-            Verdict verdict = verdict_take(line);
-            verdict_apply(a, &verdict);
+            verdict_apply(a, line);
         }
         end = feof(file) || ferror(file);
     }
