@@ -378,22 +378,18 @@ static void train_save(Trainer *t) {
 
 /* The times of the steps before the checkpoint, as far as they are known. */
 static void timing_read(Trainer *t) {
-    Arena *scratch = arena_new();
     for (size_t i = 0; i < t->state.step; i++) {
         t->seconds[i] = NAN;
     }
-    if (path_exists(t->timing)) {
-        FILE *file = file_open(scratch, t->timing);
-        char line[64];
-        while (fgets(line, sizeof line, file) != NULL) {
-            char *end;
-            unsigned long step = strtoul(line, &end, 10);
-            if (*end == ',' && step > 0 && step <= t->state.step) {
-                t->seconds[step - 1] = strtod(end + 1, NULL);
-            }
+    FILE *file = path_exists(t->timing) ? file_open(t->examples, t->timing) : NULL;
+    char line[64];
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        char *end;
+        unsigned long step = strtoul(line, &end, 10);
+        if (*end == ',' && step > 0 && step <= t->state.step) {
+            t->seconds[step - 1] = strtod(end + 1, NULL);
         }
     }
-    arena_free(scratch);
 }
 
 /* ---- the run ---- */
@@ -834,7 +830,7 @@ static void scan_example(Analysis *a, size_t index) {
     const Sequence *all[] = {&e.prompt, &e.control, &e.prompt_full, &e.control_full};
     size_t image = image_pool_add(&a->pool, e.image);
     for (size_t k = 0; k < 4; k++) {
-        a->run.longest = all[k]->rows > a->run.longest ? all[k]->rows : a->run.longest;
+        a->run.longest = size_larger(all[k]->rows, a->run.longest);
     }
     image_pool_get(&a->pool, image, a->images);
     moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
@@ -1107,20 +1103,21 @@ static void layers_parse(const char *text, bool *wanted, size_t n_layers) {
     }
 }
 
-static LayerResult layer_open(Analysis *a, const Sae *sae, int layer) {
+static void layer_open(Analysis *a, const Sae *sae, int layer) {
     const AnalyzeOptions *o = a->options;
-    LayerResult result = {.layer = layer, .sae = sae};
+    LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
+    *result = (LayerResult){.layer = layer, .sae = sae};
+    a->run.widest = size_larger(sae->d_sae, a->run.widest);
     if (sae->d_in != a->vlm.llm.config.d_model) {
         fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
              sae->d_in, a->vlm.llm.config.d_model);
     }
     if (o->descriptions != NULL) {
-        result.descriptions = descriptions_read(a->arena, o->descriptions, layer, sae->d_sae);
+        result->descriptions = descriptions_read(a->arena, o->descriptions, layer, sae->d_sae);
     }
     for (size_t g = 0; g < GROUPS; g++) {
-        result.active[g] = arena_alloc(a->arena, sae->d_sae, sizeof(uint32_t));
+        result->active[g] = arena_alloc(a->arena, sae->d_sae, sizeof(uint32_t));
     }
-    return result;
 }
 
 static void open_layers(Analysis *a) {
@@ -1141,9 +1138,7 @@ static void open_layers(Analysis *a) {
             fail(STATUS_INPUT, "%s: no SAE for blocks.%zu.hook_resid_post", o->saes, layer);
         }
         if (sae != NULL) {
-            LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
-            *result = layer_open(a, sae, (int)layer);
-            a->run.widest = sae->d_sae > a->run.widest ? sae->d_sae : a->run.widest;
+            layer_open(a, sae, (int)layer);
         }
     }
     if (a->result.n_layers == 0) {

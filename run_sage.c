@@ -91,10 +91,9 @@ static void call_slices(void *user, const HookPoint *point, float *data) {
 
 /* ---- batches ---- */
 
-/* How many prompts of a split run at once from `first` on; 0: none is left. */
-static size_t batch_size(const SageRun *r, SageSplit split, size_t first) {
-    size_t left = r->task->n_prompts[split] - first;
-    return left < r->batch ? left : r->batch;
+/* How many of `count` prompts run at once from `first` on; 0: none is left. */
+static size_t batch_size(const SageRun *r, size_t count, size_t first) {
+    return count - first < r->batch ? count - first : r->batch;
 }
 
 /* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
@@ -224,9 +223,10 @@ static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, double *m,
     read_logits(r, m, predicted);
 }
 
-/* Captures slices over a whole split (attribute as in batch_take). */
-static void capture(SageRun *r, SageSplit split, int attribute, Slice *slices, size_t n_slices) {
-    for (size_t first = 0, n; (n = batch_size(r, split, first)) > 0; first += n) {
+/* Captures slices over the first `count` prompts of a split (attribute as in batch_take). */
+static void capture(SageRun *r, SageSplit split, int attribute, size_t count, Slice *slices,
+                    size_t n_slices) {
+    for (size_t first = 0, n; (n = batch_size(r, count, first)) > 0; first += n) {
         batch_take(r, split, attribute, first, n, false);
         pass_whole(r, slices, n_slices, NULL, NULL);
     }
@@ -362,7 +362,7 @@ static void score_nodes(SageRun *r) {
         gradient[i].gradient = true;
     }
     Progress progress = progress_start("attribution", "prompts", 0, n_train, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
+    for (size_t first = 0, n; (n = batch_size(r, n_train, first)) > 0; first += n) {
         score_batch(r, first, n, clean, gradient, other);
         progress_set(&progress, first + n, NULL);
     }
@@ -459,7 +459,7 @@ static void measure_effects(SageRun *r) {
         others[a] = batch_slices(r, r->result.effect + a * n_nodes, &count[a], scratch);
     }
     Progress progress = progress_start("patching", "prompts", 0, n_train, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, SAGE_TRAIN, first)) > 0; first += n) {
+    for (size_t first = 0, n; (n = batch_size(r, n_train, first)) > 0; first += n) {
         effects_batch(r, others, count, first, n);
         progress_set(&progress, first + n, NULL);
     }
@@ -644,7 +644,7 @@ static void section_capture(SageRun *r, SageSection *section, int side, Arena *a
         }
     }
     if (side < 0) {
-        capture(r, SAGE_TRAIN, -1, slices, n);
+        capture(r, SAGE_TRAIN, -1, section->n_train, slices, n);
         return;
     }
     Slice *read = slices + n;
@@ -654,8 +654,8 @@ static void section_capture(SageRun *r, SageSection *section, int side, Arena *a
         read[i] =
             (Slice){sae->hook, sae->layer, -1, section->sites[i].position, d, false, false, x};
     }
-    capture(r, SAGE_TEST, side == SAGE_CLEAN ? -1 : (int)section->attribute, slices,
-            n + section->n_sites);
+    capture(r, SAGE_TEST, side == SAGE_CLEAN ? -1 : (int)section->attribute, section->n_test,
+            slices, n + section->n_sites);
     for (size_t i = 0; i < section->n_sites; i++) {
         site_encode(r, &section->sites[i], side, read[i].values, arena);
     }
@@ -665,7 +665,7 @@ static void section_capture(SageRun *r, SageSection *section, int side, Arena *a
 static void section_run(SageRun *r, SageSection *section, Arena *arena) {
     Slice *slices = arena_alloc(arena, section->n_subjects, sizeof(Slice));
     Progress progress = progress_start("testing", "prompts", 0, section->n_test, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, SAGE_TEST, first)) > 0; first += n) {
+    for (size_t first = 0, n; (n = batch_size(r, section->n_test, first)) > 0; first += n) {
         batch_take(r, SAGE_TEST, -1, first, n, false);
         pass_streams(r, r->m, section->predicted_clean + first);
         for (size_t s = 0; s < n; s++) {
@@ -764,10 +764,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
     for (size_t p = 0; p < n_positions; p++) {
         slices[p] = (Slice){sae->hook, sae->layer, -1, p, d, false, false, x + p * n * d};
     }
-    for (size_t first = 0; first < n; first += r->batch) {
-        batch_take(r, SAGE_TRAIN, -1, first, n - first < r->batch ? n - first : r->batch, false);
-        pass_whole(r, slices, n_positions, NULL, NULL);
-    }
+    capture(r, SAGE_TRAIN, -1, n, slices, n_positions);
     for (int k = 0; k < 2; k++) {
         sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
         sae_encode(sae, run, x, NULL, acts, rows);

@@ -9,15 +9,26 @@
 
 static const char *const split_names[SAGE_SPLITS] = {"train", "test"};
 
-/* -1: no attribute of that name. */
-static int attribute_find(const SageTask *task, const char *name, size_t length) {
-    for (size_t i = 0; i < task->n_attributes; i++) {
-        if (strlen(task->attributes[i].name) == length &&
-            memcmp(task->attributes[i].name, name, length) == 0) {
+static bool same_name(const char *name, const char *text, size_t length) {
+    return strlen(name) == length && memcmp(name, text, length) == 0;
+}
+
+/* The place of the attribute (or filler) of that name; -1: none. */
+static int attribute_find(const SageAttribute *list, size_t count, const char *name,
+                          size_t length) {
+    for (size_t i = 0; i < count; i++) {
+        if (same_name(list[i].name, name, length)) {
             return (int)i;
         }
     }
     return -1;
+}
+
+/* The attribute that a text of the file names; -1: none, or no text. */
+static int attribute_named(const SageTask *task, const Json *name) {
+    return json_is(name, JSON_STRING)
+               ? attribute_find(task->attributes, task->n_attributes, name->text, name->length)
+               : -1;
 }
 
 /* ---- the file ---- */
@@ -78,7 +89,7 @@ static void read_attributes(SageTask *task) {
         task->attributes[i] = read_texts(task, list, names[i]);
         check_once(task, task->attributes[i].values, task->attributes[i].count, names[i]);
     }
-    task->form = form != NULL ? attribute_find(task, form, strlen(form)) : -1;
+    task->form = attribute_named(task, json_get(task->json, "form"));
     if (form != NULL && task->form < 0) {
         json_refuse(task->json, "form", "an attribute");
     }
@@ -92,8 +103,7 @@ static void read_distinct(SageTask *task) {
     for (const Json *g = groups != NULL ? groups->child : NULL; g != NULL; g = g->next) {
         for (a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
             for (b = a; b != NULL; b = b->next) {
-                int i = json_is(a, JSON_STRING) ? attribute_find(task, a->text, a->length) : -1;
-                int j = json_is(b, JSON_STRING) ? attribute_find(task, b->text, b->length) : -1;
+                int i = attribute_named(task, a), j = attribute_named(task, b);
                 if (!json_is(g, JSON_ARRAY) || i < 0 || j < 0) {
                     json_refuse(task->json, "distinct", "a list of lists of attributes");
                 }
@@ -131,7 +141,7 @@ typedef struct Slot {
 typedef struct TaskText { /* a template with its slots filled */
     char *text;
     Slot *slots;
-    size_t length, n_slots, text_room, slot_room;
+    size_t length, n_slots, room;
 } TaskText;
 
 typedef struct Choice { /* what a prompt is made of */
@@ -152,31 +162,23 @@ static bool next_slot(const Json *template, size_t from, size_t *open, size_t *c
 
 static const char *slot_value(const SageTask *task, const Choice *choice, const char *name,
                               size_t length) {
-    int attribute = attribute_find(task, name, length);
-    if (attribute >= 0) {
-        return task->attributes[attribute].values[choice->values[attribute]];
+    const SageAttribute *fillers = task->fillers[choice->split];
+    int i = attribute_find(task->attributes, task->n_attributes, name, length);
+    if (i >= 0) {
+        return task->attributes[i].values[choice->values[i]];
     }
-    for (size_t i = 0; i < task->n_fillers; i++) {
-        const SageAttribute *filler = &task->fillers[choice->split][i];
-        if (strlen(filler->name) == length && memcmp(filler->name, name, length) == 0) {
-            return filler->values[choice->fillers[i]];
-        }
+    i = attribute_find(fillers, task->n_fillers, name, length);
+    if (i >= 0) {
+        return fillers[i].values[choice->fillers[i]];
     }
     fail(STATUS_INPUT, "%s: a template has the slot '%.*s', which is no attribute and no filler",
          task->file, (int)(length < 64 ? length : 64), name);
 }
 
-static void append(TaskText *out, Arena *arena, const char *text, size_t length) {
-    out->text = arena_grow(arena, out->text, &out->text_room, out->length + length + 1, 1);
-    memcpy(out->text + out->length, text, length);
-    out->length += length;
-    out->text[out->length] = '\0';
-}
-
 static TaskText build_text(const SageTask *task, const Choice *choice, Arena *arena) {
     const Json *template = choice->template;
+    MemoryStream *stream = memory_open(arena);
     TaskText out = {0};
-    append(&out, arena, "", 0);
     if (task->form >= 0) {
         const SageAttribute *form = &task->attributes[task->form];
         template = json_get(template, form->values[choice->values[task->form]]);
@@ -186,16 +188,18 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     }
     for (size_t at = 0, open, close; at < template->length; at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
-        append(&out, arena, template->text + at, open - at);
+        fwrite(template->text + at, 1, open - at, stream->stream);
         if (slot) {
             const char *name = template->text + open + 1;
             size_t length = close - open - 1;
-            const char *value = slot_value(task, choice, name, length);
-            append(&out, arena, value, strlen(value));
-            out.slots = arena_grow(arena, out.slots, &out.slot_room, out.n_slots + 1, sizeof(Slot));
-            out.slots[out.n_slots++] = (Slot){name, length, out.length};
+            fputs(slot_value(task, choice, name, length), stream->stream);
+            (void)memory_text(stream); /* settles its length */
+            out.slots = arena_grow(arena, out.slots, &out.room, out.n_slots + 1, sizeof(Slot));
+            out.slots[out.n_slots++] = (Slot){name, length, stream->length};
         }
     }
+    out.text = memory_text(stream);
+    out.length = stream->length;
     return out;
 }
 
@@ -249,8 +253,7 @@ static size_t position_find(const SageTask *task, const char *name, const TaskTe
 static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, const char *which,
                            const size_t *values, size_t *count, Arena *scratch) {
     const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
-    const Json *name = of != NULL ? of : rule;
-    int found = json_is(name, JSON_STRING) ? attribute_find(task, name->text, name->length) : -1;
+    int found = attribute_named(task, of != NULL ? of : rule);
     if (found < 0) {
         fail(STATUS_INPUT, "%s: names no attribute: '%s'", task->file, which);
     }
@@ -281,9 +284,8 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
     return ids;
 }
 
-/* *text: without <bos>; NULL: not wanted. */
 static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
-                           const Choice *choice, const char **text, Arena *scratch) {
+                           const Choice *choice, Arena *scratch) {
     TaskText built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
     size_t lead = bos >= 0 ? 1 : 0;
@@ -297,9 +299,6 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
     memcpy(form.ids + lead, tokens.id, tokens.count * sizeof(int32_t));
     for (size_t p = 0; p < task->n_positions; p++) {
         form.positions[p] = position_find(task, task->positions[p], &built, &tokens) + lead;
-    }
-    if (text != NULL) {
-        *text = arena_copy(task->arena, built.text, built.length);
     }
     form.answer = answer_ids(task, tokenizer, "answer", choice->values, &form.n_answer, scratch);
     form.wrong = answer_ids(task, tokenizer, "wrong", choice->values, &form.n_wrong, scratch);
@@ -326,7 +325,6 @@ static bool value_fits(const Tokenizer *tokenizer, const char *template, size_t 
 
 static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokenizer,
                                   const char *name, const char *value, Arena *scratch) {
-    bool fits = true;
     for (int s = 0; s < SAGE_SPLITS; s++) {
         const Json *template = task->templates[s]->child;
         for (; template != NULL; template = template->next) {
@@ -334,27 +332,22 @@ static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokeniz
             const Json *text = forms ? template->child : template;
             for (; text != NULL; text = forms ? text->next : NULL) {
                 size_t open = 0, close = 0;
-                while (json_is(text, JSON_STRING) && fits &&
-                       next_slot(text, close, &open, &close)) {
-                    if (close - open - 1 == strlen(name) &&
-                        memcmp(text->text + open + 1, name, strlen(name)) == 0) {
-                        arena_reset(scratch);
-                        fits = value_fits(tokenizer, text->text, open, value, scratch);
+                while (json_is(text, JSON_STRING) && next_slot(text, close, &open, &close)) {
+                    arena_reset(scratch);
+                    if (same_name(name, text->text + open + 1, close - open - 1) &&
+                        !value_fits(tokenizer, text->text, open, value, scratch)) {
+                        return false;
                     }
                 }
             }
         }
     }
-    return fits;
+    return true;
 }
 
 static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
-    size_t total = 0;
+    size_t room = 0;
     Arena *scratch = arena_new();
-    for (size_t a = 0; a < task->n_attributes; a++) {
-        total += task->attributes[a].count;
-    }
-    task->dropped = arena_alloc(task->arena, total, sizeof(SageDropped));
     for (size_t a = 0; a < task->n_attributes; a++) {
         SageAttribute *attribute = &task->attributes[a];
         size_t kept = 0;
@@ -363,6 +356,8 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
             if (value_fits_everywhere(task, tokenizer, attribute->name, value, scratch)) {
                 attribute->values[kept++] = value;
             } else {
+                task->dropped = arena_grow(task->arena, task->dropped, &room, task->n_dropped + 1,
+                                           sizeof(SageDropped));
                 task->dropped[task->n_dropped++] = (SageDropped){attribute->name, value};
             }
         }
@@ -476,12 +471,14 @@ static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, 
         fillers[i] = (size_t)random_below(random, task->fillers[split][i].count);
     }
     draw_values(task, random, &prompt);
-    prompt.clean = form_build(task, tokenizer, bos, &choice, &prompt.text, scratch);
+    TaskText text = build_text(task, &choice, scratch);
+    prompt.text = arena_copy(task->arena, text.text, text.length);
+    prompt.clean = form_build(task, tokenizer, bos, &choice, scratch);
     choice.values = other;
     for (size_t a = 0; a < n; a++) {
         memcpy(other, prompt.values, n * sizeof(size_t));
         other[a] = prompt.changed[a];
-        SageForm form = form_build(task, tokenizer, bos, &choice, NULL, scratch);
+        SageForm form = form_build(task, tokenizer, bos, &choice, scratch);
         if (form.rows != prompt.clean.rows) {
             fail(STATUS_INPUT, "%s: the prompt '%s' has %zu tokens, with another %s it has %zu",
                  task->file, prompt.text, prompt.clean.rows, task->attributes[a].name, form.rows);
