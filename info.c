@@ -10,134 +10,97 @@
 #include <math.h>
 #include <string.h>
 
-/* One fact, as "name: value" or as a JSON member, whose key is the name in snake case. */
+enum {
+    KEY_MAX = 64
+};
+
+/* Facts, as "name: value" or as JSON members. */
 typedef struct Teller {
     FILE *out;
     bool json, memory; /* memory: the object of memory figures is open */
     JsonOut object;
     Arena *arena; /* of the path that is told */
+    char key[KEY_MAX];
 } Teller;
 
-enum {
-    KEY_MAX = 64
-};
-
-static const char *key_of(char key[KEY_MAX], const char *name) {
+/* A name in snake case, until the next. */
+static const char *key_of(Teller *t, const char *name) {
     size_t n = 0;
     for (const char *c = name; *c != '\0' && n + 1 < KEY_MAX; c++) {
         if (isalnum((unsigned char)*c)) {
-            key[n++] = (char)tolower((unsigned char)*c);
-        } else if (n > 0 && key[n - 1] != '_') {
-            key[n++] = '_';
+            t->key[n++] = (char)tolower((unsigned char)*c);
+        } else if (n > 0 && t->key[n - 1] != '_') {
+            t->key[n++] = '_';
         }
     }
-    key[n] = '\0';
-    return key;
-}
-
-typedef enum FactKind {
-    FACT_COUNT,
-    FACT_NUMBER,
-    FACT_FLAG,
-    FACT_TEXT,
-    FACT_NONE /* not told */
-} FactKind;
-
-typedef struct Fact {
-    const char *name;
-    FactKind kind;
-    size_t count;
-    float number;
-    bool flag;
-    const char *text;
-} Fact;
-
-static void fact_print(FILE *out, const Fact *f) {
-    fprintf(out, "  %-26s ", f->name);
-    f->kind == FACT_COUNT    ? fprintf(out, "%zu\n", f->count)
-    : f->kind == FACT_NUMBER ? fprintf(out, "%.9g\n", (double)f->number)
-    : f->kind == FACT_FLAG   ? fprintf(out, "%s\n", f->flag ? "yes" : "no")
-                             : fprintf(out, "%s\n", f->text);
-}
-
-static void fact_json(JsonOut *json, const Fact *f) {
-    char key[KEY_MAX];
-    key_of(key, f->name);
-    f->kind == FACT_COUNT    ? json_out_int(json, key, (int64_t)f->count)
-    : f->kind == FACT_NUMBER ? json_out_float(json, key, f->number)
-    : f->kind == FACT_FLAG   ? json_out_bool(json, key, f->flag)
-                             : json_out_text(json, key, f->text);
-}
-
-/* The facts of a thing in order, up to one without a name. */
-static void tell_facts(Teller *t, const Fact *facts) {
-    for (const Fact *f = facts; f->name != NULL; f++) {
-        if (f->kind != FACT_NONE && t->json) {
-            fact_json(&t->object, f);
-        } else if (f->kind != FACT_NONE) {
-            fact_print(t->out, f);
-        }
-    }
-}
-
-static Fact fact_count(const char *name, size_t count, bool there) {
-    return (Fact){.name = name, .kind = there ? FACT_COUNT : FACT_NONE, .count = count};
-}
-
-static Fact fact_number(const char *name, float number, bool there) {
-    return (Fact){.name = name, .kind = there ? FACT_NUMBER : FACT_NONE, .number = number};
-}
-
-static Fact fact_flag(const char *name, bool flag, bool there) {
-    return (Fact){.name = name, .kind = there ? FACT_FLAG : FACT_NONE, .flag = flag};
-}
-
-static Fact fact_text(const char *name, const char *text) {
-    return (Fact){.name = name, .kind = text != NULL ? FACT_TEXT : FACT_NONE, .text = text};
+    t->key[n] = '\0';
+    return t->key;
 }
 
 static void tell(Teller *t, const char *name, const char *text) {
-    tell_facts(t, (Fact[]){fact_text(name, text), {0}});
+    if (t->json) {
+        json_out_text(&t->object, key_of(t, name), text);
+    } else {
+        fprintf(t->out, "  %-26s %s\n", name, text);
+    }
 }
 
 static void tell_count(Teller *t, const char *name, size_t count) {
-    tell_facts(t, (Fact[]){fact_count(name, count, true), {0}});
+    if (t->json) {
+        json_out_int(&t->object, key_of(t, name), (int64_t)count);
+    } else {
+        fprintf(t->out, "  %-26s %zu\n", name, count);
+    }
 }
 
-/* A list of numbers: an array in JSON. */
-static void tell_ids(Teller *t, const char *name, const int32_t *ids, size_t count) {
-    char key[KEY_MAX];
-    const char *text = "";
+static void tell_number(Teller *t, const char *name, float number) {
     if (t->json) {
-        json_out_array(&t->object, key_of(key, name));
+        json_out_float(&t->object, key_of(t, name), number);
+    } else {
+        fprintf(t->out, "  %-26s %.9g\n", name, (double)number);
     }
-    for (size_t i = 0; i < count; i++) {
-        if (t->json) {
-            json_out_int(&t->object, NULL, ids[i]);
-        }
-        text = arena_format(t->arena, "%s%s%d", text, i > 0 ? ", " : "", ids[i]);
+}
+
+static void tell_flag(Teller *t, const char *name, bool flag) {
+    if (t->json) {
+        json_out_bool(&t->object, key_of(t, name), flag);
+    } else {
+        tell(t, name, flag ? "yes" : "no");
     }
+}
+
+/* What only JSON has: an array or an object, up to its tell_end. */
+static void tell_array(Teller *t, const char *key) {
+    if (t->json) {
+        json_out_array(&t->object, key);
+    }
+}
+
+static void tell_object(Teller *t, const char *key) {
+    if (t->json) {
+        json_out_object(&t->object, key);
+    }
+}
+
+static void tell_end(Teller *t) {
     if (t->json) {
         json_out_end(&t->object);
-    } else {
-        tell(t, name, text);
     }
 }
 
 /* What a command takes of its own, beside the mapped file; `sizes` says for how much of it. The
  * JSON figures, in bytes, are members of "memory". These come last of what is told. */
 static void tell_memory(Teller *t, const char *command, const char *sizes, size_t bytes) {
-    char key[KEY_MAX];
     if (!t->json) {
         fprintf(t->out, "  memory: %-18s %.1f MiB (%s)\n", command, (double)bytes / 1048576.0,
                 sizes);
         return;
     }
     if (!t->memory) {
-        json_out_object(&t->object, "memory");
+        tell_object(t, "memory");
         t->memory = true;
     }
-    json_out_int(&t->object, key_of(key, command), (int64_t)bytes);
+    json_out_int(&t->object, key_of(t, command), (int64_t)bytes);
 }
 
 static void tell_store(Teller *t, const TensorStore *store) {
@@ -156,11 +119,10 @@ static void tell_store(Teller *t, const TensorStore *store) {
                                  dtype_name((Dtype)d));
         }
     }
-    tell_facts(t, (Fact[]){fact_count("tensors", store->count, true),
-                           fact_count("values", values, true),
-                           fact_text("dtype", types),
-                           fact_count("mapped bytes", mapped, true),
-                           {0}});
+    tell_count(t, "tensors", store->count);
+    tell_count(t, "values", values);
+    tell(t, "dtype", types);
+    tell_count(t, "mapped bytes", mapped);
 }
 
 /* ---- models ---- */
@@ -204,28 +166,48 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     Llm llm;
     llm_open(&llm, t->arena, path);
     const LlmConfig *c = &llm.config;
-    tell_facts(t, (Fact[]){fact_text("kind", "language model"),
-                           fact_text("model type", kinds[c->kind]),
-                           fact_count("layers", c->n_layers, true),
-                           fact_count("d_model", c->d_model, true),
-                           fact_count("heads", c->n_heads, true),
-                           fact_count("key-value heads", c->n_kv_heads, true),
-                           fact_count("d_head", c->d_head, true),
-                           fact_count("d_mlp", c->d_mlp, true),
-                           fact_count("vocabulary", c->d_vocab, true),
-                           fact_count("positions", c->n_ctx, true),
-                           fact_number("norm eps", c->norm_eps, true),
-                           fact_number("attention scale", c->attn_scale, true),
-                           fact_count("rotary dimensions", c->rotary_dim, c->rotary_dim > 0),
-                           fact_number("rope theta", c->rope_theta, c->rotary_dim > 0),
-                           fact_count("sliding window", c->window, c->window > 0),
-                           fact_number("attention soft-cap", c->attn_softcap, c->attn_softcap > 0),
-                           fact_number("final soft-cap", c->final_softcap, c->final_softcap > 0),
-                           fact_flag("parallel blocks", c->parallel, true),
-                           fact_flag("tied head", llm.head.w.data == llm.embed.data, true),
-                           fact_count("bos", (size_t)c->bos, c->bos >= 0),
-                           {0}});
-    tell_ids(t, "eos", c->eos, c->eos_count);
+    tell(t, "kind", "language model");
+    tell(t, "model type", kinds[c->kind]);
+    tell_count(t, "layers", c->n_layers);
+    tell_count(t, "d_model", c->d_model);
+    tell_count(t, "heads", c->n_heads);
+    tell_count(t, "key-value heads", c->n_kv_heads);
+    tell_count(t, "d_head", c->d_head);
+    tell_count(t, "d_mlp", c->d_mlp);
+    tell_count(t, "vocabulary", c->d_vocab);
+    tell_count(t, "positions", c->n_ctx);
+    tell_number(t, "norm eps", c->norm_eps);
+    tell_number(t, "attention scale", c->attn_scale);
+    if (c->rotary_dim > 0) {
+        tell_count(t, "rotary dimensions", c->rotary_dim);
+        tell_number(t, "rope theta", c->rope_theta);
+    }
+    if (c->window > 0) {
+        tell_count(t, "sliding window", c->window);
+    }
+    if (c->attn_softcap > 0) {
+        tell_number(t, "attention soft-cap", c->attn_softcap);
+    }
+    if (c->final_softcap > 0) {
+        tell_number(t, "final soft-cap", c->final_softcap);
+    }
+    tell_flag(t, "parallel blocks", c->parallel);
+    tell_flag(t, "tied head", llm.head.w.data == llm.embed.data);
+    if (c->bos >= 0) {
+        tell_count(t, "bos", (size_t)c->bos);
+    }
+    const char *eos = "";
+    tell_array(t, "eos");
+    for (size_t i = 0; i < c->eos_count; i++) {
+        if (t->json) {
+            json_out_int(&t->object, NULL, c->eos[i]);
+        }
+        eos = arena_format(t->arena, "%s%s%d", eos, i > 0 ? ", " : "", c->eos[i]);
+    }
+    tell_end(t);
+    if (!t->json) {
+        tell(t, "eos", eos);
+    }
     tell_store(t, &llm.store);
     LlmPlan generate = {.max_rows = TEXT_ROWS,
                         .max_sequence = TEXT_ROWS + 128,
@@ -260,15 +242,14 @@ static void info_vit(Teller *t, const Compute *compute, const char *path) {
     Vit vit;
     vit_open(&vit, t->arena, path);
     const VitConfig *c = &vit.config;
-    tell_facts(t, (Fact[]){fact_text("kind", "CLIP vision tower"),
-                           fact_count("layers", c->n_layers, true),
-                           fact_count("d_model", c->d_model, true),
-                           fact_count("heads", c->n_heads, true),
-                           fact_count("d_mlp", c->d_mlp, true),
-                           fact_count("image size", c->image_size, true),
-                           fact_count("patch size", c->patch_size, true),
-                           fact_count("image tokens", c->n_patches, true),
-                           {0}});
+    tell(t, "kind", "CLIP vision tower");
+    tell_count(t, "layers", c->n_layers);
+    tell_count(t, "d_model", c->d_model);
+    tell_count(t, "heads", c->n_heads);
+    tell_count(t, "d_mlp", c->d_mlp);
+    tell_count(t, "image size", c->image_size);
+    tell_count(t, "patch size", c->patch_size);
+    tell_count(t, "image tokens", c->n_patches);
     tell_store(t, &vit.store);
     tell_memory(t, "dump", "one image",
                 arena_measure(measured_layout, &(Measured){.compute = compute, .vit = &vit}));
@@ -276,9 +257,12 @@ static void info_vit(Teller *t, const Compute *compute, const char *path) {
 
 /* ---- SAEs ---- */
 
-static Fact fact_stated(const char *name, SaeCentre state, const char *unsaid) {
-    return state == SAE_CENTRE_UNKNOWN ? fact_text(name, unsaid)
-                                       : fact_flag(name, state == SAE_CENTRE_YES, true);
+static void tell_stated(Teller *t, const char *name, SaeCentre state, const char *unsaid) {
+    if (state == SAE_CENTRE_UNKNOWN) {
+        tell(t, name, unsaid);
+    } else {
+        tell_flag(t, name, state == SAE_CENTRE_YES);
+    }
 }
 
 static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
@@ -291,32 +275,34 @@ static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
         hook_name(hook, sae->hook, sae->layer, false, false);
     }
     const char *act = acts[sae->act];
-    bool topk = sae->act == SAE_TOPK, expected = sae->norm == SAE_NORM_EXPECTED;
-    bool factor = expected && sae->norm_factor > 0.0f;
-    tell_facts(
-        t, (Fact[]){fact_text("kind", "sparse autoencoder"),
-                    fact_text("folder", sae->path),
-                    fact_text("format", sae_source_name(sae->source)),
-                    fact_text("architecture", sae->architecture != NULL ? sae->architecture : act),
-                    fact_text("hook point", hook),
-                    fact_count("d_in", sae->d_in, true),
-                    fact_count("d_sae", sae->d_sae, true),
-                    fact_text("activation", act),
-                    fact_count("k", sae->k, topk),
-                    fact_flag("rescale by decoder norm", sae->rescale_by_decoder_norm, topk),
-                    fact_flag("b_dec subtracted", sae->subtract_b_dec, true),
-                    fact_text("normalization", norms[sae->norm]),
-                    factor ? fact_number("normalization factor", sae->norm_factor, true)
-                           : fact_text("normalization factor",
-                                       expected ? "not in the file: give --norm-factor X" : NULL),
-                    fact_stated("stream centred", sae->centre, "not said: --centre yes|no"),
-                    sae->hook_known && sae->hook == HOOK_Z
-                        ? fact_stated("value biases folded", sae->fold_value_biases,
-                                      "not said: --fold-value-biases yes|no")
-                        : fact_text("value biases folded", NULL),
-                    fact_flag("prepend bos", sae->prepend_bos, true),
-                    fact_number("average L0", (float)sae->average_l0, !isnan(sae->average_l0)),
-                    {0}});
+    tell(t, "kind", "sparse autoencoder");
+    tell(t, "folder", sae->path);
+    tell(t, "format", sae_source_name(sae->source));
+    tell(t, "architecture", sae->architecture != NULL ? sae->architecture : act);
+    tell(t, "hook point", hook);
+    tell_count(t, "d_in", sae->d_in);
+    tell_count(t, "d_sae", sae->d_sae);
+    tell(t, "activation", act);
+    if (sae->act == SAE_TOPK) {
+        tell_count(t, "k", sae->k);
+        tell_flag(t, "rescale by decoder norm", sae->rescale_by_decoder_norm);
+    }
+    tell_flag(t, "b_dec subtracted", sae->subtract_b_dec);
+    tell(t, "normalization", norms[sae->norm]);
+    if (sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0.0f) {
+        tell_number(t, "normalization factor", sae->norm_factor);
+    } else if (sae->norm == SAE_NORM_EXPECTED) {
+        tell(t, "normalization factor", "not in the file: give --norm-factor X");
+    }
+    tell_stated(t, "stream centred", sae->centre, "not said: --centre yes|no");
+    if (sae->hook_known && sae->hook == HOOK_Z) {
+        tell_stated(t, "value biases folded", sae->fold_value_biases,
+                    "not said: --fold-value-biases yes|no");
+    }
+    tell_flag(t, "prepend bos", sae->prepend_bos);
+    if (!isnan(sae->average_l0)) {
+        tell_number(t, "average L0", (float)sae->average_l0);
+    }
     tell_store(t, &sae->store);
     tell_memory(t, "dump --sae", "256 rows",
                 arena_measure(measured_layout, &(Measured){.compute = compute, .sae = sae}));
@@ -333,15 +319,14 @@ static void tell_sae_row(Teller *t, const char *path) {
     if (opened && sae.hook_known) {
         hook_name(hook, sae.hook, sae.layer, false, false);
     }
+    tell_object(t, NULL);
     if (t->json) {
-        json_out_object(&t->object, NULL);
-        json_out_text(&t->object, "folder", path);
+        tell(t, "folder", path);
     }
     if (!opened) {
         tell(t, "error", error.text);
     } else if (t->json) {
-        sae.hook_known ? json_out_text(&t->object, "hook_point", hook)
-                       : json_out_null(&t->object, "hook_point");
+        sae.hook_known ? tell(t, "hook_point", hook) : json_out_null(&t->object, "hook_point");
         tell(t, "format", sae_source_name(sae.source));
         tell_count(t, "d_in", sae.d_in);
         tell_count(t, "d_sae", sae.d_sae);
@@ -350,9 +335,7 @@ static void tell_sae_row(Teller *t, const char *path) {
              arena_format(arena, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source),
                           sae.d_in, sae.d_sae, path));
     }
-    if (t->json) {
-        json_out_end(&t->object);
-    }
+    tell_end(t);
     arena_free(arena);
 }
 
@@ -365,15 +348,11 @@ static void info_saes(Teller *t, const char *path) {
     }
     tell(t, "kind", "sparse autoencoders");
     tell_count(t, "count", count);
-    if (t->json) {
-        json_out_array(&t->object, "saes");
-    }
+    tell_array(t, "saes");
     for (size_t i = 0; i < count; i++) {
         tell_sae_row(t, paths[i]);
     }
-    if (t->json) {
-        json_out_end(&t->object);
-    }
+    tell_end(t);
 }
 
 static void info_sae(Teller *t, const Compute *compute, const char *path) {
@@ -393,32 +372,29 @@ static void info_sae(Teller *t, const Compute *compute, const char *path) {
 /* ---- files ---- */
 
 static void tell_tensors(Teller *t, const TensorStore *store) {
-    if (t->json) {
-        json_out_array(&t->object, "shapes");
-    }
+    tell_array(t, "shapes");
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
         const char *shape = "";
+        if (t->json) {
+            tell_object(t, NULL);
+            tell(t, "name", tensor->name);
+            tell(t, "dtype", tensor->type);
+            tell_array(t, "shape");
+        }
         for (int k = 0; k < tensor->rank; k++) {
+            if (t->json) {
+                json_out_int(&t->object, NULL, (int64_t)tensor->shape[k]);
+            }
             shape = arena_format(t->arena, "%s%s%zu", shape, k > 0 ? ", " : "", tensor->shape[k]);
         }
+        tell_end(t);
+        tell_end(t);
         if (!t->json) {
             tell(t, tensor->name, arena_format(t->arena, "%s [%s]", tensor->type, shape));
-            continue;
         }
-        json_out_object(&t->object, NULL);
-        tell(t, "name", tensor->name);
-        tell(t, "dtype", tensor->type);
-        json_out_array(&t->object, "shape");
-        for (int k = 0; k < tensor->rank; k++) {
-            json_out_int(&t->object, NULL, (int64_t)tensor->shape[k]);
-        }
-        json_out_end(&t->object);
-        json_out_end(&t->object);
     }
-    if (t->json) {
-        json_out_end(&t->object);
-    }
+    tell_end(t);
 }
 
 static void info_tensors(Teller *t, const Compute *compute, const char *path) {
@@ -457,43 +433,37 @@ static void info_records(Teller *t, const char *path) {
     json_array_open(&file, t->arena, path);
     Arena *arena = arena_new(); /* of one record */
     size_t images = 0, turns = 0;
-    const char *kind = NULL; /* of records that are no conversations */
+    const Json *first = file.count > 0 ? json_array_read(&file, 0, arena) : NULL;
+    if (first != NULL && json_get(first, "conversations") == NULL) {
+        if (json_get(first, "explanations") == NULL && json_get(first, "question_id") == NULL) {
+            fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
+        }
+        bool described = json_get(first, "explanations") != NULL;
+        tell(t, "kind", described ? "feature descriptions" : "questions");
+        tell_count(t, "records", file.count);
+        arena_free(arena);
+        return;
+    }
     for (size_t i = 0; i < file.count; i++) {
         arena_reset(arena);
-        const Json *element = json_array_read(&file, i, arena);
-        if (i == 0 && json_get(element, "conversations") == NULL) {
-            kind = json_get(element, "explanations") != NULL  ? "feature descriptions"
-                   : json_get(element, "question_id") != NULL ? "questions"
-                                                              : NULL;
-            if (kind == NULL) {
-                fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
-            }
-            break;
-        }
-        Conversation conversation = conversation_parse(arena, element, path);
-        images += conversation.image != NULL ? 1 : 0;
-        turns += conversation.count;
+        Conversation one = conversation_parse(arena, json_array_read(&file, i, arena), path);
+        images += one.image != NULL ? 1 : 0;
+        turns += one.count;
     }
-    if (kind != NULL) {
-        tell(t, "kind", kind);
-        tell_count(t, "records", file.count);
-    } else {
-        tell(t, "kind", "conversations");
-        tell_count(t, "examples", file.count);
-        tell_count(t, "with image", images);
-        tell_count(t, "turns", turns);
-        tell_memory(t, "train", "index of the examples", 17 * file.count); /* place, order, mark */
-    }
+    tell(t, "kind", "conversations");
+    tell_count(t, "examples", file.count);
+    tell_count(t, "with image", images);
+    tell_count(t, "turns", turns);
+    tell_memory(t, "train", "index of the examples", 17 * file.count); /* place, order, mark */
     arena_free(arena);
 }
 
 static void info_image(Teller *t, const char *path) {
     Image image = image_read(t->arena, path);
-    tell_facts(t, (Fact[]){fact_text("kind", "image"),
-                           fact_text("format", image.format),
-                           fact_count("width", image.width, true),
-                           fact_count("height", image.height, true),
-                           {0}});
+    tell(t, "kind", "image");
+    tell(t, "format", image.format);
+    tell_count(t, "width", image.width);
+    tell_count(t, "height", image.height);
     tell_memory(t, "dump", "pixels", 3 * image.width * image.height);
 }
 
@@ -587,9 +557,9 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
 static Error info_one(Teller *t, const Compute *compute, const char *path) {
     Error error;
     t->arena = arena_new();
+    tell_object(t, NULL);
     if (t->json) {
-        json_out_object(&t->object, NULL);
-        json_out_text(&t->object, "path", path);
+        tell(t, "path", path);
     } else {
         fprintf(t->out, "%s\n", path);
     }
@@ -598,12 +568,10 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
         tell(t, "error", error.text);
     }
     if (t->memory) {
-        json_out_end(&t->object);
+        tell_end(t);
         t->memory = false;
     }
-    if (t->json) {
-        json_out_end(&t->object);
-    }
+    tell_end(t);
     arena_free(t->arena);
     return error;
 }
@@ -611,9 +579,7 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
 void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out) {
     Teller t = {.out = out, .json = json, .object = json_out_start(out, 2)};
     Error first = {0}; /* complaint, with the status of the last */
-    if (json) {
-        json_out_array(&t.object, NULL);
-    }
+    tell_array(&t, NULL);
     for (size_t i = 0; i < count; i++) {
         Error error = info_one(&t, compute, paths[i]);
         if (first.status == STATUS_OK) {
@@ -622,9 +588,7 @@ void info_run(const Compute *compute, char *const *paths, size_t count, bool jso
             first.status = error.status;
         }
     }
-    if (json) {
-        json_out_end(&t.object);
-    }
+    tell_end(&t);
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
