@@ -193,12 +193,11 @@ static char lower(char c) {
 static bool same_answer(const char *a, size_t na, const char *b, size_t nb) {
     trim(&a, &na, " \t\r\n", " \t\r\n.");
     trim(&b, &nb, " \t\r\n", " \t\r\n.");
-    for (size_t i = 0; na == nb && i < na; i++) {
-        if (lower(a[i]) != lower(b[i])) {
-            return false;
-        }
+    bool same = na == nb;
+    for (size_t i = 0; same && i < na; i++) {
+        same = lower(a[i]) == lower(b[i]);
     }
-    return na == nb;
+    return same;
 }
 
 static bool in_list(const char *word, const char *const *list, size_t count) {
@@ -507,12 +506,11 @@ static int measure(const char *word, size_t length) {
 }
 
 static bool has_vowel(const char *word, size_t length) {
+    bool found = false;
     for (size_t i = 0; i < length; i++) {
-        if (is_vowel(word, i)) {
-            return true;
-        }
+        found |= is_vowel(word, i);
     }
-    return false;
+    return found;
 }
 
 static bool ends_double(const char *word, size_t length) {

@@ -532,12 +532,12 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
 
 static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
     const LlmConfig *config = &vlm->llm.config;
+    bool stops =
+        options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
     for (size_t i = 0; i < config->eos_count; i++) {
-        if (config->eos[i] == id) {
-            return true;
-        }
+        stops |= config->eos[i] == id;
     }
-    return options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
+    return stops;
 }
 
 Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const split_names[SAGE_SPLITS] = {"train", "test"};
+static const JsonName split_names[] = {{"train", SAGE_TRAIN}, {"test", SAGE_TEST}, {NULL, 0}};
 
 static bool same_name(const char *name, const char *text, size_t length) {
     return strlen(name) == length && memcmp(name, text, length) == 0;
@@ -120,13 +120,13 @@ static void read_templates(SageTask *task) {
     task->n_fillers = fillers != NULL ? fillers->length : 0;
     for (int s = 0; s < SAGE_SPLITS; s++) {
         size_t i = 0;
-        if (json_need(templates, split_names[s], JSON_ARRAY)->length == 0) {
-            json_refuse(templates, split_names[s], "at least one");
+        if (json_need(templates, split_names[s].name, JSON_ARRAY)->length == 0) {
+            json_refuse(templates, split_names[s].name, "at least one");
         }
-        task->templates[s] = json_get(templates, split_names[s]);
+        task->templates[s] = json_get(templates, split_names[s].name);
         task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
         for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
-            task->fillers[s][i++] = read_texts(task, json_get(f, split_names[s]), f->key);
+            task->fillers[s][i++] = read_texts(task, json_get(f, split_names[s].name), f->key);
         }
     }
 }
@@ -403,13 +403,12 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
 /* May attribute `a` take value `v` beside the values of the attributes below `known`? */
 static bool value_allowed(const SageTask *task, const size_t *values, size_t known, size_t a,
                           size_t v) {
-    for (size_t b = 0; b < known; b++) {
-        if (task->distinct[a * task->n_attributes + b] &&
-            strcmp(task->attributes[b].values[values[b]], task->attributes[a].values[v]) == 0) {
-            return false;
-        }
+    bool allowed = true;
+    for (size_t b = 0; b < known && allowed; b++) {
+        allowed = !task->distinct[a * task->n_attributes + b] ||
+                  strcmp(task->attributes[b].values[values[b]], task->attributes[a].values[v]) != 0;
     }
-    return true;
+    return allowed;
 }
 
 /* A value for attribute `a`, uniform among those allowed; except: not this one. False: none is
@@ -528,7 +527,7 @@ static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
                          const SagePrompt *prompt) {
     JsonOut json = json_out_start(out, 0);
     json_out_object(&json, NULL);
-    json_out_text(&json, "split", split_names[split]);
+    json_out_text(&json, "split", split_names[split].name);
     json_out_text(&json, "text", prompt->text);
     write_id_list(&json, "ids", prompt->clean.ids, prompt->clean.rows);
     json_out_object(&json, "values");
@@ -629,13 +628,12 @@ static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
 }
 
 void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
-    static const JsonName splits[] = {{"train", SAGE_TRAIN}, {"test", SAGE_TEST}, {NULL, 0}};
     Arena *scratch = arena_new(), *line = arena_within(scratch);
     FILE *file = file_open(scratch, path);
     size_t number = 0, room[SAGE_SPLITS] = {0};
     for (const Json *row; (row = json_line(line, file, path, &number)) != NULL;) {
         (void)json_need(row, "split", JSON_STRING);
-        int s = json_choice(row, "split", 0, splits);
+        int s = json_choice(row, "split", 0, split_names);
         task->prompts[s] = arena_grow(task->arena, task->prompts[s], &room[s],
                                       task->n_prompts[s] + 1, sizeof(SagePrompt));
         task->prompts[s][task->n_prompts[s]++] = read_prompt(task, row, d_vocab);
