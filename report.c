@@ -1028,17 +1028,6 @@ static void show_layers(const Folder *f, const Json *result) {
 
 /* ---- the page: SAGE ---- */
 
-static void show_tests(const Folder *f, const Json *attributes) {
-    Lines lines = tested_lines(attributes, f->arena);
-    show_table(f,
-               "All tests together, control with k features as score (magnitude). weighted is the "
-               "supervised reference, sae what is judged, random the same SAE with random decoder "
-               "directions, none the model without an edit. Closer to 1 is better everywhere. f1 "
-               "rows use only the features whose best interpretation reaches that F1, or only the "
-               "others.",
-               "attribute|method|features", &lines);
-}
-
 static void show_cross_section(const Folder *f, const Json *cross, size_t a) {
     const char *name = cross->key;
     char spearman[TEXT_NUMBER_SIZE];
@@ -1081,27 +1070,23 @@ static void show_fits(const Folder *f, const Json *dictionaries) {
     show_table(f, "Nodes of each cross-section", "cross-section", &lines);
 }
 
-static double feature_f1(const Line *line) {
-    return json_double(json_get(line->values, "f1"));
+static double feature_f1(const Json *interpretation) {
+    return json_double(json_get(interpretation, "f1"));
 }
 
 /* The best by F1, equal ones in their order. */
 static void show_interpretations(const Folder *f, const Json *interpretations) {
-    size_t most = 30;
-    Lines lines = {.arena = f->arena};
-    lines_add_all(&lines, NULL, interpretations);
-    most = lines.count < most ? lines.count : most;
-    for (size_t i = 0; i < most; i++) {
-        size_t best = i;
-        double highest = feature_f1(&lines.list[i]);
-        for (size_t k = i + 1; k < lines.count; k++) {
-            double f1 = feature_f1(&lines.list[k]);
-            best = f1 > highest ? k : best;
-            highest = fmax(f1, highest);
+    const size_t most = 30;
+    size_t all = interpretations == NULL ? 0 : interpretations->length;
+    Lines best = {.arena = f->arena};
+    for (const Json *v = first(interpretations); v != NULL; v = v->next) {
+        lines_add(&best, NULL, NULL, NULL, v);
+        for (size_t i = best.count; i > 1 && feature_f1(v) > feature_f1(best.list[i - 2].values);
+             i--) {
+            best.list[i - 1] = best.list[i - 2];
+            best.list[i - 2] = (Line){.values = v};
         }
-        Line line = lines.list[best];
-        memmove(lines.list + i + 1, lines.list + i, (best - i) * sizeof line);
-        lines.list[i] = line;
+        best.count = best.count < most ? best.count : most;
     }
     page_section(f->page, "What SAE features stand for");
     page_paragraph(
@@ -1112,9 +1097,8 @@ static void show_interpretations(const Folder *f, const Json *interpretations) {
         "active and how often the feature is active when the predicate holds; 1: they are the "
         "same.");
     char *caption = arena_format(
-        f->arena, "The best %zu of %zu interpretations; all are in sage.json", most, lines.count);
-    lines.count = most;
-    show_table(f, caption, NULL, &lines);
+        f->arena, "The best %zu of %zu interpretations; all are in sage.json", best.count, all);
+    show_table(f, caption, NULL, &best);
 }
 
 static void show_methods(const Folder *f, const Json *attributes) {
@@ -1157,6 +1141,7 @@ static void show_sage(const Folder *f, const Json *result) {
                *crosses = json_get(result, "cross_sections");
     const char *name = text_of(json_get(result, "task")),
                *model = text_of(json_get(result, "model"));
+    Lines tested = tested_lines(json_get(result, "tests"), f->arena);
     size_t a = 0;
     page_section(f->page, arena_format(f->arena, "SAGE: %s, %s", name, model));
     page_value(f->page, "answers right", "%.1f %%",
@@ -1171,7 +1156,13 @@ static void show_sage(const Folder *f, const Json *result) {
         "and holds sparse autoencoders against it. m is log p(right answer) − log p(wrong "
         "answer) at the last token: above 0 the model prefers the right one.",
         name);
-    show_tests(f, json_get(result, "tests"));
+    show_table(f,
+               "All tests together, control with k features as score (magnitude). weighted is the "
+               "supervised reference, sae what is judged, random the same SAE with random decoder "
+               "directions, none the model without an edit. Closer to 1 is better everywhere. f1 "
+               "rows use only the features whose best interpretation reaches that F1, or only the "
+               "others.",
+               "attribute|method|features", &tested);
     for (const Json *cross = first(crosses); cross != NULL; cross = cross->next) {
         show_cross_section(f, cross, a++);
     }
@@ -1181,16 +1172,6 @@ static void show_sage(const Folder *f, const Json *result) {
 }
 
 /* ---- the page: how results came about ---- */
-
-/* What stands between made_begin and made_end is copied into later pages. */
-static void made_begin(Page *page) {
-    page_section(page, "How this was made");
-    page_raw(page, MADE);
-}
-
-static void made_end(Page *page) {
-    page_raw(page, MADE_END);
-}
 
 static bool same_file(const char *a, const char *b) {
     struct stat x, y;
@@ -1234,13 +1215,23 @@ static void show_folder(const Folder *f) {
 
 /* ---- reports ---- */
 
+/* The page of the folder `out`, up to how it came about: that follows, up to MADE_END. */
+static Page page_of(const char *out, const char *title, const char *command, Arena *arena) {
+    Page page;
+    page_open(&page, path_join(arena, out, "report.html"), title);
+    show_folder(&(Folder){&page, out, arena});
+    page_section(&page, "How this was made");
+    page_raw(&page, MADE);
+    page_fact(&page, "command", "%s", command);
+    return page;
+}
+
 void report_analyze(const AnalyzeResult *result) {
     Arena *arena = arena_new();
     const AnalyzeOptions *o = result->options;
     Comparison comparison = {.count = 0};
     int layer = convergence_layer(result, true, true);
     char *json = path_join(arena, o->out, "layers.json");
-    Page page;
     if (o->compare != NULL) {
         comparison = comparison_read(result, arena);
     }
@@ -1254,10 +1245,7 @@ void report_analyze(const AnalyzeResult *result) {
         write_text(path_join(arena, o->out, metrics[m].file),
                    layer_figure(result, &comparison, m, arena));
     }
-    page_open(&page, path_join(arena, o->out, "report.html"), "refsae analyze");
-    show_folder(&(Folder){&page, o->out, arena});
-    made_begin(&page);
-    page_fact(&page, "command", "%s", result->console->command);
+    Page page = page_of(o->out, "refsae analyze", result->console->command, arena);
     page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
     page_digest(&page, "language model", o->llm);
     page_digest(&page, "vision tower", o->vision);
@@ -1269,7 +1257,7 @@ void report_analyze(const AnalyzeResult *result) {
                   "%s, %zu features", sae_source_name(sae->source), sae->d_sae);
         page_digest(&page, "", sae->store.count > 0 ? sae->store.tensors[0].file : sae->path);
     }
-    made_end(&page);
+    page_raw(&page, MADE_END);
     page_commit(&page);
     for (size_t k = 0; k < comparison.count; k++) {
         console_line(result->console, "distance to the published %s: %.3f",
@@ -1286,17 +1274,13 @@ void report_sage(const SageResult *result) {
     const SageOptions *o = result->options;
     const SageTask *task = result->task;
     char *json = path_join(arena, o->out, "sage.json");
-    Page page;
     path_make_directory(o->out);
     write_sage(result, json);
     Lines tested = tested_lines(json_get(json_read_file(arena, json), "tests"), arena);
     write_tests(&tested, path_join(arena, o->out, "sage.csv"));
     write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
     write_sage_figures(result, arena);
-    page_open(&page, path_join(arena, o->out, "report.html"), "refsae sage");
-    show_folder(&(Folder){&page, o->out, arena});
-    made_begin(&page);
-    page_fact(&page, "command", "%s", result->console->command);
+    Page page = page_of(o->out, "refsae sage", result->console->command, arena);
     page_digest(&page, "model", o->llm);
     page_fact(&page, "task", "%s", task->file);
     page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
@@ -1312,7 +1296,7 @@ void report_sage(const SageResult *result) {
     for (size_t i = 0; i < result->n_saes; i++) {
         page_fact(&page, i == 0 ? "SAEs" : "", "%s", result->sae_names[i]);
     }
-    made_end(&page);
+    page_raw(&page, MADE_END);
     page_commit(&page);
     for (size_t a = 0; a < task->n_attributes; a++) {
         const SageTests *t = result->cross[a].tests;
