@@ -76,7 +76,7 @@ static void collector_write(const Collector *c, const char *path) {
     tensor_writer_commit(writer);
 }
 
-/* ---- images and the vision tower ---- */
+/* ---- images and models ---- */
 
 static void dump_image(Collector *c, const char *path) {
     Arena *arena = arena_new();
@@ -88,99 +88,85 @@ static void dump_image(Collector *c, const char *path) {
     arena_free(arena);
 }
 
-static void dump_vision(Collector *c, const Compute *compute, const DumpOptions *o) {
-    Vlm vlm;
+/* From the metric logits[T-1, A] - logits[T-1, B] down to the first layer. */
+static void dump_backward(const Llm *llm, LlmRun *run, const size_t *rows, size_t count,
+                          const float *logits, const char *grad, const Hooks *hooks) {
     Arena *arena = arena_new();
-    vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = o->prompt.vision});
-    Hooks hooks = {collector_call, collector_wants, c};
-    c->vision = true;
-    vlm_image(&vlm, o->prompt.image, &hooks);
-    arena_free(arena);
-}
-
-/* ---- the language model ---- */
-
-typedef struct DumpRun {
-    const Vlm *vlm;
-    size_t count; /* rows of the one sequence */
-    bool grad;
-    LlmRun *run;
-    float *logits, *dlogits;
-    size_t *rows;
-} DumpRun;
-
-static void dump_layout(Arena *arena, void *user) {
-    DumpRun *d = user;
-    LlmPlan plan = {.max_rows = d->count,
-                    .max_sequence = d->count,
-                    .max_sequences = 1,
-                    .max_logits = d->count,
-                    .backward = d->grad,
-                    .attention_hooks = true};
-    size_t vocab = d->vlm->llm.config.d_vocab;
-    d->run = llm_run_layout(&d->vlm->llm, d->vlm->compute, &plan, arena);
-    d->logits = arena_alloc(arena, d->count * vocab, sizeof(float));
-    d->dlogits = d->grad ? arena_alloc(arena, d->count * vocab, sizeof(float)) : NULL;
-    d->rows = arena_alloc(arena, d->count, sizeof(size_t));
-}
-
-static void dump_backward(DumpRun *d, const DumpOptions *o, const Hooks *hooks) {
-    Arena *arena = arena_new();
-    size_t vocab = d->vlm->llm.config.d_vocab, count;
-    const int32_t *ids = token_ids_parse(arena, o->grad, "--grad", &count);
-    if (count > 2) {
-        fail(STATUS_INPUT, "--grad %s: expected A or A,B", o->grad);
+    size_t vocab = llm->config.d_vocab, tokens;
+    const int32_t *ids = token_ids_parse(arena, grad, "--grad", &tokens);
+    float *dlogits = arena_floats(arena, count, vocab);
+    if (tokens > 2) {
+        fail(STATUS_INPUT, "--grad %s: expected A or A,B", grad);
     }
-    memset(d->dlogits, 0, d->count * vocab * sizeof(float));
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < tokens; i++) {
         if ((size_t)ids[i] >= vocab) {
-            fail(STATUS_INPUT, "--grad %s: token id %d is outside the vocabulary of %zu", o->grad,
+            fail(STATUS_INPUT, "--grad %s: token id %d is outside the vocabulary of %zu", grad,
                  ids[i], vocab);
         }
-        d->dlogits[(d->count - 1) * vocab + (size_t)ids[i]] += i == 0 ? 1.0f : -1.0f;
+        dlogits[(count - 1) * vocab + (size_t)ids[i]] += i == 0 ? 1.0f : -1.0f;
     }
-    llm_backward_start(d->run);
-    llm_logits_backward(d->run, d->rows, d->count, true, d->logits, d->dlogits, hooks);
-    llm_backward(d->run, 0, hooks);
+    llm_backward_start(run);
+    llm_logits_backward(run, rows, count, true, logits, dlogits, hooks);
+    llm_backward(run, 0, hooks);
     arena_free(arena);
 }
 
-static void dump_passes(Collector *c, const Vlm *vlm, const Sequence *sequence, const float *images,
-                        const DumpOptions *o) {
-    DumpRun d = {.vlm = vlm, .count = sequence->rows, .grad = o->grad != NULL};
-    Arena *block = arena_plan(dump_layout, &d);
-    for (size_t i = 0; i < d.count; i++) {
-        d.rows[i] = i;
+static void dump_passes(const Vlm *vlm, const Sequence *sequence, const float *images,
+                        const char *grad, const Hooks *collect) {
+    const Llm *llm = &vlm->llm;
+    size_t count = sequence->rows;
+    LlmPlan plan = {.max_rows = count,
+                    .max_sequence = count,
+                    .max_sequences = 1,
+                    .max_logits = count,
+                    .backward = grad != NULL,
+                    .attention_hooks = true};
+    Arena *arena = arena_new();
+    LlmRun *run = llm_run_layout(llm, vlm->compute, &plan, arena);
+    float *logits = arena_floats(arena, count, llm->config.d_vocab);
+    size_t *rows = arena_alloc(arena, count, sizeof *rows);
+    for (size_t i = 0; i < count; i++) {
+        rows[i] = i;
     }
-    LlmBatch batch = {1, (size_t[]){0, d.count}, sequence->ids, NULL, false};
-    Hooks collect = {collector_call, collector_wants, c};
-    ImageHook image = {&batch, sequence->n_image, vlm->llm.config.d_model, images, NULL, &collect};
-    Hooks hooks = images != NULL ? image_hooks(&image) : collect;
-    c->vision = false;
-    llm_forward(d.run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
-    if (d.grad || hooks_want(&hooks, HOOK_LOGITS, -1, false)) {
-        llm_logits(d.run, d.rows, d.count, true, d.logits, &hooks);
+    LlmBatch batch = {1, (size_t[]){0, count}, sequence->ids, NULL, false};
+    ImageHook image = {&batch, sequence->n_image, llm->config.d_model, images, NULL, collect};
+    Hooks hooks = images != NULL ? image_hooks(&image) : *collect;
+    llm_forward(run, &batch, 0, llm->config.n_layers, NULL, &hooks);
+    if (grad != NULL || hooks_want(&hooks, HOOK_LOGITS, -1, false)) {
+        llm_logits(run, rows, count, true, logits, &hooks);
     }
-    if (d.grad) {
-        dump_backward(&d, o, &hooks);
+    if (grad != NULL) {
+        dump_backward(llm, run, rows, count, logits, grad, &hooks);
     }
-    arena_free(block);
+    arena_free(arena);
 }
 
-static void dump_llm(Collector *c, const Compute *compute, const DumpOptions *o) {
+/* The tower where there is an image, then the language model if one is given. */
+static void dump_models(Collector *c, const Compute *compute, const DumpOptions *o) {
     Vlm vlm;
+    const Prompt *p = &o->prompt;
     Arena *arena = arena_new();
+    Hooks hooks = {collector_call, collector_wants, c};
+    Sequence sequence = {0};
     float *images = NULL;
-    prompt_open(&vlm, arena, compute, &o->prompt);
-    Sequence sequence = prompt_sequence(&vlm, &o->prompt, arena);
-    if (o->prompt.image != NULL) {
-        Hooks hooks = {collector_call, collector_wants, c};
+    if (p->llm != NULL) {
+        prompt_open(&vlm, arena, compute, p);
+        sequence = prompt_sequence(&vlm, p, arena);
+    } else {
+        vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = p->vision});
+    }
+    if (p->image != NULL) {
         c->vision = true;
-        images = arena_alloc(arena, sequence.n_image * vlm.llm.config.d_model, sizeof(float));
-        vlm_image(&vlm, o->prompt.image, &hooks);
+        vlm_image(&vlm, p->image, &hooks);
+        c->vision = false;
+    }
+    if (p->llm != NULL && p->image != NULL) {
+        images = arena_floats(arena, sequence.n_image, vlm.llm.config.d_model);
         adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
     }
-    dump_passes(c, &vlm, &sequence, images, o);
+    if (p->llm != NULL) {
+        dump_passes(&vlm, &sequence, images, o->grad, &hooks);
+    }
     arena_free(arena);
 }
 
@@ -219,41 +205,6 @@ static const Tensor *sae_input(const TensorStore *store, const DumpOptions *o, c
              t->name, sae->d_in);
     }
     return t;
-}
-
-typedef struct SaeRows {
-    const Compute *compute;
-    const Sae *sae;
-    size_t rows;
-    SaeRun *run;
-    float *x, *pre, *acts, *recon;
-} SaeRows;
-
-static void sae_rows_layout(Arena *arena, void *user) {
-    SaeRows *r = user;
-    size_t in = r->rows * r->sae->d_in, latent = r->rows * r->sae->d_sae;
-    r->run = sae_run_layout(r->compute, r->sae->d_in, r->sae->d_sae, r->rows, arena);
-    r->x = arena_alloc(arena, in, sizeof(float));
-    r->pre = arena_alloc(arena, latent, sizeof(float));
-    r->acts = arena_alloc(arena, latent, sizeof(float));
-    r->recon = arena_alloc(arena, in, sizeof(float));
-}
-
-static void dump_sae_rows(Collector *c, const Compute *compute, const Sae *sae, const Tensor *input,
-                          const float *b_v) {
-    SaeRows r = {.compute = compute, .sae = sae, .rows = input->count / sae->d_in};
-    Arena *block = arena_plan(sae_rows_layout, &r);
-    weight_widen(r.x, (Weight){input->data, input->dtype}, 0, input->count);
-    for (size_t i = 0; b_v != NULL && i < input->count; i++) {
-        r.x[i] -= b_v[i % sae->d_in];
-    }
-    sae_encode(sae, r.run, r.x, r.pre, r.acts, r.rows);
-    sae_decode(sae, r.run, r.acts, r.recon, r.rows);
-    size_t latent[2] = {r.rows, sae->d_sae}, in[2] = {r.rows, sae->d_in};
-    collector_keep(c, "pre", DTYPE_F32, 2, latent, r.pre);
-    collector_keep(c, "acts", DTYPE_F32, 2, latent, r.acts);
-    collector_keep(c, "recon", DTYPE_F32, 2, in, r.recon);
-    arena_free(block);
 }
 
 /* hook_z under TransformerLens' fold_value_biases: a pattern's rows sum to 1, so b_V reaches z
@@ -304,7 +255,20 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
     sae_open(&sae, arena, o->sae, &o->sae_options);
     tensors_open(&store, arena, o->input);
     const Tensor *input = sae_input(&store, o, &sae);
-    dump_sae_rows(c, compute, &sae, input, value_bias(&sae, o, console, arena));
+    const float *b_v = value_bias(&sae, o, console, arena);
+    size_t in = sae.d_in, latent = sae.d_sae, rows = input->count / in;
+    SaeRun *run = sae_run_layout(compute, in, latent, rows, arena);
+    float *x = arena_floats(arena, rows, in), *recon = arena_floats(arena, rows, in);
+    float *pre = arena_floats(arena, rows, latent), *acts = arena_floats(arena, rows, latent);
+    weight_widen(x, (Weight){input->data, input->dtype}, 0, input->count);
+    for (size_t i = 0; b_v != NULL && i < input->count; i++) {
+        x[i] -= b_v[i % in];
+    }
+    sae_encode(&sae, run, x, pre, acts, rows);
+    sae_decode(&sae, run, acts, recon, rows);
+    collector_keep(c, "pre", DTYPE_F32, 2, (size_t[]){rows, latent}, pre);
+    collector_keep(c, "acts", DTYPE_F32, 2, (size_t[]){rows, latent}, acts);
+    collector_keep(c, "recon", DTYPE_F32, 2, (size_t[]){rows, in}, recon);
     arena_free(arena);
 }
 
@@ -321,12 +285,10 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         if (o->prompt.image != NULL) {
             dump_image(&c, o->prompt.image);
         }
-        if (o->prompt.llm != NULL) {
-            dump_llm(&c, compute, o);
+        if (o->prompt.llm != NULL || (o->prompt.image != NULL && o->prompt.vision != NULL)) {
+            dump_models(&c, compute, o);
         } else if (o->prompt.image == NULL) {
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
-        } else if (o->prompt.vision != NULL) {
-            dump_vision(&c, compute, o);
         }
     }
     collector_write(&c, o->out);

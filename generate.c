@@ -83,15 +83,6 @@ static void print_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
     }
 }
 
-static void encode_line(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
-                        bool jsonl, FILE *out, Arena *arena) {
-    Tokens tokens = tokenizer_encode(tokenizer, text, length, special, arena);
-    tokens = tokenizer_fit(tokenizer, &tokens, special, arena);
-    fputs(jsonl ? "[" : "", out);
-    print_ids(out, tokens.id, tokens.count, jsonl);
-    fputs(jsonl ? "]\n" : "\n", out);
-}
-
 /* Ids in any of the forms that people paste: separated by white space, commas, brackets. */
 static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, size_t *count) {
     int32_t *ids = arena_alloc(arena, length / 2 + 1, sizeof(int32_t));
@@ -115,25 +106,25 @@ static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, siz
 
 static void tokenize_unit(const Tokenizer *tokenizer, const char *text, size_t length,
                           const TokenizeOptions *o, size_t number, FILE *out, Arena *arena) {
-    const Json *value = NULL;
-    if (!o->jsonl && !o->decode) {
-        encode_line(tokenizer, text, length, o->special, false, out, arena);
-        return;
-    }
+    size_t count, text_length;
     if (o->jsonl) {
         char name[48];
         snprintf(name, sizeof name, "standard input, line %zu", number);
-        value = json_parse(arena, text, length, name);
+        const Json *value = json_parse(arena, text, length, name);
         if (!json_is(value, o->decode ? JSON_ARRAY : JSON_STRING)) {
             fail(STATUS_INPUT, "%s: expected a JSON %s", name,
                  o->decode ? "array of ids" : "string");
         }
+        text = o->decode ? text : value->text;
+        length = o->decode ? length : value->length;
     }
     if (!o->decode) {
-        encode_line(tokenizer, value->text, value->length, o->special, true, out, arena);
+        Tokens tokens = tokenizer_encode(tokenizer, text, length, o->special, arena);
+        fputs(o->jsonl ? "[" : "", out);
+        print_ids(out, tokens.id, tokens.count, o->jsonl);
+        fputs(o->jsonl ? "]\n" : "\n", out);
         return;
     }
-    size_t count, text_length;
     int32_t *ids = ids_from_text(arena, text, length, &count);
     char *decoded = tokenizer_decode(tokenizer, ids, count, !o->special, arena, &text_length);
     if (o->jsonl) {
