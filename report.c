@@ -82,9 +82,9 @@ static void write_csv(const char *path, const Json *rows, const char *columns) {
 
 /* ---- figures ---- */
 
-static void write_text(const char *path, const char *text) {
-    OutFile *out = out_open(path);
-    fputs(text, out->stream);
+static void write_figure(Arena *arena, const char *directory, const char *name, const char *svg) {
+    OutFile *out = out_open(path_join(arena, directory, name));
+    fputs(svg, out->stream);
     out_commit(out);
 }
 
@@ -810,16 +810,15 @@ static char *figure_name(Arena *arena, const char *what, const char *name, size_
 }
 
 static void write_sage_figures(const SageResult *r, Arena *arena) {
-    const char *directory = r->options->out;
+    const char *out = r->options->out;
     for (size_t a = 0; a < r->task->n_attributes; a++) {
         const char *name = r->task->attributes[a].name;
-        write_text(path_join(arena, directory, figure_name(arena, "heat", name, a)),
-                   heat_figure(r, a, arena));
-        write_text(path_join(arena, directory, figure_name(arena, "control", name, a)),
-                   control_figure(r, a, arena));
+        write_figure(arena, out, figure_name(arena, "heat", name, a), heat_figure(r, a, arena));
+        write_figure(arena, out, figure_name(arena, "control", name, a),
+                     control_figure(r, a, arena));
     }
-    write_text(path_join(arena, directory, "sufficiency.svg"), method_figure(r, false, arena));
-    write_text(path_join(arena, directory, "necessity.svg"), method_figure(r, true, arena));
+    write_figure(arena, out, "sufficiency.svg", method_figure(r, false, arena));
+    write_figure(arena, out, "necessity.svg", method_figure(r, true, arena));
 }
 
 /* ---- the page: what the files of folders say ----
@@ -1185,9 +1184,7 @@ static void show_made(const Folder *f, const char *out) {
     bool own = same_file(path_join(f->arena, f->path, "report.html"), out);
     if (*made != '\0') {
         page_section(f->page, "How this was made");
-        page_raw(f->page, own ? MADE : "");
-        page_raw(f->page, made);
-        page_raw(f->page, own ? MADE_END : "");
+        page_raw(f->page, own ? arena_format(f->arena, MADE "%s" MADE_END, made) : made);
     }
 }
 
@@ -1242,8 +1239,7 @@ void report_analyze(const AnalyzeResult *result) {
               "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
               "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
     for (Metric m = 0; m < METRICS; m++) {
-        write_text(path_join(arena, o->out, metrics[m].file),
-                   layer_figure(result, &comparison, m, arena));
+        write_figure(arena, o->out, metrics[m].file, layer_figure(result, &comparison, m, arena));
     }
     Page page = page_of(o->out, "refsae analyze", result->console->command, arena);
     page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
@@ -1322,7 +1318,7 @@ void report_train(const TrainResult *result) {
                        .y_label = "cross-entropy of the answers (nats)",
                        .series = &series,
                        .series_count = 1};
-    write_text(path_join(arena, result->options->out, "loss.svg"), svg_lines(arena, &chart));
+    write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
     arena_free(arena);
 }
 
