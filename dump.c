@@ -21,19 +21,15 @@ typedef struct Collector {
     size_t count, capacity;
 } Collector;
 
-static bool collector_matches(const Collector *c, const char *name) {
-    return glob_match(c->pattern, name);
-}
-
 static bool collector_wants(void *user, HookKind kind, int layer, bool gradient) {
     const Collector *c = user;
     char name[HOOK_NAME_MAX];
     hook_name(name, kind, layer, c->vision, false);
-    if (collector_matches(c, name)) {
+    if (glob_match(c->pattern, name)) {
         return true;
     }
     hook_name(name, kind, layer, c->vision, gradient);
-    return gradient && collector_matches(c, name);
+    return gradient && glob_match(c->pattern, name);
 }
 
 static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
@@ -81,7 +77,7 @@ static void collector_write(const Collector *c, const char *path) {
 static void dump_image(Collector *c, const char *path) {
     Arena *arena = arena_new();
     Image image = image_read(arena, path);
-    if (collector_matches(c, "image.rgb")) {
+    if (glob_match(c->pattern, "image.rgb")) {
         collector_keep(c, "image.rgb", DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
                        image.rgb);
     }

@@ -534,7 +534,9 @@ static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
     file->offset[file->count] = offset;
 }
 
-static void array_scan(JsonArrayFile *file) {
+void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
+    *file = (JsonArrayFile){.arena = arena, .stream = file_open(arena, path)};
+    file->name = arena_copy(arena, path, strlen(path));
     ArrayScan s = {.file = file, .c = getc_unlocked(file->stream)};
     size_t room = 0;
     uint64_t end = 0;
@@ -578,12 +580,6 @@ static void array_scan(JsonArrayFile *file) {
         scan_fail(&s, "expected nothing after the array");
     }
     offset_set(file, &room, end);
-}
-
-void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
-    *file = (JsonArrayFile){.arena = arena, .stream = file_open(arena, path)};
-    file->name = arena_copy(arena, path, strlen(path));
-    array_scan(file);
 }
 
 const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena) {
