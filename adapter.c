@@ -498,7 +498,7 @@ void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group gro
 
 /* ---- controls: image rows that no longer belong together, and noise ---- */
 
-/* out[p] = the k-th other image's row p, with k drawn anew for each position p below `others` */
+/* Each position p draws one of the `others`; where that is the k-th, out[p] is its row p. */
 void permuted_images(Random random, size_t others, size_t k, const float *rows_of_other, float *out,
                      size_t rows, size_t d_model) {
     for (size_t p = 0; p < rows; p++) {

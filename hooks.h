@@ -1,5 +1,5 @@
 /* hooks.h: the one mechanism for reading, replacing and differentiating activations, and the
- * TransformerLens names of the points. Floor 1. */
+ * TransformerLens names of the points. Floor 2. */
 #ifndef REFSAE_HOOKS_H
 #define REFSAE_HOOKS_H
 

@@ -374,7 +374,7 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     sets[count].usable = avx2;
     sets[count++].set = &kernel_set_avx2;
 #endif
-    sets[count].usable = avx2;
+    sets[count].usable = fma;
     sets[count++].set = &kernel_set_scalar_fma;
 #elif defined(KERNELS_AARCH64) && defined(KERNELS_SIMD)
     sets[count].usable = true;
@@ -405,7 +405,7 @@ void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *i
         fail(STATUS_INPUT, "REFSAE_ISA: this processor has no %s", isa);
     }
 #ifdef _OPENMP
-    compute->threads = threads > 0 ? threads : omp_get_num_procs();
+    compute->threads = threads > 0 ? threads : omp_get_max_threads();
 #endif
     if (threads > 1024 || threads < 0) {
         fail(STATUS_INPUT, "threads: expected 0 to 1024, found %d", threads);

@@ -1,5 +1,5 @@
 /* kernels.h: all arithmetic. The contract that fixes every bit stands at the top of kernels.c; what
- * is declared here is called, never repeated, elsewhere. Floor 0. */
+ * is declared here is called, never repeated, elsewhere. Floor 5. */
 #ifndef REFSAE_KERNELS_H
 #define REFSAE_KERNELS_H
 

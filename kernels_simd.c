@@ -1,6 +1,6 @@
 /* kernels_simd.c: the loops of kernels.c, fast: compiled once for each instruction set (see
  * Makefile) into one KernelSet, bit for bit what the plain loops give. SIMD goes across outputs,
- * never along a sum. Nothing else needs this file. Floor 5. */
+ * never along a sum. Nothing else needs this file. Floor 6. */
 #include "kernelset.h"
 #include "simd.h"
 

@@ -1,5 +1,5 @@
 /* kernelset.h: what kernels.c and kernels_simd.c agree on; nobody else includes it. kernels_simd.c
- * is compiled once for each instruction set and exports one KernelSet from each. Floor 0. */
+ * is compiled once for each instruction set and exports one KernelSet from each. Floor 5. */
 #ifndef REFSAE_KERNELSET_H
 #define REFSAE_KERNELSET_H
 

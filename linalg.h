@@ -1,4 +1,4 @@
-/* linalg.h: the linear algebra of SAGE, in binary64, with one fixed order of operations. Floor 0.
+/* linalg.h: the linear algebra of SAGE, in binary64, with one fixed order of operations. Floor 2.
  */
 #ifndef REFSAE_LINALG_H
 #define REFSAE_LINALG_H

@@ -9,6 +9,7 @@
 #include "selftest.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,7 +31,7 @@ typedef struct Command Command;
 
 typedef struct Arguments {
     const Command *command;
-    const char *values[OPTIONS_MAX]; /* by place in all_options */
+    const char *values[OPTIONS_MAX]; /* by place, as option_at counts */
     char **positional;
     int n_positional;
 } Arguments;
@@ -773,6 +774,7 @@ static void wait_without_spinning(char **argv) {
 
 int main(int argc, char **argv) {
     wait_without_spinning(argv);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);

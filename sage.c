@@ -20,10 +20,14 @@ const size_t sage_ks[SAGE_KS] = {1, 2, 4, 8, 16, 32};
 const char *const sage_method_names[SAGE_METHODS] = {"none",     "mean", "mse",
                                                      "weighted", "sae",  "random"};
 
-/* Eigenvalues, singular values and squares at or below this share of the largest count as zero: of
- * one-hot columns, so that an attribute that moves nothing gets weight 0; of decoder rows and of
- * W_O, which are binary32. And 1 - s below which a magnitude is not rescaled. */
-static const double dictionary_cutoff = 1e-10, span_cutoff = 1e-6, rescale_cutoff = 1e-9;
+/* Eigenvalues of one-hot columns and of features at or below this share of the largest count as
+ * zero, so that an attribute that moves nothing gets weight 0. Also the share of the parts' squares
+ * below which features cancel. */
+static const double dictionary_cutoff = 1e-10;
+/* The same for singular values of decoder rows and of W_O, which are binary32. */
+static const double span_cutoff = 1e-6;
+/* 1 - s below which a magnitude is not rescaled. */
+static const double rescale_cutoff = 1e-9;
 
 /* All scratch; sage_layout, at the end of this file, says how much. */
 typedef struct ThreadWork {
@@ -102,7 +106,10 @@ void sage_metric_gradient(float *gradient, const float *logits, const SageForm *
 /* Attribution patching: what patching a node from the counterfactual would do to m, to first order,
  * from one forward on x' and one forward and backward on x, whatever the number of nodes.
  *
- *   score(node) = mean over training prompts of (a' - a) . dm/da (x) */
+ *   score(node) = mean over training prompts of (a' - a) . dm/da (x)
+ *
+ * Batch by batch: this adds the sum over the prompts of one, and the mean is taken behind the last.
+ */
 void sage_score_add(double *score, const float *other, const float *clean, const float *gradient,
                     size_t prompts, size_t width) {
     for (size_t p = 0; p < prompts; p++) {
@@ -600,23 +607,18 @@ static void bring_back(const SageSection *s, const SageSubject *node, int random
  *
  *   coefficient = argmin |o - obar - sum_j coefficient_j d_j|, of least norm
  *
- * d_j mapped back by the SAE's factor, as in weights: of rows that nearly coincide it says which
- * singular values count. */
+ * An SAE's factor would multiply every d_j of a prompt alike, which moves no span. */
 static void project_span(const SageSection *s, const SageSubject *node, int random, int side,
                          size_t p, SageParts *out, ThreadWork *work) {
     size_t d = s->llm->config.d_model;
-    double factor = node->site->codes[side].factor[p];
     const double *o = written_apart(s, node, side, p, work);
     for (size_t j = 0; j < out->n; j++) {
         const float *row = node->site->rows[random] + out->feature[j] * d;
         for (size_t i = 0; i < d; i++) {
-            work->columns[j * d + i] = factor * (double)row[i];
+            work->columns[j * d + i] = (double)row[i];
         }
     }
     least_squares(work->coefficients, work->columns, o, d, out->n, span_cutoff, work->solve);
-    for (size_t j = 0; j < out->n; j++) {
-        work->coefficients[j] *= factor;
-    }
     bring_back(s, node, random, side, p, work->coefficients, out);
 }
 
@@ -980,7 +982,7 @@ static SageControl control_of(const SageSection *s, const int32_t *predicted, do
                          fabs(rest) > rescale_cutoff ? (magnitude - s0) / rest : NAN};
 }
 
-/* Of mean m over the test prompts under each edit:
+/* With m summed over the test prompts under each edit (their number cancels):
  *
  *   sufficiency = m(a^) / m_clean
  *   necessity = 1 - |m_ablated - m(abar + a - a^)| / |m_ablated - m_clean| */
@@ -1063,8 +1065,11 @@ static void best_union(SagePredicate *best, size_t attribute, size_t n, const Sa
     }
 }
 
-/* Predicates: an attribute has a value; and the form attribute too; it has one of a union's. The
- * best is the feature's interpretation; of equal F1 the first: values before values with a form
+/* Predicates: an attribute has a value; and the form attribute too; it has one of a union's.
+ *
+ *   F1 = 2 both / (active + true)    over the test prompts
+ *
+ * The best is the feature's interpretation; of equal F1 the first: values before values with a form
  * before unions, by attribute, value and form. */
 SagePredicate sage_predicate(const SageSection *s, const SageSite *site, size_t feature) {
     const SageTask *task = s->task;

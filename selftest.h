@@ -1,5 +1,5 @@
 /* selftest.h: `refsae selftest`: every stage on this machine against the digests that the program
- * carries. Floor 3. */
+ * carries. Floor 15. */
 #ifndef REFSAE_SELFTEST_H
 #define REFSAE_SELFTEST_H
 

@@ -1,6 +1,6 @@
 /* simd.h: the few vector operations that products need, for one instruction set a compilation:
  * AVX-512, AVX2 or NEON. Everything else in kernels_simd.c is loops that a compiler vectorises
- * across outputs (LANES). Floor 5. */
+ * across outputs (LANES). Floor 6. */
 #ifndef REFSAE_SIMD_H
 #define REFSAE_SIMD_H
 

@@ -55,6 +55,13 @@ grep -Hn '^ *# *include *"' ./*.c ./*.h | sed 's|^\./||' | {
     exit $up
 } || bad=1
 
+# The floor that a file gives itself.
+grep -Ho 'Floor [0-9]*' ./*.c ./*.h | sed 's|^\./||; s/:Floor / /' | while read -r file floor; do
+    echo "$rooms" | grep -q "^$floor [a-z_]* $file\$" || echo "house: $file is not on floor $floor"
+done >build/floors.txt
+cat build/floors.txt
+[ ! -s build/floors.txt ] || bad=1
+
 # The specification: formulas alone.
 for file in llm.c vit.c sae.c adapter.c sage.c; do
     ! grep -n 'fopen\|file_open\|out_open\|json_\|progress_\|fprintf\|printf(' $file || complain "$file holds plumbing"
