@@ -5,6 +5,7 @@
 #     sh tests/house.sh
 set -eu
 cd "$(dirname "$0")/.."
+mkdir -p build
 
 # From the ground up; what a room has beside FILE.c and FILE.h (private headers) stands in brackets.
 floors='base

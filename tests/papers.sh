@@ -5,6 +5,7 @@
 #     sh tests/papers.sh
 set -eu
 cd "$(dirname "$0")/.."
+mkdir -p build
 grep -o '`[a-z_0-9]*\.[ch]: [a-z_0-9]*`' PAPERS.md | tr -d '`' | LC_ALL=C sort -u | sed 's/: / /' |
     while read -r file function; do
         [ -f "$file" ] || { echo "papers: no file $file"; continue; }
