@@ -364,8 +364,9 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     size_t count = 0;
 #if defined(KERNELS_X86_64)
     __builtin_cpu_init();
-    const bool fma = __builtin_cpu_supports("fma"), avx2 = fma && __builtin_cpu_supports("avx2");
+    const bool fma = __builtin_cpu_supports("fma");
 #if defined(KERNELS_SIMD)
+    const bool avx2 = fma && __builtin_cpu_supports("avx2");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl");
