@@ -257,24 +257,9 @@ void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
 
 /* ---- schedule and step ---- */
 
-/* cos(pi t) in binary64 for t in [0, 1], by its series around the nearest of 0, 1/2 and 1 (the
- * schedule must not depend on the machine's libm):
- *   cos(pi t) = -cos(pi (1 - t)),   and for u > 1/4 cos(pi u) = sin(pi (1/2 - u)) */
-static double cos_pi_f64(double t) {
-    bool flip = t > 0.5;
-    double u = flip ? 1.0 - t : t;
-    bool sine = u > 0.25;
-    double x = 3.14159265358979323846 * (sine ? 0.5 - u : u), sum = 0.0;
-    for (int k = sine ? 19 : 18; k >= 2; k -= 2) {
-        sum = (1.0 + sum) * (-x * x) / (double)(k * (k - 1));
-    }
-    sum = sine ? x * (1.0 + sum) : 1.0 + sum;
-    return flip ? -sum : sum;
-}
-
 /* Linear warm-up over w = floor(ratio S) of S steps, then half a cosine from lr to min:
  *   lr_s = lr (s + 1) / w                                          for s < w
- *   lr_s = min + (lr - min) (1 + cos(pi (s - w + 1) / (S - w))) / 2   from there on */
+ *   lr_s = min + (lr - min) (1 + cos pi (s - w + 1) / (S - w)) / 2   from there on */
 double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
     double w = floor(options->warmup * (double)steps);
     if ((double)s < w) {

@@ -1,6 +1,8 @@
 /* elementary.c: the elementary functions for one value, and pow. Floor 2. */
 #include "elementary.h"
 
+#include <stdbool.h>
+
 float exp_f32(float x) {
     return exp_one(x);
 }
@@ -15,6 +17,20 @@ float tanh_f32(float x) {
 
 float erf_f32(float x) {
     return erf_one(x);
+}
+
+/* By its series around the nearest of 0, 1/2 and 1:
+ *   cos(pi t) = -cos(pi (1 - t)),   and for u > 1/4 cos(pi u) = sin(pi (1/2 - u)) */
+double cos_pi_f64(double t) {
+    bool flip = t > 0.5;
+    double u = flip ? 1.0 - t : t;
+    bool sine = u > 0.25;
+    double x = 3.14159265358979323846 * (sine ? 0.5 - u : u), sum = 0.0;
+    for (int k = sine ? 19 : 18; k >= 2; k -= 2) {
+        sum = (1.0 + sum) * (-x * x) / (double)(k * (k - 1));
+    }
+    sum = sine ? x * (1.0 + sum) : 1.0 + sum;
+    return flip ? -sum : sum;
 }
 
 float sin_f32(float x) {

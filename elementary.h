@@ -56,6 +56,7 @@ float tanh_f32(float x);
 float erf_f32(float x);
 float sin_f32(float x);          /* |x| <= 2^20, else NaN */
 float cos_f32(float x);          /* |x| <= 2^20, else NaN */
+double cos_pi_f64(double t);     /* cos(pi t), t in [0, 1]: not the libm of the machine */
 float pow_f32(float x, float y); /* x > 0 finite, y finite */
 
 #define LN2_HIGH 0x1.62e42fefa39efp-1

@@ -18,7 +18,7 @@
 
 typedef struct Option {
     const char *name;     /* without the dashes */
-    const char *argument; /* placeholder in the help; NULL: a flag */
+    const char *argument; /* its value's name in the help; NULL: a flag */
     const char *fallback; /* NULL: not set */
     const char *help;
 } Option;
