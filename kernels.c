@@ -173,7 +173,7 @@ static float row_max(const float *x, size_t n) {
 }
 
 /* y = exp(x - max) / sum, the sum rounded to binary32 */
-static void softmax_rows_range(const Task *t, size_t first, size_t last) {
+static void softmax_range(const Task *t, size_t first, size_t last) {
     for (size_t row = first; row < last; row++) {
         const float *x = t->a + row * t->cols, max = row_max(x, t->cols);
         float *y = t->y + row * t->cols;
@@ -321,24 +321,7 @@ const KernelSet KERNEL_SET = {
     .name = "scalar",
     .panel = 1,
     .product = product_block,
-    .run = {[OP_NORM_SCALE] = norm_scale_rows,
-            [OP_NORM_NORMALIZE] = norm_normalize_rows,
-            [OP_NORM_WEIGHT] = norm_weight_rows,
-            [OP_NORM_SCALE_BACKWARD] = norm_scale_backward_rows,
-            [OP_NORM_INPUT_BACKWARD] = norm_input_backward_rows,
-            [OP_SOFTMAX] = softmax_rows_range,
-            [OP_SOFTMAX_BACKWARD] = softmax_backward_range,
-            [OP_CROSS_ENTROPY] = cross_entropy_range,
-            [OP_ROPE] = rope_range,
-            [OP_ACTIVATE] = activate_range,
-            [OP_ACTIVATE_BACKWARD] = activate_backward_range,
-            [OP_SOFTCAP] = softcap_range,
-            [OP_SOFTCAP_BACKWARD] = softcap_backward_range,
-            [OP_ADD] = add_range,
-            [OP_MULTIPLY] = multiply_range,
-            [OP_SCALE] = scale_range,
-            [OP_ADAMW] = adamw_range,
-            [OP_ELEMENTARY] = elementary_range},
+    .run = KERNEL_RUNS,
 };
 
 #ifdef KERNEL_CHOICE
@@ -718,7 +701,7 @@ void norm_input_backward(const Compute *compute, float *dx, const float *dnormal
         rows);
 }
 
-/* exp(x - max) / sum exp(x - max): softmax_rows_range. */
+/* exp(x - max) / sum exp(x - max): softmax_range. */
 void softmax_rows(const Compute *compute, float *y, const float *x, size_t rows, size_t cols) {
     run(compute, OP_SOFTMAX, &(Task){.y = y, .a = x, .cols = cols}, rows);
 }

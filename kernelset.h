@@ -155,6 +155,27 @@ INLINE float activation_backward(int kind, float dy, float x) {
     }
 }
 
+/* The operations of a set, which kernels.c and kernels_simd.c define under the same names. */
+#define KERNEL_RUNS                                                                                \
+    {[OP_NORM_SCALE] = norm_scale_rows,                                                            \
+     [OP_NORM_NORMALIZE] = norm_normalize_rows,                                                    \
+     [OP_NORM_WEIGHT] = norm_weight_rows,                                                          \
+     [OP_NORM_SCALE_BACKWARD] = norm_scale_backward_rows,                                          \
+     [OP_NORM_INPUT_BACKWARD] = norm_input_backward_rows,                                          \
+     [OP_SOFTMAX] = softmax_range,                                                                 \
+     [OP_SOFTMAX_BACKWARD] = softmax_backward_range,                                               \
+     [OP_CROSS_ENTROPY] = cross_entropy_range,                                                     \
+     [OP_ROPE] = rope_range,                                                                       \
+     [OP_ACTIVATE] = activate_range,                                                               \
+     [OP_ACTIVATE_BACKWARD] = activate_backward_range,                                             \
+     [OP_SOFTCAP] = softcap_range,                                                                 \
+     [OP_SOFTCAP_BACKWARD] = softcap_backward_range,                                               \
+     [OP_ADD] = add_range,                                                                         \
+     [OP_MULTIPLY] = multiply_range,                                                               \
+     [OP_SCALE] = scale_range,                                                                     \
+     [OP_ADAMW] = adamw_range,                                                                     \
+     [OP_ELEMENTARY] = elementary_range}
+
 enum {
     SCRATCH_SIZE = 64 + (BLOCK_M * BLOCK_K + BLOCK_K * 64) * 4
 };
