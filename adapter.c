@@ -127,9 +127,7 @@ static void image_hook_call(void *user, const HookPoint *point, float *data) {
             }
         }
     }
-    if (hooks_want(hook->next, point->kind, point->layer, point->gradient)) {
-        hook->next->call(hook->next->user, point, data);
-    }
+    hooks_show(hook->next, *point, data);
 }
 
 /* Insertion before what `next` sees or changes. */
@@ -165,8 +163,7 @@ void adapter_forward(const Compute *compute, const Adapter *adapter, const float
                 .col = 1,
                 .out = adapter->d_llm,
                 .in = adapter->d_vit};
-    Product product = product_nt(y, x, &w, rows);
-    product_run(compute, &product, 1);
+    product_run_one(compute, product_nt(y, x, &w, rows));
 }
 
 /* ---- loss over turns and its gradient ---- */
@@ -245,9 +242,8 @@ void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
     llm_forward(t->run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
     train_head(t, count, loss, tokens);
     llm_backward(t->run, 0, &hooks);
-    Product product = product_tn(t->grad.weight, t->dimages, t->features, count * patches, d,
-                                 vlm->vit.config.d_model);
-    product_run(vlm->compute, &product, 1);
+    product_run_one(vlm->compute, product_tn(t->grad.weight, t->dimages, t->features,
+                                             count * patches, d, vlm->vit.config.d_model));
     for (size_t r = 0; r < count * patches; r++) {
         for (size_t i = 0; i < d; i++) {
             t->bias_grad[i] += (double)t->dimages[r * d + i];
@@ -590,8 +586,7 @@ void loss_sequence(AnalyzeRun *a, const Sequence *s, const float *images) {
             }
         }
         if (l + 1 < layers) {
-            memcpy(a->edited, a->stream, s->rows * d * sizeof(float));
-            llm_forward(a->run, &batch, l + 1, l + 2, a->edited, NULL);
+            llm_forward(a->run, &batch, l + 1, l + 2, a->stream, NULL);
         }
     }
 }

@@ -793,6 +793,12 @@ char *path_join(Arena *arena, const char *directory, const char *name) {
     return arena_format(arena, "%s%s%s", directory, directory[length - 1] == '/' ? "" : "/", name);
 }
 
+char *path_parent(Arena *arena, const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash == NULL ? arena_copy(arena, ".", 1)
+                         : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
+}
+
 static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }

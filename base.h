@@ -179,6 +179,7 @@ bool path_exists(const char *path);
 void path_make_directory(const char *path); /* with its parents; fine if it is there */
 /* "directory/name" in the arena, or name itself if it is absolute. */
 char *path_join(Arena *arena, const char *directory, const char *name);
+char *path_parent(Arena *arena, const char *path); /* the folder that a file is in */
 /* Names in a directory in strcmp order, without . and .. */
 char **path_list(Arena *arena, const char *directory, size_t *count);
 

@@ -84,8 +84,7 @@ static void multiply(Bench *bench, const unsigned char *weights, Dtype dtype, bo
                       .col = in_out ? D_MLP : 1,
                       .out = D_MLP,
                       .in = D_MODEL};
-    const Product product = product_nt(bench->y, bench->x, &w, rows);
-    product_run(bench->compute, &product, 1);
+    product_run_one(bench->compute, product_nt(bench->y, bench->x, &w, rows));
 }
 
 static double product(Bench *bench, const Item *item) {

@@ -57,6 +57,30 @@ bool hooks_want(const Hooks *hooks, HookKind kind, int layer, bool gradient) {
            hooks->wants(hooks->user, kind, layer, gradient);
 }
 
+void hooks_show(const Hooks *hooks, HookPoint point, float *data) {
+    if (hooks_want(hooks, point.kind, point.layer, point.gradient)) {
+        hooks->call(hooks->user, &point, data);
+    }
+}
+
+/* FNV-1a over the words of a buffer: no change of a single word goes unseen. */
+static uint64_t fingerprint(const float *x, size_t n) {
+    uint64_t hash = 14695981039346656037U;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = 0;
+        memcpy(&bits, x + i, sizeof bits);
+        hash = (hash ^ bits) * 1099511628211U;
+    }
+    return hash;
+}
+
+bool hooks_change(const Hooks *hooks, HookPoint point, float *data) {
+    size_t size = point.shape[0] * point.shape[1] * point.shape[2];
+    uint64_t before = fingerprint(data, size);
+    hooks_show(hooks, point, data);
+    return fingerprint(data, size) != before;
+}
+
 void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient) {
     char block[32] = "";
     if (points[kind].block) {
@@ -128,6 +152,10 @@ static bool match_expanded(Arena *arena, const char *pattern, const char *name) 
     size_t length = strlen(pattern);
     size_t open = length == 0 || pattern[0] == '{' ? 0 : brace_next(pattern, 0, "{");
     size_t close = open < length ? brace_next(pattern, open, "}") : length;
+    while (open < length && close == length) {
+        open = brace_next(pattern, open, "{");
+        close = open < length ? brace_next(pattern, open, "}") : length;
+    }
     if (close == length) {
         return fnmatch(pattern, name, 0) == 0;
     }

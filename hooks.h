@@ -67,6 +67,10 @@ typedef struct Hooks {
 
 /* False when hooks is NULL. */
 bool hooks_want(const Hooks *hooks, HookKind kind, int layer, bool gradient);
+/* Calls the hooks with the point if they want it. */
+void hooks_show(const Hooks *hooks, HookPoint point, float *data);
+/* The same, of a point of rank 3; whether they left other values there. */
+bool hooks_change(const Hooks *hooks, HookPoint point, float *data);
 
 enum {
     HOOK_NAME_MAX = 96

@@ -342,7 +342,7 @@ static void tell_sae_row(Teller *t, const char *path) {
 /* A folder of several; fails before it tells anything. */
 static void info_saes(Teller *t, const char *path) {
     size_t count;
-    char **paths = sae_list(t->arena, path, &count);
+    const char **paths = sae_list(t->arena, path, &count);
     if (count < 2) {
         fail(STATUS_INPUT, "%s: a single SAE", path);
     }
@@ -482,13 +482,6 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
     }
 }
 
-/* The folder that a file is in. */
-static char *path_parent(Arena *arena, const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash == NULL ? arena_copy(arena, ".", 1)
-                         : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
-}
-
 static Error json_try(Arena *arena, const char *path, const Json **value) {
     Error error;
     ATTEMPT(&error, *value = json_read_file(arena, path));
@@ -564,12 +557,12 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
         fprintf(t->out, "%s\n", path);
     }
     ATTEMPT(&error, info_path(t, compute, path));
-    if (error.status != STATUS_OK) {
-        tell(t, "error", error.text);
-    }
     if (t->memory) {
         tell_end(t);
         t->memory = false;
+    }
+    if (error.status != STATUS_OK) {
+        tell(t, "error", error.text);
     }
     tell_end(t);
     arena_free(t->arena);

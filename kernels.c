@@ -803,4 +803,12 @@ void adamw_step(const Compute *compute, float *p, const float *g, float *m, floa
     run(compute, OP_ADAMW, &(Task){.y = p, .y2 = m, .y3 = v, .a = g, .adamw = scalars}, n);
 }
 
+bool all_finite(const float *x, size_t n) {
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        finite &= isfinite(x[i]) != 0;
+    }
+    return finite;
+}
+
 #endif

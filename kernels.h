@@ -166,4 +166,6 @@ void rope_rotate(const Compute *compute, float *y, const float *x, const float *
 void adamw_step(const Compute *compute, float *p, const float *g, float *m, float *v, size_t n,
                 double lr, double beta1, double beta2, double eps, double weight_decay, uint64_t t);
 
+bool all_finite(const float *x, size_t n);
+
 #endif

@@ -145,11 +145,11 @@ static size_t scores_room(const LlmConfig *c, const LlmPlan *plan) {
         size_t batch = 0;
         bool small = size_mul(&batch, row, plan->max_rows) && batch < SCORES_ROOM;
         batch = small ? batch : SCORES_ROOM;
-        whole = whole > batch ? whole : batch;
+        whole = size_larger(whole, batch);
     }
-    whole = whole > result ? whole : result;
+    whole = size_larger(whole, result);
     whole = !plan->attention_hooks && whole > SCORES_ROOM ? SCORES_ROOM : whole;
-    return whole > row ? whole : row;
+    return size_larger(whole, row);
 }
 
 LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *plan, Arena *arena) {
@@ -233,13 +233,6 @@ const float *llm_resid(const LlmRun *run) {
 
 /* ---- hooks ---- */
 
-/* Shows data to the pass's hooks, if they want that point. */
-static void call_hook(const LlmRun *run, HookPoint point, float *data) {
-    if (hooks_want(run->hooks, point.kind, point.layer, point.gradient)) {
-        run->hooks->call(run->hooks->user, &point, data);
-    }
-}
-
 static HookPoint point_of(HookKind kind, int layer, bool gradient, size_t rows, size_t a,
                           size_t b) {
     return (HookPoint){.kind = kind,
@@ -251,30 +244,11 @@ static HookPoint point_of(HookKind kind, int layer, bool gradient, size_t rows, 
 
 /* Shows an activation, or its gradient: data[T, a] or, b > 0, [T, a, b]. */
 static void hook(const LlmRun *run, HookKind kind, int layer, float *data, size_t a, size_t b) {
-    call_hook(run, point_of(kind, layer, false, run->rows, a, b), data);
+    hooks_show(run->hooks, point_of(kind, layer, false, run->rows, a, b), data);
 }
 
 static void hook_d(const LlmRun *run, HookKind kind, int layer, float *data, size_t a, size_t b) {
-    call_hook(run, point_of(kind, layer, true, run->rows, a, b), data);
-}
-
-/* FNV-1a over the words of a buffer. */
-static uint64_t fingerprint(const float *x, size_t n) {
-    uint64_t hash = 14695981039346656037U;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits = 0;
-        memcpy(&bits, x + i, sizeof bits);
-        hash = (hash ^ bits) * 1099511628211U;
-    }
-    return hash;
-}
-
-/* Shows a point of rank 3 that is wanted; whether the hook left other values there. */
-static bool hook_changes(const LlmRun *run, HookPoint point, float *data) {
-    size_t size = point.shape[0] * point.shape[1] * point.shape[2];
-    uint64_t before = fingerprint(data, size);
-    call_hook(run, point, data);
-    return fingerprint(data, size) != before;
+    hooks_show(run->hooks, point_of(kind, layer, true, run->rows, a, b), data);
 }
 
 /* ---- weights that are not finite, looked for once a run ----
@@ -288,14 +262,6 @@ typedef struct Scan {
     const Tensor *tensor;
     bool finite[SCAN_PARTS];
 } Scan;
-
-static bool all_finite(const float *x, size_t n) {
-    bool finite = true;
-    for (size_t i = 0; i < n; i++) {
-        finite &= isfinite(x[i]) != 0;
-    }
-    return finite;
-}
 
 static void scan_part(void *user, size_t part, int thread) {
     Scan *scan = user;
@@ -565,8 +531,8 @@ static void hook_square(const LlmRun *run, HookKind kind, const Layer *l, const 
                         float *square) {
     HookPoint point = square_point(run, kind, l, false, p);
     if (!run->plan.backward || !hooks_want(run->hooks, kind, l->index, false)) {
-        call_hook(run, point, square);
-    } else if (hook_changes(run, point, square)) {
+        hooks_show(run->hooks, point, square);
+    } else if (hooks_change(run->hooks, point, square)) {
         fail(STATUS_INPUT,
              "attn_scores or pattern of layer %d was replaced in a run that forms them again for "
              "backward",
@@ -599,7 +565,7 @@ static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pie
     /* z = pattern v: dpattern = dz v^T, dv += pattern^T dz */
     head_products(run, pieces, S_IS_Q_KT, d, run->dz, l->v);
     for (const Piece *p = pieces->list; p < end; p++) {
-        call_hook(run, square_point(run, HOOK_PATTERN, l, true, p), d + p->offset);
+        hooks_show(run->hooks, square_point(run, HOOK_PATTERN, l, true, p), d + p->offset);
     }
     head_products(run, pieces, K_ADDS_ST_Q, pattern, run->dz, run->dv);
     /* pattern = softmax(scores); behind the mask lies a constant: no gradient */
@@ -607,7 +573,7 @@ static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pie
         float *at = d + p->offset;
         softmax_rows_backward(run->compute, at, at, pattern + p->offset, pieces->heads * p->queries,
                               p->keys);
-        call_hook(run, square_point(run, HOOK_ATTN_SCORES, l, true, p), at);
+        hooks_show(run->hooks, square_point(run, HOOK_ATTN_SCORES, l, true, p), at);
     }
     mask_scores(run, l, pieces, d, 0);
     mask_scores(run, l, pieces, run->scores, 0); /* no infinity to take a slope at */
@@ -754,7 +720,7 @@ static void result_forward(const LlmRun *run, const Layer *l) {
         run->products[h] = product_strided(product, heads * d, heads * e);
     }
     product_run(run->compute, run->products, heads);
-    if (!hook_changes(run, point_of(HOOK_RESULT, l->index, false, rows, heads, d), result)) {
+    if (!hooks_change(run->hooks, point_of(HOOK_RESULT, l->index, false, rows, heads, d), result)) {
         return;
     }
     Weight bias = l->w->o.bias;
@@ -779,7 +745,7 @@ static void result_backward(const LlmRun *run, const Layer *l, const float *draw
     for (size_t i = 0; i < rows * heads; i++) {
         memcpy(dresult + i * d, draw + i / heads * d, d * sizeof *draw);
     }
-    if (!hook_changes(run, point_of(HOOK_RESULT, l->index, true, rows, heads, d), dresult)) {
+    if (!hooks_change(run->hooks, point_of(HOOK_RESULT, l->index, true, rows, heads, d), dresult)) {
         return;
     }
     for (size_t h = 0; h < heads; h++) {
@@ -1098,7 +1064,7 @@ void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcapped, 
     if (softcapped && c->final_softcap > 0) {
         softcap(run->compute, logits, logits, c->final_softcap, count * v);
     }
-    call_hook(run, point_of(HOOK_LOGITS, -1, false, count, v, 0), logits);
+    hooks_show(run->hooks, point_of(HOOK_LOGITS, -1, false, count, v, 0), logits);
 }
 
 void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcapped,
@@ -1126,7 +1092,7 @@ void llm_logits_backward(LlmRun *run, const size_t *rows, size_t count, bool sof
     size_t d = c->d_model, v = c->d_vocab;
     rows_check(run, rows, count);
     run->hooks = hooks;
-    call_hook(run, point_of(HOOK_LOGITS, -1, true, count, v, 0), dlogits);
+    hooks_show(run->hooks, point_of(HOOK_LOGITS, -1, true, count, v, 0), dlogits);
     if (softcapped && c->final_softcap > 0) {
         softcap_backward(run->compute, dlogits, dlogits, logits, c->final_softcap, count * v);
     }

@@ -286,10 +286,7 @@ static void activate_row(void *user, size_t row, int thread) {
     SaeRun *run = call->run;
     size_t n = sae->d_sae;
     float *z = call->pre + row * n, *f = call->acts + row * n;
-    run->bad[row] = false;
-    for (size_t j = 0; j < n; j++) {
-        run->bad[row] = run->bad[row] || !isfinite(z[j]);
-    }
+    run->bad[row] = !all_finite(z, n);
     switch (sae->act) {
     case SAE_RELU:
         relu(f, z, n);
@@ -318,8 +315,7 @@ void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *
         .sae = sae, .run = run, .x = x, .pre = pre != NULL ? pre : acts, .acts = acts, .y = run->x};
     run->rows = rows;
     compute_parallel(run->compute, rows, input_row, &call);
-    Product z = product_nt(call.pre, run->x, &w_enc, rows);
-    product_run(run->compute, &z, 1);
+    product_run_one(run->compute, product_nt(call.pre, run->x, &w_enc, rows));
     compute_parallel(run->compute, rows, activate_row, &call);
     check_finite(sae, run, rows, "the encoding");
 }

@@ -50,8 +50,8 @@ typedef struct Sae {
     ptrdiff_t enc_feature, enc_input; /* W_enc(i, j) = data[j * enc_feature + i * enc_input] */
     Weight w_dec;
     ptrdiff_t dec_feature, dec_input; /* W_dec(j, i) = data[j * dec_feature + i * dec_input] */
-    /* Vectors are widened when opened (F32, aligned); absent: NULL data. threshold is [d_sae]
-     * always. */
+    /* Vectors are widened when opened (F32, aligned); absent: NULL data. A threshold is [d_sae],
+     * of one number too. */
     Weight b_enc, b_dec, threshold;
     Weight b_gate, b_mag;  /* gated */
     const float *mag_gain; /* gated: exp(r_mag) */

@@ -1017,11 +1017,11 @@ static int path_order(const void *a, const void *b) {
     return (int)(unsigned char)*x - (int)(unsigned char)*y;
 }
 
-char **sae_list(Arena *arena, const char *directory, size_t *count) {
+const char **sae_list(Arena *arena, const char *directory, size_t *count) {
     Search s = search_run(arena, directory, NULL);
-    char **paths = arena_alloc(arena, s.count, sizeof *paths);
+    const char **paths = arena_alloc(arena, s.count, sizeof *paths);
     for (size_t i = 0; i < s.count; i++) {
-        paths[i] = arena_copy(arena, s.found[i].sae.path, strlen(s.found[i].sae.path));
+        paths[i] = s.found[i].sae.path;
     }
     qsort(paths, s.count, sizeof *paths, path_order);
     *count = s.count;
@@ -1050,8 +1050,7 @@ static SaeFound find_one(Arena *arena, const char *path, const SaeOptions *optio
     }
     if (!path_is_directory(path)) {
         name = slash != NULL ? slash + 1 : path;
-        directory =
-            slash == NULL ? "." : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
+        directory = path_parent(arena, path);
     }
     if (name != NULL && ends_with(name, ".npz")) {
         return found_start(arena, directory, name, NULL, SAE_GEMMASCOPE, "", options);

@@ -34,7 +34,7 @@ typedef struct SaeSet {
 void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
                   const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options);
 /* Where the SAEs below a directory are, in any format and whether or not they can be opened. */
-char **sae_list(Arena *arena, const char *directory, size_t *count);
+const char **sae_list(Arena *arena, const char *directory, size_t *count);
 const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer); /* NULL: none */
 
 /* The library that a format is of, as shown to the user. */

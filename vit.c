@@ -61,14 +61,15 @@ VitRun *vit_run_layout(const Vit *vit, const Compute *compute, Arena *arena) {
     return run;
 }
 
+static HookPoint vision_point(HookKind kind, int layer, size_t a, size_t b, size_t c) {
+    return (HookPoint){
+        .kind = kind, .layer = layer, .vision = true, .rank = c > 0 ? 3 : 2, .shape = {a, b, c}};
+}
+
 /* Shows an activation: data[a, b] or, c > 0, [a, b, c]. */
 static void hook_vision(const VitRun *run, HookKind kind, int layer, float *data, size_t a,
                         size_t b, size_t c) {
-    HookPoint point = {
-        .kind = kind, .layer = layer, .vision = true, .rank = c > 0 ? 3 : 2, .shape = {a, b, c}};
-    if (hooks_want(run->hooks, kind, layer, false)) {
-        run->hooks->call(run->hooks->user, &point, data);
-    }
+    hooks_show(run->hooks, vision_point(kind, layer, a, b, c), data);
 }
 
 /* input[T, d] -> x[T, d] = (input - mean) / scale * w + b, scale = sqrt(variance + eps). */
@@ -124,7 +125,6 @@ static void attention(const VitRun *run, const VitLayer *l, int layer) {
 static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
     const VitConfig *c = &run->vit->config;
     size_t rows = run->rows, heads = c->n_heads, d = c->d_model;
-    bool replaced = false;
     if (!hooks_want(run->hooks, HOOK_RESULT, layer, false)) {
         return false;
     }
@@ -134,17 +134,8 @@ static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
         run->products[h] = product_strided(product, heads * d, d);
     }
     product_run(run->compute, run->products, heads);
-    hook_vision(run, HOOK_RESULT, layer, run->result, rows, heads, d);
-    for (size_t h = 0; h < heads && !replaced; h++) { /* once more, head by head, to compare */
-        Product again = run->products[h];
-        again.c = run->out;
-        again.ldc = d;
-        product_run_one(run->compute, again);
-        for (size_t t = 0; t < rows && !replaced; t++) {
-            const float *left = run->result + (t * heads + h) * d;
-            replaced = memcmp(run->out + t * d, left, d * sizeof *left) != 0;
-        }
-    }
+    bool replaced =
+        hooks_change(run->hooks, vision_point(HOOK_RESULT, layer, rows, heads, d), run->result);
     for (size_t i = 0; replaced && i < rows * d; i++) {
         double sum = 0;
         for (size_t h = 0; h < heads; h++) {
@@ -234,13 +225,11 @@ void vit_forward(VitRun *run, const float *pixel_values, float *features, const 
     for (size_t layer = 0; layer < c->n_layers; layer++) {
         block(run, (int)layer);
     }
-    for (size_t i = 0; i < count; i++) {
-        if (!isfinite(out[i])) {
-            fail(STATUS_INPUT,
-                 "%s: the vision tower's output is not finite: its weights or the pixel values "
-                 "hold NaN, infinity or numbers too large",
-                 run->vit->path);
-        }
+    if (!all_finite(out, count)) {
+        fail(STATUS_INPUT,
+             "%s: the vision tower's output is not finite: its weights or the pixel values hold "
+             "NaN, infinity or numbers too large",
+             run->vit->path);
     }
     if (features != NULL) {
         memcpy(features, out, count * sizeof(float));

@@ -1083,6 +1083,7 @@ Test(hooks, globs) {
         {"blocks.[^0-2].attn.hook_?", "blocks.3.attn.hook_q", true},
         {"{a,b{c,d}e}f", "bdef", true},
         {"{a,b{c,d}e}f", "af", true},
+        {"x{a{b,c}", "x{ab", true},
         {"{a,b{c,d}e}f", "bef", false},
         {"a{,b}", "a", true},
         {"a{b", "a{b", true},
