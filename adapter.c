@@ -644,26 +644,57 @@ size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const 
     return n;
 }
 
-/* ---- the convergence layer ---- */
+/* ---- curves over layers ---- */
 
-static bool within(double image, double text, double factor) {
-    return image <= factor * text && text <= factor * image;
+double mean_of(double sum, size_t n) {
+    return n > 0 ? sum / (double)n : NAN;
 }
 
-/* The first layer from which, to the last, image tokens stay within a factor c of the control:
- *   vlm_img <= c llm_text   and   llm_text <= c vlm_img,   of MSE, of sparsity, or of both */
+double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant) {
+    const Sums *sums = &layer->sums[variant][group];
+    return metric == METRIC_MSE        ? mean_of(sums->mse, sums->n)
+           : metric == METRIC_SPARSITY ? mean_of(sums->sparsity, sums->n)
+           : variant == VARIANT_CLEAN ? mean_of((double)layer->matched[group], layer->judged[group])
+                                      : NAN;
+}
+
+/* Mean over layers of |log10(ours / published)|; for the match rate of |ours - published|. */
+double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
+                      const double *published) {
+    double sum = 0.0;
+    size_t n = 0;
+    bool ratio = metric != METRIC_MATCH;
+    for (size_t i = 0; i < result->n_layers; i++) {
+        double ours = layer_metric(&result->layers[i], metric, group, VARIANT_CLEAN);
+        double theirs = published[i];
+        if (isfinite(ours) && isfinite(theirs) && (!ratio || (ours > 0.0 && theirs > 0.0))) {
+            sum += ratio ? fabs((double)log_f32((float)(ours / theirs))) / 2.302585092994046
+                         : fabs(ours - theirs);
+            n++;
+        }
+    }
+    return mean_of(sum, n);
+}
+
+/* vlm_img <= c llm_text   and   llm_text <= c vlm_img */
+static bool within_factor(const LayerResult *layer, Metric metric, double c) {
+    double image = layer_metric(layer, metric, GROUP_IMG, VARIANT_CLEAN);
+    double text = layer_metric(layer, metric, GROUP_TEXT, VARIANT_CLEAN);
+    return image <= c * text && text <= c * image;
+}
+
+/* The convergence layer: the first from which, to the last, image tokens stay within a factor c of
+ * the control in MSE, in sparsity, or in both. */
 int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
     double c = result->options->converge;
     int found = -1;
     for (size_t i = result->n_layers; i-- > 0;) {
-        const Sums *image = &result->layers[i].sums[VARIANT_CLEAN][GROUP_IMG],
-                   *text = &result->layers[i].sums[VARIANT_CLEAN][GROUP_TEXT];
-        double n_image = (double)image->n, n_text = (double)text->n;
-        if ((mse && !within(image->mse / n_image, text->mse / n_text, c)) ||
-            (sparsity && !within(image->sparsity / n_image, text->sparsity / n_text, c))) {
+        const LayerResult *layer = &result->layers[i];
+        if ((mse && !within_factor(layer, METRIC_MSE, c)) ||
+            (sparsity && !within_factor(layer, METRIC_SPARSITY, c))) {
             break;
         }
-        found = result->layers[i].layer;
+        found = layer->layer;
     }
     return found;
 }

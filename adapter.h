@@ -183,6 +183,13 @@ typedef enum Variant { /* of the image rows */
     VARIANTS
 } Variant;
 
+typedef enum Metric { /* of a layer's rows */
+    METRIC_MSE,
+    METRIC_SPARSITY,
+    METRIC_MATCH, /* share of the judged features that match the answer; of the clean rows alone */
+    METRICS
+} Metric;
+
 extern const char *const group_names[GROUPS];     /* vlm_img, vlm_imgtext, llm_text */
 extern const char *const variant_names[VARIANTS]; /* "", permuted, gaussian */
 
@@ -276,6 +283,12 @@ typedef struct TopFeature {
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
                     size_t rows, TopFeature top[TOP_FEATURES]);
 
+double mean_of(double sum, size_t n); /* NaN of none */
+/* The mean over examples; NaN where none was measured. */
+double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant);
+/* How far a curve is from published[n_layers], of which NaN is left out; NaN: nothing in common. */
+double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
+                      const double *published);
 /* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
  * none. */
 int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);

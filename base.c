@@ -589,6 +589,9 @@ FileMap file_map(Arena *arena, const char *path) {
     FILE *stream = file_open(scratch, path);
     unsigned char *data = arena_alloc(arena, size, 1);
     if (fread(data, 1, size, stream) != size) {
+        if (ferror(stream)) {
+            fail_errno(errno, path, "cannot read");
+        }
         fail(STATUS_INPUT, "%s: cannot be read whole", path);
     }
     arena_free(scratch);
@@ -684,6 +687,7 @@ OutFile *out_open(const char *path) {
     Arena *arena = arena_new();
     OutFile *out = arena_alloc(arena, 1, sizeof *out);
     out->arena = arena;
+    arena_defer(arena, release_out, out);
     if (there && !S_ISREG(info.st_mode)) { /* /dev/stdout, /dev/full: as it is */
         out->path = arena_copy(arena, path, strlen(path));
         file = open(path, O_WRONLY | O_CLOEXEC);
@@ -703,7 +707,6 @@ OutFile *out_open(const char *path) {
         arena_free(arena);
         fail_errno(code, path, "cannot write");
     }
-    arena_defer(arena, release_out, out);
     out->stream = fdopen(file, "w");
     if (out->stream == NULL) {
         code = errno;
@@ -776,8 +779,9 @@ void path_make_directory(const char *path) {
     for (size_t i = 1, length = strlen(path); i <= length; i++) {
         if (path[i] == '/' || path[i] == 0) {
             part[i] = 0;
-            if (mkdir(part, 0777) != 0 && !path_is_directory(part)) {
-                fail_errno(errno, part, "cannot make this directory");
+            int code = mkdir(part, 0777) != 0 ? errno : 0;
+            if (code != 0 && !path_is_directory(part)) {
+                fail_errno(code, part, "cannot make this directory");
             }
             part[i] = path[i];
         }

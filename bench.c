@@ -3,8 +3,6 @@
  * rounds, and a round measures everything once, the limits included. Floor 14. */
 #include "bench.h"
 
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernelset.h"
@@ -193,13 +191,11 @@ static void bench_print(FILE *out, bool json, const Compute *compute, const Item
     fputs(json ? "]}\n" : "", out);
 }
 
-void bench_kernels(FILE *out, bool json, int threads) {
+void bench_kernels(const Compute *compute, bool json, FILE *out) {
     Arena *arena = arena_new();
-    Compute compute, one;
-    compute_open(&compute, arena, threads);
-    one = compute;
+    Compute one = *compute;
     one.threads = 1;
-    Bench bench = {.compute = &compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
+    Bench bench = {.compute = compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
     bench.x = arena_floats(arena, TOKENS, D_MLP);
     bench.y = arena_floats(arena, TOKENS, D_MLP);
     bench.weights = arena_alloc(arena, bench.weight_bytes, 1);
@@ -214,12 +210,12 @@ void bench_kernels(FILE *out, bool json, int threads) {
     const size_t n = bench_items(items, &bench);
     for (int round = 0; round < ROUNDS; round++) {
         for (size_t i = 0; i < n; i++) {
-            bench.compute = items[i].threads == 1 ? &one : &compute;
+            bench.compute = items[i].threads == 1 ? &one : compute;
             const double start = progress_now(), work = items[i].measure(&bench, &items[i]);
             const double speed = 1e-9 * work / (progress_now() - start);
             items[i].best = speed > items[i].best ? speed : items[i].best;
         }
     }
-    bench_print(out, json, &compute, items, n);
+    bench_print(out, json, compute, items, n);
     arena_free(arena);
 }

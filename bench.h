@@ -2,11 +2,10 @@
 #ifndef REFSAE_BENCH_H
 #define REFSAE_BENCH_H
 
-#include "base.h"
+#include "kernels.h"
 
-/* Everything on 1 thread and on `threads` (0: as many as there are cores), interleaved, best of
- * ten, with the multiply-add and memory limits measured in the same rounds. json: one object, else
- * a table. */
-void bench_kernels(FILE *out, bool json, int threads);
+/* Everything on 1 thread and on all of `compute`, interleaved, best of ten, with the multiply-add
+ * and memory limits measured in the same rounds. json: one object, else a table. */
+void bench_kernels(const Compute *compute, bool json, FILE *out);
 
 #endif

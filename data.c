@@ -152,8 +152,8 @@ Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t
 
 static const Json *first_of(const Json *object, const char *const *names) {
     for (; *names != NULL; names++) {
-        const Json *value = json_get(object, *names);
-        if (value != NULL && !json_is(value, JSON_NULL)) {
+        const Json *value = json_set(object, *names);
+        if (value != NULL) {
             return value;
         }
     }
@@ -270,9 +270,12 @@ static bool same_vqa_form(const char *a, size_t na, const char *b, size_t nb, Ar
     return strcmp(x, y) == 0;
 }
 
-/* VQA accuracy of m matches among n reference answers: over each answer left out,
- *   min(1, matches among the others / 3),   the mean:   (m min(1, (m - 1)/3) + (n - m) min(1, m/3))
- * / n A single reference answer counts as all of them. */
+/* VQA accuracy of m matches among n reference answers: the mean, over each answer left out, of
+ * min(1, matches among the others / 3):
+ *
+ *   (m min(1, (m - 1) / 3) + (n - m) min(1, m / 3)) / n
+ *
+ * A single reference answer counts as all of them. */
 static double vqa_accuracy(size_t matches, size_t n) {
     if (matches == 0 || n == 1) {
         return matches > 0 ? 1.0 : 0.0;

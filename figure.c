@@ -111,6 +111,7 @@ static double text_width(const char *text) {
         uint32_t code = 0;
         size_t step = utf8_decode(text + i, length - i, &code);
         width += code >= 0x1100 && (code < 0x2000 || code > 0x206F) ? 1.05
+                 : code >= 0x80 || code == 0                        ? 0.6
                  : strchr("iljI.,:;|'!", (int)code) != NULL         ? 0.35
                  : strchr("mwMW%@", (int)code) != NULL              ? 0.9
                                                                     : 0.6;

@@ -204,11 +204,6 @@ enum {
     MAX_EDGE = 16384
 }; /* of the settings' sizes */
 
-static bool is_set(const Json *settings, const char *key) { /* null: as if absent */
-    const Json *value = json_get(settings, key);
-    return value != NULL && !json_is(value, JSON_NULL);
-}
-
 static size_t read_edge(const Json *settings, const char *key, const Json *edge) {
     int64_t number = 0;
     if (!json_is(edge, JSON_NUMBER) || !json_int64(edge, &number) || number < 1 ||
@@ -225,7 +220,7 @@ static void read_size(const Json *settings, const char *key, size_t *shortest, s
     const Json *value = json_get(settings, key), *edge = json_get(value, "shortest_edge");
     const Json *h = json_get(value, "height"), *w = json_get(value, "width");
     bool number = json_is(value, JSON_NUMBER), list = json_is(value, JSON_ARRAY);
-    if (!is_set(settings, key)) {
+    if (json_set(settings, key) == NULL) {
         return;
     }
     if (shortest != NULL) {
@@ -252,7 +247,8 @@ static void read_channels(const Json *settings, const char *key, double channel[
     const Json *value = json_get(settings, key);
     bool list = json_is(value, JSON_ARRAY);
     const Json *item = list && value->length == 3 ? value->child : value;
-    for (size_t i = 0; is_set(settings, key) && i < 3; i++, item = list ? item->next : item) {
+    for (size_t i = 0; json_set(settings, key) != NULL && i < 3;
+         i++, item = list ? item->next : item) {
         if (!json_is(item, JSON_NUMBER) || !isfinite(json_double(item))) {
             json_refuse(settings, key, "a number or 3");
         }
@@ -291,7 +287,7 @@ static void read_settings(Preprocess *p, const Json *s, const char *name) {
     p->do_normalize = json_bool(s, "do_normalize", true);
     read_size(s, "size", &p->shortest_edge, &p->resize_height, &p->resize_width);
     read_size(s, "crop_size", NULL, &p->crop_height, &p->crop_width);
-    if (is_set(s, "rescale_factor")) {
+    if (json_set(s, "rescale_factor") != NULL) {
         p->rescale_factor = json_number(s, "rescale_factor", 0, -1e300, 1e300);
     }
     read_channels(s, "image_mean", p->mean);
@@ -301,7 +297,7 @@ static void read_settings(Preprocess *p, const Json *s, const char *name) {
             json_refuse(s, "image_std", "no 0");
         }
     }
-    if (is_set(s, "resample") && json_size(s, "resample", 3, 0, 9) != 3) {
+    if (json_set(s, "resample") != NULL && json_size(s, "resample", 3, 0, 9) != 3) {
         json_refuse(s, "resample", "3 (bicubic)");
     }
     for (size_t i = 0; i < 2; i++) {

@@ -305,6 +305,10 @@ static uint32_t adler32_of(const unsigned char *data, size_t size) {
     return b << 16 | a;
 }
 
+uint32_t big32(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
 size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                     size_t *used, const char *name) {
     size_t body = 0;
@@ -317,9 +321,7 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
     if (size - 2 - body < 4) {
         fail(STATUS_INPUT, "%s: broken zlib stream: an early end", name);
     }
-    uint32_t stated =
-        (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
-    if (stated != adler32_of(out, length)) {
+    if (big32(sum) != adler32_of(out, length)) {
         fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
     }
     if (used != NULL) {

@@ -13,6 +13,8 @@ size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in,
 /* The same between zlib's header and its Adler-32. */
 size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                     size_t *used, const char *name);
+uint32_t
+big32(const unsigned char *p); /* four bytes, the highest first, as zlib and PNG have them */
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */
 
 #endif

@@ -392,8 +392,7 @@ double json_number(const Json *object, const char *key, double absent, double le
     return number;
 }
 
-/* NULL: absent or null. */
-static const Json *json_set(const Json *object, const char *key) {
+const Json *json_set(const Json *object, const char *key) {
     const Json *value = json_get(object, key);
     return json_is(value, JSON_NULL) ? NULL : value;
 }
@@ -491,6 +490,9 @@ static void scan_space(ArrayScan *s) {
 }
 
 REFSAE_NORETURN static void scan_fail(const ArrayScan *s, const char *what) {
+    if (ferror(s->file->stream)) {
+        fail_errno(errno, s->file->name, "cannot read");
+    }
     fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", s->file->name,
          (unsigned long long)s->at, s->file->count, s->c == EOF ? "the file ends too early" : what);
 }

@@ -54,6 +54,7 @@ bool json_int64(const Json *number, int64_t *out);
 size_t json_size(const Json *object, const char *key, size_t absent, size_t least, size_t most);
 double json_number(const Json *object, const char *key, double absent, double least, double most);
 /* null is as absent, here and below. */
+const Json *json_set(const Json *object, const char *key); /* NULL: absent or null */
 bool json_bool(const Json *object, const char *key, bool absent);
 const char *json_text(const Json *object, const char *key,
                       const char *absent); /* no 0 byte in it */

@@ -239,7 +239,7 @@ static bool surely_full_rank(const double *r, size_t n, double cutoff, double *w
 
 size_t least_squares_work(size_t rows, size_t n) {
     size_t small = rows < n ? rows : n, large = rows < n ? n : rows;
-    return 2 * small * small + 2 * large + small;
+    return 2 * small * small + large + small;
 }
 
 void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,

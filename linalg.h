@@ -10,8 +10,8 @@
 void symmetric_eigen(double *a, double *values, double *vectors, size_t n);
 
 /* X[n, columns] = A^+ B for symmetric positive semidefinite A[n, n], B[n, columns]; eigenvalues at
- * or below cutoff times the largest count as zero. Minimum norm. A is destroyed; work: [2 n n + 2
- * n]. */
+ * or below cutoff times the largest count as zero. Minimum norm. A is destroyed; work: [n n + n].
+ */
 void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff,
                      double *work);
 

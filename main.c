@@ -441,7 +441,7 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
                            .seed = get_count(a, "seed")};
     get_thresholds(a, &options);
     if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
-        bad_value(a, "train", "at most 1048576 prompts");
+        bad_value(a, options.n[0] > (1u << 20) ? "train" : "test", "at most 1048576 prompts");
     }
     Arena *arena = arena_new();
     SageResult result = sage_run(arena, compute, &options, console);
@@ -612,7 +612,7 @@ static void command_tokenize(Arguments *a, const Compute *compute, const Console
 
 static void command_bench(Arguments *a, const Compute *compute, const Console *console) {
     (void)console;
-    bench_kernels(stdout, get_flag(a, "json"), compute->threads);
+    bench_kernels(compute, get_flag(a, "json"), stdout);
 }
 
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {

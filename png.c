@@ -44,10 +44,6 @@ REFSAE_NORETURN static void png_fail(const Png *png, const char *what) {
     fail(STATUS_INPUT, "%s: PNG: %s", png->name, what);
 }
 
-static uint32_t big32(const unsigned char *p) {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
 static void read_header(Png *png, const unsigned char *s, size_t n) {
     static const unsigned char channels[7] = {1, 0, 3, 1, 2, 0, 4};
     /* allowed depths of each colour type, as a set of bits */

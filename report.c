@@ -18,6 +18,11 @@ static const Json *first(const Json *value) {
     return value == NULL ? NULL : value->child;
 }
 
+/* The same of an object's, which have keys; a folder's file may hold anything. */
+static const Json *first_member(const Json *value) {
+    return json_is(value, JSON_OBJECT) ? value->child : NULL;
+}
+
 static const char *text_of(const Json *value) {
     return json_is(value, JSON_STRING) ? value->text : "";
 }
@@ -144,31 +149,12 @@ static bool csv_number(const char *line, int column, double *value) {
 
 /* ---- the layer analysis (Mapping) ---- */
 
-typedef enum Metric {
-    METRIC_MSE,
-    METRIC_SPARSITY,
-    METRIC_MATCH,
-    METRICS
-} Metric;
-
 static const struct {
     const char *name, *file, *title, *label;
 } metrics[METRICS] = {
     {"mse", "mse.svg", "Reconstruction error by layer", "MSE (log)"},
     {"sparsity", "sparsity.svg", "SAE sparsity by layer", "share of features active (log)"},
     {"match", "match.svg", "Features that match the answer, by layer", "match rate"}};
-
-static double mean_of(double sum, size_t n) {
-    return n > 0 ? sum / (double)n : NAN;
-}
-
-static double metric(const LayerResult *layer, Metric which, Group group, Variant variant) {
-    const Sums *sums = &layer->sums[variant][group];
-    return which == METRIC_MSE        ? mean_of(sums->mse, sums->n)
-           : which == METRIC_SPARSITY ? mean_of(sums->sparsity, sums->n)
-           : variant == VARIANT_CLEAN ? mean_of((double)layer->matched[group], layer->judged[group])
-                                      : NAN;
-}
 
 static void json_sums(JsonOut *json, const Sums *s) {
     json_out_double(json, "mse", mean_of(s->mse, s->n));
@@ -195,7 +181,7 @@ static void json_layer(JsonOut *json, const LayerResult *layer, Group g) {
         json_out_double(json, "recovered_mean", loss_recovered(loss, false));
         json_out_end(json);
     }
-    json_out_double(json, "match", metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
+    json_out_double(json, "match", layer_metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
         if (layer->sums[v][g].n > 0) {
             json_out_object(json, variant_names[v]);
@@ -243,23 +229,6 @@ static bool published_read(Published *p, const AnalyzeResult *result, const char
     return column >= 0;
 }
 
-/* Mean over layers of |log10(ours / published)|; for the match rate of |ours - published|. */
-static double published_distance(const AnalyzeResult *result, const Published *published) {
-    double sum = 0.0;
-    size_t n = 0;
-    for (size_t i = 0; i < result->n_layers; i++) {
-        double theirs = published->values[i], ours = metric(&result->layers[i], published->metric,
-                                                            published->group, VARIANT_CLEAN);
-        bool ratio = published->metric != METRIC_MATCH;
-        if (isfinite(ours) && isfinite(theirs) && (!ratio || (ours > 0.0 && theirs > 0.0))) {
-            sum += ratio ? fabs((double)log_f32((float)(ours / theirs))) / 2.302585092994046
-                         : fabs(ours - theirs);
-            n++;
-        }
-    }
-    return mean_of(sum, n);
-}
-
 static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
     Comparison c = {.count = 0};
     FileMap file = file_map(arena, result->options->compare);
@@ -270,7 +239,7 @@ static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
         snprintf(p->name, sizeof p->name, "%s_%s", metrics[p->metric].name, group_names[p->group]);
         p->values = arena_alloc(arena, result->n_layers, sizeof(double));
         if (published_read(p, result, table)) {
-            p->distance = published_distance(result, p);
+            p->distance = curve_distance(result, p->metric, p->group, p->values);
             c.count++;
         }
     }
@@ -327,7 +296,7 @@ static void curve_measured(Curves *curves, const AnalyzeResult *result, const ch
     double *y = curve_add(curves, name, colour, false);
     bool any = false;
     for (size_t i = 0; i < curves->n; i++) {
-        y[i] = metric(&result->layers[i], m, g, v);
+        y[i] = layer_metric(&result->layers[i], m, g, v);
         any = any || !isnan(y[i]);
     }
     curves->count -= any ? 0 : 1;
@@ -587,10 +556,10 @@ static void write_nodes(const SageResult *r, const char *path) {
 /* The tests of all attributes and methods, and of parts (subset) of their features. */
 static Lines tested_lines(const Json *attributes, Arena *arena) {
     Lines lines = {.arena = arena};
-    for (const Json *a = first(attributes); a != NULL; a = a->next) {
-        for (const Json *m = first(a); m != NULL; m = m->next) {
+    for (const Json *a = first_member(attributes); a != NULL; a = a->next) {
+        for (const Json *m = first_member(a); m != NULL; m = m->next) {
             lines_add(&lines, a->key, m->key, "all", m);
-            for (const Json *f1 = first(json_get(m, "f1")); f1 != NULL; f1 = f1->next) {
+            for (const Json *f1 = first_member(json_get(m, "f1")); f1 != NULL; f1 = f1->next) {
                 lines_add(&lines, a->key, m->key, arena_format(arena, "f1>=%s", f1->key),
                           json_get(f1, "above"));
                 lines_add(&lines, a->key, m->key, arena_format(arena, "f1<%s", f1->key),
@@ -625,7 +594,7 @@ static void write_tests(const Lines *tested, const char *path) {
         const Json *single = json_get(t->values, "control_supervised");
         csv_test(&csv, t, "sufficiency", "", json_get(t->values, "sufficiency"));
         csv_test(&csv, t, "necessity", "", json_get(t->values, "necessity"));
-        for (const Json *k = first(json_get(t->values, "control")); k != NULL; k = k->next) {
+        for (const Json *k = first_member(json_get(t->values, "control")); k != NULL; k = k->next) {
             csv_test(&csv, t, "control", k->key, k);
         }
         if (single != NULL) {
@@ -1016,7 +985,7 @@ static void show_layers(const Folder *f, const Json *result) {
         page_section(f->page, "Compared with the published curves");
         page_paragraph(f->page, "Mean over layers of |log10(ours / published)|, for the match rate "
                                 "of |ours − published|:");
-        for (const Json *v = first(distance); v != NULL; v = v->next) {
+        for (const Json *v = first_member(distance); v != NULL; v = v->next) {
             page_fact(f->page, v->key, "%.3f", json_double(v));
         }
     }
@@ -1063,7 +1032,7 @@ static void show_fits(const Folder *f, const Json *dictionaries) {
         "encoder are the ways to carry a residual-stream SAE to a node. The weight of an attribute "
         "is the share of its mean feature that the weighted dictionary keeps at this node: 0 where "
         "the attribute does not move it.");
-    for (const Json *a = first(dictionaries); a != NULL; a = a->next) {
+    for (const Json *a = first_member(dictionaries); a != NULL; a = a->next) {
         lines_add_all(&lines, a->key, a);
     }
     show_table(f, "Nodes of each cross-section", "cross-section", &lines);
@@ -1129,7 +1098,7 @@ static void show_methods(const Folder *f, const Json *attributes) {
         "adds or removes at most k features at each node, chosen greedily. The magnitude (in "
         "brackets in the table) says how much of the reconstruction was taken away: near 1 all of "
         "it was replaced, so a good edit has a high score at a low magnitude.");
-    for (const Json *v = first(attributes); v != NULL; v = v->next) {
+    for (const Json *v = first_member(attributes); v != NULL; v = v->next) {
         show_figure(f, figure_name(f->arena, "control", v->key, a++),
                     "Dashed: edits that do not depend on k, and the model without any edit.");
     }
@@ -1162,7 +1131,7 @@ static void show_sage(const Folder *f, const Json *result) {
                "rows use only the features whose best interpretation reaches that F1, or only the "
                "others.",
                "attribute|method|features", &tested);
-    for (const Json *cross = first(crosses); cross != NULL; cross = cross->next) {
+    for (const Json *cross = first_member(crosses); cross != NULL; cross = cross->next) {
         show_cross_section(f, cross, a++);
     }
     show_methods(f, crosses);
@@ -1270,7 +1239,6 @@ void report_sage(const SageResult *result) {
     const SageOptions *o = result->options;
     const SageTask *task = result->task;
     char *json = path_join(arena, o->out, "sage.json");
-    path_make_directory(o->out);
     write_sage(result, json);
     Lines tested = tested_lines(json_get(json_read_file(arena, json), "tests"), arena);
     write_tests(&tested, path_join(arena, o->out, "sage.csv"));
@@ -1334,7 +1302,7 @@ static char *folder_name(Arena *arena, const char *directory) {
 
 void report_merge(const char *out, const char *title, char *const *directories, size_t count) {
     Page page;
-    page_open(&page, out, title != NULL ? title : "refsae");
+    page_open(&page, out, title);
     for (size_t i = 0; i < count; i++) {
         Folder folder = {&page, directories[i], arena_new()};
         if (!path_is_directory(directories[i])) {

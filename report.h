@@ -14,9 +14,9 @@ void report_train(const TrainResult *result);
 void report_analyze(const AnalyzeResult *result);
 /* cross_sections.csv, sage.csv, sage.json, figures and report.html in options->out. */
 void report_sage(const SageResult *result);
-/* One page from those that lie in `directories`: of each its loss curve (loss.svg, train.csv), its
- * scores.json and the sections of its report.html, whichever are there. `out` may be one of these
- * reports; merging once more gives the same page. */
+/* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
+ * with their figures, whichever are there, and from its report.html how it was made. `out` may be
+ * one of these reports; merging once more gives the same page. */
 void report_merge(const char *out, const char *title, char *const *directories, size_t count);
 
 #endif

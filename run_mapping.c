@@ -121,10 +121,15 @@ typedef struct LeftOut { /* why examples were left out */
     size_t count, capacity;
 } LeftOut;
 
-static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *cause) {
+/* An input may be left out, unless that is forbidden; what the machine lacks is always told. */
+static void may_leave_out(const Error *cause, bool strict) {
     if (strict || cause->status == STATUS_RESOURCE) {
         fail(cause->status, "%s", cause->text);
     }
+}
+
+static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *cause) {
+    may_leave_out(cause, strict);
     out->why = arena_grow(arena, out->why, &out->capacity, out->count + 1, sizeof *out->why);
     out->why[out->count++] = arena_copy(arena, cause->text, strlen(cause->text));
 }
@@ -398,7 +403,9 @@ static void train_open(Trainer *t, const Compute *compute) {
     const TrainOptions *o = t->options;
     if (o->batch == 0 || o->accumulate == 0 || (o->epochs == 0 && o->steps == 0) || o->tokens < 2 ||
         o->batch > 4096 || o->accumulate > 65536 || o->tokens > (1u << 20)) {
-        fail(STATUS_INPUT, "--batch, --accumulate and --epochs must be at least 1, --tokens 2");
+        fail(STATUS_INPUT,
+             "--batch must lie in [1, 4096], --accumulate in [1, 65536], --tokens in [2, 1048576], "
+             "--epochs or --steps be at least 1");
     }
     if (!(o->warmup >= 0.0 && o->warmup <= 1.0) || !(o->lr >= 0.0) || !(o->min_lr >= 0.0)) {
         fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
@@ -695,8 +702,8 @@ static void eval_question(Evaluation *e, const Question *q, FILE *out) {
     volatile size_t image = 0;
     char *path = path_join(e->question, e->options->images, q->image);
     ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status == STATUS_RESOURCE || (cause.status != STATUS_OK && e->options->strict)) {
-        fail(cause.status, "%s", cause.text);
+    if (cause.status != STATUS_OK) {
+        may_leave_out(&cause, e->options->strict);
     }
     if (out != NULL && cause.status != STATUS_OK) {
         console_line(e->console, "left out: %s", cause.text);
@@ -1034,17 +1041,20 @@ static void verdict_apply(Analysis *a, const Json *line) {
 static void verdicts_read(Analysis *a, const char *path) {
     Arena *scratch = arena_new();
     FILE *file = file_open(scratch, path);
-    size_t number = 0;
     a->verdicts = arena_alloc(a->arena, a->result.examples * a->result.n_layers * GROUPS, 1);
     for (bool end = false; !end;) {
         const Json *volatile line = NULL;
         Error unreadable;
+        size_t number = 0; /* for messages that nobody reads */
         arena_reset(a->example);
         ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
+        if (unreadable.status == STATUS_RESOURCE) {
+            fail(unreadable.status, "%s", unreadable.text);
+        }
         if (line != NULL) {
             verdict_apply(a, line);
         }
-        end = feof(file) || ferror(file);
+        end = feof(file) != 0;
     }
     arena_free(scratch);
 }
@@ -1054,9 +1064,6 @@ static void features_pass(Analysis *a) {
     bool lexical = o->judge == NULL || strcmp(o->judge, "lexical") == 0,
          verdicts = !lexical && path_exists(o->judge);
     char *questions_path = path_join(a->arena, o->out, "judge_questions.jsonl");
-    if (o->judge != NULL && o->descriptions == NULL) {
-        fail(STATUS_INPUT, "--judge needs --descriptions DIR");
-    }
     a->result.judged = o->descriptions != NULL && (lexical || verdicts);
     if (verdicts) {
         verdicts_read(a, o->judge);
@@ -1152,6 +1159,9 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
                   .result = {.options = o, .console = console},
                   .arena = arena,
                   .example = arena_within(arena)};
+    if (o->judge != NULL && o->descriptions == NULL) {
+        fail(STATUS_INPUT, "--judge needs --descriptions DIR");
+    }
     path_make_directory(o->out);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;

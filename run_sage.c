@@ -257,9 +257,13 @@ static bool list_next(const char **list, const char *name) {
     return true;
 }
 
+/* A block's output, of all heads together. */
+static bool is_whole(HookKind kind) {
+    return kind == HOOK_ATTN_OUT || kind == HOOK_MLP_OUT;
+}
+
 static size_t node_width(const SageRun *r, HookKind kind) {
-    bool whole = kind == HOOK_ATTN_OUT || kind == HOOK_MLP_OUT;
-    return whole ? r->llm.config.d_model : r->llm.config.d_head;
+    return is_whole(kind) ? r->llm.config.d_model : r->llm.config.d_head;
 }
 
 /* All nodes, in the order that settles ties: layer, component, head, position. */
@@ -283,7 +287,7 @@ static void list_nodes(SageRun *r) {
     for (size_t layer = 0; layer < config->n_layers; layer++) {
         for (size_t c = 0; c < N_COMPONENTS; c++) {
             HookKind kind = components[c].kind;
-            bool whole = kind == HOOK_ATTN_OUT || kind == HOOK_MLP_OUT;
+            bool whole = is_whole(kind);
             size_t heads = whole                              ? 1
                            : kind == HOOK_K || kind == HOOK_V ? config->n_kv_heads
                                                               : config->n_heads;

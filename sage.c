@@ -34,13 +34,13 @@ typedef struct ThreadWork {
     SageParts parts[SAGE_SIDES];
     double *recon;                              /* [width] */
     SageSparse sparse;                          /* its squares, sum, spent and gap */
-    double *o, *coefficients, *columns, *solve; /* [d_model], [most], [d_model, most] */
+    double *o, *coefficients, *columns, *solve; /* [d_model], [most], [most, d_model] */
 } ThreadWork;
 
 struct SageWork {
     ThreadWork *thread;
     double *gram, *rhs, *solve; /* [values, values], [values, width] */
-    double *columns;            /* [d_model, d_head] */
+    double *columns;            /* [d_head, d_model] */
     float *recon;               /* [test prompts, width] */
     bool *active;               /* [test prompts] */
     size_t *counts, *both;      /* [forms + 1, values of an attribute] */
@@ -1065,11 +1065,8 @@ static void best_union(SagePredicate *best, size_t attribute, size_t n, const Sa
     }
 }
 
-/* Predicates: an attribute has a value; and the form attribute too; it has one of a union's.
- *
- *   F1 = 2 both / (active + true)    over the test prompts
- *
- * The best is the feature's interpretation; of equal F1 the first: values before values with a form
+/* Predicates: an attribute has a value; and the form attribute too; it has one of a union's. The
+ * best is the feature's interpretation; of equal F1 the first: values before values with a form
  * before unions, by attribute, value and form. */
 SagePredicate sage_predicate(const SageSection *s, const SageSite *site, size_t feature) {
     const SageTask *task = s->task;
@@ -1213,7 +1210,7 @@ void sage_layout(SageSection *s, Arena *arena) {
     size_t solved = size_larger(s->n_values, s->llm->config.d_head);
     work->gram = doubles(arena, s->n_values, s->n_values);
     work->rhs = doubles(arena, s->n_values, width);
-    work->solve = doubles(arena, 2 * solved, solved + 1);
+    work->solve = doubles(arena, solved, solved + 1);
     work->columns = doubles(arena, d, s->llm->config.d_head);
     work->recon = arena_floats(arena, s->n_test, width);
     work->active = arena_alloc(arena, s->n_test, sizeof(bool));

@@ -19,13 +19,13 @@ static const struct {
     const char *name; /* in safetensors */
     const char *npy;  /* after the byte order */
     size_t bytes;
-} dtypes[] = {[DTYPE_F32] = {"F32", "f4", 4},   [DTYPE_BF16] = {"BF16", "", 2},
+} dtypes[] = {[DTYPE_F32] = {"F32", "f4", 4},   [DTYPE_BF16] = {"BF16", NULL, 2},
               [DTYPE_F16] = {"F16", "f2", 2},   [DTYPE_F64] = {"F64", "f8", 8},
               [DTYPE_I64] = {"I64", "i8", 8},   [DTYPE_I32] = {"I32", "i4", 4},
               [DTYPE_I16] = {"I16", "i2", 2},   [DTYPE_I8] = {"I8", "i1", 1},
               [DTYPE_U64] = {"U64", "u8", 8},   [DTYPE_U32] = {"U32", "u4", 4},
               [DTYPE_U16] = {"U16", "u2", 2},   [DTYPE_U8] = {"U8", "u1", 1},
-              [DTYPE_BOOL] = {"BOOL", "b1", 1}, [DTYPE_OTHER] = {"another type", "", 0}};
+              [DTYPE_BOOL] = {"BOOL", "b1", 1}, [DTYPE_OTHER] = {"another type", NULL, 0}};
 
 size_t dtype_size(Dtype dtype) {
     return dtypes[dtype].bytes;
@@ -361,8 +361,8 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
     shape_parse(&tensor, shape);
     tensor.type = arena_copy(store->arena, descr, strlen(descr));
     bool little = descr[0] != 0 && strchr("<|=", descr[0]) != NULL;
-    while (tensor.dtype < DTYPE_OTHER &&
-           !(little && strcmp(descr + 1, dtypes[tensor.dtype].npy) == 0)) {
+    while (tensor.dtype < DTYPE_OTHER && !(little && dtypes[tensor.dtype].npy != NULL &&
+                                           strcmp(descr + 1, dtypes[tensor.dtype].npy) == 0)) {
         tensor.dtype++;
     }
     size_t bytes = tensor_measure(&tensor);

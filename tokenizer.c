@@ -1176,7 +1176,8 @@ static void index_characters(Tokenizer *t) {
         }
         t->byte_ids[byte] = token_find(t, token, length);
         /* Gemma's has the tab as a character alone */
-        if (t->byte_ids[byte] == NONE && (byte >= 0x80 || t->direct[byte] == NONE)) {
+        if (t->byte_ids[byte] == NONE &&
+            (t->byte_level || byte >= 0x80 || t->direct[byte] == NONE)) {
             fail(STATUS_INPUT,
                  "%s: model: 'vocab': a vocabulary without byte 0x%02X ('%.*s') is "
                  "not supported",
@@ -1328,6 +1329,14 @@ static void refuse_changed(const Tokenizer *t, String content) {
     arena_free(scratch);
 }
 
+/* Of an added token every flag must be said, as `tokenizers` asks. */
+static bool need_flag(const Json *token, const char *key) {
+    if (json_set(token, key) == NULL) {
+        json_refuse(token, key, "true or false");
+    }
+    return json_bool(token, key, false);
+}
+
 /* Ids are those of the vocabulary, or count on from its size. */
 static void load_added(Tokenizer *t, const Json *list) {
     size_t most = list == NULL ? 0 : list->length;
@@ -1338,7 +1347,6 @@ static void load_added(Tokenizer *t, const Json *list) {
             fail(STATUS_INPUT, "%s: added_tokens: each must be an object", t->path);
         }
         String content = read_string(t, json, "content");
-        bool normalized = json_bool(json, "normalized", false);
         uint32_t id = token_find(t, content.text, content.length);
         if (id == NONE) {
             id = (uint32_t)t->count;
@@ -1351,17 +1359,18 @@ static void load_added(Tokenizer *t, const Json *list) {
                  "%s: added_tokens: '%s' is empty, or there twice, or its id is not %lu", t->path,
                  content.text, (unsigned long)id);
         }
+        bool normalized = need_flag(json, "normalized");
         if (normalized) {
             refuse_changed(t, content);
         }
         t->tokens[id].added = true;
-        t->tokens[id].special = json_bool(json, "special", false);
+        t->tokens[id].special = need_flag(json, "special");
         AddedSet *set = &t->added[normalized];
         set->list[set->count++] = (AddedToken){.text = content,
                                                .id = id,
-                                               .single_word = json_bool(json, "single_word", false),
-                                               .lstrip = json_bool(json, "lstrip", false),
-                                               .rstrip = json_bool(json, "rstrip", false)};
+                                               .single_word = need_flag(json, "single_word"),
+                                               .lstrip = need_flag(json, "lstrip"),
+                                               .rstrip = need_flag(json, "rstrip")};
     }
     sort_added(&t->added[0]);
     sort_added(&t->added[1]);
@@ -1389,8 +1398,7 @@ static void load_padding(Tokenizer *t, const Json *root) {
     if (part == NULL) {
         return;
     }
-    const Json *strategy = json_get(part, "strategy"),
-               *multiple = json_get(part, "pad_to_multiple_of");
+    const Json *strategy = json_get(part, "strategy");
     t->padding = (Padding){.there = true,
                            .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
                            .id = (int32_t)json_size(part, "pad_id", 0, 0, INT32_MAX)};
@@ -1399,7 +1407,7 @@ static void load_padding(Tokenizer *t, const Json *root) {
     } else if (!json_text_is(strategy, "BatchLongest")) {
         unsupported(t, "padding", "strategy that is neither BatchLongest nor Fixed");
     }
-    if (multiple != NULL && !json_is(multiple, JSON_NULL)) {
+    if (json_set(part, "pad_to_multiple_of") != NULL) {
         t->padding.multiple = json_size(part, "pad_to_multiple_of", 0, 0, SETTING_MOST);
     }
 }

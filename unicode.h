@@ -1,6 +1,6 @@
 /* unicode.h: classes of code points and canonical composition, exactly as the engines inside
- * Hugging Face `tokenizers` see them (three Unicode releases at once; see unicode_tables.h). Floor
- * 3. */
+ * Hugging Face `tokenizers` see them (three Unicode releases at once; see unicode_tables.h).
+ * Floor 3. */
 #ifndef REFSAE_UNICODE_H
 #define REFSAE_UNICODE_H
 

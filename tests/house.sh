@@ -62,6 +62,7 @@ grep -Ho 'Floor [0-9]*' ./*.c ./*.h | sed 's|^\./||; s/:Floor / /' | while read 
 done >build/floors.txt
 cat build/floors.txt
 [ ! -s build/floors.txt ] || bad=1
+! grep -n 'Floor$' ./*.c ./*.h || complain "a floor is broken across lines"
 
 # The specification: formulas alone.
 for file in llm.c vit.c sae.c adapter.c sage.c; do

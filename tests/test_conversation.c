@@ -2,8 +2,8 @@
 #include <criterion/criterion.h>
 #include <string.h>
 
-#include "run_mapping.h"
 #include "json.h"
+#include "run_mapping.h"
 
 static Conversation parse(const char *text, Arena *arena) {
     arena_reset(arena);

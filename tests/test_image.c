@@ -194,6 +194,8 @@ static const Damage damages[] = {
     {"sample_2x2.jpg", "\xff\xdb", 2, 1, "\xcc", 1, "arithmetic coding"},
     {"sample_2x2.jpg", "\xff\xc4", 2, 1, "\xfe", 1, "Huffman table that is not there"},
     {"progressive_420.jpg", "\xff\xda\0\x08", 4, 1, "\xd9", 1, "last scans are missing"},
+    {"progressive_420.jpg", "\xff\xda\0\x08\1\1\0\1\x3f\x10", 10, 1, "\xd9", 1,
+     "last scans are missing"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xc3", 1, "lossless"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xc5", 1, "hierarchical"},
     {"sample_2x2.jpg", "\xff\xc0", 2, 1, "\xfe", 1, "before the frame"},

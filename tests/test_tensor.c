@@ -269,6 +269,10 @@ Test(tensor, npy_headers) {
         const float *data = assert_tensor(&store, "x", DTYPE_F32, 2, 2, 1, 0, 0)->data;
         cr_assert_eq(memcmp(data, "\0\0\0\0\0\0\0", 8), 0);
     }
+    TensorStore store; /* no dtype: BF16 and others have no name in npy */
+    write_npz(path, "{'descr': '<', 'fortran_order': False, 'shape': (2, 1)}", 8);
+    open_good(&store, path);
+    cr_assert_eq(tensors_find(&store, "x")->dtype, DTYPE_OTHER);
 }
 
 Test(tensor, need_says_what_it_expected_and_found) {

@@ -327,8 +327,7 @@ Test(tokenizer, refuses_by_name) {
         {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}}",
          "expression ' +'"},
         {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
-        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":1}}",
-         "add_prefix_space"},
+        {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":1}}", "add_prefix_space"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
          "\"use_regex\":false}}",
          "use_regex"},
@@ -376,8 +375,14 @@ Test(tokenizer, refuses_merges_and_added_tokens) {
         {"gpt2", "[{\"id\":0,", "[{", "'id'"},
         {"gpt2", "[{\"id\":0,", "[{\"id\":1,", "not 0"},
         {"gpt2", "[{\"id\":0,", "[{\"id\":700,\"content\":\"\"},{\"id\":0,", "empty"},
-        {"gpt2", "[{\"id\":0,", "[{\"id\":0,\"content\":\"<|endoftext|>\"},{\"id\":0,", "twice"},
+        {"gpt2", "[{\"id\":0,",
+         "[{\"id\":0,\"content\":\"<|endoftext|>\",\"single_word\":false,\"lstrip\":false,"
+         "\"rstrip\":false,\"normalized\":false,\"special\":true},{\"id\":0,",
+         "twice"},
         {"gpt2", "[{\"id\":0,", "[7,{\"id\":0,", "object"},
+        {"gpt2", "\"single_word\":false,", "", "'single_word': expected true or false"},
+        {"gpt2", "\"rstrip\":false,", "\"rstrip\":null,", "'rstrip': expected true or false"},
+        {"gpt2", "\"\u010a\":", "\"\\n\":", "byte 0x0A"},
         {"neox", "[{\"id\":0,",
          "[{\"id\":700,\"content\":\"e\u0301\",\"normalized\":true},{\"id\":0,",
          "normalizer changes"},
@@ -395,6 +400,73 @@ Test(tokenizer, refuses_merges_and_added_tokens) {
         cr_expect(strstr(error.text, cases[i][3]) != NULL, "case %zu: %s", i, error.text);
         arena_free(arena);
     }
+}
+
+/* gpt2's golden with these blocks: "a1b2c3d4" (8 tokens), fitted. */
+static Error fit_with(Arena *arena, const char *blocks, Tokens *out) {
+    Error error;
+    char path[] = "/tmp/refsae_tokenizer_XXXXXX";
+    FILE *file = fdopen(mkstemp(path), "wb");
+    FileMap map = file_map(arena, FOLDER "gpt2.json");
+    const char *rest =
+        strstr(arena_copy(arena, (const char *)map.data, map.size), "\"added_tokens\"");
+    fprintf(file, "{%s,%s", blocks, rest);
+    fclose(file);
+    Tokenizer *t = tokenizer_open(arena, path);
+    remove(path);
+    Tokens all = tokenizer_encode(t, "a1b2c3d4", 8, false, arena);
+    cr_assert_eq(all.count, 8);
+    ATTEMPT(&error, *out = tokenizer_fit(t, &all, false, arena));
+    return error;
+}
+
+Test(tokenizer, fits_on_the_right_and_to_the_longest) {
+    Arena *arena = arena_new();
+    Tokens whole, cut;
+    fit_with(arena, "\"truncation\":null", &whole);
+    cr_assert_eq(fit_with(arena,
+                          "\"truncation\":{\"direction\":\"Right\",\"max_length\":5,\"strategy\":"
+                          "\"OnlyFirst\",\"stride\":2},\"padding\":{\"strategy\":\"BatchLongest\","
+                          "\"direction\":\"Right\",\"pad_to_multiple_of\":4,\"pad_id\":3}",
+                          &cut)
+                     .status,
+                 STATUS_OK);
+    cr_assert_eq(cut.count, 8); /* 5, padded to a multiple of 4 */
+    for (size_t i = 0; i < 8; i++) {
+        cr_expect_eq(cut.id[i], i < 5 ? whole.id[i] : 3);
+    }
+    Error error = fit_with(
+        arena, "\"truncation\":{\"max_length\":5,\"strategy\":\"OnlyFirst\",\"stride\":5}", &cut);
+    cr_expect(strstr(error.text, "stride 5") != NULL, "%s", error.text);
+    error = fit_with(
+        arena, "\"truncation\":{\"max_length\":5,\"strategy\":\"OnlySecond\",\"stride\":0}", &cut);
+    cr_expect(strstr(error.text, "OnlySecond") != NULL, "%s", error.text);
+    arena_free(arena);
+}
+
+/* add_prefix_space of a tokenizer_config.json beside it wins, as in transformers. */
+Test(tokenizer, settings_of_the_folder) {
+    Arena *arena = arena_new();
+    char folder[] = "/tmp/refsae_tokenizer_XXXXXX";
+    cr_assert_not_null(mkdtemp(folder));
+    FileMap map = file_map(arena, FOLDER "gpt2.json");
+    for (int space = 0; space < 2; space++) {
+        const char *text = space == 1 ? "{\"add_prefix_space\":true}" : "{}";
+        OutFile *out = out_open(path_join(arena, folder, "tokenizer.json"));
+        fwrite(map.data, 1, map.size, out->stream);
+        out_commit(out);
+        out = out_open(path_join(arena, folder, "tokenizer_config.json"));
+        fputs(text, out->stream);
+        out_commit(out);
+        Tokenizer *t = tokenizer_open(arena, folder);
+        Tokens bare = tokenizer_encode(t, "the", 3, false, arena);
+        cr_expect_eq(bare.count, 1);
+        cr_expect_eq(bare.id[0], space == 1 ? 266 : 260); /* "\u0120the", "the" */
+    }
+    cr_assert_eq(remove(path_join(arena, folder, "tokenizer.json")), 0);
+    cr_assert_eq(remove(path_join(arena, folder, "tokenizer_config.json")), 0);
+    cr_assert_eq(remove(folder), 0);
+    arena_free(arena);
 }
 
 Test(tokenizer, refuses_broken_text_and_ids) {
