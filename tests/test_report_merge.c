@@ -199,8 +199,8 @@ Test(report_merge, json_of_any_form) {
         "{\"layers\": 3, \"convergence\": [1], \"distance\": \"x\", \"left_out\": {\"a\": 1}}",
         "{\"layers\": [1, null, [2], {\"a\": {\"b\": {\"c\": 1}}}, {}]}",
         "{\"tests\": [[1]], \"cross_sections\": {\"x\": 1, \"y\": {\"nodes\": [{}]}}, \"task\": 5}",
-        "{\"cross_sections\": [1], \"distance\": [1], \"layers\": [], \"dictionaries\": [1],"
-        " \"tests\": {\"a\": [1], \"b\": {\"c\": {\"control\": [1], \"f1\": [1]}}}}",
+        "{\"cross_sections\": [1], \"distance\": [1], \"layers\": [], \"dictionaries\": [1]}",
+        "{\"tests\": {\"a\": [1], \"b\": {\"c\": {\"control\": [1], \"f1\": [1]}}}}",
         "{\"tests\": {\"a\": {\"b\": {\"f1\": {\"c\": [{}]}}}}, \"interpretations\": {\"f1\": 1}}",
         "{\"dictionaries\": {\"a\": {\"b\": {\"score\": {}}}}, \"prompts\": [], \"baseline\": 1}"};
     make_folder("a");
