@@ -75,7 +75,8 @@ EMBED = set -e; n=0; for file in $(4); do \
     n=0; for file in $(4); do name=$${file\#$(2)/}; \
     printf '{"%s", $(1)_%d, sizeof $(1)_%d - 1},\n' $${name%$(3)} $$n $$n; n=$$((n + 1)); done; printf '};\n'
 
-TASK_FILES     := $(sort $(wildcard tasks/*.json))
+# A circuit is no task: cross-sections of one.
+TASK_FILES     := $(sort $(filter-out %-circuit.json,$(wildcard tasks/*.json)))
 SELFTEST_FILES := $(sort $(shell find selftest ! -type d))
 $(BUILD)/tasks.h: $(TASK_FILES) | $(BUILD)
 	@($(call EMBED,shipped_tasks,tasks,.json,$(TASK_FILES))) >$@

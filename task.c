@@ -9,6 +9,14 @@
 
 static const JsonName split_names[] = {{"train", SAGE_TRAIN}, {"test", SAGE_TEST}, {NULL, 0}};
 
+/* The keys that are read, where keys are not names of the task's own. */
+static const SageAttribute task_keys = {
+    .values = (const char *[]){"name", "attributes", "form", "distinct", "fillers", "templates",
+                               "answer", "wrong", "positions", "labels"},
+    .count = 10};
+static const SageAttribute split_keys = {.values = (const char *[]){"train", "test"}, .count = 2};
+static const SageAttribute answer_keys = {.values = (const char *[]){"of", "map"}, .count = 2};
+
 static bool same_name(const char *name, const char *text, size_t length) {
     return strlen(name) == length && memcmp(name, text, length) == 0;
 }
@@ -19,6 +27,16 @@ static int attribute_find(const SageAttribute *list, size_t count, const char *n
     for (size_t i = 0; i < count; i++) {
         if (same_name(list[i].name, name, length)) {
             return (int)i;
+        }
+    }
+    return -1;
+}
+
+/* The place of a value; -1: none of the attribute's. */
+static int value_find(const SageAttribute *attribute, const char *value, size_t length) {
+    for (size_t v = 0; v < attribute->count; v++) {
+        if (same_name(attribute->values[v], value, length)) {
+            return (int)v;
         }
     }
     return -1;
@@ -65,19 +83,49 @@ static void check_once(const SageTask *task, const char *const *names, size_t co
     }
 }
 
+/* The names of the members of an object; none of what is no object. */
+static const char **member_names(const SageTask *task, const Json *object, size_t *count) {
+    bool good = json_is(object, JSON_OBJECT);
+    const char **names = arena_alloc(task->arena, good ? object->length : 0, sizeof(char *));
+    *count = 0;
+    for (const Json *member = good ? object->child : NULL; member != NULL; member = member->next) {
+        names[(*count)++] = member->key;
+        if (strlen(member->key) != member->key_length) {
+            json_refuse(object, member->key, "a key without U+0000");
+        }
+    }
+    if (good) {
+        check_once(task, names, *count, object->key != NULL ? object->key : task->name);
+    }
+    return names;
+}
+
 /* The names of the members of `what`, at least one. */
 static const char **read_names(const SageTask *task, const char *what, size_t *count) {
-    const Json *object = json_need(task->json, what, JSON_OBJECT);
-    const char **names = arena_alloc(task->arena, object->length, sizeof(char *));
-    *count = 0;
-    for (const Json *member = object->child; member != NULL; member = member->next) {
-        names[(*count)++] = member->key;
-    }
+    const char **names = member_names(task, json_need(task->json, what, JSON_OBJECT), count);
     if (*count == 0) {
         json_refuse(task->json, what, "at least one");
     }
-    check_once(task, names, *count, what);
     return names;
+}
+
+/* A member that nobody reads is a slip, such as "distint", which must not pass without effect: each
+ * is to be a value of one of the lists. `unknown` says of one that is not what it is. */
+static void check_members(const SageTask *task, const Json *object, const SageAttribute *lists,
+                          size_t n_lists, const char *unknown) {
+    size_t count;
+    const char **names = member_names(task, object, &count);
+    for (size_t i = 0; i < count; i++) {
+        bool known = false;
+        for (size_t l = 0; l < n_lists && !known; l++) {
+            known = value_find(&lists[l], names[i], strlen(names[i])) >= 0;
+        }
+        if (!known) {
+            fail(STATUS_INPUT, "%s: %s%s'%s' is %s", task->file,
+                 object->key != NULL ? object->key : "", object->key != NULL ? ": " : "", names[i],
+                 unknown);
+        }
+    }
 }
 
 static void read_attributes(SageTask *task) {
@@ -117,16 +165,87 @@ static void read_distinct(SageTask *task) {
 static void read_templates(SageTask *task) {
     const Json *templates = json_need(task->json, "templates", JSON_OBJECT);
     const Json *fillers = json_member(task->json, "fillers", JSON_OBJECT);
-    task->n_fillers = fillers != NULL ? fillers->length : 0;
+    (void)member_names(task, fillers, &task->n_fillers);
+    check_members(task, templates, &split_keys, 1, "neither train nor test");
     for (int s = 0; s < SAGE_SPLITS; s++) {
         size_t i = 0;
         if (json_need(templates, split_names[s].name, JSON_ARRAY)->length == 0) {
             json_refuse(templates, split_names[s].name, "at least one");
         }
         task->templates[s] = json_get(templates, split_names[s].name);
+        const Json *template = task->form >= 0 ? task->templates[s]->child : NULL;
+        for (; template != NULL; template = template->next) {
+            check_members(task, template, &task->attributes[task->form], 1, "no value of 'form'");
+        }
         task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
         for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
+            check_members(task, f, &split_keys, 1, "neither train nor test");
             task->fillers[s][i++] = read_texts(task, json_get(f, split_names[s].name), f->key);
+        }
+    }
+}
+
+/* The attribute whose value settles "answer" or "wrong". */
+static int answer_attribute(const SageTask *task, const char *which) {
+    const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
+    int found = attribute_named(task, of != NULL ? of : rule);
+    if (found < 0) {
+        fail(STATUS_INPUT, "%s: names no attribute: '%s'", task->file, which);
+    }
+    return found;
+}
+
+static void check_answer(const SageTask *task, const char *which) {
+    const Json *rule = json_get(task->json, which);
+    check_members(task, rule, &answer_keys, 1, "neither of nor map");
+    check_members(task, json_get(rule, "map"), &task->attributes[answer_attribute(task, which)], 1,
+                  "no value of the attribute");
+}
+
+/* Before values are dropped, since labels may be given to those too. */
+static void check_labels(const SageTask *task) {
+    const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
+    size_t count;
+    const char **names = member_names(task, labels, &count);
+    for (size_t i = 0; i < count; i++) {
+        check_members(task, json_need(labels, names[i], JSON_OBJECT), task->attributes,
+                      task->n_attributes, "no value of any attribute");
+    }
+}
+
+/* The place of a label's text, which is added where it is new. */
+static int label_place(SageLabel *label, const char *text) {
+    for (size_t i = 0; i < label->count; i++) {
+        if (strcmp(label->texts[i], text) == 0) {
+            return (int)i;
+        }
+    }
+    label->texts[label->count] = text;
+    return (int)label->count++;
+}
+
+/* Values that were dropped, and texts that only they have, vanish. */
+static void read_labels(SageTask *task) {
+    const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
+    const Json *l = labels != NULL ? labels->child : NULL;
+    task->labels = arena_alloc(task->arena, labels != NULL ? labels->length : 0, sizeof(SageLabel));
+    for (; l != NULL; l = l->next) {
+        SageLabel *label = &task->labels[task->n_labels++];
+        label->name = l->key;
+        label->texts = arena_alloc(task->arena, l->length, sizeof(char *));
+        label->of = arena_alloc(task->arena, task->n_attributes, sizeof(int *));
+        for (size_t a = 0; a < task->n_attributes; a++) {
+            label->of[a] = arena_alloc(task->arena, task->attributes[a].count, sizeof(int));
+            memset(label->of[a], -1, task->attributes[a].count * sizeof(int));
+        }
+        for (const Json *m = l->child; m != NULL; m = m->next) {
+            (void)json_need(l, m->key, JSON_STRING);
+            for (size_t a = 0; a < task->n_attributes; a++) {
+                int v = value_find(&task->attributes[a], m->key, m->key_length);
+                if (v >= 0) {
+                    label->of[a][v] = label_place(label, json_text(l, m->key, NULL));
+                }
+            }
         }
     }
 }
@@ -146,9 +265,8 @@ typedef struct TaskText { /* a template with its slots filled */
 
 typedef struct Choice { /* what a prompt is made of */
     const Json *template;
-    const size_t *values;  /* [n_attributes] */
-    const size_t *fillers; /* [n_fillers] */
-    SageSplit split;
+    const size_t *values;         /* [n_attributes] */
+    const SageAttribute *fillers; /* [n_fillers]: of each what may stand in its slots */
 } Choice;
 
 /* The next "{name}" of a template at or behind `from`, as bytes open .. close; false: none. */
@@ -160,25 +278,25 @@ static bool next_slot(const Json *template, size_t from, size_t *open, size_t *c
     return b != NULL;
 }
 
-static const char *slot_value(const SageTask *task, const Choice *choice, const char *name,
-                              size_t length) {
-    const SageAttribute *fillers = task->fillers[choice->split];
+/* What may stand in a slot: the one value of an attribute, or a filler's. */
+static SageAttribute slot_texts(const SageTask *task, const Choice *choice, const char *name,
+                                size_t length) {
     int i = attribute_find(task->attributes, task->n_attributes, name, length);
     if (i >= 0) {
-        return task->attributes[i].values[choice->values[i]];
+        const SageAttribute *a = &task->attributes[i];
+        return (SageAttribute){a->name, a->values + choice->values[i], 1};
     }
-    i = attribute_find(fillers, task->n_fillers, name, length);
+    i = attribute_find(choice->fillers, task->n_fillers, name, length);
     if (i >= 0) {
-        return fillers[i].values[choice->fillers[i]];
+        return choice->fillers[i];
     }
     fail(STATUS_INPUT, "%s: a template has the slot '%.*s', which is no attribute and no filler",
          task->file, (int)(length < 64 ? length : 64), name);
 }
 
-static TaskText build_text(const SageTask *task, const Choice *choice, Arena *arena) {
+/* The text of the template that the form attribute's value picks. */
+static const Json *template_variant(const SageTask *task, const Choice *choice) {
     const Json *template = choice->template;
-    MemoryStream *stream = memory_open(arena);
-    TaskText out = {0};
     if (task->form >= 0) {
         const SageAttribute *form = &task->attributes[task->form];
         template = json_get(template, form->values[choice->values[task->form]]);
@@ -186,13 +304,20 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     if (!json_is(template, JSON_STRING)) {
         fail(STATUS_INPUT, "%s: a template has no text for a value of 'form'", task->file);
     }
+    return template;
+}
+
+static TaskText build_text(const SageTask *task, const Choice *choice, Arena *arena) {
+    const Json *template = template_variant(task, choice);
+    MemoryStream *stream = memory_open(arena);
+    TaskText out = {0};
     for (size_t at = 0, open, close; at < template->length; at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
         fwrite(template->text + at, 1, open - at, stream->stream);
         if (slot) {
             const char *name = template->text + open + 1;
             size_t length = close - open - 1;
-            fputs(slot_value(task, choice, name, length), stream->stream);
+            fputs(slot_texts(task, choice, name, length).values[0], stream->stream);
             (void)memory_text(stream); /* settles its length */
             out.slots = arena_grow(arena, out.slots, &out.room, out.n_slots + 1, sizeof(Slot));
             out.slots[out.n_slots++] = (Slot){name, length, stream->length};
@@ -253,10 +378,7 @@ static size_t position_find(const SageTask *task, const char *name, const TaskTe
 static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, const char *which,
                            const size_t *values, size_t *count, Arena *scratch) {
     const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
-    int found = attribute_named(task, of != NULL ? of : rule);
-    if (found < 0) {
-        fail(STATUS_INPUT, "%s: names no attribute: '%s'", task->file, which);
-    }
+    int found = answer_attribute(task, which);
     const char *value = task->attributes[found].values[values[found]];
     const Json *mapped = of != NULL ? json_get(json_get(rule, "map"), value) : NULL;
     bool list = json_is(mapped, JSON_ARRAY);
@@ -303,6 +425,64 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
     form.answer = answer_ids(task, tokenizer, "answer", choice->values, &form.n_answer, scratch);
     form.wrong = answer_ids(task, tokenizer, "wrong", choice->values, &form.n_wrong, scratch);
     return form;
+}
+
+/* ---- places ---- */
+
+/* ends[i]: what was matched so far can end before byte i of the text. Matches one of `next` more.
+ */
+static void match_next(bool *ends, const char *text, size_t length, const SageAttribute *next) {
+    for (size_t i = length + 1; i-- > 0;) {
+        bool reached = false;
+        for (size_t k = 0; k < next->count && !reached; k++) {
+            size_t n = strlen(next->values[k]);
+            reached = n <= i && ends[i - n] && memcmp(text + i - n, next->values[k], n) == 0;
+        }
+        ends[i] = reached;
+    }
+}
+
+/* Does the template give the prompt's text, with whatever fillers? Then its slots are the places.
+ */
+static bool match_template(const SageTask *task, const Choice *choice, SagePrompt *prompt,
+                           Arena *scratch) {
+    const Json *template = template_variant(task, choice);
+    size_t length = strlen(prompt->text), room = 0;
+    bool *ends = arena_alloc(scratch, length + 1, sizeof(bool));
+    ends[0] = true;
+    prompt->places = NULL;
+    prompt->n_places = 0;
+    for (size_t at = 0, open, close; at < template->length; at = close + 1) {
+        bool slot = next_slot(template, at, &open, &close);
+        const char *text = arena_copy(scratch, template->text + at, open - at);
+        match_next(ends, prompt->text, length, &(SageAttribute){.values = &text, .count = 1});
+        if (slot) {
+            const char *name = template->text + open + 1;
+            SageAttribute texts = slot_texts(task, choice, name, close - open - 1);
+            int a = attribute_find(task->attributes, task->n_attributes, name, close - open - 1);
+            match_next(ends, prompt->text, length, &texts);
+            if (a >= 0) {
+                prompt->places = arena_grow(task->arena, prompt->places, &room,
+                                            prompt->n_places + 1, sizeof(SagePlace));
+                prompt->places[prompt->n_places++] = (SagePlace){(size_t)a, choice->values[a]};
+            }
+        }
+    }
+    return ends[length];
+}
+
+/* From the text alone, so that prompts that are read have the places of those that were drawn. */
+static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
+    Arena *scratch = arena_new();
+    Choice choice = {task->templates[split]->child, prompt->values, task->fillers[split]};
+    while (choice.template != NULL && !match_template(task, &choice, prompt, scratch)) {
+        choice.template = choice.template->next;
+    }
+    if (choice.template == NULL) {
+        prompt->n_places = 0;
+        task->n_unmatched += split == SAGE_TEST ? 1 : 0;
+    }
+    arena_free(scratch);
 }
 
 /* ---- values that are one token ---- */
@@ -391,11 +571,48 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
         fail(STATUS_INPUT, "%s: a task is an object", name);
     }
     task->name = json_text(task->json, "name", name);
+    check_members(task, task->json, &task_keys, 1, "no key of a task");
     read_attributes(task);
     read_distinct(task);
     task->positions = read_names(task, "positions", &task->n_positions);
     read_templates(task);
+    check_answer(task, "answer");
+    check_answer(task, "wrong");
+    check_labels(task);
     drop_values(task, tokenizer);
+    read_labels(task);
+}
+
+/* ---- prompts ---- */
+
+/* A token that is right and wrong at once stands on both sides of the metric. changed: the
+ * attribute of a counterfactual. */
+static void check_apart(const char *where, const char *text, const char *changed,
+                        const SageForm *form) {
+    for (size_t i = 0; i < form->n_answer; i++) {
+        for (size_t j = 0; j < form->n_wrong; j++) {
+            if (form->answer[i] == form->wrong[j]) {
+                fail(STATUS_INPUT,
+                     "%s: the prompt '%.100s'%s%s has token %d as answer and as wrong", where, text,
+                     changed != NULL ? " with another " : "", changed != NULL ? changed : "",
+                     (int)form->answer[i]);
+            }
+        }
+    }
+}
+
+/* What holds of every prompt, drawn or read; where: the file that it is from. */
+static void check_prompt(const SageTask *task, const char *where, const SagePrompt *prompt) {
+    check_apart(where, prompt->text, NULL, &prompt->clean);
+    for (size_t a = 0; a < task->n_attributes; a++) {
+        const char *name = task->attributes[a].name;
+        const SageForm *other = &prompt->counterfactual[a];
+        if (other->rows != prompt->clean.rows) {
+            fail(STATUS_INPUT, "%s: the prompt '%.100s' has %zu tokens, with another %s it has %zu",
+                 where, prompt->text, prompt->clean.rows, name, other->rows);
+        }
+        check_apart(where, prompt->text, name, other);
+    }
 }
 
 /* ---- drawing ---- */
@@ -457,17 +674,18 @@ static void draw_values(const SageTask *task, Random *random, SagePrompt *prompt
 static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                               Random *random, SageSplit split, Arena *scratch) {
     const Json *templates = task->templates[split];
-    size_t n = task->n_attributes, *other = arena_alloc(scratch, n, sizeof(size_t)),
-           *fillers = arena_alloc(scratch, task->n_fillers, sizeof(size_t));
+    size_t n = task->n_attributes, *other = arena_alloc(scratch, n, sizeof(size_t));
+    SageAttribute *fillers = arena_alloc(scratch, task->n_fillers, sizeof(SageAttribute));
     SagePrompt prompt = {.values = arena_alloc(task->arena, n, sizeof(size_t)),
                          .changed = arena_alloc(task->arena, n, sizeof(size_t)),
                          .counterfactual = arena_alloc(task->arena, n, sizeof(SageForm))};
-    Choice choice = {templates->child, prompt.values, fillers, split};
+    Choice choice = {templates->child, prompt.values, fillers};
     for (size_t k = (size_t)random_below(random, templates->length); k > 0; k--) {
         choice.template = choice.template->next;
     }
     for (size_t i = 0; i < task->n_fillers; i++) {
-        fillers[i] = (size_t)random_below(random, task->fillers[split][i].count);
+        fillers[i] = task->fillers[split][i];
+        fillers[i].values += random_below(random, fillers[i].count);
     }
     draw_values(task, random, &prompt);
     TaskText text = build_text(task, &choice, scratch);
@@ -477,13 +695,9 @@ static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, 
     for (size_t a = 0; a < n; a++) {
         memcpy(other, prompt.values, n * sizeof(size_t));
         other[a] = prompt.changed[a];
-        SageForm form = form_build(task, tokenizer, bos, &choice, scratch);
-        if (form.rows != prompt.clean.rows) {
-            fail(STATUS_INPUT, "%s: the prompt '%s' has %zu tokens, with another %s it has %zu",
-                 task->file, prompt.text, prompt.clean.rows, task->attributes[a].name, form.rows);
-        }
-        prompt.counterfactual[a] = form;
+        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice, scratch);
     }
+    check_prompt(task, task->file, &prompt);
     return prompt;
 }
 
@@ -496,6 +710,7 @@ void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
         for (size_t i = 0; i < n[s]; i++) {
             arena_reset(scratch);
             task->prompts[s][i] = prompt_draw(task, tokenizer, bos, &random, (SageSplit)s, scratch);
+            find_places(task, (SageSplit)s, &task->prompts[s][i]);
         }
         task->n_prompts[s] = n[s];
     }
@@ -594,12 +809,12 @@ static SageForm read_form(SageTask *task, const Json *row, size_t d_vocab) {
 }
 
 static size_t read_value(const SageAttribute *a, const Json *object, const char *key) {
-    for (size_t place = 0; place < a->count; place++) {
-        if (json_text_is(json_get(object, key), a->values[place])) {
-            return place;
-        }
+    const Json *value = json_get(object, key);
+    int place = json_is(value, JSON_STRING) ? value_find(a, value->text, value->length) : -1;
+    if (place < 0) {
+        json_refuse(object, key, "a value that the task gives for the attribute");
     }
-    json_refuse(object, key, "a value that the task gives for the attribute");
+    return (size_t)place;
 }
 
 static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
@@ -618,12 +833,8 @@ static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
         prompt.values[i] = read_value(a, values, a->name);
         prompt.changed[i] = read_value(a, other, "value");
         prompt.counterfactual[i] = read_form(task, other, d_vocab);
-        if (prompt.counterfactual[i].rows != prompt.clean.rows) {
-            fail(STATUS_INPUT,
-                 "%s: the prompt and its counterfactual differ in length in attribute '%s'",
-                 row->text, a->name);
-        }
     }
+    check_prompt(task, row->text, &prompt);
     return prompt;
 }
 
@@ -636,7 +847,9 @@ void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
         int s = json_choice(row, "split", 0, split_names);
         task->prompts[s] = arena_grow(task->arena, task->prompts[s], &room[s],
                                       task->n_prompts[s] + 1, sizeof(SagePrompt));
-        task->prompts[s][task->n_prompts[s]++] = read_prompt(task, row, d_vocab);
+        SagePrompt *prompt = &task->prompts[s][task->n_prompts[s]++];
+        *prompt = read_prompt(task, row, d_vocab);
+        find_places(task, (SageSplit)s, prompt);
         arena_reset(line);
     }
     if (task->n_prompts[SAGE_TRAIN] == 0 || task->n_prompts[SAGE_TEST] == 0) {

@@ -27,11 +27,24 @@ typedef struct SageForm { /* a prompt, or one of its counterfactuals */
     size_t n_answer, n_wrong;
 } SageForm;
 
+typedef struct SagePlace { /* an attribute's slot in the text, in the order of the text */
+    size_t attribute, value;
+} SagePlace;
+
 typedef struct SagePrompt {
     const char *text;         /* without <bos> */
     size_t *values, *changed; /* [n_attributes]: place of the value, and of its counterfactual */
     SageForm clean, *counterfactual;
+    SagePlace *places; /* of clean; none where no template of the split gives the text */
+    size_t n_places;
 } SagePrompt;
+
+typedef struct SageLabel { /* what the task says of values: "gender" */
+    const char *name;
+    const char **texts; /* [count]: distinct, in the order in which the file names them */
+    size_t count;
+    int **of; /* [n_attributes][count of its values]: place in texts; -1: none */
+} SageLabel;
 
 typedef struct SageDropped { /* no single token in this tokenizer */
     const char *attribute, *value;
@@ -48,8 +61,11 @@ typedef struct SageTask {
     size_t n_fillers;
     const char **positions;
     size_t n_positions;
+    SageLabel *labels;
+    size_t n_labels;
     SagePrompt *prompts[SAGE_SPLITS];
     size_t n_prompts[SAGE_SPLITS];
+    size_t n_unmatched; /* test prompts, read, whose text no template gives: without places */
     SageDropped *dropped;
     size_t n_dropped;
     const Json *json;
