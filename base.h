@@ -109,6 +109,8 @@ typedef enum RandomStream { /* a stream of its own for each purpose; values are 
     RANDOM_SAGE_OTHERS = 6,
     RANDOM_SAGE_DECODER = 7,
     RANDOM_GAUSSIAN = 8, /* + example << 32 */
+    RANDOM_SAGE_PERMUTE = 9,
+    RANDOM_SAGE_RESAMPLE = 10,
     RANDOM_TEST = 100
 } RandomStream;
 

@@ -124,7 +124,7 @@ static void dump_passes(const Vlm *vlm, const Sequence *sequence, const float *i
     for (size_t i = 0; i < count; i++) {
         rows[i] = i;
     }
-    LlmBatch batch = {1, (size_t[]){0, count}, sequence->ids, NULL, false};
+    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, count}, .ids = sequence->ids};
     ImageHook image = {&batch, sequence->n_image, llm->config.d_model, images, NULL, collect};
     Hooks hooks = images != NULL ? image_hooks(&image) : *collect;
     llm_forward(run, &batch, 0, llm->config.n_layers, NULL, &hooks);

@@ -74,7 +74,8 @@ struct LlmRun {
     size_t *start;      /* [sequences + 1] */
     size_t *past;       /* [sequences]: positions before the rows of this forward */
     size_t *kv_start;   /* [sequences]: where its keys and values begin in a layer's k and v */
-    size_t rows, n_sequences, first, last;
+    size_t *whole;      /* [n_whole]: the same of the last pass without a past */
+    size_t rows, n_sequences, n_whole, first, last;
     size_t cached;          /* with a cache: positions before the next forward's rows */
     bool tail, ends;        /* this forward's batch has a past, or goes on with last rows alone */
     float *tail_k, *tail_v; /* [T, G, E]: its keys and values */
@@ -165,6 +166,7 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
     r.start = arena_alloc(arena, sequences + 1, sizeof *r.start);
     r.past = arena_alloc(arena, sequences, sizeof *r.past);
     r.kv_start = arena_alloc(arena, sequences, sizeof *r.kv_start);
+    r.whole = arena_alloc(arena, sequences, sizeof *r.whole);
     r.tail_k = plan->tails ? arena_floats(arena, rows, key) : NULL;
     r.tail_v = plan->tails ? arena_floats(arena, rows, key) : NULL;
     r.pieces = arena_alloc(arena, sequences, sizeof *r.pieces);
@@ -890,9 +892,10 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
     size_t sequences = batch->n_sequences;
     bool good = sequences > 0 && batch->start[0] == 0 && first <= last && last <= c->n_layers &&
                 (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
-                (batch->past == NULL || (plan->tails && sequences == run->n_sequences));
+                (batch->past == NULL || (plan->tails && sequences <= run->n_whole));
     for (size_t s = 0; good && s < sequences; s++) {
-        good = batch->start[s] < batch->start[s + 1];
+        good = batch->start[s] < batch->start[s + 1] &&
+               (batch->of == NULL || batch->of[s] < run->n_whole);
     }
     if (!good) {
         fail(STATUS_INPUT, "an empty sequence, or layers %zu to %zu of %zu", first, last,
@@ -930,10 +933,15 @@ static void batch_start(LlmRun *run, const LlmBatch *batch) {
     memcpy(run->start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
     for (size_t s = 0; s < run->n_sequences; s++) {
         run->past[s] = run->plan.cache ? run->cached : run->tail ? batch->past[s] : 0;
-        run->kv_start[s] = run->tail ? run->kv_start[s] : run->start[s];
+        run->kv_start[s] =
+            run->tail ? run->whole[batch->of != NULL ? batch->of[s] : s] : run->start[s];
         for (size_t r = run->start[s]; r < run->start[s + 1]; r++) {
             run->position[r] = (uint32_t)(run->past[s] + r - run->start[s]);
         }
+    }
+    if (!run->tail) {
+        run->n_whole = run->n_sequences;
+        memcpy(run->whole, run->start, run->n_whole * sizeof *run->whole);
     }
 }
 

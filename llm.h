@@ -63,6 +63,8 @@ typedef struct LlmBatch {
      * hold only those that follow. Layers that it had not run have nothing to stand on. NULL: whole
      * sequences. */
     const size_t *past;
+    const size_t *of; /* [n_sequences]: which sequence of that pass each goes on, none twice; NULL:
+                         the same one */
     /* Behind the last layer's q, k and v only the last row of each sequence goes on: hooks there
      * and llm_logits have one row a sequence. No backward. */
     bool ends;

@@ -346,14 +346,6 @@ static char *layer_figure(const AnalyzeResult *result, const Comparison *compari
 
 /* ---- SAGE: sage.json ---- */
 
-static bool is_supervised(int method) {
-    return method == SAGE_MEAN || method == SAGE_MSE || method == SAGE_WEIGHTED;
-}
-
-static bool is_sae(int method) {
-    return method == SAGE_SAE || method == SAGE_RANDOM;
-}
-
 /* Each value once, though several attributes may have lost it. */
 static void json_dropped(JsonOut *json, const SageTask *task) {
     json_out_array(json, "dropped");
@@ -377,15 +369,52 @@ static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) 
     json_out_text(json, "position", r->task->positions[node->position]);
 }
 
-static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size_t attribute,
-                       const size_t *places, size_t count) {
+/* The nodes of a cross-section; scored: with their scores and effects in it. */
+static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size_t cross,
+                       const size_t *places, size_t count, bool scored) {
     json_out_array(json, key);
     for (size_t i = 0; i < count; i++) {
         json_out_object(json, NULL);
         json_node(json, r, &r->nodes[places[i]]);
-        json_out_double(json, "score", r->score[attribute * r->n_nodes + places[i]]);
-        json_out_double(json, "effect", r->effect[attribute * r->n_nodes + places[i]]);
+        if (scored) {
+            json_out_double(json, "score", r->score[cross * r->n_nodes + places[i]]);
+            json_out_double(json, "effect", r->effect[cross * r->n_nodes + places[i]]);
+        }
         json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+static void json_cross(JsonOut *json, const SageResult *r, size_t c) {
+    const SageCross *cross = &r->cross[c];
+    json_out_object(json, cross->name);
+    json_nodes(json, "nodes", r, c, cross->nodes, cross->n_nodes, true);
+    json_nodes(json, "others", r, c, cross->others, cross->n_others, true);
+    json_out_double(json, "share", cross->share);
+    json_out_double(json, "spearman", cross->spearman);
+    json_out_array(json, "curve");
+    for (size_t i = 0; i < cross->n_curve; i++) {
+        json_out_object(json, NULL);
+        json_out_int(json, "nodes", (int64_t)cross->curve[i].nodes);
+        json_out_double(json, "share", cross->curve[i].share);
+        json_out_end(json);
+    }
+    json_out_end(json);
+    json_out_end(json);
+}
+
+/* A member for each way that leads to the node; sae is one of them. */
+static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], SageWay sae) {
+    static const char *const names[SAGE_WAYS] = {"mean", "mse",     "weighted", "weights",
+                                                 "span", "encoder", "native"};
+    json_out_object(json, key);
+    for (SageWay way = 0; way < SAGE_WAYS; way++) {
+        if (way == sae) {
+            json_out_double(json, "sae", r2[way]);
+        }
+        if (!isnan(r2[way]) || way == sae || way <= SAGE_BY_WEIGHTED) {
+            json_out_double(json, names[way], r2[way]);
+        }
     }
     json_out_end(json);
 }
@@ -393,18 +422,10 @@ static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size
 static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, const SageFit *fit) {
     json_out_object(json, NULL);
     json_node(json, r, node);
-    json_out_object(json, "r2");
-    json_out_double(json, "mean", fit->mean);
-    json_out_double(json, "mse", fit->mse);
-    json_out_double(json, "weighted", fit->weighted);
-    json_out_double(json, "sae", fit->sae);
-    if (sage_node_reads(node)) {
-        json_out_double(json, "weights", fit->weights);
-    } else {
-        json_out_double(json, "span", fit->span);
-        json_out_double(json, "encoder", fit->encoder);
+    json_r2(json, "r2", fit->r2, fit->sae);
+    if (!sage_node_reads(node)) {
+        json_r2(json, "r2_stream", fit->r2_stream, fit->sae);
     }
-    json_out_end(json);
     json_out_object(json, "weights");
     for (size_t i = 0; i < r->task->n_attributes; i++) {
         json_out_double(json, r->task->attributes[i].name, fit->w[i]);
@@ -413,46 +434,86 @@ static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, c
     json_out_end(json);
 }
 
-static void json_control(JsonOut *json, const char *key, const SageControl *control) {
-    json_out_object(json, key);
-    json_out_double(json, "score", control->score);
-    json_out_double(json, "magnitude", control->magnitude);
-    json_out_double(json, "rescaled_magnitude", control->rescaled);
-    json_out_end(json);
-}
-
-static void json_tests(JsonOut *json, const SageTests *tests, bool supervised) {
-    json_out_double(json, "sufficiency", tests->sufficiency);
-    json_out_double(json, "necessity", tests->necessity);
-    if (supervised) {
-        json_control(json, "control_supervised", &tests->supervised);
+/* X, and X_ci: [low, high]; null beside null. */
+static void json_figure(JsonOut *json, const char *key, SageFigure figure) {
+    char name[32];
+    json_out_double(json, key, figure.value);
+    snprintf(name, sizeof name, "%s_ci", key);
+    if (isnan(figure.low)) {
+        json_out_double(json, name, NAN);
         return;
     }
-    json_out_object(json, "control");
-    for (size_t k = 0; k < SAGE_KS; k++) {
-        char key[24];
-        snprintf(key, sizeof key, "%zu", sage_ks[k]);
-        json_control(json, key, &tests->control[k]);
+    json_out_array(json, name);
+    json_out_double(json, NULL, figure.low);
+    json_out_double(json, NULL, figure.high);
+    json_out_end(json);
+}
+
+static void json_control(JsonOut *json, const char *key, const SageControl *control, bool of_k) {
+    json_out_object(json, key);
+    json_figure(json, "score", control->score);
+    json_out_double(json, "magnitude", control->magnitude);
+    if (of_k) {
+        json_out_double(json, "score_rescaled", control->score_rescaled);
+        json_out_double(json, "magnitude_rescaled", control->magnitude_rescaled);
     }
     json_out_end(json);
 }
 
-static void json_method(JsonOut *json, const SageResult *r, const SageCross *cross, int method) {
-    json_out_object(json, sage_method_names[method]);
-    json_tests(json, &cross->tests[method], is_supervised(method));
-    if (is_sae(method)) {
-        json_out_object(json, "f1");
-        for (size_t f = 0; f < r->options->n_f1; f++) {
-            const SageTests *parts = cross->f1[f][method == SAGE_RANDOM];
-            char key[JSON_NUMBER_SIZE];
-            json_format_double(key, r->options->f1[f]);
-            json_out_object(json, key);
-            for (int below = 0; below < 2; below++) {
-                json_out_object(json, below != 0 ? "below" : "above");
-                json_tests(json, &parts[below], false);
-                json_out_end(json);
-            }
-            json_out_end(json);
+/* Control in every attribute; aware: by what features stand for. */
+static void json_controls(JsonOut *json, const SageResult *r, const SageCross *cross,
+                          SageMethod method, bool aware) {
+    const SageTests *tests = &cross->tests[method];
+    json_out_object(json, aware ? "control_aware" : "control");
+    for (size_t a = 0; a < r->task->n_attributes; a++) {
+        json_out_object(json, r->task->attributes[a].name);
+        if (!aware) {
+            const SageTests *edit = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
+            json_figure(json, "none", cross->none[a]);
+            json_control(json, "supervised", &edit->supervised[a], false);
+        }
+        for (size_t k = 0; k < SAGE_KS && !sage_supervised(method); k++) {
+            char key[24];
+            snprintf(key, sizeof key, "%zu", sage_ks[k]);
+            json_control(json, key, &tests->control[aware][a * SAGE_KS + k], true);
+        }
+        json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+/* A member for each threshold. */
+static void json_thresholds(JsonOut *json, const SageResult *r, const SageF1 *f1) {
+    json_out_object(json, "f1");
+    for (size_t t = 0; t < r->n_thresholds; t++) {
+        char key[JSON_NUMBER_SIZE];
+        json_format_double(key, r->thresholds[t]);
+        json_out_object(json, key);
+        json_figure(json, "sufficiency", f1[t].sufficiency);
+        json_figure(json, "necessity", f1[t].necessity);
+        json_out_int(json, "features", (int64_t)f1[t].features);
+        json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cross) {
+    json_out_object(json, cross->name);
+    json_figure(json, "m_ablated", cross->m_ablated);
+    json_out_double(json, "resolution", cross->resolution);
+    for (SageMethod m = 0; m < SAGE_METHODS; m++) {
+        const SageTests *tests = &cross->tests[m];
+        if (m == SAGE_NATIVE && !cross->native) {
+            continue;
+        }
+        json_out_object(json, sage_method_names[m]);
+        json_figure(json, "sufficiency", tests->sufficiency);
+        json_figure(json, "recovered", tests->recovered);
+        json_figure(json, "necessity", tests->necessity);
+        json_controls(json, r, cross, m, false);
+        if (sage_of_features(m)) {
+            json_controls(json, r, cross, m, true);
+            json_thresholds(json, r, tests->f1);
         }
         json_out_end(json);
     }
@@ -471,36 +532,21 @@ static void json_interpretation(JsonOut *json, const SageResult *r, const SageIn
     json_out_end(json);
 }
 
-/* What is found of each attribute: a member each of three objects. */
-static void json_attributes(JsonOut *json, const SageResult *r) {
-    size_t n = r->task->n_attributes;
-    json_out_object(json, "cross_sections");
-    for (size_t a = 0; a < n; a++) {
-        const SageCross *cross = &r->cross[a];
-        json_out_object(json, r->task->attributes[a].name);
-        json_nodes(json, "nodes", r, a, cross->nodes, cross->n_nodes);
-        json_nodes(json, "others", r, a, cross->others, cross->n_others);
-        json_out_double(json, "share", cross->share);
-        json_out_double(json, "spearman", cross->spearman);
-        json_out_end(json);
-    }
-    json_out_end(json);
-    json_out_object(json, "dictionaries");
-    for (size_t a = 0; a < n; a++) {
-        const SageCross *cross = &r->cross[a];
-        json_out_array(json, r->task->attributes[a].name);
-        for (size_t i = 0; i < cross->n_nodes; i++) {
-            json_fit(json, r, &r->nodes[cross->nodes[i]], &cross->fits[i]);
+/* How many features reach each threshold, and how many would if prompts had other prompts' values.
+ */
+static void json_chance(JsonOut *json, const SageResult *r) {
+    json_out_object(json, "interpretations_by_chance");
+    for (size_t t = 0; t < r->n_thresholds; t++) {
+        char key[JSON_NUMBER_SIZE];
+        int64_t features = 0, permuted = 0;
+        for (size_t i = 0; i < r->n_interpretations; i++) {
+            features += r->interpretations[i].f1 >= r->thresholds[t];
+            permuted += r->interpretations[i].permuted >= r->thresholds[t];
         }
-        json_out_end(json);
-    }
-    json_out_end(json);
-    json_out_object(json, "tests");
-    for (size_t a = 0; a < n; a++) {
-        json_out_object(json, r->task->attributes[a].name);
-        for (int m = 0; m < SAGE_METHODS; m++) {
-            json_method(json, r, &r->cross[a], m);
-        }
+        json_format_double(key, r->thresholds[t]);
+        json_out_object(json, key);
+        json_out_int(json, "features", features);
+        json_out_int(json, "permuted", permuted);
         json_out_end(json);
     }
     json_out_end(json);
@@ -519,29 +565,64 @@ static void write_sage(const SageResult *r, const char *path) {
     json_out_end(&json);
     json_out_object(&json, "baseline");
     json_out_double(&json, "accuracy", r->accuracy);
-    json_out_double(&json, "m_clean", r->m_clean);
+    json_figure(&json, "m_clean", r->m_clean);
+    json_out_double(&json, "m_positive", r->m_positive);
     json_out_end(&json);
-    json_attributes(&json, r);
+    json_out_object(&json, "cross_sections");
+    for (size_t c = 0; c < r->n_cross; c++) {
+        json_cross(&json, r, c);
+    }
+    json_out_end(&json);
+    json_out_object(&json, "dictionaries");
+    for (size_t c = 0; c < r->n_cross; c++) {
+        const SageCross *cross = &r->cross[c];
+        json_out_array(&json, cross->name);
+        for (size_t i = 0; i < cross->n_nodes; i++) {
+            json_fit(&json, r, &r->nodes[cross->nodes[i]], &cross->fits[i]);
+        }
+        json_out_end(&json);
+    }
+    json_out_end(&json);
+    json_out_object(&json, "tests");
+    for (size_t c = 0; c < r->n_cross; c++) {
+        json_tests(&json, r, &r->cross[c]);
+    }
+    json_out_end(&json);
     json_out_array(&json, "interpretations");
     for (size_t i = 0; i < r->n_interpretations; i++) {
         json_interpretation(&json, r, &r->interpretations[i]);
     }
     json_out_end(&json);
+    json_chance(&json, r);
+    json_out_end(&json);
+    out_commit(out);
+}
+
+/* cross_sections.json, as --cross-sections takes it. */
+static void write_cross_sections(const SageResult *r, const char *path) {
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 3);
+    json_out_object(&json, NULL);
+    for (size_t c = 0; c < r->n_cross; c++) {
+        json_out_object(&json, r->cross[c].name);
+        json_nodes(&json, "nodes", r, c, r->cross[c].nodes, r->cross[c].n_nodes, false);
+        json_out_end(&json);
+    }
     json_out_end(&json);
     out_commit(out);
 }
 
 /* ---- SAGE: tables ---- */
 
-/* All nodes of all attributes. */
+/* All nodes of all cross-sections. */
 static void write_nodes(const SageResult *r, const char *path) {
     OutFile *out = out_open(path);
-    Csv csv = csv_start(out->stream, "attribute,node,head,position,score,chosen,effect");
-    for (size_t i = 0; i < r->task->n_attributes * r->n_nodes; i++) {
+    Csv csv = csv_start(out->stream, "cross_section,node,head,position,score,chosen,effect");
+    for (size_t i = 0; i < r->n_cross * r->n_nodes; i++) {
         const SageNode *node = &r->nodes[i % r->n_nodes];
         char name[HOOK_NAME_MAX];
         hook_name(name, node->kind, node->layer, false, false);
-        csv_text(&csv, r->task->attributes[i / r->n_nodes].name);
+        csv_text(&csv, r->cross[i / r->n_nodes].name);
         csv_text(&csv, name);
         csv_double(&csv, node->head < 0 ? (double)NAN : node->head);
         csv_text(&csv, r->task->positions[node->position]);
@@ -606,13 +687,6 @@ static void write_tests(const Lines *tested, const char *path) {
 
 /* ---- SAGE: figures ---- */
 
-/* "sae, F1 < 0.5" */
-static char *f1_name(Arena *arena, const char *relation, double threshold) {
-    char number[JSON_NUMBER_SIZE];
-    json_format_double(number, threshold);
-    return arena_format(arena, "%s%s", relation, number);
-}
-
 static bool same_component(const SageNode *a, const SageNode *b) {
     return a->kind == b->kind && a->layer == b->layer && a->head == b->head;
 }
@@ -673,99 +747,17 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
         values[cell] = score[i];
         marked[cell] = r->chosen[attribute * r->n_nodes + i];
     }
-    HeatMap map = {
-        .title = arena_format(arena, "Where %.60s is carried", r->task->attributes[attribute].name),
-        .subtitle = "attribution patching, mean over the training prompts",
-        .x_label = "position",
-        .value_label = "score",
-        .rows = names,
-        .row_count = shown,
-        .columns = r->task->positions,
-        .column_count = columns,
-        .values = values,
-        .marked = marked};
+    HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
+                   .subtitle = "attribution patching, mean over the training prompts",
+                   .x_label = "position",
+                   .value_label = "score",
+                   .rows = names,
+                   .row_count = shown,
+                   .columns = r->task->positions,
+                   .column_count = columns,
+                   .values = values,
+                   .marked = marked};
     return svg_heat(arena, &map);
-}
-
-/* Sufficiency or necessity of all methods but none, and of the SAE's two F1 subsets. */
-static char *method_figure(const SageResult *r, bool necessity, Arena *arena) {
-    static const char *const subsets[2] = {"sae, F1 ≥ ", "sae, F1 < "};
-    enum {
-        METHODS = SAGE_METHODS - 1
-    };
-    const double low = -1, high = 2;
-    bool leaves = false; /* a bar leaves the drawn range */
-    const char **groups = arena_alloc(arena, r->task->n_attributes, sizeof *groups);
-    Curves bars = {.arena = arena, .n = r->task->n_attributes};
-    for (size_t k = 0; k < (r->options->n_f1 > 0 ? METHODS + 2 : METHODS); k++) {
-        bool whole = k < METHODS;
-        double *y = curve_add(&bars,
-                              whole ? sage_method_names[k + 1]
-                                    : f1_name(arena, subsets[k - METHODS], r->options->f1[0]),
-                              0, false);
-        for (size_t a = 0; a < bars.n; a++) {
-            const SageCross *cross = &r->cross[a];
-            const SageTests *tests = whole ? &cross->tests[k + 1] : &cross->f1[0][0][k - METHODS];
-            double value = necessity ? tests->necessity : tests->sufficiency;
-            groups[a] = r->task->attributes[a].name;
-            leaves = leaves || value < low || value > high;
-            y[a] = value < low ? low : value > high ? high : value;
-        }
-    }
-    BarChart chart = {.title = necessity ? "Necessity by method" : "Sufficiency by method",
-                      .y_label = necessity ? "share of the ablation's harm that is reproduced"
-                                           : "metric m on reconstructions / m of the model",
-                      .groups = groups,
-                      .group_count = bars.n,
-                      .series = bars.series,
-                      .series_count = bars.count,
-                      .reference = 1};
-    if (leaves) {
-        chart.subtitle =
-            "bars that leave the range from −1 to 2 are cut; the table has their values";
-    }
-    return svg_bars(arena, &chart);
-}
-
-/* Control over k. Solid: what k changes. Dashed: the supervised edits, which change one feature for
- * another, and the model without any. Colours as in the bars. */
-static char *control_figure(const SageResult *r, size_t attribute, Arena *arena) {
-    static const struct {
-        SageMethod method;
-        int colour;
-        const char *name;
-    } order[SAGE_METHODS] = {{SAGE_SAE, 4, "sae"},
-                             {SAGE_RANDOM, 5, "random"},
-                             {SAGE_MEAN, 1, "mean (supervised)"},
-                             {SAGE_MSE, 2, "mse (supervised)"},
-                             {SAGE_WEIGHTED, 3, "weighted (supervised)"},
-                             {SAGE_NONE, 7, "no intervention"}};
-    const SageCross *cross = &r->cross[attribute];
-    double x[SAGE_KS];
-    Curves curves = {.arena = arena, .n = SAGE_KS, .x = x};
-    for (size_t s = 0; s < SAGE_METHODS; s++) {
-        int method = (int)order[s].method;
-        const SageTests *tests = &cross->tests[method];
-        double *y = curve_add(&curves, order[s].name, order[s].colour, !is_sae(method));
-        for (size_t k = 0; k < SAGE_KS; k++) {
-            x[k] = (double)sage_ks[k];
-            y[k] = is_supervised(method) ? tests->supervised.score : tests->control[k].score;
-        }
-        if (method == SAGE_SAE && r->options->n_f1 > 0) {
-            y = curve_add(&curves, f1_name(arena, "sae, F1 ≥ ", r->options->f1[0]), 6, false);
-            for (size_t k = 0; k < SAGE_KS; k++) {
-                y[k] = cross->f1[0][0][0].control[k].score;
-            }
-        }
-    }
-    LineChart chart = {.title = arena_format(arena, "Control of %.60s by editing k features",
-                                             r->task->attributes[attribute].name),
-                       .x_label = "features changed, at most",
-                       .y_label = "share of prompts that answer as with the true counterfactual",
-                       .series = curves.series,
-                       .series_count = curves.count,
-                       .log_x = true};
-    return svg_lines(arena, &chart);
 }
 
 /* "heat_IO.svg"; a name that no file should bear is made safe and gets its number. */
@@ -780,14 +772,10 @@ static char *figure_name(Arena *arena, const char *what, const char *name, size_
 
 static void write_sage_figures(const SageResult *r, Arena *arena) {
     const char *out = r->options->out;
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        const char *name = r->task->attributes[a].name;
+    for (size_t a = 0; a < r->n_cross; a++) {
+        const char *name = r->cross[a].name;
         write_figure(arena, out, figure_name(arena, "heat", name, a), heat_figure(r, a, arena));
-        write_figure(arena, out, figure_name(arena, "control", name, a),
-                     control_figure(r, a, arena));
     }
-    write_figure(arena, out, "sufficiency.svg", method_figure(r, false, arena));
-    write_figure(arena, out, "necessity.svg", method_figure(r, true, arena));
 }
 
 /* ---- the page: what the files of folders say ----
@@ -1243,6 +1231,7 @@ void report_sage(const SageResult *result) {
     Lines tested = tested_lines(json_get(json_read_file(arena, json), "tests"), arena);
     write_tests(&tested, path_join(arena, o->out, "sage.csv"));
     write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
+    write_cross_sections(result, path_join(arena, o->out, "cross_sections.json"));
     write_sage_figures(result, arena);
     Page page = page_of(o->out, "refsae sage", result->console->command, arena);
     page_digest(&page, "model", o->llm);
@@ -1262,14 +1251,15 @@ void report_sage(const SageResult *result) {
     }
     page_raw(&page, MADE_END);
     page_commit(&page);
-    for (size_t a = 0; a < task->n_attributes; a++) {
+    for (size_t a = 0; a < result->n_cross; a++) {
         const SageTests *t = result->cross[a].tests;
         console_line(
             result->console,
             "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, %.3f, %.3f",
-            task->attributes[a].name, t[SAGE_WEIGHTED].sufficiency, t[SAGE_SAE].sufficiency,
-            t[SAGE_RANDOM].sufficiency, t[SAGE_WEIGHTED].necessity, t[SAGE_SAE].necessity,
-            t[SAGE_RANDOM].necessity);
+            result->cross[a].name, t[SAGE_WEIGHTED].sufficiency.value,
+            t[SAGE_SAE].sufficiency.value, t[SAGE_RANDOM].sufficiency.value,
+            t[SAGE_WEIGHTED].necessity.value, t[SAGE_SAE].necessity.value,
+            t[SAGE_RANDOM].necessity.value);
     }
     arena_free(arena);
 }

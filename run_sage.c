@@ -4,6 +4,7 @@
 #include "model_load.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* A run's memory stays within this where a batch of several prompts would take more. */
@@ -32,12 +33,14 @@ typedef struct SageRun {
     Tokenizer *tokenizer;
     SaeSet saes;
     SageTask *task;
+    SageKinds *kinds;
     SageResult result;
     Arena *arena; /* of the caller: task and result */
     LlmRun *run;
     size_t batch, longest, longest_list;
     int32_t *ids, *tail_ids;
-    size_t *start, *last_row, *past, *tail_start;
+    size_t *order; /* [n_attributes, n_nodes]: of the walks */
+    size_t *start, *last_row, *past, *tail_start, *chosen;
     float *logits, *dlogits, *listed;
     double *m, *patched; /* [batch] */
     int32_t *predicted;
@@ -47,7 +50,7 @@ typedef struct SageRun {
     LlmBatch whole;         /* the current batch */
     LlmBatch current;       /* of the current pass: whole, or the rows that a patch can change */
     Slice *slices;          /* of the current pass */
-    size_t n_slices, first_prompt, interpretations_room;
+    size_t n_slices, first_prompt, interpretations_room, nodes_room;
 } SageRun;
 
 /* ---- hooks ---- */
@@ -61,6 +64,11 @@ static bool wants_slices(void *user, HookKind kind, int layer, bool gradient) {
         }
     }
     return false;
+}
+
+/* The prompt of the batch that sequence s of the current pass is. */
+static size_t batch_prompt(const SageRun *r, size_t s) {
+    return r->current.of != NULL ? r->current.of[s] : s;
 }
 
 /* Slices of one point are taken in their order: where two names are one token the later write
@@ -80,9 +88,10 @@ static void call_slices(void *user, const HookPoint *point, float *data) {
         size_t offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
         for (size_t s = 0; s < r->current.n_sequences; s++) {
             size_t past = r->current.past != NULL ? r->current.past[s] : 0;
-            size_t row = r->current.start[s] + r->forms[s]->positions[slice->position] - past;
+            size_t prompt = batch_prompt(r, s);
+            size_t row = r->current.start[s] + r->forms[prompt]->positions[slice->position] - past;
             float *at = data + row * row_size + offset;
-            float *values = slice->values + (r->first_prompt + s) * slice->width;
+            float *values = slice->values + (r->first_prompt + prompt) * slice->width;
             memcpy(slice->write ? at : values, slice->write ? values : at,
                    slice->width * sizeof(float));
         }
@@ -112,7 +121,7 @@ static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first,
         rows += form->rows;
     }
     r->start[n] = rows;
-    r->whole = r->current = (LlmBatch){n, r->start, r->ids, NULL, false};
+    r->whole = r->current = (LlmBatch){n, r->start, r->ids, NULL, NULL, false};
 }
 
 /* The logits that m reads, alone, in their places among all. */
@@ -134,7 +143,7 @@ static void read_logits(SageRun *r, double *m, int32_t *predicted) {
         llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
     }
     for (size_t s = 0; s < n; s++) {
-        const SageForm *form = r->forms[s];
+        const SageForm *form = r->forms[batch_prompt(r, s)];
         float *logits = r->logits + s * vocab;
         if (predicted == NULL) {
             read_list(r, r->last_row[s], form->answer, form->n_answer, logits);
@@ -184,12 +193,13 @@ static void pass_streams(SageRun *r, double *m, int32_t *predicted) {
     read_logits(r, m, predicted);
 }
 
-/* The batch of the last pass_streams with slices written. Speed: what no patch reaches, the layers
- * before the first patched one and the rows before the first patched position, is taken from there;
- * and of the last layer only the last rows run, unless a patch stands behind its q, k and v. Of ioi
- * on the toy GPT-2, 400 + 200 prompts, a whole run takes 4.1 s with this and 7.4 s without. */
-static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, double *m,
-                         int32_t *predicted) {
+/* Of the batch of the last pass_streams the prompts of[n], with slices written; m[n] and
+ * predicted[n] are theirs. Speed: what no patch reaches, the layers before the first patched one
+ * and the rows before the first patched position, is taken from there; and of the last layer only
+ * the last rows run, unless a patch stands behind its q, k and v. Of ioi on the toy GPT-2, 400 +
+ * 200 prompts, a whole run takes 4.1 s with this and 7.4 s without. */
+static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, const size_t *of, size_t n,
+                         double *m, int32_t *predicted) {
     Hooks hooks = {call_slices, wants_slices, r};
     size_t d = r->llm.config.d_model, last = r->llm.config.n_layers - 1, first = last, rows = 0;
     bool ends = true;
@@ -199,28 +209,37 @@ static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, double *m,
         first = layer < first ? layer : first;
         ends &= layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
     }
-    for (size_t s = 0; s < r->whole.n_sequences; s++) {
-        const SageForm *form = r->forms[s];
+    for (size_t s = 0; s < n; s++) {
+        const SageForm *form = r->forms[of[s]];
         size_t past = form->rows - 1;
         for (size_t i = 0; i < n_slices; i++) {
             size_t position = form->positions[slices[i].position];
             past = position < past ? position : past;
         }
-        size_t from = r->start[s] + past, n = form->rows - past;
+        size_t from = r->start[of[s]] + past, count = form->rows - past;
         r->past[s] = past;
         r->tail_start[s] = rows;
-        memcpy(r->tail_ids + rows, r->ids + from, n * sizeof(int32_t));
+        memcpy(r->tail_ids + rows, r->ids + from, count * sizeof(int32_t));
         if (first > 0) {
-            memcpy(r->tail_stream + rows * d, r->streams[first] + from * d, n * d * sizeof(float));
+            memcpy(r->tail_stream + rows * d, r->streams[first] + from * d,
+                   count * d * sizeof(float));
         }
-        rows += n;
+        rows += count;
     }
-    r->tail_start[r->whole.n_sequences] = rows;
-    r->current = (LlmBatch){r->whole.n_sequences, r->tail_start, r->tail_ids, r->past, ends};
+    r->tail_start[n] = rows;
+    r->current = (LlmBatch){n, r->tail_start, r->tail_ids, r->past, of, ends};
     r->slices = slices;
     r->n_slices = n_slices;
     llm_forward(r->run, &r->current, first, last + 1, first > 0 ? r->tail_stream : NULL, &hooks);
     read_logits(r, m, predicted);
+}
+
+/* All prompts of the batch. */
+static size_t choose_all(SageRun *r) {
+    for (size_t s = 0; s < r->whole.n_sequences; s++) {
+        r->chosen[s] = s;
+    }
+    return r->whole.n_sequences;
 }
 
 /* Captures slices over the first `count` prompts of a split (attribute as in batch_take). */
@@ -247,6 +266,14 @@ enum {
     N_COMPONENTS = sizeof components / sizeof *components
 };
 
+static bool is_component(HookKind kind) {
+    bool found = false;
+    for (size_t c = 0; c < N_COMPONENTS; c++) {
+        found |= components[c].kind == kind;
+    }
+    return found;
+}
+
 /* Does *list, "a,b,c", begin with the name? Then it goes on to the next, NULL behind the last. */
 static bool list_next(const char **list, const char *name) {
     size_t length = strcspn(*list, ",");
@@ -264,6 +291,14 @@ static bool is_whole(HookKind kind) {
 
 static size_t node_width(const SageRun *r, HookKind kind) {
     return is_whole(kind) ? r->llm.config.d_model : r->llm.config.d_head;
+}
+
+/* Heads of a component; 1 of a whole block. */
+static size_t node_heads(const SageRun *r, HookKind kind) {
+    const LlmConfig *config = &r->llm.config;
+    return is_whole(kind)                     ? 1
+           : kind == HOOK_K || kind == HOOK_V ? config->n_kv_heads
+                                              : config->n_heads;
 }
 
 /* All nodes, in the order that settles ties: layer, component, head, position. */
@@ -287,24 +322,110 @@ static void list_nodes(SageRun *r) {
     for (size_t layer = 0; layer < config->n_layers; layer++) {
         for (size_t c = 0; c < N_COMPONENTS; c++) {
             HookKind kind = components[c].kind;
-            bool whole = is_whole(kind);
-            size_t heads = whole                              ? 1
-                           : kind == HOOK_K || kind == HOOK_V ? config->n_kv_heads
-                                                              : config->n_heads;
-            for (size_t i = 0; wanted[c] && i < heads * r->task->n_positions; i++) {
-                int head = whole ? -1 : (int)(i / r->task->n_positions);
+            size_t count = node_heads(r, kind) * r->task->n_positions;
+            for (size_t i = 0; wanted[c] && i < count; i++) {
+                int head = is_whole(kind) ? -1 : (int)(i / r->task->n_positions);
                 result->nodes[result->n_nodes++] =
                     (SageNode){kind, (int)layer, head, i % r->task->n_positions};
             }
         }
     }
-    size_t all = result->n_nodes * r->task->n_attributes;
+    result->n_cross = r->task->n_attributes;
+    result->cross = arena_alloc(r->arena, result->n_cross, sizeof(SageCross));
+    for (size_t a = 0; a < result->n_cross; a++) {
+        result->cross[a] = (SageCross){.name = r->task->attributes[a].name, .attribute = (int)a};
+    }
+}
+
+/* A node of --cross-sections, by its place among all; it is added if it is new. */
+static size_t read_node(SageRun *r, const Json *json) {
+    SageResult *result = &r->result;
+    const char *name = json_need(json, "node", JSON_STRING)->text,
+               *position = json_need(json, "position", JSON_STRING)->text;
+    SageNode node = {.head = -1};
+    bool vision;
+    size_t i = 0;
+    bool found = hook_parse(name, &node.kind, &node.layer, &vision) && !vision && node.layer >= 0 &&
+                 (size_t)node.layer < r->llm.config.n_layers;
+    if (!found || !is_component(node.kind)) {
+        json_refuse(json, "node", "q, k, v, z, attn_out or mlp_out of a layer of the model");
+    }
+    if (!is_whole(node.kind)) {
+        (void)json_need(json, "head", JSON_NUMBER);
+        node.head = (int)json_size(json, "head", 0, 0, node_heads(r, node.kind) - 1);
+    }
+    while (node.position < r->task->n_positions &&
+           strcmp(r->task->positions[node.position], position) != 0) {
+        node.position++;
+    }
+    if (node.position == r->task->n_positions) {
+        json_refuse(json, "position", "a position of the task");
+    }
+    while (i < result->n_nodes &&
+           (result->nodes[i].kind != node.kind || result->nodes[i].layer != node.layer ||
+            result->nodes[i].head != node.head || result->nodes[i].position != node.position)) {
+        i++;
+    }
+    if (i == result->n_nodes) {
+        result->nodes =
+            arena_grow(r->arena, result->nodes, &r->nodes_room, i + 1, sizeof(SageNode));
+        result->nodes[result->n_nodes++] = node;
+    }
+    return i;
+}
+
+/* --cross-sections: NAME: {"nodes": [...]}, as sage.json has them too. */
+static void read_cross_sections(SageRun *r) {
+    SageResult *result = &r->result;
+    const char *path = r->options->cross_sections;
+    const Json *file = json_read_file(r->arena, path),
+               *list = json_member(file, "cross_sections", JSON_OBJECT);
+    list = list != NULL ? list : file;
+    if (!json_is(list, JSON_OBJECT) || list->length == 0) {
+        fail(STATUS_INPUT, "%s: expected cross-sections by name", path);
+    }
+    result->cross = arena_alloc(r->arena, list->length, sizeof(SageCross));
+    for (const Json *member = list->child; member != NULL; member = member->next) {
+        const Json *nodes = json_need(list, member->key, JSON_OBJECT);
+        nodes = json_need(nodes, "nodes", JSON_ARRAY);
+        SageCross *cross = &result->cross[result->n_cross++];
+        *cross = (SageCross){.name = member->key, .attribute = -1, .share = NAN, .spearman = NAN};
+        cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
+        for (const Json *node = nodes->child; node != NULL; node = node->next) {
+            size_t place = read_node(r, node);
+            for (size_t i = 0; i < cross->n_nodes; i++) {
+                if (cross->nodes[i] == place) {
+                    fail(STATUS_INPUT, "%s: '%s' has a node twice", path, cross->name);
+                }
+            }
+            cross->nodes[cross->n_nodes++] = place;
+        }
+        if (cross->n_nodes == 0) {
+            fail(STATUS_INPUT, "%s: '%s' has no nodes", path, cross->name);
+        }
+    }
+}
+
+/* What is found of each node in each cross-section; NaN until it is. */
+static void open_nodes(SageRun *r) {
+    SageResult *result = &r->result;
+    if (r->options->cross_sections != NULL) {
+        read_cross_sections(r);
+    } else {
+        list_nodes(r);
+    }
+    size_t all = result->n_nodes * result->n_cross;
     result->score = arena_alloc(r->arena, all, sizeof(double));
     result->effect = arena_alloc(r->arena, all, sizeof(double));
     result->chosen = arena_alloc(r->arena, all, sizeof(bool));
-    result->cross = arena_alloc(r->arena, r->task->n_attributes, sizeof(SageCross));
     for (size_t i = 0; i < all; i++) {
         result->effect[i] = NAN;
+        result->score[i] = r->options->cross_sections != NULL ? NAN : 0.0;
+    }
+    for (size_t c = 0; c < result->n_cross; c++) {
+        for (size_t i = 0; i < result->cross[c].n_nodes; i++) {
+            result->chosen[c * result->n_nodes + result->cross[c].nodes[i]] = true;
+        }
     }
 }
 
@@ -382,14 +503,15 @@ static void find_cross(SageRun *r, size_t attribute) {
     SageResult *result = &r->result;
     SageCross *cross = &result->cross[attribute];
     size_t n = result->n_nodes;
-    size_t max = r->options->max_nodes < n ? r->options->max_nodes : n;
     bool *chosen = result->chosen + attribute * n;
+    const double *score = result->score + attribute * n;
     double *effect = result->effect + attribute * n;
-    size_t *order = arena_alloc(r->arena, max, sizeof(size_t));
-    cross->nodes = arena_alloc(r->arena, max, sizeof(size_t));
-    cross->others = arena_alloc(r->arena, max, sizeof(size_t));
-    size_t walked = sage_walk(result->score + attribute * n, n, r->options->share, max, chosen,
-                              order, &cross->share);
+    size_t *order = r->order + attribute * n;
+    sage_order(score, n, chosen, order);
+    size_t walked =
+        sage_walk(score, order, n, r->options->share, r->options->max_nodes, &cross->share);
+    cross->nodes = arena_alloc(r->arena, walked, sizeof(size_t));
+    cross->others = arena_alloc(r->arena, walked, sizeof(size_t));
     cross->n_nodes = sage_screen(result->nodes, order, walked, cross->nodes);
     if (cross->n_nodes == 0) {
         fail(STATUS_INPUT, "attribute '%s' moves no node of this model",
@@ -397,6 +519,10 @@ static void find_cross(SageRun *r, size_t attribute) {
     }
     Random random =
         random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+    memset(chosen, 0, n * sizeof(bool));
+    for (size_t i = 0; i < walked; i++) {
+        chosen[order[i]] = true;
+    }
     cross->n_others = sage_others(&random, chosen, n, cross->n_nodes, cross->others);
     memset(chosen, 0, n * sizeof(bool));
     for (size_t i = 0; i < cross->n_nodes; i++) {
@@ -409,8 +535,7 @@ static void find_cross(SageRun *r, size_t attribute) {
 }
 
 /* Refuses a cross-section with a node that no SAE serves. */
-static void check_cross(const SageRun *r, size_t attribute) {
-    const SageCross *cross = &r->result.cross[attribute];
+static void check_cross(const SageRun *r, const SageCross *cross) {
     for (size_t i = 0; i < cross->n_nodes; i++) {
         const SageNode *node = &r->result.nodes[cross->nodes[i]];
         SagePoint points[3];
@@ -426,8 +551,8 @@ static void check_cross(const SageRun *r, size_t attribute) {
         fail(STATUS_INPUT,
              "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
              "search other nodes (--nodes %s)",
-             r->options->saes, wanted, name, r->task->positions[node->position],
-             r->task->attributes[attribute].name, sage_node_reads(node) ? "z" : "q,k,v");
+             r->options->saes, wanted, name, r->task->positions[node->position], cross->name,
+             sage_node_reads(node) ? "z" : "q,k,v");
     }
 }
 
@@ -446,7 +571,7 @@ static void effects_batch(SageRun *r, Slice **others, const size_t *count, size_
             if (!isnan(effect[i])) {
                 Slice patch = others[a][k++];
                 patch.write = true;
-                pass_patched(r, &patch, 1, r->patched, NULL);
+                pass_patched(r, &patch, 1, r->chosen, choose_all(r), r->patched, NULL);
                 sage_effect_add(&effect[i], r->patched, r->m, n);
             }
         }
@@ -479,11 +604,94 @@ static void measure_effects(SageRun *r) {
     arena_free(scratch);
 }
 
+/* Puts patches in the order of the task's positions: of two names for one token the later wins. */
+static void sort_slices(const SageRun *r, Slice *slices, size_t n, Arena *arena) {
+    Slice *sorted = arena_alloc(arena, n, sizeof(Slice));
+    size_t count = 0;
+    for (size_t p = 0; p < r->task->n_positions; p++) {
+        for (size_t i = 0; i < n; i++) {
+            if (slices[i].position == p) {
+                sorted[count++] = slices[i];
+            }
+        }
+    }
+    memcpy(slices, sorted, n * sizeof(Slice));
+}
+
+/* The first 1, 2, 4 .. nodes of every walk patched together, and all of them: m by how many, summed
+ * over the test prompts; of the clean prompts in *clean. */
+static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean, size_t first,
+                        size_t n) {
+    SageResult *result = &r->result;
+    Arena *scratch = arena_new();
+    Slice *patches = arena_alloc(scratch, result->n_nodes, sizeof(Slice));
+    for (size_t a = 0; a < result->n_cross; a++) {
+        batch_take(r, SAGE_TEST, (int)a, first, n, true);
+        pass_whole(r, others[a], result->n_nodes, NULL, NULL);
+    }
+    batch_take(r, SAGE_TEST, -1, first, n, true);
+    pass_streams(r, r->m, NULL);
+    for (size_t s = 0; s < n; s++) {
+        *clean += r->m[s];
+    }
+    for (size_t a = 0; a < result->n_cross; a++) {
+        for (size_t k = 0; k < result->cross[a].n_curve; k++) {
+            size_t count = result->cross[a].curve[k].nodes;
+            for (size_t i = 0; i < count; i++) {
+                patches[i] = others[a][r->order[a * result->n_nodes + i]];
+                patches[i].write = true;
+            }
+            sort_slices(r, patches, count, scratch);
+            pass_patched(r, patches, count, r->chosen, choose_all(r), r->patched, NULL);
+            for (size_t s = 0; s < n; s++) {
+                sums[a * result->cross[a].n_curve + k] += r->patched[s];
+            }
+        }
+    }
+    arena_free(scratch);
+}
+
+/* How many nodes carry an attribute, whatever --share says. */
+static void measure_curves(SageRun *r) {
+    SageResult *result = &r->result;
+    size_t n_test = r->task->n_prompts[SAGE_TEST], points = 1, count;
+    double clean = 0.0;
+    Arena *scratch = arena_new();
+    Slice **others = arena_alloc(scratch, result->n_cross, sizeof(Slice *));
+    for (size_t nodes = 1; nodes < result->n_nodes; nodes *= 2) {
+        points++;
+    }
+    double *sums = arena_alloc(scratch, result->n_cross * points, sizeof(double));
+    for (size_t a = 0; a < result->n_cross; a++) {
+        SageCross *cross = &result->cross[a];
+        others[a] = batch_slices(r, NULL, &count, scratch);
+        cross->n_curve = points;
+        cross->curve = arena_alloc(r->arena, points, sizeof(SageCurve));
+        for (size_t k = 0; k < points; k++) {
+            cross->curve[k].nodes = k + 1 < points ? (size_t)1 << k : result->n_nodes;
+        }
+    }
+    Progress progress = progress_start("curve", "prompts", 0, n_test, r->console->quiet);
+    for (size_t first = 0, n; (n = batch_size(r, n_test, first)) > 0; first += n) {
+        curve_batch(r, others, sums, &clean, first, n);
+        progress_set(&progress, first + n, NULL);
+    }
+    progress_end(&progress);
+    for (size_t a = 0; a < result->n_cross; a++) {
+        for (size_t k = 0; k < points; k++) {
+            result->cross[a].curve[k].share =
+                sage_curve_share(sums[a * points + k], sums[a * points + points - 1], clean);
+        }
+    }
+    arena_free(scratch);
+}
+
 /* ---- steps 2 to 4: a cross-section under test ---- */
 
 /* What an SAE reads at a position of every prompt, x[prompts, d_in], as the features that are
  * active; by their number in the SAE until site_union. */
-static void site_encode(const SageRun *r, SageSite *site, int side, const float *x, Arena *arena) {
+static void site_encode(const SageRun *r, SageSite *site, size_t side, const float *x,
+                        Arena *arena) {
     size_t n_test = r->task->n_prompts[SAGE_TEST], n = 0, room[2] = {0};
     const Sae *sae = site->sae;
     SageCodes *codes = &site->codes[side];
@@ -518,12 +726,12 @@ static void site_encode(const SageRun *r, SageSite *site, int side, const float 
     arena_free(scratch);
 }
 
-/* The features that are active on either side, and codes by their place among them. */
+/* The features that are active on some side, and codes by their place among them. */
 static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
-    size_t n_test = r->task->n_prompts[SAGE_TEST];
+    size_t n_test = r->task->n_prompts[SAGE_TEST], sides = 1 + r->task->n_attributes;
     Arena *scratch = arena_new();
     uint32_t *place = arena_alloc(scratch, site->sae->d_sae, sizeof *place);
-    for (int side = 0; side < SAGE_SIDES; side++) {
+    for (size_t side = 0; side < sides; side++) {
         for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
             site->n_union += place[site->codes[side].feature[i]] == 0 ? 1 : 0;
             place[site->codes[side].feature[i]] = 1;
@@ -536,7 +744,7 @@ static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
             place[j] = (uint32_t)u++;
         }
     }
-    for (int side = 0; side < SAGE_SIDES; side++) {
+    for (size_t side = 0; side < sides; side++) {
         for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
             site->codes[side].feature[i] = place[site->codes[side].feature[i]];
         }
@@ -544,42 +752,37 @@ static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
     arena_free(scratch);
 }
 
-/* "A=x", "A=x & FORM=y" or "A in {x, y}". */
+/* "A=x & FORM=y", or "A in {x, y} & FORM=z" of a union. */
 static const char *predicate_text(const SageRun *r, const SagePredicate *p) {
-    const SageAttribute *a = &r->task->attributes[p->attribute];
-    char *text = arena_format(r->arena, "%s%s%s", a->name, p->n > 1 ? " in {" : "=",
-                              a->values[p->values[0]]);
+    const SageKind *kind = p->kind;
+    char *text = arena_format(r->arena, "%s%s%s", kind->subject, p->n > 1 ? " in {" : "=",
+                              kind->values[p->values[0]]);
     for (size_t i = 1; i < p->n; i++) {
-        text = arena_format(r->arena, "%s, %s%s", text, a->values[p->values[i]],
+        text = arena_format(r->arena, "%s, %s%s", text, kind->values[p->values[i]],
                             i + 1 == p->n ? "}" : "");
     }
-    if (p->with_form) {
-        const SageAttribute *form = &r->task->attributes[r->task->form];
-        text = arena_format(r->arena, "%s & %s=%s", text, form->name, form->values[p->form]);
-    }
-    return text;
+    return arena_format(r->arena, "%s%s", text, kind->also);
 }
 
-/* F1 of every feature of a site; interpretations of a site that other cross-sections had stand
- * already. */
-static void site_interpret(SageRun *r, const SageSection *section, SageSite *site) {
+/* Interpretations of a site's features; those that other cross-sections had stand already. */
+static void site_interpret(SageRun *r, const SageSite *site) {
     SageResult *result = &r->result;
     const Sae *sae = site->sae;
-    bool known = false;
     for (size_t i = 0; i < result->n_interpretations; i++) {
         const SageInterpretation *in = &result->interpretations[i];
-        known |= in->kind == sae->hook && in->layer == sae->layer && in->position == site->position;
+        if (in->kind == sae->hook && in->layer == sae->layer && in->position == site->position) {
+            return;
+        }
     }
     for (size_t u = 0; u < site->n_union; u++) {
-        SagePredicate best = sage_predicate(section, site, u);
-        site->f1[u] = best.f1 > 0.0 ? best.f1 : 0.0;
-        if (!known && best.f1 >= 0.0) {
+        const SagePredicate *best = &site->best[u];
+        if (best->f1 >= 0.0) {
             result->interpretations =
                 arena_grow(r->arena, result->interpretations, &r->interpretations_room,
                            result->n_interpretations + 1, sizeof(SageInterpretation));
-            result->interpretations[result->n_interpretations++] =
-                (SageInterpretation){sae->hook,        sae->layer, site->position,
-                                     site->feature[u], best.f1,    predicate_text(r, &best)};
+            result->interpretations[result->n_interpretations++] = (SageInterpretation){
+                sae->hook, sae->layer,        site->position,         site->feature[u],
+                best->f1,  site->permuted[u], predicate_text(r, best)};
         }
     }
 }
@@ -598,32 +801,49 @@ static void note_sae(SageRun *r, const Sae *sae) {
     result->sae_names[result->n_saes++] = text;
 }
 
-static void section_open(SageRun *r, SageSection *section, Arena *arena) {
-    SageCross *cross = &r->result.cross[section->attribute];
+/* The section's site of an SAE at a position. */
+static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, size_t position,
+                              bool native, Arena *arena) {
+    SageSite *site = section->sites;
+    if (sae == NULL) {
+        return NULL;
+    }
+    while (site < section->sites + section->n_sites &&
+           (site->sae != sae || site->position != position)) {
+        site++;
+    }
+    if (site == section->sites + section->n_sites) {
+        note_sae(r, sae);
+        *site = (SageSite){.sae = sae, .position = position, .native = native};
+        site->codes = arena_alloc(arena, 1 + r->task->n_attributes, sizeof(SageCodes));
+        section->n_sites++;
+    }
+    return site;
+}
+
+static void section_open(SageRun *r, SageSection *section, SageCross *cross, Arena *arena) {
+    size_t sides = 1 + r->task->n_attributes;
     section->n_subjects = cross->n_nodes;
     section->subjects = arena_alloc(arena, cross->n_nodes, sizeof(SageSubject));
-    section->sites = arena_alloc(arena, cross->n_nodes, sizeof(SageSite));
+    section->sites = arena_alloc(arena, 2 * cross->n_nodes, sizeof(SageSite));
+    section->native = true;
     cross->fits = arena_alloc(r->arena, cross->n_nodes, sizeof(SageFit));
-    cross->f1 = arena_alloc(r->arena, r->options->n_f1 + 1, sizeof *cross->f1);
     for (size_t i = 0; i < cross->n_nodes; i++) {
         SageSubject *subject = &section->subjects[i];
         const SageNode *node = subject->node = &r->result.nodes[cross->nodes[i]];
-        const Sae *sae = sage_node_sae(&r->saes, &r->llm.config, node);
-        size_t width = subject->width = node_width(r, node->kind), s = 0;
-        bool post = node->kind == HOOK_Z && r->llm.config.kind == LLM_GEMMA2;
-        note_sae(r, sae);
-        while (s < section->n_sites &&
-               (section->sites[s].sae != sae || section->sites[s].position != node->position)) {
-            s++;
-        }
-        section->n_sites = s < section->n_sites ? section->n_sites : s + 1;
-        section->sites[s].sae = sae;
-        section->sites[s].position = node->position;
-        subject->site = &section->sites[s];
+        const Sae *sae = sage_node_sae(&r->saes, &r->llm.config, node),
+                  *native = sae_set_find(&r->saes, node->kind, node->layer);
+        size_t width = subject->width = node_width(r, node->kind);
+        bool post = node->kind == HOOK_Z && r->llm.config.kind == LLM_GEMMA2,
+             scaled = post || sage_node_reads(node);
+        subject->site = section_site(r, section, sae, node->position, false, arena);
+        subject->native = section_site(r, section, native, node->position, true, arena);
+        section->native &= native != NULL;
         subject->train = arena_floats(arena, section->n_train, width);
         subject->train_scale = post ? arena_floats(arena, section->n_train, 1) : NULL;
-        for (int side = 0; side < SAGE_SIDES; side++) {
-            bool scaled = post || sage_node_reads(node);
+        subject->side = arena_alloc(arena, sides, sizeof(float *));
+        subject->scale = arena_alloc(arena, sides, sizeof(float *));
+        for (size_t side = 0; side < sides; side++) {
             subject->side[side] = arena_floats(arena, section->n_test, width);
             subject->scale[side] = scaled ? arena_floats(arena, section->n_test, 1) : NULL;
         }
@@ -632,69 +852,104 @@ static void section_open(SageRun *r, SageSection *section, Arena *arena) {
     }
 }
 
-/* Activations of all subjects on one side (-1: of training), and what their SAEs read there. */
-static void section_capture(SageRun *r, SageSection *section, int side, Arena *arena) {
-    size_t n = 0, d = r->llm.config.d_model;
-    Slice *slices = arena_alloc(arena, 2 * section->n_subjects + section->n_sites, sizeof(Slice));
+/* Activations of all subjects in the training prompts (side SIZE_MAX) or on one side, and what
+ * their SAEs read there. */
+static void section_capture(SageRun *r, SageSection *section, size_t side, Arena *arena) {
+    Arena *scratch = arena_new();
+    bool train = side == SIZE_MAX;
+    size_t n = 0, count = train ? section->n_train : section->n_test;
+    Slice *slices = arena_alloc(scratch, 2 * section->n_subjects + section->n_sites, sizeof(Slice));
     for (size_t i = 0; i < section->n_subjects; i++) {
         const SageSubject *subject = &section->subjects[i];
         const SageNode *node = subject->node;
-        float *values = side < 0 ? subject->train : subject->side[side];
-        float *scale = side < 0 ? subject->train_scale : subject->scale[side];
+        float *values = train ? subject->train : subject->side[side];
+        float *scale = train ? subject->train_scale : subject->scale[side];
         HookKind kind = sage_node_reads(node) ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
         slices[n++] = node_slice(r, node, values, false);
         if (scale != NULL) {
             slices[n++] = (Slice){kind, node->layer, -1, node->position, 1, false, false, scale};
         }
     }
-    if (side < 0) {
-        capture(r, SAGE_TRAIN, -1, section->n_train, slices, n);
+    Slice *read = slices + n;
+    for (size_t i = 0; i < section->n_sites && !train; i++) {
+        const Sae *sae = section->sites[i].sae;
+        float *x = arena_floats(scratch, count, sae->d_in);
+        slices[n++] = (Slice){sae->hook, sae->layer, -1,    section->sites[i].position,
+                              sae->d_in, false,      false, x};
+    }
+    capture(r, train ? SAGE_TRAIN : SAGE_TEST, train || side == SAGE_CLEAN ? -1 : (int)side - 1,
+            count, slices, n);
+    for (size_t i = 0; i < section->n_sites && !train; i++) {
+        site_encode(r, &section->sites[i], side, read[i].values, arena);
+    }
+    arena_free(scratch);
+}
+
+/* An earlier edit with the same patches in prompt s of the batch, whose outcome is known; NULL:
+ * none. Speed: features that no threshold parts, or edits that end before k, come to the same. */
+static const SageEdit *edit_twin(const SageSection *section, const SageEdit *e, size_t s) {
+    for (const SageEdit *other = section->edits + 1; other < e; other++) {
+        bool same = e->predicted == NULL || other->predicted != NULL;
+        for (size_t i = 0; i < section->n_subjects && same; i++) {
+            size_t width = section->subjects[i].width;
+            same = memcmp(e->values[i] + s * width, other->values[i] + s * width,
+                          width * sizeof(float)) == 0;
+        }
+        if (same) {
+            return other;
+        }
+    }
+    return NULL;
+}
+
+/* What the model says of the batch under an edit. */
+static void edit_run(SageRun *r, const SageSection *section, SageEdit *e, Arena *scratch) {
+    size_t count = 0, first = section->first;
+    Slice *slices = arena_alloc(scratch, section->n_subjects, sizeof(Slice));
+    for (size_t s = 0; s < r->whole.n_sequences; s++) {
+        const SageEdit *twin = edit_twin(section, e, s);
+        if (twin == NULL) {
+            r->chosen[count++] = s;
+            continue;
+        }
+        e->m[first + s] = twin->m[first + s];
+        if (e->predicted != NULL) {
+            e->predicted[first + s] = twin->predicted[first + s];
+        }
+    }
+    if (count == 0) {
         return;
     }
-    Slice *read = slices + n;
-    for (size_t i = 0; i < section->n_sites; i++) {
-        const Sae *sae = section->sites[i].sae;
-        float *x = arena_floats(arena, section->n_test, d);
-        read[i] =
-            (Slice){sae->hook, sae->layer, -1, section->sites[i].position, d, false, false, x};
+    for (size_t i = 0; i < section->n_subjects; i++) {
+        slices[i] = node_slice(r, section->subjects[i].node, e->values[i], true);
     }
-    capture(r, SAGE_TEST, side == SAGE_CLEAN ? -1 : (int)section->attribute, section->n_test,
-            slices, n + section->n_sites);
-    for (size_t i = 0; i < section->n_sites; i++) {
-        site_encode(r, &section->sites[i], side, read[i].values, arena);
+    sort_slices(r, slices, section->n_subjects, scratch);
+    pass_patched(r, slices, section->n_subjects, r->chosen, count, r->patched,
+                 e->predicted != NULL ? r->predicted : NULL);
+    for (size_t i = 0; i < count; i++) {
+        e->m[first + r->chosen[i]] = r->patched[i];
+        if (e->predicted != NULL) {
+            e->predicted[first + r->chosen[i]] = r->predicted[i];
+        }
     }
 }
 
 /* Every edit over the test prompts, batch by batch. */
-static void section_run(SageRun *r, SageSection *section, Arena *arena) {
-    Slice *slices = arena_alloc(arena, section->n_subjects, sizeof(Slice));
+static void section_run(SageRun *r, SageSection *section) {
+    Arena *scratch = arena_new();
     Progress progress = progress_start("testing", "prompts", 0, section->n_test, r->console->quiet);
     for (size_t first = 0, n; (n = batch_size(r, section->n_test, first)) > 0; first += n) {
-        batch_take(r, SAGE_TEST, -1, first, n, false);
-        pass_streams(r, r->m, section->predicted_clean + first);
-        for (size_t s = 0; s < n; s++) {
-            section->m_clean += r->m[s];
-        }
-        for (SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
-            size_t count = 0;
-            for (size_t p = 0; p < r->task->n_positions;
-                 p++) { /* of one token the later name wins */
-                for (size_t i = 0; i < section->n_subjects; i++) {
-                    const SageNode *node = section->subjects[i].node;
-                    if (node->position == p) {
-                        slices[count++] = node_slice(r, node, e->values[i], true);
-                    }
-                }
-            }
-            pass_patched(r, slices, count, r->m,
-                         e->predicted != NULL ? e->predicted + first : NULL);
-            for (size_t s = 0; s < n; s++) {
-                e->m += r->m[s];
-            }
+        batch_take(r, SAGE_TEST, -1, first, n, true);
+        pass_streams(r, section->edits[0].m + first, section->edits[0].predicted + first);
+        sage_edit(section, first, n);
+        for (SageEdit *e = section->edits + 1; e < section->edits + section->n_edits; e++) {
+            arena_reset(scratch);
+            edit_run(r, section, e, scratch);
         }
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
+    arena_free(scratch);
 }
 
 /* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
@@ -714,37 +969,56 @@ static SageWay writes_by(const SageOptions *options) {
     return first == SAGE_BY_ENCODER ? SAGE_BY_ENCODER : SAGE_BY_SPAN;
 }
 
-static void test_cross(SageRun *r, size_t attribute) {
-    SageCross *cross = &r->result.cross[attribute];
+/* Room for what sage_judge finds. */
+static void cross_layout(const SageRun *r, SageCross *cross) {
+    size_t n = r->task->n_attributes;
+    cross->none = arena_alloc(r->arena, n, sizeof(SageFigure));
+    for (size_t m = 0; m < SAGE_METHODS; m++) {
+        SageTests *t = &cross->tests[m];
+        t->supervised = arena_alloc(r->arena, n, sizeof(SageControl));
+        t->f1 = arena_alloc(r->arena, r->result.n_thresholds, sizeof(SageF1));
+        for (int aware = 0; aware < 2; aware++) {
+            t->control[aware] = arena_alloc(r->arena, n * SAGE_KS, sizeof(SageControl));
+        }
+    }
+}
+
+static void test_cross(SageRun *r, SageCross *cross) {
+    SageResult *result = &r->result;
     Arena *arena = arena_new();
     SageSection section = {.compute = r->compute,
                            .llm = &r->llm,
                            .task = r->task,
                            .options = r->options,
-                           .attribute = attribute,
+                           .kinds = r->kinds,
+                           .thresholds = result->thresholds,
+                           .n_thresholds = result->n_thresholds,
                            .n_train = r->task->n_prompts[SAGE_TRAIN],
                            .n_test = r->task->n_prompts[SAGE_TEST],
+                           .batch = r->batch,
                            .writes = writes_by(r->options)};
-    section_open(r, &section, arena);
-    section_capture(r, &section, -1, arena);
-    section_capture(r, &section, SAGE_CLEAN, arena);
-    section_capture(r, &section, SAGE_OTHER, arena);
+    section_open(r, &section, cross, arena);
+    section_capture(r, &section, SIZE_MAX, arena);
+    for (size_t side = 0; side < 1 + r->task->n_attributes; side++) {
+        section_capture(r, &section, side, arena);
+    }
     for (size_t i = 0; i < section.n_sites; i++) {
         site_union(r, &section.sites[i], arena);
     }
     sage_layout(&section, arena);
     for (size_t i = 0; i < section.n_sites; i++) {
-        sage_site_rows(&section, &section.sites[i]);
-        site_interpret(r, &section, &section.sites[i]);
+        sage_site_open(&section, &section.sites[i]);
+        site_interpret(r, &section.sites[i]);
     }
     sage_prepare(&section, cross->fits);
-    sage_edit(&section);
-    section_run(r, &section, arena);
+    section_run(r, &section);
+    cross_layout(r, cross);
     sage_judge(&section, cross);
-    r->result.accuracy = sage_accuracy(&section); /* the same in every cross-section */
-    r->result.m_clean = section.m_clean / (double)section.n_test;
-    console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f",
-                 r->task->attributes[attribute].name, cross->n_nodes, cross->spearman);
+    result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
+    result->m_positive = sage_positive(&section);
+    result->m_clean = section.edits[0].figure[0];
+    console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
+                 cross->n_nodes, cross->spearman);
     arena_free(arena);
 }
 
@@ -800,6 +1074,7 @@ static void run_layout(Arena *arena, void *user) {
     r->tail_start = arena_alloc(arena, batch + 1, sizeof(size_t));
     r->past = arena_alloc(arena, batch, sizeof(size_t));
     r->last_row = arena_alloc(arena, batch, sizeof(size_t));
+    r->chosen = arena_alloc(arena, batch, sizeof(size_t));
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
     r->logits = arena_floats(arena, batch, c->d_vocab);
     r->dlogits = arena_floats(arena, batch, c->d_vocab);
@@ -848,16 +1123,45 @@ static Arena *run_open(SageRun *r) {
     return arena_plan(run_layout, r);
 }
 
+static int compare_thresholds(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* 0, 0.1 .. 1 for the figure, and those of --f1, each once. */
+static void list_thresholds(SageResult *result) {
+    const SageOptions *o = result->options;
+    double *t = result->thresholds;
+    size_t n = 0, kept = 0;
+    for (int i = 0; i <= 10; i++) {
+        t[n++] = (double)i / 10.0;
+    }
+    for (size_t i = 0; i < o->n_f1; i++) {
+        t[n++] = o->f1[i];
+    }
+    qsort(t, n, sizeof(double), compare_thresholds);
+    for (size_t i = 0; i < n; i++) {
+        if (kept == 0 || t[i] != t[kept - 1]) {
+            t[kept++] = t[i];
+        }
+    }
+    result->n_thresholds = kept;
+}
+
 static void open_saes(SageRun *r, Arena *arena) {
     SaeOptions options = r->options->sae;
-    options.stream = true;
+    options.sage = true;
     sae_set_open(&r->saes, arena, r->options->saes, HOOK_KINDS, NULL, 0, r->options->canonical,
                  &options);
     for (size_t i = 0; i < r->saes.count; i++) {
         const Sae *sae = &r->saes.saes[i];
-        if (sae->d_in != r->llm.config.d_model) {
-            fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
-                 sae->d_in, r->llm.config.d_model);
+        size_t d = is_component(sae->hook) ? node_heads(r, sae->hook) * node_width(r, sae->hook)
+                                           : r->llm.config.d_model;
+        if (sae->d_in != d) {
+            char name[HOOK_NAME_MAX];
+            hook_name(name, sae->hook, sae->layer, false, false);
+            fail(STATUS_INPUT, "%s: reads %zu dimensions, %s has %zu", sae->path, sae->d_in, name,
+                 d);
         }
     }
     r->result.sae_names = arena_alloc(r->arena, r->saes.count, sizeof(char *));
@@ -906,23 +1210,33 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     open_saes(&r, files);
     open_prompts(&r);
     Arena *block = run_open(&r);
-    list_nodes(&r);
+    open_nodes(&r);
+    list_thresholds(&r.result);
     for (size_t i = 0; i < r.saes.count; i++) {
         Sae *sae = &r.saes.saes[i];
-        bool here = sae->layer < (int)r.llm.config.n_layers &&
+        bool here = sae->layer < (int)r.llm.config.n_layers && !is_component(sae->hook) &&
                     !(sae->hook == HOOK_RESID_MID && r.llm.config.parallel);
         if (here && sae->centre == SAE_CENTRE_UNKNOWN && !r.llm.config.rms_norm) {
             settle_centring(&r, sae);
         }
     }
-    score_nodes(&r);
-    for (size_t a = 0; a < task->n_attributes; a++) {
-        find_cross(&r, a);
-        check_cross(&r, a);
+    r.kinds = sage_kinds(task, options->seed, files);
+    if (options->cross_sections == NULL) {
+        r.order = arena_alloc(files, task->n_attributes * r.result.n_nodes, sizeof(size_t));
+        score_nodes(&r);
+        for (size_t a = 0; a < task->n_attributes; a++) {
+            find_cross(&r, a);
+        }
     }
-    measure_effects(&r);
-    for (size_t a = 0; a < task->n_attributes; a++) {
-        test_cross(&r, a);
+    for (size_t c = 0; c < r.result.n_cross; c++) {
+        check_cross(&r, &r.result.cross[c]);
+    }
+    if (options->cross_sections == NULL) {
+        measure_effects(&r);
+        measure_curves(&r);
+    }
+    for (size_t c = 0; c < r.result.n_cross; c++) {
+        test_cross(&r, &r.result.cross[c]);
     }
     arena_free(block);
     arena_free(files);

@@ -927,11 +927,16 @@ static bool is_canonical(const Sae *sae) {
            sae->layer >= 0 && sae->layer < 26 && sae->average_l0 == (double)l0[sae->layer];
 }
 
-static bool is_wanted(const Sae *sae, HookKind kind, bool stream, const bool *layers,
+static bool is_wanted(const Sae *sae, HookKind kind, bool sage, const bool *layers,
                       size_t n_layers) {
-    bool of_stream = sae->hook == HOOK_RESID_PRE || sae->hook == HOOK_RESID_MID ||
-                     sae->hook == HOOK_RESID_POST || sae->hook == HOOK_EMBED;
-    if ((kind != HOOK_KINDS && sae->hook != kind) || (stream && !of_stream)) {
+    static const HookKind taken[] = {HOOK_RESID_PRE, HOOK_RESID_MID, HOOK_RESID_POST, HOOK_EMBED,
+                                     HOOK_Q,         HOOK_K,         HOOK_V,          HOOK_Z,
+                                     HOOK_ATTN_OUT,  HOOK_MLP_OUT};
+    bool good = !sage;
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) {
+        good |= sae->hook == taken[i];
+    }
+    if ((kind != HOOK_KINDS && sae->hook != kind) || !good) {
         return false;
     }
     return layers == NULL || sae->layer < 0 ||
@@ -980,13 +985,13 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
                  c->named != NULL ? "its hook point '" : "no hook point in its settings or path",
                  c->named != NULL ? c->named : "", c->named != NULL ? "' is not known" : "");
         }
-        if (is_wanted(&c->sae, kind, options->stream, layers, n_layers)) {
+        if (is_wanted(&c->sae, kind, options->sage, layers, n_layers)) {
             s.found[wanted++] = *c;
         }
     }
     if (wanted == 0) {
         fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s.count,
-             options->stream ? "of the residual stream" : "for a hook point and layer asked for");
+             options->sage ? "of the residual stream" : "for a hook point and layer asked for");
     }
     qsort(s.found, wanted, sizeof *s.found, hook_order);
     *set = (SaeSet){.saes = arena_alloc(arena, wanted, sizeof *set->saes)};

@@ -11,10 +11,11 @@ typedef struct SaeOptions { /* what files leave open; from the command line */
     SaeCentre centre;       /* --centre */
     bool unit_decoder;      /* --unit-decoder */
     const char *dict_class; /* --dict-class, where dictionary_learning's config.json is missing */
-    /* Of the SAEs below a directory those whose path below it matches (--pick GLOB), and those of
-     * the residual stream alone, hook_embed included. */
+    /* Of the SAEs below a directory those whose path below it matches (--pick GLOB), and those that
+     * SAGE takes alone: of the residual stream, hook_embed included, and of q, k, v, z and the
+     * blocks' outputs. */
     const char *pick;
-    bool stream;
+    bool sage;
 } SaeOptions;
 
 /* One SAE: a params.npz, a directory in one of the formats, a file inside such a directory, or a

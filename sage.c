@@ -14,11 +14,20 @@
 #include "linalg.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 const size_t sage_ks[SAGE_KS] = {1, 2, 4, 8, 16, 32};
-const char *const sage_method_names[SAGE_METHODS] = {"none",     "mean", "mse",
-                                                     "weighted", "sae",  "random"};
+const char *const sage_method_names[SAGE_METHODS] = {"none", "mean",   "mse",   "weighted",
+                                                     "sae",  "native", "random"};
+
+bool sage_supervised(SageMethod method) {
+    return method == SAGE_MEAN || method == SAGE_MSE || method == SAGE_WEIGHTED;
+}
+
+bool sage_of_features(SageMethod method) {
+    return method == SAGE_SAE || method == SAGE_NATIVE || method == SAGE_RANDOM;
+}
 
 /* Eigenvalues of one-hot columns and of features at or below this share of the largest count as
  * zero, so that an attribute that moves nothing gets weight 0. Also the share of the parts' squares
@@ -26,15 +35,24 @@ const char *const sage_method_names[SAGE_METHODS] = {"none",     "mean", "mse",
 static const double dictionary_cutoff = 1e-10;
 /* The same for singular values of decoder rows and of W_O, which are binary32. */
 static const double span_cutoff = 1e-6;
-/* 1 - s below which a magnitude is not rescaled. */
+/* A choice of a sparse edit lowers the squared distance by more than this share of |a_s|^2. */
+static const double edit_cutoff = 1e-10;
+/* A denominator of a rescaled figure at or below it is 0. */
 static const double rescale_cutoff = 1e-9;
+/* Below this share of |m_clean|, what moves m by so little says nothing about what moves it; and
+ * where the model as it is answers as the target does in more than so many prompts, no edit can be
+ * told from none. */
+static const double least_resolution = 0.1, most_agreement = 0.9;
 
 /* All scratch; sage_layout, at the end of this file, says how much. */
 typedef struct ThreadWork {
-    SageParts parts[SAGE_SIDES];
-    double *recon;                              /* [width] */
-    SageSparse sparse;                          /* its squares, sum, spent and gap */
+    SageParts clean, other; /* of a prompt, and of its counterfactual */
+    double *sum, *edited;   /* [width] */
+    SageSparse sparse;
+    bool *taken;                                /* [2, most]: by an aware edit */
+    double magnitude;                           /* of it */
     double *o, *coefficients, *columns, *solve; /* [d_model], [most], [most, d_model] */
+    uint64_t *bits[2];                          /* [words] */
 } ThreadWork;
 
 struct SageWork {
@@ -42,8 +60,9 @@ struct SageWork {
     double *gram, *rhs, *solve; /* [values, values], [values, width] */
     double *columns;            /* [d_head, d_model] */
     float *recon;               /* [test prompts, width] */
-    bool *active;               /* [test prompts] */
-    size_t *counts, *both;      /* [forms + 1, values of an attribute] */
+    double *o[3];               /* [d_model] */
+    size_t *which;              /* [test prompts]: a resample */
+    double *samples;            /* [edits, 2, SAGE_RESAMPLES] */
 };
 
 static double dot_of(const double *a, const double *b, size_t n) {
@@ -121,17 +140,9 @@ void sage_score_add(double *score, const float *other, const float *clean, const
     }
 }
 
-/* The walk: nodes in falling |score| (of equal ones the first) until
- *
- *   sum over the walked |score| >= share * sum over all |score|    or they number `max` */
-size_t sage_walk(const double *score, size_t n_nodes, double share, size_t max, bool *walked,
-                 size_t *order, double *carried) {
-    double total = 0.0, sum = 0.0;
-    size_t n = 0;
-    for (size_t i = 0; i < n_nodes; i++) {
-        total += fabs(score[i]);
-    }
-    while (n < max && n < n_nodes && sum < share * total) {
+/* The order of the walk: nodes in falling |score|, of equal ones the first. */
+void sage_order(const double *score, size_t n_nodes, bool *walked, size_t *order) {
+    for (size_t n = 0; n < n_nodes; n++) {
         size_t top = n_nodes;
         for (size_t i = 0; i < n_nodes; i++) {
             if (!walked[i] && (top == n_nodes || fabs(score[i]) > fabs(score[top]))) {
@@ -139,8 +150,22 @@ size_t sage_walk(const double *score, size_t n_nodes, double share, size_t max, 
             }
         }
         walked[top] = true;
-        sum += fabs(score[top]);
-        order[n++] = top;
+        order[n] = top;
+    }
+}
+
+/* The walk takes nodes until
+ *
+ *   sum over the walked |score| >= share * sum over all |score|    or they number `max` */
+size_t sage_walk(const double *score, const size_t *order, size_t n_nodes, double share, size_t max,
+                 double *carried) {
+    double total = 0.0, sum = 0.0;
+    size_t n = 0;
+    for (size_t i = 0; i < n_nodes; i++) {
+        total += fabs(score[i]);
+    }
+    while (n < max && n < n_nodes && sum < share * total) {
+        sum += fabs(score[order[n++]]);
     }
     *carried = total > 0.0 ? sum / total : 0.0;
     return n;
@@ -223,6 +248,15 @@ double sage_spearman(const double *score, const double *effect, size_t n) {
         }
     }
     return xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : NAN;
+}
+
+/* How many nodes carry an attribute is not the walk's to say: with the first n of them patched
+ * together, in test prompts,
+ *
+ *   share(n) = (m_n - m_clean) / (m_all - m_clean) */
+double sage_curve_share(double patched, double all, double clean) {
+    return fabs(all - clean) >= least_resolution * fabs(clean) ? (patched - clean) / (all - clean)
+                                                               : NAN;
 }
 
 /* ==== step 2: supervised dictionaries (2405.08366, 4.1, A.6) ====
@@ -446,13 +480,16 @@ static void written(const SageSubject *node, const float *a, const float *scale,
     }
 }
 
+static const float *scale_at(const float *scale, size_t p) {
+    return scale != NULL ? scale + p : NULL;
+}
+
 /* obar = mean over training prompts of o */
 static void written_mean(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model;
-    double *o = s->work->thread->o;
+    double *o = s->work->o[0];
     for (size_t p = 0; p < s->n_train; p++) {
-        const float *scale = node->train_scale != NULL ? node->train_scale + p : NULL;
-        written(node, node->train + p * node->width, scale, o, d);
+        written(node, node->train + p * node->width, scale_at(node->train_scale, p), o, d);
         for (size_t i = 0; i < d; i++) {
             node->o_mean[i] += o[i];
         }
@@ -469,6 +506,7 @@ typedef struct Call { /* what a parallel loop is about */
     SageSite *site;
     SageSubject *node;
     SageWay way;
+    size_t count; /* prompts */
 } Call;
 
 /* Random direction j of the method `random`: normals j d_in .. of one long row, drawn in pairs. */
@@ -520,11 +558,6 @@ static void site_row(void *user, size_t u, int thread) {
     }
 }
 
-void sage_site_rows(const SageSection *s, SageSite *site) {
-    Call call = {.section = s, .site = site};
-    compute_parallel(s->compute, site->n_union, site_row, &call);
-}
-
 /* direct d_j of feature u of the union; behind the features direct b_dec, and direct 1 for what an
  * SAE that normalises shifts all of a row by. */
 static void project_row(void *user, size_t u, int thread) {
@@ -554,7 +587,7 @@ static void project_row(void *user, size_t u, int thread) {
  *
  *   c_j = f_j factor / scale direct d_j
  *   base = (factor direct b_dec + shift direct 1) / scale + constant */
-static void project_weights(const SageSubject *node, int random, int side, size_t p,
+static void project_weights(const SageSubject *node, int random, size_t side, size_t p,
                             SageParts *out) {
     const SageCodes *codes = &node->site->codes[side];
     const float *code = codes->value + codes->start[p];
@@ -572,11 +605,10 @@ static void project_weights(const SageSubject *node, int random, int side, size_
 }
 
 /* For z, attn_out and mlp_out: o - obar, what the node writes beside its training mean. */
-static const double *written_apart(const SageSection *s, const SageSubject *node, int side,
+static const double *written_apart(const SageSection *s, const SageSubject *node, size_t side,
                                    size_t p, ThreadWork *work) {
-    const float *scale = node->scale[side] != NULL ? node->scale[side] + p : NULL;
     size_t d = s->llm->config.d_model;
-    written(node, node->side[side] + p * node->width, scale, work->o, d);
+    written(node, node->side[side] + p * node->width, scale_at(node->scale[side], p), work->o, d);
     for (size_t i = 0; i < d; i++) {
         work->o[i] -= node->o_mean[i];
     }
@@ -585,7 +617,7 @@ static const double *written_apart(const SageSection *s, const SageSubject *node
 
 /* With o^ = obar + sum_j coefficient_j d_j in the stream, back at the node: a z by least squares
  * and its post-norm's scale, a block output as it is. */
-static void bring_back(const SageSection *s, const SageSubject *node, int random, int side,
+static void bring_back(const SageSection *s, const SageSubject *node, int random, size_t side,
                        size_t p, const double *coefficient, SageParts *out) {
     size_t d = s->llm->config.d_model, width = node->width;
     double scale = node->scale[side] != NULL ? (double)node->scale[side][p] : 1.0;
@@ -608,7 +640,7 @@ static void bring_back(const SageSection *s, const SageSubject *node, int random
  *   coefficient = argmin |o - obar - sum_j coefficient_j d_j|, of least norm
  *
  * An SAE's factor would multiply every d_j of a prompt alike, which moves no span. */
-static void project_span(const SageSection *s, const SageSubject *node, int random, int side,
+static void project_span(const SageSection *s, const SageSubject *node, int random, size_t side,
                          size_t p, SageParts *out, ThreadWork *work) {
     size_t d = s->llm->config.d_model;
     const double *o = written_apart(s, node, side, p, work);
@@ -629,7 +661,7 @@ static void project_span(const SageSection *s, const SageSubject *node, int rand
  * w_j acts on the stream as it is: o would enter divided by the SAE's factor and d_j come back
  * multiplied by it, which cancels, and a code by decoder norm has the norm that its row lost
  * (site_row). An SAE's scaling, folded into its weights or not, changes nothing. */
-static void project_encoder(const SageSection *s, const SageSubject *node, int random, int side,
+static void project_encoder(const SageSection *s, const SageSubject *node, int random, size_t side,
                             size_t p, SageParts *out, ThreadWork *work) {
     const Sae *sae = node->site->sae;
     const double *o = written_apart(s, node, side, p, work);
@@ -645,6 +677,26 @@ static void project_encoder(const SageSection *s, const SageSubject *node, int r
         work->coefficients[j] = sum;
     }
     bring_back(s, node, random, side, p, work->coefficients, out);
+}
+
+/* native, SAGE's control: an SAE of the node's own hook point, which reads all heads of a row; a
+ * head has its part of every decoder row
+ *
+ *   c_j = f_j factor d_j[head],    base = factor b_dec[head] + shift */
+static void project_native(const SageSubject *node, size_t side, size_t p, SageParts *out) {
+    const SageSite *site = node->native;
+    const SageCodes *codes = &site->codes[side];
+    const Sae *sae = site->sae;
+    const float *code = codes->value + codes->start[p];
+    size_t width = node->width, first = node->node->head < 0 ? 0 : (size_t)node->node->head * width;
+    for (size_t k = 0; k < width; k++) {
+        double b = sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, first + k) : 0.0;
+        out->base[k] = codes->factor[p] * b + codes->shift[p];
+        for (size_t j = 0; j < out->n; j++) {
+            double d = (double)site->rows[0][out->feature[j] * sae->d_in + first + k];
+            out->c[j * width + k] = (double)code[j] * codes->factor[p] * d;
+        }
+    }
 }
 
 /* ==== reconstructions ==== */
@@ -667,16 +719,21 @@ static SageWay way_of(const SageSection *s, const SageSubject *node, SageMethod 
     return method == SAGE_MEAN           ? SAGE_BY_MEAN
            : method == SAGE_MSE          ? SAGE_BY_MSE
            : method == SAGE_WEIGHTED     ? SAGE_BY_WEIGHTED
+           : method == SAGE_NATIVE       ? SAGE_BY_NATIVE
            : sage_node_reads(node->node) ? SAGE_BY_WEIGHTS
                                          : s->writes;
 }
 
-/* The parts of a^ of test prompt p, or of its counterfactual; of an SAE with its own decoder rows
+static const SageSite *site_of(const SageSubject *node, SageMethod method) {
+    return method == SAGE_NATIVE ? node->native : node->site;
+}
+
+/* The parts of a^ of test prompt p on one side; of an SAE of the stream with its own decoder rows
  * or with random ones. */
 static void parts_of(const SageSection *s, const SageSubject *node, SageWay way, int random,
-                     int side, size_t p, ThreadWork *work) {
-    const SageCodes *codes = &node->site->codes[side];
-    SageParts *out = &work->parts[side];
+                     size_t side, size_t p, SageParts *out, ThreadWork *work) {
+    const SageSite *site = way == SAGE_BY_NATIVE ? node->native : node->site;
+    const SageCodes *codes = &site->codes[side];
     out->n = codes->start[p + 1] - codes->start[p];
     out->feature = codes->feature + codes->start[p];
     switch (way) {
@@ -689,17 +746,20 @@ static void parts_of(const SageSection *s, const SageSubject *node, SageWay way,
     case SAGE_BY_ENCODER:
         project_encoder(s, node, random, side, p, out, work);
         break;
+    case SAGE_BY_NATIVE:
+        project_native(node, side, p, out);
+        break;
     default:
         supervised_parts(s, node, way, p, out);
     }
 }
 
-/* a^ = base + sum_j c_j, over the features that are not left out (NULL: all) */
-static void reconstruct(const SageParts *parts, const bool *left_out, double *recon, size_t width) {
+/* sum_j c_j: a^ - base */
+static void sum_parts(const SageParts *parts, double *sum, size_t width) {
     for (size_t i = 0; i < width; i++) {
-        recon[i] = parts->base[i];
+        sum[i] = 0.0;
         for (size_t j = 0; j < parts->n; j++) {
-            recon[i] += left_out != NULL && left_out[j] ? 0.0 : parts->c[j * width + i];
+            sum[i] += parts->c[j * width + i];
         }
     }
 }
@@ -709,31 +769,55 @@ static void recon_row(void *user, size_t p, int thread) {
     const SageSection *s = call->section;
     size_t width = call->node->width;
     ThreadWork *work = &s->work->thread[thread];
-    parts_of(s, call->node, call->way, 0, SAGE_CLEAN, p, work);
-    reconstruct(&work->parts[SAGE_CLEAN], NULL, work->recon, width);
+    parts_of(s, call->node, call->way, 0, SAGE_CLEAN, p, &work->clean, work);
+    sum_parts(&work->clean, work->sum, width);
     for (size_t i = 0; i < width; i++) {
-        s->work->recon[p * width + i] = (float)work->recon[i];
+        s->work->recon[p * width + i] = (float)(work->clean.base[i] + work->sum[i]);
     }
 }
 
-/* r2 = 1 - sum |a - a^|^2 / sum |a - abar|^2    over the test prompts */
-static double r2_of(const SageSection *s, SageSubject *node, SageWay way) {
-    double residual = 0.0, total = 0.0;
+/* r2 = 1 - sum |a - a^|^2 / sum |a - abar|^2    over the test prompts; beside it the same of what
+ * the node writes to the stream, o(a), o(a^) and obar, since span is orthogonal there and not in z.
+ */
+static void fit_way(const SageSection *s, SageSubject *node, SageWay way, SageFit *fit) {
+    size_t d = s->llm->config.d_model;
+    double residual[2] = {0.0}, total[2] = {0.0}, *o = s->work->o[1], *back = s->work->o[2];
     Call call = {.section = s, .node = node, .way = way};
     compute_parallel(s->compute, s->n_test, recon_row, &call);
-    for (size_t k = 0; k < s->n_test * node->width; k++) {
-        double a = (double)node->side[SAGE_CLEAN][k];
-        double e = a - (double)s->work->recon[k], m = a - node->mean[k % node->width];
-        residual += e * e;
-        total += m * m;
+    for (size_t p = 0; p < s->n_test; p++) {
+        const float *a = node->side[SAGE_CLEAN] + p * node->width,
+                    *recon = s->work->recon + p * node->width;
+        for (size_t k = 0; k < node->width; k++) {
+            double e = (double)a[k] - (double)recon[k], m = (double)a[k] - node->mean[k];
+            residual[0] += e * e;
+            total[0] += m * m;
+        }
+        if (!sage_node_reads(node->node)) {
+            const float *scale = scale_at(node->scale[SAGE_CLEAN], p);
+            written(node, a, scale, o, d);
+            written(node, recon, scale, back, d);
+            for (size_t i = 0; i < d; i++) {
+                residual[1] += (o[i] - back[i]) * (o[i] - back[i]);
+                total[1] += (o[i] - node->o_mean[i]) * (o[i] - node->o_mean[i]);
+            }
+        }
     }
-    return total > 0.0 ? 1.0 - residual / total : NAN;
+    fit->r2[way] = total[0] > 0.0 ? 1.0 - residual[0] / total[0] : NAN;
+    fit->r2_stream[way] = total[1] > 0.0 ? 1.0 - residual[1] / total[1] : NAN;
+}
+
+/* Does a way lead to the node? */
+static bool way_leads(const SageSubject *node, SageWay way) {
+    bool reads = sage_node_reads(node->node);
+    return way == SAGE_BY_WEIGHTS                          ? reads
+           : way == SAGE_BY_SPAN || way == SAGE_BY_ENCODER ? !reads
+           : way == SAGE_BY_NATIVE                         ? node->native != NULL
+                                                           : true;
 }
 
 void sage_prepare(SageSection *s, SageFit *fits) {
     for (size_t i = 0; i < s->n_subjects; i++) {
         SageSubject *node = &s->subjects[i];
-        SageFit *fit = &fits[i];
         bool reads = sage_node_reads(node->node);
         dictionary_mean(s, node);
         dictionary_mse(s, node);
@@ -750,74 +834,237 @@ void sage_prepare(SageSection *s, SageFit *fits) {
         if (!reads) {
             written_mean(s, node);
         }
-        fit->mean = r2_of(s, node, SAGE_BY_MEAN);
-        fit->mse = r2_of(s, node, SAGE_BY_MSE);
-        fit->weighted = r2_of(s, node, SAGE_BY_WEIGHTED);
-        fit->weights = reads ? r2_of(s, node, SAGE_BY_WEIGHTS) : NAN;
-        fit->span = reads ? NAN : r2_of(s, node, SAGE_BY_SPAN);
-        fit->encoder = reads ? NAN : r2_of(s, node, SAGE_BY_ENCODER);
-        fit->sae = reads ? fit->weights : s->writes == SAGE_BY_SPAN ? fit->span : fit->encoder;
+        fits[i].sae = way_of(s, node, SAGE_SAE);
+        for (SageWay way = 0; way < SAGE_WAYS; way++) {
+            fits[i].r2[way] = fits[i].r2_stream[way] = NAN;
+            if (way_leads(node, way)) {
+                fit_way(s, node, way, &fits[i]);
+            }
+        }
     }
+}
+
+/* ==== step 4: what features stand for (2405.08366, 3.4, A.12) ====
+ *
+ *   F1 = 2 precision recall / (precision + recall) = 2 both / (active + holds)
+ *
+ * over the test prompts: in how many is the feature active, does the predicate hold, are both? Sets
+ * of prompts are bits. */
+static size_t count_bits(const uint64_t *a, const uint64_t *b, size_t words) {
+    size_t n = 0;
+    for (size_t i = 0; i < words; i++) {
+        for (uint64_t both = a[i] & b[i]; both != 0; both &= both - 1) {
+            n++;
+        }
+    }
+    return n;
+}
+
+static double f1_of(const uint64_t *active, const uint64_t *holds, size_t words) {
+    size_t both = count_bits(active, holds, words);
+    size_t sum = count_bits(active, active, words) + count_bits(holds, holds, words);
+    return both > 0 ? 2.0 * (double)both / (double)sum : 0.0;
+}
+
+/* The unions of the first 2 .. 10 values by their own F1, but never of more than a quarter of the
+ * kind's values: of twelve or sixteen values ten are nearly all, and hold for any feature. */
+static void best_union(SagePredicate *best, const SageKind *kind, size_t words,
+                       const uint64_t *active, uint64_t *holds) {
+    SagePredicate now = {.kind = kind};
+    memset(holds, 0, words * sizeof(uint64_t));
+    while (now.n < SAGE_UNION && now.n + 1 <= kind->n / 4) {
+        size_t top = kind->n;
+        double top_f1 = -1.0;
+        for (size_t v = 0; v < kind->n; v++) {
+            bool used = false;
+            for (size_t k = 0; k < now.n; k++) {
+                used |= now.values[k] == v;
+            }
+            double f1 = used ? -1.0 : f1_of(active, kind->holds + v * words, words);
+            top = f1 > top_f1 ? v : top;
+            top_f1 = f1 > top_f1 ? f1 : top_f1;
+        }
+        now.values[now.n++] = top;
+        for (size_t w = 0; w < words; w++) {
+            holds[w] |= kind->holds[top * words + w];
+        }
+        now.f1 = f1_of(active, holds, words);
+        if (now.n >= 2 && now.f1 > best->f1) {
+            *best = now;
+        }
+    }
+}
+
+/* A feature's interpretation; of equal F1 the first: single values before unions, in the order of
+ * the kinds. */
+SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch) {
+    SagePredicate best = {.f1 = -1.0};
+    for (const SageKind *kind = kinds->list; kind < kinds->list + kinds->count; kind++) {
+        for (size_t v = 0; v < kind->n; v++) {
+            double f1 = f1_of(active, kind->holds + v * kinds->words, kinds->words);
+            if (f1 > best.f1) {
+                best = (SagePredicate){f1, kind, 1, {v}};
+            }
+        }
+    }
+    for (const SageKind *kind = kinds->list; kind < kinds->list + kinds->count; kind++) {
+        best_union(&best, kind, kinds->words, active, scratch);
+    }
+    return best;
+}
+
+/* Of feature u: its interpretation, that of the same activations beside the values of other prompts
+ * (what chance gives), and F1 of each value of each attribute. */
+static void interpret_feature(void *user, size_t u, int thread) {
+    const Call *call = user;
+    const SageSection *s = call->section;
+    const SageKinds *kinds = s->kinds;
+    size_t words = kinds->words;
+    const uint64_t *active = call->site->active + u * words;
+    uint64_t *permuted = s->work->thread[thread].bits[0],
+             *scratch = s->work->thread[thread].bits[1];
+    call->site->best[u] = (SagePredicate){.f1 = -1.0};
+    if (count_bits(active, active, words) == 0) {
+        return;
+    }
+    memset(permuted, 0, words * sizeof(uint64_t));
+    for (size_t p = 0; p < s->n_test; p++) {
+        size_t q = (size_t)kinds->order[p];
+        permuted[q / 64] |= (active[p / 64] >> p % 64 & 1) << q % 64;
+    }
+    call->site->best[u] = sage_predicate(kinds, active, scratch);
+    call->site->permuted[u] = sage_predicate(kinds, permuted, scratch).f1;
+    for (size_t a = 0; a < s->task->n_attributes; a++) {
+        const SageKind *kind = &kinds->list[a];
+        double *f1 = call->site->value_f1 + u * s->n_values + s->first_value[a];
+        for (size_t v = 0; v < kind->n; v++) {
+            f1[v] = f1_of(active, kind->holds + v * words, words);
+        }
+    }
+}
+
+void sage_site_open(const SageSection *s, SageSite *site) {
+    Call call = {.section = s, .site = site};
+    const SageCodes *codes = &site->codes[SAGE_CLEAN];
+    for (size_t p = 0; p < s->n_test; p++) {
+        for (size_t i = codes->start[p]; i < codes->start[p + 1]; i++) {
+            site->active[codes->feature[i] * s->kinds->words + p / 64] |= (uint64_t)1 << p % 64;
+        }
+    }
+    compute_parallel(s->compute, site->n_union, site_row, &call);
+    compute_parallel(s->compute, site->n_union, interpret_feature, &call);
 }
 
 /* ==== step 4: edits ==== */
 
-/* Sparse edit (2405.08366, 3.3, 5.1): which few features, removed from a_s with their coefficients
- * or added with those they have in a_t, bring the edited activation nearest to a_t? Greedily, with
- * gap = edited - a_t and sign -1 of a removal, +1 of an addition, the choice of least
+/* Sparse edit (2405.08366, 3.3, 5.1): which few features, each moved whole from what it is at the
+ * prompt to what it is at the counterfactual, bring the edited activation nearest to a_t? The bound
+ * is on |removed or added|, so that a feature active on both sides counts once. With
+ * gap = edited - a_t, greedily the choice of least
  *
- *   |gap + sign c|^2 - |gap|^2 = |c|^2 + 2 sign gap . c
+ *   |gap + delta_j|^2 - |gap|^2 = |delta_j|^2 + 2 gap . delta_j
  *
- * if that is below 0. Ties: removals first, then the lower index. The magnitude is the share of the
- * reconstruction that is taken away: of a removed c, c . sum / |sum|^2, sum = sum_j c_j of a_s.
- * False: none helps. */
+ * as long as that lowers the distance. Ties: the lower index. The magnitude grows by the feature's
+ * weight. False: none helps. */
 bool sage_sparse_choose(SageSparse *e) {
-    double best = 0.0;
+    double best = -e->least;
     size_t choice = SIZE_MAX;
-    for (size_t i = 0; i < e->removals + e->additions; i++) {
-        double sign = i < e->removals ? -1.0 : 1.0;
-        if (!e->spent[i]) {
-            double dot = dot_of(e->gap, e->c + i * e->width, e->width);
-            double change = e->squares[i] + 2.0 * sign * dot;
-            choice = change < best ? i : choice;
+    for (size_t j = 0; j < e->n; j++) {
+        if (!e->taken[j]) {
+            double change = e->squares[j] + 2.0 * dot_of(e->gap, e->delta + j * e->width, e->width);
+            choice = change < best ? j : choice;
             best = change < best ? change : best;
         }
     }
     if (choice == SIZE_MAX) {
         return false;
     }
-    const double *c = e->c + choice * e->width;
     for (size_t i = 0; i < e->width; i++) {
-        e->gap[i] += choice < e->removals ? -c[i] : c[i];
+        e->gap[i] += e->delta[choice * e->width + i];
     }
-    if (choice < e->removals && e->sum_square > 0.0) {
-        e->magnitude += dot_of(c, e->sum, e->width) / e->sum_square;
-    }
-    e->spent[choice] = true;
+    e->magnitude += e->weight[choice];
+    e->taken[choice] = true;
     e->choices++;
     return true;
 }
 
-/* No choice yet; of the parts of both sides, whose c follow one another. */
-static void sparse_start(SageSparse *e, const SageParts parts[SAGE_SIDES], const float *a_s,
-                         const float *a_t, size_t width) {
-    e->c = parts[SAGE_CLEAN].c;
-    e->removals = parts[SAGE_CLEAN].n;
-    e->additions = parts[SAGE_OTHER].n;
+/* weight_j = c_j . sum / |sum|^2: the share of the reconstruction that feature j is */
+static double part_weight(const SageParts *parts, size_t j, const double *sum, size_t width) {
+    double square = dot_of(sum, sum, width);
+    return square > 0.0 ? dot_of(parts->c + j * width, sum, width) / square : 0.0;
+}
+
+/* No choice yet. The features of both sides, by rising index, and
+ *
+ *   delta_j = c_j at the counterfactual - c_j at the prompt    (0 where it is not active) */
+static void sparse_start(ThreadWork *work, const float *a_s, const float *a_t, size_t width) {
+    SageSparse *e = &work->sparse;
+    const SageParts *clean = &work->clean, *other = &work->other;
+    double square = 0.0;
+    e->n = e->choices = 0;
     e->width = width;
-    e->choices = 0;
     e->magnitude = 0.0;
-    for (size_t j = 0; j < e->removals + e->additions; j++) {
-        e->squares[j] = dot_of(e->c + j * width, e->c + j * width, width);
+    for (size_t j = 0, k = 0; j < clean->n || k < other->n; e->n++) {
+        bool before = k == other->n || (j < clean->n && clean->feature[j] <= other->feature[k]);
+        bool behind = j == clean->n || (k < other->n && other->feature[k] <= clean->feature[j]);
+        double *delta = e->delta + e->n * width;
+        for (size_t i = 0; i < width; i++) {
+            delta[i] =
+                (behind ? other->c[k * width + i] : 0.0) - (before ? clean->c[j * width + i] : 0.0);
+        }
+        e->squares[e->n] = dot_of(delta, delta, width);
+        e->weight[e->n] = before ? part_weight(clean, j, work->sum, width) : 0.0;
+        e->taken[e->n] = false;
+        j += before ? 1 : 0;
+        k += behind ? 1 : 0;
     }
     for (size_t i = 0; i < width; i++) {
-        e->sum[i] = 0.0;
-        for (size_t j = 0; j < e->removals; j++) {
-            e->sum[i] += e->c[j * width + i];
-        }
         e->gap[i] = (double)a_s[i] - (double)a_t[i];
+        square += (double)a_s[i] * (double)a_s[i];
     }
-    e->sum_square = dot_of(e->sum, e->sum, width);
+    e->least = edit_cutoff * square;
+}
+
+/* The active feature of highest F1 for a value that is not taken yet, or parts->n. */
+static size_t best_active(const SageParts *parts, const double *f1, size_t n_values,
+                          const bool *taken) {
+    size_t best = parts->n;
+    for (size_t j = 0; j < parts->n; j++) {
+        if (!taken[j] && (best == parts->n ||
+                          f1[parts->feature[j] * n_values] > f1[parts->feature[best] * n_values])) {
+            best = j;
+        }
+    }
+    return best;
+}
+
+/* The same with an eye on what features stand for (2405.08366, A.12): k times, of those active at
+ * the prompt the best for its own value of the attribute is removed, and of those active at the
+ * counterfactual the best for its value added. Returns what was removed, as a weight. */
+static double aware_edit(const SageSection *s, const SageSite *site, const SageEdit *e, size_t p,
+                         ThreadWork *work, size_t width) {
+    const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
+    const double *f1 = site->value_f1 + s->first_value[e->attribute];
+    bool *removed = work->taken, *added = work->taken + work->clean.n;
+    double magnitude = 0.0;
+    for (size_t k = e->at > 0 ? sage_ks[e->at - 1] : 0; k < sage_ks[e->at]; k++) {
+        size_t out =
+            best_active(&work->clean, f1 + prompt->values[e->attribute], s->n_values, removed);
+        size_t in =
+            best_active(&work->other, f1 + prompt->changed[e->attribute], s->n_values, added);
+        if (out < work->clean.n) {
+            removed[out] = true;
+            magnitude += part_weight(&work->clean, out, work->sum, width);
+        }
+        if (in < work->other.n) {
+            added[in] = true;
+        }
+        for (size_t i = 0; i < width; i++) {
+            work->edited[i] -= out < work->clean.n ? work->clean.c[out * width + i] : 0.0;
+            work->edited[i] += in < work->other.n ? work->other.c[in * width + i] : 0.0;
+        }
+    }
+    return magnitude;
 }
 
 /* Supervised edit (2405.08366, 4.2) of attribute A: one feature for another,
@@ -825,70 +1072,74 @@ static void sparse_start(SageSparse *e, const SageParts parts[SAGE_SIDES], const
  *   a - u(A, v) + u(A, v'),    magnitude u(A, v) . (a^ - abar) / |a^ - abar|^2
  *
  * and 0 where the features of a prompt cancel and their sum is rounding. */
-static double supervised_edit(const SageSection *s, const SageSubject *node, SageWay way, size_t p,
-                              const ThreadWork *work, float *out) {
+static double supervised_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
+                              size_t p, ThreadWork *work) {
     const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
-    const SageParts *parts = &work->parts[SAGE_CLEAN];
+    const SageParts *parts = &work->clean;
     const float *a = node->side[SAGE_CLEAN] + p * node->width;
-    size_t d = node->width, first = s->first_value[s->attribute];
-    const double *old = node->features[way] + (first + prompt->values[s->attribute]) * d;
-    const double *new = node->features[way] + (first + prompt->changed[s->attribute]) * d;
-    double dot = 0.0, square = 0.0, squares = 0.0;
+    size_t d = node->width, first = s->first_value[e->attribute];
+    const double *features = node->features[way_of(s, node, e->method)];
+    const double *old = features + (first + prompt->values[e->attribute]) * d;
+    const double *new = features + (first + prompt->changed[e->attribute]) * d;
+    double squares = 0.0;
     for (size_t j = 0; j < parts->n; j++) {
         squares += dot_of(parts->c + j * d, parts->c + j * d, d);
     }
     for (size_t i = 0; i < d; i++) {
-        double apart = work->recon[i] - node->mean[i];
-        out[i] = (float)((double)a[i] - old[i] + new[i]);
-        dot += old[i] * apart;
-        square += apart * apart;
+        work->edited[i] = (double)a[i] - old[i] + new[i];
     }
-    return square > dictionary_cutoff * squares ? dot / square : 0.0;
+    return dot_of(work->sum, work->sum, d) > dictionary_cutoff * squares
+               ? part_weight(parts, e->attribute, work->sum, d)
+               : 0.0;
 }
 
-/* What an edit stands on: the parts of its method, a^ of its features, and a sparse edit of no
- * choice yet. With the features of one side of an F1 threshold alone (2405.08366, 5.1) the others
- * are left out of a^ and of the choices. last: the edit before, whose parts still stand if its
- * method is the same. */
-static void edit_start(const SageSection *s, const SageSubject *node, const SageEdit *e,
-                       const SageEdit *last, size_t p, ThreadWork *work) {
-    bool sae = e->method == SAGE_SAE || e->method == SAGE_RANDOM, random = e->method == SAGE_RANDOM;
-    size_t width = node->width, j = 0;
-    SageParts *parts = work->parts;
-    if (e->method != last->method) {
-        parts[SAGE_OTHER].n = 0; /* supervised: none */
-        parts_of(s, node, way_of(s, node, e->method), random, SAGE_CLEAN, p, work);
-        parts[SAGE_OTHER].c = parts[SAGE_CLEAN].c + parts[SAGE_CLEAN].n * width;
-        if (sae) {
-            parts_of(s, node, way_of(s, node, e->method), random, SAGE_OTHER, p, work);
+/* What goes into an activation with the features on one side of a threshold taken away
+ * (2405.08366, 5.1): a - sum_j c_j. What the SAE does not explain stays. */
+static void threshold_edit(const SageSection *s, const SageSite *site, const SageEdit *e,
+                           const float *a, ThreadWork *work, size_t width) {
+    for (size_t i = 0; i < width; i++) {
+        work->edited[i] = (double)a[i];
+    }
+    for (size_t j = 0; j < work->clean.n; j++) {
+        bool above = site->best[work->clean.feature[j]].f1 >= s->thresholds[e->at];
+        for (size_t i = 0; above == (e->test == SAGE_F1_NECESSITY) && i < width; i++) {
+            work->edited[i] -= work->clean.c[j * width + i];
         }
     }
-    for (int side = 0; side < SAGE_SIDES; side++) {
-        for (size_t k = 0; k < parts[side].n; k++) {
-            work->sparse.spent[j++] =
-                e->subset != SAGE_ALL && (node->site->f1[parts[side].feature[k]] >=
-                                          s->options->f1[e->f1]) != (e->subset == SAGE_ABOVE);
-        }
-    }
-    reconstruct(&parts[SAGE_CLEAN], work->sparse.spent, work->recon, width);
-    sparse_start(&work->sparse, parts, node->side[SAGE_CLEAN] + p * width,
-                 node->side[SAGE_OTHER] + p * width, width);
 }
 
-/* a_t + gap after at most k choices, or the supervised edit; returns the magnitude. */
+/* Control towards the counterfactual in an attribute: at most k features are moved, or the
+ * supervised feature; returns the magnitude. Edits by rising k go on from the one before. */
 static double control_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
-                           size_t p, ThreadWork *work, float *out) {
-    const float *a_t = node->side[SAGE_OTHER] + p * node->width;
-    SageSparse *sparse = &work->sparse;
-    if (e->k == SAGE_KS) {
-        return supervised_edit(s, node, way_of(s, node, e->method), p, work, out);
+                           size_t p, ThreadWork *work) {
+    size_t width = node->width;
+    const float *a = node->side[SAGE_CLEAN] + p * width,
+                *a_t = node->side[1 + e->attribute] + p * width;
+    if (e->test == SAGE_SUPERVISED) {
+        return supervised_edit(s, node, e, p, work);
     }
-    while (sparse->choices < sage_ks[e->k] && sage_sparse_choose(sparse)) {
+    if (e->test == SAGE_AWARE) {
+        if (e->at == 0) {
+            work->magnitude = 0.0;
+            memset(work->taken, 0, (work->clean.n + work->other.n) * sizeof(bool));
+            for (size_t i = 0; i < width; i++) {
+                work->edited[i] = (double)a[i];
+            }
+        }
+        work->magnitude += aware_edit(s, site_of(node, e->method), e, p, work, width);
+        return work->magnitude;
     }
-    for (size_t i = 0; i < node->width; i++) {
-        out[i] = (float)((double)a_t[i] + sparse->gap[i]);
+    if (e->at == 0) {
+        parts_of(s, node, way_of(s, node, e->method), e->method == SAGE_RANDOM, 1 + e->attribute, p,
+                 &work->other, work);
+        sparse_start(work, a, a_t, width);
     }
-    return sparse->magnitude;
+    while (work->sparse.choices < sage_ks[e->at] && sage_sparse_choose(&work->sparse)) {
+    }
+    for (size_t i = 0; i < width; i++) {
+        work->edited[i] = (double)a_t[i] + work->sparse.gap[i];
+    }
+    return work->sparse.magnitude;
 }
 
 /* What every edit puts in place of a, at one node of one prompt (2405.08366, 3.2, A.2):
@@ -898,44 +1149,55 @@ static double control_edit(const SageSection *s, const SageSubject *node, const 
  *   sufficiency    a^
  *   necessity      abar + (a - a^)
  *
- * Edits of one method and one subset stand together, control by rising k, so that parts are formed
- * once and choices go on from those of the k before. */
+ * Edits of one method stand together, so that its parts are formed once. */
 static void edit_one(void *user, size_t task, int thread) {
-    const SageSection *s = ((const Call *)user)->section;
-    size_t n = task / s->n_test, p = task % s->n_test, width = s->subjects[n].width;
+    const Call *call = user;
+    const SageSection *s = call->section;
+    size_t n = task / call->count, p = s->first + task % call->count;
     const SageSubject *node = &s->subjects[n];
-    const float *a = node->side[SAGE_CLEAN] + p * width, *a_t = node->side[SAGE_OTHER] + p * width;
+    size_t width = node->width;
+    const float *a = node->side[SAGE_CLEAN] + p * width;
     ThreadWork *work = &s->work->thread[thread];
-    const SageEdit none = {.method = SAGE_NONE}, *last = &none;
-    for (const SageEdit *e = s->edits; e < s->edits + s->n_edits; last = e++) {
-        float *out = e->values[n] + p * width;
-        if (e->method != last->method || e->subset != last->subset || e->f1 != last->f1) {
-            edit_start(s, node, e, last, p, work);
+    SageMethod method = SAGE_NONE;
+    for (const SageEdit *e = s->edits + 1; e < s->edits + s->n_edits; e++) {
+        if (e->method != method) {
+            method = e->method;
+            parts_of(s, node, way_of(s, node, method), method == SAGE_RANDOM, SAGE_CLEAN, p,
+                     &work->clean, work);
+            sum_parts(&work->clean, work->sum, width);
         }
-        if (e->test == SAGE_CONTROL) {
-            e->magnitude[task] = control_edit(s, node, e, p, work, out);
-            continue;
+        if (e->test == SAGE_F1_SUFFICIENCY || e->test == SAGE_F1_NECESSITY) {
+            threshold_edit(s, site_of(node, method), e, a, work, width);
+        } else if (e->magnitude != NULL) {
+            e->magnitude[n * s->n_test + p] = control_edit(s, node, e, p, work);
+        } else {
+            for (size_t i = 0; i < width; i++) {
+                double recon = work->clean.base[i] + work->sum[i];
+                work->edited[i] =
+                    e->test == SAGE_TARGET    ? (double)node->side[1 + e->attribute][p * width + i]
+                    : e->test == SAGE_ABLATED ? node->mean[i]
+                    : e->test == SAGE_SUFFICIENCY ? recon
+                                                  : node->mean[i] + ((double)a[i] - recon);
+            }
         }
         for (size_t i = 0; i < width; i++) {
-            double recon = work->recon[i], mean = node->mean[i];
-            out[i] = e->test == SAGE_TARGET        ? a_t[i]
-                     : e->test == SAGE_ABLATED     ? (float)mean
-                     : e->test == SAGE_SUFFICIENCY ? (float)recon
-                                                   : (float)(mean + ((double)a[i] - recon));
+            e->values[n][(p - s->first) * width + i] = (float)work->edited[i];
         }
     }
 }
 
-void sage_edit(SageSection *s) {
-    Call call = {.section = s};
-    compute_parallel(s->compute, s->n_subjects * s->n_test, edit_one, &call);
+void sage_edit(SageSection *s, size_t first, size_t n) {
+    Call call = {.section = s, .count = n};
+    s->first = first;
+    compute_parallel(s->compute, s->n_subjects * n, edit_one, &call);
 }
 
 /* ==== step 4: tests (2405.08366, 3.2 to 3.4, 5.1) ==== */
 
-static const SageEdit *edit_find(const SageSection *s, SageMethod method, SageTest test) {
+static const SageEdit *edit_find(const SageSection *s, SageTest test, SageMethod method,
+                                 size_t attribute) {
     const SageEdit *e = s->edits;
-    while (e->method != method || e->test != test) {
+    while (e->test != test || e->method != method || e->attribute != attribute) {
         e++;
     }
     return e;
@@ -948,21 +1210,124 @@ double sage_accuracy(const SageSection *s) {
         const SageForm *form = &s->task->prompts[SAGE_TEST][p].clean;
         bool hit = false;
         for (size_t i = 0; i < form->n_answer; i++) {
-            hit |= form->answer[i] == s->predicted_clean[p];
+            hit |= form->answer[i] == s->edits[0].predicted[p];
         }
         right += hit ? 1 : 0;
     }
     return (double)right / (double)s->n_test;
 }
 
-/* score = share of test prompts whose most probable token is that of patching a_t in */
-static double control_score(const SageSection *s, const int32_t *predicted) {
-    const int32_t *target = edit_find(s, SAGE_NONE, SAGE_TARGET)->predicted;
-    size_t same = 0;
+/* share of test prompts with m > 0 */
+double sage_positive(const SageSection *s) {
+    size_t positive = 0;
     for (size_t p = 0; p < s->n_test; p++) {
-        same += predicted[p] == target[p] ? 1 : 0;
+        positive += s->edits[0].m[p] > 0.0 ? 1 : 0;
     }
-    return (double)same / (double)s->n_test;
+    return (double)positive / (double)s->n_test;
+}
+
+static double m_sum(const SageSection *s, const SageEdit *e) {
+    double sum = 0.0;
+    for (size_t i = 0; i < s->n_test; i++) {
+        sum += e->m[s->work->which[i]];
+    }
+    return sum;
+}
+
+/* The figures of an edit over the test prompts `which` (their number cancels from ratios of m):
+ *
+ *   score = share of prompts whose most probable token is that of patching a_t in
+ *   sufficiency = m(a^) / m_clean
+ *   recovered = (m(a^) - m_ablated) / (m_clean - m_ablated)
+ *   necessity = 1 - |m_ablated - m(abar + a - a^)| / |m_ablated - m_clean| */
+static void figures_of(const SageSection *s, const SageEdit *e, double clean, double ablated,
+                       double figure[2]) {
+    double n = (double)s->n_test, m = m_sum(s, e);
+    figure[0] = figure[1] = NAN;
+    if (e->test == SAGE_UNTOUCHED || e->test == SAGE_ABLATED) {
+        figure[0] = m / n;
+    } else if (e->test == SAGE_SUFFICIENCY || e->test == SAGE_F1_SUFFICIENCY) {
+        figure[0] = clean != 0.0 ? m / clean : NAN;
+        figure[1] = clean != ablated ? (m - ablated) / (clean - ablated) : NAN;
+    } else if (e->test == SAGE_NECESSITY || e->test == SAGE_F1_NECESSITY) {
+        figure[0] = clean != ablated ? 1.0 - fabs(ablated - m) / fabs(ablated - clean) : NAN;
+    } else {
+        const int32_t *target = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->predicted,
+                      *predicted = e->test == SAGE_TARGET ? s->edits[0].predicted : e->predicted;
+        size_t same = 0;
+        for (size_t i = 0; i < s->n_test; i++) {
+            size_t p = s->work->which[i];
+            same += predicted[p] == target[p] ? 1 : 0;
+        }
+        figure[0] = (double)same / n;
+    }
+}
+
+/* Sample `place` of every figure, from the prompts `which`. */
+static void figures_sample(SageSection *s, size_t place) {
+    double clean = m_sum(s, &s->edits[0]),
+           ablated = m_sum(s, edit_find(s, SAGE_ABLATED, SAGE_NONE, 0));
+    for (size_t i = 0; i < s->n_edits; i++) {
+        double figure[2];
+        figures_of(s, &s->edits[i], clean, ablated, figure);
+        for (size_t k = 0; k < 2; k++) {
+            s->work->samples[(2 * i + k) * SAGE_RESAMPLES + place] = figure[k];
+        }
+    }
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The quantile of sorted samples, between two of them by their distances. */
+static double quantile(const double *sorted, double share) {
+    double at = share * (SAGE_RESAMPLES - 1);
+    size_t below = (size_t)at;
+    return sorted[below] + (at - (double)below) * (sorted[below + 1] - sorted[below]);
+}
+
+/* Every figure, and the interval from 2.5 to 97.5 % of its values over resamples of the test
+ * prompts, the same for all figures; of a ratio both means are over the same prompts. */
+static void figures_all(SageSection *s) {
+    Random random = random_start(s->options->seed, RANDOM_SAGE_RESAMPLE);
+    for (size_t p = 0; p < s->n_test; p++) {
+        s->work->which[p] = p;
+    }
+    figures_sample(s, 0);
+    for (size_t i = 0; i < 2 * s->n_edits; i++) {
+        s->edits[i / 2].figure[i % 2].value = s->work->samples[i * SAGE_RESAMPLES];
+    }
+    for (size_t k = 0; k < SAGE_RESAMPLES; k++) {
+        for (size_t p = 0; p < s->n_test; p++) {
+            s->work->which[p] = (size_t)random_below(&random, s->n_test);
+        }
+        figures_sample(s, k);
+    }
+    for (size_t i = 0; i < 2 * s->n_edits; i++) {
+        SageFigure *figure = &s->edits[i / 2].figure[i % 2];
+        double *samples = s->work->samples + i * SAGE_RESAMPLES;
+        bool whole = true;
+        for (size_t k = 0; k < SAGE_RESAMPLES; k++) {
+            whole &= isfinite(samples[k]);
+        }
+        qsort(samples, SAGE_RESAMPLES, sizeof(double), compare_doubles);
+        figure->low = whole ? quantile(samples, 0.025) : NAN;
+        figure->high = whole ? quantile(samples, 0.975) : NAN;
+    }
+}
+
+/* Distinct features of the cross-section, active in some test prompt, of F1 at or above e's t. */
+static size_t features_above(const SageSection *s, const SageEdit *e) {
+    size_t n = 0;
+    for (size_t i = 0; i < s->n_sites; i++) {
+        for (size_t u = 0; u < s->sites[i].n_union; u++) {
+            n += s->sites[i].native == (e->method == SAGE_NATIVE) &&
+                 s->sites[i].best[u].f1 >= s->thresholds[e->at];
+        }
+    }
+    return n;
 }
 
 /* magnitude = mean over nodes and prompts */
@@ -974,131 +1339,187 @@ static double edit_magnitude(const SageSection *s, const SageEdit *e) {
     return sum / ((double)s->n_subjects * (double)s->n_test);
 }
 
-/* rescaled = (magnitude - s0) / (1 - s0): 0 for what the supervised edit (mean dictionary, s0)
- * takes away, 1 for all; undefined where that edit takes all away, as with a single attribute */
-static SageControl control_of(const SageSection *s, const int32_t *predicted, double magnitude) {
-    double s0 = edit_magnitude(s, edit_find(s, SAGE_MEAN, SAGE_CONTROL)), rest = 1.0 - s0;
-    return (SageControl){control_score(s, predicted), magnitude,
-                         fabs(rest) > rescale_cutoff ? (magnitude - s0) / rest : NAN};
+static double rescaled(double x, double from, double to) {
+    return fabs(to - from) > rescale_cutoff ? (x - from) / (to - from) : NAN;
 }
 
-/* With m summed over the test prompts under each edit (their number cancels):
- *
- *   sufficiency = m(a^) / m_clean
- *   necessity = 1 - |m_ablated - m(abar + a - a^)| / |m_ablated - m_clean| */
-void sage_judge(const SageSection *s, SageCross *cross) {
-    double ablated = edit_find(s, SAGE_NONE, SAGE_ABLATED)->m;
-    cross->tests[SAGE_NONE].sufficiency = 1.0;
-    for (size_t k = 0; k < SAGE_KS; k++) {
-        cross->tests[SAGE_NONE].control[k] = control_of(s, s->predicted_clean, 0.0);
-    }
+/* Rescaled as in Figure 4 of 2405.08366: score 0 is no intervention and 1 the supervised edit (mean
+ * dictionary), magnitude 0 what that edit takes away and 1 the whole reconstruction. */
+static SageControl control_of(const SageSection *s, SageFigure score, double magnitude, size_t a) {
+    const SageEdit *mean = edit_find(s, SAGE_SUPERVISED, SAGE_MEAN, a);
+    double none = edit_find(s, SAGE_TARGET, SAGE_NONE, a)->figure[0].value,
+           least = edit_magnitude(s, mean);
+    bool tells = none <= most_agreement;
+    return (SageControl){score, magnitude,
+                         tells ? rescaled(score.value, none, mean->figure[0].value) : NAN,
+                         tells ? rescaled(magnitude, least, 1.0) : NAN};
+}
+
+void sage_judge(SageSection *s, SageCross *cross) {
+    const SageFigure zero = {0.0, 0.0, 0.0}, one = {1.0, 1.0, 1.0}, spoiled = {NAN, NAN, NAN};
+    figures_all(s);
+    cross->m_ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0)->figure[0];
+    double clean = s->edits[0].figure[0].value, moved = fabs(clean - cross->m_ablated.value);
+    cross->resolution = clean != 0.0 ? moved / fabs(clean) : NAN;
+    bool low = !(cross->resolution >= least_resolution);
+    cross->native = s->native;
+    cross->tests[SAGE_NONE].sufficiency = cross->tests[SAGE_NONE].recovered = one;
+    cross->tests[SAGE_NONE].necessity = zero;
     for (const SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
-        SageTests *tests =
-            e->subset == SAGE_ALL
-                ? &cross->tests[e->method]
-                : &cross->f1[e->f1][e->method == SAGE_RANDOM][e->subset == SAGE_BELOW];
+        SageTests *t = &cross->tests[e->method];
+        size_t a = e->attribute, place = a * SAGE_KS + e->at;
         if (e->test == SAGE_SUFFICIENCY) {
-            tests->sufficiency = e->m / s->m_clean;
+            t->sufficiency = e->figure[0];
+            t->recovered = low ? spoiled : e->figure[1];
         } else if (e->test == SAGE_NECESSITY) {
-            tests->necessity = 1.0 - fabs(ablated - e->m) / fabs(ablated - s->m_clean);
-        } else if (e->test == SAGE_CONTROL) {
-            SageControl control = control_of(s, e->predicted, edit_magnitude(s, e));
-            *(e->k < SAGE_KS ? &tests->control[e->k] : &tests->supervised) = control;
-        }
-    }
-}
-
-/* ==== what features stand for (2405.08366, 3.4, A.12) ====
- *
- *   F1 = 2 precision recall / (precision + recall) = 2 both / (active + true)
- *
- * over the test prompts: in how many is the feature active, does the predicate hold, are both? */
-static double f1_of(size_t both, size_t active, size_t holds) {
-    return both > 0 ? 2.0 * (double)both / ((double)active + (double)holds) : 0.0;
-}
-
-/* counts[f + 1, v]: test prompts with value v of the attribute and value f of the form attribute;
- * counts[0, v]: with any; both: of them with the feature. */
-static void count_values(const SageSection *s, size_t attribute, size_t forms) {
-    const SageTask *task = s->task;
-    size_t n = task->attributes[attribute].count;
-    SageWork *work = s->work;
-    memset(work->counts, 0, (forms + 1) * n * sizeof(size_t));
-    memset(work->both, 0, (forms + 1) * n * sizeof(size_t));
-    for (size_t p = 0; p < s->n_test; p++) {
-        const size_t *values = task->prompts[SAGE_TEST][p].values, v = values[attribute];
-        size_t hit = work->active[p] ? 1 : 0;
-        work->counts[v]++;
-        work->both[v] += hit;
-        if (forms > 0) {
-            size_t at = (values[task->form] + 1) * n + v;
-            work->counts[at]++;
-            work->both[at] += hit;
-        }
-    }
-}
-
-/* The unions of the first 2 .. 10 values by their own F1, never all of them. */
-static void best_union(SagePredicate *best, size_t attribute, size_t n, const SageWork *work,
-                       size_t active) {
-    SagePredicate now = {.attribute = attribute};
-    size_t holds = 0, hits = 0;
-    while (now.n < SAGE_UNION && now.n + 1 < n) {
-        size_t top = n;
-        for (size_t v = 0; v < n; v++) {
-            bool used = false;
-            for (size_t k = 0; k < now.n; k++) {
-                used |= now.values[k] == v;
-            }
-            if (!used && (top == n || f1_of(work->both[v], active, work->counts[v]) >
-                                          f1_of(work->both[top], active, work->counts[top]))) {
-                top = v;
+            t->necessity = low ? spoiled : e->figure[0];
+        } else if (e->test == SAGE_F1_SUFFICIENCY) {
+            t->f1[e->at].sufficiency = e->figure[0];
+            t->f1[e->at].features = features_above(s, e);
+        } else if (e->test == SAGE_F1_NECESSITY) {
+            t->f1[e->at].necessity = low ? spoiled : e->figure[0];
+        } else if (e->test == SAGE_SUPERVISED) {
+            t->supervised[a] = control_of(s, e->figure[0], edit_magnitude(s, e), a);
+        } else if (e->test == SAGE_GREEDY || e->test == SAGE_AWARE) {
+            t->control[e->test == SAGE_AWARE][place] =
+                control_of(s, e->figure[0], edit_magnitude(s, e), a);
+        } else if (e->test == SAGE_TARGET) {
+            cross->none[a] = e->figure[0];
+            for (size_t k = 0; k < SAGE_KS; k++) {
+                t->control[0][a * SAGE_KS + k] = control_of(s, e->figure[0], 0.0, a);
             }
         }
-        now.values[now.n++] = top;
-        holds += work->counts[top];
-        hits += work->both[top];
-        now.f1 = f1_of(hits, active, holds);
-        if (now.n >= 2 && now.f1 > best->f1) {
-            *best = now;
-        }
     }
-}
-
-/* Predicates: an attribute has a value; and the form attribute too; it has one of a union's. The
- * best is the feature's interpretation; of equal F1 the first: values before values with a form
- * before unions, by attribute, value and form. */
-SagePredicate sage_predicate(const SageSection *s, const SageSite *site, size_t feature) {
-    const SageTask *task = s->task;
-    const SageCodes *codes = &site->codes[SAGE_CLEAN];
-    SagePredicate one = {.f1 = -1.0}, form = one, several = one;
-    size_t forms = task->form >= 0 ? task->attributes[task->form].count : 0, active = 0;
-    for (size_t p = 0; p < s->n_test; p++) {
-        s->work->active[p] = false;
-        for (size_t i = codes->start[p]; i < codes->start[p + 1]; i++) {
-            s->work->active[p] |= codes->feature[i] == feature;
-        }
-        active += s->work->active[p] ? 1 : 0;
-    }
-    for (size_t a = 0; a < task->n_attributes && active > 0; a++) {
-        size_t n = task->attributes[a].count;
-        count_values(s, a, forms);
-        for (size_t v = 0; v < n; v++) {
-            for (size_t f = 0; f <= ((int)a != task->form ? forms : 0); f++) {
-                SagePredicate *best = f == 0 ? &one : &form;
-                double f1 = f1_of(s->work->both[f * n + v], active, s->work->counts[f * n + v]);
-                if (f1 > best->f1) {
-                    *best = (SagePredicate){f1, a, 1, {v}, f > 0, f > 0 ? f - 1 : 0};
-                }
-            }
-        }
-        best_union(&several, a, n, s->work, active);
-    }
-    one = form.f1 > one.f1 ? form : one;
-    return several.f1 > one.f1 ? several : one;
 }
 
 /* ==== what is tested, and the memory of it all ==== */
+
+/* Bits of the prompts in which a predicate of the kind holds. */
+static void kind_mark(const SageKinds *kinds, SageKind *kind, size_t value, size_t p) {
+    kind->holds[value * kinds->words + p / 64] |= (uint64_t)1 << p % 64;
+}
+
+static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *also,
+                          const char *const *values, size_t n, Arena *arena) {
+    SageKind *kind = &kinds->list[kinds->count++];
+    *kind = (SageKind){subject, also, values, n, NULL};
+    kind->holds = arena_alloc(arena, size_product(n, kinds->words), sizeof(uint64_t));
+    return kind;
+}
+
+/* The place in b's list of a's value; its length: not there. */
+static size_t value_find(const SageAttribute *a, size_t value, const SageAttribute *b) {
+    size_t place = 0;
+    while (place < b->count && strcmp(b->values[place], a->values[value]) != 0) {
+        place++;
+    }
+    return place;
+}
+
+/* Attributes of the same values: their slots are places of one set. */
+static bool same_values(const SageAttribute *a, const SageAttribute *b) {
+    bool same = a->count == b->count;
+    for (size_t v = 0; v < a->count && same; v++) {
+        same = value_find(a, v, b) < b->count;
+    }
+    return same;
+}
+
+/* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
+ * of them in the text. Attribute a is the first of its set. */
+static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, Arena *arena) {
+    static const char *const places[3] = {"1", "2", "any"};
+    const SageAttribute *first = &task->attributes[a];
+    const char *set = first->name;
+    SageKind *kind[3];
+    bool slot = false;
+    for (size_t b = 0; b < task->n_attributes; b++) {
+        if (b < a && same_values(&task->attributes[b], first)) {
+            return;
+        }
+        if (b > a && same_values(&task->attributes[b], first)) {
+            set = arena_format(arena, "%s/%s", set, task->attributes[b].name);
+        }
+    }
+    for (size_t k = 0; k < 3; k++) {
+        kind[k] = kind_add(kinds, arena_format(arena, "%s#%s", set, places[k]), "", first->values,
+                           first->count, arena);
+    }
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
+        for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
+            const SageAttribute *other = &task->attributes[prompt->places[i].attribute];
+            if (same_values(other, first)) {
+                size_t value = value_find(other, prompt->places[i].value, first);
+                slot = true;
+                kind_mark(kinds, kind[2], value, p);
+                if (nth < 2) {
+                    kind_mark(kinds, kind[nth++], value, p);
+                }
+            }
+        }
+    }
+    kinds->count -= slot ? 0 : 3;
+}
+
+/* Values of attribute a, alone (form SIZE_MAX) or where the form attribute has a value. */
+static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t form,
+                       Arena *arena) {
+    const SageAttribute *attribute = &task->attributes[a];
+    bool any = form == SIZE_MAX;
+    const SageAttribute *forms = any ? NULL : &task->attributes[task->form];
+    const char *also = any ? "" : arena_format(arena, " & %s=%s", forms->name, forms->values[form]);
+    SageKind *kind =
+        kind_add(kinds, attribute->name, also, attribute->values, attribute->count, arena);
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const size_t *values = task->prompts[SAGE_TEST][p].values;
+        if (any || values[task->form] == form) {
+            kind_mark(kinds, kind, values[a], p);
+        }
+    }
+}
+
+static void label_kind(SageKinds *kinds, const SageTask *task, const SageLabel *label, size_t a,
+                       Arena *arena) {
+    const char *subject = arena_format(arena, "%s(%s)", label->name, task->attributes[a].name);
+    SageKind *kind = kind_add(kinds, subject, "", label->texts, label->count, arena);
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        int text = label->of[a][task->prompts[SAGE_TEST][p].values[a]];
+        if (text >= 0) {
+            kind_mark(kinds, kind, (size_t)text, p);
+        }
+    }
+}
+
+/* All kinds of predicates: an attribute's values; with each form; values by their places in the
+ * text; what the task's labels say of them. */
+SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena) {
+    size_t n = task->n_attributes, forms = task->form >= 0 ? task->attributes[task->form].count : 0;
+    size_t n_test = task->n_prompts[SAGE_TEST];
+    SageKinds *kinds = arena_alloc(arena, 1, sizeof *kinds);
+    kinds->words = (n_test + 63) / 64;
+    kinds->list = arena_alloc(arena, n * (1 + forms + 3 + task->n_labels), sizeof(SageKind));
+    for (size_t a = 0; a < n; a++) {
+        value_kind(kinds, task, a, SIZE_MAX, arena);
+    }
+    for (size_t a = 0; a < n; a++) {
+        for (size_t f = 0; f < forms && (int)a != task->form; f++) {
+            value_kind(kinds, task, a, f, arena);
+        }
+    }
+    for (size_t a = 0; a < n; a++) {
+        place_kinds(kinds, task, a, arena);
+    }
+    for (size_t l = 0; l < task->n_labels; l++) {
+        for (size_t a = 0; a < n; a++) {
+            label_kind(kinds, task, &task->labels[l], a, arena);
+        }
+    }
+    Random random = random_start(seed, RANDOM_SAGE_PERMUTE);
+    kinds->order = arena_alloc(arena, n_test, sizeof(uint64_t));
+    random_permutation(&random, kinds->order, n_test);
+    return kinds;
+}
 
 static void edit_add(SageSection *s, SageEdit edit) {
     if (s->edits != NULL) {
@@ -1109,21 +1530,31 @@ static void edit_add(SageSection *s, SageEdit edit) {
 
 /* All edits, in the order that edit_one needs. */
 static void edits_list(SageSection *s) {
+    size_t attributes = s->task->n_attributes;
     s->n_edits = 0;
-    edit_add(s, (SageEdit){.method = SAGE_NONE, .test = SAGE_TARGET});
-    edit_add(s, (SageEdit){.method = SAGE_NONE, .test = SAGE_ABLATED});
+    edit_add(s, (SageEdit){.test = SAGE_UNTOUCHED});
+    edit_add(s, (SageEdit){.test = SAGE_ABLATED});
+    for (size_t a = 0; a < attributes; a++) {
+        edit_add(s, (SageEdit){.test = SAGE_TARGET, .attribute = a});
+    }
     for (SageMethod method = SAGE_MEAN; method < SAGE_METHODS; method++) {
-        bool sae = method == SAGE_SAE || method == SAGE_RANDOM;
-        for (size_t subset = 0; subset < (sae ? 1 + 2 * s->options->n_f1 : 1); subset++) {
-            SageEdit e = {.method = method, .f1 = subset > 0 ? (subset - 1) / 2 : 0};
-            e.subset = subset == 0 ? SAGE_ALL : subset % 2 == 1 ? SAGE_ABOVE : SAGE_BELOW;
-            e.test = SAGE_SUFFICIENCY;
-            edit_add(s, e);
-            e.test = SAGE_NECESSITY;
-            edit_add(s, e);
-            e.test = SAGE_CONTROL;
-            for (e.k = sae ? 0 : SAGE_KS; e.k < (sae ? SAGE_KS : SAGE_KS + 1); e.k++) {
-                edit_add(s, e);
+        bool features = sage_of_features(method);
+        if (method == SAGE_NATIVE && !s->native) {
+            continue;
+        }
+        edit_add(s, (SageEdit){.method = method, .test = SAGE_SUFFICIENCY});
+        edit_add(s, (SageEdit){.method = method, .test = SAGE_NECESSITY});
+        for (size_t t = 0; t < 2 * s->n_thresholds && features; t++) {
+            SageTest test = t % 2 == 0 ? SAGE_F1_SUFFICIENCY : SAGE_F1_NECESSITY;
+            edit_add(s, (SageEdit){.method = method, .test = test, .at = t / 2});
+        }
+        for (size_t a = 0; a < attributes; a++) {
+            for (size_t k = 0; k < (features ? 2 * SAGE_KS : 1); k++) {
+                SageTest test = !features     ? SAGE_SUPERVISED
+                                : k < SAGE_KS ? SAGE_GREEDY
+                                              : SAGE_AWARE;
+                edit_add(s, (SageEdit){
+                                .method = method, .test = test, .attribute = a, .at = k % SAGE_KS});
             }
         }
     }
@@ -1134,18 +1565,22 @@ static void edits_layout(SageSection *s, Arena *arena) {
     s->edits = arena_alloc(arena, s->n_edits, sizeof(SageEdit));
     edits_list(s);
     for (SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
-        e->values = arena_alloc(arena, s->n_subjects, sizeof(float *));
-        for (size_t i = 0; i < s->n_subjects; i++) {
-            e->values[i] = arena_floats(arena, s->n_test, s->subjects[i].width);
+        bool control =
+            e->test == SAGE_SUPERVISED || e->test == SAGE_GREEDY || e->test == SAGE_AWARE;
+        e->m = arena_alloc(arena, s->n_test, sizeof(double));
+        if (e->test != SAGE_UNTOUCHED) {
+            e->values = arena_alloc(arena, s->n_subjects, sizeof(float *));
         }
-        if (e->test == SAGE_CONTROL) {
+        for (size_t i = 0; i < s->n_subjects && e->values != NULL; i++) {
+            e->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
+        }
+        if (control) {
             e->magnitude = arena_alloc(arena, s->n_subjects * s->n_test, sizeof(double));
         }
-        if (e->test == SAGE_CONTROL || e->test == SAGE_TARGET) {
+        if (control || e->test == SAGE_TARGET || e->test == SAGE_UNTOUCHED) {
             e->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
         }
     }
-    s->predicted_clean = arena_alloc(arena, s->n_test, sizeof(int32_t));
 }
 
 static double *doubles(Arena *arena, size_t rows, size_t cols) {
@@ -1168,44 +1603,65 @@ static void subject_layout(const SageSection *s, SageSubject *node, Arena *arena
     }
 }
 
+static void site_layout(const SageSection *s, SageSite *site, Arena *arena) {
+    for (int random = 0; random < 2; random++) {
+        site->rows[random] = arena_floats(arena, site->n_union, site->sae->d_in);
+    }
+    site->active =
+        arena_alloc(arena, size_product(site->n_union, s->kinds->words), sizeof(uint64_t));
+    site->value_f1 = doubles(arena, site->n_union, s->n_values);
+    site->best = arena_alloc(arena, site->n_union, sizeof(SagePredicate));
+    site->permuted = doubles(arena, 1, site->n_union);
+}
+
+static void parts_layout(SageParts *parts, Arena *arena, size_t most, size_t width) {
+    parts->c = doubles(arena, most, width);
+    parts->base = doubles(arena, 1, width);
+}
+
+static void thread_layout(const SageSection *s, ThreadWork *t, Arena *arena, size_t most,
+                          size_t width) {
+    size_t d = s->llm->config.d_model;
+    parts_layout(&t->clean, arena, most, width);
+    parts_layout(&t->other, arena, most, width);
+    t->sum = doubles(arena, 1, width);
+    t->edited = doubles(arena, 1, width);
+    t->sparse.delta = doubles(arena, 2 * most, width);
+    t->sparse.weight = doubles(arena, 2, most);
+    t->sparse.squares = doubles(arena, 2, most);
+    t->sparse.taken = arena_alloc(arena, 2 * most, sizeof(bool));
+    t->sparse.gap = doubles(arena, 1, width);
+    t->taken = arena_alloc(arena, 2 * most, sizeof(bool));
+    t->o = doubles(arena, 1, d);
+    t->coefficients = doubles(arena, 1, most);
+    t->columns = doubles(arena, d, most);
+    t->solve = doubles(arena, 1, least_squares_work(d, most));
+    for (int k = 0; k < 2; k++) {
+        t->bits[k] = arena_alloc(arena, s->kinds->words, sizeof(uint64_t));
+    }
+}
+
 void sage_layout(SageSection *s, Arena *arena) {
-    size_t d = s->llm->config.d_model, attributes = s->task->n_attributes, forms = 0, values = 0,
-           width = 0, most = 0, threads = size_larger((size_t)s->compute->threads, 1);
+    size_t d = s->llm->config.d_model, attributes = s->task->n_attributes, width = 0,
+           most = attributes, threads = size_larger((size_t)s->compute->threads, 1);
     s->first_value = arena_alloc(arena, attributes, sizeof(size_t));
     for (size_t a = 0; a < attributes; a++) {
         s->first_value[a] = s->n_values;
         s->n_values += s->task->attributes[a].count;
-        values = size_larger(s->task->attributes[a].count, values);
-        forms = (int)a == s->task->form ? s->task->attributes[a].count : forms;
     }
     for (size_t i = 0; i < s->n_subjects; i++) {
         subject_layout(s, &s->subjects[i], arena);
         width = size_larger(s->subjects[i].width, width);
-        most = size_larger(s->subjects[i].site->most, most);
     }
     for (size_t i = 0; i < s->n_sites; i++) {
-        SageSite *site = &s->sites[i];
-        site->f1 = doubles(arena, 1, site->n_union);
-        site->rows[0] = arena_floats(arena, site->n_union, d);
-        site->rows[1] = arena_floats(arena, site->n_union, d);
+        site_layout(s, &s->sites[i], arena);
+        most = size_larger(s->sites[i].most, most);
     }
     edits_layout(s, arena);
     SageWork *work = s->work = arena_alloc(arena, 1, sizeof(SageWork));
     work->thread = arena_alloc(arena, threads, sizeof(ThreadWork));
-    for (ThreadWork *t = work->thread; t < work->thread + threads; t++) {
-        size_t parts = size_larger(most, attributes); /* of an SAE, or supervised */
-        t->parts[SAGE_CLEAN].c = doubles(arena, SAGE_SIDES * parts, width);
-        t->parts[SAGE_CLEAN].base = doubles(arena, 1, width);
-        t->parts[SAGE_OTHER].base = doubles(arena, 1, width);
-        t->recon = doubles(arena, 1, width);
-        t->sparse.squares = doubles(arena, SAGE_SIDES, parts);
-        t->sparse.spent = arena_alloc(arena, SAGE_SIDES * parts, sizeof(bool));
-        t->sparse.sum = doubles(arena, 1, width);
-        t->sparse.gap = doubles(arena, 1, width);
-        t->o = doubles(arena, 1, d);
-        t->coefficients = doubles(arena, 1, most);
-        t->columns = doubles(arena, d, most);
-        t->solve = doubles(arena, 1, least_squares_work(d, most));
+    for (size_t t = 0; t < threads; t++) {
+        thread_layout(s, &work->thread[t], arena, most, width);
     }
     size_t solved = size_larger(s->n_values, s->llm->config.d_head);
     work->gram = doubles(arena, s->n_values, s->n_values);
@@ -1213,7 +1669,9 @@ void sage_layout(SageSection *s, Arena *arena) {
     work->solve = doubles(arena, solved, solved + 1);
     work->columns = doubles(arena, d, s->llm->config.d_head);
     work->recon = arena_floats(arena, s->n_test, width);
-    work->active = arena_alloc(arena, s->n_test, sizeof(bool));
-    work->counts = arena_alloc(arena, size_product(forms + 1, values), sizeof(size_t));
-    work->both = arena_alloc(arena, size_product(forms + 1, values), sizeof(size_t));
+    for (int k = 0; k < 3; k++) {
+        work->o[k] = doubles(arena, 1, d);
+    }
+    work->which = arena_alloc(arena, s->n_test, sizeof(size_t));
+    work->samples = doubles(arena, 2 * s->n_edits, SAGE_RESAMPLES);
 }

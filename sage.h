@@ -15,6 +15,7 @@
 
 typedef struct SageOptions {
     const char *llm, *saes, *task, *out, *prompts; /* prompts NULL: drawn */
+    const char *cross_sections;                    /* file; NULL: they are found */
     const char *nodes, *projection;                /* "q,k,v,z", "auto" or a list */
     size_t n[SAGE_SPLITS];
     double share, f1[8];
@@ -31,17 +32,23 @@ typedef enum SageMethod {
     SAGE_MSE,
     SAGE_WEIGHTED,
     SAGE_SAE,
+    SAGE_NATIVE, /* where every node of the cross-section has an SAE of its own hook point */
     SAGE_RANDOM,
     SAGE_METHODS
 } SageMethod;
 
 enum {
     SAGE_KS = 6,
-    SAGE_UNION = 10 /* values of a union, at most */
+    SAGE_UNION = 10,       /* values of a union, at most */
+    SAGE_THRESHOLDS = 19,  /* of F1: 0, 0.1 .. 1, and eight of --f1 */
+    SAGE_RESAMPLES = 1000, /* of the test prompts, for intervals */
 };
 extern const size_t sage_ks[SAGE_KS]; /* 1, 2, 4, 8, 16, 32 features */
-/* none, mean, mse, weighted, sae, random */
+/* none, mean, mse, weighted, sae, native, random */
 extern const char *const sage_method_names[SAGE_METHODS];
+bool sage_supervised(SageMethod method);
+/* sae, native, random: what is made of an SAE's features */
+bool sage_of_features(SageMethod method);
 
 typedef struct SageNode { /* a component at a named position */
     HookKind kind;        /* HOOK_Q, K, V, Z, ATTN_OUT, MLP_OUT */
@@ -53,36 +60,73 @@ typedef struct SageNode { /* a component at a named position */
  * `encoder` */
 bool sage_node_reads(const SageNode *node);
 
+typedef struct SageFigure {  /* NaN: undefined, or spoiled by a low resolution */
+    double value, low, high; /* with the interval that holds 95 % of its resamples */
+} SageFigure;
+
 typedef struct SageControl {
-    double score, magnitude;
-    double rescaled; /* (magnitude - s) / (1 - s), s the supervised edit's */
+    SageFigure score;
+    double magnitude;
+    /* 0: no intervention, 1: the supervised edit; 0: that edit's magnitude, 1: all */
+    double score_rescaled, magnitude_rescaled;
 } SageControl;
 
-typedef struct SageTests {
-    double sufficiency, necessity;
-    SageControl control[SAGE_KS]; /* none, sae, random */
-    SageControl supervised;       /* mean, mse, weighted */
+typedef struct SageF1 { /* with the features of one side of a threshold taken away */
+    SageFigure sufficiency, necessity;
+    size_t features; /* at or above it */
+} SageF1;
+
+typedef struct SageTests { /* of a method in a cross-section */
+    SageFigure sufficiency, recovered, necessity;
+    SageControl *supervised; /* [n_attributes]: its own edit, or the mean dictionary's */
+    SageControl *control[2]; /* [n_attributes, SAGE_KS]: greedy, and aware of interpretations */
+    SageF1 *f1;              /* [n_thresholds] */
 } SageTests;
 
+/* Ways to a reconstruction a^ of a node. */
+typedef enum SageWay {
+    SAGE_BY_MEAN,
+    SAGE_BY_MSE,
+    SAGE_BY_WEIGHTED,
+    SAGE_BY_WEIGHTS,
+    SAGE_BY_SPAN,
+    SAGE_BY_ENCODER,
+    SAGE_BY_NATIVE,
+    SAGE_WAYS
+} SageWay;
+
 typedef struct SageFit { /* of one node of a cross-section; NaN: does not apply */
-    double mean, mse, weighted, sae, weights, span, encoder;
+    SageWay sae;         /* the way that the tests take */
+    double r2[SAGE_WAYS], r2_stream[SAGE_WAYS];
     double *w; /* [n_attributes]: of the weighted dictionary */
 } SageFit;
 
-typedef struct SageCross {  /* of one attribute */
+typedef struct SageCurve { /* what the first n nodes of the walk carry */
+    size_t nodes;
+    double share; /* NaN: patching all of them moves m too little */
+} SageCurve;
+
+typedef struct SageCross {
+    const char *name;
+    int attribute;          /* that it was found for; -1: given */
     size_t *nodes, n_nodes; /* places in SageResult.nodes, in the order of the walk */
     size_t *others, n_others;
     SageFit *fits; /* [n_nodes] */
     double share, spearman;
+    SageCurve *curve;
+    size_t n_curve;
+    SageFigure m_ablated;
+    double resolution;
+    SageFigure *none; /* [n_attributes]: the score of no intervention */
+    bool native;      /* it was tested */
     SageTests tests[SAGE_METHODS];
-    SageTests (*f1)[2][2]; /* [n_f1][sae, random][above, below] */
 } SageCross;
 
 typedef struct SageInterpretation {
     HookKind kind;
     int layer;
     size_t position, feature;
-    double f1;
+    double f1, permuted; /* of the best predicate, and of the best by chance */
     const char *predicate;
 } SageInterpretation;
 
@@ -90,12 +134,16 @@ typedef struct SageResult {
     const SageOptions *options;
     const Console *console;
     const SageTask *task;
-    double accuracy, m_clean;
+    double accuracy, m_positive;
+    SageFigure m_clean;
+    double thresholds[SAGE_THRESHOLDS];
+    size_t n_thresholds;
     SageNode *nodes; /* all */
     size_t n_nodes;
-    double *score, *effect; /* [n_attributes, n_nodes]; effect NaN where not measured */
-    bool *chosen;           /* [n_attributes, n_nodes] */
-    SageCross *cross;       /* [n_attributes] */
+    double *score, *effect; /* [n_cross, n_nodes]; NaN where not measured */
+    bool *chosen;           /* [n_cross, n_nodes] */
+    SageCross *cross;
+    size_t n_cross;
     SageInterpretation *interpretations;
     size_t n_interpretations;
     const char **sae_names; /* "blocks.3.hook_resid_pre: PATH (format)" of those used */
@@ -113,10 +161,11 @@ void sage_metric_gradient(float *gradient, const float *logits, const SageForm *
 /* *score grows by that of each prompt: a(x'), a(x) and dm/da(x), all [prompts, width]. */
 void sage_score_add(double *score, const float *other, const float *clean, const float *gradient,
                     size_t prompts, size_t width);
-/* The walk: nodes into order[max], each marked in walked[n_nodes] (false before); returns how many,
- * *carried is the share of all |score| that they have. */
-size_t sage_walk(const double *score, size_t n_nodes, double share, size_t max, bool *walked,
-                 size_t *order, double *carried);
+/* All nodes in the order of the walk, into order[n_nodes]; walked[n_nodes] is scratch, false. */
+void sage_order(const double *score, size_t n_nodes, bool *walked, size_t *order);
+/* How many of them are walked; *carried is the share of all |score| that they have. */
+size_t sage_walk(const double *score, const size_t *order, size_t n_nodes, double share, size_t max,
+                 double *carried);
 /* Those of the walk that no other one screens off, in its order, into kept[n]; returns how many. */
 size_t sage_screen(const SageNode *nodes, const size_t *order, size_t n, size_t *kept);
 /* `count` nodes (or all there are) that were not walked, drawn without replacement. */
@@ -126,14 +175,39 @@ size_t sage_others(Random *random, const bool *walked, size_t n_nodes, size_t co
 void sage_effect_add(double *effect, const double *patched, const double *m, size_t prompts);
 /* Of the nodes whose effect is not NaN; NaN: one of the two is constant. */
 double sage_spearman(const double *score, const double *effect, size_t n);
+/* Share of what patching all nodes does, from sums of m over n prompts; NaN: that is too little. */
+double sage_curve_share(double patched, double all, double clean);
 
-/* ---- steps 2 to 4: a cross-section under test ---- */
+/* ---- what features stand for ---- */
 
-/* Sides: the test prompts, and their counterfactuals in the attribute. */
+typedef struct SageKind { /* a kind of predicate: "SUBJECT=value ALSO", one for each value */
+    const char *subject, *also;
+    const char *const *values;
+    size_t n;
+    uint64_t *holds; /* [n, words]: bit p % 64 of word p / 64: it holds in test prompt p */
+} SageKind;
+
+typedef struct SagePredicate {
+    double f1;
+    const SageKind *kind;
+    size_t n, values[SAGE_UNION]; /* n values: one, or a union */
+} SagePredicate;
+
+typedef struct SageKinds {
+    SageKind *list; /* the first n_attributes: values of attributes */
+    size_t count, words;
+    uint64_t *order; /* [test prompts]: whose values each has by chance */
+} SageKinds;
+
+SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena);
+/* The best predicate for what is active in the prompts of active[words]; scratch[words]. */
+SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch);
+
+/* ---- steps 2 to 4: a cross-section under test ----
+ * Sides: the test prompts are side SAGE_CLEAN, their counterfactuals in attribute a side 1 + a. */
+
 enum {
-    SAGE_CLEAN,
-    SAGE_OTHER,
-    SAGE_SIDES
+    SAGE_CLEAN
 };
 
 /* What is active in an SAE on one side: prompt p's are entries start[p] .. start[p + 1] - 1. */
@@ -147,20 +221,25 @@ typedef struct SageCodes {
 typedef struct SageSite { /* an SAE at a named position */
     const Sae *sae;
     size_t position;
-    SageCodes codes[SAGE_SIDES];
+    bool native;          /* of a node's own hook point; else of the stream */
+    SageCodes *codes;     /* [sides] */
     size_t n_union, most; /* features active in some prompt; of one prompt, at most */
     uint32_t *feature;    /* [n_union]: number in the SAE, ascending */
-    float *rows[2]; /* [n_union, d_in]: decoder rows, and as many random ones of equal norms */
-    double *f1;     /* [n_union]: of the best predicate */
+    float *rows[2];       /* [n_union, d_in]: decoder rows; random ones of equal norms */
+    uint64_t *active;     /* [n_union, words]: in which test prompts */
+    double *value_f1;     /* [n_union, values]: of each value of each attribute */
+    SagePredicate *best;  /* [n_union]; f1 -1: active in counterfactuals alone */
+    double *permuted;     /* [n_union]: F1 of the best by chance */
 } SageSite;
 
 typedef struct SageSubject { /* a node under test */
     const SageNode *node;
-    SageSite *site;
+    SageSite *site, *native; /* native NULL: none */
     size_t width;
-    float *train, *side[SAGE_SIDES];        /* [prompts, width]: activations */
-    float *train_scale, *scale[SAGE_SIDES]; /* [prompts]: q, k, v: ln1's scale (not of training); z
-                                               in Gemma-2: ln1_post's; NULL: no such norm */
+    float *train, **side; /* [prompts, width]: activations; side 0: test prompts, 1 + a: their
+                             counterfactuals in attribute a */
+    float *train_scale, **scale; /* [prompts]: q, k, v: ln1's scale (not of training); z in
+                                    Gemma-2: ln1_post's; NULL: no such norm */
     /* supervised dictionaries */
     double *mean;        /* [width]: of the training prompts */
     double *features[3]; /* [values, width]: mean, mse, weighted */
@@ -174,16 +253,6 @@ typedef struct SageSubject { /* a node under test */
                              of b_dec and of ones */
 } SageSubject;
 
-/* Ways to a reconstruction a^ of a node. */
-typedef enum SageWay {
-    SAGE_BY_MEAN,
-    SAGE_BY_MSE,
-    SAGE_BY_WEIGHTED,
-    SAGE_BY_WEIGHTS,
-    SAGE_BY_SPAN,
-    SAGE_BY_ENCODER
-} SageWay;
-
 typedef struct SageParts { /* of a node at one prompt: a^ = base + sum_j c_j */
     size_t n;
     const uint32_t *feature; /* [n]: places in the site's union; NULL: supervised features */
@@ -191,15 +260,15 @@ typedef struct SageParts { /* of a node at one prompt: a^ = base + sum_j c_j */
     double *base;            /* [width] */
 } SageParts;
 
-/* A sparse edit of a_s towards a_t, choice by choice. */
+/* A sparse edit of a_s towards a_t, feature by feature. */
 typedef struct SageSparse {
-    size_t removals, additions, width;
-    const double *c;   /* [removals + additions, width]: of a_s, then of a_t */
-    double *squares;   /* [removals + additions]: |c|^2 */
-    double *sum;       /* [width]: of the removals' c */
-    double sum_square; /* |sum|^2 */
-    bool *spent;       /* [removals + additions]: chosen, or not to be chosen */
-    double *gap;       /* [width]: the edited activation - a_t */
+    size_t n, width;
+    double *delta;   /* [n, width]: what moving a feature whole adds */
+    double *weight;  /* [n]: its share of the reconstruction */
+    double *squares; /* [n]: |delta|^2 */
+    bool *taken;     /* [n] */
+    double *gap;     /* [width]: the edited activation - a_t */
+    double least;    /* a choice lowers |gap|^2 by more than this */
     size_t choices;
     double magnitude;
 } SageSparse;
@@ -207,58 +276,50 @@ typedef struct SageSparse {
 bool sage_sparse_choose(SageSparse *edit);
 
 typedef enum SageTest {
-    SAGE_TARGET, /* a_t itself: what control is to bring about */
+    SAGE_UNTOUCHED, /* the model as it is */
+    SAGE_TARGET,    /* a_t itself: what control is to bring about */
     SAGE_ABLATED,
     SAGE_SUFFICIENCY,
     SAGE_NECESSITY,
-    SAGE_CONTROL
+    SAGE_F1_SUFFICIENCY, /* without the features below a threshold */
+    SAGE_F1_NECESSITY,   /* without those at or above it */
+    SAGE_SUPERVISED,
+    SAGE_GREEDY,
+    SAGE_AWARE
 } SageTest;
-
-typedef enum SageSubset {
-    SAGE_ALL,
-    SAGE_ABOVE, /* F1 >= t */
-    SAGE_BELOW
-} SageSubset;
 
 /* One way to patch all nodes of a cross-section together. */
 typedef struct SageEdit {
     SageMethod method;
-    SageSubset subset;
-    size_t f1; /* place of t in the options */
     SageTest test;
-    size_t k;           /* of sage_ks: at most so many choices; SAGE_KS: the one supervised edit */
-    float **values;     /* [subjects]: [test prompts, width] */
-    double *magnitude;  /* [subjects, test prompts]; control alone */
-    int32_t *predicted; /* [test prompts]; target and control alone */
-    double m;           /* sum over test prompts */
+    size_t attribute, at; /* control's; place of k in sage_ks, or of a threshold */
+    float **values;       /* [subjects]: [batch, width]; untouched: NULL */
+    double *magnitude;    /* [subjects, test prompts]; control alone */
+    double *m;            /* [test prompts] */
+    int32_t *predicted;   /* [test prompts]; untouched, target and control alone */
+    SageFigure figure[2]; /* score, or figure of merit; of sufficiency also recovered */
 } SageEdit;
 
 typedef struct SageWork SageWork; /* scratch */
 
-typedef struct SageSection { /* the cross-section of an attribute under test */
+typedef struct SageSection { /* a cross-section under test */
     const Compute *compute;
     const Llm *llm;
     const SageTask *task;
     const SageOptions *options;
-    size_t attribute, n_train, n_test;
+    const SageKinds *kinds;
+    const double *thresholds;
+    size_t n_thresholds, n_train, n_test, batch;
     SageSubject *subjects;
     SageSite *sites;
     size_t n_subjects, n_sites;
+    bool native;                   /* every subject has an SAE of its own */
     SageWay writes;                /* for nodes that write: span or encoder */
     size_t n_values, *first_value; /* [attributes]: where an attribute's values begin among all */
-    SageEdit *edits;
-    size_t n_edits;
-    double m_clean; /* sum over test prompts */
-    int32_t *predicted_clean;
+    SageEdit *edits;               /* the first is untouched */
+    size_t n_edits, first;         /* prompt of the batch whose values the edits have */
     SageWork *work;
 } SageSection;
-
-typedef struct SagePredicate {
-    double f1;
-    size_t attribute, n, values[SAGE_UNION]; /* n values: one, or a union */
-    bool with_form;
-    size_t form; /* value of the form attribute */
-} SagePredicate;
 
 typedef struct SagePoint {
     HookKind kind;
@@ -272,17 +333,16 @@ const Sae *sage_node_sae(const SaeSet *saes, const LlmConfig *config, const Sage
 
 /* All that follows writes to, once subjects have their activations and sites their codes. */
 void sage_layout(SageSection *section, Arena *arena);
-/* Decoder rows and random ones of a site. */
-void sage_site_rows(const SageSection *section, SageSite *site);
-/* The best predicate of a feature of the site; f1 -1: it is active in counterfactuals alone. */
-SagePredicate sage_predicate(const SageSection *section, const SageSite *site, size_t feature);
+/* Decoder rows of a site, random ones, and what its features stand for. */
+void sage_site_open(const SageSection *section, SageSite *site);
 /* Dictionaries and maps of every subject, and its fit. */
 void sage_prepare(SageSection *section, SageFit *fits);
-/* The values of every edit. */
-void sage_edit(SageSection *section);
+/* The values of every edit for test prompts first .. first + n - 1, n <= batch. */
+void sage_edit(SageSection *section, size_t first, size_t n);
 /* The figures of merit, from what the model said under every edit. */
-void sage_judge(const SageSection *section, SageCross *cross);
+void sage_judge(SageSection *section, SageCross *cross);
 /* Of the model as it is. */
 double sage_accuracy(const SageSection *section);
+double sage_positive(const SageSection *section);
 
 #endif

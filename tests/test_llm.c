@@ -341,8 +341,8 @@ Test(llm, a_sequence_does_not_see_its_batch) {
             Tape together = {
                 .first_row = start[s], .rows = n, .of = 19, .sequence = s, .costly = true};
             Tape single = tape_all(n, true);
-            tape_pass(&w, &(LlmBatch){3, start, ids, NULL, false}, &together);
-            tape_pass(&w, &(LlmBatch){1, alone, ids + start[s], NULL, false}, &single);
+            tape_pass(&w, &(LlmBatch){3, start, ids, NULL, NULL, false}, &together);
+            tape_pass(&w, &(LlmBatch){1, alone, ids + start[s], NULL, NULL, false}, &single);
             expect_same_tape(&together, &single, models[m]);
         }
         world_close(&w);
@@ -363,7 +363,7 @@ Test(llm, threads_and_instruction_sets_change_nothing) {
             some_ids(&w, m, ids, 17);
             world_plan(&w, plan_for(17, true));
             tapes[i] = tape_all(17, true);
-            tape_pass(&w, &(LlmBatch){1, start, ids, NULL, false}, &tapes[i]);
+            tape_pass(&w, &(LlmBatch){1, start, ids, NULL, NULL, false}, &tapes[i]);
             world_close(&w);
         }
         Tape copy = tapes[0];
@@ -393,7 +393,7 @@ Test(llm, pieces_of_attention_are_the_whole) {
             plan.attention_hooks = whole;
             world_plan(&w, plan);
             tapes[whole] = tape_all(TOKENS, false);
-            tape_pass(&w, &(LlmBatch){2, start, ids, NULL, false}, &tapes[whole]);
+            tape_pass(&w, &(LlmBatch){2, start, ids, NULL, NULL, false}, &tapes[whole]);
         }
         expect_same_tape(&tapes[0], &tapes[1], long_ones[m]);
         Tape costly = tape_all(TOKENS, true);
@@ -424,7 +424,7 @@ Test(llm, a_cache_gives_what_the_whole_prefix_gives) {
         size_t past = 0;
         for (size_t i = 0; i < 7; i++) {
             size_t start[] = {0, steps[i]};
-            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, false}, 0, layers, NULL,
+            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, NULL, false}, 0, layers, NULL,
                         NULL);
             past += steps[i];
             last = steps[i] - 1;
@@ -972,18 +972,18 @@ Test(llm, refuses_what_a_run_cannot_hold) {
     some_ids(&w, 1, ids, 30);
     world_plan(&w, plan_for(30, false));
     size_t start[] = {0, 25, 30}, layers = w.llm.config.n_layers;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     cr_expect(strstr(error.text, "24 positions") != NULL, "%s", error.text);
     ids[3] = 71;
     start[1] = 5;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     cr_expect(strstr(error.text, "71") != NULL, "%s", error.text);
     ids[3] = -1;
-    llm_forward(w.run, &(LlmBatch){1, start, ids, NULL, false}, 0, layers, NULL, NULL);
+    llm_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL, NULL);
     start[1] = 0;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     world_close(&w);
 }
