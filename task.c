@@ -608,8 +608,10 @@ static void check_prompt(const SageTask *task, const char *where, const SageProm
         const char *name = task->attributes[a].name;
         const SageForm *other = &prompt->counterfactual[a];
         if (other->rows != prompt->clean.rows) {
-            fail(STATUS_INPUT, "%s: the prompt '%.100s' has %zu tokens, with another %s it has %zu",
-                 where, prompt->text, prompt->clean.rows, name, other->rows);
+            fail(STATUS_INPUT,
+                 "%s: the prompt '%.100s' and its counterfactual differ in length in attribute "
+                 "'%s': %zu and %zu tokens",
+                 where, prompt->text, name, prompt->clean.rows, other->rows);
         }
         check_apart(where, prompt->text, name, other);
     }

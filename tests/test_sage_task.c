@@ -104,6 +104,20 @@ static void check_ioi(const SageTask *task, const Tokenizer *t, const SageForm *
     cr_assert_str_eq(wrong + (wrong[0] == ' '), s);
 }
 
+/* The names in the order of the text. */
+static void check_ioi_places(const SageTask *task, const SagePrompt *prompt) {
+    bool abb = strcmp(value_of(task, "Pos", prompt->values), "ABB") == 0;
+    const char *const order[] = {abb ? "IO" : "S", abb ? "S" : "IO", "S"}, *at = prompt->text;
+    cr_assert_eq(prompt->n_places, 3);
+    for (size_t i = 0; i < 3; i++) {
+        size_t a = prompt->places[i].attribute;
+        cr_assert_str_eq(task->attributes[a].name, order[i]);
+        cr_assert_eq(prompt->places[i].value, prompt->values[a]);
+        at = strstr(at, task->attributes[a].values[prompt->places[i].value]);
+        cr_assert_not_null(at++, "%s in '%s'", order[i], prompt->text);
+    }
+}
+
 /* What holds for every task: lengths, lists, <bos>, and a prompt's ids being those of its text. */
 static void check_prompt(const SageTask *task, const Tokenizer *t, int32_t bos,
                          const SagePrompt *prompt) {
@@ -152,6 +166,7 @@ Test(sage_task, shipped_tasks_with_every_toy_tokenizer) {
                     check_prompt(&task, t, bos, prompt);
                     if (k == 0) {
                         check_ioi(&task, t, &prompt->clean, prompt->values);
+                        check_ioi_places(&task, prompt);
                         for (size_t a = 0; a < task.n_attributes; a++) {
                             size_t values[3];
                             memcpy(values, prompt->values, sizeof values);
@@ -240,9 +255,18 @@ static void assert_same_form(const SageTask *task, const SageForm *a, const Sage
     cr_assert_eq(memcmp(a->positions, b->positions, task->n_positions * sizeof(size_t)), 0);
 }
 
+static void assert_same_places(const SagePrompt *a, const SagePrompt *b) {
+    cr_assert(a->n_places > 0);
+    cr_assert_eq(a->n_places, b->n_places);
+    for (size_t i = 0; i < a->n_places; i++) {
+        cr_assert_eq(a->places[i].attribute, b->places[i].attribute);
+        cr_assert_eq(a->places[i].value, b->places[i].value);
+    }
+}
+
 Test(sage_task, prompts_come_back_as_they_were) {
     size_t vocabulary = (size_t)tokenizer_size(tokenizer);
-    for (size_t k = 0; k < 3; k++) {
+    for (size_t k = 0; k < sizeof tasks / sizeof *tasks; k++) {
         SageTask task, read;
         char first[65], second[65];
         must_open(&task, tasks[k], tokenizer, k == 0 ? 0 : -1, 30, 475);
@@ -258,11 +282,14 @@ Test(sage_task, prompts_come_back_as_they_were) {
                 cr_assert_eq(memcmp(a->values, b->values, task.n_attributes * sizeof(size_t)), 0);
                 cr_assert_eq(memcmp(a->changed, b->changed, task.n_attributes * sizeof(size_t)), 0);
                 assert_same_form(&task, &a->clean, &b->clean);
+                assert_same_places(a, b);
                 for (size_t c = 0; c < task.n_attributes; c++) {
                     assert_same_form(&task, &a->counterfactual[c], &b->counterfactual[c]);
                 }
             }
         }
+        cr_assert_eq(task.n_unmatched, 0);
+        cr_assert_eq(read.n_unmatched, 0);
         sage_prompts_write(&read, path);
         sha256_file(path, second);
         cr_assert_str_eq(first, second);
@@ -281,6 +308,7 @@ static void put(const char *text) {
 /* A task of its own: parts may be replaced. */
 typedef struct Parts {
     const char *attributes, *form, *distinct, *fillers, *templates, *answer, *wrong, *positions;
+    const char *more; /* members, each with a comma before it */
 } Parts;
 
 static const Parts good = {
@@ -291,17 +319,18 @@ static const Parts good = {
                  " \"test\": [\"Then, {A} and {B} went to the {F}. {B} gave a ring to\"]}",
     .answer = "\"A\"",
     .wrong = "\"B\"",
-    .positions = "{\"S2\": \"B#2\", \"END\": \"end\"}"};
+    .positions = "{\"S2\": \"B#2\", \"END\": \"end\"}",
+    .more = ""};
 
 static void put_parts(Parts p) {
     char text[4096];
     snprintf(text, sizeof text,
              "{\"name\": \"own\", \"attributes\": %s, %s%s%s \"distinct\": %s, \"fillers\": %s, "
              "\"templates\": %s, "
-             "\"answer\": %s, \"wrong\": %s, \"positions\": %s}",
+             "\"answer\": %s, \"wrong\": %s, \"positions\": %s%s}",
              p.attributes, p.form != NULL ? "\"form\": " : "", p.form != NULL ? p.form : "",
              p.form != NULL ? "," : "", p.distinct, p.fillers, p.templates, p.answer, p.wrong,
-             p.positions);
+             p.positions, p.more);
     put(text);
 }
 
@@ -457,7 +486,7 @@ Test(sage_task, mistakes_in_templates_and_fillers) {
         " \"Tom\": \"{B} {B}\"}],"
         " \"test\": [{\"Mary\": \"{B} {B}\", \"John\": \"{B} {B}\", \"Tom\": \"{B} {B}\"}]}";
     put_parts(parts);
-    assert_refused("tokens, with another A it has");
+    assert_refused("and its counterfactual differ in length in attribute 'A'");
 }
 
 Test(sage_task, mistakes_in_answers_and_positions) {
@@ -488,6 +517,111 @@ Test(sage_task, mistakes_in_answers_and_positions) {
     REFUSED(positions, "{\"X\": \"B#1+18446744073709551615\"}", "position 'X'");
     REFUSED(positions, "{\"X\": \"end\", \"X\": \"B#1\"}", "'X'");
     REFUSED(positions, "{\"X\": \"Q#1\"}", "position 'X'");
+}
+
+Test(sage_task, keys_that_nobody_reads) {
+    REFUSED(more, ", \"distint\": [[\"A\", \"B\"]]", "'distint' is no key of a task");
+    REFUSED(more, ", \"labels\\u0000\": {}", "expected a key without U+0000");
+    REFUSED(more, ", \"answer\": \"B\"", "'answer' stands twice in 'own'");
+    REFUSED(templates,
+            "{\"train\": [\"{A} {B} {B} to\"], \"test\": [\"{A} {B} {B} to\"], \"dev\": []}",
+            "templates: 'dev' is neither train nor test");
+    REFUSED(fillers, "{\"F\": {\"train\": [\"store\"], \"test\": [\"park\"], \"tset\": [\"x\"]}}",
+            "F: 'tset' is neither train nor test");
+    REFUSED(fillers,
+            "{\"F\": {\"train\": [\"store\"], \"test\": [\"park\"]},"
+            " \"F\": {\"train\": [\"store\"], \"test\": [\"park\"]}}",
+            "'F' stands twice in 'fillers'");
+    REFUSED(answer, "{\"off\": \"A\", \"map\": {}}", "answer: 'off' is neither of nor map");
+    REFUSED(wrong, "{\"of\": \"A\", \"map\": {\"Mary\": \" is\", \"Mery\": \" is\"}}",
+            "map: 'Mery' is no value of the attribute");
+    Parts parts = good;
+    parts.form = "\"A\"";
+    parts.templates = "{\"train\": [{\"Mary\": \"{B} {B}\", \"John\": \"{B} {B}\", \"Tim\": "
+                      "\"{B} {B}\"}], \"test\": [{\"Mary\": \"{B} {B}\"}]}";
+    put_parts(parts);
+    assert_refused("'Tim' is no value of 'form'");
+    REFUSED(more, ", \"labels\": {\"gender\": {\"Mary\": \"f\", \"Jon\": \"m\"}}",
+            "gender: 'Jon' is no value of any attribute");
+    REFUSED(more, ", \"labels\": {\"gender\": {\"Mary\": \"f\", \"Mary\": \"m\"}}",
+            "'Mary' stands twice in 'gender'");
+    REFUSED(more, ", \"labels\": {\"gender\": {\"Mary\": 3}}", "gender: 'Mary': expected a string");
+    REFUSED(more, ", \"labels\": {\"gender\": [\"Mary\"]}", "labels: 'gender': expected an object");
+    REFUSED(more, ", \"labels\": []", "'labels': expected an object");
+}
+
+Test(sage_task, tokens_that_are_right_and_wrong) {
+    REFUSED(wrong, "\"A\"", "as answer and as wrong");
+    REFUSED(distinct, "[]", ": the prompt 'Then, ");
+    /* what only the counterfactual of some prompts has */
+    REFUSED(wrong,
+            "{\"of\": \"A\", \"map\": {\"Mary\": [\" was\", \" Tom\"], \"John\": \" is\", "
+            "\"Tom\": [\" is\", \" Tom\"]}}",
+            "as answer and as wrong");
+}
+
+/* ---- labels and places ---- */
+
+Test(sage_task, labels_of_the_shipped_task) {
+    SageTask task;
+    must_open(&task, "ioi", tokenizer, -1, 2, 475);
+    cr_assert_eq(task.n_labels, 1);
+    const SageLabel *gender = &task.labels[0];
+    cr_assert_str_eq(gender->name, "gender");
+    cr_assert_eq(gender->count, 2);
+    for (size_t a = 0; a < task.n_attributes; a++) {
+        for (size_t v = 0; v < task.attributes[a].count; v++) {
+            const char *value = task.attributes[a].values[v];
+            int of = gender->of[a][v];
+            cr_assert_eq(of < 0, (int)a == task.form);
+            cr_assert(of < 0 || (strcmp(gender->texts[of], "f") == 0) ==
+                                    (strstr("Mary Sarah Kate Anna Emma Alice Amy", value) != NULL));
+        }
+    }
+    sage_task_open(&task, arena, "agreement", tokenizer);
+    cr_assert_eq(task.n_labels, 0);
+}
+
+Test(sage_task, labels_of_dropped_values_vanish) {
+    Parts parts = good;
+    SageTask task;
+    parts.attributes = "{\"A\": [\"Mary\", \"Rumpelstiltskin\", \"John\", \"Tom\"], \"B\": "
+                       "[\"Tom\", \"Mary\", \"John\"]}";
+    parts.more = ", \"labels\": {\"none\": {}, \"gender\": {\"Rumpelstiltskin\": \"odd\", "
+                 "\"John\": \"m\", \"Mary\": \"f\"}}";
+    put_parts(parts);
+    must_open(&task, path, tokenizer, -1, 2, 475);
+    cr_assert_eq(task.n_labels, 2);
+    cr_assert_eq(task.labels[0].count, 0);
+    const SageLabel *gender = &task.labels[1];
+    cr_assert_eq(gender->count, 2);
+    cr_assert_str_eq(gender->texts[0], "m");
+    cr_assert_str_eq(gender->texts[1], "f");
+    cr_assert_arr_eq(gender->of[0], ((int[]){1, 0, -1}), 3 * sizeof(int)); /* Mary, John, Tom */
+    cr_assert_arr_eq(gender->of[1], ((int[]){-1, 1, 0}), 3 * sizeof(int)); /* Tom, Mary, John */
+}
+
+/* A filler may begin as another does, or as the text behind it goes on, or be an attribute's value:
+ * it is no place. */
+Test(sage_task, places_among_fillers) {
+    Parts parts = good;
+    SageTask task;
+    parts.fillers = "{\"F\": {\"train\": [\"go\", \"go on\"], \"test\": [\"Mary\", \"Mary and\"]}}";
+    parts.templates = "{\"train\": [\"{F} {B} too\", \"{F} on {A} {F} on {B} {B} to\"],"
+                      " \"test\": [\"{F} and {A} {F} and {B} {B} to\"]}";
+    parts.positions = "{\"END\": \"end\"}";
+    put_parts(parts);
+    must_open(&task, path, tokenizer, -1, 40, 475);
+    for (int s = 0; s < SAGE_SPLITS; s++) {
+        for (size_t i = 0; i < task.n_prompts[s]; i++) {
+            const SagePrompt *prompt = &task.prompts[s][i];
+            cr_assert_eq(prompt->n_places, strstr(prompt->text, " too") != NULL ? 1 : 3);
+            for (size_t p = 0; p < prompt->n_places; p++) {
+                cr_assert_eq(prompt->places[p].attribute, p > 0 || prompt->n_places == 1);
+                cr_assert_eq(prompt->places[p].value, prompt->values[prompt->places[p].attribute]);
+            }
+        }
+    }
 }
 
 /* What is no task at all, and every prefix of a good one: a sentence each time. */
@@ -532,10 +666,44 @@ Test(sage_task, hostile_files) {
 #define FORM                                                                                       \
     "\"ids\": [1, 2, 3], \"positions\": {\"S2\": 1, \"END\": 2}, \"answer\": [4], \"wrong\": [5]"
 #define OTHER(value) "{\"value\": \"" value "\", " FORM "}"
-#define ROW(split)                                                                                 \
-    "{\"split\": \"" split "\", \"text\": \"t\", " FORM                                            \
+#define ROW_OF(split, text)                                                                        \
+    "{\"split\": \"" split "\", \"text\": \"" text "\", " FORM                                     \
     ", \"values\": {\"A\": \"Mary\", \"B\": \"John\"}, "                                           \
     "\"counterfactual\": {\"A\": " OTHER("Tom") ", \"B\": " OTHER("Tom") "}}\n"
+#define ROW(split) ROW_OF(split, "t")
+
+/* A text has places if the templates and fillers of its split and its values give it, whole. */
+Test(sage_task, places_of_texts_that_are_read) {
+    static const char rows[] = ROW_OF("train",
+                                      "Then, Mary and John went to the store. John gave a ring to")
+        ROW_OF("train", "Then, Mary and John went to the park. John gave a ring to")
+            ROW_OF("test", "Then, Mary and John went to the park. John gave a ring to")
+                ROW_OF("test", "Then, Mary and John went to the store. John gave a ring to")
+                    ROW_OF("test", "Then, John and Mary went to the park. Mary gave a ring to")
+                        ROW_OF("test", "Then, Mary and John went to the park. John gave a ring")
+                            ROW_OF("test",
+                                   "Then, Mary and John went to the park. John gave a ring to to")
+                                ROW_OF("test", "");
+    char prompts[96];
+    SageTask task;
+    put(rows);
+    snprintf(prompts, sizeof prompts, "%s/prompts.jsonl", folder);
+    cr_assert_eq(rename(path, prompts), 0);
+    put_parts(good);
+    sage_task_open(&task, arena, path, tokenizer);
+    sage_prompts_read(&task, prompts, (size_t)tokenizer_size(tokenizer));
+    cr_assert_eq(task.prompts[SAGE_TRAIN][0].n_places, 3);
+    cr_assert_eq(task.prompts[SAGE_TRAIN][1].n_places, 0);
+    cr_assert_eq(task.n_prompts[SAGE_TEST], 6);
+    cr_assert_eq(task.n_unmatched, 5);
+    const SagePrompt *first = task.prompts[SAGE_TEST];
+    static const SagePlace places[] = {{0, 0}, {1, 1}, {1, 1}};
+    cr_assert_eq(first->n_places, 3);
+    cr_assert_arr_eq(first->places, places, sizeof places);
+    for (size_t i = 1; i < 6; i++) {
+        cr_assert_eq(first[i].n_places, 0);
+    }
+}
 
 /* Rows in which one part of a good row is replaced. */
 Test(sage_task, mistakes_in_prompts) {
@@ -550,7 +718,10 @@ Test(sage_task, mistakes_in_prompts) {
         {"[1, 2, 3]", "[1, 2.5, 3]", "an id outside the vocabulary in 'ids'"},
         {"[1, 2, 3]", "[]", "expected token ids in 'ids'"},
         {"[1, 2, 3]", "\"abc\"", "'ids': expected an array"},
-        {"[1, 2, 3]", "[1, 2, 3, 4]", "differ in length in attribute 'A'"},
+        {"[1, 2, 3]", "[1, 2, 3, 4]", "differ in length in attribute 'A': 4 and 3 tokens"},
+        {"[5]", "[6, 4]", "prompts.jsonl:1: the prompt 't' has token 4 as answer and as wrong"},
+        {OTHER("Tom"), "{\"value\": \"Tom\", " FORM ", \"answer\": [6, 5]}",
+         "prompts.jsonl:1: the prompt 't' with another A has token 5 as answer and as wrong"},
         {"\"END\": 2", "\"END\": 3", "positions: 'END': expected a whole number from 0 to 2"},
         {"\"END\": 2", "\"END\": -1", "positions: 'END': expected a whole number from 0 to 2"},
         {"\"END\": 2", "\"end\": 1", "positions: 'END': expected a number, found nothing"},
@@ -586,4 +757,82 @@ Test(sage_task, mistakes_in_prompts) {
             cr_assert_not_null(strstr(error.text, "prompts.jsonl"), "%s", error.text);
         }
     }
+}
+
+/* ---- what tasks/README.md shows ---- */
+
+/* The n-th block of JSON of the text. */
+static char *block_of(const char *text, int n) {
+    static const char begin[] = "```json\n";
+    for (int i = 0; i <= n; i++) {
+        text = strstr(text, begin);
+        cr_assert_not_null(text);
+        text += strlen(begin);
+    }
+    return arena_copy(arena, text, (size_t)(strstr(text, "```") - text));
+}
+
+/* Counts the nodes of each cross-section and checks that they are hook points at positions of the
+ * task, none twice. */
+static void check_cross_sections(const SageTask *task, const char *text, const char *const *names,
+                                 const size_t *counts) {
+    const Json *root = json_parse(arena, text, strlen(text), "cross-sections"), *c = root->child;
+    for (size_t i = 0; i < root->length; i++, c = c->next) {
+        const Json *nodes = json_need(c, "nodes", JSON_ARRAY);
+        cr_assert_str_eq(c->key, names[i]);
+        cr_assert_eq(nodes->length, counts[i], "%s", names[i]);
+        for (const Json *n = nodes->child; n != NULL; n = n->next) {
+            const char *name = json_text(n, "node", "");
+            HookKind kind;
+            int layer;
+            bool vision;
+            cr_assert(hook_parse(name, &kind, &layer, &vision), "%s", name);
+            bool head = kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V || kind == HOOK_Z;
+            cr_assert_eq(n->length, 3);
+            cr_assert_eq(json_is(json_get(n, "head"), JSON_NUMBER), head, "%s", name);
+            (void)place_of(task->positions, task->n_positions, json_text(n, "position", ""));
+            for (const Json *m = n->next; m != NULL; m = m->next) {
+                cr_assert(strcmp(json_text(m, "node", ""), name) != 0 ||
+                          !json_text_is(json_get(m, "position"), json_text(n, "position", "")) ||
+                          json_size(m, "head", 99, 0, 99) != json_size(n, "head", 98, 0, 99));
+            }
+        }
+    }
+}
+
+Test(sage_task, the_task_of_the_readme) {
+    SageTask task;
+    FileMap map = file_map(arena, "tasks/README.md");
+    const char *text = arena_copy(arena, (const char *)map.data, map.size);
+    put(block_of(text, 0));
+    must_open(&task, path, tokenizer, -1, 60, 475);
+    cr_assert_str_eq(task.name, "pets");
+    cr_assert_eq(task.n_dropped, 0);
+    cr_assert_eq(task.n_labels, 1);
+    for (size_t i = 0; i < 60; i++) {
+        const SagePrompt *prompt = &task.prompts[SAGE_TRAIN][i];
+        check_prompt(&task, tokenizer, -1, prompt);
+        assert_token(&task, tokenizer, &prompt->clean, "Pet",
+                     value_of(&task, "Pet", prompt->values));
+        assert_token(&task, tokenizer, &prompt->clean, "END", "the");
+        cr_assert_eq(prompt->n_places, 2);
+    }
+    check_cross_sections(&task, block_of(text, 1), (const char *[]){"readers", "attention"},
+                         (size_t[]){2, 1});
+}
+
+/* 2211.00593 has 3 name movers, 8 backups, 4 S-inhibition, 4 induction, 3 duplicate-token heads. */
+Test(sage_task, the_published_circuit_is_no_task) {
+    SageTask task;
+    Error error;
+    FileMap map = file_map(arena, "tasks/ioi-gpt2-circuit.json");
+    sage_task_open(&task, arena, "ioi", tokenizer);
+    check_cross_sections(&task, arena_copy(arena, (const char *)map.data, map.size),
+                         (const char *[]){"name-movers-z", "name-movers-qk", "s-inhibition-z",
+                                          "s-inhibition-v", "induction-duplicate-z"},
+                         (size_t[]){3 + 8, 3 * (3 + 8), 4, 4, 4 + 3});
+    ATTEMPT(&error, sage_task_open(&task, arena, "ioi-gpt2-circuit", tokenizer));
+    cr_assert_not_null(strstr(error.text, "nor a file"), "%s", error.text);
+    ATTEMPT(&error, sage_task_open(&task, arena, "tasks/ioi-gpt2-circuit.json", tokenizer));
+    cr_assert_not_null(strstr(error.text, "'name-movers-z' is no key of a task"), "%s", error.text);
 }
