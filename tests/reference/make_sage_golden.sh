@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the reference finds on the toy models: tests/golden/sage/CASE/{prompts.jsonl,expected.json,expected.csv}.
-# From ./refsae come the prompts and the list of nodes drawn for `others`, nothing else; the numbers
-# are those of a float64 model. Run in the root of the repository, after make.
+# From ./refsae come the prompts, the list of nodes drawn for `others` and that of dropped values, nothing
+# else; the numbers are those of a float64 model. Run in the root of the repository, after make.
 set -eu
 golden() {
     case=$1 model=$2 task=$3
@@ -20,3 +20,4 @@ golden gpt2 gpt2 ioi
 golden years gpt2 greater-than --nodes z
 golden gpt_neox gpt_neox agreement --nodes q,k,v,z,attn_out,mlp_out --projection weights,encoder
 golden gemma2 gemma2 induction
+golden given gpt2 ioi --cross-sections tests/golden/sage/gpt2/expected.json

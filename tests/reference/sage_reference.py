@@ -1,9 +1,9 @@
 """SAGE from its formulas alone, with PyTorch and Hugging Face transformers.
 
 The second route to every number of `refsae sage`. It shares with the program only prompts.jsonl,
-the shipped weights, and the list of nodes whose effect was measured. The model is transformers'
-own, read and patched through hooks on its modules, in float32 (--double: float64, to know the
-noise floor); all linear algebra is numpy's, in float64.
+the weights, the list of nodes drawn for `others` and the list of dropped values. The model is
+transformers' own, read and patched through hooks on its modules, in float32 (--double: float64, to
+know the noise floor); all linear algebra is numpy's, in float64.
 
     python3 tests/reference/sage_reference.py --llm DIR --saes DIR --prompts prompts.jsonl \\
         --task TASKFILE --sage sage.json --cross cross_sections.csv [--double]
@@ -12,63 +12,61 @@ noise floor); all linear algebra is numpy's, in float64.
 
 The first form compares each number of sage.json and cross_sections.csv with its own, prints the
 worst difference of each kind and exits with 1 beyond the tolerance. --out writes what was found
-here, expected.json in sage.json's form and expected.csv (cross_sections.csv without effects). --all-effects patches every node of every attribute and prints how well
-the scores found the nodes with the largest effects. --gradients holds autograd to central
-differences.
+here, expected.json in sage.json's form and expected.csv (cross_sections.csv without effects).
+--all-effects patches every node of every attribute and prints how well the scores found the nodes
+with the largest effects. --gradients holds autograd to central differences. --cross-sections FILE
+takes them by name, as the program does.
 
-Differences are relative, |a - b| / max(|a|, |b|, floor). Numbers that stand for a share of a
-whole (r2, sufficiency, necessity, weights, magnitudes, share, Spearman) have the floor 0.01;
-scores and effects 1 % of the largest of their attribute or 0.1 % of the mean |m|, whichever is
-more: a sum that cancels has no relative accuracy, and a difference of two m of binary32 logits
-knows 1e-7 of m. 'plain' is printed beside it: the same with floor 1e-12. Control scores (shares of prompts) are
-compared exactly.
+Differences are relative, |a - b| / max(|a|, |b|, floor). The floor is 0.01, of scores and effects
+of nodes 1 % of the largest of their attribute or 0.1 % of the mean |m|, whichever is more: a sum
+that cancels has no relative accuracy, and a difference of two m of binary32 logits knows 1e-7 of
+m. 'plain' is printed beside it: the same with floor 1e-12. Counts and shares of prompts are
+compared exactly, but for near-ties: a score may differ by as many prompts as have, for it, two
+largest logits within 1e-4 or a greedy choice that rounding decides (`near_choice`); these are
+counted, written to expected.json's `near_ties`, and do not fail.
 
 Readings of what the description leaves open:
 
 * m = logsumexp(logits of answer) - logsumexp(logits of wrong) at the last position, after the
   model's own final soft-cap.
-* score of a node = mean over training prompts of sum over its dimensions of (a(x') - a(x))
-  dm/da(x), x' read at its named position, x at its own. --share is of the sum of |score| over all
-  nodes of that attribute; ties: layer, then q, k, v, z, attn_out, mlp_out, then head, then the
-  task's order of names.
-* Every walked node screens, whether or not it is itself screened off.
-* Effect: mean over training prompts of m(x with a(x') at x's position) - m(x), one node at a
-  time.
-* Dictionaries rest on all attributes of the task, values as in the task file without those
-  dropped; a value without prompts has zero features and F1 0. r2, sufficiency, necessity and
-  control are over the test prompts, the mean activation is the training prompts'.
+* Score of a node: sum over its dimensions, x' read at its named position, x at its own. Ties of the
+  walk: layer, component, head, then the task's order of names. Every walked node screens, whether
+  or not it is itself screened off.
+* Values as in the task file without those dropped; one without prompts has zero features.
 * SAE of q, k, v of layer L: blocks.L.hook_resid_pre, else blocks.(L-1).hook_resid_post (of layer
   0 without learned positions: hook_embed). Of z and attn_out: blocks.L.hook_resid_mid (not in a
   parallel block), blocks.L.hook_resid_post, blocks.(L+1).hook_resid_pre, the first that exists. Of
-  mlp_out: the latter two.
+  mlp_out: the latter two. `native`: the SAE of the node's own hook, its codes those of the whole
+  row [heads * d_head], its rows the part of the node's head.
 * Decoder rows are those that the SAE's library uses: of a TopK that rescales by the decoder norm,
-  rows divided by their norm; of an SAE that normalises, rows times that stream row's factor. The
-  encoder's column w_j is taken as it acts on the raw stream (divided by that factor; of a TopK that
-  rescales, times the decoder norm), so that (w_j . x) d_j has no scale of its own and is the same
-  for an SAE whose scaling has been folded into its weights.
+  rows divided by their norm; of an SAE that normalises, rows times that row's factor. The encoder's
+  column w_j is taken as it acts on the raw stream (divided by that factor; of a TopK that rescales,
+  times the decoder norm), so that (w_j . x) d_j has no scale of its own.
 * o of a z node: z W_O of that head; in Gemma-2 (1 + w) (z W_O) / scale, scale that prompt's own
-  of the norm after attention. o of attn_out and mlp_out is the node itself. z from o by the
-  pseudo-inverse of that linear map, singular values below 1e-6 of the largest being zero, as in
-  span's least squares. Of a centred SAE, o loses its mean over dimensions.
-* Contributions c_j: f_j P(d_j); beta_j d_j; (w_j . (o - mean o)) d_j; the latter two mapped to z.
-  Edits, distances and magnitudes are in the node's own space.
-* SAE edit: edited = a_s - removed c_j(x) + added c_j(x'); candidates are the features active in
-  the clean prompt (removal) and in the counterfactual (addition), each once.
-* Magnitude: SAE sum over removed of c_j.s / |s|^2, s the sum of all the clean prompt's c_j (under
-  a threshold too: a share of the whole reconstruction, as Makelov et al. count it), 0 if s is 0;
-  supervised u.(â - mean a)/|â - mean a|^2, 0 if |â - mean a|^2 is at most 1e-10 of the sum of |u|^2
-  over the attributes: features that cancel up to rounding. Mean over nodes and prompts. Rescaled as by Makelov et
-  al. so that the supervised edit, here of the mean dictionary, is 0 and taking all away 1:
-  (magnitude - s) / (1 - s), of the means, undefined where s is 1 (to 1e-9).
-* Thresholds drop the contributions of the other features; coefficients stay. F1 is of a feature
-  at (SAE hook, named position); a feature that only counterfactuals activate has F1 0.
-* Predicates: single values (attributes, then values, in the task's order), intersections "value &
-  form value" of the other attributes (each predicate in that order with the form values in
-  theirs), unions of the first 2..10 values of an attribute sorted by falling single F1 (ties: the
-  task's order), never of all. The best F1 wins, the earlier predicate on a tie.
-* `random` keeps the encoder; decoder rows are redrawn from Philox4x32-10 (see `redraw`).
-* All patches of a cross-section apply at once, edits computed from clean activations; where two
+  of the norm after attention. o of attn_out and mlp_out is the node itself. Of an SAE whose stream
+  is centred, o loses its mean over dimensions. z from o by the pseudo-inverse of that linear map,
+  singular values below 1e-6 of the largest being zero, as in span's least squares. r2_stream holds
+  o(a) against o(rebuilt a), both by the prompt's own map; its mean is the training prompts'.
+* Patches are binary32, computed from clean activations, all of a cross-section at once; where two
   names are one token the later name wins.
+* Where resolution is below 0.1, recovered and necessity are null for every method but `none`, which
+  is 1, 1 and 0 by definition; figures that are not finite are null. Rescaled figures are null where
+  no intervention agrees in more than 0.9 of the prompts, or the denominator is at most 1e-9.
+* "supervised" beside an SAE's control is the mean dictionary's edit.
+* Magnitudes: of greedily chosen features c_j(x).s / |s|^2 with s the sum of all c_j(x), 0 if s is
+  0; of the interpretation-aware edit that of the removed; supervised u.(rebuilt a - mean a) /
+  |rebuilt a - mean a|^2, 0 if the denominator is at most 1e-10 of the sum of |u|^2 over the
+  attributes.
+* Intervals: resample b draws its n prompts one after another from one stream (random_below, purpose
+  10), the same resamples for every figure; linear interpolation between order statistics; null if
+  any resample's figure is not finite.
+* Predicates, in the order that settles ties: values of each attribute; of each other attribute with
+  each form value; of each set of slots with the same values ("IO/S") at the first, the second, any
+  of its places in the text; labels of each attribute's values. All single values come before all
+  unions; a union's values stand in falling F1.
+* By chance: activation of test prompt i against the predicates of prompt order[i], a permutation
+  drawn for purpose 9.
+* `random` keeps the encoder; decoder rows are redrawn (`redraw`).
 
 Written for torch 2.13.0, transformers 5.23.0, safetensors 0.8.0, numpy 2.
 """
@@ -78,7 +76,9 @@ import csv
 import json
 import math
 import os
+import re
 import sys
+from dataclasses import dataclass
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -94,7 +94,9 @@ COMPONENTS = ["q", "k", "v", "z", "attn_out", "mlp_out"]
 KS = [1, 2, 4, 8, 16, 32]
 SUPERVISED = ["mean", "mse", "weighted"]
 SMALL_SINGULAR, SMALL_EIGEN = 1e-6, 1e-10
-BATCH = 64
+RESAMPLES, LOW_RESOLUTION, ALREADY_AGREES = 1000, 0.1, 0.9
+STREAM_DECODER, STREAM_PERMUTE, STREAM_RESAMPLE = 7, 9, 10
+BATCH = 128
 
 
 # ---- the model ----
@@ -316,9 +318,12 @@ def _keep_doubles():
     torch.nn.functional.softmax = lambda x, dim=None, dtype=None, **k: softmax(x, dim=dim)
 
 
+@dataclass(frozen=True)
 class Node:
-    def __init__(self, component, layer, head, position):
-        self.component, self.layer, self.head, self.position = component, layer, head, position
+    component: str
+    layer: int
+    head: int | None
+    position: int  # of the task's named ones
 
     @property
     def hook(self):
@@ -343,6 +348,21 @@ def all_nodes(model, components, n_positions):
     return nodes
 
 
+def given_nodes(path, names):
+    """{cross-section: nodes} of a file."""
+    with open(path, encoding="utf-8") as file:
+        root = json.load(file)
+    found = {}
+    for name, part in root.get("cross_sections", root).items():
+        found[name] = []
+        for row in part["nodes"]:
+            layer, component = re.fullmatch(
+                r"blocks\.(\d+)\.(?:attn\.)?hook_(\w+)", row["node"]).groups()
+            found[name].append(Node(component, int(layer), row.get("head"),
+                                    names.index(row["position"])))
+    return found
+
+
 # ---- prompts ----
 
 
@@ -359,7 +379,7 @@ class Prompts:
         with open(path, encoding="utf-8") as file:
             rows = [json.loads(line) for line in file if line.strip()]
         self.names = list(task["positions"])
-        self.form = task.get("form")
+        self.form, self.labels = task.get("form"), task.get("labels", {})
         self.attributes = {
             a: [v for v in values if v not in dropped and f"{a}={v}" not in dropped]
             for a, values in task["attributes"].items()
@@ -374,6 +394,27 @@ class Prompts:
                 self.other_value[split, a] = [r["counterfactual"][a]["value"] for r in part]
             for r in part:
                 self._check(r)
+        # The attributes that stand in each test prompt's text, place by place.
+        self.slots = [self._slots(task, r) for r in rows if r["split"] == "test"]
+
+    def _slots(self, task, row):
+        for template in task["templates"][row["split"]]:
+            if self.form is not None:
+                template = template[row["values"][self.form]]
+            parts, seen = re.split(r"\{(.*?)\}", template), set()
+            pattern = ""
+            for i, part in enumerate(parts):
+                if i % 2 == 0 or part in self.attributes:
+                    pattern += re.escape(row["values"][part] if i % 2 else part)
+                elif part in seen:
+                    pattern += f"(?P={part})"
+                else:
+                    values = task["fillers"][part][row["split"]]
+                    pattern += f"(?P<{part}>{'|'.join(map(re.escape, values))})"
+                    seen.add(part)
+            if re.fullmatch(pattern, row["text"]):
+                return [p for p in parts[1::2] if p in self.attributes]
+        raise SystemExit(f"no template of the task gives {row['text']!r}")
 
     def _check(self, row):
         """The counterfactual changes its own attribute and no other."""
@@ -420,8 +461,10 @@ def gather(model, forms, sites, gradient=False):
 
 
 def patched(model, forms, nodes, edits):
-    """m [n] and predicted token [n] with node i set to edits[i] [n, d] at its position."""
-    m, predicted = np.zeros(len(forms)), np.zeros(len(forms), int)
+    """m, predicted token and distance of the two largest logits, [n] each, with node i set to
+    edits[i] [n, d] at its position."""
+    n = len(forms)
+    m, predicted, margin = np.zeros(n), np.zeros(n, int), np.zeros(n)
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].position)
     for part in groups(forms):
         chosen = [forms[i] for i in part]
@@ -430,7 +473,9 @@ def patched(model, forms, nodes, edits):
         logits, _, _ = model.run([f.ids for f in chosen], (), patches)
         m[part] = metric(logits, chosen).numpy()
         predicted[part] = logits.argmax(-1).numpy()
-    return m, predicted
+        top = torch.topk(logits, 2).values
+        margin[part] = (top[:, 0] - top[:, 1]).numpy()
+    return m, predicted, margin
 
 
 def at_node(values, node):
@@ -456,11 +501,14 @@ def scores_of(model, prompts, attribute, nodes):
     return total / done
 
 
-def walk(nodes, scores, share, max_nodes):
+def falling(scores):
+    return np.argsort(-np.abs(scores), kind="stable")
+
+
+def walk(scores, share, max_nodes):
     """Indices of the walked nodes and the share that they carry."""
-    order = np.argsort(-np.abs(scores), kind="stable")
     total, carried, walked = np.abs(scores).sum(), 0.0, []
-    for i in order:
+    for i in falling(scores):
         if carried >= share * total or len(walked) == max_nodes:
             break
         walked.append(int(i))
@@ -489,6 +537,18 @@ def effects_of(model, prompts, attribute, nodes):
     values, _, _, _ = gather(model, other, sites)
     return [float((patched(model, clean, [n], [at_node(values, n)])[0] - m).mean())
             for n in nodes]
+
+
+def curve_of(model, prompts, nodes, scores, clean, other):
+    """Share of what patching all nodes does to the test prompts that the first of the walk do."""
+    counts = [2**i for i in range(len(nodes).bit_length()) if 2**i < len(nodes)] + [len(nodes)]
+    first = [nodes[i] for i in falling(scores)]
+    m = [patched(model, prompts.clean["test"], first[:n],
+                 [at_node(other, x) for x in first[:n]])[0].mean() for n in counts]
+    whole = m[-1] - clean.mean()
+    moves = abs(whole) >= LOW_RESOLUTION * abs(clean.mean())
+    return [{"nodes": n, "share": float((x - clean.mean()) / whole) if moves else None}
+            for n, x in zip(counts, m)]
 
 
 def spearman(a, b):
@@ -536,6 +596,19 @@ class Supervised:
         return self.mean + np.array([sum(u[a, row[a]] for a in self.prompts.attributes)
                                      for row in values])
 
+    def edit(self, method, attribute, acts):
+        """Of the test prompts' acts towards the counterfactual: edits [n, d], magnitudes [n]."""
+        u, values = self.u[method], self.prompts.values["test"]
+        old = np.array([u[attribute, row[attribute]] for row in values])
+        new = np.array([u[attribute, v] for v in self.prompts.other_value["test", attribute]])
+        off = self.rebuild(method, values) - self.mean
+        size = (off * off).sum(1)
+        parts = np.array([sum((u[a, row[a]] ** 2).sum() for a in self.prompts.attributes)
+                          for row in values])
+        known = size > SMALL_EIGEN * parts
+        magnitude = np.where(known, (old * off).sum(1) / np.where(known, size, 1), 0)
+        return acts - old + new, magnitude
+
 
 def _symmetric_pinv(matrix):
     values, vectors = np.linalg.eigh(matrix)
@@ -551,7 +624,7 @@ def r_squared(acts, rebuilt, mean):
 
 
 class Sae:
-    """One SAE of the residual stream, read by the conventions of its format."""
+    """One SAE, read by the conventions of its format."""
 
     def __init__(self, hook, weights, act, k=0, subtract=True, norm="none", factor=1.0,
                  rescale=False, centre=False, dtype=np.float32):
@@ -631,11 +704,37 @@ def philox(seed, stream, count):
     return np.stack(c, 1).reshape(-1)[:count]
 
 
+class Random:
+    """Whole numbers from a stream, one after another."""
+
+    def __init__(self, seed, stream):
+        self.seed, self.stream, self.words, self.at = seed, stream, [], 0
+
+    def below(self, bound):
+        """Two words, the low one first; the lowest 2^64 mod bound values are rejected."""
+        while True:
+            if self.at + 2 > len(self.words):
+                count = 2 * len(self.words) + 4096
+                self.words = philox(self.seed, self.stream, count).tolist()
+            value = self.words[self.at] | self.words[self.at + 1] << 32
+            self.at += 2
+            if value >= 2**64 % bound:
+                return value % bound
+
+    def permutation(self, n):
+        """Fisher-Yates from the end."""
+        order = list(range(n))
+        for i in range(n - 1, 0, -1):
+            j = self.below(i + 1)
+            order[i], order[j] = order[j], order[i]
+        return order
+
+
 def redraw(sae, seed):
     """The control's decoder [d_sae, d_in]: Gaussian rows of the stored rows' norms."""
     rows = sae.w["W_dec"].astype(np.float32)
     n = rows.size + rows.size % 2
-    u = (philox(seed, 7 + (sae.layer << 32), n) >> np.uint64(8)).astype(np.float32)
+    u = (philox(seed, STREAM_DECODER + (sae.layer << 32), n) >> np.uint64(8)).astype(np.float32)
     u = u * np.float32(2.0**-24)
     u1, u2 = np.float32(1) - u[0::2], u[1::2]
     log = np.log(u1.astype(np.float64)).astype(np.float32)
@@ -680,7 +779,7 @@ def load_saes(directory, dtype, norm_factor):
                       k, cfg.get("apply_b_dec_to_input", True), norm,
                       norm_factor if norm == "expected_average_only_in" else 1.0,
                       cfg.get("rescale_acts_by_decoder_norm", False),
-                      bool(kwargs.get("center_writing_weights")), dtype)
+                      bool(kwargs.get("center_writing_weights")) and ".attn." not in hook, dtype)
         elif "sae.safetensors" in files:
             with open(os.path.join(folder, "cfg.json"), encoding="utf-8") as file:
                 cfg = json.load(file)
@@ -716,11 +815,11 @@ def sae_for(model, saes, node):
     raise SystemExit(f"no SAE for {node.hook}: wanted one of {names}")
 
 
-def stream_site(hook):
-    """(site, layer) of a residual hook point."""
+def site_of(hook):
+    """(site, layer) of a hook point."""
     if hook == "hook_embed":
         return "resid_pre", 0
-    _, layer, name = hook.split(".")
+    _, layer, *_, name = hook.split(".")
     return name[len("hook_"):], int(layer)
 
 
@@ -729,29 +828,30 @@ class Rows:
 
     def __init__(self, model, node, sae, values):
         self.acts = at_node(values, node)
-        stream = values[stream_site(sae.hook)][:, node.position]
+        stream = values[site_of(sae.hook)][:, node.position]
         self.codes, self.scale, self.shift = sae.encode(stream)
-        self.norm_scale = self.map = None
-        n, L = len(self.acts), node.layer
+        L = node.layer
         if node.component in "qkv":
             x = values["resid_pre", L][:, node.position]
             _, _, eps, centred = model.norm1(L)
             x = x - x.mean(-1, keepdims=True) if centred else x
             self.norm_scale = np.sqrt((x * x).mean(-1) + eps)
             return
-        centre = np.eye(model.d_model) - (1 / model.d_model if sae.centre else 0)
+        eye = np.eye(model.d_model)
+        self.to_stream = (eye - (1 / model.d_model if sae.centre else 0))[None]
+        self.back = eye[None]
         if node.component == "z":
-            self.map = np.repeat((model.w_out(L, node.head))[None], n, 0)
-            post = model.post_norm(L)
+            write, post = model.w_out(L, node.head)[None], model.post_norm(L)
             if post is not None:
                 raw = values["attn_raw", L][:, node.position]
-                self.map = self.map * post[0] / np.sqrt(
-                    (raw * raw).mean(-1) + post[1])[:, None, None]
-        else:
-            self.map = np.repeat(np.eye(model.d_model)[None], n, 0)
-        self.written = np.einsum("nd,nde->ne", self.acts, self.map @ centre)
-        if node.component == "z":
-            self.map = self.map @ centre
+                write = write * post[0] / np.sqrt((raw * raw).mean(-1) + post[1])[:, None, None]
+            self.to_stream = write @ self.to_stream
+            self.back = np.linalg.pinv(self.to_stream, rcond=SMALL_SINGULAR)
+        self.written = self.write(self.acts)
+
+    def write(self, acts):
+        """o of a node [n, d] that stands for this one."""
+        return (acts[:, None] @ self.to_stream)[:, 0]
 
 
 class Projection:
@@ -776,7 +876,7 @@ class Projection:
                 beta = np.linalg.pinv(d.T, rcond=SMALL_SINGULAR) @ off if len(active) else off[:0]
             else:
                 beta = self.sae.encoder_columns(active) @ off / rows.scale[p]
-            back = np.linalg.pinv(rows.map[p], rcond=SMALL_SINGULAR)
+            back = rows.back[p % len(rows.back)]
             out.append((self.written_mean @ back, active, (beta[:, None] * d) @ back))
         return out
 
@@ -800,168 +900,350 @@ class Projection:
         return out
 
 
-def rebuilt(projected, allowed=None):
-    """â [n, d] from (constants, active, contributions); allowed [d_sae] drops the others."""
-    return np.array([const + (c if allowed is None else c[allowed[active]]).sum(0)
-                     for const, active, c in projected])
+def native_parts(sae, node, values):
+    """The same of an SAE of the node's own hook."""
+    row = values[node.component, node.layer][:, node.position]
+    width = row.shape[-1]
+    part = slice(None) if node.head is None else slice(node.head * width, (node.head + 1) * width)
+    codes, scale, shift = sae.encode(row.reshape(len(row), -1))
+    rows = sae.decoder(sae.w["W_dec"])[:, part]
+    b_dec = sae.w["b_dec"].astype(np.float64)[part]
+    out = []
+    for p in range(len(row)):
+        active = np.flatnonzero(codes[p] > 0)
+        out.append((b_dec * scale[p] + shift[p], active,
+                    codes[p][active][:, None] * rows[active] * scale[p]))
+    return out
 
 
-# ---- step 4: tests ----
-
-
-def greedy(start, target, removable, addable, most):
-    """[edited after 0..most choices], [removals (index into removable) after as many]."""
-    moves = np.concatenate([-removable, addable]) if len(removable) + len(addable) else None
-    edited, taken, left = start.copy(), [], None
-    out, removed = [edited.copy()], [[]]
-    if moves is not None:
-        left = np.ones(len(moves), bool)
-    for _ in range(most):
-        gain = None
-        if moves is not None and left.any():
-            now = ((edited - target) ** 2).sum()
-            after = ((edited - target + moves) ** 2).sum(1)
-            after[~left] = np.inf
-            best = int(after.argmin())
-            gain = after[best] < now
-        if gain:
-            left[best] = False
-            edited = edited + moves[best]
-            if best < len(removable):
-                taken = taken + [best]
-        out.append(edited.copy())
-        removed.append(taken)
-    return out, removed
-
-
-class Tests:
-    """Step 4 on one cross-section."""
-
-    def __init__(self, model, prompts, attribute, nodes, acts, target, means, m, predicted):
-        """acts, target [node][n, d]: clean and counterfactual; means [node][d] of training."""
-        self.model, self.forms, self.nodes = model, prompts.clean["test"], nodes
-        self.prompts, self.attribute = prompts, attribute
-        self.acts, self.target, self.means = acts, target, means
-        self.m, self.predicted = m, predicted
-        repeat = [np.repeat(x[None], len(self.forms), 0) for x in means]
-        self.m_abl = self.run(repeat)[0]
-        self.wanted = self.run(target)[1]
-
-    def run(self, edits):
-        return patched(self.model, self.forms, self.nodes, edits)
-
-    def none(self):
-        score = float((self.predicted == self.wanted).mean())
-        return {"sufficiency": 1.0, "necessity": 0.0,
-                "control": {str(k): {"score": score, "magnitude": 0.0} for k in KS}}
-
-    def approximations(self, guess):
-        """guess [node][n, d] -> sufficiency, necessity."""
-        m_guess = self.run(guess)[0].mean()
-        rest = [mean + (a - g) for mean, a, g in zip(self.means, self.acts, guess)]
-        m_int, m_abl, m = self.run(rest)[0].mean(), self.m_abl.mean(), self.m.mean()
-        return {"sufficiency": float(m_guess / m),
-                "necessity": float(1 - abs(m_abl - m_int) / abs(m_abl - m))}
-
-    def supervised(self, method, dictionaries):
-        values = self.prompts.values["test"]
-        towards = self.prompts.other_value["test", self.attribute]
-        guess = [d.rebuild(method, values) for d in dictionaries]
-        out = self.approximations(guess)
-        edits, sizes = [], []
-        for a, g, d in zip(self.acts, guess, dictionaries):
-            u = d.u[method]
-            old = np.array([u[self.attribute, row[self.attribute]] for row in values])
-            new = np.array([u[self.attribute, v] for v in towards])
-            edits.append(a - old + new)
-            size = ((g - d.mean) ** 2).sum(1)
-            parts = np.array([sum((u[a, row[a]] ** 2).sum() for a in self.prompts.attributes)
-                              for row in values])
-            known = size > SMALL_EIGEN * parts
-            sizes.append(np.where(known, (old * (g - d.mean)).sum(1)
-                                  / np.where(known, size, 1), 0))
-        same = float((self.run(edits)[1] == self.wanted).mean())
-        out["control_supervised"] = {"score": same, "magnitude": float(np.mean(sizes))}
-        return out
-
-    def sae(self, source, target, allowed=None):
-        """source, target [node] of projected rows; allowed [node][d_sae]."""
-        allowed = allowed or [None] * len(self.nodes)
-        out = self.approximations([rebuilt(s, a) for s, a in zip(source, allowed)])
-        n, states = len(self.forms), []
-        sizes = np.zeros((max(KS) + 1, len(self.nodes), n))
-        for i in range(len(self.nodes)):
-            edits = np.zeros((max(KS) + 1,) + self.acts[i].shape)
-            for p in range(n):
-                (_, f_s, c_s), (_, f_t, c_t) = source[i][p], target[i][p]
-                s = c_s.sum(0)
-                if allowed[i] is not None:
-                    c_s, c_t = c_s[allowed[i][f_s]], c_t[allowed[i][f_t]]
-                steps, removed = greedy(self.acts[i][p], self.target[i][p], c_s, c_t, max(KS))
-                edits[:, p] = steps
-                if (s * s).sum() > 0:
-                    along = c_s @ s / (s * s).sum()
-                    sizes[:, i, p] = [along[r].sum() for r in removed]
-            states.append(edits)
-        out["control"] = {}
-        for k in KS:
-            same = (self.run([e[k] for e in states])[1] == self.wanted).mean()
-            out["control"][str(k)] = {"score": float(same), "magnitude": float(sizes[k].mean())}
-        return out
-
-
-def rescale(tests, supervised):
-    """Adds the rescaled magnitude wherever a magnitude stands."""
-    for entry in list(tests.values()):
-        if isinstance(entry, dict):
-            rescale(entry, supervised)
-    if "magnitude" in tests:
-        rest = 1 - supervised
-        tests["rescaled_magnitude"] = (
-            (tests["magnitude"] - supervised) / rest if abs(rest) > 1e-9 else None)
+def rebuilt(projected):
+    """â [n, d] from (constants, active, contributions)."""
+    return np.array([const + c.sum(0) for const, _, c in projected])
 
 
 # ---- interpretations ----
 
 
-def interpret(prompts, codes):
-    """codes [n, d_sae] of the test prompts at one place: F1 [d_sae], predicate [d_sae]."""
-    values = prompts.values["test"]
-    active = (codes > 0).astype(np.float64)
-    n_active = active.sum(0)
-    best, name = np.full(codes.shape[1], -1.0), [""] * codes.shape[1]
+def kinds_of(prompts):
+    """[(name, suffix, values, holds [values, n])] of predicates "name=value suffix" over the test
+    prompts, in the order that settles ties."""
+    rows, attributes, kinds = prompts.values["test"], prompts.attributes, []
 
-    def offer(hits, size, names):
-        f1 = 2 * hits / np.maximum(n_active + size, 1)
-        for j in np.flatnonzero(f1 > best):
-            best[j] = f1[j]
-            name[j] = names(j)
-        return f1
+    def kind(name, values, true, suffix=""):
+        holds = np.array([[true(i, v) for i in range(len(rows))] for v in values], bool)
+        kinds.append((name, suffix, values, holds))
 
-    def hot(*pairs):
-        return np.array([float(all(row[a] == v for a, v in pairs)) for row in values])
-
-    single = {}
-    for a, vs in prompts.attributes.items():
-        for v in vs:
-            h = hot((a, v))
-            hits = h @ active
-            single[a, v] = hits, h.sum(), offer(hits, h.sum(), lambda j: f"{a}={v}")
-    for a, vs in prompts.attributes.items():
+    for a, values in attributes.items():
+        kind(a, values, lambda i, v: rows[i][a] == v)
+    for a, values in attributes.items():
         if prompts.form is None or a == prompts.form:
             continue
-        for v in vs:
-            for form in prompts.attributes[prompts.form]:
-                h = hot((a, v), (prompts.form, form))
-                offer(h @ active, h.sum(), lambda j: f"{a}={v} & {prompts.form}={form}")
-    for a, vs in prompts.attributes.items():
-        order = np.argsort(-np.array([single[a, v][2] for v in vs]), axis=0, kind="stable")
-        hits = np.take_along_axis(np.array([single[a, v][0] for v in vs]), order, 0).cumsum(0)
-        size = np.array([single[a, v][1] for v in vs])[order].cumsum(0)
-        for n in range(2, min(10, len(vs) - 1) + 1):
-            offer(hits[n - 1], size[n - 1], lambda j: "%s in {%s}" % (
-                a, ", ".join(vs[i] for i in order[:n, j])))
-    return best, name, n_active
+        for form in attributes[prompts.form]:
+            kind(a, values, lambda i, v: rows[i][a] == v and rows[i][prompts.form] == form,
+                 f" & {prompts.form}={form}")
+    sets = {}
+    for a, values in attributes.items():
+        if any(a in slots for slots in prompts.slots):
+            sets.setdefault(frozenset(values), []).append(a)
+    for names in sets.values():
+        there = [[row[a] for a in slots if a in names] for row, slots in zip(rows, prompts.slots)]
+        for place, part in (("1", slice(0, 1)), ("2", slice(1, 2)), ("any", slice(None))):
+            kind("/".join(names) + "#" + place, attributes[names[0]],
+                 lambda i, v: v in there[i][part])
+    for label, of in prompts.labels.items():
+        for a, values in attributes.items():
+            if any(v in of for v in values):
+                kind(f"{label}({a})", list(dict.fromkeys(of.values())),
+                     lambda i, v: of.get(rows[i][a]) == v)
+    return kinds
+
+
+def f1_of(both, active, holds):
+    return 2 * both / np.maximum(active + holds, 1)
+
+
+def interpret(kinds, active):
+    """active [n, features]: best F1 and its predicate [features], and F1 of each value of a kind
+    {(name + suffix, value): [features]}."""
+    size, each = active.sum(0), {}
+    best, text = np.full(active.shape[1], -1.0), [""] * active.shape[1]
+
+    def offer(f1, words):
+        for j in np.flatnonzero(f1 > best):
+            best[j], text[j] = f1[j], words(j)
+
+    for name, suffix, values, holds in kinds:
+        for v, held in zip(values, holds):
+            f1 = each[name + suffix, v] = f1_of(held.astype(float) @ active, size, held.sum())
+            offer(f1, lambda j: f"{name}={v}{suffix}")
+    for name, suffix, values, holds in kinds:
+        order = np.argsort([-each[name + suffix, v] for v in values], axis=0, kind="stable")
+        held = np.zeros(active.T.shape, bool)
+        for n in range(1, min(10, len(values) // 4) + 1):
+            held |= holds[order[n - 1]]
+            if n > 1:
+                both = (held * active.T).sum(1)
+                offer(f1_of(both, size, held.sum(1)), lambda j: "%s in {%s}%s" % (
+                    name, ", ".join(values[i] for i in order[:n, j]), suffix))
+    return best, text, each
+
+
+class Place:
+    """What the features of an SAE at a named position stand for in the test prompts."""
+
+    def __init__(self, kinds, codes, order):
+        """order: the permutation of prompts that shows what chance gives."""
+        active = (codes > 0).astype(np.float64)
+        self.active, self.width = np.flatnonzero(active.any(0)), codes.shape[1]
+        best, text, self.each = interpret(kinds, active[:, self.active])
+        self.f1, self.text = self._spread(best), dict(zip(self.active.tolist(), text))
+        shuffled = [(*kind, holds[:, order]) for *kind, holds in kinds]
+        self.chance = self._spread(interpret(shuffled, active[:, self.active])[0])
+
+    def _spread(self, f1):
+        """Features that no test prompt activates have F1 0."""
+        out = np.zeros(self.width)
+        out[self.active] = f1
+        return out
+
+    def value_f1(self, attribute, value):
+        return self._spread(self.each[attribute, value])
+
+
+# ---- step 4: tests ----
+
+
+def near_choice(change, best):
+    """Whether rounding decides: another candidate lowers the distance as much, to 1e-6."""
+    rest = np.delete(change, best)
+    return len(rest) > 0 and rest.min() - change[best] < 1e-6 * abs(change[best])
+
+
+def greedy(start, target, moves, weights):
+    """One choice moves one feature: edited activation, weight of the chosen and whether a near-tie
+    was met, after each number of choices in KS."""
+    gap, chosen, near = start - target, [], False
+    lengths, left = (moves * moves).sum(1), np.ones(len(moves), bool)
+    states = [(start, 0.0, False)]
+    for _ in range(max(KS)):
+        change = np.where(left, lengths + 2 * moves @ gap, np.inf)
+        best = int(change.argmin()) if left.any() else None
+        if best is None or -change[best] <= 1e-10 * (start @ start):
+            break
+        near = near or near_choice(change, best)
+        left[best] = False
+        gap = gap + moves[best]
+        chosen.append(best)
+        states.append((target + gap, weights[chosen].sum(), near))
+    return [states[min(k, len(states) - 1)] for k in KS]
+
+
+class Way:
+    """Features that make up a node: where they are read, and their contributions."""
+
+    def __init__(self, subject, place, clean, other):
+        """clean, other[A]: (constants, active, contributions) of each test prompt."""
+        self.subject, self.place, self.clean, self.other = subject, place, clean, other
+        self.memory = {}
+
+    def weights(self, p):
+        """Share of each contribution in the sum of the prompt's own."""
+        c = self.clean[p][2]
+        s = c.sum(0)
+        return c @ s / (s @ s) if s @ s > 0 else np.zeros(len(c))
+
+    def moves(self, kind, attribute):
+        """Edits [KS, n, d], their magnitudes [KS, n] and whether near a tie [KS, n]."""
+        if (kind, attribute) not in self.memory:
+            edit = {"control": self._greedy, "control_aware": self._aware}[kind]
+            each = [edit(attribute, p) for p in range(len(self.clean))]
+            self.memory[kind, attribute] = [
+                np.array([[state[i] for state in states] for states in each]).swapaxes(0, 1)
+                for i in range(3)]
+        return self.memory[kind, attribute]
+
+    def _greedy(self, attribute, p):
+        (_, mine, c), (_, theirs, c_other) = self.clean[p], self.other[attribute][p]
+        features = np.union1d(mine, theirs)
+        moves, weights = np.zeros((len(features), c.shape[1])), np.zeros(len(features))
+        moves[np.searchsorted(features, theirs)] += c_other
+        moves[np.searchsorted(features, mine)] -= c
+        weights[np.searchsorted(features, mine)] = self.weights(p)
+        return greedy(self.subject.clean[p], self.subject.other[attribute][p], moves, weights)
+
+    def _aware(self, attribute, p):
+        prompts = self.subject.prompts
+        values = (prompts.values["test"][p][attribute], prompts.other_value["test", attribute][p])
+        sorted_parts = []
+        for value, (_, active, c) in zip(values, (self.clean[p], self.other[attribute][p])):
+            f1 = self.place.value_f1(attribute, value)[active]
+            order = np.argsort(-f1, kind="stable")
+            sorted_parts.append((order, c[order]))
+        (order, removed), (_, added) = sorted_parts
+        weights = self.weights(p)[order]
+        return [(self.subject.clean[p] - removed[:k].sum(0) + added[:k].sum(0), weights[:k].sum(),
+                 False) for k in KS]
+
+    def without(self, drop):
+        """The activation without the contributions of the features in drop [d_sae]."""
+        return np.array([a - c[drop[active]].sum(0)
+                         for a, (_, active, c) in zip(self.subject.clean, self.clean)])
+
+
+class Resamples:
+    """Figures of means over the test prompts, with their intervals."""
+
+    def __init__(self, seed, n):
+        random = Random(seed, STREAM_RESAMPLE)
+        self.drawn = np.array([[random.below(n) for _ in range(n)] for _ in range(RESAMPLES)])
+
+    def put(self, out, name, formula, *parts):
+        with np.errstate(all="ignore"):
+            value = float(formula(*(x.mean() for x in parts)))
+            each = formula(*(x[self.drawn].mean(1) for x in parts))
+        known = math.isfinite(value)
+        out[name] = value if known else None
+        out[name + "_ci"] = (np.percentile(each, [2.5, 97.5]).tolist()
+                             if known and np.isfinite(each).all() else None)
+
+
+class Tests:
+    """Step 4 on one cross-section."""
+
+    def __init__(self, model, prompts, subjects, clean, resamples, thresholds):
+        """clean: m, predicted token and distance of the two largest logits, as nothing is done."""
+        self.model, self.prompts, self.subjects = model, prompts, subjects
+        self.forms, self.known, self.near = prompts.clean["test"], {}, {}
+        self.resamples, self.thresholds, self.clean = resamples, thresholds, clean
+        self.m = clean[0]
+        self.ablated = self.run([np.broadcast_to(s.supervised.mean, s.clean.shape)
+                                 for s in subjects])[0]
+        self.target = {a: self.run([s.other[a] for s in subjects]) for a in prompts.attributes}
+        scale = abs(self.m.mean())
+        self.resolution = (
+            float(abs(self.m.mean() - self.ablated.mean()) / scale) if scale > 0 else None)
+        self.resolved = self.resolution is None or self.resolution >= LOW_RESOLUTION
+
+    def run(self, edits):
+        """edits [node][..., n, d]: m, predicted token and distance of the two largest logits,
+        [..., n]. Equal patches of a prompt run once."""
+        shape, n = edits[0].shape[:-1], len(self.forms)
+        edits = [np.asarray(e, np.float32).reshape(-1, e.shape[-1]) for e in edits]
+        keys = [(i % n, b"".join(e[i].tobytes() for e in edits)) for i in range(len(edits[0]))]
+        fresh = {key: i for i, key in enumerate(keys) if key not in self.known}
+        if fresh:
+            rows = list(fresh.values())
+            found = patched(self.model, [self.forms[i % n] for i in rows],
+                            [s.node for s in self.subjects], [e[rows] for e in edits])
+            self.known.update(zip(fresh, zip(*found)))
+        return [np.array(x).reshape(shape) for x in zip(*(self.known[key] for key in keys))]
+
+    def all(self):
+        out = {"resolution": self.resolution}
+        self.resamples.put(out, "m_ablated", lambda x: x, self.ablated)
+        self.unchanged = {a: self._score(a, *self.clean[1:]) for a in self.prompts.attributes}
+        edits = {m: {a: self._supervised(m, a) for a in self.prompts.attributes}
+                 for m in SUPERVISED}
+        self.best = edits["mean"]
+        out["none"] = self._none()
+        for method in SUPERVISED:
+            guess = [s.supervised.rebuild(method, self.prompts.values["test"])
+                     for s in self.subjects]
+            out[method] = self._approximation(guess)
+            out[method]["control"] = {a: self._control(method, "control", a, edits[method][a])
+                                      for a in self.prompts.attributes}
+        for method in ("sae", "native", "random"):
+            if all(method in s.ways for s in self.subjects):
+                out[method] = self._sae(method, [s.ways[method] for s in self.subjects])
+        return out
+
+    def _figures(self, out, changed, spoilt, names):
+        """What changed activations do to m; necessity's are the `spoilt` ones."""
+        def put(name, formula, x):
+            if name not in names:
+                return
+            if name == "sufficiency" or self.resolved:
+                self.resamples.put(out, name, formula, x, self.ablated, self.m)
+            else:
+                out[name] = out[name + "_ci"] = None
+
+        put("sufficiency", lambda x, low, high: x / high, changed)
+        put("recovered", lambda x, low, high: (x - low) / (high - low), changed)
+        put("necessity", lambda x, low, high: 1 - abs(low - x) / abs(low - high), spoilt)
+
+    def _approximation(self, guess):
+        rest = [s.supervised.mean + (s.clean - g) for s, g in zip(self.subjects, guess)]
+        out = {}
+        self._figures(out, self.run(guess)[0], self.run(rest)[0],
+                      ("sufficiency", "recovered", "necessity"))
+        return out
+
+    def _score(self, attribute, predicted, margin, near=False):
+        """The score with its interval, and the number of prompts near a tie."""
+        _, wanted, wanted_margin = self.target[attribute]
+        out = {}
+        self.resamples.put(out, "score", lambda x: x, (predicted == wanted).astype(float))
+        near = near | (margin < 1e-4) | (wanted_margin < 1e-4)
+        return out, int(np.sum(near))
+
+    def _supervised(self, method, attribute):
+        edits, sizes = zip(*(s.supervised.edit(method, attribute, s.clean) for s in self.subjects))
+        out, near = self._score(attribute, *self.run(edits)[1:])
+        out["magnitude"] = float(np.mean(sizes))
+        return out, near
+
+    def _control(self, method, kind, attribute, supervised, steps=None):
+        """steps {k: (score and magnitude, near)}."""
+        out, near = {}, {"none": self.unchanged[attribute][1], "supervised": supervised[1]}
+        none, best = self.unchanged[attribute][0], self.best[attribute][0]
+        if kind == "control":
+            out = {"none": none["score"], "none_ci": none["score_ci"],
+                   "supervised": supervised[0]}
+        for k, (entry, close) in (steps or {}).items():
+            for name, low, high in (("score", none["score"], best["score"]),
+                                    ("magnitude", best["magnitude"], 1.0)):
+                known = none["score"] <= ALREADY_AGREES and abs(high - low) > 1e-9
+                entry[name + "_rescaled"] = (entry[name] - low) / (high - low) if known else None
+            out[k], near[k] = entry, close
+        self.near |= {f"{method} {kind} {attribute} {k}": n for k, n in near.items() if n}
+        return out
+
+    def _none(self):
+        out = {}
+        for name, value in (("sufficiency", 1.0), ("recovered", 1.0), ("necessity", 0.0)):
+            out[name], out[name + "_ci"] = value, [value, value]
+        out["control"] = {
+            a: self._control("none", "control", a, self.best[a], {
+                str(k): ({**self.unchanged[a][0], "magnitude": 0.0}, self.unchanged[a][1])
+                for k in KS}) for a in self.prompts.attributes}
+        return out
+
+    def _sae(self, method, ways):
+        out = self._approximation([rebuilt(w.clean) for w in ways])
+        for kind in ("control", "control_aware"):
+            out[kind] = {}
+            for a in self.prompts.attributes:
+                states, sizes, near = zip(*(w.moves(kind, a) for w in ways))
+                _, predicted, margin = self.run(states)
+                near, sizes, steps = np.any(near, axis=0), np.mean(sizes, axis=(0, 2)), {}
+                for i, k in enumerate(KS):
+                    entry, close = self._score(a, predicted[i], margin[i], near[i])
+                    steps[str(k)] = {**entry, "magnitude": float(sizes[i])}, close
+                out[kind][a] = self._control(method, kind, a, self.best[a], steps)
+        out["f1"] = {}
+        for t in self.thresholds:
+            m_keep, m_drop = (self.run([w.without(f(w.place.f1)) for w in ways])[0]
+                              for f in (lambda f1: f1 < t, lambda f1: f1 >= t))
+            entry = out["f1"][shortest(t)] = {}
+            self._figures(entry, m_keep, m_drop, ("sufficiency", "necessity"))
+            entry["features"] = sum(int((p.f1[p.active] >= t).sum())
+                                    for p in {id(w.place): w.place for w in ways}.values())
+        return out
+
+
+def shortest(t):
+    """"0", "0.85", "1"."""
+    return repr(float(t)).removesuffix(".0")
 
 
 # ---- all of it ----
@@ -975,25 +1257,72 @@ def methods_of(node, choice):
     return ["span", "encoder"], (named + ["span"])[0]
 
 
-def reference(args, model, prompts, others, dropped):
-    """sage.json's form, and {attribute: (nodes, scores, chosen)}."""
-    components = args.nodes.split(",")
-    nodes = all_nodes(model, components, len(prompts.names))
-    saes = load_saes(args.saes, np.float64 if args.double else np.float32, args.norm_factor)
-    random_rows = {}
-    doc = {"cross_sections": {}, "dictionaries": {}, "tests": {}, "interpretations": []}
-    _, _, m, predicted = gather(model, prompts.clean["test"], ())
-    right = [p in f.answer for p, f in zip(predicted, prompts.clean["test"])]
-    doc["baseline"] = {"accuracy": float(np.mean(right)), "m_clean": float(m.mean())}
-    doc["prompts"] = {s: len(prompts.clean[s]) for s in ("train", "test")} | {"dropped": dropped}
-    places, table = {}, {}
-    plans = []
+class Subject:
+    """A node with all that the tests need of it, in whatever cross-section it stands."""
+
+    def __init__(self, model, prompts, node, saes, random_rows, place_of, values, projection):
+        """values["train" or "test" or an attribute] as gather() finds them."""
+        self.node, self.prompts = node, prompts
+        self.clean = at_node(values["test"], node)
+        self.other = {a: at_node(values[a], node) for a in prompts.attributes}
+        self.supervised = Supervised(prompts, at_node(values["train"], node))
+        self.ways = {}
+        sae, native = sae_for(model, saes, node), saes.get(node.hook)
+        rows = {key: Rows(model, node, sae, v) for key, v in values.items()}
+        mean = None if node.component in "qkv" else rows["train"].written.mean(0)
+        guesses = {m: self.supervised.rebuild(m, prompts.values["test"]) for m in SUPERVISED}
+
+        def way(name, place, project):
+            clean = project("test")
+            self.ways[name] = Way(self, place, clean, {a: project(a) for a in self.other})
+            guesses[name] = rebuilt(clean)
+
+        methods, use = methods_of(node, projection)
+        for method in methods:
+            proj = Projection(model, node, sae, sae.w["W_dec"], method, mean)
+            guesses[method] = rebuilt(proj(rows["test"]))
+            if method == use:
+                way("sae", place_of(sae, node), lambda side: proj(rows[side]))
+        if native is not None:
+            way("native", place_of(native, node),
+                lambda side: native_parts(native, node, values[side]))
+        self.r2 = {m: r_squared(self.clean, g, self.supervised.mean) for m, g in guesses.items()}
+        self.r2_stream = None if mean is None else {
+            m: r_squared(rows["test"].written, rows["test"].write(g), mean)
+            for m, g in guesses.items()}
+        proj = Projection(model, node, sae, random_rows(sae), use, mean)
+        way("random", place_of(sae, node), lambda side: proj(rows[side]))
+
+    def record(self):
+        name, head, position = self.node.key(self.prompts.names)
+        out = {"node": name, "head": head, "position": position, "r2": self.r2}
+        if self.r2_stream is not None:
+            out["r2_stream"] = self.r2_stream
+        return out | {"weights": self.supervised.weights}
+
+
+def once(make):
+    """make(key, ...), remembered by its key."""
+    memory = {}
+
+    def recall(key, *rest):
+        if key not in memory:
+            memory[key] = make(key, *rest)
+        return memory[key]
+
+    recall.memory = memory
+    return recall
+
+
+def find(args, model, prompts, others, clean, doc):
+    """{cross-section: (all nodes, their scores, indices of the chosen)}; fills doc."""
+    nodes, table = all_nodes(model, args.nodes.split(","), len(prompts.names)), {}
+    by_key = {n.key(prompts.names): i for i, n in enumerate(nodes)}
     for attribute in prompts.attributes:
         scores = scores_of(model, prompts, attribute, nodes)
-        walked, share = walk(nodes, scores, args.share, args.max_nodes)
+        walked, share = walk(scores, args.share, args.max_nodes)
         chosen = screen(nodes, walked)
         table[attribute] = (nodes, scores, chosen)
-        by_key = {n.key(prompts.names): i for i, n in enumerate(nodes)}
         theirs = [by_key[k] for k in others.get(attribute, ())]
         effects = effects_of(model, prompts, attribute, [nodes[i] for i in chosen + theirs])
 
@@ -1001,86 +1330,89 @@ def reference(args, model, prompts, others, dropped):
             return [dict(zip(("node", "head", "position"), nodes[i].key(prompts.names)),
                          score=float(scores[i]), effect=e) for i, e in zip(indices, effects)]
 
-        doc["cross_sections"][attribute] = {
+        other = gather(model, prompts.other["test", attribute],
+                       {(n.component, n.layer) for n in nodes})[0]
+        doc[attribute] = {
             "nodes": rows(chosen, effects[:len(chosen)]),
             "others": rows(theirs, effects[len(chosen):]), "share": share,
-            "spearman": spearman([scores[i] for i in chosen + theirs], effects)}
-        plans.append((attribute, [nodes[i] for i in chosen]))
+            "spearman": spearman([scores[i] for i in chosen + theirs], effects),
+            "curve": curve_of(model, prompts, nodes, scores, clean[0], other)}
         say(f"{attribute}: {len(chosen)} of {len(walked)} walked nodes, share {share:.3f}")
+    return table
 
-    every = [n for _, part in plans for n in part]
+
+def given(args, prompts, doc):
+    """The same of a file, where nothing is searched."""
+    table = {}
+    for name, nodes in given_nodes(args.cross_sections, prompts.names).items():
+        table[name] = (nodes, None, list(range(len(nodes))))
+        doc[name] = {
+            "nodes": [dict(zip(("node", "head", "position"), n.key(prompts.names)),
+                           score=None, effect=None) for n in nodes],
+            "others": [], "share": None, "spearman": None, "curve": []}
+    return table
+
+
+def reference(args, model, prompts, others, dropped):
+    """sage.json's form, {cross-section: (nodes, scores, chosen)}, and the mean |m|."""
+    saes = load_saes(args.saes, np.float64 if args.double else np.float32, args.norm_factor)
+    forms = prompts.clean["test"]
+    resamples = Resamples(args.seed, len(forms))
+    clean = patched(model, forms, [], [])
+    baseline = {"accuracy": float(np.mean([p in f.answer for p, f in zip(clean[1], forms)])),
+                "m_positive": float((clean[0] > 0).mean())}
+    resamples.put(baseline, "m_clean", lambda x: x, clean[0])
+    doc = {"prompts": {s: len(prompts.clean[s]) for s in ("train", "test")} | {"dropped": dropped},
+           "baseline": baseline, "cross_sections": {}, "dictionaries": {}, "tests": {}}
+    table = (given(args, prompts, doc["cross_sections"]) if args.cross_sections else
+             find(args, model, prompts, others, clean, doc["cross_sections"]))
+    chosen = {name: [nodes[i] for i in part] for name, (nodes, _, part) in table.items()}
+
+    every = list(dict.fromkeys(n for part in chosen.values() for n in part))
     sites = {(n.component, n.layer) for n in every}
     sites |= {("resid_pre", n.layer) for n in every if n.component in "qkv"}
-    sites |= {stream_site(sae_for(model, saes, n).hook) for n in every}
+    sites |= {site_of(sae_for(model, saes, n).hook) for n in every}
     if model.kind == "gemma2":
         sites |= {("attn_raw", n.layer) for n in every if n.component == "z"}
-    train = gather(model, prompts.clean["train"], sites)[0]
-    test = gather(model, prompts.clean["test"], sites)[0]
+    values = {s: gather(model, prompts.clean[s], sites)[0] for s in ("train", "test")}
+    values |= {a: gather(model, prompts.other["test", a], sites)[0] for a in prompts.attributes}
 
-    for node in every:
-        sae = sae_for(model, saes, node)
-        place = (sae.hook, node.position)
-        if place not in places:
-            codes = sae.encode(test[stream_site(sae.hook)][:, node.position])[0]
-            places[place] = interpret(prompts, codes)
-    for (hook, position), (f1, name, n_active) in places.items():
-        doc["interpretations"] += [
-            {"hook": hook, "position": prompts.names[position], "feature": int(j),
-             "f1": float(f1[j]), "predicate": name[j]} for j in np.flatnonzero(n_active)]
+    kinds = kinds_of(prompts)
+    order = Random(args.seed, STREAM_PERMUTE).permutation(len(forms))
+    random_rows = once(lambda hook, sae: redraw(sae, args.seed))
 
-    for attribute, part in plans:
-        target = gather(model, prompts.other["test", attribute], sites)[0]
-        dictionaries, records, source_of, target_of, allowed = [], [], {}, {}, {}
-        for method in ("sae", "random"):
-            source_of[method], target_of[method] = [], []
-        f1_of = []
-        for node in part:
-            sup = Supervised(prompts, at_node(train, node))
-            dictionaries.append(sup)
-            acts = at_node(test, node)
-            sae = sae_for(model, saes, node)
-            rows = [Rows(model, node, sae, v) for v in (train, test, target)]
-            written = None if node.component in "qkv" else rows[0].written.mean(0)
-            methods, use = methods_of(node, args.projection)
-            r2 = {k: r_squared(acts, sup.rebuild(k, prompts.values["test"]), sup.mean)
-                  for k in SUPERVISED}
-            for method in methods:
-                proj = Projection(model, node, sae, sae.w["W_dec"], method, written)
-                projected = proj(rows[1])
-                r2[method] = r_squared(acts, rebuilt(projected), sup.mean)
-                if method == use:
-                    r2["sae"] = r2[method]
-                    source_of["sae"].append(projected)
-                    target_of["sae"].append(proj(rows[2]))
-            if sae.hook not in random_rows:
-                random_rows[sae.hook] = redraw(sae, args.seed)
-            proj = Projection(model, node, sae, random_rows[sae.hook], use, written)
-            source_of["random"].append(proj(rows[1]))
-            target_of["random"].append(proj(rows[2]))
-            f1, _, n_active = places[sae.hook, node.position]
-            f1_of.append(np.where(n_active > 0, f1, 0.0))
-            name, head, position = node.key(prompts.names)
-            records.append({"node": name, "head": head, "position": position, "r2": r2,
-                            "weights": sup.weights})
-        doc["dictionaries"][attribute] = records
-        tests = Tests(model, prompts, attribute, part, [at_node(test, n) for n in part],
-                      [at_node(target, n) for n in part], [d.mean for d in dictionaries],
-                      m, predicted)
-        found = {"none": tests.none()}
-        for method in SUPERVISED:
-            found[method] = tests.supervised(method, dictionaries)
-        for method in ("sae", "random"):
-            given = source_of[method], target_of[method]
-            found[method] = tests.sae(*given)
-            found[method]["f1"] = {
-                t: {"above": tests.sae(*given, [f >= float(t) for f in f1_of]),
-                    "below": tests.sae(*given, [f < float(t) for f in f1_of])}
-                for t in args.f1.split(",")}
-        rescale(found, found["mean"]["control_supervised"]["magnitude"])
-        doc["tests"][attribute] = found
-        say(f"{attribute}: " + ", ".join(
-            f"{k} {v['sufficiency']:.3f}/{v['necessity']:.3f}" for k, v in found.items()))
-    return doc, table, float(abs(m).mean())
+    def make_place(key, sae):
+        hook, position = key
+        row = values["test"][site_of(hook)][:, position]
+        return Place(kinds, sae.encode(row.reshape(len(row), -1))[0], order)
+
+    places = once(make_place)
+    subjects = {
+        n: Subject(model, prompts, n, saes, lambda sae: random_rows(sae.hook, sae),
+                   lambda sae, node: places((sae.hook, node.position), sae), values,
+                   args.projection) for n in every}
+    thresholds = sorted({i / 10 for i in range(11)} | {float(t) for t in args.f1.split(",")})
+    near = {}
+    for name, part in chosen.items():
+        doc["dictionaries"][name] = [subjects[n].record() for n in part]
+        tests = Tests(model, prompts, [subjects[n] for n in part], clean, resamples, thresholds)
+        found = doc["tests"][name] = tests.all()
+        near |= {f"{name} {key}": n for key, n in tests.near.items()}
+        say(f"{name}: {len(tests.known)} patched passes, " + ", ".join(
+            f"{k} {v['sufficiency']:.3f}" for k, v in found.items() if isinstance(v, dict)))
+
+    listed = {(hook, prompts.names[position]): p for (hook, position), p in places.memory.items()}
+    doc["interpretations"] = [
+        {"hook": hook, "position": position, "feature": j, "f1": float(p.f1[j]),
+         "predicate": p.text[j]}
+        for (hook, position), p in listed.items() for j in p.active.tolist()]
+    doc["interpretations_by_chance"] = {
+        shortest(t): {name: sum(int((getattr(p, f1)[p.active] >= t).sum())
+                                for p in listed.values())
+                      for name, f1 in (("features", "f1"), ("permuted", "chance"))}
+        for t in thresholds}
+    doc["near_ties"] = near
+    return doc, table, float(abs(clean[0]).mean())
 
 
 def all_effects(model, prompts, table):
@@ -1108,16 +1440,16 @@ def write(directory, doc, table, prompts):
 
     os.makedirs(directory, exist_ok=True)
     with open(os.path.join(directory, "expected.json"), "w", encoding="utf-8") as file:
-        json.dump(short(doc), file, separators=(",", ":"))
+        json.dump(short(doc), file, separators=(",", ":"), allow_nan=False)
         file.write("\n")
     with open(os.path.join(directory, "expected.csv"), "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["attribute", "node", "head", "position", "score", "chosen"])
-        for attribute, (nodes, scores, chosen) in table.items():
+        rows.writerow(["cross_section", "node", "head", "position", "score", "chosen"])
+        for name, (nodes, scores, chosen) in table.items():
             for i, node in enumerate(nodes):
-                name, head, position = node.key(prompts.names)
-                rows.writerow([attribute, name, "" if head is None else head, position,
-                               f"{scores[i]:.10g}", int(i in chosen)])
+                hook, head, position = node.key(prompts.names)
+                rows.writerow([name, hook, "" if head is None else head, position,
+                               "" if scores is None else f"{scores[i]:.10g}", int(i in chosen)])
 
 
 # ---- comparison ----
@@ -1125,23 +1457,30 @@ def write(directory, doc, table, prompts):
 
 class Comparison:
     def __init__(self, tolerance):
-        self.tolerance, self.worst, self.problems = tolerance, {}, []
+        self.tolerance, self.worst, self.problems, self.tied = tolerance, {}, [], []
 
-    def number(self, kind, label, mine, theirs, floor=0.01, exact=False):
+    def number(self, kind, label, mine, theirs, floor=0.01, exact=False, ties=None):
+        """ties: None, or up to what difference a near-tie excuses."""
+        if mine is None or theirs is None:
+            self.same(f"{kind}: {label}", mine, theirs)
+            return
         if not isinstance(theirs, (int, float)) or isinstance(theirs, bool):
-            self.problem(f"{label}: expected a number, found {theirs!r}")
+            self.problem(f"{kind}: {label}: expected a number, found {theirs!r}")
             return
         gap = abs(mine - theirs)
         size = max(abs(mine), abs(theirs))
         rel, plain = gap / max(size, floor), gap / max(size, 1e-12)
         if not gap <= 1e300:
             rel = plain = math.inf
+        bad = gap > 1e-9 if exact else not rel <= self.tolerance
+        if bad and ties is not None and gap <= ties + 1e-9:
+            self.tied.append(f"{kind}: {label}: {mine!r} here, {theirs!r} there")
+            return
         entry = self.worst.setdefault(kind, [0, -1.0, "", 0.0, 0])
         entry[0] += 1
         entry[3] = max(entry[3], plain)
         if rel > entry[1]:
             entry[1], entry[2] = rel, f"{label}: {mine!r} here, {theirs!r} there"
-        bad = gap > 1e-12 if exact else not rel <= self.tolerance
         entry[4] += bad
         if bad and entry[4] <= 5:
             self.problem(f"{kind}: {label}: {mine!r} here, {theirs!r} there")
@@ -1153,10 +1492,34 @@ class Comparison:
         if mine != theirs:
             self.problem(f"{label}: {mine!r} here, {theirs!r} there")
 
+    def tree(self, kind, label, mine, theirs, **how):
+        """Objects and lists of numbers: each is one of `kind` and of its member's name."""
+        if isinstance(mine, dict):
+            if not isinstance(theirs, dict):
+                self.problem(f"{kind}: {label}: missing")
+                return
+            self.same(f"{kind}: {label}: members", sorted(mine), sorted(theirs))
+            for key in mine:
+                if key in theirs:
+                    self.tree(f"{kind} {key}", label, mine[key], theirs[key], **how)
+        elif isinstance(mine, list):
+            if not isinstance(theirs, list) or len(mine) != len(theirs):
+                self.problem(f"{kind}: {label}: {mine!r} here, {theirs!r} there")
+                return
+            for i, (a, b) in enumerate(zip(mine, theirs)):
+                self.tree(kind, f"{label}[{i}]", a, b, **how)
+        else:
+            self.number(kind, label, mine, theirs, **how)
+
     def report(self):
-        print(f"{'kind':28} {'count':>6} {'worst':>9} {'plain':>9}  where")
+        print(f"{'kind':40} {'count':>6} {'worst':>9} {'plain':>9}  where")
         for kind, (n, rel, label, plain, _) in self.worst.items():
-            print(f"{kind:28} {n:6d} {rel:9.2e} {plain:9.2e}  {label}")
+            print(f"{kind:40} {n:6d} {rel:9.2e} {plain:9.2e}  {label}")
+        scores = [t for t in self.tied if t.split(":")[0].endswith(" score")]
+        print(f"{len(scores)} scores differ by near-ties, and with them "
+              f"{len(self.tied) - len(scores)} other figures")
+        for text in self.tied:
+            print("NEAR-TIE", text)
         for text in self.problems[:60]:
             print("DIFFERS", text)
         bad = sum(e[4] for e in self.worst.values())
@@ -1172,85 +1535,109 @@ def node_key(row):
 def compare(args, doc, table, sage, prompts, least):
     c = Comparison(args.tolerance)
     c.same("prompts", doc["prompts"], sage["prompts"])
-    c.number("baseline accuracy", "", doc["baseline"]["accuracy"], sage["baseline"]["accuracy"],
-             exact=True)
-    c.number("baseline m_clean", "", doc["baseline"]["m_clean"], sage["baseline"]["m_clean"])
+    c.tree("baseline", "", doc["baseline"], sage["baseline"])
     for kind in ("cross_sections", "dictionaries", "tests"):
-        c.same(f"attributes of {kind}", list(doc[kind]), list(sage[kind]))
-    for a, mine in doc["cross_sections"].items():
-        theirs = sage["cross_sections"].get(a)
+        c.same(f"names of {kind}", list(doc[kind]), list(sage[kind]))
+    for name, mine in doc["cross_sections"].items():
+        theirs = sage["cross_sections"].get(name)
         if theirs is None:
             continue
-        top = abs(table[a][1]).max()
-        c.same(f"cross-section {a}", [node_key(r) for r in mine["nodes"]],
+        c.same(f"cross-section {name}", [node_key(r) for r in mine["nodes"]],
                [node_key(r) for r in theirs["nodes"]])
+        floors = floors_of(table[name][1], mine, least)
         for group in ("nodes", "others"):
             there = {node_key(r): r for r in theirs[group]}
-            effects = [abs(r["effect"]) for r in mine["nodes"] + mine["others"]]
             for row in mine[group]:
-                if node_key(row) in there:
-                    other = there[node_key(row)]
-                    label = f"{a} {node_key(row)}"
-                    c.number("score (json)", label, row["score"], other["score"],
-                             max(top / 100, least))
-                    c.number("effect", label, row["effect"], other["effect"],
-                             max(max(effects) / 100, least))
-        c.number("share", a, mine["share"], theirs["share"])
-        c.number("spearman", a, mine["spearman"], theirs["spearman"])
-        there = {node_key(r): r for r in sage["dictionaries"][a]}
-        for row in doc["dictionaries"][a]:
-            if node_key(row) not in there:
-                continue
-            other, label = there[node_key(row)], f"{a} {node_key(row)}"
-            c.same(f"r2 of {label}", sorted(row["r2"]), sorted(other["r2"]))
-            for k, v in row["r2"].items():
-                c.number("r2 " + k, label, v, other["r2"].get(k))
-            c.same(f"weights of {label}", list(row["weights"]), list(other["weights"]))
-            for k, v in row["weights"].items():
-                c.number("weights", f"{label} {k}", v, other["weights"].get(k))
-        c.same(f"methods of {a}", list(doc["tests"][a]), list(sage["tests"][a]))
-        for method, found in doc["tests"][a].items():
-            compare_tests(c, f"{a} {method}", method, found, sage["tests"][a].get(method, {}))
-    compare_interpretations(c, doc["interpretations"], sage["interpretations"])
+                for figure in ("score", "effect"):
+                    if node_key(row) in there:
+                        c.number(f"{figure} (json)", f"{name} {node_key(row)}", row[figure],
+                                 there[node_key(row)][figure], floors[figure])
+        for figure in ("share", "spearman", "curve"):
+            c.tree(figure, name, mine[figure], theirs[figure])
+        there = {node_key(r): r for r in sage["dictionaries"][name]}
+        for row in doc["dictionaries"][name]:
+            if node_key(row) in there:
+                other, label = there[node_key(row)], f"{name} {node_key(row)}"
+                for figure in ("r2", "r2_stream"):
+                    c.tree(figure, label, row.get(figure, {}), other.get(figure, {}))
+                c.same(f"weights of {label}", list(row["weights"]), list(other["weights"]))
+                for a, w in row["weights"].items():
+                    c.number("weights", f"{label} {a}", w, other["weights"].get(a))
+        mine, theirs = doc["tests"][name], sage["tests"][name]
+        c.same(f"members of tests {name}", sorted(mine), sorted(theirs))
+        for method, found in mine.items():
+            compare_method(c, name, method, found, theirs.get(method), doc)
+    compare_interpretations(c, doc, sage)
     compare_table(c, args.cross, table, doc, prompts, least)
     return c.report()
 
 
-def compare_tests(c, label, method, mine, theirs, prefix=""):
-    c.same(f"{label}: entries", sorted(mine), sorted(theirs))
-    for kind in ("sufficiency", "necessity"):
-        c.number(prefix + kind + " " + method, label, mine[kind], theirs.get(kind))
-    if "control" in mine:
-        c.same(f"{label}: ks", list(mine["control"]), list(theirs.get("control", {})))
-    controls = [(f" k={k}", v, theirs.get("control", {}).get(k, {}))
-                for k, v in mine.get("control", {}).items()]
-    if "control_supervised" in mine:
-        controls.append(("", mine["control_supervised"], theirs.get("control_supervised", {})))
-    for at, v, other in controls:
-        c.number(prefix + "control score " + method, label + at, v["score"], other.get("score"),
-                 exact=True)
-        for kind in ("magnitude", "rescaled_magnitude"):
-            if v[kind] is None:
-                c.same(f"{label}{at} {kind}", None, other.get(kind, 0))
-            else:
-                c.number(f"{prefix}{kind} {method}", label + at, v[kind], other.get(kind))
-    there = {float(t): v for t, v in theirs.get("f1", {}).items()}
-    for t, sides in mine.get("f1", {}).items():
-        for side, v in sides.items():
-            compare_tests(c, f"{label} f1 {t} {side}", method, v,
-                          there.get(float(t), {}).get(side, {}), "f1 ")
+def floors_of(scores, section, least):
+    effects = [abs(r["effect"] or 0) for r in section["nodes"] + section["others"]]
+    return {"score": max(0 if scores is None else abs(scores).max() / 100, least),
+            "effect": max([e / 100 for e in effects] + [least])}
 
 
-def compare_interpretations(c, mine, theirs):
+def compare_method(c, name, method, mine, theirs, doc):
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        c.tree("tests " + method, name, mine, theirs)
+        return
+    c.same(f"{name} {method}: members", sorted(mine), sorted(theirs))
+    n = doc["prompts"]["test"]
+    for part, entry in mine.items():
+        other, kind = theirs.get(part), f"{method} {part}"
+        if part == "f1":
+            c.same(f"{name} {kind}: thresholds", sorted(entry), sorted(other))
+            for t in entry:
+                c.tree(kind, f"{name} {t}", entry[t], other.get(t))
+        elif part.startswith("control"):
+            c.same(f"{name} {kind}: attributes", list(entry), list(other))
+            for a in entry:
+                compare_control(c, f"{name} {method} {part} {a}", kind, entry[a],
+                                other.get(a, {}), doc["near_ties"], n)
+        else:
+            c.tree(kind, name, entry, other)
+
+
+def compare_control(c, label, kind, mine, theirs, near, n):
+    """A score differs by no more prompts than are near a tie; what rests on it is excused then."""
+    c.same(f"{label}: members", sorted(mine), sorted(theirs))
+
+    def ties(key):
+        return near.get(f"{label} {key}", 0)
+
+    for key, entry in mine.items():
+        if key not in theirs:
+            continue
+        if not isinstance(entry, dict):  # none and its interval
+            excuse = ties("none") / n if key == "none" else math.inf
+            c.tree(f"{kind} {key}", label, entry, theirs[key], exact=key == "none",
+                   ties=excuse if ties("none") else None)
+            continue
+        at = kind + (" supervised" if key == "supervised" else "")
+        c.same(f"{label} {key}: members", sorted(entry), sorted(theirs[key]))
+        for figure, value in entry.items():
+            near_here = ties(key) + (
+                ties("none") + ties("supervised") if figure.endswith("rescaled") else 0)
+            excuse = ties(key) / n if figure == "score" else math.inf
+            c.tree(f"{at} {figure}", f"{label} {key}", value, theirs[key].get(figure),
+                   exact=figure == "score", ties=excuse if near_here else None)
+
+
+def compare_interpretations(c, doc, sage):
     key = lambda r: (r["hook"], r["position"], r["feature"])
-    here = {key(r): r for r in mine}
-    c.same("interpretations: count", len(mine), len(theirs))
-    for row in theirs:
+    here = {key(r): r for r in doc["interpretations"]}
+    c.same("interpretations: count", len(here), len(sage["interpretations"]))
+    for row in sage["interpretations"]:
         if key(row) not in here:
             c.problem(f"interpretation {key(row)} does not exist here")
             continue
         c.number("f1", str(key(row)), here[key(row)]["f1"], row["f1"])
         c.same(f"predicate of {key(row)}", here[key(row)]["predicate"], row["predicate"])
+    mine, theirs = (x["interpretations_by_chance"] for x in (doc, sage))
+    c.same("by chance: thresholds", sorted(mine), sorted(theirs))
+    for t in mine:
+        c.tree("by chance", t, mine[t], theirs.get(t), exact=True)
 
 
 def compare_table(c, path, table, doc, prompts, least):
@@ -1259,27 +1646,26 @@ def compare_table(c, path, table, doc, prompts, least):
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     c.same("columns of cross_sections.csv", list(rows[0]),
-           ["attribute", "node", "head", "position", "score", "chosen", "effect"])
-    there = {(r["attribute"], r["node"], int(r["head"]) if r["head"] else None, r["position"]): r
-             for r in rows}
+           ["cross_section", "node", "head", "position", "score", "chosen", "effect"])
+    there = {(r["cross_section"], r["node"], int(r["head"]) if r["head"] else None,
+              r["position"]): r for r in rows}
     c.same("rows of cross_sections.csv", len(rows), sum(len(t[0]) for t in table.values()))
-    for a, (nodes, scores, chosen) in table.items():
-        top = abs(scores).max()
-        effects = {node_key(r): r["effect"] for g in ("nodes", "others")
-                   for r in doc["cross_sections"][a][g]}
-        largest = max([abs(e) for e in effects.values()], default=1.0)
+    for name, (nodes, scores, chosen) in table.items():
+        section = doc["cross_sections"][name]
+        floors = floors_of(scores, section, least)
+        effects = {node_key(r): r["effect"] for g in ("nodes", "others") for r in section[g]}
         for i, node in enumerate(nodes):
             key = node.key(prompts.names)
-            row = there.get((a,) + key)
+            row = there.get((name,) + key)
             if row is None:
-                c.problem(f"cross_sections.csv: no row for {a} {key}")
+                c.problem(f"cross_sections.csv: no row for {name} {key}")
                 continue
-            c.number("score (csv)", f"{a} {key}", float(scores[i]), float(row["score"]),
-                     max(top / 100, least))
-            c.same(f"chosen {a} {key}", str(int(i in chosen)), row["chosen"])
-            if row["effect"] and key in effects:
-                c.number("effect (csv)", f"{a} {key}", effects[key], float(row["effect"]),
-                         max(largest / 100, least))
+            c.same(f"chosen {name} {key}", str(int(i in chosen)), row["chosen"])
+            mine = {"score": None if scores is None else float(scores[i]),
+                    "effect": effects.get(key)}
+            for figure, value in mine.items():
+                c.number(f"{figure} (csv)", f"{name} {key}", value,
+                         float(row[figure]) if row[figure] else None, floors[figure])
 
 
 # ---- gradients ----
@@ -1326,11 +1712,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--llm", "--prompts"):
         parser.add_argument(name, required=True)
-    for name in ("--saes", "--task", "--sage", "--cross", "--out"):
+    for name in ("--saes", "--task", "--sage", "--cross", "--cross-sections", "--out"):
         parser.add_argument(name)
     parser.add_argument("--nodes", default="q,k,v,z")
     parser.add_argument("--projection", default="auto")
-    parser.add_argument("--f1", default="0.5")
+    parser.add_argument("--f1", default="0.8,0.9")
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--max-nodes", type=int, default=16)
     parser.add_argument("--seed", type=int, default=475)
@@ -1359,7 +1745,7 @@ def main():
     prompts = Prompts(task, args.prompts, dropped)
     doc, table, size = reference(args, model, prompts, others, dropped)
     doc = {"task": task["name"], "model": args.llm, **doc}
-    if args.all_effects:
+    if args.all_effects and not args.cross_sections:
         all_effects(model, prompts, table)
     if args.out:
         write(args.out, doc, table, prompts)
