@@ -286,11 +286,21 @@ size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const 
 double mean_of(double sum, size_t n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant);
-/* How far a curve is from published[n_layers], of which NaN is left out; NaN: nothing in common. */
-double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
-                      const double *published);
-/* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
- * none. */
-int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);
+
+/* Curves over layers: one's own, or those of a published table. */
+typedef struct LayerTable {
+    size_t n;
+    double *layer;                  /* [n], rising */
+    double *value[METRICS][GROUPS]; /* [n], NaN where there is none; NULL: no such curve */
+} LayerTable;
+
+LayerTable layer_table(Arena *arena, const AnalyzeResult *result);
+/* Of the table's curve at a layer; NaN: none. */
+double table_value(const LayerTable *table, Metric metric, Group group, double layer);
+/* How far apart two tables are where both have the curve; NaN: nowhere. */
+double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric, Group group);
+/* The first layer from which MSE, sparsity or both of vlm_img stay within the factor c of
+ * llm_text's; NaN: none. */
+double convergence_layer(const LayerTable *table, bool mse, bool sparsity, double c);
 
 #endif
