@@ -611,10 +611,10 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
             (d->text[j] == NULL || (double)d->density[j] > result->options->max_density));
 }
 
-/* The first TOP_FEATURES distinct features, walking down all activations f[r, j] of the rows; of
+/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
  * equal activations the earlier row, then the lower j. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature found[TOP_FEATURES]) {
+                    size_t rows, TopFeature *found) {
     size_t d_sae = layer->sae->d_sae, n = 0;
     sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
     for (size_t j = 0; j < d_sae; j++) { /* each feature where it is strongest; 0: nowhere */
@@ -628,7 +628,7 @@ size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const 
             }
         }
     }
-    for (; n < TOP_FEATURES; n++) {
+    for (; n < a->result->options->features; n++) {
         size_t top = 0;
         for (size_t j = 1; j < d_sae; j++) {
             bool higher = a->best[j] > a->best[top];

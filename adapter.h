@@ -162,7 +162,8 @@ typedef struct AnalyzeOptions {
     const char
         *judge; /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
     const char *compare; /* a table like weights/mapping_published.csv */
-    size_t examples, loss_examples;
+    size_t examples, judge_examples, loss_examples;
+    size_t features; /* reported of an example, layer and group */
     double max_frequency, max_density, converge;
     bool canonical, strict;
     ImageText image_text;
@@ -221,7 +222,7 @@ typedef struct AnalyzeResult {
     size_t n_layers, examples;
     const char *const *failures; /* why examples were left out */
     size_t n_failures;
-    bool judged;
+    size_t judged; /* examples that have verdicts: the first of them all */
 } AnalyzeResult;
 
 typedef struct AnalyzeRun { /* what the passes compute with */
@@ -270,18 +271,14 @@ void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images)
  * when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
-enum {
-    TOP_FEATURES = 3
-};
-
 typedef struct TopFeature {
     size_t feature, row;
     float activation;
 } TopFeature;
 
-/* The strongest features of x [rows, d_model] that are rare enough: how many. */
+/* The strongest features of x [rows, d_model] that are rare enough: how many of top[features]. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature top[TOP_FEATURES]);
+                    size_t rows, TopFeature *top);
 
 double mean_of(double sum, size_t n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */

@@ -273,6 +273,7 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     JsonOut json = json_out_start(out->stream, 2);
     json_out_object(&json, NULL);
     json_out_int(&json, "examples", (int64_t)result->examples);
+    json_out_int(&json, "judged", (int64_t)result->judged);
     json_out_array(&json, "left_out");
     for (size_t i = 0; i < result->n_failures; i++) {
         json_out_text(&json, NULL, result->failures[i]);
@@ -978,6 +979,7 @@ static void show_layers(const Folder *f, const Json *result) {
     Lines lines = {.arena = f->arena};
     page_section(f->page, "Image tokens through the layers");
     page_value(f->page, "examples", "%.0f", json_double(json_get(result, "examples")));
+    page_value(f->page, "of them judged", "%.0f", json_double(json_get(result, "judged")));
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
     page_value(f->page, "convergence layer, MSE", "%s",
                convergence_text(f->arena, convergence, "mse_layer"));
@@ -993,8 +995,8 @@ static void show_layers(const Folder *f, const Json *result) {
     show_figure(f, "mse.svg", "Mean squared error of the SAE's reconstruction");
     show_figure(f, "sparsity.svg", "Share of the SAE's features that are active");
     show_figure(f, "match.svg",
-                "Share of examples in which one of the three strongest features that are rare "
-                "enough has a description that matches the answer");
+                "Share of the judged examples in which one of the strongest features that are "
+                "rare enough has a description that matches the answer");
     lines_add_all(&lines, NULL, layers);
     show_table(f,
                "Means over examples. The controls replace the image tokens; loss recovered is of "
@@ -1249,8 +1251,8 @@ void report_analyze(const AnalyzeResult *result) {
     console_line(result->console, "convergence layer: MSE %s, sparsity %s",
                  convergence_text(arena, convergence, "mse_layer"),
                  convergence_text(arena, convergence, "sparsity_layer"));
-    console_line(result->console, "%zu examples, %zu left out", result->examples,
-                 result->n_failures);
+    console_line(result->console, "%zu examples, %zu of them judged, %zu left out",
+                 result->examples, result->judged, result->n_failures);
     arena_free(arena);
 }
 

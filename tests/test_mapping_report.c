@@ -59,8 +59,12 @@ static const Json *report(size_t n, double scale, double factor, const char *com
     }
     Console console = {.quiet = true, .command = "none"};
     AnalyzeOptions options = {.out = folder, .compare = compare, .converge = factor};
-    AnalyzeResult result = {
-        .options = &options, .console = &console, .layers = layers, .n_layers = n, .examples = 7};
+    AnalyzeResult result = {.options = &options,
+                            .console = &console,
+                            .layers = layers,
+                            .n_layers = n,
+                            .examples = 7,
+                            .judged = 5};
     report_analyze(&result);
     return json_read_file(arena, path_join(arena, folder, "layers.json"));
 }
@@ -101,6 +105,7 @@ Test(mapping_report, published_table_is_read_as_ones_own) {
     assert_says("sparsity.svg", "within 1.5x from layer 17 (published: 17)");
     assert_says("report.html", "<b>22 (published: 22)</b><span>convergence layer, MSE</span>");
     assert_says("report.html", "<b>17 (published: 17)</b><span>convergence layer, sparsity</span>");
+    assert_says("report.html", "<b>5</b><span>of them judged</span>");
 
     layers = report(4, 1, 1.5, published);
     assert_places(layers, false, (double)NAN, (double)NAN);
