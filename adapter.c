@@ -611,10 +611,10 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
             (d->text[j] == NULL || (double)d->density[j] > result->options->max_density));
 }
 
-/* The first TOP_FEATURES distinct features, walking down all activations f[r, j] of the rows; of
+/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
  * equal activations the earlier row, then the lower j. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature found[TOP_FEATURES]) {
+                    size_t rows, TopFeature *found) {
     size_t d_sae = layer->sae->d_sae, n = 0;
     sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
     for (size_t j = 0; j < d_sae; j++) { /* each feature where it is strongest; 0: nowhere */
@@ -628,7 +628,7 @@ size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const 
             }
         }
     }
-    for (; n < TOP_FEATURES; n++) {
+    for (; n < a->result->options->features; n++) {
         size_t top = 0;
         for (size_t j = 1; j < d_sae; j++) {
             bool higher = a->best[j] > a->best[top];
@@ -658,18 +658,42 @@ double layer_metric(const LayerResult *layer, Metric metric, Group group, Varian
                                       : NAN;
 }
 
-/* Mean over layers of |log10(ours / published)|; for the match rate of |ours - published|. */
-double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
-                      const double *published) {
+LayerTable layer_table(Arena *arena, const AnalyzeResult *result) {
+    LayerTable table = {.n = result->n_layers};
+    table.layer = arena_alloc(arena, table.n, sizeof(double));
+    for (Metric m = 0; m < METRICS; m++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            table.value[m][g] = arena_alloc(arena, table.n, sizeof(double));
+            for (size_t i = 0; i < table.n; i++) {
+                table.layer[i] = result->layers[i].layer;
+                table.value[m][g][i] = layer_metric(&result->layers[i], m, g, VARIANT_CLEAN);
+            }
+        }
+    }
+    return table;
+}
+
+double table_value(const LayerTable *table, Metric metric, Group group, double layer) {
+    const double *values = table->value[metric][group];
+    for (size_t i = 0; i < table->n && values != NULL; i++) {
+        if (table->layer[i] == layer) {
+            return values[i];
+        }
+    }
+    return NAN;
+}
+
+/* Mean over layers of |log10(ours / theirs)|; for the match rate of |ours - theirs|. */
+double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric,
+                      Group group) {
     double sum = 0.0;
     size_t n = 0;
     bool ratio = metric != METRIC_MATCH;
-    for (size_t i = 0; i < result->n_layers; i++) {
-        double ours = layer_metric(&result->layers[i], metric, group, VARIANT_CLEAN);
-        double theirs = published[i];
-        if (isfinite(ours) && isfinite(theirs) && (!ratio || (ours > 0.0 && theirs > 0.0))) {
-            sum += ratio ? fabs((double)log_f32((float)(ours / theirs))) / 2.302585092994046
-                         : fabs(ours - theirs);
+    for (size_t i = 0; i < ours->n; i++) {
+        double a = table_value(ours, metric, group, ours->layer[i]);
+        double b = table_value(theirs, metric, group, ours->layer[i]);
+        if (isfinite(a) && isfinite(b) && (!ratio || (a > 0.0 && b > 0.0))) {
+            sum += ratio ? fabs((double)log_f32((float)(a / b))) / 2.302585092994046 : fabs(a - b);
             n++;
         }
     }
@@ -677,24 +701,23 @@ double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
 }
 
 /* vlm_img <= c llm_text   and   llm_text <= c vlm_img */
-static bool within_factor(const LayerResult *layer, Metric metric, double c) {
-    double image = layer_metric(layer, metric, GROUP_IMG, VARIANT_CLEAN);
-    double text = layer_metric(layer, metric, GROUP_TEXT, VARIANT_CLEAN);
+static bool within_factor(const LayerTable *table, Metric metric, double layer, double c) {
+    double image = table_value(table, metric, GROUP_IMG, layer);
+    double text = table_value(table, metric, GROUP_TEXT, layer);
     return image <= c * text && text <= c * image;
 }
 
 /* The convergence layer: the first from which, to the last, image tokens stay within a factor c of
  * the control in MSE, in sparsity, or in both. */
-int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity) {
-    double c = result->options->converge;
-    int found = -1;
-    for (size_t i = result->n_layers; i-- > 0;) {
-        const LayerResult *layer = &result->layers[i];
-        if ((mse && !within_factor(layer, METRIC_MSE, c)) ||
-            (sparsity && !within_factor(layer, METRIC_SPARSITY, c))) {
+double convergence_layer(const LayerTable *table, bool mse, bool sparsity, double c) {
+    double found = NAN;
+    for (size_t i = table->n; i-- > 0;) {
+        double layer = table->layer[i];
+        if ((mse && !within_factor(table, METRIC_MSE, layer, c)) ||
+            (sparsity && !within_factor(table, METRIC_SPARSITY, layer, c))) {
             break;
         }
-        found = layer->layer;
+        found = layer;
     }
     return found;
 }

@@ -162,7 +162,8 @@ typedef struct AnalyzeOptions {
     const char
         *judge; /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
     const char *compare; /* a table like weights/mapping_published.csv */
-    size_t examples, loss_examples;
+    size_t examples, judge_examples, loss_examples;
+    size_t features; /* reported of an example, layer and group */
     double max_frequency, max_density, converge;
     bool canonical, strict;
     ImageText image_text;
@@ -221,7 +222,7 @@ typedef struct AnalyzeResult {
     size_t n_layers, examples;
     const char *const *failures; /* why examples were left out */
     size_t n_failures;
-    bool judged;
+    size_t judged; /* examples that have verdicts: the first of them all */
 } AnalyzeResult;
 
 typedef struct AnalyzeRun { /* what the passes compute with */
@@ -270,27 +271,33 @@ void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images)
  * when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
-enum {
-    TOP_FEATURES = 3
-};
-
 typedef struct TopFeature {
     size_t feature, row;
     float activation;
 } TopFeature;
 
-/* The strongest features of x [rows, d_model] that are rare enough: how many. */
+/* The strongest features of x [rows, d_model] that are rare enough: how many of top[features]. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature top[TOP_FEATURES]);
+                    size_t rows, TopFeature *top);
 
 double mean_of(double sum, size_t n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant);
-/* How far a curve is from published[n_layers], of which NaN is left out; NaN: nothing in common. */
-double curve_distance(const AnalyzeResult *result, Metric metric, Group group,
-                      const double *published);
-/* The first layer from which MSE and sparsity of vlm_img stay within the factor of llm_text's; -1:
- * none. */
-int convergence_layer(const AnalyzeResult *result, bool mse, bool sparsity);
+
+/* Curves over layers: one's own, or those of a published table. */
+typedef struct LayerTable {
+    size_t n;
+    double *layer;                  /* [n], rising */
+    double *value[METRICS][GROUPS]; /* [n], NaN where there is none; NULL: no such curve */
+} LayerTable;
+
+LayerTable layer_table(Arena *arena, const AnalyzeResult *result);
+/* Of the table's curve at a layer; NaN: none. */
+double table_value(const LayerTable *table, Metric metric, Group group, double layer);
+/* How far apart two tables are where both have the curve; NaN: nowhere. */
+double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric, Group group);
+/* The first layer from which MSE, sparsity or both of vlm_img stay within the factor c of
+ * llm_text's; NaN: none. */
+double convergence_layer(const LayerTable *table, bool mse, bool sparsity, double c);
 
 #endif

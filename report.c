@@ -192,62 +192,53 @@ static void json_layer(JsonOut *json, const LayerResult *layer, Group g) {
     json_out_end(json);
 }
 
-/* A column of --compare. */
-typedef struct Published {
-    char name[48]; /* "mse_vlm_img" */
-    Metric metric;
-    Group group;
-    double *values; /* [n_layers] by layer of the result; NaN where the table has none */
-    double distance;
-} Published;
-
-typedef struct Comparison {
-    Published curves[METRICS * GROUPS];
-    size_t count; /* of those that the table has */
-} Comparison;
-
-/* False if the table has no such column. */
-static bool published_read(Published *p, const AnalyzeResult *result, const char *table) {
-    int column = csv_column(table, p->name), number = 2;
-    double layer;
-    for (size_t i = 0; i < result->n_layers; i++) {
-        p->values[i] = NAN;
-    }
-    for (const char *line = next_line(table); column >= 0 && *line != '\0'; number++) {
-        bool empty = strcspn(line, "\r\n") == 0;
-        if (!empty && !csv_number(line, 0, &layer)) {
-            fail(STATUS_INPUT, "%s:%d: the first column is no layer number",
-                 result->options->compare, number);
-        }
-        for (size_t i = 0; i < result->n_layers && !empty; i++) {
-            if ((double)result->layers[i].layer == layer) {
-                csv_number(line, column, &p->values[i]);
-            }
-        }
-        line = next_line(line);
-    }
-    return column >= 0;
+/* "mse_vlm_img" */
+static char *curve_name(Arena *arena, Metric m, Group g) {
+    return arena_format(arena, "%s_%s", metrics[m].name, group_names[g]);
 }
 
-static Comparison comparison_read(const AnalyzeResult *result, Arena *arena) {
-    Comparison c = {.count = 0};
-    FileMap file = file_map(arena, result->options->compare);
-    char *table = arena_copy(arena, (const char *)file.data, file.size);
-    for (int k = 0; k < METRICS * GROUPS; k++) {
-        Published *p = &c.curves[c.count];
-        *p = (Published){.metric = (Metric)(k / GROUPS), .group = (Group)(k % GROUPS)};
-        snprintf(p->name, sizeof p->name, "%s_%s", metrics[p->metric].name, group_names[p->group]);
-        p->values = arena_alloc(arena, result->n_layers, sizeof(double));
-        if (published_read(p, result, table)) {
-            p->distance = curve_distance(result, p->metric, p->group, p->values);
-            c.count++;
+/* The table of --compare, with all layers that it has. */
+static LayerTable published_read(const char *path, Arena *arena) {
+    FileMap file = file_map(arena, path);
+    const char *head = arena_copy(arena, (const char *)file.data, file.size);
+    LayerTable table = {.n = 0};
+    size_t lines = 0, number = 1, curves = 0;
+    for (const char *line = head; *line != '\0'; line = next_line(line)) {
+        lines++;
+    }
+    const char **rows = arena_alloc(arena, lines, sizeof *rows);
+    table.layer = arena_alloc(arena, lines, sizeof(double));
+    for (const char *line = next_line(head); *line != '\0'; line = next_line(line)) {
+        double *layer = &table.layer[table.n];
+        number++;
+        if (strcspn(line, "\r\n") == 0) {
+            continue;
+        }
+        if (!csv_number(line, 0, layer) || (table.n > 0 && !(*layer > layer[-1]))) {
+            fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
+                 path, number);
+        }
+        rows[table.n++] = line;
+    }
+    for (Metric m = 0; m < METRICS; m++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            int column = csv_column(head, curve_name(arena, m, g));
+            if (column < 0) {
+                continue;
+            }
+            double *values = table.value[m][g] = arena_alloc(arena, table.n, sizeof *values);
+            for (size_t i = 0; i < table.n; i++) {
+                values[i] = NAN;
+                csv_number(rows[i], column, &values[i]);
+            }
+            curves++;
         }
     }
-    if (c.count == 0) {
+    if (curves == 0) {
         fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
-             result->options->compare);
+             path);
     }
-    return c;
+    return table;
 }
 
 /* A layer, or a head; null for none. */
@@ -255,29 +246,50 @@ static void json_place(JsonOut *json, const char *key, int place) {
     json_out_double(json, key, place < 0 ? (double)NAN : place);
 }
 
-static void write_layers(const AnalyzeResult *result, const Comparison *comparison,
-                         const char *path) {
+static void json_convergence(JsonOut *json, const LayerTable *table, double c) {
+    json_out_double(json, "layer", convergence_layer(table, true, true, c));
+    json_out_double(json, "mse_layer", convergence_layer(table, true, false, c));
+    json_out_double(json, "sparsity_layer", convergence_layer(table, false, true, c));
+}
+
+static void json_distances(JsonOut *json, const LayerTable *ours, const LayerTable *published,
+                           Arena *arena) {
+    json_out_object(json, "distance");
+    for (Metric m = 0; m < METRICS; m++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            if (published->value[m][g] != NULL) {
+                json_out_double(json, curve_name(arena, m, g),
+                                curve_distance(ours, published, m, g));
+            }
+        }
+    }
+    json_out_end(json);
+}
+
+static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
+                         const LayerTable *published, const char *path) {
     OutFile *out = out_open(path);
+    double factor = result->options->converge;
     JsonOut json = json_out_start(out->stream, 2);
     json_out_object(&json, NULL);
     json_out_int(&json, "examples", (int64_t)result->examples);
+    json_out_int(&json, "judged", (int64_t)result->judged);
     json_out_array(&json, "left_out");
     for (size_t i = 0; i < result->n_failures; i++) {
         json_out_text(&json, NULL, result->failures[i]);
     }
     json_out_end(&json);
     json_out_object(&json, "convergence");
-    json_out_double(&json, "factor", result->options->converge);
-    json_place(&json, "layer", convergence_layer(result, true, true));
-    json_place(&json, "mse_layer", convergence_layer(result, true, false));
-    json_place(&json, "sparsity_layer", convergence_layer(result, false, true));
-    json_out_end(&json);
-    if (comparison->count > 0) {
-        json_out_object(&json, "distance");
-        for (size_t k = 0; k < comparison->count; k++) {
-            json_out_double(&json, comparison->curves[k].name, comparison->curves[k].distance);
-        }
+    json_out_double(&json, "factor", factor);
+    json_convergence(&json, ours, factor);
+    if (published->n > 0) {
+        json_out_object(&json, "published");
+        json_convergence(&json, published, factor);
         json_out_end(&json);
+    }
+    json_out_end(&json);
+    if (published->n > 0) {
+        json_distances(&json, ours, published, out->arena);
     }
     json_out_array(&json, "layers");
     for (size_t i = 0; i < result->n_layers; i++) {
@@ -288,6 +300,16 @@ static void write_layers(const AnalyzeResult *result, const Comparison *comparis
     json_out_end(&json);
     json_out_end(&json);
     out_commit(out);
+}
+
+/* "3", or with a published table "none (published: 22)". */
+static char *convergence_text(Arena *arena, const Json *convergence, const char *key) {
+    const Json *published = json_get(convergence, "published");
+    double layer = json_double(json_get(convergence, key));
+    char *text = arena_format(arena, isnan(layer) ? "none" : "%.0f", layer);
+    return published == NULL ? text
+                             : arena_format(arena, "%s (published: %s)", text,
+                                            convergence_text(arena, published, key));
 }
 
 /* A curve of our own; none if no layer has a value. */
@@ -303,43 +325,39 @@ static void curve_measured(Curves *curves, const AnalyzeResult *result, const ch
 }
 
 /* Each group solid, the published curve of the same colour dashed; then the controls. */
-static char *layer_figure(const AnalyzeResult *result, const Comparison *comparison, Metric m,
+static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
+                          const LayerTable *published, const Json *convergence, Metric m,
                           Arena *arena) {
     static const char *const names[GROUPS] = {"image tokens", "text after the image",
                                               "text-only control"};
     static const char *const controls[VARIANTS] = {"", "permuted image tokens",
                                                    "Gaussian image tokens"};
-    double *x = arena_alloc(arena, result->n_layers, sizeof(double));
-    Curves curves = {.arena = arena, .n = result->n_layers, .x = x};
-    for (size_t i = 0; i < curves.n; i++) {
-        x[i] = (double)result->layers[i].layer;
-    }
+    Curves curves = {.arena = arena, .n = ours->n, .x = ours->layer};
     for (Group g = 0; g < GROUPS; g++) {
         curve_measured(&curves, result, names[g], (int)g + 1, m, g, VARIANT_CLEAN);
-        for (size_t k = 0; k < comparison->count; k++) {
-            const Published *p = &comparison->curves[k];
-            if (p->metric == m && p->group == g) {
-                const char *name = arena_format(arena, "%s, published", names[g]);
-                memcpy(curve_add(&curves, name, (int)g + 1, true), p->values,
-                       curves.n * sizeof(double));
+        if (published->value[m][g] != NULL) {
+            const char *name = arena_format(arena, "%s, published", names[g]);
+            double *y = curve_add(&curves, name, (int)g + 1, true);
+            for (size_t i = 0; i < curves.n; i++) {
+                y[i] = table_value(published, m, g, ours->layer[i]);
             }
         }
     }
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
         curve_measured(&curves, result, controls[v], (int)v + GROUPS, m, GROUP_IMG, v);
     }
-    bool mse = m == METRIC_MSE, sparsity = m == METRIC_SPARSITY;
-    int layer = mse || sparsity ? convergence_layer(result, mse, sparsity) : -1;
+    char *key = arena_format(arena, "%s_layer", metrics[m].name);
     LineChart chart = {.title = metrics[m].title,
                        .x_label = "layer",
                        .y_label = metrics[m].label,
                        .series = curves.series,
                        .series_count = curves.count,
                        .log_y = m != METRIC_MATCH,
-                       .marker_x = (double)layer};
-    if (layer >= 0) {
+                       .marker_x = json_double(json_get(convergence, key))};
+    if (!isnan(chart.marker_x)) {
         chart.marker_label =
-            arena_format(arena, "within %.3gx from layer %d", result->options->converge, layer);
+            arena_format(arena, "within %.3gx from layer %s", result->options->converge,
+                         convergence_text(arena, convergence, key));
     }
     return svg_lines(arena, &chart);
 }
@@ -946,24 +964,27 @@ static void show_scores(const Folder *f, const Json *object, const char *outer) 
 static void show_layers(const Folder *f, const Json *result) {
     const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
                *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out");
-    double layer = json_double(json_get(convergence, "layer"));
     Lines lines = {.arena = f->arena};
     page_section(f->page, "Image tokens through the layers");
     page_value(f->page, "examples", "%.0f", json_double(json_get(result, "examples")));
+    page_value(f->page, "of them judged", "%.0f", json_double(json_get(result, "judged")));
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
-    page_value(f->page, "convergence layer", isnan(layer) ? "none" : "%.0f", layer);
+    page_value(f->page, "convergence layer, MSE", "%s",
+               convergence_text(f->arena, convergence, "mse_layer"));
+    page_value(f->page, "convergence layer, sparsity", "%s",
+               convergence_text(f->arena, convergence, "sparsity_layer"));
     page_paragraph(
         f->page,
         "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that "
         "states the answer (llm_text), each read at hook_resid_post through the SAE of the same "
-        "layer. The convergence layer is the first from which both the MSE and the sparsity of "
-        "image tokens stay within a factor of %.3g of the control's.",
+        "layer. The convergence layer of MSE or sparsity is the first from which that of image "
+        "tokens stays within a factor of %.3g of the control's.",
         json_double(json_get(convergence, "factor")));
     show_figure(f, "mse.svg", "Mean squared error of the SAE's reconstruction");
     show_figure(f, "sparsity.svg", "Share of the SAE's features that are active");
     show_figure(f, "match.svg",
-                "Share of examples in which one of the three strongest features that are rare "
-                "enough has a description that matches the answer");
+                "Share of the judged examples in which one of the strongest features that are "
+                "rare enough has a description that matches the answer");
     lines_add_all(&lines, NULL, layers);
     show_table(f,
                "Means over examples. The controls replace the image tokens; loss recovered is of "
@@ -1183,20 +1204,20 @@ static Page page_of(const char *out, const char *title, const char *command, Are
 void report_analyze(const AnalyzeResult *result) {
     Arena *arena = arena_new();
     const AnalyzeOptions *o = result->options;
-    Comparison comparison = {.count = 0};
-    int layer = convergence_layer(result, true, true);
-    char *json = path_join(arena, o->out, "layers.json");
+    LayerTable ours = layer_table(arena, result), published = {.n = 0};
+    char *path = path_join(arena, o->out, "layers.json");
     if (o->compare != NULL) {
-        comparison = comparison_read(result, arena);
+        published = published_read(o->compare, arena);
     }
-    write_layers(result, &comparison, json);
-    write_csv(path_join(arena, o->out, "layers.csv"),
-              json_get(json_read_file(arena, json), "layers"),
+    write_layers(result, &ours, &published, path);
+    const Json *json = json_read_file(arena, path), *convergence = json_get(json, "convergence");
+    write_csv(path_join(arena, o->out, "layers.csv"), json_get(json, "layers"),
               "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss.recovered_zero,loss.recovered_mean,"
               "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
               "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
     for (Metric m = 0; m < METRICS; m++) {
-        write_figure(arena, o->out, metrics[m].file, layer_figure(result, &comparison, m, arena));
+        write_figure(arena, o->out, metrics[m].file,
+                     layer_figure(result, &ours, &published, convergence, m, arena));
     }
     Page page = page_of(o->out, "refsae analyze", result->console->command, arena);
     page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
@@ -1212,13 +1233,14 @@ void report_analyze(const AnalyzeResult *result) {
     }
     page_raw(&page, MADE_END);
     page_commit(&page);
-    for (size_t k = 0; k < comparison.count; k++) {
-        console_line(result->console, "distance to the published %s: %.3f",
-                     comparison.curves[k].name, comparison.curves[k].distance);
+    for (const Json *v = first(json_get(json, "distance")); v != NULL; v = v->next) {
+        console_line(result->console, "distance to the published %s: %.3f", v->key, json_double(v));
     }
-    console_line(result->console, "%zu examples, %zu left out; convergence layer %s",
-                 result->examples, result->n_failures,
-                 layer < 0 ? "none" : arena_format(arena, "%d", layer));
+    console_line(result->console, "convergence layer: MSE %s, sparsity %s",
+                 convergence_text(arena, convergence, "mse_layer"),
+                 convergence_text(arena, convergence, "sparsity_layer"));
+    console_line(result->console, "%zu examples, %zu of them judged, %zu left out",
+                 result->examples, result->judged, result->n_failures);
     arena_free(arena);
 }
 

@@ -791,7 +791,9 @@ typedef struct Analysis {
     LeftOut left_out;
     Moments moments; /* of image tokens */
     float *images;
-    bool *verdicts; /* [examples, layers, groups]; NULL: lexical */
+    size_t to_judge; /* examples that a judge is asked about: the first of them all */
+    bool *verdicts;  /* [examples, layers, groups]; NULL: lexical */
+    TopFeature *top; /* [options->features] */
     /* what the hook is doing */
     const Sequence *sequence;
     Variant variant;
@@ -842,6 +844,7 @@ static void scan_example(Analysis *a, size_t index) {
     image_pool_get(&a->pool, image, a->images);
     moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
     a->used[a->result.examples++] = (UsedExample){index, image};
+    a->to_judge += index < a->options->judge_examples;
 }
 
 static void scan(Analysis *a) {
@@ -873,7 +876,7 @@ static void scan(Analysis *a) {
 /* ---- the hook at hook_resid_post ---- */
 
 static void write_features(Analysis *a, const LayerResult *layer, Group group, size_t first_row,
-                           const TopFeature *top, size_t n, const bool *match) {
+                           size_t n, const bool *match) {
     JsonOut json = json_out_start(a->features_out, 0);
     json_out_object(&json, NULL);
     json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
@@ -882,12 +885,13 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     json_out_text(&json, "group", group_names[group]);
     json_out_array(&json, "features");
     for (size_t i = 0; i < n; i++) {
+        const TopFeature *top = &a->top[i];
         json_out_object(&json, NULL);
-        json_out_int(&json, "feature", (int64_t)top[i].feature);
-        json_out_int(&json, "position", (int64_t)(first_row + top[i].row));
-        json_out_float(&json, "activation", top[i].activation);
+        json_out_int(&json, "feature", (int64_t)top->feature);
+        json_out_int(&json, "position", (int64_t)(first_row + top->row));
+        json_out_float(&json, "activation", top->activation);
         if (layer->descriptions.text != NULL) {
-            json_out_text(&json, "description", layer->descriptions.text[top[i].feature]);
+            json_out_text(&json, "description", layer->descriptions.text[top->feature]);
         } else {
             json_out_null(&json, "description");
         }
@@ -900,8 +904,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     json_out_end(&json);
 }
 
-static void write_judge_question(Analysis *a, const LayerResult *layer, Group group,
-                                 const TopFeature *top, size_t n) {
+static void write_judge_question(Analysis *a, const LayerResult *layer, Group group, size_t n) {
     const Example *e = a->current;
     JsonOut json = json_out_start(a->questions_out, 0);
     json_out_object(&json, NULL);
@@ -913,7 +916,7 @@ static void write_judge_question(Analysis *a, const LayerResult *layer, Group gr
     json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
     json_out_array(&json, "descriptions");
     for (size_t i = 0; i < n && layer->descriptions.text != NULL; i++) {
-        json_out_text(&json, NULL, layer->descriptions.text[top[i].feature]);
+        json_out_text(&json, NULL, layer->descriptions.text[a->top[i].feature]);
     }
     json_out_end(&json);
     json_out_end(&json);
@@ -927,18 +930,18 @@ static size_t verdict_place(const Analysis *a, size_t example, const LayerResult
 
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
                           const float *x, size_t rows) {
-    TopFeature top[TOP_FEATURES];
-    size_t n = top_features(&a->run, layer, group, x, rows, top);
-    bool match =
-        a->verdicts != NULL && a->verdicts[verdict_place(a, a->example_number, layer, group)];
-    for (size_t i = 0; i < n && a->verdicts == NULL && layer->descriptions.text != NULL; i++) {
-        match |= lexical_match(layer->descriptions.text[top[i].feature], a->current->answer.text);
+    size_t n = top_features(&a->run, layer, group, x, rows, a->top), example = a->example_number;
+    bool judged = example < a->result.judged;
+    bool match = a->verdicts != NULL && a->verdicts[verdict_place(a, example, layer, group)];
+    for (size_t i = 0; i < n && judged && a->verdicts == NULL; i++) {
+        match |=
+            lexical_match(layer->descriptions.text[a->top[i].feature], a->current->answer.text);
     }
-    layer->matched[group] += a->result.judged && match;
-    layer->judged[group] += a->result.judged;
-    write_features(a, layer, group, first_row, top, n, a->result.judged ? &match : NULL);
-    if (a->questions_out != NULL) {
-        write_judge_question(a, layer, group, top, n);
+    layer->matched[group] += judged && match;
+    layer->judged[group] += judged;
+    write_features(a, layer, group, first_row, n, judged ? &match : NULL);
+    if (a->questions_out != NULL && example < a->to_judge) {
+        write_judge_question(a, layer, group, n);
     }
 }
 
@@ -1064,7 +1067,7 @@ static void features_pass(Analysis *a) {
     bool lexical = o->judge == NULL || strcmp(o->judge, "lexical") == 0,
          verdicts = !lexical && path_exists(o->judge);
     char *questions_path = path_join(a->arena, o->out, "judge_questions.jsonl");
-    a->result.judged = o->descriptions != NULL && (lexical || verdicts);
+    a->result.judged = o->descriptions != NULL && (lexical || verdicts) ? a->to_judge : 0;
     if (verdicts) {
         verdicts_read(a, o->judge);
     }
@@ -1162,6 +1165,10 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     if (o->judge != NULL && o->descriptions == NULL) {
         fail(STATUS_INPUT, "--judge needs --descriptions DIR");
     }
+    if (o->features == 0) {
+        fail(STATUS_INPUT, "--features must be at least 1");
+    }
+    a.top = arena_alloc(arena, o->features, sizeof *a.top);
     path_make_directory(o->out);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;

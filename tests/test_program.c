@@ -663,6 +663,185 @@ Test(program, analyze_writes_its_files) {
     cr_assert(!there("c/layers.csv"));
 }
 
+static const char analysis[] =
+    "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
+    " --saes weights/saes/gemma2 --images weights/images --descriptions weights/descriptions "
+    "--loss-examples 0 --max-frequency 1 --max-density 1 --quiet --out @/%s %s";
+
+enum {
+    MOST_LINES = 64 /* of a JSONL file */
+};
+
+/* How many lines. */
+static size_t read_lines(Arena *arena, const char *name, const Json *lines[MOST_LINES]) {
+    const char *path = path_join(arena, folder, name);
+    FILE *file = file_open(arena, path);
+    size_t n = 0, number = 0;
+    while (n < MOST_LINES && (lines[n] = json_line(arena, file, path, &number)) != NULL) {
+        n++;
+    }
+    return n;
+}
+
+static void assert_equal(const Json *a, const Json *b) {
+    cr_assert(a != NULL && b != NULL && a->kind == b->kind);
+    if (a->kind == JSON_NUMBER || a->kind == JSON_STRING) {
+        cr_assert_str_eq(a->text, b->text);
+    }
+    const Json *x = a->child, *y = b->child;
+    for (; x != NULL && y != NULL; x = x->next, y = y->next) {
+        assert_equal(x, y);
+    }
+}
+
+/* The first --features in the walk down all activations: fewer are the head of more. */
+Test(program, analyze_features) {
+    static const char *const options[] = {
+        "--data weights/heldout.json --examples 2 --layers 0,2 --features 1",
+        "--data weights/heldout.json --examples 2 --layers 0,2",
+        "--data weights/heldout.json --examples 2 --layers 0,2 --features 5"};
+    static const size_t most[] = {1, 3, 5};
+    const Json *lines[3][MOST_LINES];
+    Arena *arena = arena_new();
+    bool all[3] = {false};
+    for (size_t i = 0; i < 3; i++) {
+        char name[] = {'0', '\0'}, path[32];
+        name[0] = (char)('0' + i);
+        cr_assert_eq(run("", analysis, name, options[i]), 0);
+        snprintf(path, sizeof path, "%s/features.jsonl", name);
+        cr_assert_eq(read_lines(arena, path, lines[i]), 2 * 2 * 3);
+    }
+    for (size_t k = 0; k < 12; k++) {
+        const Json *longest = json_get(lines[2][k], "features");
+        for (size_t i = 0; i < 3; i++) {
+            const Json *f = json_get(lines[i][k], "features"), *a = f->child, *b = longest->child;
+            size_t expected = longest->length < most[i] ? longest->length : most[i];
+            cr_assert_eq(f->length, expected);
+            all[i] = all[i] || expected == most[i];
+            for (; a != NULL; a = a->next, b = b->next) {
+                assert_equal(a, b);
+            }
+        }
+        for (const Json *a = longest->child; a->next != NULL; a = a->next) {
+            cr_assert(json_double(json_get(a, "activation")) >=
+                      json_double(json_get(a->next, "activation")));
+            for (const Json *b = a->next; b != NULL; b = b->next) {
+                cr_assert(json_double(json_get(a, "feature")) !=
+                          json_double(json_get(b, "feature")));
+            }
+        }
+    }
+    cr_assert(all[0] && all[1] && all[2]);
+    arena_free(arena);
+    cr_assert_eq(run("", analysis, "z", "--data weights/heldout.json --features 0"), 2);
+    one_sentence("--features");
+}
+
+/* Of five examples, of which the second is left out, the first three are to be judged: two are. */
+static const char judging[] = "--data @/five.json --examples 5 --layers 1 %s";
+
+static void five_examples(void) {
+    static const char *const images[] = {"held_000.png", "none.png", "held_002.png", "held_003.jpg",
+                                         "held_004.jpg"};
+    char name[128];
+    snprintf(name, sizeof name, "%s/five.json", folder);
+    FILE *file = fopen(name, "wb");
+    for (int i = 0; i < 5; i++) {
+        fprintf(file,
+                "%s{\"id\":\"%d\",\"image\":\"%s\",\"conversations\":[{\"from\":\"human\","
+                "\"value\":\"<image>\\nIs there a blue square?\"},{\"from\":\"gpt\",\"value\":"
+                "\"no\"}]}",
+                i == 0 ? "[" : ",", i, images[i]);
+    }
+    fputs("]", file);
+    fclose(file);
+}
+
+/* features.jsonl and layers.json of a folder: verdicts stand where they should, and the rates are
+ * their means. */
+static void assert_judged(Arena *arena, const char *name, size_t judged) {
+    const Json *lines[MOST_LINES];
+    char path[32];
+    snprintf(path, sizeof path, "%s/features.jsonl", name);
+    size_t n = read_lines(arena, path, lines);
+    cr_assert_eq(n, 4 * 3);
+    snprintf(path, sizeof path, "%s/layers.json", name);
+    const Json *layers = json_read_file(arena, path_join(arena, folder, path));
+    cr_assert_eq(json_double(json_get(layers, "examples")), 4);
+    cr_assert_eq(json_double(json_get(layers, "judged")), (double)judged);
+    for (const Json *layer = json_get(layers, "layers")->child; layer != NULL;
+         layer = layer->next) {
+        size_t verdicts = 0, yes = 0;
+        for (size_t i = 0; i < n; i++) {
+            const Json *match = json_get(lines[i], "match");
+            if (strcmp(json_get(lines[i], "group")->text, json_get(layer, "group")->text) == 0) {
+                verdicts += match != NULL;
+                yes += json_is(match, JSON_TRUE);
+                cr_assert(match == NULL || json_double(json_get(lines[i], "example")) < 3 ||
+                          judged == 4);
+            }
+        }
+        cr_assert_eq(verdicts, judged);
+        cr_assert_eq(json_double(json_get(layer, "match")), (double)yes / (double)judged);
+    }
+}
+
+Test(program, analyze_judges_the_first_examples) {
+    char options[256];
+    const Json *all[MOST_LINES], *some[MOST_LINES];
+    Arena *arena = arena_new();
+    five_examples();
+    snprintf(options, sizeof options, judging, "");
+    cr_assert_eq(run("", analysis, "all", options), 0);
+    assert_judged(arena, "all", 4);
+    snprintf(options, sizeof options, judging, "--judge-examples 3");
+    cr_assert_eq(run("", analysis, "some", options), 0);
+    assert_judged(arena, "some", 2);
+    size_t n = read_lines(arena, "all/features.jsonl", all);
+    cr_assert_eq(read_lines(arena, "some/features.jsonl", some), n);
+    for (size_t i = 0; i < n; i++) { /* nothing but the verdicts of the others is missing */
+        const Json *match = json_get(some[i], "match");
+        assert_equal(json_get(all[i], "features"), json_get(some[i], "features"));
+        cr_assert(match == NULL || match->kind == json_get(all[i], "match")->kind);
+    }
+    snprintf(options, sizeof options, judging, "--judge-examples 0");
+    cr_assert_eq(run("", analysis, "none", options), 0);
+    cr_assert(says("none/layers.json", "\"judged\": 0,"));
+    cr_assert(!says("none/features.jsonl", "match"));
+    arena_free(arena);
+}
+
+/* A judge outside is asked about those alone; what it says of others is not counted. */
+Test(program, analyze_asks_about_the_first_examples) {
+    char options[256], name[128];
+    const Json *lines[MOST_LINES];
+    Arena *arena = arena_new();
+    five_examples();
+    snprintf(options, sizeof options, judging, "--judge-examples 3 --judge @/verdicts.jsonl");
+    cr_assert_eq(run("", analysis, "o", options), 0);
+    cr_assert(!says("o/features.jsonl", "match"));
+    size_t n = read_lines(arena, "o/judge_questions.jsonl", lines);
+    cr_assert_eq(n, 2 * 3);
+    for (size_t i = 0; i < n; i++) {
+        double example = json_double(json_get(lines[i], "example"));
+        cr_assert(example == 0 || example == 2);
+    }
+    snprintf(name, sizeof name, "%s/verdicts.jsonl", folder);
+    FILE *file = fopen(name, "wb");
+    for (int example = 0; example < 5; example += 3) {
+        fprintf(file, "{\"example\":%d,\"layer\":1,\"group\":\"vlm_img\",\"verdict\":1}\n",
+                example);
+    }
+    fclose(file);
+    cr_assert_eq(run("", analysis, "o", options), 0);
+    assert_judged(arena, "o", 2);
+    const Json *layers = json_read_file(arena, path_join(arena, folder, "o/layers.json"));
+    const Json *image = json_get(layers, "layers")->child;
+    cr_assert_eq(json_double(json_get(image, "match")), 0.5);
+    cr_assert_eq(json_double(json_get(image->next, "match")), 0);
+    arena_free(arena);
+}
+
 /* Where one of its files cannot be put in place, none is left behind unfinished. */
 Test(program, analyze_cleans_up_behind_a_failure) {
     char command[512];

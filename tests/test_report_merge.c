@@ -96,8 +96,10 @@ static void make_demo(void) {
         "{\"questions\": 60, \"exact_match\": 1, \"yes_no\": {\"f1\": 0.875, \"questions\": 1}}");
     put("demo/permuted/scores.json", "{\"questions\": 60, \"exact_match\": 0.25}");
     put("demo/layers.json",
-        "{\"examples\": 5, \"left_out\": [\"no <picture>\"], \"convergence\": {\"factor\": 1.5, "
-        "\"layer\": null}, \"distance\": {\"mse_vlm_img\": 0.5}, \"layers\": [{\"layer\": 0, "
+        "{\"examples\": 5, \"judged\": 4, \"left_out\": [\"no <picture>\"], \"convergence\": "
+        "{\"factor\": 1.5, \"mse_layer\": null, \"sparsity_layer\": 7, \"published\": "
+        "{\"mse_layer\": 22, \"sparsity_layer\": null}}, \"distance\": {\"mse_vlm_img\": 0.5}, "
+        "\"layers\": [{\"layer\": 0, "
         "\"group\": \"g\", \"mse\": 1.25, \"permuted\": {\"mse\": 1000000}}, {\"layer\": 1, "
         "\"group\": \"g\", \"mse\": null, \"loss\": {\"sae\": -0.125}}]}");
     put("demo/sage/sage.json",
@@ -112,12 +114,13 @@ Test(report_merge, shows_every_part_once) {
     make_demo();
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
-    assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
+    assert_counts(html, 19, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
                   "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
-                  "BETA made", 1, "<b>none</b><span>convergence layer", 1, "no &#60;picture&#62;",
-                  1, "<nav>", 1);
+                  "BETA made", 1, "<b>none (published: 22)</b><span>convergence layer, MSE", 1,
+                  "<b>7 (published: none)</b><span>convergence layer, sparsity", 1,
+                  "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1, "<nav>", 1);
     for (int s = 1; s <= 9; s++) { /* ids: once each, and linked to once */
         char id[32], link[32];
         snprintf(id, sizeof id, "id=\"s%d\"", s);
