@@ -120,9 +120,9 @@ static double text_width(const char *text) {
     return width;
 }
 
-/* How many characters of any text fit: a precision for markup(). */
-static int text_fit(double room, double size) {
-    return room < 2 * size ? 2 : room > 1e6 ? INT_MAX : (int)(room / (0.6 * size));
+/* How many of a text's characters fit: a precision for markup(). */
+static int text_fit(const char *text, double room, double size) {
+    return size * text_width(text) <= room ? INT_MAX : (int)fmax(room / (0.6 * size), 2);
 }
 
 /* ---- axes ---- */
@@ -172,8 +172,10 @@ typedef struct Axis {
     double from, to; /* pixels of low and high */
 } Axis;
 
+/* What lies beyond the axis stands at its end. */
 static double axis_place(const Axis *axis, double value) {
     double v = axis->logarithmic ? log10_portable(value) : value;
+    v = fmin(fmax(v, axis->low), axis->high);
     return axis->from + (v - axis->low) / (axis->high - axis->low) * (axis->to - axis->from);
 }
 
@@ -260,6 +262,7 @@ static Ticks axis_ticks(const Axis *axis) {
 #define MUTED "#59636e"
 #define GRID "#e3e7eb"
 #define FRAME "#8b949e"
+#define REFERENCE " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"" /* what is compared with */
 
 /* Okabe and Ito's colours, which remain apart in all common forms of colour blindness, darkened
  * where white paper asks for it; their light versions are in figure_style. */
@@ -287,11 +290,11 @@ static Figure figure_begin(Arena *arena, double width, const char *title, const 
     MemoryStream *drawn = memory_open(arena);
     markup(drawn->stream,
            "<text x=\"18\" y=\"29\" font-size=\"17\" font-weight=\"600\">%.*s</text>\n",
-           text_fit(width - 36, 17), title);
+           text_fit(title, width - 36, 17), title);
     if (subtitle != NULL) {
         markup(drawn->stream,
                "<text class=\"m\" x=\"18\" y=\"49\" fill=\"" MUTED "\">%.*s</text>\n",
-               text_fit(width - 36, 13), subtitle);
+               text_fit(subtitle, width - 36, 13), subtitle);
     }
     return (Figure){arena, drawn, drawn->stream, title, width, subtitle == NULL ? 40 : 60};
 }
@@ -316,7 +319,7 @@ static void figure_text(const Figure *figure, double x, double y, const char *an
     markup(figure->f,
            "<text class=\"m\" x=\"%.2f\" y=\"%.2f\" text-anchor=\"%s\" fill=\"" MUTED
            "\">%.*s</text>\n",
-           x, y, anchor, text_fit(room, 13), text);
+           x, y, anchor, text_fit(text, room, 13), text);
 }
 
 /* dash: "" or more attributes, with a space before. */
@@ -329,12 +332,58 @@ static void figure_line(const Figure *figure, const char *class, double x1, doub
 }
 
 /* A mark of its own shape for each colour, so that colour is not the only difference. */
-static void figure_mark(const Figure *figure, int colour, double x, double y) {
-    static const char *const shapes[4] = {"m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0z",
-                                          "m-3-3h6v6h-6z", "m0-4l3.8 6.6h-7.6z",
-                                          "m0-4.2l4.2 4.2l-4.2 4.2l-4.2-4.2z"};
-    fprintf(figure->f, "<path class=\"f%d\" fill=\"%s\" d=\"M%.2f %.2f%s\"", colour,
-            colours[colour - 1], x, y, shapes[(colour - 1) % 4]);
+static void figure_mark(const Figure *figure, int colour, bool hollow, double x, double y) {
+    static const char *const shapes[8] = {
+        "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0-6.4 0z",
+        "m-3-3h6v6h-6z",
+        "m0-4l3.8 6.6h-7.6z",
+        "m0-4.2l4.2 4.2l-4.2 4.2l-4.2-4.2z",
+        "m0 4l3.8-6.6h-7.6z",
+        "m-1.3-4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
+        "m-4.2-1.6h8.4v3.2h-8.4z",
+        "m-1.6-4.2h3.2v8.4h-3.2z"};
+    fprintf(figure->f, "<path class=\"%s%d s%d\" fill=\"%s\" stroke=\"%s\" d=\"M%.2f %.2f%s\"",
+            hollow ? "p f" : "f", hollow ? 0 : colour, colour,
+            hollow ? "#ffffff" : colours[colour - 1], colours[colour - 1], x, y,
+            shapes[colour - 1]);
+}
+
+/* One wild share must not flatten the others: how far axes reach for it. */
+static double share_cut(double value, double least) {
+    return fmin(fmax(value, least), 2);
+}
+
+static bool has_interval(const Series *s, size_t i) {
+    return s->low != NULL && drawable(s->low[i], false) && drawable(s->high[i], false);
+}
+
+/* A value on an axis of shares, and its interval. */
+static void include_share(Interval *range, const Series *s, size_t i) {
+    include(range, share_cut(s->y[i], -1));
+    if (has_interval(s, i)) {
+        include(range, share_cut(s->low[i], -1));
+        include(range, share_cut(s->high[i], -1));
+    }
+}
+
+/* The interval of a point, if it has one. */
+static void figure_whisker(const Figure *figure, const Series *s, int colour, size_t i, double x,
+                           const Axis *axis) {
+    if (has_interval(s, i)) {
+        double low = axis_place(axis, s->low[i]), high = axis_place(axis, s->high[i]);
+        fprintf(figure->f,
+                "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" "
+                "d=\"M%.2f %.2fh6m-3 0V%.2fm-3 0h6\"/>\n",
+                colour, colours[colour - 1], x - 3, low, high);
+    }
+}
+
+/* A number over or in what it is of, legible on any colour. */
+static void figure_number(const Figure *figure, double x, double y, const char *text) {
+    fprintf(figure->f,
+            "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" text-anchor=\"middle\" "
+            "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
+            x, y, text);
 }
 
 static int series_colour(const Series *series, size_t k) {
@@ -360,25 +409,21 @@ static void figure_legend(Figure *figure, const Series *series, size_t count, bo
             fprintf(figure->f,
                     "<path class=\"s%d\" d=\"M%.2f %.2fh24\" stroke=\"%s\" "
                     "stroke-width=\"2.2\"%s/>\n",
-                    c, x, y - 4, colours[c - 1],
+                    c, x, y - 4.5, colours[c - 1],
                     series[k].dashed ? " stroke-dasharray=\"5 4\"" : "");
         }
-        if (lines && !series[k].dashed) {
-            figure_mark(figure, c, x + 12, y - 4);
-            fputs("/>\n", figure->f);
-        }
+        figure_mark(figure, c, !lines || series[k].dashed, x + (lines ? 12 : 6.5), y - 4.5);
+        fputs("/>\n", figure->f);
         markup(figure->f, "<text x=\"%.2f\" y=\"%.2f\">%.*s</text>\n", x + (lines ? 30 : 19), y,
-               text_fit(figure->width - 60, 13), series[k].name);
+               text_fit(series[k].name, figure->width - 60, 13), series[k].name);
         x += room + 14;
         figure->y = y + 8;
     }
 }
 
-/* Horizontal grid with labels, and the y label above it. */
-static void figure_grid(const Figure *figure, const Axis *y_axis, double left, double right,
-                        const char *y_label, double label_y) {
+/* Horizontal grid with labels. */
+static void figure_grid(const Figure *figure, const Axis *y_axis, double left, double right) {
     Ticks ticks = axis_ticks(y_axis);
-    figure_text(figure, 18, label_y, "start", y_label, right - 18);
     for (int i = 0; i < ticks.count; i++) {
         double y = axis_place(y_axis, ticks.value[i]);
         figure_line(figure, "g", left, y, right, y, GRID, "");
@@ -433,13 +478,15 @@ static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, c
         pen = points > 0;
     }
     fputs("\"/>\n", figure->f);
-    for (size_t i = 0; i < s->count && s->count <= 64 && !s->dashed; i++) {
+    for (size_t i = 0; i < s->count && s->count <= 64; i++) {
         if (point_drawable(chart, s, i)) {
-            char x[TEXT_NUMBER_SIZE], y[TEXT_NUMBER_SIZE];
-            text_number(x, s->x[i], 6);
-            text_number(y, s->y[i], 4);
-            figure_mark(figure, colour, axis_place(x_axis, s->x[i]), axis_place(y_axis, s->y[i]));
-            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name, x, y);
+            char x_text[TEXT_NUMBER_SIZE], y_text[TEXT_NUMBER_SIZE];
+            double x = axis_place(x_axis, s->x[i]);
+            text_number(x_text, s->x[i], 6);
+            text_number(y_text, s->y[i], 4);
+            figure_whisker(figure, s, colour, i, x, y_axis);
+            figure_mark(figure, colour, s->dashed, x, axis_place(y_axis, s->y[i]));
+            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name, x_text, y_text);
         }
     }
 }
@@ -464,98 +511,157 @@ static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis
             taken = x + half + 6;
         }
     }
-    figure_text(figure, (left + right) / 2, y + 42, "middle", chart->x_label, right - left);
 }
 
-char *svg_lines(Arena *arena, const LineChart *chart) {
-    Interval xs = {INFINITY, -INFINITY}, ys = xs;
+/* The chart between these sides, its numbers left of them and below. */
+static void draw_panel(const Figure *figure, const LineChart *chart, const Axis *x_axis,
+                       const Axis *y_axis, double left, double right) {
+    double top = y_axis->to, bottom = y_axis->from;
+    bool empty = true;
+    figure_grid(figure, y_axis, left, right);
+    draw_x_axis(figure, chart, x_axis, left, right, bottom);
+    for (int i = 0; i < 2 && chart->shares; i++) {
+        double y = axis_place(y_axis, i);
+        figure_line(figure, "a", left, y, right, y, FRAME, i == 0 ? "" : REFERENCE);
+    }
+    if (chart->marker_label != NULL) {
+        double x = axis_place(x_axis, chart->marker_x),
+               half = 6.5 * text_width(chart->marker_label);
+        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
+        figure_line(figure, "a", x, top - 2, x, bottom, FRAME,
+                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
+        figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
+    }
+    for (size_t k = 0; k < chart->series_count; k++) {
+        draw_curve(figure, chart, k, x_axis, y_axis);
+        for (size_t i = 0; i < chart->series[k].count; i++) {
+            empty = empty && !point_drawable(chart, &chart->series[k], i);
+        }
+    }
+    if (empty) {
+        figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
+    }
+}
+
+/* What the axes of a chart hold. */
+static void chart_ranges(const LineChart *chart, Interval *xs, Interval *ys) {
+    bool x_shares = chart->shares && !chart->log_x;
     for (size_t k = 0; k < chart->series_count; k++) {
         const Series *s = &chart->series[k];
         for (size_t i = 0; i < s->count; i++) {
             if (point_drawable(chart, s, i)) {
-                include(&xs, s->x[i]);
-                include(&ys, s->y[i]);
+                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
+            }
+            if (point_drawable(chart, s, i) && chart->shares) {
+                include_share(ys, s, i);
+            } else if (point_drawable(chart, s, i)) {
+                include(ys, s->y[i]);
             }
         }
     }
-    bool empty = ys.low > ys.high, marked = chart->marker_label != NULL;
-    if (!chart->log_y && !empty) {
-        include(&ys, 0);
+    if (!chart->log_y && (chart->shares || ys->low <= ys->high)) {
+        include(ys, 0);
     }
-    if (marked) {
-        include(&xs, chart->marker_x);
+    if (chart->shares) {
+        include(ys, 1);
     }
-    Axis y_axis = axis_make(ys, chart->log_y, true, 5);
-    Axis x_axis = axis_make(xs, chart->log_x, false, 10);
-    x_axis.step = fmax(x_axis.step, 1);
-    Figure figure = figure_begin(arena, 760, chart->title, NULL);
-    figure_legend(&figure, chart->series, chart->series_count, true);
-    double top = figure.y + (marked ? 42 : 26), bottom = top + 300;
-    double left = grid_left(&y_axis), right = figure.width - 26;
-    y_axis.from = bottom;
-    y_axis.to = top;
-    x_axis.from = left + 12;
-    x_axis.to = right - 12;
-    /* The y label stands above the marker's. */
-    figure_grid(&figure, &y_axis, left, right, chart->y_label, top - (marked ? 28 : 12));
-    draw_x_axis(&figure, chart, &x_axis, left, right, bottom);
-    if (marked) {
-        double x = axis_place(&x_axis, chart->marker_x),
-               half = 6.5 * text_width(chart->marker_label);
-        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
-        figure_line(&figure, "a", x, top - 2, x, bottom, FRAME,
-                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
-        figure_text(&figure, x, top - 7, anchor, chart->marker_label, right - left);
+    for (int i = 0; i < 2 && x_shares; i++) {
+        include(xs, i);
     }
-    for (size_t k = 0; k < chart->series_count; k++) {
-        draw_curve(&figure, chart, k, &x_axis, &y_axis);
+    if (chart->marker_label != NULL) {
+        include(xs, chart->marker_x);
     }
-    if (empty) {
-        figure_empty(&figure, (left + right) / 2, (top + bottom) / 2);
+}
+
+/* In rows of two; titled: each under its own title. */
+static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
+                         const LineChart *charts, size_t count, bool titled) {
+    Interval xs = {INFINITY, -INFINITY}, ys = xs;
+    const LineChart *model = &charts[0];
+    size_t columns = count > 1 ? 2 : 1;
+    for (size_t i = 0; i < count; i++) {
+        chart_ranges(&charts[i], &xs, &ys);
     }
-    return figure_end(&figure, bottom + 56);
+    Axis y_axis = axis_make(ys, model->log_y, true, 5);
+    Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
+    x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
+    Figure figure = figure_begin(arena, 760, title, subtitle);
+    figure_legend(&figure, model->series, model->series_count, true);
+    figure_text(&figure, 18, figure.y + 14, "start", model->y_label, figure.width - 44);
+    double above = titled ? 44 : model->marker_label != NULL ? 16 : 0;
+    double height = columns > 1 ? 200 : 300, width = (figure.width - 8) / (double)columns;
+    for (size_t i = 0; i < count; i++) {
+        double left = width * (double)(i % columns) + grid_left(&y_axis);
+        double right = width * (double)(i % columns + 1) - 18;
+        y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
+        y_axis.from = y_axis.to + height;
+        x_axis.from = left + 12;
+        x_axis.to = right - 12;
+        if (titled) {
+            markup(figure.f, "<text x=\"%.2f\" y=\"%.2f\" font-weight=\"600\">%.*s</text>\n", left,
+                   y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
+        }
+        if (titled && charts[i].subtitle != NULL) {
+            figure_text(&figure, left, y_axis.to - 9, "start", charts[i].subtitle, width - 40);
+        }
+        draw_panel(&figure, &charts[i], &x_axis, &y_axis, left, right);
+    }
+    figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
+                figure.width - 44);
+    return figure_end(&figure, y_axis.from + 56);
+}
+
+char *svg_lines(Arena *arena, const LineChart *chart) {
+    return draw_charts(arena, chart->title, chart->subtitle, chart, 1, false);
+}
+
+char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count) {
+    return draw_charts(arena, title, NULL, charts, count, true);
 }
 
 /* ---- bars ---- */
 
 static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, size_t k, double x,
                      double width, const Axis *axis) {
-    double value = chart->series[k].y[group];
+    const Series *s = &chart->series[k];
+    double value = s->y[group], middle = x + width / 2;
     double y = axis_place(axis, value), zero = axis_place(axis, 0);
+    double end =
+        has_interval(s, group) ? axis_place(axis, value < 0 ? s->low[group] : s->high[group]) : y;
     int colour = series_colour(chart->series, k);
     char text[TEXT_NUMBER_SIZE];
-    text_number(text, value, 3);
+    text_number(text, value, 2);
     markup(figure->f,
            "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-           "fill=\"%s\"><title>%s · %s: %s</title></rect>\n",
+           "fill=\"%s\" fill-opacity=\"0.6\"><title>%s · %s: %s</title></rect>\n",
            colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
-           colours[colour - 1], chart->groups[group], chart->series[k].name, text);
+           colours[colour - 1], chart->groups[group], s->name, text);
+    figure_whisker(figure, s, colour, group, middle, axis);
+    figure_mark(figure, colour, true, middle, y);
+    fputs("/>\n", figure->f);
     if (width >= 30) {
-        fprintf(figure->f,
-                "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" text-anchor=\"middle\" "
-                "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
-                x + width / 2, value < 0 ? y + 13 : y - 4, text);
+        double below = fmin(fmax(end, y + 4) + 13, axis->from - 7);
+        figure_number(figure, middle, value < 0 ? below : fmin(end, y - 4) - 4, text);
     }
 }
 
 char *svg_bars(Arena *arena, const BarChart *chart) {
-    Interval range = {0, 0};
+    Interval range = {0, 1};
     double label_width = 0, groups = (double)chart->group_count,
            series = (double)chart->series_count;
     bool empty = true;
-    include(&range, chart->reference);
     for (size_t i = 0; i < chart->group_count; i++) {
         label_width = fmax(label_width, 13 * text_width(chart->groups[i]));
         for (size_t k = 0; k < chart->series_count; k++) {
             if (drawable(chart->series[k].y[i], false)) {
-                include(&range, chart->series[k].y[i]);
+                include_share(&range, &chart->series[k], i);
                 empty = false;
             }
         }
     }
     Axis axis = axis_make(range, false, true, 5);
     double left = grid_left(&axis), plot = 280;
-    double group = fmax(fmin(label_width + 14, 240), 12 * series + 12);
+    double group = fmax(fmin(label_width + 14, 240), 16 * series + 16);
     double width = fmin(fmax(760, left + 26 + group * groups), 6000), right = width - 26;
     group = (right - left) / fmax(groups, 1);
     Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
@@ -563,10 +669,11 @@ char *svg_bars(Arena *arena, const BarChart *chart) {
     double top = figure.y + 42; /* values may stand above the top of the axis */
     axis.from = top + plot;
     axis.to = top;
-    figure_grid(&figure, &axis, left, right, chart->y_label, top - 26);
-    double reference = axis_place(&axis, chart->reference), zero = axis_place(&axis, 0);
-    figure_line(&figure, "a", left, reference, right, reference, FRAME,
-                " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"");
+    figure_text(&figure, 18, top - 26, "start", chart->y_label, right - 18);
+    figure_grid(&figure, &axis, left, right);
+    double one = axis_place(&axis, 1), zero = axis_place(&axis, 0);
+    figure_line(&figure, "a", left, one, right, one, FRAME, REFERENCE);
+    figure_line(&figure, "a", left, zero, right, zero, FRAME, "");
     double bar = fmin(46, group * 0.8 / fmax(series, 1));
     for (size_t i = 0; i < chart->group_count; i++) {
         double middle = left + group * ((double)i + 0.5);
@@ -577,7 +684,6 @@ char *svg_bars(Arena *arena, const BarChart *chart) {
         }
         figure_text(&figure, middle, axis.from + 21, "middle", chart->groups[i], group);
     }
-    figure_line(&figure, "a", left, zero, right, zero, FRAME, "");
     if (empty) {
         figure_empty(&figure, (left + right) / 2, (axis.from + axis.to) / 2);
     }
@@ -627,7 +733,7 @@ static double widest(const char *const *texts, size_t count) {
 
 char *svg_heat(Arena *arena, const HeatMap *map) {
     const double cell_h = 20, columns = (double)map->column_count, rows = (double)map->row_count;
-    double largest = 0, row_width = widest(map->rows, map->row_count),
+    double largest = map->largest, row_width = widest(map->rows, map->row_count),
            column_width = widest(map->columns, map->column_count);
     bool negative = false;
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
@@ -656,6 +762,10 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
                 draw_cell(&figure, left + cell_w * (double)c, y, cell_w, cell_h, value, largest);
                 markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r],
                        map->columns[c], text);
+                if (map->numbers) {
+                    text_number(text, value, 3);
+                    figure_number(&figure, left + cell_w * ((double)c + 0.5), y + 14, text);
+                }
             }
         }
     }
@@ -679,7 +789,7 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
         figure_line(&figure, "g", x, top, x, bottom, GRID, "");
     }
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
-        if (map->marked[i]) {
+        if (map->marked != NULL && map->marked[i]) {
             fprintf(figure.f,
                     "<rect class=\"i\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
                     "fill=\"none\" stroke=\"" INK "\" stroke-width=\"2\"/>\n",

@@ -24,27 +24,31 @@ typedef struct Series {
     size_t count;
     bool dashed; /* for curves that are compared with, such as published ones */
     int colour;  /* 1 to 8; a dashed curve takes that of its solid partner; 0: by place */
+    const double *low, *high; /* whiskers, where both are numbers; NULL: none */
 } Series;
 
 typedef struct LineChart {
-    const char *title, *x_label, *y_label; /* with units: "layer", "MSE (log)" */
-    const Series *series;                  /* x counts something: whole numbers */
+    const char *title, *subtitle, *x_label, *y_label; /* with units: "layer", "MSE (log)" */
+    const Series *series; /* x counts something, unless `shares`: whole numbers */
     size_t series_count;
-    bool log_y;               /* values that are not positive are gaps; else the axis includes 0 */
-    bool log_x;               /* ticks stand at the first series' points: 1, 2, 4, 8 */
+    bool shares; /* axes include 0 and 1, and what leaves -1 to 2 (x: -10 to 2) stands at the end */
+    bool log_y;  /* values that are not positive are gaps; else the axis includes 0 */
+    bool log_x;  /* ticks stand at the first series' points: 1, 2, 4, 8 */
     const char *marker_label; /* a vertical line at marker_x; NULL: none */
     double marker_x;
 } LineChart;
 
 char *svg_lines(Arena *arena, const LineChart *chart);
+/* Several side by side, on the axes, labels and names of series of the first: one at least. */
+char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count);
 
-typedef struct BarChart { /* groups of bars, one of each series; the axis includes 0 */
+/* Groups of bars, one of each series; the axis is that of shares. */
+typedef struct BarChart {
     const char *title, *subtitle, *y_label; /* subtitle may be NULL */
     const char *const *groups;
     size_t group_count;
     const Series *series;
     size_t series_count;
-    double reference; /* where a dashed line stands */
 } BarChart;
 
 char *svg_bars(Arena *arena, const BarChart *chart);
@@ -58,7 +62,9 @@ typedef struct HeatMap {
     const char *const *columns; /* "END" */
     size_t column_count;
     const double *values;
-    const bool *marked; /* the cells that get an outline */
+    const bool *marked; /* the cells that get an outline; NULL: none */
+    double largest;     /* the least that the colours reach up to */
+    bool numbers;       /* stand in the cells */
 } HeatMap;
 
 char *svg_heat(Arena *arena, const HeatMap *map);

@@ -14,6 +14,9 @@ void report_train(const TrainResult *result);
 void report_analyze(const AnalyzeResult *result);
 /* cross_sections.csv, sage.csv, sage.json, figures and report.html in options->out. */
 void report_sage(const SageResult *result);
+/* What of these follows from sage.json in `out`: sage.csv and all figures but the heat maps.
+ * t: from which F1 on a feature stands for something. */
+void report_sage_figures(const char *out, double t);
 /* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
  * with their figures, whichever are there, and from its report.html how it was made. `out` may be
  * one of these reports; merging once more gives the same page. */

@@ -54,6 +54,7 @@ Test(report, numbers_as_books_print_them) {
 
 typedef enum Kind {
     LINES,
+    PANELS,
     BARS,
     HEAT
 } Kind;
@@ -74,14 +75,18 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
                              .y = values + i * (n / 4),
                              .count = n / 4,
                              .dashed = i == 3,
-                             .colour = i == 3 ? 1 : 0};
+                             .colour = i == 3 ? 1 : 0,
+                             .low = i == 1 ? values : NULL,
+                             .high = i == 1 ? values + n / 4 : NULL};
     }
-    LineChart lines = {name, name, name, series, 4, log, !log, name, 1e9};
-    BarChart bars = {name, name, name, rows, n / 4, series, 4, 1};
-    HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked};
-    return kind == LINES  ? svg_lines(arena, &lines)
-           : kind == BARS ? svg_bars(arena, &bars)
-                          : svg_heat(arena, &heat);
+    LineChart lines[3] = {{name, name, name, name, series, 4, !log, log, !log, name, 1e9}};
+    lines[1] = lines[2] = lines[0];
+    BarChart bars = {name, name, name, rows, n / 4, series, 4};
+    HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked, 0, !log};
+    return kind == LINES    ? svg_lines(arena, lines)
+           : kind == PANELS ? svg_panels(arena, name, lines, 3)
+           : kind == BARS   ? svg_bars(arena, &bars)
+                            : svg_heat(arena, &heat);
 }
 
 Test(report, figures_of_any_values_are_xml) {

@@ -103,9 +103,10 @@ static void make_demo(void) {
         "\"group\": \"g\", \"mse\": 1.25, \"permuted\": {\"mse\": 1000000}}, {\"layer\": 1, "
         "\"group\": \"g\", \"mse\": null, \"loss\": {\"sae\": -0.125}}]}");
     put("demo/sage/sage.json",
-        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"sae\": {\"sufficiency\": 0.75, \"control\": "
-        "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}, \"f1\": {\"0.7\": {\"above\": "
-        "{\"sufficiency\": 0.625}}}}}}}");
+        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"none\": {\"control\": {\"S\": {\"none\": "
+        "0.25}}}, "
+        "\"sae\": {\"sufficiency\": 0.75, \"sufficiency_ci\": [0.5, 1], \"control\": {\"S\": "
+        "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}}}}}}");
     put_report("demo/report.html", "ALPHA");
     put_report("demo/sage/report.html", "BETA");
 }
@@ -141,14 +142,15 @@ Test(report_merge, tables_of_json) {
         "<td></td></tr>\n"
         "<tr><td class=\"n\">1</td><td>g</td><td class=\"n\">–</td><td></td>"
         "<td class=\"n\">−0.1250</td></tr>\n</tbody>";
-    static const char tests[] = "<thead><tr><th>attribute</th><th>method</th><th>features</th><th "
-                                "class=\"n\">sufficiency</th>"
-                                "<th class=\"n\">control 1</th></tr></thead><tbody>\n"
-                                "<tr><td>IO</td><td>sae</td><td>all</td><td "
-                                "class=\"n\">0.7500</td><td class=\"n\">0.50 (0.25)</td></tr>\n"
-                                "<tr><td>IO</td><td>sae</td><td>f1&#62;=0.7</td><td "
-                                "class=\"n\">0.6250</td><td></td></tr>\n</tbody>";
-    assert_counts(html, 2, layers, 1, tests, 1);
+    static const char tests[] =
+        "<thead><tr><th>cross-section</th><th>method</th><th class=\"n\">sufficiency</th></tr>"
+        "</thead><tbody>\n<tr><td>IO</td><td>none</td><td></td></tr>\n<tr><td>IO</td><td>sae</td>"
+        "<td class=\"n\">0.7500 [0.5, 1]</td></tr>\n</tbody>";
+    static const char edits[] =
+        "<th class=\"n\">none</th><th class=\"n\">1</th></tr></thead><tbody>\n"
+        "<tr><td>IO</td><td>S</td><td>none</td><td class=\"n\">0.2500</td><td></td></tr>\n"
+        "<tr><td>IO</td><td>S</td><td>sae</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
+    assert_counts(html, 3, layers, 1, tests, 1, edits, 1);
 }
 
 Test(report_merge, again_is_the_same) {

@@ -1,0 +1,419 @@
+/* SAGE's files from a result made up here: every key of sage.json, a CSV row for every node, heat
+ * maps that are XML, a report that hostile names cannot break. */
+#define _XOPEN_SOURCE 700 /* mkdtemp */
+#include "report.h"
+#include "sage.h"
+#include "xml.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LAYERS = 4,
+    HEADS = 4,
+    POSITIONS = 5,
+    ATTRIBUTES = 3,
+    NODES = LAYERS * (4 * HEADS + 2) * POSITIONS,
+    FOUND = 40
+};
+
+typedef struct World {
+    Arena *arena;
+    SageOptions options;
+    Console console;
+    SageTask task;
+    SageResult result;
+    SageAttribute attributes[ATTRIBUTES];
+    const char *positions[POSITIONS], *saes[2];
+    SageDropped dropped[3];
+    SageNode nodes[NODES];
+    double score[ATTRIBUTES * NODES], effect[ATTRIBUTES * NODES], weights[ATTRIBUTES];
+    bool chosen[ATTRIBUTES * NODES];
+    size_t places[ATTRIBUTES][16];
+    SageFit fits[16];
+    SageCross cross[ATTRIBUTES];
+    SageTests f1[2][2][2];
+    SageInterpretation found[FOUND];
+    Random random;
+    char folder[32];
+} World;
+
+static double uniform(World *w) {
+    return (double)random_uniform(&w->random);
+}
+
+static SageTests make_tests(World *w, double level) {
+    SageTests t = {.sufficiency = level + 0.1 * uniform(w), .necessity = level - 0.1 * uniform(w)};
+    for (size_t k = 0; k < SAGE_KS; k++) {
+        t.control[k] =
+            (SageControl){level * (1 - 1.0 / (double)(k + 2)), 0.1 * (double)(k + 1), 0.125};
+    }
+    t.supervised = (SageControl){level, 0.12, 0.25};
+    return t;
+}
+
+static void make_cross(World *w, size_t a) {
+    static const double level[SAGE_METHODS] = {0, 0.93, 0.95, 0.94, 0.7, 0.1};
+    SageCross *cross = &w->cross[a];
+    size_t order[NODES];
+    for (size_t i = 0; i < NODES; i++) {
+        order[i] = i;
+        w->score[a * NODES + i] = (uniform(w) < 0.1 ? 2.5 : 0.15) * (uniform(w) - 0.55);
+        w->effect[a * NODES + i] = (double)NAN;
+    }
+    for (size_t i = 0; i < 14; i++) { /* the first 14 of falling |score| */
+        for (size_t j = i + 1; j < NODES; j++) {
+            if (fabs(w->score[a * NODES + order[j]]) > fabs(w->score[a * NODES + order[i]])) {
+                size_t swap = order[i];
+                order[i] = order[j];
+                order[j] = swap;
+            }
+        }
+        w->places[a][i] = order[i];
+        w->effect[a * NODES + order[i]] = w->score[a * NODES + order[i]] * 0.9 + 0.02 * uniform(w);
+        w->chosen[a * NODES + order[i]] = i < 8;
+    }
+    *cross = (SageCross){.nodes = w->places[a],
+                         .n_nodes = 8,
+                         .others = w->places[a] + 8,
+                         .n_others = 6,
+                         .fits = w->fits,
+                         .share = 0.51,
+                         .spearman = 0.93,
+                         .f1 = w->f1};
+    for (int m = 0; m < SAGE_METHODS; m++) {
+        cross->tests[m] = make_tests(w, level[m]);
+    }
+    cross->tests[SAGE_NONE].sufficiency = 1;
+    cross->tests[SAGE_NONE].necessity = 0;
+}
+
+static void make_nodes(World *w) {
+    static const HookKind kinds[6] = {HOOK_Q, HOOK_K, HOOK_V, HOOK_Z, HOOK_ATTN_OUT, HOOK_MLP_OUT};
+    SageNode *node = w->nodes;
+    for (int layer = 0; layer < LAYERS; layer++) {
+        for (int kind = 0; kind < 6; kind++) {
+            for (int head = kind < 4 ? 0 : -1; head < (kind < 4 ? HEADS : 0); head++) {
+                for (size_t p = 0; p < POSITIONS; p++) {
+                    *node++ = (SageNode){kinds[kind], layer, head, p};
+                }
+            }
+        }
+    }
+    cr_assert_eq(node - w->nodes, NODES);
+}
+
+/* odd: a name that XML, JSON, CSV and file systems each dislike; NULL: none. */
+static World *world_make(const char *odd) {
+    static const char *const names[ATTRIBUTES] = {"IO", "S", "Pos"};
+    static const char *const positions[POSITIONS] = {"IO", "S1", "S1+1", "S2", "END"};
+    World *w = calloc(1, sizeof *w);
+    cr_assert_not_null(w);
+    w->random = random_start(3, RANDOM_TEST);
+    strcpy(w->folder, "/tmp/refsae-sage-XXXXXX");
+    cr_assert_not_null(mkdtemp(w->folder));
+    for (size_t i = 0; i < ATTRIBUTES; i++) {
+        w->attributes[i].name = odd != NULL && i == 1 ? odd : names[i];
+        w->weights[i] = 0.5 * (double)i;
+    }
+    for (size_t i = 0; i < POSITIONS; i++) {
+        w->positions[i] = odd != NULL && i == 2 ? odd : positions[i];
+    }
+    w->dropped[0] = w->dropped[1] = (SageDropped){"IO", odd != NULL ? odd : "Zebulon"};
+    w->dropped[1].attribute = "S";
+    w->dropped[2] = (SageDropped){"S", "Hezekiah"};
+    w->saes[0] = "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
+    w->saes[1] = odd != NULL ? odd : "blocks.3.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
+    make_nodes(w);
+    for (size_t f = 0; f < 8; f++) {
+        w->f1[f / 4][f / 2 % 2][f % 2] = make_tests(w, 0.6 - 0.05 * (double)f);
+    }
+    for (size_t i = 0; i < 16; i++) {
+        w->fits[i] =
+            (SageFit){0.9, 0.92, 0.91, 0.4, i % 2 == 0 ? 0.4 : (double)NAN, 0.4, 0.3, w->weights};
+    }
+    for (size_t i = 0; i < FOUND; i++) {
+        w->found[i] = (SageInterpretation){
+            HOOK_RESID_PRE,          2,
+            i % POSITIONS,           i,
+            0.01 * (double)(i % 37), odd != NULL ? odd : "IO = Mary and Pos = ABB"};
+    }
+    w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
+                               .task = "ioi",
+                               .out = w->folder,
+                               .nodes = "q,k,v,z",
+                               .projection = "auto",
+                               .share = 0.5,
+                               .f1 = {0.5, 0.7},
+                               .max_nodes = 16,
+                               .n_f1 = 2,
+                               .seed = 475};
+    w->console = (Console){.quiet = true, .command = "refsae sage --task ioi"};
+    w->task = (SageTask){.name = odd != NULL ? odd : "ioi",
+                         .file = "ioi",
+                         .attributes = w->attributes,
+                         .n_attributes = ATTRIBUTES,
+                         .positions = w->positions,
+                         .n_positions = POSITIONS,
+                         .n_prompts = {100, 50},
+                         .dropped = w->dropped,
+                         .n_dropped = 3};
+    for (size_t a = 0; a < ATTRIBUTES; a++) {
+        make_cross(w, a);
+    }
+    w->result = (SageResult){.options = &w->options,
+                             .console = &w->console,
+                             .task = &w->task,
+                             .accuracy = 0.97,
+                             .m_clean = 3.25,
+                             .nodes = w->nodes,
+                             .n_nodes = NODES,
+                             .score = w->score,
+                             .effect = w->effect,
+                             .chosen = w->chosen,
+                             .cross = w->cross,
+                             .interpretations = w->found,
+                             .n_interpretations = FOUND,
+                             .sae_names = w->saes,
+                             .n_saes = 2};
+    w->arena = arena_new();
+    return w;
+}
+
+static void world_end(World *w) {
+    char command[64];
+    snprintf(command, sizeof command, "rm -rf %s", w->folder);
+    if (getenv("REFSAE_KEEP") == NULL) {
+        cr_assert_eq(system(command), 0);
+    }
+    arena_free(w->arena);
+    free(w);
+}
+
+static char *slurp(World *w, const char *name) {
+    FileMap map = file_map(w->arena, path_join(w->arena, w->folder, name));
+    return arena_copy(w->arena, (const char *)map.data, map.size);
+}
+
+static const Json *read_json(World *w) {
+    return json_read_file(w->arena, path_join(w->arena, w->folder, "sage.json"));
+}
+
+/* The value at "a/b/0/c". */
+static const Json *at(const Json *value, const char *path) {
+    char key[64];
+    while (*path != '\0') {
+        size_t length = strcspn(path, "/");
+        snprintf(key, sizeof key, "%.*s", (int)length, path);
+        if (json_is(value, JSON_ARRAY)) {
+            const Json *child = value->child;
+            for (long i = strtol(key, NULL, 10); i > 0 && child != NULL; i--) {
+                child = child->next;
+            }
+            value = child;
+        } else {
+            value = json_get(value, key);
+        }
+        cr_assert_not_null(value, "no '%s'", path);
+        path += length + (path[length] == '/');
+    }
+    return value;
+}
+
+static double number_at(const Json *value, const char *path) {
+    const Json *found = at(value, path);
+    cr_assert(json_is(found, JSON_NUMBER), "%s", path);
+    return json_double(found);
+}
+
+/* Keys in their order, separated by spaces. */
+static void assert_keys(const Json *object, const char *path, const char *keys) {
+    char text[256] = "";
+    for (const Json *c = at(object, path)->child; c != NULL; c = c->next) {
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", *text != 0 ? " " : "",
+                 c->key);
+    }
+    cr_assert_str_eq(text, keys, "%s: %s", path, text);
+}
+
+Test(sage_json, json_has_the_form_that_others_read) {
+    World *w = world_make(NULL);
+    report_sage(&w->result);
+    const Json *json = read_json(w);
+    assert_keys(json, "",
+                "task model prompts baseline cross_sections dictionaries tests interpretations");
+    assert_keys(json, "prompts", "train test dropped");
+    cr_assert_eq(at(json, "prompts/dropped")->length, 2, "each value once");
+    cr_assert(json_text_is(at(json, "prompts/dropped/0"), "Zebulon"));
+    cr_assert(json_text_is(at(json, "prompts/dropped/1"), "Hezekiah"));
+    assert_keys(json, "baseline", "accuracy m_clean");
+    assert_keys(json, "cross_sections", "IO S Pos");
+    assert_keys(json, "cross_sections/IO", "nodes others share spearman");
+    assert_keys(json, "cross_sections/S/nodes/0", "node head position score effect");
+    assert_keys(json, "cross_sections/S/others/0", "node head position score effect");
+    assert_keys(json, "dictionaries/IO/0", "node head position r2 weights");
+    assert_keys(json, "dictionaries/IO/0/weights", "IO S Pos");
+    assert_keys(json, "tests/IO", "none mean mse weighted sae random");
+    assert_keys(json, "tests/IO/none", "sufficiency necessity control");
+    assert_keys(json, "tests/IO/mean", "sufficiency necessity control_supervised");
+    assert_keys(json, "tests/IO/sae", "sufficiency necessity control f1");
+    assert_keys(json, "tests/IO/random/f1", "0.5 0.7");
+    assert_keys(json, "tests/IO/random/f1/0.7", "above below");
+    assert_keys(json, "tests/IO/sae/f1/0.5/below", "sufficiency necessity control");
+    assert_keys(json, "tests/IO/sae/control", "1 2 4 8 16 32");
+    assert_keys(json, "tests/IO/sae/control/32", "score magnitude rescaled_magnitude");
+    assert_keys(json, "interpretations/0", "hook position feature f1 predicate");
+    cr_assert_eq(number_at(json, "prompts/train"), 100);
+    cr_assert_eq(number_at(json, "baseline/accuracy"), 0.97);
+    cr_assert_eq(number_at(json, "tests/S/sae/sufficiency"),
+                 w->cross[1].tests[SAGE_SAE].sufficiency);
+    cr_assert_eq(number_at(json, "tests/S/random/f1/0.7/below/control/4/score"),
+                 w->f1[1][1][1].control[2].score, "[threshold][random][below]");
+    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.5/above/necessity"), w->f1[0][0][0].necessity);
+    for (size_t a = 0; a < ATTRIBUTES; a++) { /* q, k, v: weights; the rest: span and encoder */
+        const Json *fit = at(json, "dictionaries")->child;
+        for (size_t i = 0; i < a; i++) {
+            fit = fit->next;
+        }
+        cr_assert_eq(fit->length, w->cross[a].n_nodes);
+        fit = fit->child;
+        for (size_t i = 0; i < w->cross[a].n_nodes; i++, fit = fit->next) {
+            const SageNode *node = &w->nodes[w->cross[a].nodes[i]];
+            bool qkv = node->kind == HOOK_Q || node->kind == HOOK_K || node->kind == HOOK_V;
+            assert_keys(fit, "r2",
+                        qkv ? "mean mse weighted sae weights"
+                            : "mean mse weighted sae span encoder");
+            cr_assert(json_is(at(fit, "head"), node->head < 0 ? JSON_NULL : JSON_NUMBER));
+            if (qkv && i % 2 == 1) {
+                cr_assert(json_is(at(fit, "r2/weights"), JSON_NULL), "NaN is null");
+            }
+        }
+    }
+    world_end(w);
+}
+
+Test(sage_json, every_node_has_a_row) {
+    World *w = world_make(NULL);
+    report_sage(&w->result);
+    const char *line = slurp(w, "cross_sections.csv");
+    size_t rows = 0, chosen = 0, with_effect = 0;
+    static const char header[] = "attribute,node,head,position,score,chosen,effect\n";
+    cr_assert_eq(strncmp(line, header, strlen(header)), 0);
+    while ((line = strchr(line, '\n') + 1)[0] != '\0') {
+        char expected[128], name[HOOK_NAME_MAX], head[16] = "";
+        const SageNode *node = &w->nodes[rows % NODES];
+        hook_name(name, node->kind, node->layer, false, false);
+        if (node->head >= 0) {
+            snprintf(head, sizeof head, "%d", node->head);
+        }
+        snprintf(expected, sizeof expected, "%s,%s,%s,%s,", w->attributes[rows / NODES].name, name,
+                 head, w->positions[node->position]);
+        cr_assert_eq(strncmp(line, expected, strlen(expected)), 0, "%.80s: %s", line, expected);
+        char *end;
+        cr_assert_eq(strtod(line + strlen(expected), &end), w->score[rows]);
+        cr_assert_eq(end[0], ',');
+        chosen += end[1] == '1';
+        with_effect += end[3] != '\n';
+        rows++;
+    }
+    cr_assert_eq(rows, ATTRIBUTES * NODES);
+    cr_assert_eq(chosen, ATTRIBUTES * 8);
+    cr_assert_eq(with_effect, ATTRIBUTES * 14);
+    world_end(w);
+}
+
+static size_t count_of(const char *text, const char *part) {
+    size_t count = 0;
+    for (; (text = strstr(text, part)) != NULL; text++) {
+        count++;
+    }
+    return count;
+}
+
+/* Everything between <body> and </body> nests; void elements and entities are HTML's. */
+static void assert_report(World *w) {
+    char *html = slurp(w, "report.html");
+    cr_assert_eq(count_of(html, "<script"), 0);
+    for (char *svg = html; (svg = strstr(svg, "<svg")) != NULL;) {
+        char *end = strstr(svg, "</svg>") + 6, kept = *end;
+        *end = '\0';
+        assert_xml(svg, "svg");
+        *end = kept;
+        svg = end;
+    }
+    static const char *const paired[] = {"div", "tr",    "td",     "th", "p",
+                                         "h2",  "table", "figure", "dl"};
+    for (size_t i = 0; i < sizeof paired / sizeof *paired; i++) {
+        char open[16], with[16], end[16];
+        snprintf(open, sizeof open, "<%s>", paired[i]);
+        snprintf(with, sizeof with, "<%s ", paired[i]);
+        snprintf(end, sizeof end, "</%s>", paired[i]);
+        cr_assert_eq(count_of(html, open) + count_of(html, with), count_of(html, end), "%s", open);
+    }
+    cr_assert_eq(count_of(html, "<!--refsae made-->"), 1);
+}
+
+Test(sage_json, report_and_heat_maps) {
+    World *w = world_make(NULL);
+    report_sage(&w->result);
+    static const char *const figures[] = {"heat_IO.svg", "heat_S.svg", "heat_Pos.svg"};
+    for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
+        cr_assert_eq(assert_xml(slurp(w, figures[i]), "svg"), 1);
+    }
+    char *html = slurp(w, "report.html");
+    static const char *const parts[] = {"refsae sage --task ioi", "97.0 %", "475", "Zebulon",
+                                        "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        cr_assert_not_null(strstr(html, parts[i]), "%s", parts[i]);
+    }
+    assert_report(w);
+    world_end(w);
+}
+
+Test(sage_json, hostile_names) {
+    World *w = world_make("../<b>&\"'|,</svg><script>\x01\xFF\n{}%s\xF0\x9F\x98\x80");
+    report_sage(&w->result);
+    cr_assert_eq(assert_xml(slurp(w, "heat_.1.svg"), "svg"), 1, "a safe name with its number");
+    cr_assert(json_is(read_json(w), JSON_OBJECT));
+    assert_report(w);
+    world_end(w);
+}
+
+/* What a run on a model that cannot do the task leaves: nothing found, nothing defined. */
+Test(sage_json, nothing_found) {
+    World *w = world_make(NULL);
+    for (size_t i = 0; i < ATTRIBUTES * NODES; i++) {
+        w->score[i] = i % 2 == 0 ? (double)NAN : 0;
+        w->chosen[i] = false;
+    }
+    for (size_t a = 0; a < ATTRIBUTES; a++) {
+        w->cross[a].n_nodes = w->cross[a].n_others = 0;
+        w->cross[a].spearman = (double)NAN;
+        for (int m = 0; m < SAGE_METHODS; m++) {
+            w->cross[a].tests[m].sufficiency = m == 1 ? (double)NAN : -1e30;
+            w->cross[a].tests[m].necessity = (double)INFINITY;
+        }
+        w->cross[a].f1 = NULL;
+    }
+    w->options.n_f1 = 0;
+    w->result.n_interpretations = 0;
+    w->result.n_saes = 0;
+    w->task.n_dropped = 0;
+    report_sage(&w->result);
+    cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency"), JSON_NULL));
+    cr_assert(json_is(at(read_json(w), "cross_sections/S/spearman"), JSON_NULL));
+    assert_report(w);
+    world_end(w);
+}
+
+Test(sage_json, a_folder_that_cannot_be_made) {
+    World *w = world_make(NULL);
+    Error error;
+    w->options.out = "/dev/null/out";
+    ATTEMPT(&error, report_sage(&w->result));
+    cr_assert(error.status != STATUS_OK);
+    cr_assert_not_null(strstr(error.text, "/dev/null"));
+    world_end(w);
+}
