@@ -84,7 +84,7 @@ static Error try_backward(LlmRun *run, size_t first) {
 static float *logits_of(World *w, const int32_t *ids, size_t n, const Hooks *hooks) {
     size_t start[2] = {0, n}, rows[64];
     float *logits = malloc(n * w->llm.config.d_vocab * sizeof *logits);
-    LlmBatch batch = {1, start, ids, NULL, false};
+    LlmBatch batch = {1, start, ids, NULL, NULL, false};
     for (size_t i = 0; i < n; i++) {
         rows[i] = i;
     }
@@ -399,7 +399,7 @@ Test(llm, pieces_of_attention_are_the_whole) {
         Tape costly = tape_all(TOKENS, true);
         Hooks hooks = {record, want_taped, &costly};
         world_plan(&w, plan_for(TOKENS, false));
-        LlmBatch batch = {2, start, ids, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, false};
         cr_expect_eq(try_forward(w.run, &batch, 0, 1, &hooks).status, STATUS_RESOURCE);
         free(costly.data);
         free(ids);
@@ -479,7 +479,7 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
         some_ids(&w, m, ids, 20);
         memcpy(tail_ids, ids + 4, 5 * sizeof *ids);
         tail_ids[5] = ids[19];
-        LlmBatch batch = {2, start, ids, NULL, false}, rest = {2, tail, tail_ids, past, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, false}, rest = {2, tail, tail_ids, past, NULL, false};
         float *whole = malloc(2 * v * sizeof *whole), *part = malloc(2 * v * sizeof *part), few[3];
         float *stream = malloc(20 * d * sizeof *stream), *kept = malloc(6 * d * sizeof *kept);
         for (size_t layer = 0; layer < 2; layer++) {
@@ -519,7 +519,7 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
                 llm_forward(w.run, &batch, 0, layers, NULL, NULL);
             }
         }
-        LlmBatch alone = {1, start, ids, past, false};
+        LlmBatch alone = {1, start, ids, past, NULL, false};
         cr_expect_eq(try_forward(w.run, &alone, 0, layers, NULL).status, STATUS_INPUT);
         free(whole);
         free(part);
@@ -535,7 +535,7 @@ Test(llm, layers_in_two_passes_are_one) {
         size_t n = 11, start[] = {0, 11}, row = 10, v = w.llm.config.d_vocab;
         int32_t ids[11];
         some_ids(&w, m, ids, n);
-        LlmBatch batch = {1, start, ids, NULL, false};
+        LlmBatch batch = {1, start, ids, NULL, NULL, false};
         for (int backward = 0; backward < 2; backward++) {
             world_plan(&w, plan_for(n, backward != 0));
             float *whole = logits_of(&w, ids, n, NULL), *again = malloc(v * sizeof *again);
@@ -750,7 +750,7 @@ Test(llm, replaced_scores_are_refused_with_backward) {
         size_t start[] = {0, 4, 12};
         int32_t ids[12];
         some_ids(&w, m, ids, 12);
-        LlmBatch batch = {2, start, ids, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, false};
         for (int backward = 0; backward < 2; backward++) {
             world_plan(&w, plan_for(12, backward != 0));
             for (size_t k = 0; k < 2; k++) {
@@ -1009,7 +1009,7 @@ Test(llm, weights_that_are_not_finite_are_named) {
         }
         world_plan(&w, plan_for(6, false));
         float logits[61];
-        LlmBatch batch = {1, start, ids, NULL, false};
+        LlmBatch batch = {1, start, ids, NULL, NULL, false};
         Error error = try_forward(w.run, &batch, 0, w.llm.config.n_layers, NULL);
         if (error.status == STATUS_OK) {
             error = try_logits(w.run, row, logits);
