@@ -596,12 +596,12 @@ static Piece piece_of(const LlmRun *run, size_t s, size_t first, size_t queries,
     return (Piece){s, run->start[s] + first, queries, position, position + queries, offset};
 }
 
-/* As many whole sequences from *s on as fit the buffer, and moves *s behind them. */
-static Pieces whole_pieces(const LlmRun *run, size_t *s) {
+/* As many whole sequences from *s on, below end, as fit the buffer, and moves *s behind them. */
+static Pieces whole_pieces(const LlmRun *run, size_t *s, size_t end) {
     size_t heads = run->llm->config.n_heads;
     Pieces pieces = {.list = run->pieces, .heads = heads};
     pieces.step = heads / run->llm->config.n_kv_heads;
-    for (; *s < run->n_sequences; ++*s) {
+    for (; *s < end; ++*s) {
         size_t tokens = run->start[*s + 1] - run->start[*s], size = 0;
         Piece p = piece_of(run, *s, 0, tokens, pieces.size);
         if (!size_mul(&size, heads * tokens, p.keys) || size > run->scores_size - pieces.size) {
@@ -613,13 +613,13 @@ static Pieces whole_pieces(const LlmRun *run, size_t *s) {
     return pieces;
 }
 
-/* Calls body for all pieces of the batch. A chain of dk or dv runs over the query heads of its
+/* Calls body for all pieces of sequences s .. end - 1. A chain of dk or dv runs over the query heads of its
  * group in order, and within each over the queries, whether or not they come in pieces. */
-static void for_pieces(const LlmRun *run, const Layer *l, bool gradient,
+static void for_pieces(const LlmRun *run, const Layer *l, bool gradient, size_t s, size_t end,
                        void (*body)(const LlmRun *, const Layer *, const Pieces *)) {
     const LlmConfig *c = &run->llm->config;
-    for (size_t s = 0; s < run->n_sequences;) {
-        Pieces whole = whole_pieces(run, &s);
+    while (s < end) {
+        Pieces whole = whole_pieces(run, &s, end);
         if (whole.count > 0) {
             body(run, l, &whole);
             continue;
@@ -643,11 +643,12 @@ static void for_pieces(const LlmRun *run, const Layer *l, bool gradient,
 }
 
 /* With a past: the keys and values of the new rows change places with those rows of the whole pass
- * that they stand for, and after the attention back. It saves running the rows before a patch. */
-static void swap_tail(const LlmRun *run, const Layer *l) {
+ * that they stand for, and after the attention back. It saves running the rows before a patch. Of
+ * sequences s .. end - 1. */
+static void swap_tail(const LlmRun *run, const Layer *l, size_t s, size_t end) {
     const LlmBatch *batch = run->batch;
     size_t key = run->llm->config.n_kv_heads * run->llm->config.d_head;
-    for (size_t s = 0; run->tail && s < run->n_sequences; s++) {
+    for (; run->tail && s < end; s++) {
         size_t from = batch->start[s] * key, to = (run->kv_start[s] + batch->past[s]) * key;
         float *k = l->k + to, *v = l->v + to;
         for (size_t i = 0; i < (batch->start[s + 1] - batch->start[s]) * key; i++) {
@@ -676,12 +677,25 @@ static void keep_last_rows(LlmRun *run, const Layer *l) {
     run->rows = run->start[run->n_sequences] = run->n_sequences;
 }
 
+/* The sequences from s on that go on different sequences of the whole pass; the first behind. */
+static size_t different_end(const LlmRun *run, size_t s) {
+    const size_t *of = run->batch->of;
+    size_t end = of == NULL ? run->n_sequences : s + 1;
+    while (end < run->n_sequences && of[end - 1] < of[end]) {
+        end++;
+    }
+    return end;
+}
+
 /* q[T, H, E], k, v[T, G, E] -> z[T, H, E]. */
 static void attention_forward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    swap_tail(run, l);
-    for_pieces(run, l, false, pieces_forward);
-    swap_tail(run, l);
+    for (size_t s = 0, end; s < run->n_sequences; s = end) {
+        end = different_end(run, s);
+        swap_tail(run, l, s, end);
+        for_pieces(run, l, false, s, end, pieces_forward);
+        swap_tail(run, l, s, end);
+    }
     hook(run, HOOK_Z, l->index, run->z, c->n_heads, c->d_head);
 }
 
@@ -692,7 +706,7 @@ static void attention_backward(const LlmRun *run, const Layer *l) {
     hook_d(run, HOOK_Z, l->index, run->dz, c->n_heads, c->d_head);
     memset(run->dk, 0, bytes);
     memset(run->dv, 0, bytes);
-    for_pieces(run, l, true, pieces_backward);
+    for_pieces(run, l, true, 0, run->n_sequences, pieces_backward);
 }
 
 /* ---- the attention's output ---- */
@@ -892,7 +906,8 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
     size_t sequences = batch->n_sequences;
     bool good = sequences > 0 && batch->start[0] == 0 && first <= last && last <= c->n_layers &&
                 (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
-                (batch->past == NULL || (plan->tails && sequences <= run->n_whole));
+                (batch->past == NULL ||
+                 (plan->tails && (batch->of != NULL || sequences <= run->n_whole)));
     for (size_t s = 0; good && s < sequences; s++) {
         good = batch->start[s] < batch->start[s + 1] &&
                (batch->of == NULL || batch->of[s] < run->n_whole);

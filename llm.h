@@ -63,8 +63,9 @@ typedef struct LlmBatch {
      * hold only those that follow. Layers that it had not run have nothing to stand on. NULL: whole
      * sequences. */
     const size_t *past;
-    const size_t *of; /* [n_sequences]: which sequence of that pass each goes on, none twice; NULL:
-                         the same one */
+    /* [n_sequences]: which sequence of that pass each goes on, several on one as they like; NULL:
+     * the same one. */
+    const size_t *of;
     /* Behind the last layer's q, k and v only the last row of each sequence goes on: hooks there
      * and llm_logits have one row a sequence. No backward. */
     bool ends;

@@ -25,6 +25,14 @@ typedef struct Slice {
     float *values;
 } Slice;
 
+/* Slices that are written together, and what the model says then of each prompt of the batch. */
+typedef struct Patch {
+    Slice *slices;
+    size_t n;
+    double *m;          /* [batch] */
+    int32_t *predicted; /* [batch]; NULL: not asked */
+} Patch;
+
 typedef struct SageRun {
     const Compute *compute;
     const SageOptions *options;
@@ -38,18 +46,24 @@ typedef struct SageRun {
     Arena *arena; /* of the caller: task and result */
     LlmRun *run;
     size_t batch, longest, longest_list;
-    int32_t *ids, *tail_ids;
+    int32_t *ids;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
-    size_t *start, *last_row, *past, *tail_start, *chosen;
+    size_t *start, *last_row;
     float *logits, *dlogits, *listed;
-    double *m, *patched; /* [batch] */
+    double *m; /* [batch] */
     int32_t *predicted;
     float **streams; /* [n_layers]: hook_resid_pre of the current batch's clean prompts */
+    /* prompts that wait for a pass with patches, a sequence each: what patches it, and of it the
+     * rows that they can change */
+    const Patch **patch; /* [rows] */
+    const SageForm **tail_forms; /* [batch] */
+    double *patched;             /* [batch] */
+    size_t *of, *past, *tail_start, n_tails;
+    int32_t *tail_ids;
     float *tail_stream;
     const SageForm **forms; /* [batch] */
     LlmBatch whole;         /* the current batch */
-    LlmBatch current;       /* of the current pass: whole, or the rows that a patch can change */
-    Slice *slices;          /* of the current pass */
+    Slice *slices;          /* read by the current pass */
     size_t n_slices, first_prompt, interpretations_room, nodes_room;
 } SageRun;
 
@@ -66,36 +80,61 @@ static bool wants_slices(void *user, HookKind kind, int layer, bool gradient) {
     return false;
 }
 
-/* The prompt of the batch that sequence s of the current pass is. */
-static size_t batch_prompt(const SageRun *r, size_t s) {
-    return r->current.of != NULL ? r->current.of[s] : s;
-}
-
-/* Slices of one point are taken in their order: where two names are one token the later write
- * stands. */
-static void call_slices(void *user, const HookPoint *point, float *data) {
-    SageRun *r = user;
-    size_t row_size = 1;
+/* Copies a slice out of row `row` of the point, or into it, for a prompt of the batch. */
+static void slice_copy(const SageRun *r, const Slice *slice, const HookPoint *point, size_t row,
+                       size_t prompt, float *data) {
+    size_t row_size = 1, offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
     for (int i = 1; i < point->rank; i++) {
         row_size *= point->shape[i];
     }
+    float *at = data + row * row_size + offset;
+    float *values = slice->values + (r->first_prompt + prompt) * slice->width;
+    memcpy(slice->write ? at : values, slice->write ? values : at, slice->width * sizeof(float));
+}
+
+static bool slice_at(const Slice *slice, const HookPoint *point) {
+    return slice->kind == point->kind && slice->layer == point->layer &&
+           slice->gradient == point->gradient;
+}
+
+/* Reads slices of all prompts of the batch. */
+static void call_slices(void *user, const HookPoint *point, float *data) {
+    const SageRun *r = user;
     for (size_t i = 0; i < r->n_slices; i++) {
-        Slice *slice = &r->slices[i];
-        if (slice->kind != point->kind || slice->layer != point->layer ||
-            slice->gradient != point->gradient) {
-            continue;
-        }
-        size_t offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
-        for (size_t s = 0; s < r->current.n_sequences; s++) {
-            size_t past = r->current.past != NULL ? r->current.past[s] : 0;
-            size_t prompt = batch_prompt(r, s);
-            size_t row = r->current.start[s] + r->forms[prompt]->positions[slice->position] - past;
-            float *at = data + row * row_size + offset;
-            float *values = slice->values + (r->first_prompt + prompt) * slice->width;
-            memcpy(slice->write ? at : values, slice->write ? values : at,
-                   slice->width * sizeof(float));
+        for (size_t s = 0; s < r->whole.n_sequences && slice_at(&r->slices[i], point); s++) {
+            size_t row = r->start[s] + r->forms[s]->positions[r->slices[i].position];
+            slice_copy(r, &r->slices[i], point, row, s, data);
         }
     }
+}
+
+/* Writes the patch of each waiting prompt; its slices in their order: where two names are one token
+ * the later stands. */
+static void call_patches(void *user, const HookPoint *point, float *data) {
+    const SageRun *r = user;
+    for (size_t s = 0; s < r->n_tails; s++) {
+        const Patch *patch = r->patch[s];
+        const size_t *positions = r->forms[r->of[s]]->positions;
+        for (size_t i = 0; i < patch->n; i++) {
+            const Slice *slice = &patch->slices[i];
+            if (slice_at(slice, point)) {
+                size_t row = r->tail_start[s] + positions[slice->position] - r->past[s];
+                slice_copy(r, slice, point, row, r->of[s], data);
+            }
+        }
+    }
+}
+
+static bool wants_patches(void *user, HookKind kind, int layer, bool gradient) {
+    const SageRun *r = user;
+    bool wanted = false;
+    for (size_t s = 0; s < r->n_tails && !gradient && !wanted; s++) {
+        for (size_t i = 0; i < r->patch[s]->n && (s == 0 || r->patch[s] != r->patch[s - 1]); i++) {
+            const Slice *slice = &r->patch[s]->slices[i];
+            wanted |= slice->kind == kind && slice->layer == layer;
+        }
+    }
+    return wanted;
 }
 
 /* ---- batches ---- */
@@ -121,7 +160,7 @@ static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first,
         rows += form->rows;
     }
     r->start[n] = rows;
-    r->whole = r->current = (LlmBatch){n, r->start, r->ids, NULL, NULL, false};
+    r->whole = (LlmBatch){n, r->start, r->ids, NULL, NULL, false};
 }
 
 /* The logits that m reads, alone, in their places among all. */
@@ -132,18 +171,16 @@ static void read_list(SageRun *r, size_t row, const int32_t *ids, size_t n, floa
     }
 }
 
-/* After a pass: m[n] of each prompt, and its most probable token. predicted NULL: for m only the
- * logits that it needs are computed. */
-static void read_logits(SageRun *r, double *m, int32_t *predicted) {
-    size_t n = r->current.n_sequences, vocab = r->llm.config.d_vocab;
-    for (size_t s = 0; s < n; s++) {
-        r->last_row[s] = r->current.ends ? s : r->current.start[s + 1] - 1;
-    }
+/* After a pass: m[n] of n prompts with their last rows in last_row, and their most probable tokens.
+ * predicted NULL: for m only the logits that it needs are computed. */
+static void read_logits(SageRun *r, const SageForm *const *forms, size_t n, double *m,
+                        int32_t *predicted) {
+    size_t vocab = r->llm.config.d_vocab;
     if (predicted != NULL) {
         llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
     }
     for (size_t s = 0; s < n; s++) {
-        const SageForm *form = r->forms[batch_prompt(r, s)];
+        const SageForm *form = forms[s];
         float *logits = r->logits + s * vocab;
         if (predicted == NULL) {
             read_list(r, r->last_row[s], form->answer, form->n_answer, logits);
@@ -168,78 +205,126 @@ static void pass_whole(SageRun *r, Slice *slices, size_t n_slices, double *m, in
     for (size_t i = 0; i < n_slices; i++) {
         last = slices[i].layer >= (int)last ? (size_t)slices[i].layer + 1 : last;
     }
-    r->current = r->whole;
     r->slices = slices;
     r->n_slices = n_slices;
-    llm_forward(r->run, &r->current, 0, last, NULL, n_slices > 0 ? &hooks : NULL);
+    llm_forward(r->run, &r->whole, 0, last, NULL, n_slices > 0 ? &hooks : NULL);
+    for (size_t s = 0; s < r->whole.n_sequences; s++) {
+        r->last_row[s] = r->start[s + 1] - 1;
+    }
     if (m != NULL) {
-        read_logits(r, m, predicted);
+        read_logits(r, r->forms, r->whole.n_sequences, m, predicted);
     }
 }
 
-/* Runs the batch layer by layer and keeps every layer's stream for pass_patched. */
+/* Runs the batch layer by layer and keeps every layer's stream for patches. */
 static void pass_streams(SageRun *r, double *m, int32_t *predicted) {
     size_t n = r->llm.config.n_layers, rows = r->start[r->whole.n_sequences];
-    r->current = r->whole;
-    r->current.ends = true;
+    LlmBatch batch = r->whole;
+    batch.ends = true;
     for (size_t layer = 0; layer < n; layer++) {
-        llm_forward(r->run, &r->current, layer, layer + 1, layer > 0 ? r->streams[layer] : NULL,
-                    NULL);
+        llm_forward(r->run, &batch, layer, layer + 1, layer > 0 ? r->streams[layer] : NULL, NULL);
         if (layer + 1 < n) {
             memcpy(r->streams[layer + 1], llm_resid(r->run),
                    rows * r->llm.config.d_model * sizeof(float));
         }
     }
-    read_logits(r, m, predicted);
+    for (size_t s = 0; s < batch.n_sequences; s++) {
+        r->last_row[s] = s;
+    }
+    read_logits(r, r->forms, batch.n_sequences, m, predicted);
 }
 
-/* Of the batch of the last pass_streams the prompts of[n], with slices written; m[n] and
- * predicted[n] are theirs. Speed: what no patch reaches, the layers before the first patched one
- * and the rows before the first patched position, is taken from there; and of the last layer only
- * the last rows run, unless a patch stands behind its q, k and v. Of ioi on the toy GPT-2, 400 +
- * 200 prompts, a whole run takes 4.1 s with this and 7.4 s without. */
-static void pass_patched(SageRun *r, Slice *slices, size_t n_slices, const size_t *of, size_t n,
-                         double *m, int32_t *predicted) {
-    Hooks hooks = {call_slices, wants_slices, r};
-    size_t d = r->llm.config.d_model, last = r->llm.config.n_layers - 1, first = last, rows = 0;
-    bool ends = true;
-    for (size_t i = 0; i < n_slices; i++) {
-        HookKind kind = slices[i].kind;
-        size_t layer = (size_t)slices[i].layer;
+/* ---- patches ----
+ * Speed: what no patch reaches, the layers before the first patched one and the rows before the
+ * first patched position, is taken from the last pass_streams; of the last layer only the last rows
+ * run, unless a patch stands behind its q, k and v; and prompts under different patches wait for
+ * one another, so that a pass has many rows. Of ioi on the toy GPT-2, 400 + 200 prompts, a whole
+ * run takes 4.1 s with the first two and 7.4 s without. */
+
+/* From which layer a patch runs, and whether last rows alone leave the last. */
+static size_t patch_first(const SageRun *r, const Patch *patch, bool *ends) {
+    size_t last = r->llm.config.n_layers - 1, first = last;
+    *ends = true;
+    for (size_t i = 0; i < patch->n; i++) {
+        HookKind kind = patch->slices[i].kind;
+        size_t layer = (size_t)patch->slices[i].layer;
         first = layer < first ? layer : first;
-        ends &= layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
+        *ends &= layer < last || kind == HOOK_Q || kind == HOOK_K || kind == HOOK_V;
     }
-    for (size_t s = 0; s < n; s++) {
-        const SageForm *form = r->forms[of[s]];
-        size_t past = form->rows - 1;
-        for (size_t i = 0; i < n_slices; i++) {
-            size_t position = form->positions[slices[i].position];
-            past = position < past ? position : past;
-        }
-        size_t from = r->start[of[s]] + past, count = form->rows - past;
-        r->past[s] = past;
-        r->tail_start[s] = rows;
-        memcpy(r->tail_ids + rows, r->ids + from, count * sizeof(int32_t));
-        if (first > 0) {
-            memcpy(r->tail_stream + rows * d, r->streams[first] + from * d,
-                   count * d * sizeof(float));
-        }
-        rows += count;
-    }
-    r->tail_start[n] = rows;
-    r->current = (LlmBatch){n, r->tail_start, r->tail_ids, r->past, of, ends};
-    r->slices = slices;
-    r->n_slices = n_slices;
-    llm_forward(r->run, &r->current, first, last + 1, first > 0 ? r->tail_stream : NULL, &hooks);
-    read_logits(r, m, predicted);
+    return first;
 }
 
-/* All prompts of the batch. */
-static size_t choose_all(SageRun *r) {
-    for (size_t s = 0; s < r->whole.n_sequences; s++) {
-        r->chosen[s] = s;
+/* What the model says of the prompts that waited. */
+static void patches_read(SageRun *r, bool ends) {
+    for (size_t s = 0, n; s < r->n_tails; s += n) {
+        bool asked = r->patch[s]->predicted != NULL;
+        for (n = 0; n < r->batch && s + n < r->n_tails; n++) {
+            if ((r->patch[s + n]->predicted != NULL) != asked) {
+                break;
+            }
+            r->tail_forms[n] = r->forms[r->of[s + n]];
+            r->last_row[n] = ends ? s + n : r->tail_start[s + n + 1] - 1;
+        }
+        read_logits(r, r->tail_forms, n, r->patched, asked ? r->predicted : NULL);
+        for (size_t i = 0; i < n; i++) {
+            const Patch *patch = r->patch[s + i];
+            patch->m[r->of[s + i]] = r->patched[i];
+            if (asked) {
+                patch->predicted[r->of[s + i]] = r->predicted[i];
+            }
+        }
     }
-    return r->whole.n_sequences;
+}
+
+/* Runs all that wait. */
+static void patches_run(SageRun *r) {
+    bool ends;
+    Hooks hooks = {call_patches, wants_patches, r};
+    if (r->n_tails == 0) {
+        return;
+    }
+    size_t first = patch_first(r, r->patch[0], &ends);
+    LlmBatch batch = {r->n_tails, r->tail_start, r->tail_ids, r->past, r->of, ends};
+    llm_forward(r->run, &batch, first, r->llm.config.n_layers, first > 0 ? r->tail_stream : NULL,
+                &hooks);
+    patches_read(r, ends);
+    r->n_tails = 0;
+}
+
+/* Lets prompt s of the batch wait for a pass with the patch; what it says is known behind
+ * patches_run. The patch stays until then. */
+static void patch_add(SageRun *r, const Patch *patch, size_t s) {
+    const SageForm *form = r->forms[s];
+    size_t past = form->rows - 1, d = r->llm.config.d_model, n = r->n_tails;
+    bool ends, ends_before;
+    size_t first = patch_first(r, patch, &ends);
+    for (size_t i = 0; i < patch->n; i++) {
+        size_t position = form->positions[patch->slices[i].position];
+        past = position < past ? position : past;
+    }
+    size_t count = form->rows - past, rows = n > 0 ? r->tail_start[n] : 0;
+    if (n > 0 && (rows + count > r->batch * r->longest ||
+                  patch_first(r, r->patch[0], &ends_before) != first || ends_before != ends)) {
+        patches_run(r);
+        n = rows = 0;
+    }
+    size_t from = r->start[s] + past;
+    r->patch[n] = patch;
+    r->of[n] = s;
+    r->past[n] = past;
+    r->tail_start[n] = rows;
+    r->tail_start[n + 1] = rows + count;
+    memcpy(r->tail_ids + rows, r->ids + from, count * sizeof(int32_t));
+    if (first > 0) {
+        memcpy(r->tail_stream + rows * d, r->streams[first] + from * d, count * d * sizeof(float));
+    }
+    r->n_tails = n + 1;
+}
+
+static void patch_add_all(SageRun *r, const Patch *patch) {
+    for (size_t s = 0; s < r->whole.n_sequences; s++) {
+        patch_add(r, patch, s);
+    }
 }
 
 /* Captures slices over the first `count` prompts of a split (attribute as in batch_take). */
@@ -559,23 +644,38 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
 /* One batch: the counterfactuals first, so that the keys and values that patches stand on are the
  * clean ones. */
 static void effects_batch(SageRun *r, Slice **others, const size_t *count, size_t first, size_t n) {
+    Arena *scratch = arena_new();
+    size_t all = 0;
     for (size_t a = 0; a < r->task->n_attributes; a++) {
         batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
         pass_whole(r, others[a], count[a], NULL, NULL);
+        all += count[a];
     }
     batch_take(r, SAGE_TRAIN, -1, first, n, true);
     pass_streams(r, r->m, NULL);
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        double *effect = r->result.effect + a * r->result.n_nodes;
-        for (size_t i = 0, k = 0; k < count[a]; i++) {
-            if (!isnan(effect[i])) {
-                Slice patch = others[a][k++];
-                patch.write = true;
-                pass_patched(r, &patch, 1, r->chosen, choose_all(r), r->patched, NULL);
-                sage_effect_add(&effect[i], r->patched, r->m, n);
+    Patch *patches = arena_alloc(scratch, all, sizeof(Patch));
+    size_t *taken = arena_alloc(scratch, r->task->n_attributes, sizeof(size_t));
+    for (size_t i = 0, place = 0; i < r->result.n_nodes; i++) { /* by rising layer */
+        for (size_t a = 0; a < r->task->n_attributes; a++) {
+            if (!isnan(r->result.effect[a * r->result.n_nodes + i])) {
+                Slice *slice = &others[a][taken[a]++];
+                slice->write = true;
+                patches[place] = (Patch){slice, 1, arena_alloc(scratch, n, sizeof(double)), NULL};
+                patch_add_all(r, &patches[place++]);
             }
         }
     }
+    patches_run(r);
+    for (size_t i = 0, place = 0; i < r->result.n_nodes; i++) {
+        for (size_t a = 0; a < r->task->n_attributes; a++) {
+            double *effect = &r->result.effect[a * r->result.n_nodes + i];
+            if (!isnan(*effect)) {
+                patches[place].slices->write = false;
+                sage_effect_add(effect, patches[place++].m, r->m, n);
+            }
+        }
+    }
+    arena_free(scratch);
 }
 
 static void measure_effects(SageRun *r) {
@@ -624,7 +724,8 @@ static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean,
                         size_t n) {
     SageResult *result = &r->result;
     Arena *scratch = arena_new();
-    Slice *patches = arena_alloc(scratch, result->n_nodes, sizeof(Slice));
+    size_t points = result->cross->n_curve;
+    Patch *patches = arena_alloc(scratch, result->n_cross * points, sizeof(Patch));
     for (size_t a = 0; a < result->n_cross; a++) {
         batch_take(r, SAGE_TEST, (int)a, first, n, true);
         pass_whole(r, others[a], result->n_nodes, NULL, NULL);
@@ -634,18 +735,21 @@ static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean,
     for (size_t s = 0; s < n; s++) {
         *clean += r->m[s];
     }
-    for (size_t a = 0; a < result->n_cross; a++) {
-        for (size_t k = 0; k < result->cross[a].n_curve; k++) {
-            size_t count = result->cross[a].curve[k].nodes;
-            for (size_t i = 0; i < count; i++) {
-                patches[i] = others[a][r->order[a * result->n_nodes + i]];
-                patches[i].write = true;
-            }
-            sort_slices(r, patches, count, scratch);
-            pass_patched(r, patches, count, r->chosen, choose_all(r), r->patched, NULL);
-            for (size_t s = 0; s < n; s++) {
-                sums[a * result->cross[a].n_curve + k] += r->patched[s];
-            }
+    for (size_t i = 0; i < result->n_cross * points; i++) {
+        size_t a = i / points, count = result->cross[a].curve[i % points].nodes;
+        patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count,
+                             arena_alloc(scratch, n, sizeof(double)), NULL};
+        for (size_t k = 0; k < count; k++) {
+            patches[i].slices[k] = others[a][r->order[a * result->n_nodes + k]];
+            patches[i].slices[k].write = true;
+        }
+        sort_slices(r, patches[i].slices, count, scratch);
+        patch_add_all(r, &patches[i]);
+    }
+    patches_run(r);
+    for (size_t i = 0; i < result->n_cross * points; i++) {
+        for (size_t s = 0; s < n; s++) {
+            sums[i] += patches[i].m[s];
         }
     }
     arena_free(scratch);
@@ -902,34 +1006,35 @@ static const SageEdit *edit_twin(const SageSection *section, const SageEdit *e, 
     return NULL;
 }
 
-/* What the model says of the batch under an edit. */
-static void edit_run(SageRun *r, const SageSection *section, SageEdit *e, Arena *scratch) {
-    size_t count = 0, first = section->first;
-    Slice *slices = arena_alloc(scratch, section->n_subjects, sizeof(Slice));
-    for (size_t s = 0; s < r->whole.n_sequences; s++) {
-        const SageEdit *twin = edit_twin(section, e, s);
-        if (twin == NULL) {
-            r->chosen[count++] = s;
-            continue;
+/* What the model says of the batch of n prompts under every edit. */
+static void edits_run(SageRun *r, SageSection *section, size_t n, Arena *scratch) {
+    size_t first = section->first, count = section->n_subjects;
+    const SageEdit **twins = arena_alloc(scratch, section->n_edits * n, sizeof *twins);
+    Patch *patches = arena_alloc(scratch, section->n_edits, sizeof(Patch));
+    for (size_t i = 1; i < section->n_edits; i++) {
+        SageEdit *e = &section->edits[i];
+        patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count, e->m + first,
+                             e->predicted != NULL ? e->predicted + first : NULL};
+        for (size_t k = 0; k < count; k++) {
+            patches[i].slices[k] =
+                node_slice(r, section->subjects[k].node, e->values[k], true);
         }
-        e->m[first + s] = twin->m[first + s];
-        if (e->predicted != NULL) {
-            e->predicted[first + s] = twin->predicted[first + s];
+        sort_slices(r, patches[i].slices, count, scratch);
+        for (size_t s = 0; s < n; s++) {
+            twins[i * n + s] = edit_twin(section, e, s);
+            if (twins[i * n + s] == NULL) {
+                patch_add(r, &patches[i], s);
+            }
         }
     }
-    if (count == 0) {
-        return;
-    }
-    for (size_t i = 0; i < section->n_subjects; i++) {
-        slices[i] = node_slice(r, section->subjects[i].node, e->values[i], true);
-    }
-    sort_slices(r, slices, section->n_subjects, scratch);
-    pass_patched(r, slices, section->n_subjects, r->chosen, count, r->patched,
-                 e->predicted != NULL ? r->predicted : NULL);
-    for (size_t i = 0; i < count; i++) {
-        e->m[first + r->chosen[i]] = r->patched[i];
-        if (e->predicted != NULL) {
-            e->predicted[first + r->chosen[i]] = r->predicted[i];
+    patches_run(r);
+    for (size_t i = n; i < section->n_edits * n; i++) {
+        const SageEdit *e = &section->edits[i / n], *twin = twins[i];
+        if (twin != NULL) {
+            e->m[first + i % n] = twin->m[first + i % n];
+        }
+        if (twin != NULL && e->predicted != NULL) {
+            e->predicted[first + i % n] = twin->predicted[first + i % n];
         }
     }
 }
@@ -942,10 +1047,8 @@ static void section_run(SageRun *r, SageSection *section) {
         batch_take(r, SAGE_TEST, -1, first, n, true);
         pass_streams(r, section->edits[0].m + first, section->edits[0].predicted + first);
         sage_edit(section, first, n);
-        for (SageEdit *e = section->edits + 1; e < section->edits + section->n_edits; e++) {
-            arena_reset(scratch);
-            edit_run(r, section, e, scratch);
-        }
+        arena_reset(scratch);
+        edits_run(r, section, n, scratch);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
@@ -1063,26 +1166,20 @@ static void run_layout(Arena *arena, void *user) {
     size_t batch = r->batch, rows = batch * r->longest;
     LlmPlan plan = {.max_rows = rows,
                     .max_sequence = r->longest,
-                    .max_sequences = batch,
+                    .max_sequences = rows,
                     .max_logits = batch,
                     .backward = true,
                     .tails = true};
     r->run = llm_run_layout(&r->llm, r->compute, &plan, arena);
     r->ids = arena_alloc(arena, rows, sizeof(int32_t));
-    r->tail_ids = arena_alloc(arena, rows, sizeof(int32_t));
     r->start = arena_alloc(arena, batch + 1, sizeof(size_t));
-    r->tail_start = arena_alloc(arena, batch + 1, sizeof(size_t));
-    r->past = arena_alloc(arena, batch, sizeof(size_t));
     r->last_row = arena_alloc(arena, batch, sizeof(size_t));
-    r->chosen = arena_alloc(arena, batch, sizeof(size_t));
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
     r->logits = arena_floats(arena, batch, c->d_vocab);
     r->dlogits = arena_floats(arena, batch, c->d_vocab);
     r->listed = arena_floats(arena, 1, r->longest_list);
     r->m = arena_alloc(arena, batch, sizeof(double));
-    r->patched = arena_alloc(arena, batch, sizeof(double));
     r->predicted = arena_alloc(arena, batch, sizeof(int32_t));
-    r->tail_stream = arena_floats(arena, rows, c->d_model);
     r->streams = arena_alloc(arena, c->n_layers, sizeof(float *));
     for (size_t layer = 1; layer < c->n_layers; layer++) {
         float *stream = arena_floats(arena, rows, c->d_model);
@@ -1090,6 +1187,14 @@ static void run_layout(Arena *arena, void *user) {
             r->streams[layer] = stream;
         }
     }
+    r->patch = arena_alloc(arena, rows, sizeof(Patch *));
+    r->of = arena_alloc(arena, rows, sizeof(size_t));
+    r->past = arena_alloc(arena, rows, sizeof(size_t));
+    r->tail_start = arena_alloc(arena, rows + 1, sizeof(size_t));
+    r->tail_ids = arena_alloc(arena, rows, sizeof(int32_t));
+    r->tail_stream = arena_floats(arena, rows, c->d_model);
+    r->tail_forms = arena_alloc(arena, batch, sizeof(SageForm *));
+    r->patched = arena_alloc(arena, batch, sizeof(double));
 }
 
 /* Settles how many prompts run at once; the bytes of their run. */
