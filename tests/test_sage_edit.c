@@ -255,6 +255,10 @@ Test(sage_predicate, is_the_best_of_all_by_brute_force) {
                 }
             }
         }
+        if (round % 2 == 0) { /* equal ones, of another kind and of the same */
+            memcpy(holds[4], holds[3], counts[3] * WORDS * sizeof(uint64_t));
+            memcpy(holds[1] + 3 * WORDS, holds[1], WORDS * sizeof(uint64_t));
+        }
         size_t followed = (size_t)random_below(&random, KINDS),
                first = (size_t)random_below(&random, counts[followed]),
                n = 1 + (size_t)random_below(&random, 6);
@@ -441,8 +445,6 @@ enum {
     THRESHOLDS = 4
 };
 
-static const double thresholds[THRESHOLDS] = {0.0, 0.4, 0.55, 1.0};
-
 typedef struct World {
     Arena *arena;
     Compute compute;
@@ -454,6 +456,7 @@ typedef struct World {
     SageSite sites[2 * NODES];
     SageSubject subjects[NODES];
     SageFit fits[NODES];
+    double thresholds[THRESHOLDS];
     SageSection section;
     SageCross cross;
     Random random;
@@ -583,7 +586,7 @@ static World *world_make(void) {
                                .task = &w->task,
                                .options = &w->options,
                                .kinds = sage_kinds(&w->task, w->options.seed, arena),
-                               .thresholds = thresholds,
+                               .thresholds = w->thresholds,
                                .n_thresholds = THRESHOLDS,
                                .n_train = TRAIN,
                                .n_test = TEST,
@@ -602,6 +605,9 @@ static void world_open(World *w) {
     for (size_t i = 0; i < w->section.n_sites; i++) {
         sage_site_open(&w->section, &w->sites[i]);
     }
+    w->thresholds[1] = 0.5;
+    w->thresholds[2] = w->sites[1].best[0].f1; /* met exactly */
+    w->thresholds[3] = 1.0;
     sage_prepare(&w->section, w->fits);
     sage_edit(&w->section, 0, w->section.n_test);
 }
@@ -746,8 +752,8 @@ Test(sage_section, edits_are_their_formulas) {
                 }
                 for (size_t k = 0; k < FEATURES * D; k++) {
                     double f1 = w->sites[2 * n + 1].best[k / D].f1;
-                    x[k % D] -= (f1 >= thresholds[t / 2]) == above ? c[k] : 0.0;
-                    away += (f1 >= thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
+                    x[k % D] -= (f1 >= w->thresholds[t / 2]) == above ? c[k] : 0.0;
+                    away += (f1 >= w->thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
                 }
                 const SageEdit *e = edit_of(w, above ? SAGE_F1_NECESSITY : SAGE_F1_SUFFICIENCY,
                                             SAGE_NATIVE, 0, t / 2);
@@ -1076,7 +1082,7 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
     for (size_t t = 0; t < THRESHOLDS; t++) {
         size_t features = 0;
         for (size_t k = 0; k < NODES * FEATURES; k++) {
-            features += w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= thresholds[t];
+            features += w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= w->thresholds[t];
         }
         assert_figure(w, edit_of(w, SAGE_F1_SUFFICIENCY, SAGE_NATIVE, 0, t), sufficiency_of,
                       native->f1[t].sufficiency, "f1 sufficiency");
