@@ -424,8 +424,8 @@ Test(llm, a_cache_gives_what_the_whole_prefix_gives) {
         size_t past = 0;
         for (size_t i = 0; i < 7; i++) {
             size_t start[] = {0, steps[i]};
-            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, NULL, false}, 0, layers, NULL,
-                        NULL);
+            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, NULL, false}, 0, layers,
+                        NULL, NULL);
             past += steps[i];
             last = steps[i] - 1;
             llm_logits(cached.run, &last, 1, true, row, NULL);
@@ -479,7 +479,8 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
         some_ids(&w, m, ids, 20);
         memcpy(tail_ids, ids + 4, 5 * sizeof *ids);
         tail_ids[5] = ids[19];
-        LlmBatch batch = {2, start, ids, NULL, NULL, false}, rest = {2, tail, tail_ids, past, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, false},
+                 rest = {2, tail, tail_ids, past, NULL, false};
         float *whole = malloc(2 * v * sizeof *whole), *part = malloc(2 * v * sizeof *part), few[3];
         float *stream = malloc(20 * d * sizeof *stream), *kept = malloc(6 * d * sizeof *kept);
         for (size_t layer = 0; layer < 2; layer++) {
@@ -519,12 +520,62 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
                 llm_forward(w.run, &batch, 0, layers, NULL, NULL);
             }
         }
-        LlmBatch alone = {1, start, ids, past, NULL, false};
-        cr_expect_eq(try_forward(w.run, &alone, 0, layers, NULL).status, STATUS_INPUT);
         free(whole);
         free(part);
         free(stream);
         free(kept);
+        world_close(&w);
+    }
+}
+
+/* The same of some of the sequences, in any order; a sequence that the whole pass did not have, or
+ * more of them than it had, is refused. */
+Test(llm, a_tail_of_some_sequences_gives_what_the_whole_gives) {
+    static const size_t start[] = {0, 7, 16, 20}, from[] = {3, 5, 2}, none[] = {0, 0, 0, 0};
+    static const size_t chosen[][3] = {{1}, {2, 0}, {2, 0, 1}}, counts[] = {1, 2, 3};
+    for (size_t m = 0; m < MODELS; m++) {
+        World w = world_open(models[m], 2);
+        size_t v = w.llm.config.d_vocab, layers = w.llm.config.n_layers, last[] = {6, 15, 19};
+        int32_t ids[20];
+        LlmPlan plan = plan_for(20, true);
+        plan.tails = true;
+        world_plan(&w, plan);
+        some_ids(&w, m, ids, 20);
+        LlmBatch batch = {3, start, ids, NULL, NULL, false};
+        float *whole = malloc(3 * v * sizeof *whole), *part = malloc(3 * v * sizeof *part);
+        TailPatch patch = {1, &batch, from};
+        llm_forward(w.run, &batch, 0, layers, NULL, &(Hooks){patch_rows, wants_patch, &patch});
+        llm_logits(w.run, last, 3, true, whole, NULL);
+        llm_forward(w.run, &batch, 0, layers, NULL, NULL);
+        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+            const size_t *of = chosen[c], n = counts[c];
+            size_t past[3], tail[4] = {0}, tail_last[3];
+            int32_t tail_ids[20];
+            for (size_t s = 0; s < n; s++) {
+                size_t rows = start[of[s] + 1] - start[of[s]] - from[of[s]];
+                past[s] = from[of[s]];
+                memcpy(tail_ids + tail[s], ids + start[of[s]] + past[s], rows * sizeof *ids);
+                tail[s + 1] = tail[s] + rows;
+                tail_last[s] = tail[s + 1] - 1;
+            }
+            LlmBatch some = {n, tail, tail_ids, past, of, false};
+            patch = (TailPatch){1, &some, none};
+            llm_forward(w.run, &some, 0, layers, NULL, &(Hooks){patch_rows, wants_patch, &patch});
+            llm_logits(w.run, tail_last, n, true, part, NULL);
+            for (size_t s = 0; s < n; s++) {
+                cr_expect_arr_eq(part + s * v, whole + of[s] * v, v * sizeof *part,
+                                 "%s: sequence %zu, as %zu of %zu", models[m], of[s], s, n);
+            }
+        }
+        static const size_t one[] = {0, 1, 2, 3, 4}, beyond[] = {3}, four[] = {0, 1, 2, 0};
+        LlmBatch unknown = {1, one, ids, from, beyond, false},
+                 more = {4, one, ids, none, four, false};
+        cr_expect_eq(try_forward(w.run, &unknown, 0, layers, NULL).status, STATUS_INPUT);
+        cr_expect_eq(try_forward(w.run, &more, 0, layers, NULL).status, STATUS_INPUT);
+        more.of = NULL;
+        cr_expect_eq(try_forward(w.run, &more, 0, layers, NULL).status, STATUS_INPUT);
+        free(whole);
+        free(part);
         world_close(&w);
     }
 }

@@ -15,6 +15,8 @@ enum {
     HEADS = 4,
     POSITIONS = 5,
     ATTRIBUTES = 3,
+    THRESHOLDS = 3,
+    CURVE = 3,
     NODES = LAYERS * (4 * HEADS + 2) * POSITIONS,
     FOUND = 40
 };
@@ -32,9 +34,10 @@ typedef struct World {
     double score[ATTRIBUTES * NODES], effect[ATTRIBUTES * NODES], weights[ATTRIBUTES];
     bool chosen[ATTRIBUTES * NODES];
     size_t places[ATTRIBUTES][16];
-    SageFit fits[16];
+    SageFit fits[ATTRIBUTES][8];
     SageCross cross[ATTRIBUTES];
-    SageTests f1[2][2][2];
+    SageCurve curve[CURVE];
+    SageFigure none[ATTRIBUTES];
     SageInterpretation found[FOUND];
     Random random;
     char folder[32];
@@ -44,18 +47,45 @@ static double uniform(World *w) {
     return (double)random_uniform(&w->random);
 }
 
+static SageFigure make_figure(World *w, double level) {
+    return (SageFigure){level + 0.1 * uniform(w), level - 0.25, level + 0.25};
+}
+
 static SageTests make_tests(World *w, double level) {
-    SageTests t = {.sufficiency = level + 0.1 * uniform(w), .necessity = level - 0.1 * uniform(w)};
-    for (size_t k = 0; k < SAGE_KS; k++) {
-        t.control[k] =
-            (SageControl){level * (1 - 1.0 / (double)(k + 2)), 0.1 * (double)(k + 1), 0.125};
+    SageTests t = {make_figure(w, level), make_figure(w, level), make_figure(w, level),
+                   .supervised = arena_alloc(w->arena, ATTRIBUTES, sizeof(SageControl)),
+                   .f1 = arena_alloc(w->arena, THRESHOLDS, sizeof(SageF1))};
+    for (size_t a = 0; a < ATTRIBUTES; a++) {
+        t.supervised[a] = (SageControl){make_figure(w, level), 0.12, 0.25, 0.5};
     }
-    t.supervised = (SageControl){level, 0.12, 0.25};
+    for (int aware = 0; aware < 2; aware++) {
+        t.control[aware] = arena_alloc(w->arena, ATTRIBUTES * SAGE_KS, sizeof(SageControl));
+        for (size_t k = 0; k < ATTRIBUTES * SAGE_KS; k++) {
+            t.control[aware][k] = (SageControl){make_figure(w, level), uniform(w), 0.125, 0.75};
+        }
+    }
+    for (size_t i = 0; i < THRESHOLDS; i++) {
+        t.f1[i] = (SageF1){make_figure(w, level), make_figure(w, level), 7 - i};
+    }
     return t;
 }
 
+/* Ways that lead to the node have a value; poor: but none that its SAE gives, and no native one. */
+static void make_fit(World *w, const SageNode *node, SageFit *fit, bool poor) {
+    bool reads = sage_node_reads(node);
+    *fit = (SageFit){.sae = reads ? SAGE_BY_WEIGHTS : SAGE_BY_SPAN, .w = w->weights};
+    for (int way = 0; way < SAGE_WAYS; way++) {
+        bool leads = way == SAGE_BY_WEIGHTS                          ? reads && !poor
+                     : way == SAGE_BY_SPAN || way == SAGE_BY_ENCODER ? !reads
+                     : way == SAGE_BY_NATIVE                         ? !poor
+                                                                     : true;
+        fit->r2[way] = leads ? 0.5 + 0.0625 * way : (double)NAN;
+        fit->r2_stream[way] = leads && !reads ? 0.25 + 0.0625 * way : (double)NAN;
+    }
+}
+
 static void make_cross(World *w, size_t a) {
-    static const double level[SAGE_METHODS] = {0, 0.93, 0.95, 0.94, 0.7, 0.1};
+    static const double level[SAGE_METHODS] = {0, 0.93, 0.95, 0.94, 0.7, 0.8, 0.1};
     SageCross *cross = &w->cross[a];
     size_t order[NODES];
     for (size_t i = 0; i < NODES; i++) {
@@ -75,19 +105,30 @@ static void make_cross(World *w, size_t a) {
         w->effect[a * NODES + order[i]] = w->score[a * NODES + order[i]] * 0.9 + 0.02 * uniform(w);
         w->chosen[a * NODES + order[i]] = i < 8;
     }
-    *cross = (SageCross){.nodes = w->places[a],
+    *cross = (SageCross){.name = w->attributes[a].name,
+                         .attribute = (int)a,
+                         .nodes = w->places[a],
                          .n_nodes = 8,
                          .others = w->places[a] + 8,
                          .n_others = 6,
-                         .fits = w->fits,
+                         .fits = w->fits[a],
                          .share = 0.51,
                          .spearman = 0.93,
-                         .f1 = w->f1};
+                         .curve = w->curve,
+                         .n_curve = CURVE,
+                         .m_ablated = {0.5, 0.25, 0.75},
+                         .resolution = 0.84,
+                         .none = w->none,
+                         .native = a == 1};
+    for (size_t i = 0; i < 8; i++) {
+        make_fit(w, &w->nodes[cross->nodes[i]], &cross->fits[i], i % 2 == 1);
+    }
     for (int m = 0; m < SAGE_METHODS; m++) {
         cross->tests[m] = make_tests(w, level[m]);
     }
-    cross->tests[SAGE_NONE].sufficiency = 1;
-    cross->tests[SAGE_NONE].necessity = 0;
+    cross->tests[SAGE_NONE].sufficiency = (SageFigure){1, 1, 1};
+    cross->tests[SAGE_NONE].recovered = (SageFigure){1, 1, 1};
+    cross->tests[SAGE_NONE].necessity = (SageFigure){0, 0, 0};
 }
 
 static void make_nodes(World *w) {
@@ -111,6 +152,7 @@ static World *world_make(const char *odd) {
     static const char *const positions[POSITIONS] = {"IO", "S1", "S1+1", "S2", "END"};
     World *w = calloc(1, sizeof *w);
     cr_assert_not_null(w);
+    w->arena = arena_new();
     w->random = random_start(3, RANDOM_TEST);
     strcpy(w->folder, "/tmp/refsae-sage-XXXXXX");
     cr_assert_not_null(mkdtemp(w->folder));
@@ -127,18 +169,18 @@ static World *world_make(const char *odd) {
     w->saes[0] = "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
     w->saes[1] = odd != NULL ? odd : "blocks.3.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
     make_nodes(w);
-    for (size_t f = 0; f < 8; f++) {
-        w->f1[f / 4][f / 2 % 2][f % 2] = make_tests(w, 0.6 - 0.05 * (double)f);
-    }
-    for (size_t i = 0; i < 16; i++) {
-        w->fits[i] =
-            (SageFit){0.9, 0.92, 0.91, 0.4, i % 2 == 0 ? 0.4 : (double)NAN, 0.4, 0.3, w->weights};
+    for (size_t i = 0; i < CURVE; i++) {
+        w->curve[i] = (SageCurve){(size_t)1 << i, i == 0 ? (double)NAN : 0.5 * (double)i};
+        w->none[i] = make_figure(w, 0.2);
     }
     for (size_t i = 0; i < FOUND; i++) {
-        w->found[i] = (SageInterpretation){
-            HOOK_RESID_PRE,          2,
-            i % POSITIONS,           i,
-            0.01 * (double)(i % 37), odd != NULL ? odd : "IO = Mary and Pos = ABB"};
+        w->found[i] = (SageInterpretation){HOOK_RESID_PRE,
+                                           2,
+                                           i % POSITIONS,
+                                           i,
+                                           0.01 * (double)(i % 37),
+                                           i < 10 ? 0.2 : 0.0,
+                                           odd != NULL ? odd : "IO=Mary & Pos=ABB"};
     }
     w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
                                .task = "ioi",
@@ -146,9 +188,9 @@ static World *world_make(const char *odd) {
                                .nodes = "q,k,v,z",
                                .projection = "auto",
                                .share = 0.5,
-                               .f1 = {0.5, 0.7},
+                               .f1 = {0.25},
                                .max_nodes = 16,
-                               .n_f1 = 2,
+                               .n_f1 = 1,
                                .seed = 475};
     w->console = (Console){.quiet = true, .command = "refsae sage --task ioi"};
     w->task = (SageTask){.name = odd != NULL ? odd : "ioi",
@@ -167,18 +209,21 @@ static World *world_make(const char *odd) {
                              .console = &w->console,
                              .task = &w->task,
                              .accuracy = 0.97,
-                             .m_clean = 3.25,
+                             .m_positive = 0.98,
+                             .m_clean = {3.25, 3, 3.5},
+                             .thresholds = {0, 0.1, 0.25},
+                             .n_thresholds = THRESHOLDS,
                              .nodes = w->nodes,
                              .n_nodes = NODES,
                              .score = w->score,
                              .effect = w->effect,
                              .chosen = w->chosen,
                              .cross = w->cross,
+                             .n_cross = ATTRIBUTES,
                              .interpretations = w->found,
                              .n_interpretations = FOUND,
                              .sae_names = w->saes,
                              .n_saes = 2};
-    w->arena = arena_new();
     return w;
 }
 
@@ -243,35 +288,71 @@ Test(sage_json, json_has_the_form_that_others_read) {
     report_sage(&w->result);
     const Json *json = read_json(w);
     assert_keys(json, "",
-                "task model prompts baseline cross_sections dictionaries tests interpretations");
+                "task model prompts baseline cross_sections dictionaries tests interpretations "
+                "interpretations_by_chance");
     assert_keys(json, "prompts", "train test dropped");
     cr_assert_eq(at(json, "prompts/dropped")->length, 2, "each value once");
     cr_assert(json_text_is(at(json, "prompts/dropped/0"), "Zebulon"));
     cr_assert(json_text_is(at(json, "prompts/dropped/1"), "Hezekiah"));
-    assert_keys(json, "baseline", "accuracy m_clean");
+    assert_keys(json, "baseline", "accuracy m_clean m_clean_ci m_positive");
     assert_keys(json, "cross_sections", "IO S Pos");
-    assert_keys(json, "cross_sections/IO", "nodes others share spearman");
+    assert_keys(json, "cross_sections/IO", "nodes others share spearman curve");
     assert_keys(json, "cross_sections/S/nodes/0", "node head position score effect");
     assert_keys(json, "cross_sections/S/others/0", "node head position score effect");
-    assert_keys(json, "dictionaries/IO/0", "node head position r2 weights");
+    assert_keys(json, "cross_sections/S/curve/2", "nodes share");
     assert_keys(json, "dictionaries/IO/0/weights", "IO S Pos");
-    assert_keys(json, "tests/IO", "none mean mse weighted sae random");
-    assert_keys(json, "tests/IO/none", "sufficiency necessity control");
-    assert_keys(json, "tests/IO/mean", "sufficiency necessity control_supervised");
-    assert_keys(json, "tests/IO/sae", "sufficiency necessity control f1");
-    assert_keys(json, "tests/IO/random/f1", "0.5 0.7");
-    assert_keys(json, "tests/IO/random/f1/0.7", "above below");
-    assert_keys(json, "tests/IO/sae/f1/0.5/below", "sufficiency necessity control");
-    assert_keys(json, "tests/IO/sae/control", "1 2 4 8 16 32");
-    assert_keys(json, "tests/IO/sae/control/32", "score magnitude rescaled_magnitude");
+    assert_keys(json, "tests/IO",
+                "m_ablated m_ablated_ci resolution none mean mse weighted sae random");
+    assert_keys(json, "tests/S",
+                "m_ablated m_ablated_ci resolution none mean mse weighted sae native random");
+#define FIGURES "sufficiency sufficiency_ci recovered recovered_ci necessity necessity_ci"
+    assert_keys(json, "tests/IO/none", FIGURES " control");
+    assert_keys(json, "tests/IO/mean", FIGURES " control");
+    assert_keys(json, "tests/IO/sae", FIGURES " control control_aware f1");
+    assert_keys(json, "tests/S/native", FIGURES " control control_aware f1");
+    assert_keys(json, "tests/IO/random/control", "IO S Pos");
+    assert_keys(json, "tests/IO/none/control/S", "none none_ci supervised 1 2 4 8 16 32");
+    assert_keys(json, "tests/IO/sae/control/S", "none none_ci supervised 1 2 4 8 16 32");
+    assert_keys(json, "tests/IO/mse/control/S", "none none_ci supervised");
+    assert_keys(json, "tests/IO/mse/control/S/supervised", "score score_ci magnitude");
+    assert_keys(json, "tests/IO/random/control_aware/Pos", "1 2 4 8 16 32");
+    assert_keys(json, "tests/IO/sae/control/S/32",
+                "score score_ci magnitude score_rescaled magnitude_rescaled");
+    assert_keys(json, "tests/IO/random/f1", "0 0.1 0.25");
+    assert_keys(json, "tests/IO/sae/f1/0.25",
+                "sufficiency sufficiency_ci necessity necessity_ci features");
     assert_keys(json, "interpretations/0", "hook position feature f1 predicate");
+    assert_keys(json, "interpretations_by_chance", "0 0.1 0.25");
     cr_assert_eq(number_at(json, "prompts/train"), 100);
     cr_assert_eq(number_at(json, "baseline/accuracy"), 0.97);
-    cr_assert_eq(number_at(json, "tests/S/sae/sufficiency"),
-                 w->cross[1].tests[SAGE_SAE].sufficiency);
-    cr_assert_eq(number_at(json, "tests/S/random/f1/0.7/below/control/4/score"),
-                 w->f1[1][1][1].control[2].score, "[threshold][random][below]");
-    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.5/above/necessity"), w->f1[0][0][0].necessity);
+    cr_assert_eq(number_at(json, "baseline/m_clean"), 3.25);
+    cr_assert_eq(number_at(json, "baseline/m_clean_ci/0"), 3);
+    cr_assert_eq(number_at(json, "baseline/m_clean_ci/1"), 3.5);
+    cr_assert(json_is(at(json, "cross_sections/Pos/curve/0/share"), JSON_NULL), "NaN is null");
+    cr_assert_eq(number_at(json, "cross_sections/Pos/curve/2/nodes"), 4);
+    cr_assert_eq(number_at(json, "cross_sections/Pos/curve/2/share"), 1);
+    const SageTests *sae = &w->cross[1].tests[SAGE_SAE], *random = &w->cross[1].tests[SAGE_RANDOM];
+    cr_assert_eq(number_at(json, "tests/S/sae/sufficiency"), sae->sufficiency.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/recovered"), sae->recovered.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/necessity"), sae->necessity.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/necessity_ci/1"), sae->necessity.high);
+    cr_assert_eq(number_at(json, "tests/S/random/control/Pos/4/magnitude"),
+                 random->control[0][2 * SAGE_KS + 2].magnitude, "[attribute][k]");
+    cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/score"),
+                 random->control[1][2 * SAGE_KS + 2].score.value);
+    cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/score_rescaled"), 0.125);
+    cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/magnitude_rescaled"), 0.75);
+    cr_assert_eq(number_at(json, "tests/S/random/control/Pos/none"), w->none[2].value);
+    cr_assert_eq(number_at(json, "tests/S/random/control/Pos/supervised/score"),
+                 w->cross[1].tests[SAGE_MEAN].supervised[2].score.value, "the mean dictionary's");
+    cr_assert_eq(number_at(json, "tests/S/mse/control/Pos/supervised/score"),
+                 w->cross[1].tests[SAGE_MSE].supervised[2].score.value, "its own");
+    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/necessity"), sae->f1[1].necessity.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/features"), 6);
+    cr_assert_eq(number_at(json, "interpretations_by_chance/0/permuted"), FOUND);
+    cr_assert_eq(number_at(json, "interpretations_by_chance/0.1/permuted"), 10);
+    cr_assert_eq(number_at(json, "interpretations_by_chance/0.25/features"), 37 - 25);
+    cr_assert_eq(number_at(json, "interpretations_by_chance/0.25/permuted"), 0);
     for (size_t a = 0; a < ATTRIBUTES; a++) { /* q, k, v: weights; the rest: span and encoder */
         const Json *fit = at(json, "dictionaries")->child;
         for (size_t i = 0; i < a; i++) {
@@ -281,14 +362,46 @@ Test(sage_json, json_has_the_form_that_others_read) {
         fit = fit->child;
         for (size_t i = 0; i < w->cross[a].n_nodes; i++, fit = fit->next) {
             const SageNode *node = &w->nodes[w->cross[a].nodes[i]];
-            bool qkv = node->kind == HOOK_Q || node->kind == HOOK_K || node->kind == HOOK_V;
-            assert_keys(fit, "r2",
-                        qkv ? "mean mse weighted sae weights"
-                            : "mean mse weighted sae span encoder");
+            bool reads = sage_node_reads(node), poor = i % 2 == 1;
+            assert_keys(fit, "",
+                        reads ? "node head position r2 weights"
+                              : "node head position r2 r2_stream weights");
+            const char *keys = reads ? (poor ? "mean mse weighted sae weights"
+                                             : "mean mse weighted sae weights native")
+                                     : (poor ? "mean mse weighted sae span encoder"
+                                             : "mean mse weighted sae span encoder native");
+            assert_keys(fit, "r2", keys);
             cr_assert(json_is(at(fit, "head"), node->head < 0 ? JSON_NULL : JSON_NUMBER));
-            if (qkv && i % 2 == 1) {
+            if (!reads) {
+                assert_keys(fit, "r2_stream", keys);
+                cr_assert_eq(number_at(fit, "r2_stream/sae"), 0.25 + 0.0625 * SAGE_BY_SPAN);
+                cr_assert_eq(number_at(fit, "r2/sae"), 0.5 + 0.0625 * SAGE_BY_SPAN);
+            } else if (poor) {
                 cr_assert(json_is(at(fit, "r2/weights"), JSON_NULL), "NaN is null");
+                cr_assert(json_is(at(fit, "r2/sae"), JSON_NULL), "NaN is null");
             }
+        }
+    }
+    world_end(w);
+}
+
+/* The nodes alone, as --cross-sections takes them. */
+Test(sage_json, cross_sections_stand_in_a_file_of_their_own) {
+    World *w = world_make(NULL);
+    report_sage(&w->result);
+    const Json *json =
+        json_read_file(w->arena, path_join(w->arena, w->folder, "cross_sections.json"));
+    const Json *all = at(read_json(w), "cross_sections");
+    assert_keys(json, "", "IO S Pos");
+    for (const Json *c = json->child; c != NULL; c = c->next) {
+        const Json *same = at(all, c->key)->child->child;
+        assert_keys(c, "", "nodes");
+        cr_assert_eq(at(c, "nodes")->length, 8);
+        for (const Json *n = at(c, "nodes")->child; n != NULL; n = n->next, same = same->next) {
+            assert_keys(n, "", "node head position");
+            cr_assert_str_eq(at(n, "node")->text, at(same, "node")->text);
+            cr_assert_str_eq(at(n, "position")->text, at(same, "position")->text);
+            cr_assert_eq(at(n, "head")->kind, at(same, "head")->kind);
         }
     }
     world_end(w);
@@ -299,7 +412,7 @@ Test(sage_json, every_node_has_a_row) {
     report_sage(&w->result);
     const char *line = slurp(w, "cross_sections.csv");
     size_t rows = 0, chosen = 0, with_effect = 0;
-    static const char header[] = "attribute,node,head,position,score,chosen,effect\n";
+    static const char header[] = "cross_section,node,head,position,score,chosen,effect\n";
     cr_assert_eq(strncmp(line, header, strlen(header)), 0);
     while ((line = strchr(line, '\n') + 1)[0] != '\0') {
         char expected[128], name[HOOK_NAME_MAX], head[16] = "";
@@ -358,7 +471,8 @@ static void assert_report(World *w) {
 Test(sage_json, report_and_heat_maps) {
     World *w = world_make(NULL);
     report_sage(&w->result);
-    static const char *const figures[] = {"heat_IO.svg", "heat_S.svg", "heat_Pos.svg"};
+    static const char *const figures[] = {"heat_IO.svg",     "heat_S.svg",    "heat_Pos.svg",
+                                          "sufficiency.svg", "control_S.svg", "nodes.svg"};
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
         cr_assert_eq(assert_xml(slurp(w, figures[i]), "svg"), 1);
     }
@@ -392,17 +506,19 @@ Test(sage_json, nothing_found) {
         w->cross[a].n_nodes = w->cross[a].n_others = 0;
         w->cross[a].spearman = (double)NAN;
         for (int m = 0; m < SAGE_METHODS; m++) {
-            w->cross[a].tests[m].sufficiency = m == 1 ? (double)NAN : -1e30;
-            w->cross[a].tests[m].necessity = (double)INFINITY;
+            double x = m == SAGE_MEAN ? (double)NAN : -1e30, y = (double)INFINITY;
+            w->cross[a].tests[m].sufficiency = (SageFigure){x, x, x};
+            w->cross[a].tests[m].necessity = (SageFigure){y, y, y};
         }
-        w->cross[a].f1 = NULL;
+        w->cross[a].n_curve = 0;
     }
-    w->options.n_f1 = 0;
     w->result.n_interpretations = 0;
     w->result.n_saes = 0;
     w->task.n_dropped = 0;
     report_sage(&w->result);
     cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency"), JSON_NULL));
+    cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency_ci"), JSON_NULL));
+    cr_assert(json_is(at(read_json(w), "tests/S/sae/necessity"), JSON_NULL));
     cr_assert(json_is(at(read_json(w), "cross_sections/S/spearman"), JSON_NULL));
     assert_report(w);
     world_end(w);
