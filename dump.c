@@ -203,9 +203,8 @@ static const Tensor *sae_input(const TensorStore *store, const DumpOptions *o, c
     return t;
 }
 
-/* hook_z under TransformerLens' fold_value_biases: a pattern's rows sum to 1, so b_V reaches z
- * unchanged, and folding it into b_O leaves z - b_V. b_V [heads, d_head] as z has it, from the
- * model of --llm; NULL: the input is what the SAE saw already. */
+/* hook_z under TransformerLens' fold_value_biases: folding b_V into b_O leaves z - b_V. b_V from
+ * the model of --llm; NULL: the input is what the SAE saw already. */
 static const float *value_bias(const Sae *sae, const DumpOptions *o, const Console *console,
                                Arena *arena) {
     Llm llm;
@@ -230,13 +229,7 @@ static const float *value_bias(const Sae *sae, const DumpOptions *o, const Conso
              sae->path, sae->layer, sae->d_in, o->prompt.llm, m->n_layers, m->n_heads * m->d_head);
     }
     float *b_v = arena_alloc(arena, sae->d_in, sizeof *b_v);
-    for (size_t head = 0; head < m->n_heads; head++) {
-        Matrix v =
-            llm_head_matrix(&llm, (size_t)sae->layer, HOOK_V, head / (m->n_heads / m->n_kv_heads));
-        if (v.bias.data != NULL) {
-            weight_widen(b_v + head * m->d_head, v.bias, 0, m->d_head);
-        }
-    }
+    llm_value_bias(&llm, (size_t)sae->layer, b_v);
     return b_v;
 }
 

@@ -372,6 +372,17 @@ Matrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head)
     return matrix_rows(kind == HOOK_Q ? &l->q : kind == HOOK_K ? &l->k : &l->v, head * e, e);
 }
 
+void llm_value_bias(const Llm *llm, size_t layer, float *b_v) {
+    const LlmConfig *c = &llm->config;
+    memset(b_v, 0, c->n_heads * c->d_head * sizeof *b_v);
+    for (size_t head = 0; head < c->n_heads; head++) {
+        Matrix v = llm_head_matrix(llm, layer, HOOK_V, head / (c->n_heads / c->n_kv_heads));
+        if (v.bias.data != NULL) {
+            weight_widen(b_v + head * c->d_head, v.bias, 0, c->d_head);
+        }
+    }
+}
+
 static void rotate(const LlmRun *run, float *x, size_t heads, bool backward) {
     const LlmConfig *c = &run->llm->config;
     rope_rotate(run->compute, x, x, run->cosine, run->sine, run->position, run->rows, heads,
@@ -613,8 +624,9 @@ static Pieces whole_pieces(const LlmRun *run, size_t *s, size_t end) {
     return pieces;
 }
 
-/* Calls body for all pieces of sequences s .. end - 1. A chain of dk or dv runs over the query heads of its
- * group in order, and within each over the queries, whether or not they come in pieces. */
+/* Calls body for all pieces of sequences s .. end - 1. A chain of dk or dv runs over the query
+ * heads of its group in order, and within each over the queries, whether or not they come in
+ * pieces. */
 static void for_pieces(const LlmRun *run, const Layer *l, bool gradient, size_t s, size_t end,
                        void (*body)(const LlmRun *, const Layer *, const Pieces *)) {
     const LlmConfig *c = &run->llm->config;
@@ -904,10 +916,10 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
     const LlmConfig *c = &run->llm->config;
     const LlmPlan *plan = &run->plan;
     size_t sequences = batch->n_sequences;
-    bool good = sequences > 0 && batch->start[0] == 0 && first <= last && last <= c->n_layers &&
-                (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
-                (batch->past == NULL ||
-                 (plan->tails && (batch->of != NULL || sequences <= run->n_whole)));
+    bool good =
+        sequences > 0 && batch->start[0] == 0 && first <= last && last <= c->n_layers &&
+        (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
+        (batch->past == NULL || (plan->tails && (batch->of != NULL || sequences <= run->n_whole)));
     for (size_t s = 0; good && s < sequences; s++) {
         good = batch->start[s] < batch->start[s + 1] &&
                (batch->of == NULL || batch->of[s] < run->n_whole);

@@ -52,6 +52,10 @@ typedef struct Llm {
  * (k, v: a key-value head); HOOK_Z: W_O's columns, [d_model, d_head], without bias. */
 Matrix llm_head_matrix(const Llm *llm, size_t layer, HookKind kind, size_t head);
 
+/* b_V [n_heads * d_head] as z has it: a pattern's rows sum to 1, so that it reaches z unchanged. 0
+ * without one. */
+void llm_value_bias(const Llm *llm, size_t layer, float *b_v);
+
 /* Rows of a batch: sequences one after another, without padding. Results of a sequence do not
  * depend on what else is in the batch. */
 typedef struct LlmBatch {

@@ -503,10 +503,14 @@ static void json_controls(JsonOut *json, const SageResult *r, const SageCross *c
 }
 
 /* A member for each threshold. */
-static void json_thresholds(JsonOut *json, const SageResult *r, const SageF1 *f1) {
+static void json_thresholds(JsonOut *json, const SageResult *r, SageMethod method,
+                            const SageF1 *f1) {
     json_out_object(json, "f1");
     for (size_t t = 0; t < r->n_thresholds; t++) {
         char key[JSON_NUMBER_SIZE];
+        if (!sage_threshold_tested(r->options, method, r->thresholds[t])) {
+            continue;
+        }
         json_format_double(key, r->thresholds[t]);
         json_out_object(json, key);
         json_figure(json, "sufficiency", f1[t].sufficiency);
@@ -533,7 +537,7 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
         json_controls(json, r, cross, m, false);
         if (sage_of_features(m)) {
             json_controls(json, r, cross, m, true);
-            json_thresholds(json, r, tests->f1);
+            json_thresholds(json, r, m, tests->f1);
         }
         json_out_end(json);
     }

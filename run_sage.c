@@ -55,7 +55,7 @@ typedef struct SageRun {
     float **streams; /* [n_layers]: hook_resid_pre of the current batch's clean prompts */
     /* prompts that wait for a pass with patches, a sequence each: what patches it, and of it the
      * rows that they can change */
-    const Patch **patch; /* [rows] */
+    const Patch **patch;         /* [rows] */
     const SageForm **tail_forms; /* [batch] */
     double *patched;             /* [batch] */
     size_t *of, *past, *tail_start, n_tails;
@@ -794,8 +794,7 @@ static void measure_curves(SageRun *r) {
 
 /* What an SAE reads at a position of every prompt, x[prompts, d_in], as the features that are
  * active; by their number in the SAE until site_union. */
-static void site_encode(const SageRun *r, SageSite *site, size_t side, const float *x,
-                        Arena *arena) {
+static void site_encode(const SageRun *r, SageSite *site, size_t side, float *x, Arena *arena) {
     size_t n_test = r->task->n_prompts[SAGE_TEST], n = 0, room[2] = {0};
     const Sae *sae = site->sae;
     SageCodes *codes = &site->codes[side];
@@ -809,6 +808,10 @@ static void site_encode(const SageRun *r, SageSite *site, size_t side, const flo
     codes->value = arena_grow(arena, NULL, &room[1], 1, sizeof(float));
     for (size_t first = 0; first < n_test; first += ENCODED_ROWS) {
         size_t rows = n_test - first < ENCODED_ROWS ? n_test - first : ENCODED_ROWS;
+        for (size_t i = first * sae->d_in; site->shift != NULL && i < (first + rows) * sae->d_in;
+             i++) {
+            x[i] -= site->shift[i % sae->d_in];
+        }
         sae_encode(sae, run, x + first * sae->d_in, NULL, acts, rows);
         for (size_t p = first; p < first + rows; p++) {
             codes->start[p] = n;
@@ -920,6 +923,11 @@ static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, 
         note_sae(r, sae);
         *site = (SageSite){.sae = sae, .position = position, .native = native};
         site->codes = arena_alloc(arena, 1 + r->task->n_attributes, sizeof(SageCodes));
+        if (sae->hook == HOOK_Z && sae->fold_value_biases == SAE_CENTRE_YES) {
+            float *b_v = arena_floats(arena, 1, sae->d_in);
+            llm_value_bias(&r->llm, (size_t)sae->layer, b_v);
+            site->shift = b_v;
+        }
         section->n_sites++;
     }
     return site;
@@ -1016,8 +1024,7 @@ static void edits_run(SageRun *r, SageSection *section, size_t n, Arena *scratch
         patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count, e->m + first,
                              e->predicted != NULL ? e->predicted + first : NULL};
         for (size_t k = 0; k < count; k++) {
-            patches[i].slices[k] =
-                node_slice(r, section->subjects[k].node, e->values[k], true);
+            patches[i].slices[k] = node_slice(r, section->subjects[k].node, e->values[k], true);
         }
         sort_slices(r, patches[i].slices, count, scratch);
         for (size_t s = 0; s < n; s++) {

@@ -29,6 +29,15 @@ bool sage_of_features(SageMethod method) {
     return method == SAGE_SAE || method == SAGE_NATIVE || method == SAGE_RANDOM;
 }
 
+/* The sweep over thresholds is of SAEs; random directions are held against them where asked. */
+bool sage_threshold_tested(const SageOptions *options, SageMethod method, double t) {
+    bool asked = false;
+    for (size_t i = 0; i < options->n_f1; i++) {
+        asked |= options->f1[i] == t;
+    }
+    return method == SAGE_RANDOM ? asked : sage_of_features(method);
+}
+
 /* Eigenvalues of one-hot columns and of features at or below this share of the largest count as
  * zero, so that an attribute that moves nothing gets weight 0. Also the share of the parts' squares
  * below which features cancel. */
@@ -682,7 +691,9 @@ static void project_encoder(const SageSection *s, const SageSubject *node, int r
 /* native, SAGE's control: an SAE of the node's own hook point, which reads all heads of a row; a
  * head has its part of every decoder row
  *
- *   c_j = f_j factor d_j[head],    base = factor b_dec[head] + shift */
+ *   c_j = f_j factor d_j[head],    base = factor b_dec[head] + shift
+ *
+ * and b_V[head] more where the SAE reads z without it. */
 static void project_native(const SageSubject *node, size_t side, size_t p, SageParts *out) {
     const SageSite *site = node->native;
     const SageCodes *codes = &site->codes[side];
@@ -691,7 +702,8 @@ static void project_native(const SageSubject *node, size_t side, size_t p, SageP
     size_t width = node->width, first = node->node->head < 0 ? 0 : (size_t)node->node->head * width;
     for (size_t k = 0; k < width; k++) {
         double b = sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, first + k) : 0.0;
-        out->base[k] = codes->factor[p] * b + codes->shift[p];
+        out->base[k] = codes->factor[p] * b + codes->shift[p] +
+                       (site->shift != NULL ? (double)site->shift[first + k] : 0.0);
         for (size_t j = 0; j < out->n; j++) {
             double d = (double)site->rows[0][out->feature[j] * sae->d_in + first + k];
             out->c[j * width + k] = (double)code[j] * codes->factor[p] * d;
@@ -1394,133 +1406,6 @@ void sage_judge(SageSection *s, SageCross *cross) {
 
 /* ==== what is tested, and the memory of it all ==== */
 
-/* Bits of the prompts in which a predicate of the kind holds. */
-static void kind_mark(const SageKinds *kinds, SageKind *kind, size_t value, size_t p) {
-    kind->holds[value * kinds->words + p / 64] |= (uint64_t)1 << p % 64;
-}
-
-static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *also,
-                          const char *const *values, size_t n, Arena *arena) {
-    SageKind *kind = &kinds->list[kinds->count++];
-    *kind = (SageKind){subject, also, values, n, NULL};
-    kind->holds = arena_alloc(arena, size_product(n, kinds->words), sizeof(uint64_t));
-    return kind;
-}
-
-/* The place in b's list of a's value; its length: not there. */
-static size_t value_find(const SageAttribute *a, size_t value, const SageAttribute *b) {
-    size_t place = 0;
-    while (place < b->count && strcmp(b->values[place], a->values[value]) != 0) {
-        place++;
-    }
-    return place;
-}
-
-/* Attributes of the same values: their slots are places of one set. */
-static bool same_values(const SageAttribute *a, const SageAttribute *b) {
-    bool same = a->count == b->count;
-    for (size_t v = 0; v < a->count && same; v++) {
-        same = value_find(a, v, b) < b->count;
-    }
-    return same;
-}
-
-/* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
- * of them in the text. Attribute a is the first of its set. */
-static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, Arena *arena) {
-    static const char *const places[3] = {"1", "2", "any"};
-    const SageAttribute *first = &task->attributes[a];
-    const char *set = first->name;
-    SageKind *kind[3];
-    bool slot = false;
-    for (size_t b = 0; b < task->n_attributes; b++) {
-        if (b < a && same_values(&task->attributes[b], first)) {
-            return;
-        }
-        if (b > a && same_values(&task->attributes[b], first)) {
-            set = arena_format(arena, "%s/%s", set, task->attributes[b].name);
-        }
-    }
-    for (size_t k = 0; k < 3; k++) {
-        kind[k] = kind_add(kinds, arena_format(arena, "%s#%s", set, places[k]), "", first->values,
-                           first->count, arena);
-    }
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
-        for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
-            const SageAttribute *other = &task->attributes[prompt->places[i].attribute];
-            if (same_values(other, first)) {
-                size_t value = value_find(other, prompt->places[i].value, first);
-                slot = true;
-                kind_mark(kinds, kind[2], value, p);
-                if (nth < 2) {
-                    kind_mark(kinds, kind[nth++], value, p);
-                }
-            }
-        }
-    }
-    kinds->count -= slot ? 0 : 3;
-}
-
-/* Values of attribute a, alone (form SIZE_MAX) or where the form attribute has a value. */
-static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t form,
-                       Arena *arena) {
-    const SageAttribute *attribute = &task->attributes[a];
-    bool any = form == SIZE_MAX;
-    const SageAttribute *forms = any ? NULL : &task->attributes[task->form];
-    const char *also = any ? "" : arena_format(arena, " & %s=%s", forms->name, forms->values[form]);
-    SageKind *kind =
-        kind_add(kinds, attribute->name, also, attribute->values, attribute->count, arena);
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        const size_t *values = task->prompts[SAGE_TEST][p].values;
-        if (any || values[task->form] == form) {
-            kind_mark(kinds, kind, values[a], p);
-        }
-    }
-}
-
-static void label_kind(SageKinds *kinds, const SageTask *task, const SageLabel *label, size_t a,
-                       Arena *arena) {
-    const char *subject = arena_format(arena, "%s(%s)", label->name, task->attributes[a].name);
-    SageKind *kind = kind_add(kinds, subject, "", label->texts, label->count, arena);
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        int text = label->of[a][task->prompts[SAGE_TEST][p].values[a]];
-        if (text >= 0) {
-            kind_mark(kinds, kind, (size_t)text, p);
-        }
-    }
-}
-
-/* All kinds of predicates: an attribute's values; with each form; values by their places in the
- * text; what the task's labels say of them. */
-SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena) {
-    size_t n = task->n_attributes, forms = task->form >= 0 ? task->attributes[task->form].count : 0;
-    size_t n_test = task->n_prompts[SAGE_TEST];
-    SageKinds *kinds = arena_alloc(arena, 1, sizeof *kinds);
-    kinds->words = (n_test + 63) / 64;
-    kinds->list = arena_alloc(arena, n * (1 + forms + 3 + task->n_labels), sizeof(SageKind));
-    for (size_t a = 0; a < n; a++) {
-        value_kind(kinds, task, a, SIZE_MAX, arena);
-    }
-    for (size_t a = 0; a < n; a++) {
-        for (size_t f = 0; f < forms && (int)a != task->form; f++) {
-            value_kind(kinds, task, a, f, arena);
-        }
-    }
-    for (size_t a = 0; a < n; a++) {
-        place_kinds(kinds, task, a, arena);
-    }
-    for (size_t l = 0; l < task->n_labels; l++) {
-        for (size_t a = 0; a < n; a++) {
-            label_kind(kinds, task, &task->labels[l], a, arena);
-        }
-    }
-    Random random = random_start(seed, RANDOM_SAGE_PERMUTE);
-    kinds->order = arena_alloc(arena, n_test, sizeof(uint64_t));
-    random_permutation(&random, kinds->order, n_test);
-    return kinds;
-}
-
 static void edit_add(SageSection *s, SageEdit edit) {
     if (s->edits != NULL) {
         s->edits[s->n_edits] = edit;
@@ -1544,9 +1429,11 @@ static void edits_list(SageSection *s) {
         }
         edit_add(s, (SageEdit){.method = method, .test = SAGE_SUFFICIENCY});
         edit_add(s, (SageEdit){.method = method, .test = SAGE_NECESSITY});
-        for (size_t t = 0; t < 2 * s->n_thresholds && features; t++) {
+        for (size_t t = 0; t < 2 * s->n_thresholds; t++) {
             SageTest test = t % 2 == 0 ? SAGE_F1_SUFFICIENCY : SAGE_F1_NECESSITY;
-            edit_add(s, (SageEdit){.method = method, .test = test, .at = t / 2});
+            if (sage_threshold_tested(s->options, method, s->thresholds[t / 2])) {
+                edit_add(s, (SageEdit){.method = method, .test = test, .at = t / 2});
+            }
         }
         for (size_t a = 0; a < attributes; a++) {
             for (size_t k = 0; k < (features ? 2 * SAGE_KS : 1); k++) {

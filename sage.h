@@ -49,6 +49,8 @@ extern const char *const sage_method_names[SAGE_METHODS];
 bool sage_supervised(SageMethod method);
 /* sae, native, random: what is made of an SAE's features */
 bool sage_of_features(SageMethod method);
+/* Whether a method is tested at a threshold of SageResult.thresholds. */
+bool sage_threshold_tested(const SageOptions *options, SageMethod method, double t);
 
 typedef struct SageNode { /* a component at a named position */
     HookKind kind;        /* HOOK_Q, K, V, Z, ATTN_OUT, MLP_OUT */
@@ -180,26 +182,12 @@ double sage_curve_share(double patched, double all, double clean);
 
 /* ---- what features stand for ---- */
 
-typedef struct SageKind { /* a kind of predicate: "SUBJECT=value ALSO", one for each value */
-    const char *subject, *also;
-    const char *const *values;
-    size_t n;
-    uint64_t *holds; /* [n, words]: bit p % 64 of word p / 64: it holds in test prompt p */
-} SageKind;
-
 typedef struct SagePredicate {
     double f1;
     const SageKind *kind;
     size_t n, values[SAGE_UNION]; /* n values: one, or a union */
 } SagePredicate;
 
-typedef struct SageKinds {
-    SageKind *list; /* the first n_attributes: values of attributes */
-    size_t count, words;
-    uint64_t *order; /* [test prompts]: whose values each has by chance */
-} SageKinds;
-
-SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena);
 /* The best predicate for what is active in the prompts of active[words]; scratch[words]. */
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch);
 
@@ -221,6 +209,7 @@ typedef struct SageCodes {
 typedef struct SageSite { /* an SAE at a named position */
     const Sae *sae;
     size_t position;
+    const float *shift;   /* [d_in]: b_V, where it was folded away from z; NULL: none */
     bool native;          /* of a node's own hook point; else of the stream */
     SageCodes *codes;     /* [sides] */
     size_t n_union, most; /* features active in some prompt; of one prompt, at most */

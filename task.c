@@ -859,3 +859,127 @@ void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
     }
     arena_free(scratch);
 }
+
+/* ---- what can be said of a prompt ---- */
+
+/* Bits of the prompts in which a predicate of the kind holds. */
+static void kind_mark(const SageKinds *kinds, SageKind *kind, size_t value, size_t p) {
+    kind->holds[value * kinds->words + p / 64] |= (uint64_t)1 << p % 64;
+}
+
+static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *also,
+                          const char *const *values, size_t n, Arena *arena) {
+    SageKind *kind = &kinds->list[kinds->count++];
+    *kind = (SageKind){subject, also, values, n, NULL};
+    kind->holds = arena_alloc(arena, size_product(n, kinds->words), sizeof(uint64_t));
+    return kind;
+}
+
+static int value_place(const SageAttribute *attribute, const char *value) {
+    return value_find(attribute, value, strlen(value));
+}
+
+/* Attributes of the same values: their slots are places of one set. */
+static bool same_values(const SageAttribute *a, const SageAttribute *b) {
+    bool same = a->count == b->count;
+    for (size_t v = 0; v < a->count && same; v++) {
+        same = value_place(b, a->values[v]) >= 0;
+    }
+    return same;
+}
+
+/* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
+ * of them in the text. Attribute a is the first of its set. */
+static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, Arena *arena) {
+    static const char *const places[3] = {"1", "2", "any"};
+    const SageAttribute *first = &task->attributes[a];
+    const char *set = first->name;
+    SageKind *kind[3];
+    bool slot = false;
+    for (size_t b = 0; b < task->n_attributes; b++) {
+        if (b < a && same_values(&task->attributes[b], first)) {
+            return;
+        }
+        if (b > a && same_values(&task->attributes[b], first)) {
+            set = arena_format(arena, "%s/%s", set, task->attributes[b].name);
+        }
+    }
+    for (size_t k = 0; k < 3; k++) {
+        kind[k] = kind_add(kinds, arena_format(arena, "%s#%s", set, places[k]), "", first->values,
+                           first->count, arena);
+    }
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
+        for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
+            const SageAttribute *other = &task->attributes[prompt->places[i].attribute];
+            if (same_values(other, first)) {
+                size_t value = (size_t)value_place(first, other->values[prompt->places[i].value]);
+                slot = true;
+                kind_mark(kinds, kind[2], value, p);
+                if (nth < 2) {
+                    kind_mark(kinds, kind[nth++], value, p);
+                }
+            }
+        }
+    }
+    kinds->count -= slot ? 0 : 3;
+}
+
+/* Values of attribute a, alone (form SIZE_MAX) or where the form attribute has a value. */
+static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t form,
+                       Arena *arena) {
+    const SageAttribute *attribute = &task->attributes[a];
+    bool any = form == SIZE_MAX;
+    const SageAttribute *forms = any ? NULL : &task->attributes[task->form];
+    const char *also = any ? "" : arena_format(arena, " & %s=%s", forms->name, forms->values[form]);
+    SageKind *kind =
+        kind_add(kinds, attribute->name, also, attribute->values, attribute->count, arena);
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const size_t *values = task->prompts[SAGE_TEST][p].values;
+        if (any || values[task->form] == form) {
+            kind_mark(kinds, kind, values[a], p);
+        }
+    }
+}
+
+static void label_kind(SageKinds *kinds, const SageTask *task, const SageLabel *label, size_t a,
+                       Arena *arena) {
+    const char *subject = arena_format(arena, "%s(%s)", label->name, task->attributes[a].name);
+    SageKind *kind = kind_add(kinds, subject, "", label->texts, label->count, arena);
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        int text = label->of[a][task->prompts[SAGE_TEST][p].values[a]];
+        if (text >= 0) {
+            kind_mark(kinds, kind, (size_t)text, p);
+        }
+    }
+}
+
+/* All kinds of predicates: an attribute's values; with each form; values by their places in the
+ * text; what the task's labels say of them. */
+SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena) {
+    size_t n = task->n_attributes, forms = task->form >= 0 ? task->attributes[task->form].count : 0;
+    size_t n_test = task->n_prompts[SAGE_TEST];
+    SageKinds *kinds = arena_alloc(arena, 1, sizeof *kinds);
+    kinds->words = (n_test + 63) / 64;
+    kinds->list = arena_alloc(arena, n * (1 + forms + 3 + task->n_labels), sizeof(SageKind));
+    for (size_t a = 0; a < n; a++) {
+        value_kind(kinds, task, a, SIZE_MAX, arena);
+    }
+    for (size_t a = 0; a < n; a++) {
+        for (size_t f = 0; f < forms && (int)a != task->form; f++) {
+            value_kind(kinds, task, a, f, arena);
+        }
+    }
+    for (size_t a = 0; a < n; a++) {
+        place_kinds(kinds, task, a, arena);
+    }
+    for (size_t l = 0; l < task->n_labels; l++) {
+        for (size_t a = 0; a < n; a++) {
+            label_kind(kinds, task, &task->labels[l], a, arena);
+        }
+    }
+    Random random = random_start(seed, RANDOM_SAGE_PERMUTE);
+    kinds->order = arena_alloc(arena, n_test, sizeof(uint64_t));
+    random_permutation(&random, kinds->order, n_test);
+    return kinds;
+}

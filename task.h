@@ -72,6 +72,19 @@ typedef struct SageTask {
     Arena *arena; /* of sage_task_open, for prompts */
 } SageTask;
 
+typedef struct SageKind { /* a kind of predicate: "SUBJECT=value ALSO", one for each value */
+    const char *subject, *also;
+    const char *const *values;
+    size_t n;
+    uint64_t *holds; /* [n, words]: bit p % 64 of word p / 64: it holds in test prompt p */
+} SageKind;
+
+typedef struct SageKinds {
+    SageKind *list; /* the first n_attributes: values of attributes */
+    size_t count, words;
+    uint64_t *order; /* [test prompts]: whose values each has by chance */
+} SageKinds;
+
 /* name: ioi, agreement, induction, greater-than, or a file. Drops values that are no single token.
  * All of the task lives in the arena, prompts too. A mistake in the file is STATUS_INPUT. */
 void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer);
@@ -80,5 +93,7 @@ void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                        const size_t n[SAGE_SPLITS], uint64_t seed);
 void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab);
 void sage_prompts_write(const SageTask *task, const char *path);
+/* Kinds of predicates and where each holds; the seed is of `order`. */
+SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena);
 
 #endif

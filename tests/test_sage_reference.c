@@ -103,14 +103,15 @@ static void compare_rows(const char *expected_path, const char *path) {
     free(expected);
 }
 
-static void golden(const char *name, const char *model, const char *task, const char *options) {
+static void golden(const char *name, const char *model, const char *saes, const char *task,
+                   const char *options) {
     char out[] = "/tmp/refsae-sage-XXXXXX", command[2048], path[256], expected_path[256];
     const char *program = getenv("REFSAE");
     cr_assert_not_null(mkdtemp(out));
     snprintf(command, sizeof command,
-             "%s sage --quiet --llm weights/%s --saes weights/saes/%s --task %s --out %s "
+             "%s sage --quiet --llm weights/%s --saes %s --task %s --out %s "
              "--prompts tests/golden/sage/%s/prompts.jsonl %s",
-             program != NULL ? program : "./refsae", model, model, task, out, name, options);
+             program != NULL ? program : "./refsae", model, saes, task, out, name, options);
     int status = system(command);
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", command);
 
@@ -130,19 +131,24 @@ static void golden(const char *name, const char *model, const char *task, const 
 TestSuite(sage_reference, .timeout = 600);
 
 Test(sage_reference, gpt2) {
-    golden("gpt2", "gpt2", "ioi", "");
+    golden("gpt2", "gpt2", "weights/saes/gpt2", "ioi", "");
 }
 
 Test(sage_reference, years) { /* lists of up to 97 answers */
-    golden("years", "gpt2", "greater-than", "--nodes z");
+    golden("years", "gpt2", "weights/saes/gpt2", "greater-than", "--nodes z");
 }
 
 Test(sage_reference, gpt_neox) { /* lists of answers; whole block outputs; the encoder's projection;
                                     an SAE of the embedding */
-    golden("gpt_neox", "gpt_neox", "agreement",
+    golden("gpt_neox", "gpt_neox", "weights/saes/gpt_neox", "agreement",
            "--nodes q,k,v,z,attn_out,mlp_out --projection weights,encoder");
 }
 
 Test(sage_reference, gemma2) { /* z through the post-norm with each prompt's own scale */
-    golden("gemma2", "gemma2", "induction", "");
+    golden("gemma2", "gemma2", "weights/saes/gemma2", "induction", "");
+}
+
+Test(sage_reference, native) { /* SAEs of nodes' own hook points; cross-sections from a file */
+    golden("native", "gpt2", "tests/golden/sage/native/saes", "ioi",
+           "--cross-sections tests/golden/sage/native/cross_sections.json");
 }
