@@ -318,7 +318,8 @@ Test(sage_json, json_has_the_form_that_others_read) {
     assert_keys(json, "tests/IO/random/control_aware/Pos", "1 2 4 8 16 32");
     assert_keys(json, "tests/IO/sae/control/S/32",
                 "score score_ci magnitude score_rescaled magnitude_rescaled");
-    assert_keys(json, "tests/IO/random/f1", "0 0.1 0.25");
+    assert_keys(json, "tests/IO/sae/f1", "0 0.1 0.25");
+    assert_keys(json, "tests/IO/random/f1", "0.25");
     assert_keys(json, "tests/IO/sae/f1/0.25",
                 "sufficiency sufficiency_ci necessity necessity_ci features");
     assert_keys(json, "interpretations/0", "hook position feature f1 predicate");
