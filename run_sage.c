@@ -239,7 +239,7 @@ static void pass_streams(SageRun *r, double *m, int32_t *predicted) {
  * first patched position, is taken from the last pass_streams; of the last layer only the last rows
  * run, unless a patch stands behind its q, k and v; and prompts under different patches wait for
  * one another, so that a pass has many rows. Of ioi on the toy GPT-2, 400 + 200 prompts, a whole
- * run takes 4.1 s with the first two and 7.4 s without. */
+ * run takes 9.4 s of processor time with the first two and 16.9 s without. */
 
 /* From which layer a patch runs, and whether last rows alone leave the last. */
 static size_t patch_first(const SageRun *r, const Patch *patch, bool *ends) {

@@ -4,7 +4,7 @@
  *   x, x'      a prompt, and its counterfactual: one attribute changed and nothing else
  *   a, a'      the activation of a node (a component at a named position) on them
  *   v_i        the value of attribute i in a prompt
- *   f_j, d_j   codes and decoder rows of an SAE of the residual stream
+ *   f_j, d_j   codes and decoder rows of an SAE (of the residual stream, but for `native`)
  *   a^         a reconstruction of a, always base + sum_j c_j: c_j is what feature j contributes
  *   abar       the mean of a over the training prompts
  *
@@ -872,6 +872,7 @@ static size_t count_bits(const uint64_t *a, const uint64_t *b, size_t words) {
     return n;
 }
 
+/* F1 of the prompts in which a feature is active and those in which a predicate holds. */
 static double f1_of(const uint64_t *active, const uint64_t *holds, size_t words) {
     size_t both = count_bits(active, holds, words);
     size_t sum = count_bits(active, active, words) + count_bits(holds, holds, words);
@@ -1367,6 +1368,8 @@ static SageControl control_of(const SageSection *s, SageFigure score, double mag
                          tells ? rescaled(magnitude, least, 1.0) : NAN};
 }
 
+/* Every figure in its place. Where ablation moves m by too little, necessity and recovered say
+ * nothing of any method; `none` is the model as it is, 1, 1 and 0 by definition. */
 void sage_judge(SageSection *s, SageCross *cross) {
     const SageFigure zero = {0.0, 0.0, 0.0}, one = {1.0, 1.0, 1.0}, spoiled = {NAN, NAN, NAN};
     figures_all(s);

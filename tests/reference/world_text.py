@@ -14,6 +14,7 @@ COUNTS = ["zero", "one", "two", "three"]
 
 NAMES = ["Mary", "John", "Tom", "James", "Dan", "Sarah", "Kate", "Anna", "Paul", "Mark", "Luke",
          "Emma", "Alice", "Jack", "Peter", "Amy"]
+FEMALE = {"Mary", "Sarah", "Kate", "Anna", "Emma", "Alice", "Amy"}
 WORDS = ["river", "stone", "bread", "glass", "paper", "gold", "wood", "water", "salt", "iron",
          "cotton", "silver"]
 YEARS = ["%02d" % y for y in range(3, 98, 4)]
@@ -56,7 +57,8 @@ def tasks():
                 "Yesterday, {IO} and {S} found a {OBJ} at the {PLACE}. {S} gave it to",
                 "The {PLACE} was where {IO} and {S} met. Then {S} handed a {OBJ} to")]},
         "answer": "IO", "wrong": "S",
-        "positions": {"IO": "IO#1", "S1": "S#1", "S1+1": "S#1+1", "S2": "S#2", "END": "end"}}
+        "positions": {"IO": "IO#1", "S1": "S#1", "S1+1": "S#1+1", "S2": "S#2", "END": "end"},
+        "labels": {"gender": {name: "f" if name in FEMALE else "m" for name in NAMES}}}
     one, many = [" is", " was", " has"], [" are", " were", " have"]
     agree = {
         "name": "agreement",
