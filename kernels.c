@@ -23,6 +23,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -373,6 +374,18 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     return sets[index].set;
 }
 
+/* Rows of A whose block of BLOCK_K values each takes most of the second cache, if the machine says
+ * how large that is; else of 1 MiB. They change no bit. */
+static size_t block_rows(void) {
+    long cache = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    size_t bytes = cache > 0 ? (size_t)cache : (size_t)1 << 20;
+    size_t rows = bytes / 8 * 5 / (BLOCK_K * sizeof(float)) / BLOCK_STEP * BLOCK_STEP;
+    return rows < 2 * BLOCK_STEP ? 2 * BLOCK_STEP : rows > BLOCK_M ? BLOCK_M : rows;
+}
+
 void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
     *compute = (Compute){.threads = 1};
     bool usable, known = false;
@@ -394,6 +407,7 @@ void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *i
     if (threads > 1024 || threads < 0) {
         fail(STATUS_INPUT, "threads: expected 0 to 1024, found %d", threads);
     }
+    compute->block_rows = block_rows();
     compute->scratch = arena_alloc(arena, (size_t)compute->threads, SCRATCH_SIZE);
 }
 
@@ -506,17 +520,18 @@ typedef struct ProductRun {
     size_t splits;
 } ProductRun;
 
-static size_t row_blocks(const Product *product) {
-    return product->m == 0 ? 1 : (product->m + BLOCK_M - 1) / BLOCK_M;
+static size_t row_blocks(const Compute *compute, const Product *product) {
+    const size_t rows = compute->block_rows;
+    return product->m == 0 ? 1 : (product->m + rows - 1) / rows;
 }
 
 static void product_body(void *user, size_t i, int thread) {
     const ProductRun *job = user;
     const Product *p = &job->products[i / job->pieces];
     const KernelSet *set = job->compute->set;
-    const size_t blocks = row_blocks(p), piece = i % job->splits;
+    const size_t blocks = row_blocks(job->compute, p), piece = i % job->splits;
     const size_t even =
-        (p->m + blocks - 1) / blocks; /* at most BLOCK_M, a multiple of BLOCK_STEP */
+        (p->m + blocks - 1) / blocks; /* at most block_rows, a multiple of BLOCK_STEP */
     const size_t height = (even + BLOCK_STEP - 1) / BLOCK_STEP * BLOCK_STEP;
     const size_t m0 = i % job->pieces / job->splits * height;
     size_t width = (p->n + job->splits - 1) / job->splits;
@@ -536,12 +551,12 @@ static void product_body(void *user, size_t i, int thread) {
 
 /* Blocks of rows and of columns of all products, handed out to the threads. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
-    const size_t wanted = compute->threads == 1 ? 1 : 16 * (size_t)compute->threads;
+    const size_t wanted = compute->threads == 1 ? 1 : 8 * (size_t)compute->threads;
     size_t blocks = 1;
     double work = 0.0;
     for (size_t i = 0; i < count; i++) {
         work += (double)products[i].m * (double)products[i].n * (double)products[i].k;
-        blocks = row_blocks(&products[i]) > blocks ? row_blocks(&products[i]) : blocks;
+        blocks = size_larger(row_blocks(compute, &products[i]), blocks);
     }
     const size_t splits = count == 0 || count * blocks >= wanted
                               ? 1

@@ -12,7 +12,8 @@ typedef struct Compute {
     int threads;
     const struct KernelSet
         *set; /* chosen once from the processor; REFSAE_ISA=scalar|avx2|avx512|neon overrides */
-    void *scratch; /* packing buffers, a fixed size a thread */
+    size_t block_rows; /* of a product's A, packed at a time: what the second cache holds */
+    void *scratch;     /* packing buffers, a fixed size a thread */
 } Compute;
 
 /* threads 0: as many as there are cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT.

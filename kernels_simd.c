@@ -7,7 +7,8 @@
 /* ==== products ==== */
 
 enum {
-    PANEL = TILE_N * VW
+    PANEL = TILE_N * VW,
+    GROUPS = (TILE_M + VW - 1) / VW /* vectors that hold a tile's rows */
 };
 
 INLINE vf load_widened(Dtype dtype, const unsigned char *p) {
@@ -127,33 +128,32 @@ static void pack_panel(float *panel, const Product *p, size_t n0, size_t columns
     }
 }
 
-/* block[m][BLOCK_K] = A(m0 .. m0 + rows - 1, k0 .. k0 + depth - 1). */
+/* block[tile][k][TILE_M] = A(m0 .. m0 + rows - 1, k0 .. k0 + depth - 1), tile by tile of rows, so
+ * that `tile` reads one stream. Rows that the last tile lacks hold anything. */
 static void pack_block(float *block, const Product *p, size_t m0, size_t rows, size_t k0,
                        size_t depth) {
-    const float *a = p->a + (ptrdiff_t)m0 * p->a_row + (ptrdiff_t)k0 * p->a_col;
-    if (p->a_col == 1) {
-        for (size_t m = 0; m < rows; m++) {
-            memcpy(block + m * BLOCK_K, a + (ptrdiff_t)m * p->a_row, depth * sizeof *a);
-        }
-        return;
-    }
-    size_t done = 0; /* rows packed by transposing squares of VW x VW */
-    if (p->a_row == 1) {
-        const ptrdiff_t stride = p->a_col * (ptrdiff_t)sizeof *a;
-        for (done = 0; done + VW <= rows; done += VW) {
-            for (size_t k = 0; k < depth; k += VW) { /* writes past depth stay inside BLOCK_K */
-                vu r[VW];
-                load_transposed(r, (const unsigned char *)(a + done + (ptrdiff_t)k * p->a_col),
-                                stride, depth - k, VW * 4);
-                UNROLL(16) for (size_t i = 0; i < VW; i++) {
-                    vf_store(block + (done + i) * BLOCK_K + k, vu_float(r[i]));
+    const ptrdiff_t row = p->a_row * (ptrdiff_t)sizeof(float);
+    for (size_t m = 0; m < rows; m += TILE_M, block += TILE_M * depth) {
+        const size_t count = rows - m < TILE_M ? rows - m : TILE_M;
+        const float *a = p->a + (ptrdiff_t)(m0 + m) * p->a_row + (ptrdiff_t)k0 * p->a_col;
+        for (size_t k = 0; p->a_col == 1 && k < depth; k += VW) {
+            const size_t left = depth - k < VW ? depth - k : VW;
+            vu r[GROUPS][VW];
+            UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
+                const size_t first = g * VW < count ? g * VW : 0;
+                load_transposed(r[g], (const unsigned char *)(a + k) + (ptrdiff_t)first * row, row,
+                                count - first, left * sizeof *a);
+            }
+            for (size_t i = 0; i < left; i++) { /* lanes behind TILE_M give way to the next k */
+                UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
+                    vf_store(block + (k + i) * TILE_M + g * VW, vu_float(r[g][i]));
                 }
             }
         }
-    }
-    for (size_t m = done; m < rows; m++) {
-        for (size_t k = 0; k < depth; k++) {
-            block[m * BLOCK_K + k] = a[(ptrdiff_t)m * p->a_row + (ptrdiff_t)k * p->a_col];
+        for (size_t k = 0; p->a_col != 1 && k < depth; k++) {
+            for (size_t i = 0; i < count; i++) {
+                block[k * TILE_M + i] = a[(ptrdiff_t)i * p->a_row + (ptrdiff_t)k * p->a_col];
+            }
         }
     }
 }
@@ -173,7 +173,7 @@ INLINE void tile(int rows, float *c, size_t ldc, const float *a, const float *pa
             b[j] = vf_load(panel + k * PANEL + (size_t)j * VW);
         }
         UNROLL(16) for (int m = 0; m < rows; m++) {
-            const vf x = vf_set(a[(size_t)m * BLOCK_K + k]);
+            const vf x = vf_set(a[k * TILE_M + (size_t)m]);
             UNROLL(4) for (int j = 0; j < TILE_N; j++) {
                 acc[m][j] = vf_fma(x, b[j], acc[m][j]);
             }
@@ -376,7 +376,7 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
             pack_panel(panel, p, n, columns, k0, depth);
             for (size_t m = m0; m < m1; m += TILE_M) {
                 const size_t rows = m1 - m < TILE_M ? m1 - m : TILE_M;
-                const float *a = block + (m - m0) * BLOCK_K;
+                const float *a = block + (m - m0) * depth;
                 float *c = p->c + m * p->ldc + n;
                 if (n1 - n >= 2 * PANEL) {
                     prefetch_panel(p, n + PANEL, k0, depth, m - m0, m1 - m0);

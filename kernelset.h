@@ -59,12 +59,12 @@ typedef struct Task {
     AdamW adamw;
 } Task;
 
-/* Rows and k of A that are packed at a time; rows are split evenly in multiples of BLOCK_STEP,
- * which every tile divides. Measured with C = [512, 9216] on Zen 4: a shorter k costs more in
- * passes over C than a panel gains by staying in the first cache. */
+/* Rows (at most: see block_rows) and k of A that are packed at a time; rows are split evenly in
+ * multiples of BLOCK_STEP, which every tile divides. A longer k would spare passes over C; then
+ * panel and block leave the caches. */
 enum {
     BLOCK_M = 560,
-    BLOCK_K = 1152,
+    BLOCK_K = 576,
     BLOCK_STEP = 56
 };
 
