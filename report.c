@@ -552,6 +552,7 @@ static void json_interpretation(JsonOut *json, const SageResult *r, const SageIn
     json_out_text(json, "position", r->task->positions[f->position]);
     json_out_int(json, "feature", (int64_t)f->feature);
     json_out_double(json, "f1", f->f1);
+    json_out_int(json, "support", (int64_t)f->support);
     json_out_text(json, "predicate", f->predicate);
     json_out_end(json);
 }
@@ -1366,7 +1367,7 @@ static void show_interpretations(const Folder *f, const Json *sage) {
         "name at a place of the text, a label of a value, or a union of values) that best predicts "
         "on which test prompts the feature is active. F1 is the harmonic mean of how often the "
         "predicate holds when the feature is active and how often the feature is active when the "
-        "predicate holds; 1: they are the same.");
+        "predicate holds; 1: they are the same. Support: in how many test prompts it holds.");
     show_figure(f, "kinds.svg",
                 "Figure 5 of 2405.08366: which kinds of predicate the features of each node have. "
                 "A number counts features; an empty row has none that reaches the F1.");
