@@ -168,6 +168,14 @@ Test(program, dump_and_diff) {
     one_sentence("none.safetensors");
     cr_assert_eq(
         run("", "dump --llm weights/gpt2 --ids 5 --hooks 'no_such_*' --out @/d.safetensors"), 2);
+    static const char *const one_of_several[] = {"'no_such_*,logits'", "logits,no_such_*",
+                                                 "'{no_such_*},logits'", "logits,no_such_*,logits"};
+    for (size_t i = 0; i < sizeof one_of_several / sizeof *one_of_several; i++) {
+        cr_assert_eq(run("", "dump --llm weights/gpt2 --ids 5 --hooks %s --out @/d.safetensors",
+                         one_of_several[i]),
+                     2);
+        one_sentence("no_such_*");
+    }
     cr_assert(!there("d.safetensors"));
     cr_assert_eq(run("", "dump --llm weights/gpt2 --text '' --hooks '*' --out @/d.safetensors"), 2);
     one_sentence("the text has no token");
