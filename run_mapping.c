@@ -163,15 +163,18 @@ typedef struct Trainer {
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
-/* The picture of an example; features NULL: only whether it can be read. */
+/* The picture of an example; features NULL: only whether it can be read, or with --steps, whose
+ * schedule does not depend on that, nothing but its name. */
 static void train_image(Trainer *t, const Conversation *conversation, float *features) {
     if (conversation->n_images > 1) {
         fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL) {
+    if (features == NULL && t->options->steps == 0) {
         (void)image_read(t->examples, path);
+    }
+    if (features == NULL) {
         return;
     }
     vlm_image(&t->vlm, path, NULL);
@@ -199,10 +202,8 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
         return false;
     }
     t->skip[index] = 0;
-    if (features != NULL) {
-        *sequence = vlm_sequence(&t->vlm, conversation.turns, conversation.count, true,
-                                 t->options->tokens, t->examples);
-    }
+    *sequence = vlm_sequence(&t->vlm, conversation.turns, conversation.count, true,
+                             t->options->tokens, t->examples);
     return true;
 }
 
@@ -237,18 +238,37 @@ static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
     return count;
 }
 
-/* Without --steps the length of the schedule depends on how many examples can be used: look at each
- * once. */
+/* Looks at each example once: how many can be used, on which without --steps the length of the
+ * schedule depends, and whether --tokens leaves them something to predict. */
 static void train_count(Trainer *t) {
+    const TrainOptions *o = t->options;
+    size_t usable = 0, unanswered = 0, per_step = o->batch * o->accumulate;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
     for (size_t i = 0; i < t->data.count; i++) {
+        Sequence sequence;
         arena_reset(t->examples);
-        t->state.usable += train_example(t, i, NULL, NULL);
+        if (train_example(t, i, &sequence, NULL)) {
+            usable++;
+            unanswered += sequence.n_answers == 0;
+        }
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
-    size_t per_step = t->options->batch * t->options->accumulate;
-    t->state.steps = t->options->epochs * ((t->state.usable + per_step - 1) / per_step);
+    if (usable == 0) {
+        fail(STATUS_INPUT, "%s: no example can be used", o->data);
+    }
+    if (unanswered == usable) {
+        fail(STATUS_INPUT, "%s: 0 of %zu examples keep a token to predict within --tokens %zu",
+             o->data, usable, o->tokens);
+    }
+    if (unanswered > 0) {
+        console_line(t->console,
+                     "%zu of %zu examples keep no token to predict within --tokens %zu: each adds "
+                     "0 to the mean",
+                     unanswered, usable, o->tokens);
+    }
+    t->state.usable = usable;
+    t->state.steps = o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
 }
 
 /* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
@@ -437,13 +457,7 @@ static void train_begin(Trainer *t) {
                      t->state.steps);
         return;
     }
-    t->state.steps = o->steps;
-    if (o->steps == 0) {
-        train_count(t);
-    }
-    if (t->state.steps == 0) {
-        fail(STATUS_INPUT, "%s: no example can be used", o->data);
-    }
+    train_count(t);
     train_rows(t);
 }
 

@@ -486,6 +486,27 @@ Test(program, training_counts_what_it_leaves_out) {
     cr_assert(!there("p/adapter.safetensors"));
 }
 
+/* With --tokens so low that answers are cut off. */
+Test(program, training_needs_tokens_to_predict) {
+    static const char *const lengths[] = {"", "--steps 2"};
+    for (size_t i = 0; i < 2; i++) {
+        const char *many =
+            i == 0 ? "21" : "22"; /* with --steps an unread image is one that may be */
+        char words[128];
+        cr_assert_eq(run("", "train " ODD " --out @/o --tokens 4 %s --quiet", lengths[i]), 2);
+        snprintf(words, sizeof words, "0 of %s examples keep a token to predict within --tokens 4",
+                 many);
+        one_sentence(words);
+        cr_assert(!there("o/train.csv"));
+        cr_assert_eq(run("", "train " ODD " --out @/p --tokens 20 %s", lengths[i]), 0);
+        snprintf(words, sizeof words,
+                 "3 of %s examples keep no token to predict within --tokens 20", many);
+        cr_assert(says("stderr", words));
+        cr_assert_eq(run("", "train " ODD " --out @/p --tokens 200 %s", lengths[i]), 0);
+        cr_assert(!says("stderr", "no token"));
+    }
+}
+
 static const char long_run[] =
     "train " ODD " --out @/%s --lr 0.01 --batch 2 --accumulate 1 --tokens 55 --steps 40 "
     "--save-every 3 --seed 7 %s";
