@@ -160,6 +160,32 @@ static const Json *first_of(const Json *object, const char *const *names) {
     return NULL;
 }
 
+/* As Python's str(), which the metrics' own code calls: True, 3, 2.5. NULL: it is no reference. */
+static const Json *reference_text(Arena *arena, const Json *value) {
+    char buffer[JSON_NUMBER_SIZE];
+    const char *text = buffer;
+    double number = json_double(value);
+    if (json_is(value, JSON_STRING)) {
+        return value;
+    }
+    if (json_is(value, JSON_TRUE) || json_is(value, JSON_FALSE)) {
+        text = value->kind == JSON_TRUE ? "True" : "False";
+    } else if (!isfinite(number)) {
+        return NULL;
+    } else if (strpbrk(value->text, ".eE") == NULL) {
+        text = value->text; /* a whole number of any size */
+    } else if (fabs(number) < 1e16 && number == floor(number)) {
+        snprintf(buffer, sizeof buffer, "%.1f", number);
+    } else {
+        json_format_double(buffer, number);
+    }
+    Json *string = arena_alloc(arena, 1, sizeof *string);
+    size_t length = strlen(text);
+    *string =
+        (Json){.kind = JSON_STRING, .text = arena_copy(arena, text, length), .length = length};
+    return string;
+}
+
 Question question_parse(Arena *arena, const Json *line, const char *name, size_t number) {
     static const char *const ids[] = {"question_id", "id", NULL},
                              *const texts[] = {"text", "question", "prompt", NULL},
@@ -180,7 +206,7 @@ Question question_parse(Arena *arena, const Json *line, const char *name, size_t
     question.answers = arena_alloc(arena, list ? answer->length + 1 : 1, sizeof(Json *));
     for (const Json *a = list ? answer->child : answer; a != NULL; a = list ? a->next : NULL) {
         const Json *string = json_is(a, JSON_OBJECT) ? json_get(a, "answer") : a;
-        question.answers[question.n_answers++] = json_is(string, JSON_STRING) ? string : NULL;
+        question.answers[question.n_answers++] = reference_text(arena, string);
     }
     return question;
 }
@@ -341,8 +367,13 @@ bool score_answer(Scores *scores, const char *given, size_t length, const Questi
     return exact;
 }
 
-double ratio(size_t a, size_t b) {
+/* a / b; 0 / 0 is 0 */
+static double ratio(size_t a, size_t b) {
     return b > 0 ? (double)a / (double)b : 0.0;
+}
+
+double exact_match(const Scores *scores) {
+    return (double)scores->exact / (double)scores->with_answer;
 }
 
 void scores_write(FILE *out, const Scores *s) {
@@ -353,9 +384,8 @@ void scores_write(FILE *out, const Scores *s) {
     json_out_int(&json, "questions", (int64_t)s->asked);
     json_out_int(&json, "skipped", (int64_t)s->skipped);
     json_out_int(&json, "scored", (int64_t)s->with_answer);
-    json_out_double(&json, "exact_match", ratio(s->exact, s->with_answer));
-    json_out_double(&json, "vqa_accuracy",
-                    s->with_answer > 0 ? s->vqa / (double)s->with_answer : 0.0);
+    json_out_double(&json, "exact_match", exact_match(s));
+    json_out_double(&json, "vqa_accuracy", s->vqa / (double)s->with_answer);
     json_out_object(&json, "yes_no");
     json_out_int(&json, "questions", (int64_t)s->yes_no);
     json_out_double(&json, "accuracy", ratio(s->true_yes + s->true_no, s->yes_no));

@@ -37,7 +37,8 @@ Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t
 typedef struct Question {
     const char *id, *image; /* id "": none */
     Turn text;
-    const Json **answers; /* [n_answers] strings; NULL where an entry holds none */
+    const Json **answers; /* [n_answers] strings, numbers and booleans as Python's str() has them;
+                             NULL where an entry holds none */
     size_t n_answers;
 } Question;
 
@@ -52,7 +53,7 @@ typedef struct Scores { /* counts over the questions asked */
 Question question_parse(Arena *arena, const Json *line, const char *name, size_t number);
 /* Counts the answer given (0-terminated); whether it is a reference answer exactly. */
 bool score_answer(Scores *scores, const char *given, size_t length, const Question *question);
-double ratio(size_t a, size_t b); /* a / b; 0 / 0 is 0 */
+double exact_match(const Scores *scores); /* share of those with an answer; NaN of none */
 void scores_write(FILE *out, const Scores *scores);
 
 /* ---- features: what they are said to stand for ---- */

@@ -134,6 +134,15 @@ static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *caus
     out->why[out->count++] = arena_copy(arena, cause->text, strlen(cause->text));
 }
 
+static void tell_left_out(const Console *console, const LeftOut *out, const char *what) {
+    if (out->count > 0) {
+        console_line(console, "left out %zu %s:", out->count, what);
+    }
+    for (size_t i = 0; i < out->count; i++) {
+        console_line(console, "  %s", out->why[i]);
+    }
+}
+
 /* ---- training ---- */
 
 typedef struct TrainRow {
@@ -517,13 +526,7 @@ static void train_tell(const Trainer *t) {
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
     }
-    if (t->left_out.count > 0) {
-        console_line(t->console, "left out %zu examples whose image cannot be read or is not one:",
-                     t->left_out.count);
-    }
-    for (size_t i = 0; i < t->left_out.count; i++) {
-        console_line(t->console, "  %s", t->left_out.why[i]);
-    }
+    tell_left_out(t->console, &t->left_out, "examples whose image cannot be read or is not one");
 }
 
 TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
@@ -680,8 +683,9 @@ typedef struct Evaluation {
     const Console *console;
     Vlm vlm;
     ImagePool pool;
-    Arena *question; /* one at a time */
+    Arena *arena, *question; /* the whole evaluation; one question */
     float *images;
+    LeftOut left_out;
     Scores scores;
 } Evaluation;
 
@@ -716,11 +720,10 @@ static void eval_question(Evaluation *e, const Question *q, FILE *out) {
     volatile size_t image = 0;
     char *path = path_join(e->question, e->options->images, q->image);
     ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status != STATUS_OK) {
+    if (cause.status != STATUS_OK && out == NULL) {
         may_leave_out(&cause, e->options->strict);
-    }
-    if (out != NULL && cause.status != STATUS_OK) {
-        console_line(e->console, "left out: %s", cause.text);
+    } else if (cause.status != STATUS_OK) {
+        leave_out(&e->left_out, e->arena, e->options->strict, &cause);
         e->scores.skipped++;
     } else if (out != NULL) {
         eval_answer(e, q, image, out);
@@ -750,9 +753,23 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     return count;
 }
 
+static void eval_tell(const Evaluation *e) {
+    const Scores *s = &e->scores;
+    if (s->with_answer > 0) {
+        console_line(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
+                     e->options->permute ? " (image tokens permuted)" : "");
+    }
+    if (s->with_answer < s->asked) {
+        console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
+                     s->asked - s->with_answer, s->asked);
+    }
+    tell_left_out(e->console, &e->left_out, "questions whose image cannot be read");
+}
+
 void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
     Arena *arena = arena_new();
-    Evaluation e = {.options = o, .console = console, .question = arena_within(arena)};
+    Evaluation e = {
+        .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     path_make_directory(o->out);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
@@ -765,13 +782,15 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     }
     OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
     (void)eval_pass(&e, count, answers->stream);
+    if (e.scores.asked == 0) {
+        fail(STATUS_INPUT, "%s: 0 questions asked: no image of the %zu can be read: %s",
+             o->questions, count, e.left_out.why[0]);
+    }
     out_commit(answers);
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
     scores_write(scores->stream, &e.scores);
     out_commit(scores);
-    console_line(console, "%zu questions: exact match %.4f%s", e.scores.asked,
-                 ratio(e.scores.exact, e.scores.with_answer),
-                 o->permute ? " (image tokens permuted)" : "");
+    eval_tell(&e);
     arena_free(arena);
 }
 

@@ -638,6 +638,39 @@ Test(program, eval_writes_answers_and_scores) {
     cr_assert(!there("e/answers.jsonl"));
 }
 
+static void put(const char *name, const char *text) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    cr_assert_not_null(file);
+    fputs(text, file);
+    cr_assert_eq(fclose(file), 0);
+}
+
+static const char asking[] =
+    "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
+    " --questions @/q.jsonl --images weights/images --out @/%s --max-new-tokens 2";
+
+/* What is skipped or not scored is counted in the end, and nothing at all is no result. */
+Test(program, eval_says_what_it_left_out) {
+    static const char missing[] = "{\"image\":\"none.png\",\"text\":\"a\",\"answer\":\"b\"}\n",
+                      unanswered[] = "{\"image\":\"held_000.png\",\"text\":\"a\"}\n";
+    char text[512];
+    snprintf(text, sizeof text, "%s%s", missing, missing);
+    put("q.jsonl", text);
+    cr_assert_eq(run("", asking, "a"), 2);
+    cr_assert(says("stderr", "0 questions asked: no image of the 2 can be read: "));
+    cr_assert(!there("a/answers.jsonl") && !there("a/scores.json"));
+    snprintf(text, sizeof text, "%s%s", missing, unanswered);
+    put("q.jsonl", text);
+    cr_assert_eq(run("", asking, "b"), 0);
+    cr_assert(says("stderr", "not scored: 1 of 1 questions, which have no reference answer\n"
+                             "left out 1 questions whose image cannot be read:\n  "
+                             "weights/images/none.png: "));
+    cr_assert(!says("stderr", "exact match"));
+    cr_assert(says("b/scores.json", "\"exact_match\": null"));
+}
+
 /* What follows U+0000 is asked too: the answers of two questions that differ only there differ. */
 Test(program, eval_asks_the_whole_question) {
     char name[128];
