@@ -436,7 +436,7 @@ static void description_file(Descriptions *out, size_t d_sae, Arena *arena, cons
     arena_free(scratch);
 }
 
-/* The one folder "LAYER-..." (or "LAYER") of the directory. */
+/* The one folder "LAYER-..." (or "LAYER") of the directory; NULL: there is none. */
 static const char *description_folder(Arena *arena, const char *directory, int layer) {
     size_t count;
     unsigned long number;
@@ -454,19 +454,15 @@ static const char *description_folder(Arena *arena, const char *directory, int l
         }
         taken = names[i];
     }
-    if (taken == NULL) {
-        fail(STATUS_INPUT, "%s: no folder '%d-...' with descriptions of layer %d", directory, layer,
-             layer);
-    }
-    return path_join(arena, directory, taken);
+    return taken != NULL ? path_join(arena, directory, taken) : NULL;
 }
 
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae) {
     Descriptions out = {arena_alloc(arena, d_sae, sizeof(char *)), arena_floats(arena, d_sae, 1)};
     const char *folder = description_folder(arena, directory, layer);
-    size_t count;
+    size_t count = 0;
     unsigned long start;
-    char **names = path_list(arena, folder, &count);
+    char **names = folder != NULL ? path_list(arena, folder, &count) : NULL;
     for (size_t i = 0; i < count; i++) {
         const char *rest = number_prefix(names[i], &start);
         const char *dot = rest != NULL && *rest == '-' ? strchr(rest, '.') : NULL;
@@ -477,13 +473,19 @@ Descriptions descriptions_read(Arena *arena, const char *directory, int layer, s
     return out;
 }
 
-/* verdict: true, 1, "1", "yes", "true" are yes */
-bool verdict_is_yes(const Json *line) {
-    static const char *const words[] = {"1", "yes", "Yes", "YES", "true", "True"};
+/* verdict: true, 1, "1", "yes", "true" are yes; false, 0, "0", "no", "false" are no */
+Verdict verdict_read(const Json *line) {
+    static const char *const words[2][6] = {{"0", "no", "No", "NO", "false", "False"},
+                                            {"1", "yes", "Yes", "YES", "true", "True"}};
     const Json *verdict = json_get(line, "verdict");
-    return json_is(verdict, JSON_TRUE) ||
-           (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
-           (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
+    for (int yes = 0; yes < 2; yes++) {
+        if (json_is(verdict, yes ? JSON_TRUE : JSON_FALSE) ||
+            (json_is(verdict, JSON_NUMBER) && json_double(verdict) == (double)yes) ||
+            (json_is(verdict, JSON_STRING) && in_list(verdict->text, words[yes], 6))) {
+            return yes ? VERDICT_YES : VERDICT_NO;
+        }
+    }
+    return VERDICT_NONE;
 }
 
 /* ---- an adapter's file ---- */

@@ -63,12 +63,18 @@ typedef struct Descriptions {
     float *density;    /* [d_sae]: Neuronpedia's frac_nonzero */
 } Descriptions;
 
-/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json. No folder of the layer,
- * two of them, and features outside of the SAE are STATUS_INPUT. */
+/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json; without a folder of the
+ * layer there are none. Two of them and features outside of the SAE are STATUS_INPUT. */
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae);
 
-/* Of a line of a judge's file; what cannot be read is no. */
-bool verdict_is_yes(const Json *line);
+typedef enum Verdict {
+    VERDICT_NONE, /* counts as no */
+    VERDICT_NO,
+    VERDICT_YES
+} Verdict;
+
+/* Of a line of a judge's file; VERDICT_NONE: it cannot be read. */
+Verdict verdict_read(const Json *line);
 
 /* The lexical judge: true if a content word of `description` (at least three letters or digits, not
  * a function word and not a word that feature descriptions are made of, as "references to") has the
