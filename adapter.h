@@ -157,11 +157,10 @@ typedef struct EvalOptions {
 
 typedef struct AnalyzeOptions {
     const char *llm, *vision, *adapter, *saes, *data, *images, *out;
-    const char *layers;       /* "0,4-9"; NULL: every layer that has an SAE */
-    const char *descriptions; /* NULL: features are reported by number */
-    const char
-        *judge; /* "lexical", a file of verdicts, or NULL: lexical if there are descriptions */
-    const char *compare; /* a table like weights/mapping_published.csv */
+    const char *layers;          /* "0,4-9"; NULL: every layer that has an SAE */
+    const char *descriptions;    /* NULL: features are reported by number */
+    const char *judge;           /* "lexical", or a file of verdicts */
+    const char *write_questions; /* a file for what a judge is to decide; NULL: none */
     size_t examples, judge_examples, loss_examples;
     size_t features; /* reported of an example, layer and group */
     double max_frequency, max_density, converge;
@@ -222,7 +221,8 @@ typedef struct AnalyzeResult {
     size_t n_layers, examples;
     const char *const *failures; /* why examples were left out */
     size_t n_failures;
-    size_t judged; /* examples that have verdicts: the first of them all */
+    size_t judged;                  /* examples that have verdicts: the first of them all */
+    size_t verdicts, verdicts_used; /* of a judge outside: lines, and those that say something */
 } AnalyzeResult;
 
 typedef struct AnalyzeRun { /* what the passes compute with */

@@ -160,6 +160,32 @@ static const Json *first_of(const Json *object, const char *const *names) {
     return NULL;
 }
 
+/* As Python's str(), which the metrics' own code calls: True, 3, 2.5. NULL: it is no reference. */
+static const Json *reference_text(Arena *arena, const Json *value) {
+    char buffer[JSON_NUMBER_SIZE];
+    const char *text = buffer;
+    double number = json_double(value);
+    if (json_is(value, JSON_STRING)) {
+        return value;
+    }
+    if (json_is(value, JSON_TRUE) || json_is(value, JSON_FALSE)) {
+        text = value->kind == JSON_TRUE ? "True" : "False";
+    } else if (!isfinite(number)) {
+        return NULL;
+    } else if (strpbrk(value->text, ".eE") == NULL) {
+        text = value->text; /* a whole number of any size */
+    } else if (fabs(number) < 1e16 && number == floor(number)) {
+        snprintf(buffer, sizeof buffer, "%.1f", number);
+    } else {
+        json_format_double(buffer, number);
+    }
+    Json *string = arena_alloc(arena, 1, sizeof *string);
+    size_t length = strlen(text);
+    *string =
+        (Json){.kind = JSON_STRING, .text = arena_copy(arena, text, length), .length = length};
+    return string;
+}
+
 Question question_parse(Arena *arena, const Json *line, const char *name, size_t number) {
     static const char *const ids[] = {"question_id", "id", NULL},
                              *const texts[] = {"text", "question", "prompt", NULL},
@@ -180,7 +206,7 @@ Question question_parse(Arena *arena, const Json *line, const char *name, size_t
     question.answers = arena_alloc(arena, list ? answer->length + 1 : 1, sizeof(Json *));
     for (const Json *a = list ? answer->child : answer; a != NULL; a = list ? a->next : NULL) {
         const Json *string = json_is(a, JSON_OBJECT) ? json_get(a, "answer") : a;
-        question.answers[question.n_answers++] = json_is(string, JSON_STRING) ? string : NULL;
+        question.answers[question.n_answers++] = reference_text(arena, string);
     }
     return question;
 }
@@ -341,8 +367,13 @@ bool score_answer(Scores *scores, const char *given, size_t length, const Questi
     return exact;
 }
 
-double ratio(size_t a, size_t b) {
+/* a / b; 0 / 0 is 0 */
+static double ratio(size_t a, size_t b) {
     return b > 0 ? (double)a / (double)b : 0.0;
+}
+
+double exact_match(const Scores *scores) {
+    return (double)scores->exact / (double)scores->with_answer;
 }
 
 void scores_write(FILE *out, const Scores *s) {
@@ -353,9 +384,8 @@ void scores_write(FILE *out, const Scores *s) {
     json_out_int(&json, "questions", (int64_t)s->asked);
     json_out_int(&json, "skipped", (int64_t)s->skipped);
     json_out_int(&json, "scored", (int64_t)s->with_answer);
-    json_out_double(&json, "exact_match", ratio(s->exact, s->with_answer));
-    json_out_double(&json, "vqa_accuracy",
-                    s->with_answer > 0 ? s->vqa / (double)s->with_answer : 0.0);
+    json_out_double(&json, "exact_match", exact_match(s));
+    json_out_double(&json, "vqa_accuracy", s->vqa / (double)s->with_answer);
     json_out_object(&json, "yes_no");
     json_out_int(&json, "questions", (int64_t)s->yes_no);
     json_out_double(&json, "accuracy", ratio(s->true_yes + s->true_no, s->yes_no));
@@ -406,7 +436,7 @@ static void description_file(Descriptions *out, size_t d_sae, Arena *arena, cons
     arena_free(scratch);
 }
 
-/* The one folder "LAYER-..." (or "LAYER") of the directory. */
+/* The one folder "LAYER-..." (or "LAYER") of the directory; NULL: there is none. */
 static const char *description_folder(Arena *arena, const char *directory, int layer) {
     size_t count;
     unsigned long number;
@@ -424,19 +454,15 @@ static const char *description_folder(Arena *arena, const char *directory, int l
         }
         taken = names[i];
     }
-    if (taken == NULL) {
-        fail(STATUS_INPUT, "%s: no folder '%d-...' with descriptions of layer %d", directory, layer,
-             layer);
-    }
-    return path_join(arena, directory, taken);
+    return taken != NULL ? path_join(arena, directory, taken) : NULL;
 }
 
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae) {
     Descriptions out = {arena_alloc(arena, d_sae, sizeof(char *)), arena_floats(arena, d_sae, 1)};
     const char *folder = description_folder(arena, directory, layer);
-    size_t count;
+    size_t count = 0;
     unsigned long start;
-    char **names = path_list(arena, folder, &count);
+    char **names = folder != NULL ? path_list(arena, folder, &count) : NULL;
     for (size_t i = 0; i < count; i++) {
         const char *rest = number_prefix(names[i], &start);
         const char *dot = rest != NULL && *rest == '-' ? strchr(rest, '.') : NULL;
@@ -447,13 +473,19 @@ Descriptions descriptions_read(Arena *arena, const char *directory, int layer, s
     return out;
 }
 
-/* verdict: true, 1, "1", "yes", "true" are yes */
-bool verdict_is_yes(const Json *line) {
-    static const char *const words[] = {"1", "yes", "Yes", "YES", "true", "True"};
+/* verdict: true, 1, "1", "yes", "true" are yes; false, 0, "0", "no", "false" are no */
+Verdict verdict_read(const Json *line) {
+    static const char *const words[2][6] = {{"0", "no", "No", "NO", "false", "False"},
+                                            {"1", "yes", "Yes", "YES", "true", "True"}};
     const Json *verdict = json_get(line, "verdict");
-    return json_is(verdict, JSON_TRUE) ||
-           (json_is(verdict, JSON_NUMBER) && json_double(verdict) == 1.0) ||
-           (json_is(verdict, JSON_STRING) && in_list(verdict->text, words, 6));
+    for (int yes = 0; yes < 2; yes++) {
+        if (json_is(verdict, yes ? JSON_TRUE : JSON_FALSE) ||
+            (json_is(verdict, JSON_NUMBER) && json_double(verdict) == (double)yes) ||
+            (json_is(verdict, JSON_STRING) && in_list(verdict->text, words[yes], 6))) {
+            return yes ? VERDICT_YES : VERDICT_NO;
+        }
+    }
+    return VERDICT_NONE;
 }
 
 /* ---- an adapter's file ---- */

@@ -37,7 +37,8 @@ Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t
 typedef struct Question {
     const char *id, *image; /* id "": none */
     Turn text;
-    const Json **answers; /* [n_answers] strings; NULL where an entry holds none */
+    const Json **answers; /* [n_answers] strings, numbers and booleans as Python's str() has them;
+                             NULL where an entry holds none */
     size_t n_answers;
 } Question;
 
@@ -52,7 +53,7 @@ typedef struct Scores { /* counts over the questions asked */
 Question question_parse(Arena *arena, const Json *line, const char *name, size_t number);
 /* Counts the answer given (0-terminated); whether it is a reference answer exactly. */
 bool score_answer(Scores *scores, const char *given, size_t length, const Question *question);
-double ratio(size_t a, size_t b); /* a / b; 0 / 0 is 0 */
+double exact_match(const Scores *scores); /* share of those with an answer; NaN of none */
 void scores_write(FILE *out, const Scores *scores);
 
 /* ---- features: what they are said to stand for ---- */
@@ -62,12 +63,18 @@ typedef struct Descriptions {
     float *density;    /* [d_sae]: Neuronpedia's frac_nonzero */
 } Descriptions;
 
-/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json. No folder of the layer,
- * two of them, and features outside of the SAE are STATUS_INPUT. */
+/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json; without a folder of the
+ * layer there are none. Two of them and features outside of the SAE are STATUS_INPUT. */
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae);
 
-/* Of a line of a judge's file; what cannot be read is no. */
-bool verdict_is_yes(const Json *line);
+typedef enum Verdict {
+    VERDICT_NONE, /* counts as no */
+    VERDICT_NO,
+    VERDICT_YES
+} Verdict;
+
+/* Of a line of a judge's file; VERDICT_NONE: it cannot be read. */
+Verdict verdict_read(const Json *line);
 
 /* The lexical judge: true if a content word of `description` (at least three letters or digits, not
  * a function word and not a word that feature descriptions are made of, as "references to") has the

@@ -15,7 +15,7 @@
 
 typedef struct Collector {
     Arena *arena;
-    const char *hooks, *pattern; /* as given; as one glob */
+    const char *pattern; /* all that is given, as one glob */
     bool vision;
     Tensor *kept;
     size_t count, capacity;
@@ -56,10 +56,22 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
     collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
 }
 
-static void collector_write(const Collector *c, const char *path) {
-    if (c->count == 0) {
-        fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", c->hooks);
+/* Each of the globs names something: one that does not is a mistake, whatever the others name. */
+static void collector_check(const Collector *c) {
+    for (size_t at = 0, next; c->pattern[at] == '{' || c->pattern[at] == ','; at = next) {
+        next = brace_next(c->pattern, at, ",}");
+        const char *glob = arena_copy(c->arena, c->pattern + at + 1, next - at - 1);
+        bool names = false;
+        for (size_t i = 0; i < c->count; i++) {
+            names |= glob_match(glob, c->kept[i].name);
+        }
+        if (!names) {
+            fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", glob);
+        }
     }
+}
+
+static void collector_write(const Collector *c, const char *path) {
     TensorWriter *writer = tensor_writer_open(path);
     for (size_t i = 0; i < c->count; i++) {
         const Tensor *t = &c->kept[i];
@@ -262,12 +274,12 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
 }
 
 void dump_run(const Compute *compute, const DumpOptions *o, const Console *console) {
-    const char *hooks = o->hooks != NULL ? o->hooks : "";
     if (o->out == NULL || (o->sae == NULL && o->hooks == NULL)) {
         fail(STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
     }
     Arena *arena = arena_new();
-    Collector c = {.arena = arena, .hooks = hooks, .pattern = arena_format(arena, "{%s}", hooks)};
+    Collector c = {.arena = arena,
+                   .pattern = arena_format(arena, "{%s}", o->hooks != NULL ? o->hooks : "")};
     if (o->sae != NULL) {
         dump_sae(&c, compute, o, console);
     } else {
@@ -279,6 +291,7 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         } else if (o->prompt.image == NULL) {
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
         }
+        collector_check(&c);
     }
     collector_write(&c, o->out);
     arena_free(arena);

@@ -127,9 +127,7 @@ bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision) {
 
 /* ---- globs: the shell's braces, and within them what fnmatch knows ---- */
 
-/* The next of `stops` behind pattern[at] that stands in no inner braces and no [set]; the length of
- * the pattern if there is none. */
-static size_t brace_next(const char *pattern, size_t at, const char *stops) {
+size_t brace_next(const char *pattern, size_t at, const char *stops) {
     size_t depth = 0, i = at + 1;
     for (; pattern[i] != '\0'; i++) {
         const char *set =

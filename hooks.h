@@ -81,5 +81,8 @@ void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, 
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision);
 /* Shell-like: * any run of characters (dots too), ? one, [abc] a set, {a,b} alternatives. */
 bool glob_match(const char *pattern, const char *name);
+/* The next of `stops` behind pattern[at] that stands in no inner braces and no [set]; the length of
+ * the pattern if there is none. */
+size_t brace_next(const char *pattern, size_t at, const char *stops);
 
 #endif

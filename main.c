@@ -69,6 +69,34 @@ static int option_find(const Command *command, const char *name, size_t length) 
     return -1;
 }
 
+/* An option and one without which it has nothing to work on, in commands that have both. */
+static const char *const needs[][2] = {
+    {"judge", "descriptions"},
+    {"judge-examples", "descriptions"},
+    {"max-density", "descriptions"},
+    {"write-questions", "descriptions"},
+    {"vision", "image"},
+    {"adapter", "image"},
+    {"chat", "prompt"},
+    {"grad", "llm"},
+    {"input", "sae"},
+    {"tensor", "sae"},
+    {"fold-value-biases", "sae"},
+};
+
+static void check_needs(const Arguments *a) {
+    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
+        const char *name = needs[i][0], *other = needs[i][1];
+        int place = option_find(a->command, name, strlen(name));
+        int needed = option_find(a->command, other, strlen(other));
+        if (place >= 0 && needed >= 0 && a->values[needed] == NULL &&
+            a->values[place] != option_at(a->command, (size_t)place)->fallback) {
+            fail(STATUS_INPUT, "--%s needs --%s (see 'refsae help %s')", name, other,
+                 a->command->name);
+        }
+    }
+}
+
 static void arguments_parse(Arguments *a, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
@@ -108,6 +136,7 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
         (command->max_positional >= 0 && a->n_positional > command->max_positional)) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
+    check_needs(a);
 }
 
 /* ---- values ---- */
@@ -215,8 +244,8 @@ static GenerateOptions get_generate(Arguments *a) {
                                             .top_k = get_count(a, "top-k"),
                                             .top_p = (float)get_double(a, "top-p")},
                                .seed = get_count(a, "seed")};
-    if (options.max_new_tokens > (1u << 24)) {
-        bad_value(a, "max-new-tokens", "at most 16777216");
+    if (options.max_new_tokens == 0 || options.max_new_tokens > (1u << 24)) {
+        bad_value(a, "max-new-tokens", "a number from 1 to 16777216");
     }
     if (options.sampling.temperature < 0.0f) {
         bad_value(a, "temperature", "0 or more");
@@ -338,8 +367,9 @@ static const Option analyze_options[] = {
     {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE"},
     {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json"},
     {"features", "N", "3", "features reported of an example, layer and group, the strongest first"},
-    {"judge", "lexical|FILE", NULL,
+    {"judge", "lexical|FILE", "lexical",
      "who says whether descriptions match; FILE: verdicts, JSON lines"},
+    {"write-questions", "FILE", NULL, "what to ask a judge outside, as JSON lines"},
     {"judge-examples", "N", "1000", "of the first N examples those that could be read are judged"},
     {"compare", "FILE.csv", NULL,
      "curves to draw behind one's own, as weights/mapping_published.csv"},
@@ -364,7 +394,7 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .layers = get(a, "layers"),
                               .descriptions = get(a, "descriptions"),
                               .judge = get(a, "judge"),
-                              .compare = get(a, "compare"),
+                              .write_questions = get(a, "write-questions"),
                               .examples = get_count(a, "examples"),
                               .judge_examples = get_count(a, "judge-examples"),
                               .loss_examples = get_count(a, "loss-examples"),
@@ -378,8 +408,9 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .sae = get_sae_options(a),
                               .seed = get_count(a, "seed")};
     Arena *arena = arena_new();
+    LayerTable published = published_read(arena, get(a, "compare"));
     AnalyzeResult result = run_analyze(arena, compute, &options, console);
-    report_analyze(&result);
+    report_analyze(&result, &published);
     arena_free(arena);
 }
 

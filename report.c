@@ -199,11 +199,13 @@ static char *curve_name(Arena *arena, Metric m, Group g) {
     return arena_format(arena, "%s_%s", metrics[m].name, group_names[g]);
 }
 
-/* The table of --compare, with all layers that it has. */
-static LayerTable published_read(const char *path, Arena *arena) {
+LayerTable published_read(Arena *arena, const char *path) {
+    LayerTable table = {.n = 0};
+    if (path == NULL) {
+        return table;
+    }
     FileMap file = file_map(arena, path);
     const char *head = arena_copy(arena, (const char *)file.data, file.size);
-    LayerTable table = {.n = 0};
     size_t lines = 0, number = 1, curves = 0;
     for (const char *line = head; *line != '\0'; line = next_line(line)) {
         lines++;
@@ -239,6 +241,9 @@ static LayerTable published_read(const char *path, Arena *arena) {
     if (curves == 0) {
         fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
              path);
+    }
+    if (table.n == 0) {
+        fail(STATUS_INPUT, "%s: a head without layers below it", path);
     }
     return table;
 }
@@ -276,6 +281,12 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     json_out_object(&json, NULL);
     json_out_int(&json, "examples", (int64_t)result->examples);
     json_out_int(&json, "judged", (int64_t)result->judged);
+    if (result->verdicts > 0) {
+        json_out_object(&json, "verdicts");
+        json_out_int(&json, "given", (int64_t)result->verdicts);
+        json_out_int(&json, "used", (int64_t)result->verdicts_used);
+        json_out_end(&json);
+    }
     json_out_array(&json, "left_out");
     for (size_t i = 0; i < result->n_failures; i++) {
         json_out_text(&json, NULL, result->failures[i]);
@@ -552,6 +563,7 @@ static void json_interpretation(JsonOut *json, const SageResult *r, const SageIn
     json_out_text(json, "position", r->task->positions[f->position]);
     json_out_int(json, "feature", (int64_t)f->feature);
     json_out_double(json, "f1", f->f1);
+    json_out_int(json, "support", (int64_t)f->support);
     json_out_text(json, "predicate", f->predicate);
     json_out_end(json);
 }
@@ -1246,11 +1258,17 @@ static void show_scores(const Folder *f, const Json *object, const char *outer) 
 
 static void show_layers(const Folder *f, const Json *result) {
     const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
-               *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out");
+               *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out"),
+               *verdicts = json_get(result, "verdicts");
     Lines lines = {.arena = f->arena};
     page_section(f->page, "Image tokens through the layers");
     page_value(f->page, "examples", "%.0f", json_double(json_get(result, "examples")));
     page_value(f->page, "of them judged", "%.0f", json_double(json_get(result, "judged")));
+    if (verdicts != NULL) {
+        page_value(f->page, "verdicts used", "%.0f of %.0f",
+                   json_double(json_get(verdicts, "used")),
+                   json_double(json_get(verdicts, "given")));
+    }
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
     page_value(f->page, "convergence layer, MSE", "%s",
                convergence_text(f->arena, convergence, "mse_layer"));
@@ -1366,7 +1384,7 @@ static void show_interpretations(const Folder *f, const Json *sage) {
         "name at a place of the text, a label of a value, or a union of values) that best predicts "
         "on which test prompts the feature is active. F1 is the harmonic mean of how often the "
         "predicate holds when the feature is active and how often the feature is active when the "
-        "predicate holds; 1: they are the same.");
+        "predicate holds; 1: they are the same. Support: in how many test prompts it holds.");
     show_figure(f, "kinds.svg",
                 "Figure 5 of 2405.08366: which kinds of predicate the features of each node have. "
                 "A number counts features; an empty row has none that reaches the F1.");
@@ -1578,15 +1596,12 @@ static Page page_of(const char *out, const char *title, const char *command, Are
     return page;
 }
 
-void report_analyze(const AnalyzeResult *result) {
+void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     Arena *arena = arena_new();
     const AnalyzeOptions *o = result->options;
-    LayerTable ours = layer_table(arena, result), published = {.n = 0};
+    LayerTable ours = layer_table(arena, result);
     char *path = path_join(arena, o->out, "layers.json");
-    if (o->compare != NULL) {
-        published = published_read(o->compare, arena);
-    }
-    write_layers(result, &ours, &published, path);
+    write_layers(result, &ours, published, path);
     const Json *json = json_read_file(arena, path), *convergence = json_get(json, "convergence");
     write_csv(path_join(arena, o->out, "layers.csv"), json_get(json, "layers"),
               "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss.recovered_zero,loss.recovered_mean,"
@@ -1594,7 +1609,7 @@ void report_analyze(const AnalyzeResult *result) {
               "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
     for (Metric m = 0; m < METRICS; m++) {
         write_figure(arena, o->out, metrics[m].file,
-                     layer_figure(result, &ours, &published, convergence, m, arena));
+                     layer_figure(result, &ours, published, convergence, m, arena));
     }
     Page page = page_of(o->out, "refsae analyze", result->console->command, arena);
     page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
@@ -1616,6 +1631,10 @@ void report_analyze(const AnalyzeResult *result) {
     console_line(result->console, "convergence layer: MSE %s, sparsity %s",
                  convergence_text(arena, convergence, "mse_layer"),
                  convergence_text(arena, convergence, "sparsity_layer"));
+    if (result->verdicts > 0) {
+        console_line(result->console, "%zu of %zu verdicts used", result->verdicts_used,
+                     result->verdicts);
+    }
     console_line(result->console, "%zu examples, %zu of them judged, %zu left out",
                  result->examples, result->judged, result->n_failures);
     arena_free(arena);

@@ -134,6 +134,15 @@ static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *caus
     out->why[out->count++] = arena_copy(arena, cause->text, strlen(cause->text));
 }
 
+static void tell_left_out(const Console *console, const LeftOut *out, const char *what) {
+    if (out->count > 0) {
+        console_line(console, "left out %zu %s:", out->count, what);
+    }
+    for (size_t i = 0; i < out->count; i++) {
+        console_line(console, "  %s", out->why[i]);
+    }
+}
+
 /* ---- training ---- */
 
 typedef struct TrainRow {
@@ -163,15 +172,18 @@ typedef struct Trainer {
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
-/* The picture of an example; features NULL: only whether it can be read. */
+/* The picture of an example; features NULL: only whether it can be read, or with --steps, whose
+ * schedule does not depend on that, nothing but its name. */
 static void train_image(Trainer *t, const Conversation *conversation, float *features) {
     if (conversation->n_images > 1) {
         fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL) {
+    if (features == NULL && t->options->steps == 0) {
         (void)image_read(t->examples, path);
+    }
+    if (features == NULL) {
         return;
     }
     vlm_image(&t->vlm, path, NULL);
@@ -199,10 +211,8 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
         return false;
     }
     t->skip[index] = 0;
-    if (features != NULL) {
-        *sequence = vlm_sequence(&t->vlm, conversation.turns, conversation.count, true,
-                                 t->options->tokens, t->examples);
-    }
+    *sequence = vlm_sequence(&t->vlm, conversation.turns, conversation.count, true,
+                             t->options->tokens, t->examples);
     return true;
 }
 
@@ -237,18 +247,37 @@ static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
     return count;
 }
 
-/* Without --steps the length of the schedule depends on how many examples can be used: look at each
- * once. */
+/* Looks at each example once: how many can be used, on which without --steps the length of the
+ * schedule depends, and whether --tokens leaves them something to predict. */
 static void train_count(Trainer *t) {
+    const TrainOptions *o = t->options;
+    size_t usable = 0, unanswered = 0, per_step = o->batch * o->accumulate;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
     for (size_t i = 0; i < t->data.count; i++) {
+        Sequence sequence;
         arena_reset(t->examples);
-        t->state.usable += train_example(t, i, NULL, NULL);
+        if (train_example(t, i, &sequence, NULL)) {
+            usable++;
+            unanswered += sequence.n_answers == 0;
+        }
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
-    size_t per_step = t->options->batch * t->options->accumulate;
-    t->state.steps = t->options->epochs * ((t->state.usable + per_step - 1) / per_step);
+    if (usable == 0) {
+        fail(STATUS_INPUT, "%s: no example can be used", o->data);
+    }
+    if (unanswered == usable) {
+        fail(STATUS_INPUT, "%s: 0 of %zu examples keep a token to predict within --tokens %zu",
+             o->data, usable, o->tokens);
+    }
+    if (unanswered > 0) {
+        console_line(t->console,
+                     "%zu of %zu examples keep no token to predict within --tokens %zu: each adds "
+                     "0 to the mean",
+                     unanswered, usable, o->tokens);
+    }
+    t->state.usable = usable;
+    t->state.steps = o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
 }
 
 /* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
@@ -437,13 +466,7 @@ static void train_begin(Trainer *t) {
                      t->state.steps);
         return;
     }
-    t->state.steps = o->steps;
-    if (o->steps == 0) {
-        train_count(t);
-    }
-    if (t->state.steps == 0) {
-        fail(STATUS_INPUT, "%s: no example can be used", o->data);
-    }
+    train_count(t);
     train_rows(t);
 }
 
@@ -503,13 +526,7 @@ static void train_tell(const Trainer *t) {
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
     }
-    if (t->left_out.count > 0) {
-        console_line(t->console, "left out %zu examples whose image cannot be read or is not one:",
-                     t->left_out.count);
-    }
-    for (size_t i = 0; i < t->left_out.count; i++) {
-        console_line(t->console, "  %s", t->left_out.why[i]);
-    }
+    tell_left_out(t->console, &t->left_out, "examples whose image cannot be read or is not one");
 }
 
 TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
@@ -613,6 +630,10 @@ int32_t *token_ids_parse(Arena *arena, const char *text, const char *option, siz
 
 void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o) {
     bool image = o->image != NULL;
+    if (o->bos >= 0 && (o->ids != NULL || image || o->chat)) {
+        fail(STATUS_INPUT,
+             "--bos is for text that stands alone, without --ids, --image and --chat");
+    }
     if ((o->ids != NULL) + (o->text != NULL) + (o->prompt != NULL) != 1) {
         fail(STATUS_INPUT, "--llm needs one of --ids, --text and --prompt");
     }
@@ -666,8 +687,9 @@ typedef struct Evaluation {
     const Console *console;
     Vlm vlm;
     ImagePool pool;
-    Arena *question; /* one at a time */
+    Arena *arena, *question; /* the whole evaluation; one question */
     float *images;
+    LeftOut left_out;
     Scores scores;
 } Evaluation;
 
@@ -702,11 +724,10 @@ static void eval_question(Evaluation *e, const Question *q, FILE *out) {
     volatile size_t image = 0;
     char *path = path_join(e->question, e->options->images, q->image);
     ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status != STATUS_OK) {
+    if (cause.status != STATUS_OK && out == NULL) {
         may_leave_out(&cause, e->options->strict);
-    }
-    if (out != NULL && cause.status != STATUS_OK) {
-        console_line(e->console, "left out: %s", cause.text);
+    } else if (cause.status != STATUS_OK) {
+        leave_out(&e->left_out, e->arena, e->options->strict, &cause);
         e->scores.skipped++;
     } else if (out != NULL) {
         eval_answer(e, q, image, out);
@@ -736,9 +757,23 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     return count;
 }
 
+static void eval_tell(const Evaluation *e) {
+    const Scores *s = &e->scores;
+    if (s->with_answer > 0) {
+        console_line(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
+                     e->options->permute ? " (image tokens permuted)" : "");
+    }
+    if (s->with_answer < s->asked) {
+        console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
+                     s->asked - s->with_answer, s->asked);
+    }
+    tell_left_out(e->console, &e->left_out, "questions whose image cannot be read");
+}
+
 void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
     Arena *arena = arena_new();
-    Evaluation e = {.options = o, .console = console, .question = arena_within(arena)};
+    Evaluation e = {
+        .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     path_make_directory(o->out);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
@@ -751,13 +786,15 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     }
     OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
     (void)eval_pass(&e, count, answers->stream);
+    if (e.scores.asked == 0) {
+        fail(STATUS_INPUT, "%s: 0 questions asked: no image of the %zu can be read: %s",
+             o->questions, count, e.left_out.why[0]);
+    }
     out_commit(answers);
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
     scores_write(scores->stream, &e.scores);
     out_commit(scores);
-    console_line(console, "%zu questions: exact match %.4f%s", e.scores.asked,
-                 ratio(e.scores.exact, e.scores.with_answer),
-                 o->permute ? " (image tokens permuted)" : "");
+    eval_tell(&e);
     arena_free(arena);
 }
 
@@ -791,15 +828,18 @@ typedef struct Analysis {
     LeftOut left_out;
     Moments moments; /* of image tokens */
     float *images;
-    size_t to_judge; /* examples that a judge is asked about: the first of them all */
-    bool *verdicts;  /* [examples, layers, groups]; NULL: lexical */
-    TopFeature *top; /* [options->features] */
+    size_t to_judge;         /* examples that a judge is asked about: the first of them all */
+    size_t first;            /* examples of the file among which they are */
+    bool described;          /* some layer is */
+    unsigned char *verdicts; /* [first, layers, groups]: Verdict; NULL: lexical */
+    OutFile *questions;      /* for a judge outside, or NULL */
+    TopFeature *top;         /* [options->features] */
     /* what the hook is doing */
     const Sequence *sequence;
     Variant variant;
     const Example *current;
     size_t example_number;
-    FILE *features_out, *questions_out; /* NULL: it measures; there is no judge outside */
+    FILE *features_out; /* NULL: it measures */
 } Analysis;
 
 /* It stands in a->example, until the next is read. */
@@ -906,7 +946,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
 
 static void write_judge_question(Analysis *a, const LayerResult *layer, Group group, size_t n) {
     const Example *e = a->current;
-    JsonOut json = json_out_start(a->questions_out, 0);
+    JsonOut json = json_out_start(a->questions->stream, 0);
     json_out_object(&json, NULL);
     json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
     json_out_int(&json, "layer", layer->layer);
@@ -915,24 +955,24 @@ static void write_judge_question(Analysis *a, const LayerResult *layer, Group gr
     json_out_bytes(&json, "question", e->question.text, e->question.length);
     json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
     json_out_array(&json, "descriptions");
-    for (size_t i = 0; i < n && layer->descriptions.text != NULL; i++) {
+    for (size_t i = 0; i < n; i++) {
         json_out_text(&json, NULL, layer->descriptions.text[a->top[i].feature]);
     }
     json_out_end(&json);
     json_out_end(&json);
 }
 
-static size_t verdict_place(const Analysis *a, size_t example, const LayerResult *layer,
-                            Group group) {
-    size_t slot = (size_t)(layer - a->result.layers);
-    return (example * a->result.n_layers + slot) * GROUPS + (size_t)group;
+/* Of an example of the file; the first of [n_layers, GROUPS] is that of layer 0 and group 0. */
+static unsigned char *verdict_at(const Analysis *a, size_t index, size_t slot, Group group) {
+    return &a->verdicts[(index * a->result.n_layers + slot) * GROUPS + (size_t)group];
 }
 
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
                           const float *x, size_t rows) {
-    size_t n = top_features(&a->run, layer, group, x, rows, a->top), example = a->example_number;
-    bool judged = example < a->result.judged;
-    bool match = a->verdicts != NULL && a->verdicts[verdict_place(a, example, layer, group)];
+    size_t n = top_features(&a->run, layer, group, x, rows, a->top);
+    size_t index = a->used[a->example_number].index, slot = (size_t)(layer - a->result.layers);
+    bool judged = a->example_number < a->result.judged && layer->descriptions.text != NULL;
+    bool match = judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_YES;
     for (size_t i = 0; i < n && judged && a->verdicts == NULL; i++) {
         match |=
             lexical_match(layer->descriptions.text[a->top[i].feature], a->current->answer.text);
@@ -940,7 +980,7 @@ static void find_features(Analysis *a, LayerResult *layer, Group group, size_t f
     layer->matched[group] += judged && match;
     layer->judged[group] += judged;
     write_features(a, layer, group, first_row, n, judged ? &match : NULL);
-    if (a->questions_out != NULL && example < a->to_judge) {
+    if (a->questions != NULL && judged) {
         write_judge_question(a, layer, group, n);
     }
 }
@@ -1023,28 +1063,45 @@ static void analysis_pass(Analysis *a, const char *what, size_t n, void (*visit)
     progress_end(&progress);
 }
 
-/* A line of a judge's file: {"example", "layer", "group", "verdict"}. */
-static void verdict_apply(Analysis *a, const Json *line) {
+/* ---- a judge outside ---- */
+
+/* A line of its file, {"example", "layer", "group", "verdict"}: whether it says something. */
+static bool verdict_apply(Analysis *a, const Json *line) {
     int64_t example, number;
-    if (!json_int64(json_get(line, "example"), &example) ||
-        !json_int64(json_get(line, "layer"), &number) || number < 0 ||
-        number >= (int64_t)a->vlm.llm.config.n_layers || a->run.of_layer[number] == NULL) {
-        return;
+    bool says = false;
+    if (!json_int64(json_get(line, "example"), &example) || example < 0 ||
+        example >= (int64_t)a->first || !json_int64(json_get(line, "layer"), &number) ||
+        number < 0 || number >= (int64_t)a->vlm.llm.config.n_layers) {
+        return false;
     }
-    for (size_t e = 0; e < a->result.examples; e++) {
-        for (Group g = 0; g < GROUPS && a->used[e].index == (uint64_t)example; g++) {
-            if (json_text_is(json_get(line, "group"), group_names[g])) {
-                a->verdicts[verdict_place(a, e, a->run.of_layer[number], g)] = verdict_is_yes(line);
-            }
+    const LayerResult *layer = a->run.of_layer[number];
+    for (Group g = 0; g < GROUPS && layer != NULL && layer->descriptions.text != NULL; g++) {
+        if (json_text_is(json_get(line, "group"), group_names[g])) {
+            unsigned char *verdict =
+                verdict_at(a, (size_t)example, (size_t)(layer - a->result.layers), g);
+            *verdict = (unsigned char)verdict_read(line);
+            says = *verdict != VERDICT_NONE;
         }
+    }
+    return says;
+}
+
+static void need_verdicts(const Analysis *a, bool any) {
+    if (!any) {
+        fail(STATUS_INPUT,
+             "%s: 0 of %zu verdicts can be used: expected lines of an example, layer and group as "
+             "--write-questions has them, with 'verdict' yes or no",
+             a->options->judge, a->result.verdicts);
     }
 }
 
 /* A line that is no JSON is as one that is not there; what has no verdict is a no. */
-static void verdicts_read(Analysis *a, const char *path) {
+static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
+    const char *path = a->options->judge;
     FILE *file = file_open(scratch, path);
-    a->verdicts = arena_alloc(a->arena, a->result.examples * a->result.n_layers * GROUPS, 1);
+    bool any = false;
+    a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
     for (bool end = false; !end;) {
         const Json *volatile line = NULL;
         Error unreadable;
@@ -1054,34 +1111,33 @@ static void verdicts_read(Analysis *a, const char *path) {
         if (unreadable.status == STATUS_RESOURCE) {
             fail(unreadable.status, "%s", unreadable.text);
         }
-        if (line != NULL) {
-            verdict_apply(a, line);
-        }
+        a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
+        any |= line != NULL && verdict_apply(a, line);
         end = feof(file) != 0;
     }
+    need_verdicts(a, any);
     arena_free(scratch);
+}
+
+/* Those of the examples that can be read. */
+static void verdicts_count(Analysis *a) {
+    for (size_t e = 0; e < a->to_judge; e++) {
+        const unsigned char *verdicts = verdict_at(a, a->used[e].index, 0, GROUP_IMG);
+        for (size_t i = 0; i < a->result.n_layers * GROUPS; i++) {
+            a->result.verdicts_used += verdicts[i] != VERDICT_NONE;
+        }
+    }
+    need_verdicts(a, a->result.verdicts_used > 0);
 }
 
 static void features_pass(Analysis *a) {
     const AnalyzeOptions *o = a->options;
-    bool lexical = o->judge == NULL || strcmp(o->judge, "lexical") == 0,
-         verdicts = !lexical && path_exists(o->judge);
-    char *questions_path = path_join(a->arena, o->out, "judge_questions.jsonl");
-    a->result.judged = o->descriptions != NULL && (lexical || verdicts) ? a->to_judge : 0;
-    if (verdicts) {
-        verdicts_read(a, o->judge);
-    }
-    OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl")),
-            *questions = lexical ? NULL : out_open(questions_path);
+    OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
+    a->result.judged = o->descriptions != NULL ? a->to_judge : 0;
     a->features_out = features->stream;
-    a->questions_out = lexical ? NULL : questions->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
-    if (!lexical) {
-        out_commit(questions);
-    }
-    if (!lexical && !verdicts) {
-        console_line(a->result.console, "%s: not there yet; the questions are in %s", o->judge,
-                     questions_path);
+    if (a->questions != NULL) {
+        out_commit(a->questions);
     }
     out_commit(features);
 }
@@ -1113,6 +1169,21 @@ static void layers_parse(const char *text, bool *wanted, size_t n_layers) {
     }
 }
 
+/* A layer without any is as one analysed without --descriptions. */
+static void open_descriptions(Analysis *a, LayerResult *layer) {
+    size_t count = 0, d_sae = layer->sae->d_sae;
+    Descriptions read = descriptions_read(a->arena, a->options->descriptions, layer->layer, d_sae);
+    for (size_t j = 0; j < d_sae; j++) {
+        count += read.text[j] != NULL;
+    }
+    console_line(a->result.console, "layer %d: %zu of %zu features described", layer->layer, count,
+                 d_sae);
+    if (count > 0) {
+        layer->descriptions = read;
+        a->described = true;
+    }
+}
+
 static void layer_open(Analysis *a, const Sae *sae, int layer) {
     const AnalyzeOptions *o = a->options;
     LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
@@ -1123,7 +1194,7 @@ static void layer_open(Analysis *a, const Sae *sae, int layer) {
              sae->d_in, a->vlm.llm.config.d_model);
     }
     if (o->descriptions != NULL) {
-        result->descriptions = descriptions_read(a->arena, o->descriptions, layer, sae->d_sae);
+        open_descriptions(a, result);
     }
     for (size_t g = 0; g < GROUPS; g++) {
         result->active[g] = arena_alloc(a->arena, sae->d_sae, sizeof(uint32_t));
@@ -1154,6 +1225,9 @@ static void open_layers(Analysis *a) {
     if (a->result.n_layers == 0) {
         fail(STATUS_INPUT, "%s: no SAE for a hook_resid_post of this model", o->saes);
     }
+    if (o->descriptions != NULL && !a->described) {
+        fail(STATUS_INPUT, "%s: describes no feature of the layers analysed", o->descriptions);
+    }
 }
 
 AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOptions *o,
@@ -1162,11 +1236,8 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
                   .result = {.options = o, .console = console},
                   .arena = arena,
                   .example = arena_within(arena)};
-    if (o->judge != NULL && o->descriptions == NULL) {
-        fail(STATUS_INPUT, "--judge needs --descriptions DIR");
-    }
-    if (o->features == 0) {
-        fail(STATUS_INPUT, "--features must be at least 1");
+    if (o->examples == 0 || o->features == 0 || !(o->converge >= 1.0)) {
+        fail(STATUS_INPUT, "--examples, --features and --converge must be at least 1");
     }
     a.top = arena_alloc(arena, o->features, sizeof *a.top);
     path_make_directory(o->out);
@@ -1175,12 +1246,24 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};
     open_layers(&a);
     json_array_open(&a.data, arena, o->data);
+    a.first = o->examples < a.data.count ? o->examples : a.data.count;
+    a.first = o->judge_examples < a.first ? o->judge_examples : a.first;
+    if (strcmp(o->judge, "lexical") != 0) {
+        verdicts_read(&a);
+    }
+    if (o->write_questions != NULL) {
+        a.questions = out_open(o->write_questions);
+    }
     a.pool = image_pool_open(&a.vlm, arena);
     scan(&a);
+    if (a.verdicts != NULL) {
+        verdicts_count(&a);
+    }
     Arena *block = arena_plan(analyze_layout, &a.run);
     analysis_pass(&a, "measuring", o->examples, measure_example);
     analysis_pass(&a, "loss recovered", o->loss_examples, loss_example);
     features_pass(&a);
+    tell_left_out(console, &a.left_out, "examples that cannot be used");
     arena_free(block);
     arena_free(a.example);
     return a.result;

@@ -47,7 +47,7 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
                       const Console *console);
 /* answers.jsonl and scores.json in options->out. */
 void run_eval(const Compute *compute, const EvalOptions *options, const Console *console);
-/* features.jsonl and, with a judge outside, judge_questions.jsonl in options->out. */
+/* features.jsonl in options->out and, if they are asked for, the questions for a judge. */
 AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOptions *options,
                           const Console *console);
 

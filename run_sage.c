@@ -888,8 +888,8 @@ static void site_interpret(SageRun *r, const SageSite *site) {
                 arena_grow(r->arena, result->interpretations, &r->interpretations_room,
                            result->n_interpretations + 1, sizeof(SageInterpretation));
             result->interpretations[result->n_interpretations++] = (SageInterpretation){
-                sae->hook, sae->layer,        site->position,         site->feature[u],
-                best->f1,  site->permuted[u], predicate_text(r, best)};
+                sae->hook, sae->layer,        site->position, site->feature[u],
+                best->f1,  site->permuted[u], best->support,  predicate_text(r, best)};
         }
     }
 }

@@ -902,6 +902,7 @@ static void best_union(SagePredicate *best, const SageKind *kind, size_t words,
             holds[w] |= kind->holds[top * words + w];
         }
         now.f1 = f1_of(active, holds, words);
+        now.support = count_bits(holds, holds, words);
         if (now.n >= 2 && now.f1 > best->f1) {
             *best = now;
         }
@@ -914,9 +915,10 @@ SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uin
     SagePredicate best = {.f1 = -1.0};
     for (const SageKind *kind = kinds->list; kind < kinds->list + kinds->count; kind++) {
         for (size_t v = 0; v < kind->n; v++) {
-            double f1 = f1_of(active, kind->holds + v * kinds->words, kinds->words);
+            const uint64_t *holds = kind->holds + v * kinds->words;
+            double f1 = f1_of(active, holds, kinds->words);
             if (f1 > best.f1) {
-                best = (SagePredicate){f1, kind, 1, {v}};
+                best = (SagePredicate){f1, count_bits(holds, holds, kinds->words), kind, 1, {v}};
             }
         }
     }

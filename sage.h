@@ -129,6 +129,7 @@ typedef struct SageInterpretation {
     int layer;
     size_t position, feature;
     double f1, permuted; /* of the best predicate, and of the best by chance */
+    size_t support;      /* test prompts in which the best predicate holds */
     const char *predicate;
 } SageInterpretation;
 
@@ -184,6 +185,7 @@ double sage_curve_share(double patched, double all, double clean);
 
 typedef struct SagePredicate {
     double f1;
+    size_t support; /* prompts in which it holds */
     const SageKind *kind;
     size_t n, values[SAGE_UNION]; /* n values: one, or a union */
 } SagePredicate;

@@ -231,6 +231,7 @@ static void run_stages(const Compute *compute) {
                               .data = "data.json",
                               .images = "images",
                               .out = "analyze",
+                              .judge = "lexical",
                               .examples = 4,
                               .loss_examples = 2,
                               .features = 3,
@@ -239,7 +240,7 @@ static void run_stages(const Compute *compute) {
                               .converge = 1.5,
                               .seed = 475};
     AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
-    report_analyze(&layers);
+    report_analyze(&layers, &(LayerTable){.n = 0});
     SageOptions sage = {.llm = "gpt2",
                         .saes = "saes_gpt2",
                         .task = "task.json",

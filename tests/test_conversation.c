@@ -139,3 +139,49 @@ Test(conversation, image_rows_and_answers) {
     arena_free(arena);
     arena_free(own);
 }
+
+/* References that are no strings: as Python's str() writes what json.loads reads. */
+Test(question, references_as_python_has_them) {
+    static const char *const cases[][2] = {
+        {"true", "True"},
+        {"false", "False"},
+        {"3", "3"},
+        {"-12", "-12"},
+        {"123456789012345678901234567890", "123456789012345678901234567890"},
+        {"2.5", "2.5"},
+        {"2.50", "2.5"},
+        {"3.0", "3.0"},
+        {"1e3", "1000.0"},
+        {"-0.0", "-0.0"},
+        {"1E15", "1000000000000000.0"},
+        {"1e16", "1e+16"},
+        {"1e-7", "1e-07"},
+        {"0.0001", "0.0001"},
+        {"0.1", "0.1"},
+        {"\"as it is\"", "as it is"},
+        {"[{\"answer\": 2.5}]", "2.5"},
+        {"null", NULL},
+        {"[null]", NULL},
+        {"NaN", NULL},
+        {"1e999", NULL},
+        {"[[1]]", NULL},
+        {"{\"text\": 1}", NULL},
+    };
+    Arena *arena = arena_new();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[256];
+        const char *expected = cases[i][1];
+        snprintf(text, sizeof text, "{\"image\": \"a\", \"text\": \"q\", \"answer\": %s}",
+                 cases[i][0]);
+        Question q = question_parse(arena, json_parse(arena, text, strlen(text), "q"), "q", 1);
+        const Json *found = q.n_answers > 0 ? q.answers[0] : NULL;
+        cr_assert_eq(found == NULL, expected == NULL, "%s", cases[i][0]);
+        cr_assert(found == NULL || strcmp(found->text, expected) == 0, "%s: %s", cases[i][0],
+                  found->text);
+        Scores scores = {0};
+        bool exact = expected != NULL && score_answer(&scores, expected, strlen(expected), &q);
+        cr_assert_eq(exact, expected != NULL, "%s", cases[i][0]);
+        cr_assert_eq(scores.with_answer, expected != NULL ? 1 : 0);
+    }
+    arena_free(arena);
+}

@@ -58,14 +58,15 @@ static const Json *report(size_t n, double scale, double factor, const char *com
         }
     }
     Console console = {.quiet = true, .command = "none"};
-    AnalyzeOptions options = {.out = folder, .compare = compare, .converge = factor};
+    AnalyzeOptions options = {.out = folder, .converge = factor};
+    LayerTable table = published_read(arena, compare);
     AnalyzeResult result = {.options = &options,
                             .console = &console,
                             .layers = layers,
                             .n_layers = n,
                             .examples = 7,
                             .judged = 5};
-    report_analyze(&result);
+    report_analyze(&result, &table);
     return json_read_file(arena, path_join(arena, folder, "layers.json"));
 }
 
@@ -147,6 +148,7 @@ Test(mapping_report, tables_of_any_form) {
         {"layer,mse_vlm_img\n0,1\n\n0,1\n", "table.csv:4: the first column"},
         {"layer,mse_vlm_img\n1,1\n0,1\n", "table.csv:3: the first column"},
         {"layer,mse\n0,1\n", "no column named as mse_vlm_img"},
+        {"layer,mse_vlm_img\n\n", "a head without layers"},
         {"", "no column named as mse_vlm_img"}};
     const Json *layers = report(2, 1, 1.5,
                                 table("layer,mse_llm_text,mse_vlm_img\r\n\r\n"

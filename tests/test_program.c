@@ -120,6 +120,42 @@ Test(program, usage) {
     one_sentence("sse9");
 }
 
+/* Before anything is opened: none of these files is there. */
+Test(program, options_that_cannot_hold) {
+    static const char *const cases[][2] = {
+        {"analyze --judge lexical", "--judge needs --descriptions"},
+        {"analyze --judge-examples 3", "--judge-examples needs --descriptions"},
+        {"analyze --max-density 1", "--max-density needs --descriptions"},
+        {"analyze --write-questions q", "--write-questions needs --descriptions"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out @/o --compare "
+         "c",
+         "c: cannot open"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out @/o --converge "
+         "0.9",
+         "--examples, --features and --converge must be at least 1"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out @/o --examples "
+         "0",
+         "--examples, --features and --converge must be at least 1"},
+        {"generate --llm x --prompt p --vision v", "--vision needs --image"},
+        {"generate --llm x --prompt p --max-new-tokens 0", "--max-new-tokens 0: expected"},
+        {"generate --llm x --prompt p --adapter a", "--adapter needs --image"},
+        {"generate --llm x --prompt p --chat --bos no", "--bos is for text that stands alone"},
+        {"dump --llm x --out @/o --hooks '*' --ids 1 --bos yes",
+         "--bos is for text that stands alone"},
+        {"dump --llm x --out @/o --hooks '*' --text t --chat", "--chat needs --prompt"},
+        {"dump --vision v --image i --out @/o --hooks '*' --grad 1", "--grad needs --llm"},
+        {"dump --llm x --out @/o --hooks '*' --ids 1 --input i", "--input needs --sae"},
+        {"dump --llm x --out @/o --hooks '*' --ids 1 --tensor t", "--tensor needs --sae"},
+        {"dump --llm x --out @/o --hooks '*' --ids 1 --fold-value-biases yes",
+         "--fold-value-biases needs --sae"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
+        one_sentence(cases[i][1]);
+        cr_assert(!there("o"), "%s", cases[i][0]);
+    }
+}
+
 Test(program, info_and_dump_of_pytorch_files) {
     cr_assert_eq(run("", "info tests/golden/pth/projector_module.pth tests/golden/pth/all_2.pt"),
                  0);
@@ -168,6 +204,14 @@ Test(program, dump_and_diff) {
     one_sentence("none.safetensors");
     cr_assert_eq(
         run("", "dump --llm weights/gpt2 --ids 5 --hooks 'no_such_*' --out @/d.safetensors"), 2);
+    static const char *const one_of_several[] = {"'no_such_*,logits'", "logits,no_such_*",
+                                                 "'{no_such_*},logits'", "logits,no_such_*,logits"};
+    for (size_t i = 0; i < sizeof one_of_several / sizeof *one_of_several; i++) {
+        cr_assert_eq(run("", "dump --llm weights/gpt2 --ids 5 --hooks %s --out @/d.safetensors",
+                         one_of_several[i]),
+                     2);
+        one_sentence("no_such_*");
+    }
     cr_assert(!there("d.safetensors"));
     cr_assert_eq(run("", "dump --llm weights/gpt2 --text '' --hooks '*' --out @/d.safetensors"), 2);
     one_sentence("the text has no token");
@@ -478,6 +522,27 @@ Test(program, training_counts_what_it_leaves_out) {
     cr_assert(!there("p/adapter.safetensors"));
 }
 
+/* With --tokens so low that answers are cut off. */
+Test(program, training_needs_tokens_to_predict) {
+    static const char *const lengths[] = {"", "--steps 2"};
+    for (size_t i = 0; i < 2; i++) {
+        const char *many =
+            i == 0 ? "21" : "22"; /* with --steps an unread image is one that may be */
+        char words[128];
+        cr_assert_eq(run("", "train " ODD " --out @/o --tokens 4 %s --quiet", lengths[i]), 2);
+        snprintf(words, sizeof words, "0 of %s examples keep a token to predict within --tokens 4",
+                 many);
+        one_sentence(words);
+        cr_assert(!there("o/train.csv"));
+        cr_assert_eq(run("", "train " ODD " --out @/p --tokens 20 %s", lengths[i]), 0);
+        snprintf(words, sizeof words,
+                 "3 of %s examples keep no token to predict within --tokens 20", many);
+        cr_assert(says("stderr", words));
+        cr_assert_eq(run("", "train " ODD " --out @/p --tokens 200 %s", lengths[i]), 0);
+        cr_assert(!says("stderr", "no token"));
+    }
+}
+
 static const char long_run[] =
     "train " ODD " --out @/%s --lr 0.01 --batch 2 --accumulate 1 --tokens 55 --steps 40 "
     "--save-every 3 --seed 7 %s";
@@ -609,6 +674,39 @@ Test(program, eval_writes_answers_and_scores) {
     cr_assert(!there("e/answers.jsonl"));
 }
 
+static void put(const char *name, const char *text) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    cr_assert_not_null(file);
+    fputs(text, file);
+    cr_assert_eq(fclose(file), 0);
+}
+
+static const char asking[] =
+    "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
+    " --questions @/q.jsonl --images weights/images --out @/%s --max-new-tokens 2";
+
+/* What is skipped or not scored is counted in the end, and nothing at all is no result. */
+Test(program, eval_says_what_it_left_out) {
+    static const char missing[] = "{\"image\":\"none.png\",\"text\":\"a\",\"answer\":\"b\"}\n",
+                      unanswered[] = "{\"image\":\"held_000.png\",\"text\":\"a\"}\n";
+    char text[512];
+    snprintf(text, sizeof text, "%s%s", missing, missing);
+    put("q.jsonl", text);
+    cr_assert_eq(run("", asking, "a"), 2);
+    cr_assert(says("stderr", "0 questions asked: no image of the 2 can be read: "));
+    cr_assert(!there("a/answers.jsonl") && !there("a/scores.json"));
+    snprintf(text, sizeof text, "%s%s", missing, unanswered);
+    put("q.jsonl", text);
+    cr_assert_eq(run("", asking, "b"), 0);
+    cr_assert(says("stderr", "not scored: 1 of 1 questions, which have no reference answer\n"
+                             "left out 1 questions whose image cannot be read:\n  "
+                             "weights/images/none.png: "));
+    cr_assert(!says("stderr", "exact match"));
+    cr_assert(says("b/scores.json", "\"exact_match\": null"));
+}
+
 /* What follows U+0000 is asked too: the answers of two questions that differ only there differ. */
 Test(program, eval_asks_the_whole_question) {
     char name[128];
@@ -663,10 +761,23 @@ Test(program, analyze_writes_its_files) {
     cr_assert(!there("c/layers.csv"));
 }
 
-static const char analysis[] =
-    "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
-    " --saes weights/saes/gemma2 --images weights/images --descriptions weights/descriptions "
-    "--loss-examples 0 --max-frequency 1 --max-density 1 --quiet --out @/%s %s";
+/* One that cannot be used is told before the work: no model of these paths is there. */
+Test(program, analyze_reads_the_published_table_first) {
+    put("c.csv", "layer,nothing\n0,1\n");
+    cr_assert_eq(run("", "analyze --llm x --vision x --adapter x --saes x --data x --images x "
+                         "--out @/o --compare @/c.csv"),
+                 2);
+    one_sentence("c.csv: no column named as mse_vlm_img");
+}
+
+#define TELLING                                                                                    \
+    "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER                                  \
+    " --saes weights/saes/gemma2 --images weights/images --descriptions weights/descriptions "     \
+    "--loss-examples 0 --max-frequency 1 --max-density 1 --out @/%s %s"
+#define VERDICT(example, layer, group, verdict)                                                    \
+    "{\"example\":" example ",\"layer\":" layer ",\"group\":\"" group "\",\"verdict\":" verdict    \
+    "}\n"
+static const char telling[] = TELLING, analysis[] = TELLING " --quiet";
 
 enum {
     MOST_LINES = 64 /* of a JSONL file */
@@ -813,28 +924,25 @@ Test(program, analyze_judges_the_first_examples) {
 
 /* A judge outside is asked about those alone; what it says of others is not counted. */
 Test(program, analyze_asks_about_the_first_examples) {
-    char options[256], name[128];
+    char options[256];
     const Json *lines[MOST_LINES];
     Arena *arena = arena_new();
     five_examples();
-    snprintf(options, sizeof options, judging, "--judge-examples 3 --judge @/verdicts.jsonl");
+    snprintf(options, sizeof options, judging, "--judge-examples 3 --write-questions @/questions");
     cr_assert_eq(run("", analysis, "o", options), 0);
-    cr_assert(!says("o/features.jsonl", "match"));
-    size_t n = read_lines(arena, "o/judge_questions.jsonl", lines);
+    assert_judged(arena, "o", 2); /* by words all the same */
+    size_t n = read_lines(arena, "questions", lines);
     cr_assert_eq(n, 2 * 3);
     for (size_t i = 0; i < n; i++) {
         double example = json_double(json_get(lines[i], "example"));
         cr_assert(example == 0 || example == 2);
     }
-    snprintf(name, sizeof name, "%s/verdicts.jsonl", folder);
-    FILE *file = fopen(name, "wb");
-    for (int example = 0; example < 5; example += 3) {
-        fprintf(file, "{\"example\":%d,\"layer\":1,\"group\":\"vlm_img\",\"verdict\":1}\n",
-                example);
-    }
-    fclose(file);
+    put("verdicts.jsonl", VERDICT("0", "1", "vlm_img", "1") VERDICT("3", "1", "vlm_img", "1"));
+    snprintf(options, sizeof options, judging, "--judge-examples 3 --judge @/verdicts.jsonl");
     cr_assert_eq(run("", analysis, "o", options), 0);
     assert_judged(arena, "o", 2);
+    cr_assert(says("o/layers.json", "\"verdicts\": {\n    \"given\": 2,\n    \"used\": 1\n"));
+    cr_assert(says("o/report.html", "<b>1 of 2</b><span>verdicts used"));
     const Json *layers = json_read_file(arena, path_join(arena, folder, "o/layers.json"));
     const Json *image = json_get(layers, "layers")->child;
     cr_assert_eq(json_double(json_get(image, "match")), 0.5);
@@ -842,18 +950,89 @@ Test(program, analyze_asks_about_the_first_examples) {
     arena_free(arena);
 }
 
+/* What cannot be read is a no; a file of nothing that can be used is refused. */
+Test(program, analyze_counts_verdicts) {
+    static const struct {
+        const char *verdicts, *says; /* NULL: refused */
+    } cases[] = {
+        {VERDICT("0", "1", "vlm_img", "\"yes\"") VERDICT("0", "1", "llm_text", "false")
+             VERDICT("2", "1", "vlm_img", "\"perhaps\"") "{bad\n\n" VERDICT("0", "0", "x", "1"),
+         "2 of 5 verdicts used"},
+        {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "0"),
+         "1 of 2 verdicts used"},
+        {"", NULL},
+        {"yes\nno\n", NULL},
+        {"[1, 2]\n", NULL},
+        {"{\"example\":0,\"layer\":1,\"group\":\"vlm_img\",\"judgement\":\"yes\"}\n", NULL},
+        {VERDICT("\"0\"", "1", "vlm_img", "1") VERDICT("-1", "1", "vlm_img", "1"), NULL},
+        {VERDICT("0", "1", "image", "1"), NULL},
+        {VERDICT("0", "0", "vlm_img", "1") VERDICT("0", "99", "vlm_img", "1"), NULL},
+        {VERDICT("3", "1", "vlm_img", "1") VERDICT("99", "1", "vlm_img", "1"), NULL},
+        {VERDICT("1", "1", "vlm_img", "1"), NULL}, /* the one that is left out */
+    };
+    char options[256];
+    snprintf(options, sizeof options, "%s %s",
+             "--data @/five.json --examples 5 --layers 1 --judge-examples 3",
+             "--judge @/verdicts.jsonl");
+    five_examples();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put("verdicts.jsonl", cases[i].verdicts);
+        bool refused = cases[i].says == NULL;
+        cr_assert_eq(run("", refused ? analysis : telling, "o", options), refused ? 2 : 0, "%zu",
+                     i);
+        if (refused) {
+            one_sentence("verdicts.jsonl: 0 of ");
+        } else {
+            cr_assert(says("stderr", cases[i].says), "%zu", i);
+            cr_assert(says("stderr", "left out 1 examples that cannot be used:\n  "
+                                     "weights/images/none.png: "));
+        }
+    }
+    cr_assert_eq(run("", analysis, "p", "--data @/five.json --judge @/mistyped.jsonl"), 2);
+    one_sentence("mistyped.jsonl: cannot open");
+}
+
+/* How many features of each layer are described; a layer without is as one analysed without
+ * --descriptions, and when that is every layer they are refused. */
+Test(program, analyze_counts_descriptions) {
+    static const char form[] =
+        "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
+        " --saes weights/saes/gemma2 --images weights/images --data weights/heldout.json "
+        "--examples 2 --loss-examples 0 --max-frequency 1 --max-density 1 --out @/o "
+        "--layers 0,1 --write-questions @/q --descriptions @/d";
+    char command[512];
+    snprintf(command, sizeof command,
+             "mkdir %s/d && cp -r weights/descriptions/1-* weights/descriptions/2-* %s/d", folder,
+             folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(run("", form), 0);
+    cr_assert(says("stderr", "layer 0: 0 of 512 features described\n"
+                             "layer 1: 479 of 512 features described\n"));
+    cr_assert(says("o/layers.json", "\"match\": null") && !says("q", "\"layer\": 0"));
+    cr_assert(says("q", "\"layer\": 1"));
+    snprintf(command, sizeof command,
+             "rm -r %s/d/1-*; mkdir %s/d/1-; echo '[{\"index\":\"3\",\"text\":\"x\"}]' >"
+             "%s/d/1-/0-4.json",
+             folder, folder, folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(run("", form), 2);
+    cr_assert(says("stderr", "layer 1: 0 of 512 features described\nrefsae: "));
+    cr_assert(says("stderr", "/d: describes no feature of the layers analysed\n"));
+}
+
 /* Where one of its files cannot be put in place, none is left behind unfinished. */
 Test(program, analyze_cleans_up_behind_a_failure) {
     char command[512];
-    snprintf(command, sizeof command, "mkdir -p %s/o/judge_questions.jsonl", folder);
+    snprintf(command, sizeof command, "mkdir -p %s/o/features.jsonl", folder);
     cr_assert_eq(system(command), 0);
-    cr_assert(
-        run("", "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
-                " --saes weights/saes/gemma2 --data weights/heldout.json --images weights/images "
-                "--descriptions weights/descriptions --judge @/none --examples 2 --loss-examples 0 "
-                "--layers 0 --max-frequency 1 --max-density 1 --out @/o --quiet") != 0);
-    one_sentence("judge_questions.jsonl");
-    snprintf(command, sizeof command, "test \"$(ls -A %s/o)\" = judge_questions.jsonl", folder);
+    cr_assert(run("",
+                  "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
+                  " --saes weights/saes/gemma2 --data weights/heldout.json --images weights/images "
+                  "--descriptions weights/descriptions --write-questions @/o/q --examples 2 "
+                  "--loss-examples 0 --layers 0 --max-frequency 1 --max-density 1 --out @/o "
+                  "--quiet") != 0);
+    one_sentence("features.jsonl");
+    snprintf(command, sizeof command, "test \"$(ls -A %s/o)\" = features.jsonl", folder);
     cr_assert_eq(system(command), 0, "a temporary file was left behind");
 }
 

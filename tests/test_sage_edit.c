@@ -228,6 +228,18 @@ static void assert_predicate(const SagePredicate *found, const SagePredicate *ex
     cr_assert_arr_eq(found->values, expected->values, found->n * sizeof *found->values, "%s", what);
 }
 
+static size_t support_by_hand(const SagePredicate *predicate, size_t words, size_t prompts) {
+    size_t support = 0;
+    for (size_t p = 0; p < prompts; p++) {
+        bool holds = false;
+        for (size_t i = 0; i < predicate->n; i++) {
+            holds |= bit(predicate->kind->holds + predicate->values[i] * words, p);
+        }
+        support += holds ? 1 : 0;
+    }
+    return support;
+}
+
 /* Kinds of 2 to 48 values, each prompt with one of them or (of every third kind) with any number;
  * features that follow one value, several, or none. */
 Test(sage_predicate, is_the_best_of_all_by_brute_force) {
@@ -274,6 +286,7 @@ Test(sage_predicate, is_the_best_of_all_by_brute_force) {
         SagePredicate expected = best_by_hand(&kinds, PROMPTS, active),
                       found = sage_predicate(&kinds, active, scratch);
         assert_predicate(&found, &expected, "random");
+        cr_assert_eq(found.support, support_by_hand(&found, WORDS, PROMPTS));
         unions += found.n > 1 ? 1 : 0;
         singles += found.n == 1 ? 1 : 0;
     }

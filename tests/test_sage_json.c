@@ -180,6 +180,7 @@ static World *world_make(const char *odd) {
                                            i,
                                            0.01 * (double)(i % 37),
                                            i < 10 ? 0.2 : 0.0,
+                                           i + 2,
                                            odd != NULL ? odd : "IO=Mary & Pos=ABB"};
     }
     w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
@@ -322,7 +323,8 @@ Test(sage_json, json_has_the_form_that_others_read) {
     assert_keys(json, "tests/IO/random/f1", "0.25");
     assert_keys(json, "tests/IO/sae/f1/0.25",
                 "sufficiency sufficiency_ci necessity necessity_ci features");
-    assert_keys(json, "interpretations/0", "hook position feature f1 predicate");
+    assert_keys(json, "interpretations/0", "hook position feature f1 support predicate");
+    cr_assert_eq(number_at(json, "interpretations/3/support"), 5);
     assert_keys(json, "interpretations_by_chance", "0 0.1 0.25");
     cr_assert_eq(number_at(json, "prompts/train"), 100);
     cr_assert_eq(number_at(json, "baseline/accuracy"), 0.97);

@@ -148,6 +148,7 @@ static void write_json(const char *a, const char *b) {
         json_out_text(&json, "position", i % 2 == 0 ? "END" : b);
         json_out_int(&json, "feature", i);
         json_out_double(&json, "f1", 0.01 * (i % 37));
+        json_out_int(&json, "support", 100 + i);
         json_out_text(&json, "predicate", arena_format(arena, "%s%s", a, predicates[i % 5]));
         json_out_end(&json);
     }
@@ -245,11 +246,12 @@ Test(sage_report, page_has_every_test_and_says_what_tells_nothing) {
                   1, "<td class=\"n\">0.62 [0.562, 0.688] (0.50)</td>", 20,
                   "<td>0.8</td><td class=\"n\">164</td><td class=\"n\">3</td>", 1, "_ci<", 0);
     static const int best[] = {36, 35, 34};
-    html = strstr(html, "predicate</th>");
+    html = strstr(html, "support</th><th>predicate</th>");
     for (size_t i = 0; i < sizeof best / sizeof *best; i++) {
-        html =
-            strstr(html, arena_format(arena, "<td class=\"n\">%d</td><td class=\"n\">0.%d00</td>",
-                                      best[i], best[i]));
+        html = strstr(html, arena_format(arena,
+                                         "<td class=\"n\">%d</td><td class=\"n\">0.%d00</td>"
+                                         "<td class=\"n\">%d</td>",
+                                         best[i], best[i], 100 + best[i]));
         cr_assert_not_null(html, "%d", best[i]);
     }
 }

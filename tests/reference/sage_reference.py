@@ -963,29 +963,31 @@ def f1_of(both, active, holds):
 
 
 def interpret(kinds, active):
-    """active [n, features]: best F1 and its predicate [features], and F1 of each value of a kind
-    {(name + suffix, value): [features]}."""
+    """active [n, features]: best F1, its predicate and in how many prompts that holds [features],
+    and F1 of each value of a kind {(name + suffix, value): [features]}."""
     size, each = active.sum(0), {}
     best, text = np.full(active.shape[1], -1.0), [""] * active.shape[1]
+    support = np.zeros(active.shape[1], int)
 
-    def offer(f1, words):
+    def offer(f1, hold, words):
+        hold = np.broadcast_to(hold, f1.shape)
         for j in np.flatnonzero(f1 > best):
-            best[j], text[j] = f1[j], words(j)
+            best[j], support[j], text[j] = f1[j], hold[j], words(j)
 
     for name, suffix, values, holds in kinds:
         for v, held in zip(values, holds):
             f1 = each[name + suffix, v] = f1_of(held.astype(float) @ active, size, held.sum())
-            offer(f1, lambda j: f"{name}={v}{suffix}")
+            offer(f1, held.sum(), lambda j: f"{name}={v}{suffix}")
     for name, suffix, values, holds in kinds:
         order = np.argsort([-each[name + suffix, v] for v in values], axis=0, kind="stable")
         held = np.zeros(active.T.shape, bool)
         for n in range(1, min(10, len(values) // 4) + 1):
             held |= holds[order[n - 1]]
             if n > 1:
-                both = (held * active.T).sum(1)
-                offer(f1_of(both, size, held.sum(1)), lambda j: "%s in {%s}%s" % (
+                both, hold = (held * active.T).sum(1), held.sum(1)
+                offer(f1_of(both, size, hold), hold, lambda j: "%s in {%s}%s" % (
                     name, ", ".join(values[i] for i in order[:n, j]), suffix))
-    return best, text, each
+    return best, text, support, each
 
 
 class Place:
@@ -995,8 +997,9 @@ class Place:
         """order: the permutation of prompts that shows what chance gives."""
         active = (codes > 0).astype(np.float64)
         self.active, self.width = np.flatnonzero(active.any(0)), codes.shape[1]
-        best, text, self.each = interpret(kinds, active[:, self.active])
+        best, text, support, self.each = interpret(kinds, active[:, self.active])
         self.f1, self.text = self._spread(best), dict(zip(self.active.tolist(), text))
+        self.support = dict(zip(self.active.tolist(), support.tolist()))
         shuffled = [(*kind, holds[:, order]) for *kind, holds in kinds]
         self.chance = self._spread(interpret(shuffled, active[:, self.active])[0])
 
@@ -1408,7 +1411,7 @@ def reference(args, model, prompts, others, dropped):
     listed = {(hook, prompts.names[position]): p for (hook, position), p in places.memory.items()}
     doc["interpretations"] = [
         {"hook": hook, "position": position, "feature": j, "f1": float(p.f1[j]),
-         "predicate": p.text[j]}
+         "support": p.support[j], "predicate": p.text[j]}
         for (hook, position), p in listed.items() for j in p.active.tolist()]
     doc["interpretations_by_chance"] = {
         shortest(t): {name: sum(int((getattr(p, f1)[p.active] >= t).sum())
@@ -1637,7 +1640,8 @@ def compare_interpretations(c, doc, sage):
             c.problem(f"interpretation {key(row)} does not exist here")
             continue
         c.number("f1", str(key(row)), here[key(row)]["f1"], row["f1"])
-        c.same(f"predicate of {key(row)}", here[key(row)]["predicate"], row["predicate"])
+        for name in ("predicate", "support"):
+            c.same(f"{name} of {key(row)}", here[key(row)][name], row[name])
     mine, theirs = (x["interpretations_by_chance"] for x in (doc, sage))
     c.same("by chance: thresholds", sorted(mine), sorted(theirs))
     for t in mine:
