@@ -128,7 +128,8 @@ endif
 deps:
 	$(if $(filter 0,$(shell id -u)),,sudo) sh -c 'apt-get update && apt-get install -y --no-install-recommends libcriterion-dev'
 
-# Train, evaluate (and once more with image tokens permuted across images), analyse; SAGE on three models.
+# Train, evaluate (and once more with image tokens permuted across images), analyse; SAGE on three models and on a
+# planted one.
 VLM   := --llm weights/gemma2 --vision weights/clip --images weights/images
 TUNED := --adapter $(DEMO)/adapter.safetensors
 SAGE  := --train 200 --test 100
@@ -142,8 +143,10 @@ demo: $(PROGRAM)
 	./$(PROGRAM) sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi $(SAGE) --out $(DEMO)/sage-gpt2
 	./$(PROGRAM) sage --llm weights/gpt_neox --saes weights/saes/gpt_neox --task agreement $(SAGE) --out $(DEMO)/sage-gpt_neox
 	./$(PROGRAM) sage --llm weights/gemma2 --saes weights/saes/gemma2 --task induction $(SAGE) --out $(DEMO)/sage-gemma2
+	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/perfect --task weights/planted/task.json \
+	    --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32 --out $(DEMO)/sage-planted
 	./$(PROGRAM) report --out $(DEMO)/report.html --title "refsae demo" $(DEMO) $(DEMO)/permuted $(DEMO)/sage-gpt2 \
-	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2
+	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted
 	@echo "look at $(DEMO)/report.html"
 
 bench: $(PROGRAM)

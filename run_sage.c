@@ -1127,8 +1127,10 @@ static void test_cross(SageRun *r, SageCross *cross) {
     result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
     result->m_positive = sage_positive(&section);
     result->m_clean = section.edits[0].figure[0];
-    console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
-                 cross->n_nodes, cross->spearman);
+    if (cross->attribute >= 0) {
+        console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
+                     cross->n_nodes, cross->spearman);
+    }
     arena_free(arena);
 }
 

@@ -40,9 +40,9 @@ static const struct {
     {"analyze/layers.json", "b13c7537f881f614895ebc2a345f544d07c33e5da6302587596c10c71590343b"},
     {"analyze/features.jsonl", "cf5cd40cf472528b37547ded2f42d6d40a2fb171f63d5ea104a8866311309957"},
     {"sage/prompts.jsonl", "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
-    {"sage/cross_sections.csv", "ea74c339a7924f488660e91ea2c1833d1590cac538a442c50766fd4febcf0971"},
-    {"sage/sage.csv", "4ad49d8b838eb92749e6902dceb317268bd88805b7281411b13d2cb70df3be97"},
-    {"sage/sage.json", "99693cec5e95f68b947707975ad31ad7b62efcba53459606ebd7d2d86c8abda9"},
+    {"sage/cross_sections.csv", "7c1c37b259f00a7722f4183922f7bab1d63017b9c28cf536190b61db364c17a4"},
+    {"sage/sage.csv", "38a0388ce98b47b315a501445472e625119fedd08c48f3531ab5339a1bac0325"},
+    {"sage/sage.json", "6a8e1d6e1e36a6c506818d142ae17aae586b4455f1a0ba64f75567401db20807"},
 };
 
 enum {
