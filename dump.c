@@ -1,5 +1,5 @@
-/* dump.c: one forward (and backward) pass with every wanted hook point written to safetensors; and
- * the comparison of two such files. */
+/* dump.c: the hook points of a model; one forward (and backward) pass with every wanted one written
+ * to safetensors; and the comparison of two such files. */
 #include "dump.h"
 #include "model_load.h"
 
@@ -9,27 +9,51 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+
+static const char image_rgb[] = "image.rgb";
 
 /* ---- collecting ---- */
 
 typedef struct Collector {
     Arena *arena;
-    const char *pattern; /* all that is given, as one glob */
+    const char **globs;
+    size_t n_globs, globs_room;
     bool vision;
     Tensor *kept;
     size_t count, capacity;
 } Collector;
 
+static void collector_globs(Collector *c, const char *hooks) {
+    for (const char *at = hooks;; at++) {
+        size_t length = glob_length(at);
+        c->globs = arena_grow(c->arena, c->globs, &c->globs_room, c->n_globs + 1, sizeof *c->globs);
+        c->globs[c->n_globs++] = arena_copy(c->arena, at, length);
+        at += length;
+        if (*at == '\0') {
+            return;
+        }
+    }
+}
+
+static bool collector_matches(const Collector *c, const char *name) {
+    bool matches = false;
+    for (size_t i = 0; i < c->n_globs && !matches; i++) {
+        matches = glob_match(c->globs[i], name);
+    }
+    return matches;
+}
+
 static bool collector_wants(void *user, HookKind kind, int layer, bool gradient) {
     const Collector *c = user;
     char name[HOOK_NAME_MAX];
     hook_name(name, kind, layer, c->vision, false);
-    if (glob_match(c->pattern, name)) {
+    if (collector_matches(c, name)) {
         return true;
     }
     hook_name(name, kind, layer, c->vision, gradient);
-    return gradient && glob_match(c->pattern, name);
+    return gradient && collector_matches(c, name);
 }
 
 static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
@@ -56,21 +80,6 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
     collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
 }
 
-/* Each of the globs names something: one that does not is a mistake, whatever the others name. */
-static void collector_check(const Collector *c) {
-    for (size_t at = 0, next; c->pattern[at] == '{' || c->pattern[at] == ','; at = next) {
-        next = brace_next(c->pattern, at, ",}");
-        const char *glob = arena_copy(c->arena, c->pattern + at + 1, next - at - 1);
-        bool names = false;
-        for (size_t i = 0; i < c->count; i++) {
-            names |= glob_match(glob, c->kept[i].name);
-        }
-        if (!names) {
-            fail(STATUS_INPUT, "--hooks %s: no hook point of this model has such a name", glob);
-        }
-    }
-}
-
 static void collector_write(const Collector *c, const char *path) {
     TensorWriter *writer = tensor_writer_open(path);
     for (size_t i = 0; i < c->count; i++) {
@@ -84,13 +93,275 @@ static void collector_write(const Collector *c, const char *path) {
     tensor_writer_commit(writer);
 }
 
+/* ---- the hook points that there are ---- */
+
+/* Sizes of a model; rows 0: as many as there are tokens. */
+typedef struct ModelShape {
+    bool vision, absent[HOOK_KINDS];
+    size_t n_layers, rows, d, heads, kv_heads, d_head, d_mlp, d_vocab, image_size;
+} ModelShape;
+
+static ModelShape llm_shape(const LlmConfig *c) {
+    ModelShape x = {.n_layers = c->n_layers,
+                    .d = c->d_model,
+                    .heads = c->n_heads,
+                    .kv_heads = c->n_kv_heads,
+                    .d_head = c->d_head,
+                    .d_mlp = c->d_mlp,
+                    .d_vocab = c->d_vocab};
+    bool rotates = c->rotary_dim > 0, post_norms = c->kind == LLM_GEMMA2;
+    x.absent[HOOK_POS_EMBED] = rotates;
+    x.absent[HOOK_ROT_Q] = x.absent[HOOK_ROT_K] = !rotates;
+    x.absent[HOOK_LN1_POST_SCALE] = x.absent[HOOK_LN1_POST_NORMALIZED] = !post_norms;
+    x.absent[HOOK_LN2_POST_SCALE] = x.absent[HOOK_LN2_POST_NORMALIZED] = !post_norms;
+    x.absent[HOOK_RESID_MID] = c->parallel;
+    x.absent[HOOK_PRE_LINEAR] = !c->gated;
+    return x;
+}
+
+static ModelShape vit_shape(const VitConfig *c) {
+    return (ModelShape){.vision = true,
+                        .n_layers = c->n_layers,
+                        .rows = c->n_patches + 1,
+                        .d = c->d_model,
+                        .heads = c->n_heads,
+                        .kv_heads = c->n_heads,
+                        .d_head = c->d_head,
+                        .d_mlp = c->d_mlp,
+                        .image_size = c->image_size};
+}
+
+static HookPoint shaped(HookPoint p, int rank, size_t a, size_t b, size_t c) {
+    p.rank = rank;
+    p.shape[0] = a;
+    p.shape[1] = b;
+    p.shape[2] = c;
+    return p;
+}
+
+/* As the forward pass shows it. */
+static HookPoint point_of_model(const ModelShape *x, HookKind kind, int layer) {
+    HookPoint p = {.kind = kind, .layer = layer, .vision = x->vision};
+    switch (kind) {
+    case HOOK_PIXEL_VALUES:
+        return shaped(p, 3, VIT_CHANNELS, x->image_size, x->image_size);
+    case HOOK_Q:
+    case HOOK_ROT_Q:
+    case HOOK_Z:
+        return shaped(p, 3, x->rows, x->heads, x->d_head);
+    case HOOK_K:
+    case HOOK_V:
+    case HOOK_ROT_K:
+        return shaped(p, 3, x->rows, x->kv_heads, x->d_head);
+    case HOOK_ATTN_SCORES:
+    case HOOK_PATTERN:
+        return shaped(p, 3, x->heads, x->rows, x->rows);
+    case HOOK_RESULT:
+        return shaped(p, 3, x->rows, x->heads, x->d);
+    case HOOK_LN_PRE_SCALE:
+    case HOOK_LN1_SCALE:
+    case HOOK_LN1_POST_SCALE:
+    case HOOK_LN2_SCALE:
+    case HOOK_LN2_POST_SCALE:
+    case HOOK_LN_FINAL_SCALE:
+        return shaped(p, 2, x->rows, 1, 0);
+    case HOOK_PRE:
+    case HOOK_PRE_LINEAR:
+    case HOOK_POST:
+        return shaped(p, 2, x->rows, x->d_mlp, 0);
+    case HOOK_LOGITS:
+        return shaped(p, 2, x->rows, x->d_vocab, 0);
+    default:
+        return shaped(p, 2, x->rows, x->d, 0);
+    }
+}
+
+typedef struct Points {
+    Arena *arena;
+    HookPoint *list;
+    size_t count, room;
+} Points;
+
+static void points_add(Points *points, HookPoint point) {
+    points->list = arena_grow(points->arena, points->list, &points->room, points->count + 1,
+                              sizeof *points->list);
+    points->list[points->count++] = point;
+}
+
+static int compare_points(const void *a, const void *b) {
+    int64_t x = hook_place(a), y = hook_place(b);
+    return (x > y) - (x < y);
+}
+
+static void points_sort(Points *points) {
+    if (points->count > 0) {
+        qsort(points->list, points->count, sizeof *points->list, compare_points);
+    }
+}
+
+/* Adds every point of a model, in the order of the pass. */
+static void points_add_model(Points *points, const ModelShape *x) {
+    char name[HOOK_NAME_MAX];
+    for (size_t i = 0; i < x->n_layers; i++) {
+        for (int k = 0; k < HOOK_KINDS; k++) {
+            HookKind kind;
+            int layer;
+            bool vision;
+            hook_name(name, (HookKind)k, (int)i, x->vision, false);
+            bool has = hook_parse(name, &kind, &layer, &vision) && !x->absent[k];
+            if (has && (layer >= 0 || i == 0)) {
+                points_add(points, point_of_model(x, kind, layer));
+            }
+        }
+    }
+    points_sort(points);
+}
+
+/* For --hooks; with `any` a * for layer 0. */
+static char *point_name(Arena *arena, const HookPoint *p, bool any) {
+    char name[HOOK_NAME_MAX];
+    hook_name(name, p->kind, p->layer, p->vision, p->gradient);
+    char *at = any ? strstr(name, "blocks.0.") : NULL;
+    if (at != NULL) {
+        at[strlen("blocks.")] = '*';
+    }
+    return arena_copy(arena, name, strlen(name));
+}
+
+/* [T, 4, 24]; `zero` stands for a 0. */
+static void print_shape(FILE *out, const size_t *shape, int rank, const char *zero) {
+    fputc('[', out);
+    for (int i = 0; i < rank; i++) {
+        fputs(i > 0 ? ", " : "", out);
+        if (shape[i] == 0) {
+            fputs(zero, out);
+        } else {
+            fprintf(out, "%zu", shape[i]);
+        }
+    }
+    fputc(']', out);
+}
+
+void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *out) {
+    Arena *arena = arena_new();
+    Points points = {.arena = arena};
+    ModelShape x[2] = {{0}, {0}};
+    if (vision_path != NULL) {
+        Vit vit;
+        vit_open(&vit, arena, vision_path);
+        x[1] = vit_shape(&vit.config);
+    }
+    if (llm_path != NULL) {
+        Llm llm;
+        llm_open(&llm, arena, llm_path);
+        x[0] = llm_shape(&llm.config);
+    }
+    points_add_model(&points, &x[1]);
+    points_add_model(&points, &x[0]);
+    if (json) {
+        fprintf(out, "{\"layers\": %zu, \"vision_layers\": %zu, \"points\": [", x[0].n_layers,
+                x[1].n_layers);
+    }
+    const char *separator = "";
+    for (const HookPoint *p = points.list; p < points.list + points.count; p++) {
+        const char *name = point_name(arena, p, true);
+        if (p->layer > 0) {
+            continue; /* as layer 0 */
+        }
+        fprintf(out, json ? "%s\n  {\"name\": \"%s\", \"shape\": " : "%s%-38s ", separator, name);
+        print_shape(out, p->shape, p->rank, json ? "\"T\"" : "T");
+        fputs(json ? "}" : "\n", out);
+        separator = json ? "," : "";
+    }
+    if (json) {
+        fputs("]}\n", out);
+    }
+    for (int v = 1; v >= 0 && !json; v--) {
+        if (x[v].n_layers > 0) {
+            fprintf(out, "%sblocks.*: layers 0 to %zu\n", v == 1 ? "vision." : "",
+                    x[v].n_layers - 1);
+        }
+    }
+    arena_free(arena);
+}
+
+/* ---- names that there are not ---- */
+
+/* The fewest letters to insert, delete or change until `text` stands somewhere in `name`. */
+static size_t name_distance(const char *text, const char *name) {
+    size_t row[HOOK_NAME_MAX + 1] = {0}, n = strlen(name), least = SIZE_MAX;
+    for (size_t i = 0; text[i] != '\0'; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < n; j++) {
+            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
+            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
+            diagonal = row[j + 1];
+            row[j + 1] = change < other ? change : other;
+        }
+    }
+    for (size_t j = 0; j <= n; j++) {
+        least = row[j] < least ? row[j] : least;
+    }
+    return least;
+}
+
+enum {
+    NEAREST = 3
+};
+
+/* With the nearest names, up to three. */
+REFSAE_NORETURN static void refuse_glob(const char *glob, const Points *points, bool image) {
+    bool any = strpbrk(glob, "*?[{") != NULL;
+    size_t least = SIZE_MAX, count = 0;
+    const char *list = "";
+    for (size_t i = 0; i < points->count + (image ? 1 : 0); i++) {
+        bool is_point = i < points->count;
+        const HookPoint *p = is_point ? &points->list[i] : NULL;
+        const char *name = is_point ? point_name(points->arena, p, any) : image_rgb;
+        size_t distance = name_distance(glob, name);
+        if (distance > least || (any && is_point && p->layer > 0)) {
+            continue;
+        }
+        count = distance < least ? 1 : count + 1;
+        least = distance;
+        if (count <= NEAREST) {
+            list = count == 1 ? name : arena_format(points->arena, "%s, %s", list, name);
+        }
+    }
+    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob, list);
+}
+
+/* Each glob must choose one of the points, or with `gradients` the gradient of one. */
+static void check_globs(const Collector *c, Points *points, bool image, bool gradients) {
+    for (size_t i = 0, n = points->count; i < n && gradients; i++) {
+        HookPoint p = points->list[i];
+        p.gradient = true;
+        if (!p.vision) {
+            points_add(points, p);
+        }
+    }
+    for (size_t i = 0; i < c->n_globs; i++) {
+        bool found = image && glob_match(c->globs[i], image_rgb);
+        for (size_t k = 0; k < points->count && !found; k++) {
+            const HookPoint *p = &points->list[k];
+            char name[HOOK_NAME_MAX];
+            hook_name(name, p->kind, p->layer, p->vision, p->gradient);
+            found = glob_match(c->globs[i], name);
+        }
+        if (!found) {
+            refuse_glob(c->globs[i], points, image);
+        }
+    }
+}
+
 /* ---- images and models ---- */
 
 static void dump_image(Collector *c, const char *path) {
     Arena *arena = arena_new();
     Image image = image_read(arena, path);
-    if (glob_match(c->pattern, "image.rgb")) {
-        collector_keep(c, "image.rgb", DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
+    if (collector_matches(c, image_rgb)) {
+        collector_keep(c, image_rgb, DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
                        image.rgb);
     }
     arena_free(arena);
@@ -163,6 +434,11 @@ static void dump_models(Collector *c, const Compute *compute, const DumpOptions 
     } else {
         vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = p->vision});
     }
+    Points points = {.arena = arena};
+    const ModelShape llm = llm_shape(&vlm.llm.config), vit = vit_shape(&vlm.vit.config);
+    points_add_model(&points, &vit);
+    points_add_model(&points, &llm);
+    check_globs(c, &points, p->image != NULL, o->grad != NULL);
     if (p->image != NULL) {
         c->vision = true;
         vlm_image(&vlm, p->image, &hooks);
@@ -278,223 +554,580 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         fail(STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
     }
     Arena *arena = arena_new();
-    Collector c = {.arena = arena,
-                   .pattern = arena_format(arena, "{%s}", o->hooks != NULL ? o->hooks : "")};
+    Collector c = {.arena = arena};
     if (o->sae != NULL) {
         dump_sae(&c, compute, o, console);
     } else {
+        collector_globs(&c, o->hooks);
         if (o->prompt.image != NULL) {
             dump_image(&c, o->prompt.image);
         }
         if (o->prompt.llm != NULL || (o->prompt.image != NULL && o->prompt.vision != NULL)) {
             dump_models(&c, compute, o);
-        } else if (o->prompt.image == NULL) {
+        } else if (o->prompt.image != NULL) {
+            check_globs(&c, &(Points){.arena = arena}, true, false);
+        } else {
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
         }
-        collector_check(&c);
     }
     collector_write(&c, o->out);
     arena_free(arena);
 }
 
-/* ---- diff ---- */
+/* ---- diff: two tensors ---- */
 
+/* On its format's number line, where neighbours are 1 ulp apart. */
 typedef struct Element {
     double value;
-    uint64_t place; /* on the format's own number line: a difference of places is in ulp */
+    bool negative;
+    uint64_t magnitude;
 } Element;
 
-/* Of floats the place is by their bits (of BF16 and F16, too, as binary32), with -0 at +0; integers
- * are their own, so that those beyond 2^53, which binary64 cannot tell apart, still differ. */
-static Element element_at(const Tensor *t, size_t i) {
-    const uint64_t zero = UINT64_C(1) << 63;
+/* Integers are their own place, so that those beyond 2^53, which binary64 cannot tell apart, still
+ * differ; the place of floats (and of integers beside floats) is by their bits as `wide`. */
+static Element element_at(const Tensor *t, size_t i, Dtype wide) {
     size_t size = dtype_size(t->dtype);
     uint64_t bits = read_little((const unsigned char *)t->data + i * size, (int)size);
-    Element e = {.place = bits};
-    if (t->dtype <= DTYPE_F64) {
-        uint64_t sign = t->dtype == DTYPE_F64 ? zero : UINT64_C(1) << 31;
-        if (t->dtype == DTYPE_F64) {
-            memcpy(&e.value, &bits, sizeof e.value);
-        } else {
-            float value = weight_at((Weight){t->data, t->dtype}, i);
-            uint32_t half;
-            memcpy(&half, &value, sizeof half);
-            e.value = (double)value;
-            bits = half;
-        }
-        uint64_t magnitude = bits & (sign - 1);
-        e.place = (bits & sign) != 0 ? zero - magnitude : zero + magnitude;
-    } else if (t->dtype <= DTYPE_I8) {
-        uint64_t sign = UINT64_C(1) << (8 * size - 1), extended = (bits ^ sign) - sign;
-        e.value = (double)(int64_t)extended;
-        e.place = extended + zero;
+    Element e = {.magnitude = bits};
+    if (t->dtype == DTYPE_F64) {
+        memcpy(&e.value, &bits, sizeof e.value);
+    } else if (t->dtype < DTYPE_F64) {
+        e.value = (double)weight_at((Weight){t->data, t->dtype}, i);
     } else {
-        e.value = (double)bits;
+        e.negative = t->dtype <= DTYPE_I8 && (bits >> (8 * size - 1) & 1) != 0;
+        e.magnitude = e.negative ? ((UINT64_MAX >> (64 - 8 * size)) - bits) + 1 : bits;
+        e.value = e.negative ? -(double)e.magnitude : (double)e.magnitude;
+    }
+    if (wide == DTYPE_F64) {
+        memcpy(&bits, &e.value, sizeof bits);
+        e.negative = bits >> 63 != 0;
+        e.magnitude = bits & UINT64_MAX >> 1;
+    } else if (wide == DTYPE_F32) {
+        float value = (float)e.value;
+        uint32_t half;
+        memcpy(&half, &value, sizeof half);
+        e.negative = half >> 31 != 0;
+        e.magnitude = half & UINT32_MAX >> 1;
     }
     return e;
 }
 
-/* As text: integers whole. */
-static void print_element(FILE *out, const Tensor *t, size_t i) {
-    Element e = element_at(t, i);
-    if (t->dtype <= DTYPE_F64) {
-        fprintf(out, " %.9g", e.value);
-    } else if (t->dtype <= DTYPE_I8) {
-        fprintf(out, " %" PRId64, (int64_t)(e.place - (UINT64_C(1) << 63)));
-    } else {
-        fprintf(out, " %" PRIu64, e.place);
-    }
+/* What both are compared as; integers (of any width): DTYPE_I64. */
+static Dtype wide_dtype(Dtype a, Dtype b) {
+    bool whole = a > DTYPE_F64 && b > DTYPE_F64;
+    return whole ? DTYPE_I64 : a < DTYPE_F64 && b < DTYPE_F64 ? DTYPE_F32 : DTYPE_F64;
 }
 
-typedef struct Worst {
-    size_t first, differing, beyond; /* first: index of the first element that differs */
+typedef struct Gap {
+    bool number; /* neither is NaN */
     uint64_t ulp;
+    double absolute, relative, excess; /* over what is allowed */
+    bool beyond;
+} Gap;
+
+/* False: they are equal. */
+static bool gap_between(Gap *gap, Element x, Element y, Dtype wide, const DiffOptions *o) {
+    uint64_t p = x.magnitude, q = y.magnitude;
+    uint64_t sum = p > UINT64_MAX - q ? UINT64_MAX : p + q;
+    uint64_t ulp = x.negative != y.negative ? sum : p > q ? p - q : q - p;
+    if (ulp == 0 || (isnan(x.value) && isnan(y.value))) {
+        return false;
+    }
+    double tolerance = o->atol + o->rtol * fabs(y.value);
+    *gap = (Gap){.number = !isnan(x.value) && !isnan(y.value), .ulp = ulp};
+    gap->absolute = !gap->number        ? INFINITY
+                    : wide == DTYPE_I64 ? (double)ulp
+                                        : fabs(x.value - y.value);
+    gap->relative = y.value != 0.0 && gap->number ? gap->absolute / fabs(y.value) : INFINITY;
+    gap->ulp = gap->number ? ulp : UINT64_MAX;
+    bool within = isfinite(gap->absolute) && gap->absolute <= tolerance;
+    gap->beyond = !within && (!gap->number || ulp > o->ulp);
+    gap->excess = o->atol + o->rtol == 0.0  ? (double)gap->ulp - (double)o->ulp
+                  : isfinite(gap->absolute) ? gap->absolute - tolerance
+                                            : INFINITY;
+    return true;
+}
+
+enum {
+    ULP_BUCKETS = 66 /* equal, 1, 2-3, 4-7 ... up to 2^64 - 1, no number */
+};
+
+typedef struct Worst {
+    size_t differing, beyond;
+    size_t first, at; /* of the first that differs, and of the largest excess */
+    Gap gap;          /* there */
+    uint64_t ulp;     /* the largest of each */
     double absolute, relative;
-    size_t at; /* index of the largest distance in ulp */
+    size_t histogram[ULP_BUCKETS];
 } Worst;
 
-static Worst diff_tensor(const Tensor *a, const Tensor *b, const DiffOptions *o) {
-    Worst worst = {.first = a->count};
+static size_t ulp_bucket(const Gap *gap) {
+    size_t bucket = gap->number ? 0 : ULP_BUCKETS - 1;
+    for (uint64_t ulp = gap->ulp; gap->number && ulp > 0; ulp >>= 1) {
+        bucket++;
+    }
+    return bucket;
+}
+
+static Worst diff_tensor(const Tensor *a, const Tensor *b, Dtype wide, const DiffOptions *o) {
+    Worst worst = {0};
     for (size_t i = 0; i < a->count; i++) {
-        Element x = element_at(a, i), y = element_at(b, i);
-        bool x_nan = isnan(x.value), y_nan = isnan(y.value);
-        if ((x_nan && y_nan) || x.place == y.place) {
+        Gap gap;
+        if (!gap_between(&gap, element_at(a, i, wide), element_at(b, i, wide), wide, o)) {
             continue;
         }
-        uint64_t ulp = x.place > y.place ? x.place - y.place : y.place - x.place;
-        double absolute = a->dtype > DTYPE_F64 ? (double)ulp : fabs(x.value - y.value);
-        if (x_nan || y_nan) {
-            ulp = UINT64_MAX;
-            absolute = INFINITY;
-        }
-        double relative = y.value != 0.0 ? absolute / fabs(y.value) : INFINITY;
-        worst.first = worst.differing++ == 0 ? i : worst.first;
-        if (ulp > worst.ulp) {
-            worst.ulp = ulp;
+        worst.first = worst.differing == 0 ? i : worst.first;
+        bool worse = gap.beyond != worst.gap.beyond ? gap.beyond : gap.excess > worst.gap.excess;
+        if (worst.differing == 0 || worse) {
+            worst.gap = gap;
             worst.at = i;
         }
-        worst.absolute = absolute > worst.absolute ? absolute : worst.absolute;
-        worst.relative = relative > worst.relative ? relative : worst.relative;
-        worst.beyond += ulp <= o->ulp || absolute <= o->atol + o->rtol * fabs(y.value) ? 0 : 1;
+        worst.ulp = gap.ulp > worst.ulp ? gap.ulp : worst.ulp;
+        worst.absolute = gap.absolute > worst.absolute ? gap.absolute : worst.absolute;
+        worst.relative = gap.relative > worst.relative ? gap.relative : worst.relative;
+        worst.histogram[ulp_bucket(&gap)]++;
+        worst.differing++;
+        worst.beyond += gap.beyond ? 1 : 0;
     }
+    worst.histogram[0] = a->count - worst.differing;
     return worst;
 }
 
+/* ---- diff: two files ---- */
+
+typedef struct DiffPair {
+    const char *name;
+    Tensor a, b; /* leading dimensions of 1 that the other has not are dropped */
+    bool in_a, in_b, compared, bad;
+    bool known; /* a hook point, or its gradient */
+    HookPoint point;
+} DiffPair;
+
+typedef struct Diff {
+    const DiffOptions *options;
+    FILE *out;
+    Arena *arena;
+    DiffPair *pairs; /* in the order of the pass */
+    size_t count, room;
+    int n_layers[2]; /* of the language model and the tower, as the names have them */
+} Diff;
+
 static void print_index(FILE *out, const Tensor *t, size_t flat) {
-    size_t stride = t->count;
-    fputc('[', out);
-    for (int i = 0; i < t->rank; i++) {
-        stride /= t->shape[i];
-        fprintf(out, "%s%zu", i > 0 ? ", " : "", flat / stride);
-        flat %= stride;
+    size_t index[TENSOR_MAX_RANK];
+    for (int i = t->rank; i-- > 0; flat /= t->shape[i]) {
+        index[i] = flat % t->shape[i];
     }
-    fputc(']', out);
+    print_shape(out, index, t->rank, "0");
 }
 
-/* `, "first": [0, 3]`, or null where nothing differs. */
-static void index_json(FILE *out, const char *key, const Tensor *t, size_t flat, bool differs) {
-    fprintf(out, ", \"%s\": ", key);
-    if (differs) {
-        print_index(out, t, flat);
+/* Integers whole. */
+static void print_element(FILE *out, const Tensor *t, size_t i, bool json) {
+    Element e = element_at(t, i, DTYPE_I64);
+    if (t->dtype > DTYPE_F64) {
+        fprintf(out, "%s%" PRIu64, e.negative ? "-" : "", e.magnitude);
+    } else if (json) {
+        json_write_double(out, e.value);
     } else {
-        fputs("null", out);
+        fprintf(out, "%.*g", t->dtype == DTYPE_F64 ? 17 : 9, e.value);
     }
 }
 
-static void diff_json(FILE *out, const Tensor *a, const char *name, const char *problem,
-                      const Worst *w) {
+/* `, "first": [0, 3], "first_values": [0.5, 0.25]`; nothing where none differs. */
+static void place_json(FILE *out, const char *key, const DiffPair *p, size_t flat, bool differs) {
+    if (differs) {
+        fprintf(out, ", \"%s\": ", key);
+        print_index(out, &p->a, flat);
+        fprintf(out, ", \"%s_values\": [", key);
+        print_element(out, &p->a, flat, true);
+        fputs(", ", out);
+        print_element(out, &p->b, flat, true);
+        fputc(']', out);
+    }
+}
+
+/* [0, 3] 0.5 0.25: an index and what both have there. */
+static void place_text(FILE *out, const DiffPair *p, size_t flat) {
+    print_index(out, &p->a, flat);
+    fputc(' ', out);
+    print_element(out, &p->a, flat, false);
+    fputc(' ', out);
+    print_element(out, &p->b, flat, false);
+}
+
+/* How many elements are how far apart: 0: 180, 1: 7, 2-3: 5; as JSON by the least of each. */
+static void print_histogram(FILE *out, const size_t *histogram, bool json) {
+    const char *separator = "";
+    for (int i = 0; i < ULP_BUCKETS; i++) {
+        uint64_t low = i == 0 ? 0 : UINT64_C(1) << (i - 1) % 64;
+        if (histogram[i] == 0) {
+            continue;
+        }
+        fputs(separator, out);
+        if (i == ULP_BUCKETS - 1) {
+            fputs(json ? "\"no number\"" : "no number", out);
+        } else if (json) {
+            fprintf(out, "\"%" PRIu64 "\"", low);
+        } else if (i < 2) {
+            fprintf(out, "%" PRIu64, low);
+        } else {
+            fprintf(out, "%" PRIu64 "-%" PRIu64, low, low + (low - 1));
+        }
+        fprintf(out, ": %zu", histogram[i]);
+        separator = ", ";
+    }
+}
+
+static void pair_json(const Diff *d, const DiffPair *p, const char *problem, const Worst *w) {
+    FILE *out = d->out;
     fputs("\n  {\"name\": ", out);
-    json_write_string(out, name, strlen(name));
+    json_write_string(out, p->name, strlen(p->name));
     if (problem != NULL) {
-        fprintf(out, ", \"problem\": \"%s\"}", problem);
+        fputs(", \"problem\": ", out);
+        json_write_string(out, problem, strlen(problem));
+        fputc('}', out);
         return;
     }
+    fprintf(out, ", \"dtypes\": [\"%s\", \"%s\"]", dtype_name(p->a.dtype), dtype_name(p->b.dtype));
     fprintf(out, ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %" PRIu64,
-            a->count, w->differing, w->beyond, w->ulp);
+            p->a.count, w->differing, w->beyond, w->ulp);
     fputs(", \"absolute\": ", out);
     json_write_double(out, w->absolute);
     fputs(", \"relative\": ", out);
     json_write_double(out, w->relative);
-    index_json(out, "first", a, w->first, w->differing > 0);
-    index_json(out, "worst", a, w->at, w->differing > 0);
-    fputc('}', out);
+    place_json(out, "first", p, w->first, w->differing > 0);
+    place_json(out, "worst", p, w->at, w->differing > 0);
+    fputs(", \"histogram\": {", out);
+    print_histogram(out, w->histogram, true);
+    fputs("}}", out);
 }
 
-static void diff_text(FILE *out, const Tensor *a, const Tensor *b, const char *name,
-                      const char *problem, const Worst *w) {
-    if (problem != NULL || w->differing == 0) {
-        fprintf(out, "%s: %s\n", name, problem != NULL ? problem : "equal");
+static void pair_text(const Diff *d, const DiffPair *p, const char *problem, const Worst *w) {
+    FILE *out = d->out;
+    Dtype wide = wide_dtype(p->a.dtype, p->b.dtype);
+    const char *as = wide == DTYPE_I64 ? "integers" : dtype_name(wide), *note = "";
+    if (problem != NULL) {
+        fprintf(out, "%s: %s\n", p->name, problem);
         return;
     }
-    fprintf(out, "%s: %zu of %zu differ, %zu beyond what is allowed; first ", name, w->differing,
-            a->count, w->beyond);
-    print_index(out, a, w->first);
-    print_element(out, a, w->first);
-    print_element(out, b, w->first);
+    if (p->a.dtype != p->b.dtype) {
+        note = arena_format(d->arena, " (%s and %s, compared as %s)", dtype_name(p->a.dtype),
+                            dtype_name(p->b.dtype), as);
+    }
+    if (w->differing == 0) {
+        fprintf(out, "%s: equal%s\n", p->name, note);
+        return;
+    }
+    fprintf(out, "%s: %zu of %zu differ%s, %zu beyond what is allowed; first ", p->name,
+            w->differing, p->a.count, note, w->beyond);
+    place_text(out, p, w->first);
     fputs("; worst ", out);
-    print_index(out, a, w->at);
-    print_element(out, a, w->at);
-    print_element(out, b, w->at);
-    if (w->ulp == UINT64_MAX) {
-        fputs(": one of them is no number\n", out);
+    place_text(out, p, w->at);
+    if (w->gap.number) {
+        fprintf(out, ": %" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->gap.ulp,
+                w->gap.absolute, w->gap.relative);
     } else {
-        fprintf(out, ": %" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->ulp, w->absolute,
-                w->relative);
+        fputs(": one of them is no number\n", out);
+    }
+    if (d->options->histogram) {
+        fputs("  ulp ", out);
+        print_histogram(out, w->histogram, false);
+        fputc('\n', out);
     }
 }
 
-static bool same_shape(const Tensor *a, const Tensor *b) {
-    return a->dtype == b->dtype && a->rank == b->rank && a->dtype != DTYPE_OTHER &&
-           memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0;
+static void drop_ones(Tensor *t, int rank) {
+    while (t->rank > rank && t->shape[0] == 1) {
+        memmove(t->shape, t->shape + 1, (size_t)--t->rank * sizeof *t->shape);
+    }
 }
 
-/* One line (or JSON object) a tensor. Returns whether it is as allowed. */
-static bool diff_pair(const Tensor *a, const Tensor *b, const DiffOptions *o, FILE *out) {
-    const char *problem = a == NULL           ? "only in B"
-                          : b == NULL         ? "only in A"
-                          : !same_shape(a, b) ? "other shape or dtype"
-                                              : NULL;
-    const char *name = a != NULL ? a->name : b->name;
+/* Why two tensors cannot be compared; NULL: they can. */
+static const char *pair_problem(const Diff *d, const DiffPair *p) {
+    if (!p->in_a || !p->in_b) {
+        return p->in_a ? "only in A" : "only in B";
+    }
+    if (p->a.dtype == DTYPE_OTHER || p->b.dtype == DTYPE_OTHER) {
+        return arena_format(d->arena, "not compared: %s in A, %s in B", p->a.type, p->b.type);
+    }
+    if (p->a.rank == p->b.rank &&
+        memcmp(p->a.shape, p->b.shape, (size_t)p->a.rank * sizeof *p->a.shape) == 0) {
+        return NULL;
+    }
+    MemoryStream *text = memory_open(d->arena);
+    fputs("other shape: ", text->stream);
+    print_shape(text->stream, p->a.shape, p->a.rank, "0");
+    fputs(" in A, ", text->stream);
+    print_shape(text->stream, p->b.shape, p->b.rank, "0");
+    fputs(" in B", text->stream);
+    return memory_text(text);
+}
+
+/* One line (or JSON object) a tensor, unless only bad ones are wanted; whether it was printed. */
+static bool diff_pair(const Diff *d, DiffPair *p, bool first_line) {
+    const DiffOptions *o = d->options;
+    const char *problem = pair_problem(d, p);
     Worst worst = {0};
     if (problem == NULL) {
-        worst = diff_tensor(a, b, o);
+        worst = diff_tensor(&p->a, &p->b, wide_dtype(p->a.dtype, p->b.dtype), o);
+    }
+    p->compared = problem == NULL;
+    p->bad = problem != NULL || worst.beyond > 0;
+    if (o->bad_only && !p->bad) {
+        return false;
     }
     if (o->json) {
-        diff_json(out, a, name, problem, &worst);
+        fputs(first_line ? "" : ",", d->out);
+        pair_json(d, p, problem, &worst);
     } else {
-        diff_text(out, a, b, name, problem, &worst);
+        pair_text(d, p, problem, &worst);
     }
-    return problem == NULL && worst.beyond == 0;
+    return true;
 }
 
-void diff_run(const DiffOptions *o, FILE *out) {
-    TensorStore a, b;
-    Arena *arena = arena_new();
-    tensors_open(&a, arena, o->a);
-    tensors_open(&b, arena, o->b);
-    size_t i = 0, j = 0, bad = 0, total = 0;
-    if (o->json) {
-        fputs("{\"tensors\": [", out);
+/* ---- diff: where it began ---- */
+
+/* A number counts by its value: layer.2 before layer.10. */
+static int natural_order(const char *a, const char *b) {
+    static const char digits[] = "0123456789";
+    size_t i = 0;
+    while (a[i] != '\0' && a[i] == b[i]) {
+        i++;
     }
-    while (i < a.count || j < b.count) {
+    while (i > 0 && strchr(digits, a[i - 1]) != NULL) {
+        i--;
+    }
+    size_t m = strspn(a + i, digits), n = strspn(b + i, digits);
+    return m > 0 && n > 0 && m != n ? (m < n ? -1 : 1) : strcmp(a + i, b + i);
+}
+
+static int compare_pairs(const void *a, const void *b) {
+    const DiffPair *x = a, *y = b;
+    if (x->known != y->known) {
+        return x->known ? -1 : 1;
+    }
+    return x->known ? compare_points(&x->point, &y->point) : natural_order(x->name, y->name);
+}
+
+static bool parse_point(HookPoint *point, const char *name) {
+    static const char grad[] = ".grad";
+    char bare[HOOK_NAME_MAX];
+    size_t length = strlen(name), tail = sizeof grad - 1;
+    if (length >= sizeof bare) {
+        return false;
+    }
+    memcpy(bare, name, length + 1);
+    point->gradient = length > tail && strcmp(bare + length - tail, grad) == 0;
+    bare[length - (point->gradient ? tail : 0)] = '\0';
+    return hook_parse(bare, &point->kind, &point->layer, &point->vision);
+}
+
+static void diff_add(Diff *d, const Tensor *a, const Tensor *b) {
+    DiffPair p = {.name = a != NULL ? a->name : b->name, .in_a = a != NULL, .in_b = b != NULL};
+    p.known = parse_point(&p.point, p.name);
+    if (p.known && p.point.layer >= d->n_layers[p.point.vision]) {
+        d->n_layers[p.point.vision] = p.point.layer + 1;
+    }
+    if (a != NULL) {
+        p.a = *a;
+    }
+    if (b != NULL) {
+        p.b = *b;
+    }
+    if (a != NULL && b != NULL) {
+        drop_ones(&p.a, b->rank);
+        drop_ones(&p.b, a->rank);
+    }
+    d->pairs = arena_grow(d->arena, d->pairs, &d->room, d->count + 1, sizeof *d->pairs);
+    d->pairs[d->count++] = p;
+}
+
+static const DiffPair *pair_of(const Diff *d, const HookPoint *point) {
+    const DiffPair *found = NULL;
+    for (size_t i = 0; i < d->count && found == NULL; i++) {
+        const DiffPair *p = &d->pairs[i];
+        found = p->known && compare_points(&p->point, point) == 0 ? p : NULL;
+    }
+    return found;
+}
+
+/* Whether the model has such points, as far as the files tell. */
+static bool kind_there(const Diff *d, const HookPoint *point) {
+    bool there = !hook_optional(point->kind);
+    for (size_t i = 0; i < d->count && !there; i++) {
+        const HookPoint *p = &d->pairs[i].point;
+        there = d->pairs[i].known && p->kind == point->kind && p->vision == point->vision;
+    }
+    return there;
+}
+
+enum {
+    TRACE_MOST = 1024 /* points looked at: the blocks that are near */
+};
+
+static bool points_have(const Points *points, const HookPoint *p) {
+    bool has = false;
+    for (size_t i = 0; i < points->count && !has; i++) {
+        has = compare_points(&points->list[i], p) == 0;
+    }
+    return has;
+}
+
+/* From `points` up the pass: `found` are the first that were compared, `lost` those that a model
+ * has but were not; without `lost` the way goes on through them. */
+static void trace(const Diff *d, Points *points, Points *seen, Points *found, Points *lost) {
+    for (size_t i = 0; i < points->count && seen->count < TRACE_MOST; i++) {
+        HookPoint inputs[HOOK_INPUTS_MAX], at = points->list[i];
+        size_t n = hook_inputs(&at, d->n_layers, inputs);
+        for (size_t k = 0; k < n; k++) {
+            const DiffPair *pair = pair_of(d, &inputs[k]);
+            bool compared = pair != NULL && pair->compared;
+            if (points_have(seen, &inputs[k])) {
+                continue;
+            }
+            points_add(seen, inputs[k]);
+            points_add(compared                                    ? found
+                       : lost != NULL && kind_there(d, &inputs[k]) ? lost
+                                                                   : points,
+                       inputs[k]);
+        }
+    }
+    points_sort(found);
+}
+
+/* Without the groups that both names begin with: hook_q beside blocks.0.attn.hook_rot_q. */
+static const char *name_beside(Arena *arena, const HookPoint *p, const DiffPair *first) {
+    const char *name = point_name(arena, p, false);
+    size_t shared = 0;
+    bool near = p->layer == first->point.layer && p->vision == first->point.vision;
+    for (size_t i = 0; near && name[i] != '\0' && name[i] == first->name[i]; i++) {
+        shared = name[i] == '.' ? i + 1 : shared;
+    }
+    return name + shared;
+}
+
+static void print_names(const Diff *d, const Points *points, const DiffPair *first) {
+    for (size_t i = 0; i < points->count; i++) {
+        const HookPoint *p = &points->list[i];
+        const DiffPair *pair = pair_of(d, p);
+        const char *why = pair == NULL     ? " (in neither file)"
+                          : pair->compared ? ""
+                          : !pair->in_b    ? " (only in A)"
+                          : !pair->in_a    ? " (only in B)"
+                                           : " (of other shape or dtype)";
+        fprintf(d->out, "%s %s%s", i > 0 ? "," : "", name_beside(d->arena, p, first), why);
+    }
+}
+
+static void print_name_list(const Diff *d, const char *key, const Points *points) {
+    fprintf(d->out, ", \"%s\": [", key);
+    for (size_t i = 0; i < points->count; i++) {
+        fprintf(d->out, "%s\"%s\"", i > 0 ? ", " : "",
+                point_name(d->arena, &points->list[i], false));
+    }
+    fputc(']', d->out);
+}
+
+/* The first tensor beyond what is allowed, and how what it was computed from compares. */
+static void print_first(const Diff *d, const DiffPair *first) {
+    Points start = {.arena = d->arena}, seen = start, agree = start, lost = start, before = start;
+    FILE *out = d->out;
+    if (first->known) {
+        points_add(&start, first->point);
+        trace(d, &start, &seen, &agree, &lost);
+        Points behind = {.arena = d->arena};
+        for (size_t i = 0; i < lost.count; i++) {
+            points_add(&behind, lost.list[i]);
+        }
+        trace(d, &behind, &seen, &before, NULL);
+    }
+    if (d->options->json) {
+        fputs("{\"name\": ", out);
+        json_write_string(out, first->name, strlen(first->name));
+        print_name_list(d, "inputs_that_agree", &agree);
+        print_name_list(d, "inputs_not_compared", &lost);
+        print_name_list(d, "before_them_agree", &before);
+        fputc('}', out);
+        return;
+    }
+    fprintf(out, "first beyond: %s", first->name);
+    if (first->known && agree.count + lost.count == 0) {
+        fputs("; no hook point comes before it", out);
+    }
+    if (agree.count > 0) {
+        fputs("; its inputs", out);
+        print_names(d, &agree, first);
+        fputs(" agree", out);
+    }
+    if (lost.count > 0) {
+        fputs(agree.count > 0 ? "," : "; its inputs", out);
+        print_names(d, &lost, first);
+        fputs(" were not compared", out);
+    }
+    if (before.count > 0) {
+        fputs("; before them", out);
+        print_names(d, &before, first);
+        fputs(" agree", out);
+    }
+    fputc('\n', out);
+}
+
+/* Returns how many tensors are in both. */
+static size_t diff_open(Diff *d) {
+    TensorStore a, b;
+    size_t shared = 0;
+    tensors_open(&a, d->arena, d->options->a);
+    tensors_open(&b, d->arena, d->options->b);
+    for (size_t i = 0, j = 0; i < a.count || j < b.count;) {
         int order = i == a.count   ? 1
                     : j == b.count ? -1
                                    : strcmp(a.tensors[i].name, b.tensors[j].name);
-        const Tensor *left = order <= 0 ? &a.tensors[i++] : NULL,
-                     *right = order >= 0 ? &b.tensors[j++] : NULL;
-        if (o->json && total > 0) {
-            fputc(',', out);
+        shared += order == 0 ? 1 : 0;
+        diff_add(d, order <= 0 ? &a.tensors[i++] : NULL, order >= 0 ? &b.tensors[j++] : NULL);
+    }
+    if (d->count > 0) {
+        qsort(d->pairs, d->count, sizeof *d->pairs, compare_pairs);
+    }
+    return shared;
+}
+
+void diff_run(const DiffOptions *o, FILE *out) {
+    Arena *arena = arena_new();
+    Diff d = {.options = o, .out = out, .arena = arena};
+    const DiffPair *bad = NULL, *beyond = NULL; /* the first of each */
+    size_t n_bad = 0, total = 0, lines = 0;
+    if (diff_open(&d) == 0 && o->common) {
+        fail(STATUS_INPUT, "%s and %s: no tensor is in both", o->a, o->b);
+    }
+    fputs(o->json ? "{\"tensors\": [" : "", out);
+    for (DiffPair *p = d.pairs; p < d.pairs + d.count; p++) {
+        if (o->common && !(p->in_a && p->in_b)) {
+            continue;
         }
-        bad += diff_pair(left, right, o, out) ? 0 : 1;
+        lines += diff_pair(&d, p, lines == 0) ? 1 : 0;
+        bad = bad == NULL && p->bad ? p : bad;
+        beyond = beyond == NULL && p->bad && p->compared ? p : beyond;
+        n_bad += p->bad ? 1 : 0;
         total++;
     }
     if (o->json) {
-        fprintf(out, "],\n \"equal\": %s}\n", bad == 0 ? "true" : "false");
+        fprintf(out, "],\n \"total\": %zu, \"allowed\": %zu, \"first_beyond\": ", total,
+                total - n_bad);
+        fputs(beyond == NULL ? "null" : "", out);
     } else {
-        fprintf(out, "%zu of %zu tensors as allowed\n", total - bad, total);
+        fprintf(out, "%zu of %zu tensors as allowed", total - n_bad, total);
+        fprintf(out, total < d.count ? "; %zu in one file only\n" : "\n", d.count - total);
     }
-    if (bad != 0) {
-        fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed", bad, total);
+    if (beyond != NULL) {
+        print_first(&d, beyond);
+    } else if (bad != NULL && !o->json) {
+        fprintf(out, "nothing beyond in what could be compared, which %s could not\n", bad->name);
+    }
+    if (o->json) {
+        fprintf(out, ",\n \"equal\": %s}\n", bad == NULL ? "true" : "false");
+    }
+    if (bad != NULL) {
+        fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed, first %s", n_bad, total,
+             beyond != NULL ? beyond->name : bad->name);
     }
     arena_free(arena);
 }

@@ -16,14 +16,23 @@ typedef struct DumpOptions {
 
 void dump_run(const Compute *compute, const DumpOptions *options, const Console *console);
 
+/* Every hook point with its shape, T standing for the number of tokens, * for the layer. Either
+ * directory may be NULL. */
+void hooks_list(const char *llm, const char *vision, bool json, FILE *out);
+
 typedef struct DiffOptions {
     const char *a, *b;
     uint64_t ulp;
     double atol, rtol; /* allowed: ulp apart, or |a - b| <= atol + rtol |b| */
+    bool histogram;    /* of distances in ulp, with each tensor that differs */
+    bool bad_only;     /* say nothing of tensors that are as allowed */
+    bool common;       /* leave out tensors that only one file has */
     bool json;
 } DiffOptions;
 
-/* STATUS_CHECK if a tensor is missing, has another shape, or differs by more than allowed. */
+/* Tensors in the order of the pass, others behind them; at last the first that differs by more than
+ * allowed, with its inputs. A leading dimension of 1 counts as none; other dtypes are widened.
+ * STATUS_CHECK if a tensor is missing, has another shape, or differs by more than allowed. */
 void diff_run(const DiffOptions *options, FILE *out);
 
 #endif

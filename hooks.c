@@ -1,4 +1,5 @@
-/* hooks.c: names of the hook points, and the patterns that choose among them. */
+/* hooks.c: names of the hook points, what each is computed from, and the patterns that choose among
+ * them. */
 #include "hooks.h"
 
 #include <fnmatch.h>
@@ -11,45 +12,50 @@ typedef enum Owner {
     BOTH
 } Owner;
 
+#define IN(kind) (UINT64_C(1) << HOOK_##kind)
+
 /* In the order of HookKind. */
 static const struct {
     const char *name;
     bool block;
     Owner owner;
+    bool absent;     /* in some models or most dumps: then its inputs stand for it */
+    uint64_t inputs; /* the kinds from which it is computed */
 } points[HOOK_KINDS] = {
-    {"pixel_values", false, VISION},
-    {"hook_embed", false, BOTH},
-    {"hook_pos_embed", false, BOTH},
-    {"ln_pre.hook_scale", false, VISION},
-    {"ln_pre.hook_normalized", false, VISION},
-    {"hook_resid_pre", true, BOTH},
-    {"ln1.hook_scale", true, BOTH},
-    {"ln1.hook_normalized", true, BOTH},
-    {"attn.hook_q", true, BOTH},
-    {"attn.hook_k", true, BOTH},
-    {"attn.hook_v", true, BOTH},
-    {"attn.hook_rot_q", true, LM},
-    {"attn.hook_rot_k", true, LM},
-    {"attn.hook_attn_scores", true, BOTH},
-    {"attn.hook_pattern", true, BOTH},
-    {"attn.hook_z", true, BOTH},
-    {"attn.hook_result", true, BOTH},
-    {"ln1_post.hook_scale", true, LM},
-    {"ln1_post.hook_normalized", true, LM},
-    {"hook_attn_out", true, BOTH},
-    {"hook_resid_mid", true, BOTH},
-    {"ln2.hook_scale", true, BOTH},
-    {"ln2.hook_normalized", true, BOTH},
-    {"mlp.hook_pre", true, BOTH},
-    {"mlp.hook_pre_linear", true, LM},
-    {"mlp.hook_post", true, BOTH},
-    {"ln2_post.hook_scale", true, LM},
-    {"ln2_post.hook_normalized", true, LM},
-    {"hook_mlp_out", true, BOTH},
-    {"hook_resid_post", true, BOTH},
-    {"ln_final.hook_scale", false, LM},
-    {"ln_final.hook_normalized", false, LM},
-    {"logits", false, LM},
+    {"pixel_values", false, VISION, false, 0},
+    {"hook_embed", false, BOTH, false, IN(PIXEL_VALUES)},
+    {"hook_pos_embed", false, BOTH, true, 0},
+    {"ln_pre.hook_scale", false, VISION, false, IN(EMBED) | IN(POS_EMBED)},
+    {"ln_pre.hook_normalized", false, VISION, false, IN(EMBED) | IN(POS_EMBED) | IN(LN_PRE_SCALE)},
+    {"hook_resid_pre", true, BOTH, false,
+     IN(EMBED) | IN(POS_EMBED) | IN(LN_PRE_NORMALIZED) | IN(RESID_POST)},
+    {"ln1.hook_scale", true, BOTH, false, IN(RESID_PRE)},
+    {"ln1.hook_normalized", true, BOTH, false, IN(RESID_PRE) | IN(LN1_SCALE)},
+    {"attn.hook_q", true, BOTH, false, IN(LN1_NORMALIZED)},
+    {"attn.hook_k", true, BOTH, false, IN(LN1_NORMALIZED)},
+    {"attn.hook_v", true, BOTH, false, IN(LN1_NORMALIZED)},
+    {"attn.hook_rot_q", true, LM, true, IN(Q)},
+    {"attn.hook_rot_k", true, LM, true, IN(K)},
+    {"attn.hook_attn_scores", true, BOTH, false, IN(ROT_Q) | IN(ROT_K)},
+    {"attn.hook_pattern", true, BOTH, false, IN(ATTN_SCORES)},
+    {"attn.hook_z", true, BOTH, false, IN(V) | IN(PATTERN)},
+    {"attn.hook_result", true, BOTH, true, IN(Z)},
+    {"ln1_post.hook_scale", true, LM, true, IN(RESULT)},
+    {"ln1_post.hook_normalized", true, LM, true, IN(RESULT) | IN(LN1_POST_SCALE)},
+    {"hook_attn_out", true, BOTH, false, IN(LN1_POST_NORMALIZED)},
+    {"hook_resid_mid", true, BOTH, true, IN(RESID_PRE) | IN(ATTN_OUT)},
+    {"ln2.hook_scale", true, BOTH, false, IN(RESID_MID)},
+    {"ln2.hook_normalized", true, BOTH, false, IN(RESID_MID) | IN(LN2_SCALE)},
+    {"mlp.hook_pre", true, BOTH, false, IN(LN2_NORMALIZED)},
+    {"mlp.hook_pre_linear", true, LM, true, IN(LN2_NORMALIZED)},
+    {"mlp.hook_post", true, BOTH, false, IN(PRE) | IN(PRE_LINEAR)},
+    {"ln2_post.hook_scale", true, LM, true, IN(POST)},
+    {"ln2_post.hook_normalized", true, LM, true, IN(POST) | IN(LN2_POST_SCALE)},
+    {"hook_mlp_out", true, BOTH, false, IN(LN2_POST_NORMALIZED)},
+    {"hook_resid_post", true, BOTH, false, IN(RESID_MID) | IN(MLP_OUT)},
+    {"ln_final.hook_scale", false, LM, false, IN(RESID_POST)},
+    {"ln_final.hook_normalized", false, LM, false, IN(RESID_POST) | IN(LN_FINAL_SCALE)},
+    {"logits", false, LM, false, IN(LN_FINAL_NORMALIZED)},
 };
 
 bool hooks_want(const Hooks *hooks, HookKind kind, int layer, bool gradient) {
@@ -125,10 +131,66 @@ bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision) {
     return false;
 }
 
+/* ---- the order of a pass, and what is computed from what ---- */
+
+/* The block that a point is in; -1 before the first, n_layers behind the last. */
+static int depth_of(const HookPoint *point, int n_layers) {
+    return points[point->kind].block ? point->layer : point->kind < HOOK_RESID_PRE ? -1 : n_layers;
+}
+
+int64_t hook_place(const HookPoint *point) {
+    const int64_t behind = INT64_C(1) << 40; /* every place within one model */
+    int64_t place = (int64_t)depth_of(point, INT32_MAX) * HOOK_KINDS + (int64_t)point->kind;
+    place += point->vision ? 0 : behind;
+    return point->gradient ? 4 * behind - place : place;
+}
+
+bool hook_optional(HookKind kind) {
+    return points[kind].absent;
+}
+
+/* Whether, forward, `to` is computed from `from` with no other point between them. */
+static bool feeds(const HookPoint *from, const HookPoint *to, const int n_layers[2]) {
+    if ((points[to->kind].inputs >> from->kind & 1) == 0) {
+        return false;
+    }
+    int depth = depth_of(from, n_layers[from->vision]), next = depth_of(to, n_layers[to->vision]);
+    bool tower_end = from->vision && from->kind == HOOK_RESID_POST && depth == n_layers[1] - 1;
+    if (from->vision != to->vision) { /* through the adapter, into the prompt */
+        return tower_end && to->kind == HOOK_RESID_PRE && next == 0;
+    }
+    if (to->vision && to->kind == HOOK_RESID_PRE && from->kind < HOOK_LN_PRE_SCALE) {
+        return false; /* embeddings enter the tower through ln_pre */
+    }
+    bool enters = to->kind == HOOK_RESID_PRE || from->kind == HOOK_RESID_POST;
+    return depth + (enters ? 1 : 0) == next;
+}
+
+size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[HOOK_INPUTS_MAX]) {
+    size_t count = 0;
+    for (int k = 0; k < 2 * HOOK_KINDS; k++) {
+        HookPoint p = {.kind = (HookKind)(k % HOOK_KINDS), .vision = k < HOOK_KINDS};
+        int most = n_layers[p.vision] - 1;
+        int near = p.vision == of->vision ? depth_of(of, most + 1) : most, end = near + 1;
+        bool there = points[p.kind].owner == BOTH || (points[p.kind].owner == VISION) == p.vision;
+        p.gradient = of->gradient;
+        p.layer = !points[p.kind].block ? -1 : near > 0 ? near - 1 : 0;
+        end = !points[p.kind].block ? -1 : end < most ? end : most;
+        for (; there && p.layer <= end && count < HOOK_INPUTS_MAX; p.layer++) {
+            if (of->gradient ? feeds(of, &p, n_layers) : feeds(&p, of, n_layers)) {
+                inputs[count++] = p;
+            }
+        }
+    }
+    return count;
+}
+
 /* ---- globs: the shell's braces, and within them what fnmatch knows ---- */
 
-size_t brace_next(const char *pattern, size_t at, const char *stops) {
-    size_t depth = 0, i = at + 1;
+/* The next of `stops` from pattern[at] on that stands in no inner braces and no [set]; the length
+ * of the pattern if there is none. */
+static size_t brace_next(const char *pattern, size_t at, const char *stops) {
+    size_t depth = 0, i = at;
     for (; pattern[i] != '\0'; i++) {
         const char *set =
             pattern[i] == '[' && pattern[i + 1] != 0 ? strchr(pattern + i + 2, ']') : NULL;
@@ -148,17 +210,17 @@ size_t brace_next(const char *pattern, size_t at, const char *stops) {
 /* The first group that closes becomes each of its alternatives in turn. */
 static bool match_expanded(Arena *arena, const char *pattern, const char *name) {
     size_t length = strlen(pattern);
-    size_t open = length == 0 || pattern[0] == '{' ? 0 : brace_next(pattern, 0, "{");
-    size_t close = open < length ? brace_next(pattern, open, "}") : length;
+    size_t open = brace_next(pattern, 0, "{");
+    size_t close = open < length ? brace_next(pattern, open + 1, "}") : length;
     while (open < length && close == length) {
-        open = brace_next(pattern, open, "{");
-        close = open < length ? brace_next(pattern, open, "}") : length;
+        open = brace_next(pattern, open + 1, "{");
+        close = open < length ? brace_next(pattern, open + 1, "}") : length;
     }
     if (close == length) {
         return fnmatch(pattern, name, 0) == 0;
     }
     for (size_t at = open, next; at < close; at = next) {
-        next = brace_next(pattern, at, ",}");
+        next = brace_next(pattern, at + 1, ",}");
         if (match_expanded(arena,
                            arena_format(arena, "%.*s%.*s%s", (int)open, pattern,
                                         (int)(next - at - 1), pattern + at + 1,
@@ -168,6 +230,10 @@ static bool match_expanded(Arena *arena, const char *pattern, const char *name) 
         }
     }
     return false;
+}
+
+size_t glob_length(const char *globs) {
+    return brace_next(globs, 0, ",");
 }
 
 bool glob_match(const char *pattern, const char *name) {

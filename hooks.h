@@ -79,10 +79,21 @@ enum {
 void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient);
 /* Finds the point of a name (without .grad); false: no such name. */
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision);
+/* Ascending as a pass reaches them: the vision tower, the language model, block by block; behind
+ * them gradients, the other way round. Of kind, layer, vision and gradient. */
+int64_t hook_place(const HookPoint *point);
+enum {
+    HOOK_INPUTS_MAX = 8
+};
+/* The points from which one is computed with no other point between them, in the order of the pass;
+ * of a gradient the gradients of what it feeds. n_layers of the language model and of the tower, 0:
+ * none. Returns their number. */
+size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[HOOK_INPUTS_MAX]);
+/* Not every model has it, or it is seldom dumped: its own inputs may then stand for it. */
+bool hook_optional(HookKind kind);
 /* Shell-like: * any run of characters (dots too), ? one, [abc] a set, {a,b} alternatives. */
 bool glob_match(const char *pattern, const char *name);
-/* The next of `stops` behind pattern[at] that stands in no inner braces and no [set]; the length of
- * the pattern if there is none. */
-size_t brace_next(const char *pattern, size_t at, const char *stops);
+/* The length of the first glob of a list, separated by commas outside of braces and sets. */
+size_t glob_length(const char *globs);
 
 #endif

@@ -545,7 +545,20 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
     run_eval(compute, &options, console);
 }
 
-/* ---- dump, diff ---- */
+/* ---- hooks, dump, diff ---- */
+
+static const Option hooks_options[] = {
+    {"llm", "DIR", NULL, "language model"},
+    {"vision", "DIR", NULL, "CLIP vision tower"},
+};
+
+static void command_hooks(Arguments *a, const Compute *compute, const Console *console) {
+    (void)compute;
+    (void)console;
+    const char *vision = get(a, "vision");
+    const char *llm = vision == NULL ? need(a, "llm") : get(a, "llm");
+    hooks_list(llm, vision, get_flag(a, "json"), stdout);
+}
 
 static const Option dump_options[] = {
     {"llm", "DIR", NULL, "language model"},
@@ -556,7 +569,7 @@ static const Option dump_options[] = {
     {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
     {"image", "FILE", NULL, "image"},
     {"hooks", "GLOB,...", NULL,
-     "hook points under their TransformerLens names; also vision.* and image.rgb"},
+     "hook points under their TransformerLens names ('refsae hooks' lists them); also image.rgb"},
     {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad"},
     {"bos", "yes|no", NULL, "<bos> before the text, whatever the post-processor does"},
     {"chat", NULL, NULL, "render --prompt in Gemma's chat form"},
@@ -590,9 +603,12 @@ static void command_dump(Arguments *a, const Compute *compute, const Console *co
 }
 
 static const Option diff_options[] = {
-    {"ulp", "N", "0", "units in the last place that two values may be apart"},
+    {"ulp", "N", NULL,
+     "units in the last place that two values may be apart (0 without it); with a histogram"},
     {"atol", "X", "0", "or |a - b| <= atol + rtol |b|"},
     {"rtol", "X", "0", "see --atol"},
+    {"bad-only", NULL, NULL, "only lines of tensors that are not as allowed"},
+    {"common", NULL, NULL, "only tensors that both files have"},
 };
 
 static void command_diff(Arguments *a, const Compute *compute, const Console *console) {
@@ -601,6 +617,9 @@ static void command_diff(Arguments *a, const Compute *compute, const Console *co
     DiffOptions options = {.a = a->positional[0],
                            .b = a->positional[1],
                            .ulp = get_count(a, "ulp"),
+                           .histogram = get_flag(a, "ulp"),
+                           .bad_only = get_flag(a, "bad-only"),
+                           .common = get_flag(a, "common"),
                            .atol = get_double(a, "atol"),
                            .rtol = get_double(a, "rtol"),
                            .json = get_flag(a, "json")};
@@ -694,7 +713,11 @@ static const Command commands[] = {
             "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
             "FILE.safetensors",
             "write activations and gradients", 0, 0),
-    COMMAND(diff, "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X]",
+    COMMAND(hooks, "hooks --llm DIR [--vision DIR]",
+            "hook points with their shapes: T tokens, * any layer; a gradient adds .grad", 0, 0),
+    COMMAND(diff,
+            "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X] [--bad-only] "
+            "[--common]",
             "compare two files of tensors; exit 1 if they differ by more than allowed", 2, 2),
     COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
             "one page from what other commands left in folders", 1, -1),
