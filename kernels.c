@@ -294,6 +294,20 @@ static void scale_range(const Task *t, size_t first, size_t last) {
     }
 }
 
+/* y(row, c) += sum over the row's entries of value W(column, c), in their order */
+static void sparse_blocks(const Task *t, size_t first, size_t last) {
+    const size_t end = last * SPARSE_COLUMNS < t->cols ? last * SPARSE_COLUMNS : t->cols;
+    for (size_t row = 0; row < t->rows; row++) {
+        for (size_t c = first * SPARSE_COLUMNS; c < end; c++) {
+            float *y = t->y + row * t->cols + c;
+            for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
+                const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
+                *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+            }
+        }
+    }
+}
+
 /* torch.optim.AdamW, one element: p <- p (1 - lr lambda); m <- m + (1 - beta1)(g - m);
  * v <- v beta2 + (1 - beta2) g^2; p <- p - lr m_hat / (sqrt(v_hat) + eps), where m_hat = m / (1 -
  * beta1^t) is formed by way of the step size and sqrt(v_hat) = sqrt(v) / sqrt(1 - beta2^t). */
@@ -563,6 +577,23 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
                               : (wanted + count * blocks - 1) / (count * blocks);
     ProductRun job = {compute, products, blocks * splits, splits};
     run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
+}
+
+void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
+                const float *value, size_t rows, Weight w, ptrdiff_t w_row, ptrdiff_t w_col,
+                size_t n) {
+    Task task = {.y = y,
+                 .a = value,
+                 .table_row = column,
+                 .start = start,
+                 .w = w,
+                 .w_row = w_row,
+                 .w_col = w_col,
+                 .cols = n,
+                 .rows = rows};
+    RangeRun range = {&task, compute->set->run[OP_SPARSE],
+                      (n + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, 1};
+    run_pieces(compute, start[rows] * n >= WORTH_PRODUCTS, range.count, range_body, &range);
 }
 
 void product_run_one(const Compute *compute, Product product) {

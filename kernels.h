@@ -58,6 +58,11 @@ typedef struct Product {
 /* Runs `count` products; they may not overlap in what they write. Threads share blocks of all of
  * them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
+/* y[rows, n] += of each row its entries start[r] .. start[r + 1] - 1: value_i W(column_i, .), an
+ * element being the chain of fmaf in their order. W(j, c) = w[j * w_row + c * w_col]. */
+void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
+                const float *value, size_t rows, Weight w, ptrdiff_t w_row, ptrdiff_t w_col,
+                size_t n);
 void product_run_one(const Compute *compute, Product product); /* one alone */
 
 /* W [out, in] where it lies: W(o, i) = w[o * row + i * col], strides in elements. Both Linear's

@@ -346,6 +346,67 @@ INLINE void prefetch_panel(const Product *p, size_t n, size_t k0, size_t depth, 
     }
 }
 
+/* A whole block of columns of W that are contiguous; outputs stay in registers. */
+INLINE void sparse_block(Dtype dtype, const Task *t, size_t c) {
+    enum {
+        VECTORS = SPARSE_COLUMNS / VW,
+        AHEAD = 8
+    };
+    const size_t size = dtype == DTYPE_F32 ? 4 : 2;
+    for (size_t row = 0; row < t->rows; row++) {
+        float *y = t->y + row * t->cols + c;
+        vf acc[VECTORS];
+        UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
+            acc[v] = vf_load(y + v * VW);
+        }
+        for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
+            const vf x = vf_set(t->a[i]);
+            const unsigned char *w =
+                weight_address(t->w, (ptrdiff_t)t->table_row[i] * t->w_row + (ptrdiff_t)c);
+            if (i + AHEAD < t->start[row + 1]) {
+                prefetch(weight_address(t->w, (ptrdiff_t)t->table_row[i + AHEAD] * t->w_row +
+                                                  (ptrdiff_t)c),
+                         SPARSE_COLUMNS * size);
+            }
+            UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
+                acc[v] = vf_fma(x, load_widened(dtype, w + v * VW * size), acc[v]);
+            }
+        }
+        UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
+            vf_store(y + v * VW, acc[v]);
+        }
+    }
+}
+
+static void sparse_blocks(const Task *t, size_t first, size_t last) {
+    for (size_t c0 = first * SPARSE_COLUMNS; c0 < last * SPARSE_COLUMNS && c0 < t->cols;
+         c0 += SPARSE_COLUMNS) {
+        const size_t c1 = c0 + SPARSE_COLUMNS;
+        if (t->w_col == 1 && c1 <= t->cols) {
+            switch (t->w.dtype) {
+            case DTYPE_F32:
+                sparse_block(DTYPE_F32, t, c0);
+                continue;
+            case DTYPE_BF16:
+                sparse_block(DTYPE_BF16, t, c0);
+                continue;
+            default:
+                sparse_block(DTYPE_F16, t, c0);
+                continue;
+            }
+        }
+        for (size_t row = 0; row < t->rows; row++) {
+            for (size_t c = c0; c < c1 && c < t->cols; c++) {
+                float *y = t->y + row * t->cols + c;
+                for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
+                    const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
+                    *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+                }
+            }
+        }
+    }
+}
+
 static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
                           void *scratch) {
     float *panel = scratch, *block = panel + BLOCK_K * PANEL;

@@ -17,6 +17,7 @@ typedef enum Operation {
     OP_SOFTMAX_BACKWARD,
     OP_CROSS_ENTROPY,
     OP_ROPE,
+    OP_SPARSE,   /* blocks of SPARSE_COLUMNS columns */
     OP_ACTIVATE, /* from here on: elements */
     OP_ACTIVATE_BACKWARD,
     OP_SOFTCAP,
@@ -50,6 +51,9 @@ typedef struct Task {
     double *loss;
     const float *a, *b, *mean, *scale, *dscale;
     const uint32_t *table_row;
+    const size_t *start; /* [rows + 1] */
+    ptrdiff_t w_row, w_col;
+    size_t rows;
     const int32_t *target;
     Weight w, bias;
     size_t cols, heads, dim;
@@ -66,6 +70,12 @@ enum {
     BLOCK_M = 560,
     BLOCK_K = 576,
     BLOCK_STEP = 56
+};
+
+/* Columns of W that a sparse product takes at a time, for all rows, so that they stay in a cache.
+ */
+enum {
+    SPARSE_COLUMNS = 64
 };
 
 typedef struct KernelSet {
@@ -166,6 +176,7 @@ INLINE float activation_backward(int kind, float dy, float x) {
      [OP_SOFTMAX_BACKWARD] = softmax_backward_range,                                               \
      [OP_CROSS_ENTROPY] = cross_entropy_range,                                                     \
      [OP_ROPE] = rope_range,                                                                       \
+     [OP_SPARSE] = sparse_blocks,                                                                  \
      [OP_ACTIVATE] = activate_range,                                                               \
      [OP_ACTIVATE_BACKWARD] = activate_backward_range,                                             \
      [OP_SOFTCAP] = softcap_range,                                                                 \

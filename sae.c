@@ -25,35 +25,29 @@ struct SaeRun {
     float *mean, *factor;               /* [max_rows]: layer: mean and std; constant: c */
     bool *bad;                          /* [max_rows]: not finite */
     HeapItem *heap;                     /* [threads, d_sae] */
-    /* Decoder rows that wait for one call of product_run. */
-    size_t gather_rows, n_gathered, n_products;
-    float *gathered;    /* [gather_rows, d_in] */
-    float *coefficient; /* [gather_rows] */
-    uint32_t *feature;  /* [gather_rows] */
-    Product *products;  /* [gather_rows] */
+    /* active features of rows that are decoded together */
+    size_t room, *start; /* [max_rows + 1] */
+    uint32_t *feature;   /* [room] */
+    float *value;        /* [room] */
 };
 
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
                        Arena *arena) {
     enum {
-        GATHER_VALUES = 1 << 21, /* 8 MB, within these limits: */
-        GATHER_LEAST = 64,
-        GATHER_MOST = 4096
+        ACTIVE_LEAST = 1 << 20
     };
     SaeRun r = {.compute = compute, .d_in = d_in, .d_sae = d_sae, .max_rows = max_rows};
     size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1;
-    size_t fit = d_in > 0 ? GATHER_VALUES / d_in : GATHER_LEAST;
-    r.gather_rows = fit < GATHER_LEAST ? GATHER_LEAST : fit > GATHER_MOST ? GATHER_MOST : fit;
+    r.room = size_larger(d_sae, ACTIVE_LEAST);
     SaeRun *run = arena_alloc(arena, 1, sizeof *run);
     r.x = arena_floats(arena, max_rows, d_in);
     r.mean = arena_floats(arena, max_rows, 1);
     r.factor = arena_floats(arena, max_rows, 1);
     r.bad = arena_alloc(arena, max_rows, sizeof *r.bad);
     r.heap = arena_alloc(arena, size_product(threads, d_sae), sizeof *r.heap);
-    r.gathered = arena_floats(arena, r.gather_rows, d_in);
-    r.coefficient = arena_floats(arena, r.gather_rows, 1);
-    r.feature = arena_alloc(arena, r.gather_rows, sizeof *r.feature);
-    r.products = arena_alloc(arena, r.gather_rows, sizeof *r.products);
+    r.start = arena_alloc(arena, max_rows + 1, sizeof *r.start);
+    r.feature = arena_alloc(arena, r.room, sizeof *r.feature);
+    r.value = arena_floats(arena, r.room, 1);
     if (run != NULL) {
         *run = r;
     }
@@ -320,59 +314,23 @@ void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *
     check_finite(sae, run, rows, "the encoding");
 }
 
-/* ---- decoding: x^ = norm^-1(f W_dec + b_dec) ----
- * An element of f W_dec is the chain of fmaf over the row's active features, ascending. So that
- * product_run can run it, the decoder rows that are active are gathered, a batch at a time over
- * all rows; a chain that a batch cuts continues from memory. */
+/* ---- decoding: x^ = norm^-1(f W_dec + b_dec) ---- */
 
-static void gather_row(void *user, size_t i, int thread) {
-    RowCall *call = user;
-    const Sae *sae = call->sae;
-    float *out = call->run->gathered + i * sae->d_in;
-    size_t first = call->run->feature[i] * (size_t)sae->dec_feature;
-    (void)thread;
-    if (sae->dec_input == 1) {
-        weight_widen(out, sae->w_dec, first, sae->d_in);
-        return;
-    }
-    for (size_t c = 0; c < sae->d_in; c++) {
-        out[c] = weight_at(sae->w_dec, first + c * (size_t)sae->dec_input);
-    }
-}
-
-static void decode_batch(RowCall *call) {
-    SaeRun *run = call->run;
-    compute_parallel(run->compute, run->n_gathered, gather_row, call);
-    product_run(run->compute, run->products, run->n_products);
-    run->n_gathered = run->n_products = 0;
-}
-
-/* sum_j f_j W_dec(j, .) of one row, queued: done when the batch is. */
-static void decode_row(RowCall *call, const float *f, float *recon) {
-    const Sae *sae = call->sae;
-    SaeRun *run = call->run;
-    Product *piece = NULL; /* this row's in the batch */
-    bool begun = false;
-    for (size_t j = 0; j < sae->d_sae; j++) {
-        if (f[j] == 0) {
-            continue;
+/* Lists the active features of as many of the rows as there is room for; returns how many rows. */
+static size_t list_active(const Sae *sae, SaeRun *run, const float *acts, size_t rows) {
+    size_t n = 0, r = 0;
+    for (; r < rows && run->room - n >= sae->d_sae; r++) {
+        run->start[r] = n;
+        for (size_t j = 0; j < sae->d_sae; j++) {
+            float f = acts[r * sae->d_sae + j];
+            if (f != 0) {
+                run->feature[n] = (uint32_t)j;
+                run->value[n++] = sae->rescale_by_decoder_norm ? f / sae->dec_norm[j] : f;
+            }
         }
-        if (run->n_gathered == run->gather_rows) {
-            decode_batch(call);
-            piece = NULL;
-        }
-        size_t at = run->n_gathered++;
-        if (piece == NULL) {
-            float *rows = run->gathered + at * sae->d_in;
-            Matrix none = {{rows, DTYPE_F32}, {0}, (ptrdiff_t)sae->d_in, 1, 0, sae->d_in};
-            piece = &run->products[run->n_products++];
-            *piece = product_nn(recon, run->coefficient + at, &none, 1, begun);
-            begun = true;
-        }
-        run->feature[at] = (uint32_t)j;
-        run->coefficient[at] = sae->rescale_by_decoder_norm ? f[j] / sae->dec_norm[j] : f[j];
-        piece->k++;
     }
+    run->start[r] = n;
+    return r;
 }
 
 /* x^ = norm^-1(f W_dec + b_dec) of one row, whose f W_dec is there */
@@ -399,10 +357,11 @@ void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, si
     }
     RowCall call = {.sae = sae, .run = run, .y = recon};
     memset(recon, 0, rows * sae->d_in * sizeof *recon);
-    for (size_t r = 0; r < rows; r++) {
-        decode_row(&call, acts + r * sae->d_sae, recon + r * sae->d_in);
+    for (size_t r = 0, n; r < rows; r += n) {
+        n = list_active(sae, run, acts + r * sae->d_sae, rows - r);
+        sparse_run(run->compute, recon + r * sae->d_in, run->start, run->feature, run->value, n,
+                   sae->w_dec, sae->dec_feature, sae->dec_input, sae->d_in);
     }
-    decode_batch(&call);
     compute_parallel(run->compute, rows, finish_row, &call);
     check_finite(sae, run, rows, "the reconstruction");
 }

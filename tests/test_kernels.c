@@ -212,6 +212,53 @@ Test(kernels, many_products_in_one_call) {
     }
 }
 
+/* Rows of W in any dtype and layout, columns that end within a block, rows without entries. */
+Test(kernels, sparse_products_are_the_chain_of_their_entries) {
+    static const size_t widths[] = {1, SPARSE_COLUMNS, 2 * SPARSE_COLUMNS + 13, 300};
+    enum {
+        ROWS = 7,
+        FEATURES = 40
+    };
+    random_state = random_start(4, RANDOM_TEST);
+    for (int i = 0; i < 36; i++) {
+        size_t n = widths[i % 4], start[ROWS + 1] = {0};
+        const Dtype dtype = (Dtype[]){DTYPE_F32, DTYPE_BF16, DTYPE_F16}[i % 3];
+        const bool across = i % 9 >= 6; /* columns of W are far apart */
+        float *w = values(FEATURES * n, 30), *y = values(ROWS * n, 0), *right = values(ROWS * n, 0),
+              *found = values(ROWS * n, 0), entry[ROWS * FEATURES];
+        uint32_t feature[ROWS * FEATURES];
+        for (size_t r = 0; r < ROWS; r++) {
+            start[r + 1] = start[r];
+            for (uint32_t j = 0; j < FEATURES; j++) {
+                if (below(r + 1) != 0) {
+                    feature[start[r + 1]] = j;
+                    entry[start[r + 1]++] = value(60);
+                }
+            }
+        }
+        const Weight weight = {w, dtype}; /* halves of the floats serve as such numbers */
+        const ptrdiff_t row = across ? 1 : (ptrdiff_t)n, col = across ? FEATURES : 1;
+        for (size_t k = 0; k < ROWS * n; k++) {
+            right[k] = y[k];
+            for (size_t e = start[k / n]; e < start[k / n + 1]; e++) {
+                ptrdiff_t place = (ptrdiff_t)feature[e] * row + (ptrdiff_t)(k % n) * col;
+                right[k] = fmaf(entry[e], weight_at(weight, (size_t)place), right[k]);
+            }
+        }
+        Compute compute;
+        for (size_t at = 0; next_compute(&compute, &at);) {
+            memcpy(found, y, ROWS * n * sizeof *y);
+            sparse_run(&compute, found, start, feature, entry, ROWS, weight, row, col, n);
+            cr_assert(same(found, right, ROWS * n), "%s, %d threads: n %zu, dtype %d",
+                      compute_isa(&compute), compute.threads, n, (int)dtype);
+        }
+        free(w);
+        free(y);
+        free(right);
+        free(found);
+    }
+}
+
 Test(kernels, halves_widen_exactly) {
     for (uint32_t bits = 0; bits < 65536; bits++) {
         const uint16_t half = (uint16_t)bits;
