@@ -175,15 +175,16 @@ const ZipMember *zip_find(const Zip *zip, const char *name) {
 }
 
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {
-    if (member->method == 0) {
-        return member->data;
+    size_t size = (size_t)member->size, length = size;
+    const unsigned char *bytes = member->data;
+    if (member->method != 0) {
+        unsigned char *unpacked = arena_alloc(arena, size, 1);
+        length = inflate_raw(unpacked, size, bytes, (size_t)member->packed, NULL, what);
+        bytes = unpacked;
     }
-    size_t size = (size_t)member->size;
-    unsigned char *unpacked = arena_alloc(arena, size, 1);
-    size_t length = inflate_raw(unpacked, size, member->data, (size_t)member->packed, NULL, what);
-    if (length != size || crc32_of(0, unpacked, size) != member->crc) {
+    if (length != size || crc32_of(0, bytes, size) != member->crc) {
         fail(STATUS_INPUT, "%s: %s differs from what the zip states", what,
              length != size ? "its size" : "its CRC-32");
     }
-    return unpacked;
+    return bytes;
 }

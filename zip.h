@@ -25,8 +25,8 @@ bool zip_is(const FileMap *map);
  * size which deflate cannot reach. Names are never used as paths. */
 Zip zip_open(Arena *arena, const FileMap *map, const char *path);
 const ZipMember *zip_find(const Zip *zip, const char *name); /* NULL: none */
-/* The bytes of a member: in the map if it is stored, else unpacked into the arena and checked
- * against its CRC-32. Messages start with `what`. */
+/* The bytes of a member, checked against its CRC-32: in the map if it is stored, else unpacked into
+ * the arena. Messages start with `what`. */
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what);
 
 /* A little-endian number of 1 to 8 bytes at any address. */
