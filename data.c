@@ -2,6 +2,7 @@
 #include "data.h"
 
 #include "kernels.h"
+#include "unicode.h"
 #include "zip.h"
 
 #include <math.h>
@@ -85,8 +86,31 @@ static void trim(const char **text, size_t *length, const char *front, const cha
     }
 }
 
+/* The first, or the last, character of a text, if Python's str.strip (a template's `trim`) removes
+ * it: its bytes; 0: it stays. */
+static size_t python_space(const Turn *turn, bool last) {
+    size_t at = last && turn->length > 0 ? turn->length - 1 : 0;
+    while (at > 0 && last && ((unsigned char)turn->text[at] & 0xC0) == 0x80) {
+        at--;
+    }
+    uint32_t code;
+    size_t size = utf8_decode(turn->text + at, turn->length - at, &code);
+    bool whole = size > 0 && (!last || at + size == turn->length);
+    bool space =
+        whole && ((unicode_class(code) & UNICODE_SPACE) != 0 || (code >= 0x1C && code <= 0x1F));
+    return space ? size : 0;
+}
+
+static void turn_strip(Turn *turn) {
+    for (size_t n; (n = python_space(turn, false)) > 0; turn->length -= n) {
+        turn->text += n;
+    }
+    for (size_t n; (n = python_space(turn, true)) > 0;) {
+        turn->length -= n;
+    }
+}
+
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed) {
-    static const char space[] = " \t\r\n\f\v";
     Conversation c = {.id = ""};
     const Json *volatile list = NULL;
     Error not_json; /* then it is what the user says */
@@ -100,7 +124,7 @@ Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed)
         c.turns[c.count++] = (Turn){prompt, strlen(prompt), false};
     }
     for (size_t i = 0; trimmed && i < c.count; i++) {
-        trim(&c.turns[i].text, &c.turns[i].length, space, space);
+        turn_strip(&c.turns[i]);
         if (c.turns[i].model != (i % 2 == 1)) {
             fail(STATUS_INPUT,
                  "--prompt: conversation roles must alternate user/model/user/model/...");
