@@ -364,6 +364,10 @@ Test(program, tokenize) {
     char *text = slurp("stdout", &size);
     cr_assert_str_eq(text, "a red circle");
     free(text);
+    cr_assert_eq(run("echo 5 99999 |", "tokenize weights/gpt2 --decode"), 2);
+    one_sentence("standard input: the tokenizer has no id 99999");
+    cr_assert_eq(run("echo '[5]\n[5, 4294967301]' |", "tokenize weights/gpt2 --decode --jsonl"), 2);
+    one_sentence("no id 4294967301");
     cr_assert_eq(run("printf '\"a\\\\u00e9\"\\n\"b\"\\n' |", "tokenize weights/gpt_neox --jsonl"),
                  0);
     cr_assert(says("stdout", "]\n["));
