@@ -2,6 +2,8 @@
 #include "data.h"
 
 #include "kernels.h"
+#include "unicode.h"
+#include "zip.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -84,8 +86,31 @@ static void trim(const char **text, size_t *length, const char *front, const cha
     }
 }
 
+/* The first, or the last, character of a text, if Python's str.strip (a template's `trim`) removes
+ * it: its bytes; 0: it stays. */
+static size_t python_space(const Turn *turn, bool last) {
+    size_t at = last && turn->length > 0 ? turn->length - 1 : 0;
+    while (at > 0 && last && ((unsigned char)turn->text[at] & 0xC0) == 0x80) {
+        at--;
+    }
+    uint32_t code;
+    size_t size = utf8_decode(turn->text + at, turn->length - at, &code);
+    bool whole = size > 0 && (!last || at + size == turn->length);
+    bool space =
+        whole && ((unicode_class(code) & UNICODE_SPACE) != 0 || (code >= 0x1C && code <= 0x1F));
+    return space ? size : 0;
+}
+
+static void turn_strip(Turn *turn) {
+    for (size_t n; (n = python_space(turn, false)) > 0; turn->length -= n) {
+        turn->text += n;
+    }
+    for (size_t n; (n = python_space(turn, true)) > 0;) {
+        turn->length -= n;
+    }
+}
+
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed) {
-    static const char space[] = " \t\r\n\f\v";
     Conversation c = {.id = ""};
     const Json *volatile list = NULL;
     Error not_json; /* then it is what the user says */
@@ -99,7 +124,7 @@ Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed)
         c.turns[c.count++] = (Turn){prompt, strlen(prompt), false};
     }
     for (size_t i = 0; trimmed && i < c.count; i++) {
-        trim(&c.turns[i].text, &c.turns[i].length, space, space);
+        turn_strip(&c.turns[i]);
         if (c.turns[i].model != (i % 2 == 1)) {
             fail(STATUS_INPUT,
                  "--prompt: conversation roles must alternate user/model/user/model/...");
@@ -405,32 +430,80 @@ static const char *number_prefix(const char *name, unsigned long *number) {
     return name[0] >= '0' && name[0] <= '9' ? end : NULL;
 }
 
-/* A list of features from number `place` on, each with its index (number or text) or the next. */
-static void description_file(Descriptions *out, size_t d_sae, Arena *arena, const char *path,
-                             unsigned long place) {
-    Arena *scratch = arena_new();
-    const Json *list = json_read_file(scratch, path);
-    if (!json_is(list, JSON_ARRAY)) {
-        fail(STATUS_INPUT, "%s: expected a list of features", path);
+/* The descriptions of one layer while its folder is read. */
+typedef struct DescriptionReader {
+    Descriptions *out;
+    size_t d_sae;
+    int layer;
+    Arena *arena;
+    bool understood; /* a feature said what it stands for, or that nothing is known */
+} DescriptionReader;
+
+/* One feature: of Neuronpedia's features {"index", "frac_nonzero", "explanations": [{"description"}
+ * ...]}, or of its explanations {"index", "description"}, of which the first counts. Without an
+ * index it is number `place` (-1: refused). The layer, where it is said, must be the folder's. */
+static void description_add(DescriptionReader *r, const Json *f, const char *name, int64_t place) {
+    const Json *index = json_get(f, "index"), *density = json_get(f, "frac_nonzero"),
+               *layer = json_get(f, "layer"), *list = json_get(f, "explanations"),
+               *text = json_get(list != NULL ? list->child : f, "description");
+    int64_t j = index == NULL ? place : -1;
+    unsigned long number;
+    if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10) {
+        j = strtol(index->text, NULL, 10);
+    } else if (json_is(index, JSON_NUMBER) && !json_int64(index, &j)) {
+        j = -1;
     }
-    for (const Json *f = list->child; f != NULL; f = f->next) {
-        const Json *index = json_get(f, "index"), *density = json_get(f, "frac_nonzero"),
-                   *explanations = json_get(f, "explanations");
-        int64_t j = (int64_t)place++;
-        if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10) {
-            j = strtol(index->text, NULL, 10);
-        } else if (json_is(index, JSON_NUMBER) && !json_int64(index, &j)) {
-            j = -1;
+    if (index == NULL && place < 0) {
+        fail(STATUS_INPUT, "%s: a feature without 'index'", name);
+    }
+    if (j < 0 || (uint64_t)j >= r->d_sae) {
+        fail(STATUS_INPUT, "%s: feature %lld is outside the SAE's %zu", name, (long long)j,
+             r->d_sae);
+    }
+    if ((json_is(layer, JSON_STRING) || json_is(layer, JSON_NUMBER)) &&
+        number_prefix(layer->text, &number) != NULL && number != (unsigned long)r->layer) {
+        fail(STATUS_INPUT, "%s: feature %lld is of layer '%s', but its folder of layer %d", name,
+             (long long)j, layer->text, r->layer);
+    }
+    if (json_is(density, JSON_NUMBER)) {
+        r->out->density[j] = (float)json_double(density);
+    }
+    r->understood |= json_is(list, JSON_ARRAY) || text != NULL;
+    if (json_is(text, JSON_STRING) && text->length > 0 && r->out->text[j] == NULL) {
+        r->out->text[j] = arena_copy(r->arena, text->text, text->length);
+    }
+}
+
+/* White space with which text begins. */
+static size_t json_blanks(const char *text, size_t length) {
+    size_t n = 0;
+    while (n < length && memchr(" \t\r\n", text[n], 4) != NULL) {
+        n++;
+    }
+    return n;
+}
+
+/* A list of features, from number `place` on if that is not -1, or one on each line; either may be
+ * packed by gzip. */
+static void description_file(DescriptionReader *r, const char *path, int64_t place) {
+    Arena *scratch = arena_new();
+    FileMap map = file_map(scratch, path);
+    map = gzip_is(&map) ? gzip_unpack(scratch, &map, path) : map;
+    const char *text = (const char *)map.data;
+    size_t begin = json_blanks(text, map.size), line = 1;
+    if (begin < map.size && text[begin] == '[') {
+        const Json *list = json_parse(scratch, text, map.size, path);
+        for (const Json *f = list->child; f != NULL; f = f->next) {
+            description_add(r, f, path, place < 0 ? place : place++);
         }
-        if (j < 0 || (uint64_t)j >= d_sae) {
-            fail(STATUS_INPUT, "%s: feature %lld is outside the SAE's %zu", path, (long long)j,
-                 d_sae);
-        }
-        out->density[j] = json_is(density, JSON_NUMBER) ? (float)json_double(density) : 0.0f;
-        const Json *text =
-            json_is(explanations, JSON_ARRAY) ? json_get(explanations->child, "description") : NULL;
-        if (json_is(text, JSON_STRING) && text->length > 0) {
-            out->text[j] = arena_copy(arena, text->text, text->length);
+        begin = map.size;
+    }
+    for (size_t at = 0, n; begin < map.size && at < map.size; at += n + 1, line++) {
+        const char *end = memchr(text + at, '\n', map.size - at);
+        n = end != NULL ? (size_t)(end - text) - at : map.size - at;
+        if (json_blanks(text + at, n) < n) {
+            const char *name = arena_format(scratch, "%s:%zu", path, line);
+            description_add(r, json_parse(scratch, text + at, n, name), name, -1);
         }
     }
     arena_free(scratch);
@@ -458,17 +531,27 @@ static const char *description_folder(Arena *arena, const char *directory, int l
 }
 
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae) {
+    static const char *const suffixes[] = {".json", ".jsonl", ".json.gz", ".jsonl.gz"};
     Descriptions out = {arena_alloc(arena, d_sae, sizeof(char *)), arena_floats(arena, d_sae, 1)};
     const char *folder = description_folder(arena, directory, layer);
+    DescriptionReader reader = {.out = &out, .d_sae = d_sae, .layer = layer, .arena = arena};
     size_t count = 0;
     unsigned long start;
     char **names = folder != NULL ? path_list(arena, folder, &count) : NULL;
     for (size_t i = 0; i < count; i++) {
-        const char *rest = number_prefix(names[i], &start);
-        const char *dot = rest != NULL && *rest == '-' ? strchr(rest, '.') : NULL;
-        if (dot != NULL && strcmp(dot, ".json") == 0) {
-            description_file(&out, d_sae, arena, path_join(arena, folder, names[i]), start);
+        const char *rest = number_prefix(names[i], &start), *dot = strchr(names[i], '.');
+        for (size_t k = 0; dot != NULL && k < sizeof suffixes / sizeof *suffixes; k++) {
+            if (strcmp(dot, suffixes[k]) == 0) {
+                description_file(&reader, path_join(arena, folder, names[i]),
+                                 rest != NULL && *rest == '-' ? (int64_t)start : -1);
+            }
         }
+    }
+    if (folder != NULL && !reader.understood) {
+        fail(STATUS_INPUT,
+             "%s: no descriptions of features: expected START-END.json or batch-N.jsonl of "
+             "Neuronpedia, or a list of {\"index\", \"description\"}",
+             folder);
     }
     return out;
 }

@@ -63,8 +63,10 @@ typedef struct Descriptions {
     float *density;    /* [d_sae]: Neuronpedia's frac_nonzero */
 } Descriptions;
 
-/* Neuronpedia's exports of one layer: directory/LAYER-.../START-END.json; without a folder of the
- * layer there are none. Two of them and features outside of the SAE are STATUS_INPUT. */
+/* Neuronpedia's exports of one layer, in directory/LAYER-.../: START-END.json of features; lists of
+ * explanations (*.json) and batch-N.jsonl, one a line; each plain or packed by gzip. Without a
+ * folder of the layer there are none. Two of them, features of another layer or outside of the SAE,
+ * and a folder in which nothing is understood are STATUS_INPUT. */
 Descriptions descriptions_read(Arena *arena, const char *directory, int layer, size_t d_sae);
 
 typedef enum Verdict {

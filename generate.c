@@ -83,8 +83,10 @@ static void print_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
     }
 }
 
-/* Ids in any of the forms that people paste: separated by white space, commas, brackets. */
-static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, size_t *count) {
+/* Ids in any of the forms that people paste: separated by white space, commas, brackets. Unlike
+ * `tokenizers`, which passes over ids from `size` on. */
+static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, int32_t size,
+                              size_t *count) {
     int32_t *ids = arena_alloc(arena, length / 2 + 1, sizeof(int32_t));
     *count = 0;
     for (size_t i = 0; i < length;) {
@@ -93,9 +95,13 @@ static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, siz
         for (; i < length && text[i] >= '0' && text[i] <= '9'; i++, digits++) {
             id = id <= INT32_MAX ? id * 10 + (uint64_t)(text[i] - '0') : id;
         }
-        if (digits > 0 && id <= INT32_MAX) {
+        if (digits > 0 && id >= (uint64_t)size) {
+            fail(STATUS_INPUT, "standard input: the tokenizer has no id %.*s", (int)digits,
+                 text + i - digits);
+        }
+        if (digits > 0) {
             ids[(*count)++] = (int32_t)id;
-        } else if (digits > 0 || text[i] == '\0' || strchr(" \t\r\n,[]", text[i]) == NULL) {
+        } else if (text[i] == '\0' || strchr(" \t\r\n,[]", text[i]) == NULL) {
             fail(STATUS_INPUT, "standard input: expected token ids");
         } else {
             i++;
@@ -125,7 +131,7 @@ static void tokenize_unit(const Tokenizer *tokenizer, const char *text, size_t l
         fputs(o->jsonl ? "]\n" : "\n", out);
         return;
     }
-    int32_t *ids = ids_from_text(arena, text, length, &count);
+    int32_t *ids = ids_from_text(arena, text, length, tokenizer_size(tokenizer), &count);
     char *decoded = tokenizer_decode(tokenizer, ids, count, !o->special, arena, &text_length);
     if (o->jsonl) {
         json_write_string(out, decoded, text_length);

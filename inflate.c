@@ -19,12 +19,20 @@ enum {
     DISTANCES = 32
 };
 
+/* Why decoding stopped before the stream's end. */
+typedef enum Stop {
+    STOP_NOT,
+    STOP_INPUT, /* it has no more bits */
+    STOP_OUTPUT /* it is full, and more is to come */
+} Stop;
+
 typedef struct Inflate {
     const unsigned char *at, *end;
     uint64_t hold;
     int count; /* of valid bits in hold; negative: the input ended too early */
     unsigned char *out;
     size_t used, capacity;
+    Stop stop;
     const char *name; /* for messages */
 } Inflate;
 
@@ -36,10 +44,6 @@ typedef struct Code {
 
 REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
     fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
-}
-
-REFSAE_NORETURN static void too_much(const Inflate *z) {
-    fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", z->name, z->capacity);
 }
 
 /* Afterwards at least 56 bits are there, unless the input ends. */
@@ -63,6 +67,14 @@ static inline unsigned bits_take(Inflate *z, int n) {
     z->hold >>= n;
     z->count -= n;
     return value;
+}
+
+/* Whether more bits were taken than there are. */
+static inline bool ended(Inflate *z) {
+    if (z->count < 0) {
+        z->stop = STOP_INPUT;
+    }
+    return z->count < 0;
 }
 
 /* From the lengths of n symbols' codes. Only an alphabet of one code may be incomplete, and that of
@@ -146,6 +158,9 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
     refill(z);
     int literals = (int)bits_take(z, 5) + 257, distances = (int)bits_take(z, 5) + 1;
     int lengths = (int)bits_take(z, 4) + 4;
+    if (ended(z)) {
+        return;
+    }
     if (literals > 286 || distances > 30) {
         inflate_fail(z, "too many symbols");
     }
@@ -153,18 +168,24 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
         refill(z);
         length[order[i]] = (unsigned char)bits_take(z, 3);
     }
+    if (ended(z)) {
+        return;
+    }
     code_build(z, literal, length, 19, true);
     memset(length, 0, sizeof length);
     for (int i = 0, repeat; i < literals + distances; i += repeat) {
         refill(z);
         int symbol = decode(z, literal);
-        if (symbol < 0 || z->count < 0) {
+        if (symbol < 0) {
             inflate_fail(z, "an invalid code length");
         }
         repeat = symbol < 16    ? 1
                  : symbol == 16 ? 3 + (int)bits_take(z, 2)
                  : symbol == 17 ? 3 + (int)bits_take(z, 3)
                                 : 11 + (int)bits_take(z, 7);
+        if (ended(z)) {
+            return;
+        }
         if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
             inflate_fail(z, "an invalid repeat of code lengths");
         }
@@ -183,18 +204,22 @@ static void copy_stored(Inflate *z) {
     z->hold = 0;
     z->count = 0;
     if (z->end - z->at < 4) {
-        inflate_fail(z, "an early end");
+        z->stop = STOP_INPUT;
+        return;
     }
-    unsigned size = (unsigned)z->at[0] | (unsigned)z->at[1] << 8;
-    if ((size ^ 0xFFFF) != ((unsigned)z->at[2] | (unsigned)z->at[3] << 8)) {
+    size_t size = (size_t)z->at[0] | (size_t)z->at[1] << 8;
+    if ((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8)) {
         inflate_fail(z, "a stored block with a wrong length");
     }
     z->at += 4;
-    if ((size_t)(z->end - z->at) < size) {
-        inflate_fail(z, "an early end");
-    }
+    size_t left = (size_t)(z->end - z->at);
     if (size > z->capacity - z->used) {
-        too_much(z);
+        size = z->capacity - z->used;
+        z->stop = STOP_OUTPUT;
+    }
+    if (size > left) {
+        size = left;
+        z->stop = STOP_INPUT;
     }
     if (size != 0) {
         memcpy(z->out + z->used, z->at, size);
@@ -214,18 +239,19 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
         193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     unsigned char *data = z->out;
     size_t used = z->used, capacity = z->capacity;
-    for (;;) {
+    while (z->stop == STOP_NOT) {
         refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
         int symbol = decode(z, literal);
-        if (symbol < 0 || z->count < 0) {
-            inflate_fail(z, symbol < 0 ? "an invalid code" : "an early end");
+        if (symbol < 0) {
+            inflate_fail(z, "an invalid code");
         }
-        if (symbol == 256) {
+        if (ended(z) || symbol == 256) {
             break;
         }
         if (symbol < 256) {
             if (used == capacity) {
-                too_much(z);
+                z->stop = STOP_OUTPUT;
+                break;
             }
             data[used++] = (unsigned char)symbol;
             continue;
@@ -236,15 +262,26 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
         }
         size_t length = length_base[symbol] + bits_take(z, length_extra[symbol]);
         int far = decode(z, distance);
+        if (ended(z)) {
+            break;
+        }
         if (far < 0 || far >= 30) {
             inflate_fail(z, "an invalid distance");
         }
         size_t back = distance_base[far] + bits_take(z, far < 2 ? 0 : far / 2 - 1);
-        if (z->count < 0 || back > used) {
-            inflate_fail(z, z->count < 0 ? "an early end" : "a distance before the start");
+        if (ended(z)) {
+            break;
+        }
+        if (used == capacity) { /* as zlib, before it judges the distance */
+            z->stop = STOP_OUTPUT;
+            break;
+        }
+        if (back > used) {
+            inflate_fail(z, "a distance before the start");
         }
         if (length > capacity - used) {
-            too_much(z);
+            length = capacity - used;
+            z->stop = STOP_OUTPUT;
         }
         unsigned char *to = data + used;
         const unsigned char *from = to - back;
@@ -262,30 +299,49 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
     z->used = used;
 }
 
-size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
-                   size_t *used, const char *name) {
-    Inflate z = {.at = in, .end = in + size, .out = out, .capacity = capacity, .name = name};
+/* Blocks to the last, or until it stops. */
+static void inflate_blocks(Inflate *z) {
     Code literal, distance;
-    for (bool last = false; !last;) {
-        refill(&z);
-        last = bits_take(&z, 1) != 0;
-        unsigned type = bits_take(&z, 2);
-        if (z.count < 0 || type == 3) {
-            inflate_fail(&z, z.count < 0 ? "an early end" : "an invalid block type");
+    for (bool last = false; !last && z->stop == STOP_NOT;) {
+        refill(z);
+        last = bits_take(z, 1) != 0;
+        unsigned type = bits_take(z, 2);
+        if (ended(z)) {
+            return;
+        }
+        if (type == 3) {
+            inflate_fail(z, "an invalid block type");
         }
         if (type == 0) {
-            copy_stored(&z);
+            copy_stored(z);
             continue;
         }
         if (type == 1) {
-            fixed_codes(&z, &literal, &distance);
+            fixed_codes(z, &literal, &distance);
         } else {
-            dynamic_codes(&z, &literal, &distance);
+            dynamic_codes(z, &literal, &distance);
         }
-        copy_compressed(&z, &literal, &distance);
+        if (z->stop == STOP_NOT) {
+            copy_compressed(z, &literal, &distance);
+        }
+    }
+    if (z->stop == STOP_NOT) {
+        z->at -= z->count / 8; /* what was not needed */
+    }
+}
+
+size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                   size_t *used, const char *name) {
+    Inflate z = {.at = in, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    inflate_blocks(&z);
+    if (z.stop == STOP_INPUT) {
+        inflate_fail(&z, "an early end");
+    }
+    if (z.stop == STOP_OUTPUT) {
+        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name, capacity);
     }
     if (used != NULL) {
-        *used = (size_t)(z.at - in) - (size_t)(z.count / 8);
+        *used = (size_t)(z.at - in);
     }
     return z.used;
 }
@@ -310,24 +366,17 @@ uint32_t big32(const unsigned char *p) {
 }
 
 size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
-                    size_t *used, const char *name) {
-    size_t body = 0;
+                    const char *name) {
     if (size < 2 || (in[0] & 15) != 8 || in[0] >> 4 > 7 || (in[0] << 8 | in[1]) % 31 != 0 ||
         (in[1] & 0x20) != 0) {
         fail(STATUS_INPUT, "%s: not a zlib stream", name);
     }
-    size_t length = inflate_raw(out, capacity, in + 2, size - 2, &body, name);
-    const unsigned char *sum = in + 2 + body;
-    if (size - 2 - body < 4) {
-        fail(STATUS_INPUT, "%s: broken zlib stream: an early end", name);
-    }
-    if (big32(sum) != adler32_of(out, length)) {
+    Inflate z = {.at = in + 2, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    inflate_blocks(&z);
+    if (z.stop == STOP_NOT && z.end - z.at >= 4 && big32(z.at) != adler32_of(out, z.used)) {
         fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
     }
-    if (used != NULL) {
-        *used = body + 6;
-    }
-    return length;
+    return z.used;
 }
 
 /* The reflected polynomial 0xEDB88320, eight bytes at a time: table[k][i] is the effect of byte i

@@ -10,9 +10,10 @@
  * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */
 size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                    size_t *used, const char *name);
-/* The same between zlib's header and its Adler-32. */
+/* The same after zlib's header, as far as out and the input reach: neither more output nor an early
+ * end is an error. An Adler-32 that is there is checked. */
 size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
-                    size_t *used, const char *name);
+                    const char *name);
 uint32_t
 big32(const unsigned char *p); /* four bytes, the highest first, as zlib and PNG have them */
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */

@@ -219,9 +219,15 @@ static void config_heads(const Json *config, LlmConfig *c) {
     c->attn_scale = (float)(1 / sqrt((double)c->d_head));
 }
 
-/* n_embd, or hidden_size, which transformers takes for it. */
+/* n_embd, or hidden_size, which transformers takes for it (of two that differ the later). */
 static size_t gpt2_size(const Json *config, const char *key, const char *alias, size_t absent) {
-    return setting_size(config, json_get(config, key) == NULL ? alias : key, absent);
+    size_t size = setting_size(config, key, setting_size(config, alias, absent));
+    size_t other = setting_size(config, alias, size);
+    if (size != other) {
+        fail(STATUS_INPUT, "%s: '%s' is %zu, but '%s' is %zu", config->text, key, size, alias,
+             other);
+    }
+    return size;
 }
 
 static void config_gpt2(const Json *config, LlmConfig *c) {

@@ -517,6 +517,12 @@ static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
     w->budget -= bytes;
 }
 
+/* torch.load asks no CRC-32 of what is stored, and torch.save may leave it out (set_crc32_options).
+ */
+static const unsigned char *member_bytes(Arena *arena, const ZipMember *member, const char *what) {
+    return member->method == 0 ? member->data : zip_unpack(arena, member, what);
+}
+
 /* The bytes of the storage, which holds as many elements of `unit` bytes as it says. */
 static const unsigned char *storage_bytes(Walk *w, const Tensor *tensor, Value *const *storage,
                                           size_t unit) {
@@ -535,8 +541,9 @@ static const unsigned char *storage_bytes(Walk *w, const Tensor *tensor, Value *
     const unsigned char **unpacked = &w->unpacked[member - w->zip->members];
     if (*unpacked == NULL) {
         spend(w, tensor, member->method != 0 ? member->size : 0);
-        *unpacked = zip_unpack(w->store->arena, member,
-                               arena_format(w->scratch, "%s: tensor '%s'", w->path, tensor->name));
+        *unpacked =
+            member_bytes(w->store->arena, member,
+                         arena_format(w->scratch, "%s: tensor '%s'", w->path, tensor->name));
     }
     return *unpacked;
 }
@@ -707,7 +714,7 @@ static void check_word(const Walk *w, const char *name, const char *word) {
         fail(STATUS_INPUT, "%s: %llu bytes, expected a word", what,
              (unsigned long long)member->size);
     }
-    const unsigned char *data = zip_unpack(w->scratch, member, what);
+    const unsigned char *data = member_bytes(w->scratch, member, what);
     char *text = arena_copy(w->scratch, (const char *)data, (size_t)member->size);
     text[strcspn(text, "\n")] = 0;
     if (strcmp(text, word) != 0) {
@@ -741,7 +748,7 @@ void pickle_read(TensorStore *store, const Zip *zip, size_t file_size, const cha
         fail(STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,
              (unsigned long long)member->size);
     }
-    const unsigned char *data = zip_unpack(scratch, member, what);
+    const unsigned char *data = member_bytes(scratch, member, what);
     Pickle pickle = {.path = path, .scratch = scratch, .at = data, .end = data + member->size};
     Value *object = pickle_run(&pickle);
     if (object->kind == VALUE_TENSOR) {

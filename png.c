@@ -3,8 +3,8 @@
  * PNG: chunks -> one zlib stream -> rows, each with its filter -> samples of 1 to 16 bits -> RGB.
  * What Pillow makes of them: alpha and tRNS are dropped, gray of 16 bits saturates at 255 (!),
  * colour and gray-with-alpha of 16 bits keep the high byte, palette entries that are not there are
- * black. Checksums count up to the first IDAT chunk, then zlib's own. An animation gives its
- * default image.
+ * black. Checksums count up to the first IDAT chunk, then zlib's own. The stream may end, or go on,
+ * once all rows are out. An animation gives its default image.
  *
  * PGM (P5), PPM (P6): samples are scaled to 255 by the maximum in binary64, ties to even; gray with
  * a maximum above 255 is scaled to 65535 and saturates at 255. */
@@ -157,10 +157,9 @@ static Image unpack_image(const Png *png, const unsigned char *stream, size_t si
     if (size < expected / 1032) { /* deflate cannot do better: refused before memory is taken */
         png_fail(png, "the file ends before the picture is complete");
     }
-    size_t spare = 65536; /* some writers add a little to the rows */
-    unsigned char *raw = arena_alloc(scratch, expected + spare, 1);
+    unsigned char *raw = arena_alloc(scratch, expected, 1);
     unsigned char *zeros = arena_alloc(scratch, row_bytes(png, png->width), 1);
-    if (inflate_zlib(raw, expected + spare, stream, size, NULL, png->name) < expected) {
+    if (inflate_zlib(raw, expected, stream, size, png->name) < expected) {
         png_fail(png, "the file ends before the picture is complete");
     }
     Image image = image_new(arena, png->width, png->height, "PNG");

@@ -15,6 +15,7 @@
 #include "elementary.h"
 #include "json.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,6 +61,11 @@ typedef struct SiteWord {
     const char *word;
     HookKind kind;
 } SiteWord;
+
+static bool ends_with(const char *text, const char *end) {
+    size_t length = strlen(text), n = strlen(end);
+    return length > n && strcmp(text + length - n, end) == 0;
+}
 
 /* A number in text; -1: none, or none that a layer could have. */
 static int layer_number(const char *text, const char **after) {
@@ -277,12 +283,33 @@ static void hook_find(SaeFound *c, const SaeOptions *options) {
 
 /* ---- identifying ---- */
 
+static const Json *settings_read(Arena *arena, const char *path) {
+    const Json *settings = json_read_file(arena, path);
+    if (!json_is(settings, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: expected a JSON object", path);
+    }
+    return settings;
+}
+
 static SaeCentre stated(const Json *object, const char *key) {
     bool yes = json_bool(object, key, false), no = !json_bool(object, key, true);
     return yes ? SAE_CENTRE_YES : no ? SAE_CENTRE_NO : SAE_CENTRE_UNKNOWN;
 }
 
-/* Since 6.0 names of the model are in `metadata`; before, hook_point was hook_name's own name. */
+/* SAELens' loader takes the later of two names of one setting: files that say both differently mean
+ * nothing in particular. */
+static const char *renamed_text(const SaeFound *c, const char *key, const char *older) {
+    const char *text = json_text(c->cfg, key, NULL), *other = json_text(c->cfg, older, text);
+    if (text != NULL && strcmp(text, other) != 0) {
+        fail(STATUS_INPUT, "%s: '%s' is '%s', but '%s' is '%s'", c->cfg_file, key, text, older,
+             other);
+    }
+    return other;
+}
+
+/* Since 6.0 what concerns the model is in `metadata`, and what is not there is not set; before, it
+ * is beside all else, hook_point is hook_name's older name, and an absent prepend_bos is true (null
+ * is false). */
 static void saelens_identify(SaeFound *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
@@ -291,12 +318,13 @@ static void saelens_identify(SaeFound *c) {
     if (version == NULL || strtol(version, NULL, 10) < 6) {
         sae->source = SAE_SAELENS_OLD;
     }
+    bool old = sae->source == SAE_SAELENS_OLD;
     const char *inside = json_text(meta, "hook_name", NULL);
-    c->named = sae->source == SAE_SAELENS
-                   ? json_text(meta, "hook_name", json_text(cfg, "hook_name", NULL))
-                   : json_text(cfg, "hook_name", json_text(cfg, "hook_point", inside));
+    const char *beside = renamed_text(c, "hook_name", "hook_point");
+    c->named = beside == NULL || (!old && inside != NULL) ? inside : beside;
     sae->model_name = json_text(meta, "model_name", json_text(cfg, "model_name", NULL));
-    sae->prepend_bos = json_bool(meta, "prepend_bos", json_bool(cfg, "prepend_bos", false));
+    sae->prepend_bos =
+        json_bool(old ? cfg : meta, "prepend_bos", old && json_get(cfg, "prepend_bos") == NULL);
     const Json *model = json_member(meta, "model_from_pretrained_kwargs", JSON_OBJECT);
     model = model != NULL ? model : json_member(cfg, "model_from_pretrained_kwargs", JSON_OBJECT);
     sae->centre = stated(model, "center_writing_weights");
@@ -345,10 +373,7 @@ static void identify(SaeFound *c, const SaeOptions *options) {
         (sae->source == SAE_DICTIONARY_LEARNING && !path_exists(c->cfg_file))) {
         c->cfg_file = c->weights_file; /* GemmaScope and dictionary_learning's older sets */
     } else {
-        c->cfg = json_read_file(sae->arena, c->cfg_file);
-        if (!json_is(c->cfg, JSON_OBJECT)) {
-            fail(STATUS_INPUT, "%s: expected a JSON object", c->cfg_file);
-        }
+        c->cfg = settings_read(sae->arena, c->cfg_file);
     }
     if (sae->source == SAE_SAELENS) {
         saelens_identify(c);
@@ -491,12 +516,22 @@ static size_t size_setting(const Json *object, const char *key, size_t absent) {
     return null ? absent : json_size(object, key, absent, 0, INT32_MAX);
 }
 
+static size_t size_needed(const Json *object, const char *key) {
+    (void)json_need(object, key, JSON_NUMBER);
+    return json_size(object, key, 0, 1, INT32_MAX);
+}
+
 /* Refuses what is no SAE of one whole hook point. */
 static void saelens_refuse(const SaeFound *c) {
     static const JsonName reshapes[] = {{"none", 0}, {"hook_z", 1}, {NULL, 0}};
     static const char *const heads[] = {"hook_head_index", "hook_point_head_index"};
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
-    (void)json_choice(cfg, "reshape_activations", 0, reshapes);
+    const char *hook = c->named != NULL ? c->named : "";
+    if (json_choice(cfg, "reshape_activations", 0, reshapes) == 1 && hook[0] != 0 &&
+        !ends_with(hook, "_z")) {
+        fail(STATUS_INPUT, "%s: 'reshape_activations' is 'hook_z', but the hook point is '%s'",
+             c->cfg_file, hook);
+    }
     for (int i = 0; i < 4; i++) {
         const Json *head = json_get(i < 2 ? cfg : meta, heads[i % 2]);
         if (head != NULL && !json_is(head, JSON_NULL)) {
@@ -505,8 +540,6 @@ static void saelens_refuse(const SaeFound *c) {
         }
     }
     const char *out = json_text(meta, "hook_name_out", json_text(cfg, "hook_name_out", ""));
-    const char *hook = json_text(cfg, "hook_name", json_text(cfg, "hook_point", ""));
-    hook = json_text(meta, "hook_name", hook);
     if (out[0] != 0 && strcmp(out, hook) != 0) {
         fail(STATUS_INPUT, "%s: 'hook_name_out' is '%s': transcoders are not supported",
              c->cfg_file, out);
@@ -533,32 +566,31 @@ static void saelens_architecture(SaeFound *c) {
     }
     sae->k = size_setting(cfg, "k", 100); /* SAELens' default */
     int function = json_choice(cfg, "activation_fn", SAE_RELU, functions);
-    if (old && json_choice(cfg, "activation_fn_str", function, functions) == SAE_TOPK) {
+    function = json_choice(cfg, "activation_fn_str", function, functions);
+    if (old && renamed_text(c, "activation_fn", "activation_fn_str") != NULL &&
+        function == SAE_TOPK) {
         sae->act = SAE_TOPK;
         sae->architecture = "topk";
-        if (json_member(kwargs, "k", JSON_NUMBER) == NULL) {
-            fail(STATUS_INPUT, "%s: 'activation_fn' is topk, but 'activation_fn_kwargs' has no 'k'",
-                 c->cfg_file);
-        }
+        kwargs = json_need(cfg, "activation_fn_kwargs", JSON_OBJECT);
     } else {
         sae->act = (SaeAct)json_choice(cfg, "architecture", SAE_RELU, acts);
     }
     if (sae->act == SAE_TOPK) {
-        sae->k = old ? size_setting(kwargs, "k", sae->k) : sae->k;
+        sae->k = old && kwargs != NULL ? size_needed(kwargs, "k") : sae->k;
         sae->rescale_by_decoder_norm = json_bool(cfg, "rescale_acts_by_decoder_norm", false);
     }
 }
 
 /* normalize_activations; files of 2024-04 had a flag. */
-static SaeNorm saelens_norm(const Json *cfg) {
+static SaeNorm saelens_norm(const Json *cfg, bool old) {
     static const JsonName norms[] = {{"none", SAE_NORM_NONE},
                                      {"expected_average_only_in", SAE_NORM_EXPECTED},
                                      {"constant_norm_rescale", SAE_NORM_CONSTANT},
                                      {"layer_norm", SAE_NORM_LAYER},
                                      {NULL, 0}};
     const Json *value = json_get(cfg, "normalize_activations");
-    return json_is(value, JSON_TRUE) ? SAE_NORM_EXPECTED
-           : json_is(value, JSON_FALSE)
+    return old && json_is(value, JSON_TRUE) ? SAE_NORM_EXPECTED
+           : old && json_is(value, JSON_FALSE)
                ? SAE_NORM_NONE
                : (SaeNorm)json_choice(cfg, "normalize_activations", SAE_NORM_NONE, norms);
 }
@@ -580,18 +612,64 @@ static void saelens_scaling(SaeFound *c) {
     }
 }
 
+/* A training checkpoint has the factor of expected_average_only_in beside it, not yet folded in. */
+static float saelens_norm_factor(const SaeFound *c, const SaeOptions *options) {
+    const Sae *sae = &c->sae;
+    char *path = path_join(sae->arena, sae->path, "activation_scaler.json");
+    const Json *scaler = path_exists(path) ? settings_read(sae->arena, path) : NULL;
+    float given = (float)options->norm_factor, stored = 0;
+    if (json_set(scaler, "scaling_factor") != NULL) {
+        stored = (float)json_number(scaler, "scaling_factor", 0, FLT_MIN, FLT_MAX);
+    }
+    if (stored > 0 && given > 0 && stored != given) {
+        fail(STATUS_INPUT, "%s: 'scaling_factor' is %.9g, but --norm-factor is %.9g", path,
+             (double)stored, (double)given);
+    }
+    return stored > 0 ? stored : given;
+}
+
+/* As SAELens does: with a tensor that its architecture lacks, cfg.json is another SAE's. */
+static void saelens_tensors_check(const SaeFound *c) {
+    enum {
+        GATED = 1 << SAE_GATED,
+        UNGATED = GATED - 1,
+        ALL = GATED | UNGATED
+    };
+    static const struct {
+        const char *name;
+        int acts; /* a bit for each SaeAct that has it */
+    } known[] = {{"W_enc", ALL},         {"W_dec", ALL},
+                 {"b_dec", ALL},         {"b_enc", UNGATED},
+                 {"b_gate", GATED},      {"b_mag", GATED},
+                 {"r_mag", GATED},       {"threshold", 1 << SAE_JUMPRELU},
+                 {"scaling_factor", ALL}};
+    const Sae *sae = &c->sae;
+    for (size_t i = 0; i < sae->store.count; i++) {
+        const char *name = sae->store.tensors[i].name;
+        bool fits = false;
+        for (size_t k = 0; k < sizeof known / sizeof known[0]; k++) {
+            fits |= strcmp(name, known[k].name) == 0 && (known[k].acts >> sae->act & 1) != 0;
+        }
+        if (!fits) {
+            fail(STATUS_INPUT, "%s: tensor '%s': the architecture in %s, '%s', has none",
+                 c->weights_file, name, c->cfg_file, sae->architecture);
+        }
+    }
+}
+
 static void saelens_load(SaeFound *c, const SaeOptions *options) {
     static const SaeTensors names = {"W_enc", "W_dec", false,    false,
                                      "b_enc", "b_dec", "b_gate", "b_mag"};
     Sae *sae = &c->sae;
     saelens_architecture(c);
     saelens_refuse(c);
-    sae->norm = saelens_norm(c->cfg);
-    sae->norm_factor = sae->norm == SAE_NORM_EXPECTED ? (float)options->norm_factor : 0;
+    sae->norm = saelens_norm(c->cfg, sae->source == SAE_SAELENS_OLD);
+    sae->norm_factor = sae->norm == SAE_NORM_EXPECTED ? saelens_norm_factor(c, options) : 0;
     sae->subtract_b_dec = json_bool(c->cfg, "apply_b_dec_to_input", true);
-    sae->d_in = size_setting(c->cfg, "d_in", 0);
-    sae->d_sae = size_setting(c->cfg, "d_sae", 0);
+    sae->d_in = size_needed(c->cfg, "d_in");
+    sae->d_sae = size_needed(c->cfg, "d_sae");
     tensors_load(sae, &names);
+    saelens_tensors_check(c);
     if (sae->act == SAE_JUMPRELU) {
         sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
     }
@@ -1040,11 +1118,6 @@ const Sae *sae_set_find(const SaeSet *set, HookKind kind, int layer) {
         }
     }
     return NULL;
-}
-
-static bool ends_with(const char *text, const char *end) {
-    size_t length = strlen(text), n = strlen(end);
-    return length > n && strcmp(text + length - n, end) == 0;
 }
 
 /* The SAE that `path` itself is: its directory, or a file of it; else the only one below. */

@@ -1412,12 +1412,19 @@ static void load_padding(Tokenizer *t, const Json *root) {
     }
 }
 
-/* tokenizer_config.json beside it: what transformers takes from there over tokenizer.json. */
+/* tokenizer_config.json beside it: what transformers takes from there over tokenizer.json. The
+ * classes of GPT-2 and GPT-NeoX, which are also taken where none is named, set add_prefix_space
+ * whether it is there or not; classes that are of no model leave tokenizer.json as it is. */
 static void load_config(Tokenizer *t, const char *directory, Arena *scratch) {
     const char *path = path_join(scratch, directory, "tokenizer_config.json");
-    if (t->byte_level && path_exists(path)) {
-        t->prefix_space =
-            json_bool(json_read_file(scratch, path), "add_prefix_space", t->prefix_space);
+    const Json *config = path_exists(path) ? json_read_file(scratch, path) : NULL;
+    const char *class = json_text(config, "tokenizer_class", "");
+    if (json_bool(config, "split_special_tokens", false)) {
+        fail(STATUS_INPUT, "%s: 'split_special_tokens' is not supported", path);
+    }
+    if (t->byte_level && strcmp(class, "TokenizersBackend") != 0 &&
+        strcmp(class, "PreTrainedTokenizerFast") != 0) {
+        t->prefix_space = json_bool(config, "add_prefix_space", false);
     }
 }
 

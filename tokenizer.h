@@ -16,7 +16,7 @@ typedef struct Tokens {
 
 /* path: tokenizer.json, or a directory that holds it. What the files of those models do not ask for
  * (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks a byte) is refused by
- * name. A directory's tokenizer_config.json wins where transformers lets it: add_prefix_space. */
+ * name. Of a directory, add_prefix_space is what transformers makes of tokenizer_config.json. */
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor

@@ -1,4 +1,4 @@
-/* zip.c: reads the directory of a zip archive. See zip.h.
+/* zip.c: reads the directory of a zip archive, and gzip. See zip.h.
  *
  *   member = local header (30 + name + extra) | data | ...   directory | end record
  *
@@ -175,15 +175,58 @@ const ZipMember *zip_find(const Zip *zip, const char *name) {
 }
 
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {
-    if (member->method == 0) {
-        return member->data;
+    size_t size = (size_t)member->size, length = size;
+    const unsigned char *bytes = member->data;
+    if (member->method != 0) {
+        unsigned char *unpacked = arena_alloc(arena, size, 1);
+        length = inflate_raw(unpacked, size, bytes, (size_t)member->packed, NULL, what);
+        bytes = unpacked;
     }
-    size_t size = (size_t)member->size;
-    unsigned char *unpacked = arena_alloc(arena, size, 1);
-    size_t length = inflate_raw(unpacked, size, member->data, (size_t)member->packed, NULL, what);
-    if (length != size || crc32_of(0, unpacked, size) != member->crc) {
+    if (length != size || crc32_of(0, bytes, size) != member->crc) {
         fail(STATUS_INPUT, "%s: %s differs from what the zip states", what,
              length != size ? "its size" : "its CRC-32");
     }
-    return unpacked;
+    return bytes;
+}
+
+/* ---- gzip (RFC 1952): 10 bytes of header, what its flags say, deflate data, CRC-32, size ---- */
+
+bool gzip_is(const FileMap *map) {
+    return map->size >= 2 && read_little(map->data, 2) == 0x8B1F;
+}
+
+FileMap gzip_unpack(Arena *arena, const FileMap *map, const char *path) {
+    enum {
+        HEADER_CRC = 2,
+        EXTRA = 4,
+        NAME = 8,
+        COMMENT = 16
+    };
+    const unsigned char *data = map->data;
+    size_t at = 10, used = 0, end = map->size >= 18 ? map->size - 8 : 0;
+    unsigned flags = end > 0 ? data[3] : 0;
+    if ((flags & EXTRA) != 0 && at + 2 <= end) {
+        at += 2 + (size_t)read_little(data + at, 2);
+    }
+    for (unsigned text = NAME; text <= COMMENT; text *= 2) {
+        if ((flags & text) != 0 && at < end) {
+            const unsigned char *zero = memchr(data + at, 0, end - at);
+            at = zero != NULL ? (size_t)(zero - data) + 1 : end + 1;
+        }
+    }
+    at += (flags & HEADER_CRC) != 0 ? 2 : 0;
+    if (at > end || data[2] != 8 || flags > 31) {
+        fail(STATUS_INPUT, "%s: broken gzip header", path);
+    }
+    size_t size = (size_t)read_little(data + end + 4, 4);
+    if (size / DEFLATE_MOST > end - at) {
+        fail(STATUS_INPUT, "%s: %zu bytes cannot unpack to %zu", path, end - at, size);
+    }
+    unsigned char *unpacked = arena_alloc(arena, size, 1);
+    size_t length = inflate_raw(unpacked, size, data + at, end - at, &used, path);
+    if (length != size || used != end - at ||
+        crc32_of(0, unpacked, size) != read_little(data + end, 4)) {
+        fail(STATUS_INPUT, "%s: differs from what its gzip trailer states", path);
+    }
+    return (FileMap){.data = unpacked, .size = size};
 }

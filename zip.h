@@ -1,5 +1,5 @@
-/* zip.h: the members of a zip archive in memory: what npz and torch.save put tensors into.
- * Floor 3. */
+/* zip.h: the members of a zip archive in memory: what npz and torch.save put tensors into; and
+ * files packed by gzip. Floor 3. */
 #ifndef REFSAE_ZIP_H
 #define REFSAE_ZIP_H
 
@@ -25,9 +25,13 @@ bool zip_is(const FileMap *map);
  * size which deflate cannot reach. Names are never used as paths. */
 Zip zip_open(Arena *arena, const FileMap *map, const char *path);
 const ZipMember *zip_find(const Zip *zip, const char *name); /* NULL: none */
-/* The bytes of a member: in the map if it is stored, else unpacked into the arena and checked
- * against its CRC-32. Messages start with `what`. */
+/* The bytes of a member, checked against its CRC-32: in the map if it is stored, else unpacked into
+ * the arena. Messages start with `what`. */
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what);
+
+bool gzip_is(const FileMap *map);
+/* The one file that a gzip file holds, in the arena, checked against its size and CRC-32. */
+FileMap gzip_unpack(Arena *arena, const FileMap *map, const char *path);
 
 /* A little-endian number of 1 to 8 bytes at any address. */
 static inline uint64_t read_little(const unsigned char *p, int bytes) {

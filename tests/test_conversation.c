@@ -81,6 +81,28 @@ Test(conversation, what_is_none_is_refused) {
 
 /* [bos] [image rows] [the whole rendered text, tokenized once]; `<image>` stays where the data has
  * it; a turn's span is its own tokens and its <end_of_turn>. */
+/* As Jinja 3.1's trim, which is Python's strip: by Unicode, not by ASCII. */
+Test(conversation, a_template_trims_as_python_strips) {
+    static const char *const texts[][2] = {
+        {" \t\r\n\f\v\x1c\x1d\x1e\x1f\xC2\x85\xC2\xA0\xE1\x9A\x80 a \xE3\x80\x80 b\xE2\x80\xA8 "
+         "\xE2\x80\xA9\xE2\x81\x9F\xE3\x80\x80\xE2\x80\xAF\xE2\x80\x8A",
+         "a \xE3\x80\x80 b"},
+        {"\xE2\x80\x8B a\xEF\xBB\xBF", "\xE2\x80\x8B a\xEF\xBB\xBF"}, /* no white space */
+        {"\xE2\x80\x80\xC2\x85", ""},
+        {"", ""},
+        {"\x80 a \x80", "\x80 a \x80"},
+    };
+    Arena *arena = arena_new();
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        Turn turn = conversation_prompt(arena, texts[i][0], true).turns[0];
+        cr_assert_eq(turn.length, strlen(texts[i][1]), "%zu", i);
+        cr_assert_eq(memcmp(turn.text, texts[i][1], turn.length), 0, "%zu", i);
+        turn = conversation_prompt(arena, texts[i][0], false).turns[0];
+        cr_assert_eq(turn.length, strlen(texts[i][0]), "untrimmed %zu", i);
+    }
+    arena_free(arena);
+}
+
 Test(conversation, image_rows_and_answers) {
     static const struct {
         const char *question, *rendered;

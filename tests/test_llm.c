@@ -945,6 +945,7 @@ Test(llm, refuses_by_name) {
         {"gpt2_odd", "\"activation_function\": 3", "activation_function"},
         {"gpt2_odd", "\"n_head\": 3", "multiple"},
         {"gpt2_odd", "\"n_head\": 0", "n_head"},
+        {"gpt2_odd", "\"num_attention_heads\": 1", "but 'num_attention_heads' is 1"},
         {"gpt2_odd", "\"n_head\": 40", "multiple"},
         {"gpt2_odd", "\"n_embd\": -20", "n_embd"},
         {"gpt2_odd", "\"n_embd\": 2.5", "n_embd"},

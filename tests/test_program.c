@@ -408,6 +408,10 @@ Test(program, tokenize) {
     char *text = slurp("stdout", &size);
     cr_assert_str_eq(text, "a red circle");
     free(text);
+    cr_assert_eq(run("echo 5 99999 |", "tokenize weights/gpt2 --decode"), 2);
+    one_sentence("standard input: the tokenizer has no id 99999");
+    cr_assert_eq(run("echo '[5]\n[5, 4294967301]' |", "tokenize weights/gpt2 --decode --jsonl"), 2);
+    one_sentence("no id 4294967301");
     cr_assert_eq(run("printf '\"a\\\\u00e9\"\\n\"b\"\\n' |", "tokenize weights/gpt_neox --jsonl"),
                  0);
     cr_assert(says("stdout", "]\n["));
@@ -1010,14 +1014,17 @@ Test(program, analyze_counts_descriptions) {
                              "layer 1: 479 of 512 features described\n"));
     cr_assert(says("o/layers.json", "\"match\": null") && !says("q", "\"layer\": 0"));
     cr_assert(says("q", "\"layer\": 1"));
-    snprintf(command, sizeof command,
-             "rm -r %s/d/1-*; mkdir %s/d/1-; echo '[{\"index\":\"3\",\"text\":\"x\"}]' >"
-             "%s/d/1-/0-4.json",
-             folder, folder, folder);
+    snprintf(command, sizeof command, "rm -r %s/d/1-*", folder);
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form), 2);
     cr_assert(says("stderr", "layer 1: 0 of 512 features described\nrefsae: "));
     cr_assert(says("stderr", "/d: describes no feature of the layers analysed\n"));
+    snprintf(command, sizeof command,
+             "mkdir %s/d/1-; echo '[{\"index\":\"3\",\"text\":\"x\"}]' >%s/d/1-/0-4.json", folder,
+             folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(run("", form), 2);
+    cr_assert(says("stderr", "/d/1-: no descriptions of features: expected START-END.json"));
 }
 
 /* Where one of its files cannot be put in place, none is left behind unfinished. */

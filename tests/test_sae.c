@@ -550,6 +550,19 @@ Test(sae, refusals_name_what_is_wrong) {
         {"{\"d_in\":4294967296,\"architecture\":\"standard\"}", STANDARD, "d_in"},
         {"{" OLD ",\"activation_fn_str\":\"tanh-relu\"}", STANDARD, "tanh-relu"},
         {"{" OLD ",\"activation_fn\":\"topk\"}", STANDARD, "activation_fn_kwargs"},
+        {"{" OLD ",\"architecture\":\"topk\",\"activation_fn_kwargs\":{}}", STANDARD,
+         "activation_fn_kwargs: 'k': expected a number, found nothing"},
+        {"{" OLD ",\"activation_fn\":\"topk\",\"activation_fn_str\":\"relu\"}", STANDARD,
+         "'activation_fn' is 'topk', but 'activation_fn_str' is 'relu'"},
+        {"{" OLD ",\"hook_point\":\"blocks.2.hook_resid_pre\"}", STANDARD,
+         "'hook_name' is 'blocks.1.hook_resid_pre', but 'hook_point' is 'blocks.2.hook_resid_pre'"},
+        {"{" OLD ",\"reshape_activations\":\"hook_z\"}", STANDARD,
+         "'reshape_activations' is 'hook_z', but the hook point is 'blocks.1.hook_resid_pre'"},
+        {"{" OLD "}", GOLDEN "saelens/jumprelu/sae_weights.safetensors", "tensor 'threshold'"},
+        {"{" V6 ",\"architecture\":\"standard\",\"normalize_activations\":true}", STANDARD,
+         "normalize_activations"},
+        {"{}", STANDARD, "'d_in': expected a number, found nothing"},
+        {"{\"d_in\":12}", STANDARD, "'d_sae': expected a number, found nothing"},
         {"{" OLD ",\"hook_point_head_index\":3}", STANDARD, "single head"},
         {"{" OLD ",\"hook_head_index\":0}", STANDARD, "single head"},
         {"{" OLD ",\"hook_name_out\":\"blocks.1.hook_mlp_out\"}", STANDARD, "transcoder"},
@@ -608,6 +621,63 @@ Test(sae, an_open_norm_factor_names_its_option) {
         STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "--norm-factor"), "%s", error.text);
     arena_free(arena);
+}
+
+Test(sae, a_checkpoint_states_its_norm_factor) {
+    static const char cfg[] = "{" OLD ",\"normalize_activations\":\"expected_average_only_in\"}";
+    SaeOptions same = {.norm_factor = 0.37}, other = {.norm_factor = 0.5};
+    char root[] = "/tmp/refsae_sae_XXXXXX";
+    Arena *arena = arena_new();
+    Error error;
+    Sae sae;
+    cr_assert_not_null(mkdtemp(root));
+    put(root, "cfg.json", cfg);
+    put_link(root, "sae_weights.safetensors", STANDARD);
+    put(root, "activation_scaler.json", "{\"scaling_factor\": 0.37, \"has_whitening\": false}");
+    sae_open(&sae, arena, root, NULL);
+    cr_assert_eq(sae.norm_factor, 0.37f);
+    sae_open(&sae, arena, root, &same);
+    cr_assert_eq(sae.norm_factor, 0.37f);
+    ATTEMPT(&error, sae_open(&sae, arena_new(), root, &other));
+    cr_assert_not_null(strstr(error.text, "activation_scaler.json: 'scaling_factor' is 0.37"), "%s",
+                       error.text);
+    cr_assert_not_null(strstr(error.text, "--norm-factor is 0.5"), "%s", error.text);
+    put(root, "activation_scaler.json", "{\"scaling_factor\": null}"); /* folded, or never taken */
+    sae_open(&sae, arena, root, &other);
+    cr_assert_eq(sae.norm_factor, 0.5f);
+    put(root, "activation_scaler.json", "{\"scaling_factor\": -1}");
+    error = open_error(root);
+    cr_assert_not_null(strstr(error.text, "activation_scaler.json"), "%s", error.text);
+    remove_tree(root);
+    arena_free(arena);
+}
+
+/* SAELens 6.54: before 6.0 an absent prepend_bos is true and null is none; since, it is in
+ * `metadata` and absent is none. */
+Test(sae, prepend_bos_by_the_age_of_the_file) {
+    static const struct {
+        const char *cfg;
+        bool bos;
+    } each[] = {
+        {"{" OLD "}", true},
+        {"{" OLD ",\"prepend_bos\":null}", false},
+        {"{" OLD ",\"prepend_bos\":false}", false},
+        {"{" OLD ",\"metadata\":{\"prepend_bos\":false}}", true},
+        {"{" V6 ",\"architecture\":\"standard\"}", false},
+        {"{" V6 ",\"architecture\":\"standard\",\"prepend_bos\":true}", false},
+    };
+    for (size_t i = 0; i < sizeof each / sizeof each[0]; i++) {
+        char root[] = "/tmp/refsae_sae_XXXXXX";
+        Arena *arena = arena_new();
+        Sae sae;
+        cr_assert_not_null(mkdtemp(root));
+        put(root, "cfg.json", each[i].cfg);
+        put_link(root, "sae_weights.safetensors", STANDARD);
+        sae_open(&sae, arena, root, NULL);
+        cr_assert_eq(sae.prepend_bos, each[i].bos, "%s", each[i].cfg);
+        remove_tree(root);
+        arena_free(arena);
+    }
 }
 
 #define NPZ SCOPE "res/layer_3/width_16k/average_l0_59/params.npz"

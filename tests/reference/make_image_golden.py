@@ -130,7 +130,21 @@ def chunk(kind, data):
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-def png(width, height, depth, colour, seed, interlaced=False, extra=b"", pieces=1, top=256):
+def stored(raw, more=0):
+    """The rows as one stored block that says to hold `more` bytes than it does."""
+    size = len(raw) + more
+    return b"\x78\x01\1" + struct.pack("<HH", size, size ^ 0xFFFF) + raw
+
+
+def flushed(raw):
+    """The rows in blocks of which none is the last."""
+    out = zlib.compressobj(9)
+    return out.compress(raw) + out.flush(zlib.Z_SYNC_FLUSH)
+
+
+def png(
+    width, height, depth, colour, seed, interlaced=False, extra=b"", pieces=1, top=256, pack=lambda r: zlib.compress(r, 9)
+):
     """Random filters over random bytes: the rows need not come from a picture."""
     rng = np.random.default_rng(seed)
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
@@ -140,7 +154,7 @@ def png(width, height, depth, colour, seed, interlaced=False, extra=b"", pieces=
         size = (n * channels * depth + 7) // 8
         for _ in range(rows if n else 0):
             raw += bytes([rng.integers(0, 5)]) + rng.integers(0, top, size).astype(np.uint8).tobytes()
-    stream = zlib.compress(raw, 9)
+    stream = pack(raw)
     cut = [len(stream) * i // pieces for i in range(pieces + 1)]
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -171,6 +185,20 @@ def pngs():
     smooth = picture(40, 30, 3, 10, 2)
     files["filters"] = pillow(smooth, "RGB", "PNG", optimize=True)
     files["tall"] = pillow(picture(19, 41, 3, 8), "RGB", "PNG")
+    # Pillow asks no more of a stream than the rows.
+    for name, pack in {
+        "no_checksum": lambda raw: zlib.compress(raw, 9)[:-4],
+        "half_a_checksum": lambda raw: zlib.compress(raw, 9)[:-2],
+        "flushed": flushed,
+        "half_a_block_head": lambda raw: flushed(raw) + b"\5\xe0",
+        "stored_no_checksum": stored,
+        "stored_too_long": lambda raw: stored(raw, 100),
+        "stored_too_much": lambda raw: stored(raw + bytes(100)),
+        "rows_too_many": lambda raw: zlib.compress(raw + bytes(70000), 9),
+        "distance_too_far": lambda raw: flushed(raw) + b"\x03\xde\xff\x0f",
+    }.items():
+        files["end_" + name] = png(7, 5, 8, 2, 9, pack=pack)
+        files["end_" + name + "_interlaced"] = png(7, 5, 8, 2, 10, True, pieces=3, pack=pack)
     return {name + ".png": data for name, data in files.items()}
 
 
