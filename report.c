@@ -435,7 +435,8 @@ static void json_cross(JsonOut *json, const SageResult *r, size_t c) {
 }
 
 /* A member for each way that leads to the node; sae is one of them. */
-static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], SageWay sae) {
+static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], bool reads,
+                    SageWay sae) {
     static const char *const names[SAGE_WAYS] = {"mean", "mse",     "weighted", "weights",
                                                  "span", "encoder", "native"};
     json_out_object(json, key);
@@ -443,7 +444,11 @@ static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], 
         if (way == sae) {
             json_out_double(json, "sae", r2[way]);
         }
-        if (!isnan(r2[way]) || way == sae || way <= SAGE_BY_WEIGHTED) {
+        bool leads = way == SAGE_BY_NATIVE                           ? !isnan(r2[way])
+                     : way == SAGE_BY_WEIGHTS                        ? reads
+                     : way == SAGE_BY_SPAN || way == SAGE_BY_ENCODER ? !reads
+                                                                     : true;
+        if (leads) {
             json_out_double(json, names[way], r2[way]);
         }
     }
@@ -453,9 +458,10 @@ static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], 
 static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, const SageFit *fit) {
     json_out_object(json, NULL);
     json_node(json, r, node);
-    json_r2(json, "r2", fit->r2, fit->sae);
-    if (!sage_node_reads(node)) {
-        json_r2(json, "r2_stream", fit->r2_stream, fit->sae);
+    bool reads = sage_node_reads(node);
+    json_r2(json, "r2", fit->r2, reads, fit->sae);
+    if (!reads) {
+        json_r2(json, "r2_stream", fit->r2_stream, false, fit->sae);
     }
     json_out_object(json, "weights");
     for (size_t i = 0; i < r->task->n_attributes; i++) {
