@@ -312,7 +312,7 @@ static void exact_native(const char *model, const char *task, size_t d, const ch
         sprintf(nodes + strlen(nodes), "%s{\"node\": \"%s\", \"head\": 1, \"position\": \"END\"}",
                 i == 0 ? "" : ", ", hooks[i]);
     }
-    char file[4096];
+    char file[8192];
     snprintf(file, sizeof file,
              "{\"every\": {\"nodes\": [%s]}, \"some\": {\"nodes\": [%s, {\"node\": "
              "\"blocks.1.attn.hook_q\", \"head\": 0, \"position\": \"END\"}]}}",
