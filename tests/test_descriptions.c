@@ -97,6 +97,12 @@ Test(descriptions, forms_stand_beside_each_other) {
     arena_free(arena);
 }
 
+static Error refusal(void) {
+    Error error;
+    ATTEMPT(&error, descriptions_read(arena_new(), folder, 3, 4));
+    return error;
+}
+
 Test(descriptions, what_is_none_is_refused) {
     static const struct {
         const char *name, *text, *says;
@@ -113,10 +119,9 @@ Test(descriptions, what_is_none_is_refused) {
         {"batch-0.jsonl.gz", "{\"index\": 0,", "batch-0.jsonl.gz:1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        Error error;
         folder_new();
         put(bad[i].name, bad[i].text);
-        ATTEMPT(&error, descriptions_read(arena_new(), folder, 3, 4));
+        Error error = refusal();
         cr_assert_eq(error.status, STATUS_INPUT, "%s: %s", bad[i].name, bad[i].text);
         cr_assert_not_null(strstr(error.text, bad[i].says), "%s: %s", bad[i].text, error.text);
         cr_assert_not_null(strstr(error.text, folder));
