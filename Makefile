@@ -87,8 +87,13 @@ $(BUILD)/selftest_files.h: $(SELFTEST_FILES) | $(BUILD)
 $(BUILD)/page_style.h: page.css | $(BUILD)
 	@($(call EMBED,page_style,.,.css,page.css)) >$@
 
+$(BUILD)/formats.h: FORMATS.md | $(BUILD)
+	@($(call EMBED,formats,.,.md,FORMATS.md)) >$@
+
 $(BUILD)/figure.o: $(BUILD)/page_style.h
 $(BUILD)/figure.o: ALL_CFLAGS += -I$(BUILD)
+$(BUILD)/main.o: $(BUILD)/formats.h
+$(BUILD)/main.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/selftest.o: $(BUILD)/selftest_files.h
 $(BUILD)/selftest.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/task.o: $(BUILD)/tasks.h

@@ -8,6 +8,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum {
@@ -427,35 +428,123 @@ static void info_tokenizer(Teller *t, const char *path) {
     tell_count(t, "vocabulary", (size_t)tokenizer_size(tokenizer));
 }
 
-/* An array, or JSON lines. */
-static void info_records(Teller *t, const char *path) {
-    JsonArrayFile file;
-    json_array_open(&file, t->arena, path);
-    Arena *arena = arena_new(); /* of one record */
+/* What JSON is, by members of its first record: the first kind that fits. Its entries are the
+ * records or, where a member is named, what is counted there. */
+static const struct {
+    const char *kind, *members[3], *entries;
+} record_kinds[] = {
+    {"prompts", {"split", "ids", "counterfactual"}, NULL},
+    {"verdicts of a judge", {"example", "group", "verdict"}, NULL},
+    {"questions for a judge", {"example", "group", "descriptions"}, NULL},
+    {"strongest features", {"example", "group", "features"}, NULL},
+    {"answers", {"image", "text", "exact"}, NULL},
+    {"feature descriptions", {"explanations"}, NULL},
+    {"feature descriptions", {"index", "description"}, NULL},
+    {"questions", {"image", "text"}, NULL},
+    {"questions", {"image", "question"}, NULL},
+    {"questions", {"image", "prompt"}, NULL},
+    {"task", {"attributes", "templates", "positions"}, "attributes"},
+    {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections"},
+    {"measures by layer and group", {"examples", "convergence", "layers"}, "layers"},
+    {"scores", {"scored", "exact_match", "vqa_accuracy"}, NULL},
+};
+
+static void info_conversations(Teller *t, JsonArrayFile *file) {
+    Arena *arena = arena_new(); /* of one example */
     size_t images = 0, turns = 0;
-    const Json *first = file.count > 0 ? json_array_read(&file, 0, arena) : NULL;
-    if (first != NULL && json_get(first, "conversations") == NULL) {
-        if (json_get(first, "explanations") == NULL && json_get(first, "question_id") == NULL) {
-            fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
-        }
-        bool described = json_get(first, "explanations") != NULL;
-        tell(t, "kind", described ? "feature descriptions" : "questions");
-        tell_count(t, "records", file.count);
-        arena_free(arena);
-        return;
-    }
-    for (size_t i = 0; i < file.count; i++) {
+    for (size_t i = 0; i < file->count; i++) {
         arena_reset(arena);
-        Conversation one = conversation_parse(arena, json_array_read(&file, i, arena), path);
+        Conversation one = conversation_parse(arena, json_array_read(file, i, arena), file->name);
         images += one.image != NULL ? 1 : 0;
         turns += one.count;
     }
     tell(t, "kind", "conversations");
-    tell_count(t, "examples", file.count);
+    tell_count(t, "examples", file->count);
     tell_count(t, "with image", images);
     tell_count(t, "turns", turns);
-    tell_memory(t, "train", "index of the examples", 17 * file.count); /* place, order, mark */
+    tell_memory(t, "train", "index of the examples", 17 * file->count); /* place, order, mark */
     arena_free(arena);
+}
+
+static void tell_entries(Teller *t, const char *kind, size_t count) {
+    tell(t, "kind", kind);
+    tell_count(t, "entries", count);
+}
+
+/* An array, JSON lines, or one object. */
+static void info_records(Teller *t, const char *path) {
+    JsonArrayFile file;
+    json_array_open(&file, t->arena, path);
+    const Json *first = file.count > 0 ? json_array_read(&file, 0, t->arena) : NULL;
+    if (first == NULL || json_get(first, "conversations") != NULL) {
+        info_conversations(t, &file);
+        return;
+    }
+    for (size_t k = 0; k < sizeof record_kinds / sizeof *record_kinds; k++) {
+        const char *const *member = record_kinds[k].members, *entries = record_kinds[k].entries;
+        size_t n = 0;
+        while (n < 3 && member[n] != NULL && json_get(first, member[n]) != NULL) {
+            n++;
+        }
+        if (n == 3 || member[n] == NULL) {
+            tell_entries(t, record_kinds[k].kind,
+                         entries != NULL ? json_get(first, entries)->length : file.count);
+            return;
+        }
+    }
+    if (!json_is(first, JSON_OBJECT) || json_get(first->child, "nodes") == NULL) {
+        fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
+    }
+    tell_entries(t, "cross-sections", first->length);
+}
+
+/* By its head; false: a head of none that refsae writes or reads. */
+static bool info_csv(Teller *t, const FileMap *file) {
+    static const char *const heads[][2] = {{"step,epoch,", "training by step"},
+                                           {"step,seconds", "times of training"},
+                                           {"layer,group,", "measures by layer and group"},
+                                           {"layer,", "curves by layer"},
+                                           {"cross_section,node,", "nodes and their scores"},
+                                           {"cross_section,method,", "results of sage"}};
+    for (size_t k = 0; k < sizeof heads / sizeof *heads; k++) {
+        size_t n = strlen(heads[k][0]), lines = 0;
+        if (file->size >= n && memcmp(file->data, heads[k][0], n) == 0) {
+            for (size_t i = 0; i < file->size; i++) {
+                lines += file->data[i] == '\n' || i + 1 == file->size ? 1 : 0;
+            }
+            tell_entries(t, heads[k][1], lines - 1);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A folder of folders LAYER-...; false: it has none. */
+static bool info_descriptions(Teller *t, const char *path) {
+    enum {
+        FEATURES_MOST = 1 << 20
+    };
+    size_t count;
+    char **names = path_list(t->arena, path, &count);
+    bool any = false;
+    for (size_t i = 0; i < count; i++) {
+        size_t digits = strspn(names[i], "0123456789"), described = 0;
+        if (digits == 0 || (names[i][digits] != '-' && names[i][digits] != '\0')) {
+            continue;
+        }
+        Arena *arena = arena_new(); /* of one layer */
+        Descriptions d = descriptions_read(arena, path, atoi(names[i]), FEATURES_MOST);
+        for (size_t j = 0; j < FEATURES_MOST; j++) {
+            described += d.text[j] != NULL ? 1 : 0;
+        }
+        if (!any) {
+            tell(t, "kind", "feature descriptions");
+        }
+        any = true;
+        tell_count(t, arena_format(t->arena, "layer %d", atoi(names[i])), described);
+        arena_free(arena);
+    }
+    return any;
 }
 
 static void info_image(Teller *t, const char *path) {
@@ -478,7 +567,11 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
     } else if (type != NULL) {
         info_llm(t, compute, path);
     } else {
-        info_sae(t, compute, path);
+        Error no_sae;
+        ATTEMPT(&no_sae, info_sae(t, compute, path));
+        if (no_sae.status != STATUS_OK && !info_descriptions(t, path)) {
+            fail(no_sae.status, "%s", no_sae.text);
+        }
     }
 }
 
@@ -488,8 +581,8 @@ static Error json_try(Arena *arena, const char *path, const Json **value) {
     return error;
 }
 
-/* A file that begins as a JSON object does: settings, a tokenizer, or JSON lines. False: an index
- * of shards. */
+/* A file that begins as a JSON object does: settings, a tokenizer, or records. False: an index of
+ * shards. */
 static bool info_object(Teller *t, const Compute *compute, const char *path) {
     const Json *value = NULL;
     Error not_one = json_try(t->arena, path, &value), no_lines;
@@ -503,10 +596,10 @@ static bool info_object(Teller *t, const Compute *compute, const char *path) {
         info_directory(t, compute, path_parent(t->arena, path));
     } else if (json_get(value, "weight_map") != NULL) {
         return false;
-    } else if (json_get(value, "model") != NULL) {
+    } else if (json_is(json_get(value, "model"), JSON_OBJECT)) {
         info_tokenizer(t, path);
     } else {
-        fail(STATUS_INPUT, "%s: JSON of no kind that refsae reads", path);
+        info_records(t, path);
     }
     return true;
 }
@@ -526,6 +619,7 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     unsigned char first = at < file.size ? file.data[at] : '\0';
     memcpy(head, file.data, file.size < sizeof head ? file.size : sizeof head);
     bool safetensors = file.size > 8 && file.data[8] == '{' && first != '{' && first != '[';
+    bool csv = info_csv(t, &file);
     arena_free(scratch);
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
@@ -533,6 +627,9 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     bool npz =
         head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
+    if (csv) {
+        return;
+    }
     if (picture) {
         info_image(t, path);
     } else if (first == '[' && !safetensors) {

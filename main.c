@@ -2,6 +2,7 @@
  * the module that does it. */
 #include "bench.h"
 #include "dump.h"
+#include "formats.h"
 #include "generate.h"
 #include "info.h"
 #include "report.h"
@@ -722,8 +723,8 @@ static const Command commands[] = {
     COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
             "one page from what other commands left in folders", 1, -1),
     {"info", "info PATH...",
-     "what a checkpoint, SAE, adapter or image is, and what it takes to run", NULL, 0, 1, -1,
-     command_info},
+     "what a checkpoint, SAE, adapter, image, task or file of data is, and what it takes to run",
+     NULL, 0, 1, -1, command_info},
     COMMAND(tokenize, "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
             "text to token ids and back", 1, 1),
     {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
@@ -755,6 +756,36 @@ static void print_option(const Option *option) {
     putchar('\n');
 }
 
+/* ---- formats: the sections of FORMATS.md, each below "## NAME, NAME: what it is" ---- */
+
+/* The section that begins after `text`; NULL: none. */
+static const char *next_format(const char *text) {
+    static const char mark[] = "\n## ";
+    const char *heading = strstr(text, mark);
+    return heading != NULL ? heading + sizeof mark - 1 : NULL;
+}
+
+static const char *format_find(const char *name) {
+    const char *format = (const char *)formats[0].text;
+    while ((format = next_format(format)) != NULL) {
+        size_t length;
+        for (const char *word = format; (length = strcspn(word, ",:\n")) > 0;) {
+            if (strlen(name) == length && memcmp(name, word, length) == 0) {
+                return format;
+            }
+            word += length;
+            word += strspn(word, ", ");
+        }
+    }
+    return NULL;
+}
+
+static void print_format(const char *format) {
+    const char *next = next_format(format);
+    size_t length = next != NULL ? (size_t)(next - format) - sizeof "\n## " + 1 : strlen(format);
+    printf("%.*s", (int)length, format);
+}
+
 static void print_help(const Command *command) {
     if (command == NULL) {
         printf("refsae %s: interpretability of vision-language adapters and sparse autoencoders\n\n"
@@ -763,7 +794,13 @@ static void print_help(const Command *command) {
         for (size_t i = 0; i < N_COMMANDS; i++) {
             printf("  %-10s %s\n", commands[i].name, commands[i].summary);
         }
-        printf("\n'refsae help COMMAND' prints a command's options with their defaults.\n"
+        printf("\n'refsae help COMMAND' prints a command's options with their defaults,\n"
+               "'refsae help NAME' how a file is written or what was printed:\n\n");
+        const char *format = (const char *)formats[0].text;
+        while ((format = next_format(format)) != NULL) {
+            printf("  %.*s\n", (int)strcspn(format, "\n"), format);
+        }
+        printf("\n"
                "Exit: 0 done, 1 a check failed, 2 bad input or usage, 3 out of memory or disk.\n");
         return;
     }
@@ -838,6 +875,7 @@ int main(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "help";
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);
+    const char *format = help && argc > 2 ? format_find(argv[2]) : NULL;
     if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
         return STATUS_OK;
@@ -845,12 +883,12 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc && command != NULL; i++) {
         help = help || strcmp(argv[i], "--help") == 0;
     }
-    if (command == NULL && !(help && argc <= 2)) {
+    if (command == NULL && format == NULL && !(help && argc <= 2)) {
         fprintf(stderr, "refsae: no command '%s' (see 'refsae help')\n", help ? argv[2] : name);
         return STATUS_INPUT;
     }
     if (help) {
-        print_help(command);
+        format != NULL ? print_format(format) : print_help(command);
         if (fflush(stdout) != 0) {
             fprintf(stderr, "refsae: standard output: %s\n", strerror(errno));
             return STATUS_RESOURCE;

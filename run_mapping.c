@@ -521,8 +521,9 @@ static void train_loop(Trainer *t) {
 }
 
 static void train_tell(const Trainer *t) {
-    console_line(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs", t->state.step,
-                 t->state.epoch + 1);
+    uint64_t steps = t->state.step; /* state.epoch may be one that has none yet */
+    console_line(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs", steps,
+                 steps > 0 ? t->rows[steps - 1].epoch + 1 : 0);
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
     }

@@ -521,6 +521,8 @@ Test(program, training_counts_what_it_leaves_out) {
     cr_assert(says("stderr", "2 examples without an image"));
     cr_assert(says("stderr", "1 examples whose image cannot be read"));
     cr_assert(says("stderr", "missing.png"));
+    cr_assert_eq(run("", "train " ODD " --out @/o --batch 99 --accumulate 1 --steps 2"), 0);
+    cr_assert(says("stderr", "2 steps, 2 epochs"));
     cr_assert_eq(run("", "train " ODD " --out @/p --tokens 55 --strict --quiet"), 2);
     one_sentence("missing.png");
     cr_assert(!there("p/adapter.safetensors"));

@@ -759,16 +759,14 @@ Test(sage_task, mistakes_in_prompts) {
     }
 }
 
-/* ---- what tasks/README.md shows ---- */
+/* ---- what FORMATS.md shows ---- */
 
-/* The n-th block of JSON of the text. */
-static char *block_of(const char *text, int n) {
-    static const char begin[] = "```json\n";
-    for (int i = 0; i <= n; i++) {
-        text = strstr(text, begin);
-        cr_assert_not_null(text);
-        text += strlen(begin);
-    }
+/* The JSON of an example. */
+static char *example_of(const char *text, const char *name) {
+    const char *begin = arena_format(arena, "`%s`:\n\n```json\n", name);
+    text = strstr(text, begin);
+    cr_assert_not_null(text, "%s", name);
+    text += strlen(begin);
     return arena_copy(arena, text, (size_t)(strstr(text, "```") - text));
 }
 
@@ -800,11 +798,11 @@ static void check_cross_sections(const SageTask *task, const char *text, const c
     }
 }
 
-Test(sage_task, the_task_of_the_readme) {
+Test(sage_task, the_task_of_the_formats) {
     SageTask task;
-    FileMap map = file_map(arena, "tasks/README.md");
+    FileMap map = file_map(arena, "FORMATS.md");
     const char *text = arena_copy(arena, (const char *)map.data, map.size);
-    put(block_of(text, 0));
+    put(example_of(text, "pets.json"));
     must_open(&task, path, tokenizer, -1, 60, 475);
     cr_assert_str_eq(task.name, "pets");
     cr_assert_eq(task.n_dropped, 0);
@@ -817,8 +815,8 @@ Test(sage_task, the_task_of_the_readme) {
         assert_token(&task, tokenizer, &prompt->clean, "END", "the");
         cr_assert_eq(prompt->n_places, 2);
     }
-    check_cross_sections(&task, block_of(text, 1), (const char *[]){"readers", "attention"},
-                         (size_t[]){2, 1});
+    check_cross_sections(&task, example_of(text, "readers.json"),
+                         (const char *[]){"readers", "attention"}, (size_t[]){2, 1});
 }
 
 /* 2211.00593 has 3 name movers, 8 backups, 4 S-inhibition, 4 induction, 3 duplicate-token heads. */
