@@ -1679,16 +1679,21 @@ void report_sage(const SageResult *result) {
     }
     page_raw(&page, MADE_END);
     page_commit(&page);
+    const SageFigure *m = &result->m_clean;
+    console_line(result->console, "answers right %.3f, m %.3f [%.3f, %.3f]%s", result->accuracy,
+                 m->value, m->low, m->high,
+                 m->low > 0.0 ? "" : ": the model does not do the task, no figure says much");
     for (const Json *c = first(tests); c != NULL; c = c->next) {
-        console_line(
-            result->console,
-            "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, %.3f, %.3f",
-            c->key, json_double(member_of(c, "weighted", "sufficiency")),
-            json_double(member_of(c, "sae", "sufficiency")),
-            json_double(member_of(c, "random", "sufficiency")),
-            json_double(member_of(c, "weighted", "necessity")),
-            json_double(member_of(c, "sae", "necessity")),
-            json_double(member_of(c, "random", "necessity")));
+        const char *why = untold(c, NULL, arena);
+        console_line(result->console, "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; %s",
+                     c->key, json_double(member_of(c, "weighted", "sufficiency")),
+                     json_double(member_of(c, "sae", "sufficiency")),
+                     json_double(member_of(c, "random", "sufficiency")),
+                     why != NULL ? why
+                                 : arena_format(arena, "necessity %.3f, %.3f, %.3f",
+                                                json_double(member_of(c, "weighted", "necessity")),
+                                                json_double(member_of(c, "sae", "necessity")),
+                                                json_double(member_of(c, "random", "necessity"))));
     }
     arena_free(arena);
 }

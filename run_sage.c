@@ -435,6 +435,10 @@ static size_t read_node(SageRun *r, const Json *json) {
     if (!found || !is_component(node.kind)) {
         json_refuse(json, "node", "q, k, v, z, attn_out or mlp_out of a layer of the model");
     }
+    if (is_whole(node.kind) && json_get(json, "head") != NULL &&
+        !json_is(json_get(json, "head"), JSON_NULL)) {
+        json_refuse(json, "head", "null: a block's output has no heads");
+    }
     if (!is_whole(node.kind)) {
         (void)json_need(json, "head", JSON_NUMBER);
         node.head = (int)json_size(json, "head", 0, 0, node_heads(r, node.kind) - 1);
@@ -473,6 +477,11 @@ static void read_cross_sections(SageRun *r) {
     for (const Json *member = list->child; member != NULL; member = member->next) {
         const Json *nodes = json_need(list, member->key, JSON_OBJECT);
         nodes = json_need(nodes, "nodes", JSON_ARRAY);
+        for (size_t c = 0; c < result->n_cross; c++) {
+            if (strcmp(result->cross[c].name, member->key) == 0) {
+                fail(STATUS_INPUT, "%s: '%s' stands twice", path, member->key);
+            }
+        }
         SageCross *cross = &result->cross[result->n_cross++];
         *cross = (SageCross){.name = member->key, .attribute = -1, .share = NAN, .spearman = NAN};
         cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
@@ -599,7 +608,7 @@ static void find_cross(SageRun *r, size_t attribute) {
     cross->others = arena_alloc(r->arena, walked, sizeof(size_t));
     cross->n_nodes = sage_screen(result->nodes, order, walked, cross->nodes);
     if (cross->n_nodes == 0) {
-        fail(STATUS_INPUT, "attribute '%s' moves no node of this model",
+        fail(STATUS_INPUT, "%s: attribute '%s' moves no node of this model", r->task->file,
              r->task->attributes[attribute].name);
     }
     Random random =
@@ -1300,7 +1309,6 @@ static void open_prompts(SageRun *r) {
     } else {
         sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
     }
-    sage_prompts_write(r->task, path_join(r->arena, o->out, "prompts.jsonl"));
 }
 
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
@@ -1352,6 +1360,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t c = 0; c < r.result.n_cross; c++) {
         test_cross(&r, &r.result.cross[c]);
     }
+    sage_prompts_write(task, path_join(arena, options->out, "prompts.jsonl"));
     arena_free(block);
     arena_free(files);
     return r.result;

@@ -180,6 +180,9 @@ static void read_templates(SageTask *task) {
         task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
         for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
             check_members(task, f, &split_keys, 1, "neither train nor test");
+            if (attribute_find(task->attributes, task->n_attributes, f->key, strlen(f->key)) >= 0) {
+                fail(STATUS_INPUT, "%s: '%s' is an attribute and a filler", task->file, f->key);
+            }
             task->fillers[s][i++] = read_texts(task, json_get(f, split_names[s].name), f->key);
         }
     }
@@ -585,17 +588,22 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
 
 /* ---- prompts ---- */
 
-/* A token that is right and wrong at once stands on both sides of the metric. changed: the
- * attribute of a counterfactual. */
+/* A token that is right and wrong at once stands on both sides of the metric, one that is right
+ * twice has twice its probability. changed: the attribute of a counterfactual. */
 static void check_apart(const char *where, const char *text, const char *changed,
                         const SageForm *form) {
-    for (size_t i = 0; i < form->n_answer; i++) {
-        for (size_t j = 0; j < form->n_wrong; j++) {
-            if (form->answer[i] == form->wrong[j]) {
-                fail(STATUS_INPUT,
-                     "%s: the prompt '%.100s'%s%s has token %d as answer and as wrong", where, text,
+    size_t n = form->n_answer + form->n_wrong;
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < i; j++) {
+            int32_t a = i < form->n_answer ? form->answer[i] : form->wrong[i - form->n_answer],
+                    b = j < form->n_answer ? form->answer[j] : form->wrong[j - form->n_answer];
+            if (a == b) {
+                fail(STATUS_INPUT, "%s: the prompt '%.100s'%s%s has token %d as %s", where, text,
                      changed != NULL ? " with another " : "", changed != NULL ? changed : "",
-                     (int)form->answer[i]);
+                     (int)a,
+                     i < form->n_answer    ? "answer twice"
+                     : j >= form->n_answer ? "wrong twice"
+                                           : "answer and as wrong");
             }
         }
     }
@@ -612,6 +620,10 @@ static void check_prompt(const SageTask *task, const char *where, const SageProm
                  "%s: the prompt '%.100s' and its counterfactual differ in length in attribute "
                  "'%s': %zu and %zu tokens",
                  where, prompt->text, name, prompt->clean.rows, other->rows);
+        }
+        if (prompt->changed[a] == prompt->values[a]) {
+            fail(STATUS_INPUT, "%s: the prompt '%.100s' has the same %s in its counterfactual",
+                 where, prompt->text, name);
         }
         check_apart(where, prompt->text, name, other);
     }

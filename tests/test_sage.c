@@ -309,8 +309,8 @@ static void exact_native(const char *model, const char *task, size_t d, const ch
     write_pairs_everywhere("native", streams, 3, STANDARD "\"none\"", d, d / 2);
     for (size_t i = 0; i < n; i++) {
         write_pairs("native", hooks[i], settings, widths[i], widths[i], true, unit);
-        sprintf(nodes + strlen(nodes), "%s{\"node\": \"%s\", \"head\": 1, \"position\": \"END\"}",
-                i == 0 ? "" : ", ", hooks[i]);
+        sprintf(nodes + strlen(nodes), "%s{\"node\": \"%s\", \"head\": %s, \"position\": \"END\"}",
+                i == 0 ? "" : ", ", hooks[i], strstr(hooks[i], "_out") != NULL ? "null" : "1");
     }
     char file[8192];
     snprintf(file, sizeof file,
@@ -794,6 +794,10 @@ Test(sage, a_file_of_cross_sections_is_refused_with_a_sentence) {
                  {"{\"C\": {\"nodes\": [" NODE("blocks.1.attn.hook_z", "0", "S3") "]}}",
                   "'position': expected a position of the task, found 'S3'"},
                  {"{\"C\": {\"nodes\": [" Z1 ", " Z1 "]}}", "given.json: 'C' has a node twice"},
+                 {"{\"C\": {\"nodes\": [" Z1 "]}, \"C\": {\"nodes\": [" Z1 "]}}",
+                  "given.json: 'C' stands twice"},
+                 {"{\"C\": {\"nodes\": [" NODE("blocks.1.hook_attn_out", "0", "END") "]}}",
+                  "'head': expected null: a block's output has no heads, found 0"},
                  {"{\"C\": {\"nodes\": []}}", "given.json: 'C' has no nodes"},
                  {"{\"C\": {}}", "'nodes': expected an array, found nothing"},
                  {"{\"C\": []}", "'C': expected an object, found an array"},

@@ -474,6 +474,8 @@ Test(sage_task, mistakes_in_templates_and_fillers) {
     REFUSED(templates, "[]", "templates");
     REFUSED(templates, "{\"train\": [\"{} to\"], \"test\": [\"{A} {B} {B} to\"]}", "slot ''");
     REFUSED(fillers, "{\"F\": {\"train\": [\"store\"]}}", "'F'");
+    REFUSED(fillers, "{\"A\": {\"train\": [\"store\"], \"test\": [\"store\"]}}",
+            "'A' is an attribute and a filler");
     REFUSED(fillers, "{\"F\": {\"train\": [], \"test\": [\"store\"]}}", "'F'");
     REFUSED(fillers, "{\"F\": [\"store\"]}", "'F'");
     REFUSED(fillers, "[{\"train\": [\"store\"], \"test\": [\"park\"]}]", "fillers");
@@ -553,6 +555,10 @@ Test(sage_task, keys_that_nobody_reads) {
 Test(sage_task, tokens_that_are_right_and_wrong) {
     REFUSED(wrong, "\"A\"", "as answer and as wrong");
     REFUSED(distinct, "[]", ": the prompt 'Then, ");
+    REFUSED(wrong,
+            "{\"of\": \"A\", \"map\": {\"Mary\": \" is\", \"John\": [\" is\", \" is\"], "
+            "\"Tom\": \" is\"}}",
+            "as wrong twice");
     /* what only the counterfactual of some prompts has */
     REFUSED(wrong,
             "{\"of\": \"A\", \"map\": {\"Mary\": [\" was\", \" Tom\"], \"John\": \" is\", "
@@ -720,6 +726,8 @@ Test(sage_task, mistakes_in_prompts) {
         {"[1, 2, 3]", "\"abc\"", "'ids': expected an array"},
         {"[1, 2, 3]", "[1, 2, 3, 4]", "differ in length in attribute 'A': 4 and 3 tokens"},
         {"[5]", "[6, 4]", "prompts.jsonl:1: the prompt 't' has token 4 as answer and as wrong"},
+        {"[5]", "[7, 5, 7]", "prompts.jsonl:1: the prompt 't' has token 7 as wrong twice"},
+        {OTHER("Tom"), OTHER("Mary"), "prompts.jsonl:1: the prompt 't' has the same A in its"},
         {OTHER("Tom"), "{\"value\": \"Tom\", " FORM ", \"answer\": [6, 5]}",
          "prompts.jsonl:1: the prompt 't' with another A has token 5 as answer and as wrong"},
         {"\"END\": 2", "\"END\": 3", "positions: 'END': expected a whole number from 0 to 2"},
