@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -663,15 +664,106 @@ void sha256_file(const char *path, char hex[65]) {
     arena_free(arena);
 }
 
+static void release_directory(void *stream) {
+    closedir(stream);
+}
+
+static OutFile *volatile unfinished; /* newest first; the handler of signals walks it */
+static char interrupt_hint[256];
+
+static void interrupted(int number) {
+    for (const OutFile *out = unfinished; out != NULL; out = out->next) {
+        if (out->temporary != NULL) {
+            unlink(out->temporary);
+        }
+    }
+    ssize_t written = write(STDERR_FILENO, interrupt_hint, strlen(interrupt_hint));
+    (void)written;
+    raise(number); /* by now with its default action: whoever waits sees what ended us */
+}
+
+void interrupts_catch(const char *hint) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    snprintf(interrupt_hint, sizeof interrupt_hint, "%srefsae: %s\n",
+             isatty(STDERR_FILENO) ? "\n" : "", hint);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action = {.sa_flags = (int)SA_RESETHAND}, before;
+        action.sa_handler = interrupted;
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN) {
+            sigaction(numbers[i], &action, NULL);
+        }
+    }
+}
+
 /* Where a commit has not emptied these: the stream is closed, the temporary file unlinked. */
 static void release_out(void *what) {
     OutFile *out = what;
+    OutFile *volatile *at = &unfinished;
+    while (*at != out) {
+        at = &(*at)->next;
+    }
+    *at = out->next;
     if (out->stream != NULL) {
         fclose(out->stream);
     }
     if (out->temporary != NULL) {
         unlink(out->temporary);
     }
+}
+
+/* A writer holds its temporary file locked, so that others can tell one that lives, on whatever
+ * machine, from one that was killed. */
+static bool lock_file(int file, int command) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    return fcntl(file, command, &lock) == 0;
+}
+
+/* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
+static void remove_abandoned(Arena *arena, const char *path) {
+    const char *slash = strrchr(path, '/'), *base = slash != NULL ? slash + 1 : path;
+    DIR *stream = opendir(path_parent(arena, path));
+    if (stream == NULL) {
+        return; /* opening the file says why */
+    }
+    arena_defer(arena, release_directory, stream);
+    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+        size_t length = strlen(base);
+        long process = 0;
+        int n, end = 0;
+        if (strncmp(entry->d_name, base, length) != 0 ||
+            sscanf(entry->d_name + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
+            entry->d_name[length + (size_t)end] != '\0' || process == (long)getpid()) {
+            continue;
+        }
+        const char *name = arena_format(arena, "%.*s%s", (int)(base - path), path, entry->d_name);
+        int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+        if (file >= 0 && lock_file(file, F_SETLK)) {
+            unlink(name);
+        }
+        if (file >= 0) {
+            close(file);
+        }
+    }
+}
+
+/* Opens and locks the temporary file; -1 with errno. */
+static int open_temporary(OutFile *out) {
+    int file = -1;
+    errno = EEXIST;
+    for (int n = 0; n < 1000 && file < 0 && errno == EEXIST; n++) {
+        struct stat info;
+        out->temporary = arena_format(out->arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
+        file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (file >= 0) {
+            (void)lock_file(file, F_SETLKW); /* where there are no locks, nobody removes either */
+            if (fstat(file, &info) == 0 && info.st_nlink == 0) { /* removed before it was locked */
+                close(file);
+                file = -1;
+                errno = EEXIST;
+            }
+        }
+    }
+    return file;
 }
 
 OutFile *out_open(const char *path) {
@@ -687,6 +779,8 @@ OutFile *out_open(const char *path) {
     Arena *arena = arena_new();
     OutFile *out = arena_alloc(arena, 1, sizeof *out);
     out->arena = arena;
+    out->next = unfinished;
+    unfinished = out;
     arena_defer(arena, release_out, out);
     if (there && !S_ISREG(info.st_mode)) { /* /dev/stdout, /dev/full: as it is */
         out->path = arena_copy(arena, path, strlen(path));
@@ -696,10 +790,8 @@ OutFile *out_open(const char *path) {
         char *target = realpath(path, NULL);
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         free(target);
-        for (int n = 0; n < 1000 && file < 0 && (n == 0 || errno == EEXIST); n++) {
-            out->temporary = arena_format(arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
-            file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        }
+        remove_abandoned(arena, out->path);
+        file = open_temporary(out);
     }
     int code = errno;
     if (file < 0) {
@@ -740,15 +832,16 @@ void out_commit(OutFile *out) {
         failed = true;
         code = errno;
     }
+    /* Before the close, which gives the lock back. */
+    if (!failed && out->temporary != NULL && rename(out->temporary, out->path) != 0) {
+        failed = true;
+        code = errno;
+    }
     if (fclose(out->stream) != 0 && !failed) {
         failed = true;
         code = errno;
     }
     out->stream = NULL;
-    if (!failed && out->temporary != NULL && rename(out->temporary, out->path) != 0) {
-        failed = true;
-        code = errno;
-    }
     if (failed) {
         fail(STATUS_RESOURCE, "%s: cannot write: %s", out->path,
              code == 0 ? "the disk refused part of it" : strerror(code));
@@ -805,10 +898,6 @@ char *path_parent(Arena *arena, const char *path) {
 
 static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static void release_directory(void *stream) {
-    closedir(stream);
 }
 
 char **path_list(Arena *arena, const char *directory, size_t *count) {

@@ -166,11 +166,13 @@ MemoryStream *memory_open(Arena *arena);
 char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
 
 /* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
- * not committed when a failure passes leaves nothing. */
+ * not committed when a failure passes leaves nothing; what a killed run left of the same file goes
+ * when it is opened. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;
-    Arena *arena; /* its own */
+    Arena *arena;                  /* its own */
+    struct OutFile *volatile next; /* of those that are not committed */
 } OutFile;
 
 OutFile *out_open(const char *path);
@@ -184,6 +186,10 @@ char *path_join(Arena *arena, const char *directory, const char *name);
 char *path_parent(Arena *arena, const char *path); /* the folder that a file is in */
 /* Names in a directory in strcmp order, without . and .. */
 char **path_list(Arena *arena, const char *directory, size_t *count);
+
+/* From here on SIGINT, SIGTERM and SIGHUP leave nothing half-written and say the hint on stderr
+ * before they end the program; what was ignored stays ignored. */
+void interrupts_catch(const char *hint);
 
 /* ---- what the program says while it works ---- */
 typedef struct Console { /* what a command may say beside its files */

@@ -806,6 +806,10 @@ static void run_command(const Command *command, int argc, char **argv) {
     }
     Compute compute;
     compute_open(&compute, arena, (int)threads);
+    interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
+                         ? "interrupted; the same command with --resume goes on from the last "
+                           "checkpoint"
+                         : "interrupted; no file is left half-written");
     command->run(&arguments, &compute, &console);
     if (fflush(stdout) != 0) {
         fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));

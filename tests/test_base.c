@@ -506,6 +506,21 @@ Test(base, text_gathered_in_memory) {
     arena_free(arena); /* and with it the stream and its text: the sanitizers watch */
 }
 
+/* In a process of its own, which ends by the signal. */
+Test(base, interrupted_leaves_nothing) {
+    const char *parent = directory_new();
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        interrupts_catch("interrupted");
+        OutFile *out = out_open(in(parent, "a")), *other = out_open(in(parent, "b"));
+        _exit(out != other && names_in(parent) == 2 && raise(SIGTERM) == 0 ? 1 : 2);
+    }
+    waitpid(child, &status, 0);
+    cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    cr_assert_eq(names_in(parent), 0);
+}
+
 Test(base, output_appears_whole_or_not_at_all) {
     const char *parent = directory_new();
     char *path = in(parent, "out.csv");

@@ -551,6 +551,7 @@ static const char long_run[] =
     "train " ODD " --out @/%s --lr 0.01 --batch 2 --accumulate 1 --tokens 55 --steps 40 "
     "--save-every 3 --seed 7 %s";
 
+/* Until its first checkpoint is there. */
 static pid_t start_in_background(const char *out) {
     char words[4096], line[8192], *at = line;
     const char *program = getenv("REFSAE");
@@ -561,10 +562,15 @@ static pid_t start_in_background(const char *out) {
     }
     pid_t child = fork();
     if (child == 0) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 2);
+        char path[128];
+        snprintf(path, sizeof path, "%s/stderr", folder);
+        dup2(open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666), 2);
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);
+    }
+    snprintf(words, sizeof words, "%s/checkpoint.safetensors", out);
+    for (int i = 0; i < 30000 && !there(words); i++) {
+        nanosleep(&(struct timespec){0, 2000000}, NULL);
     }
     return child;
 }
@@ -572,9 +578,6 @@ static pid_t start_in_background(const char *out) {
 Test(program, killed_and_resumed_gives_the_same_bytes) {
     cr_assert_eq(run("", long_run, "whole", ""), 0);
     pid_t child = start_in_background("cut");
-    for (int i = 0; i < 30000 && !there("cut/checkpoint.safetensors"); i++) {
-        nanosleep(&(struct timespec){0, 2000000}, NULL);
-    }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     cr_assert(there("cut/checkpoint.safetensors"));
@@ -587,6 +590,51 @@ Test(program, killed_and_resumed_gives_the_same_bytes) {
     same_file("whole/loss.svg", "cut/loss.svg");
     cr_assert_eq(run("", long_run, "cut", "--resume --lr 0.02"), 2);
     one_sentence("--resume");
+}
+
+static size_t temporaries_in(const char *name) {
+    Arena *arena = arena_new();
+    size_t count, found = 0;
+    char **names = path_list(arena, path_join(arena, folder, name), &count);
+    for (size_t i = 0; i < count; i++) {
+        found += strstr(names[i], ".tmp") != NULL ? 1 : 0;
+    }
+    arena_free(arena);
+    return found;
+}
+
+/* The run ends by the signal, as a shell expects; once what it writes is being written. */
+Test(program, interrupted_leaves_nothing_and_says_how_to_go_on) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        char out[8];
+        int status;
+        snprintf(out, sizeof out, "o%zu", i);
+        pid_t child = start_in_background(out);
+        kill(child, numbers[i]);
+        waitpid(child, &status, 0);
+        cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == numbers[i]);
+        cr_assert(says("stderr", "interrupted; the same command with --resume goes on"));
+        cr_assert_eq(temporaries_in(out), 0);
+    }
+}
+
+/* A file that a living process writes is locked. */
+Test(program, what_a_killed_run_left_goes_with_the_next) {
+    char path[128];
+    const char *names[] = {"o.999999998-0.tmp", "o.999999999-1.tmp", "o.999999999.tmp"};
+    int files[3];
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        files[i] = open(path, O_WRONLY | O_CREAT, 0666);
+        cr_assert(files[i] >= 0);
+    }
+    cr_assert_eq(fcntl(files[1], F_SETLK, &lock), 0);
+    cr_assert_eq(run("", "dump --llm weights/gpt2 --ids 5 --hooks logits --out @/o"), 0);
+    cr_assert(there("o") && !there(names[0]), "an abandoned file stays");
+    cr_assert(there(names[1]) && there(names[2]), "a file in use, or of others, is gone");
+    close(files[1]);
 }
 
 static size_t lines_of(const char *name) {
