@@ -588,8 +588,22 @@ Test(program, killed_and_resumed_gives_the_same_bytes) {
     same_file("whole/checkpoint.safetensors", "cut/checkpoint.safetensors");
     same_file("whole/train.csv", "cut/train.csv");
     same_file("whole/loss.svg", "cut/loss.svg");
-    cr_assert_eq(run("", long_run, "cut", "--resume --lr 0.02"), 2);
-    one_sentence("--resume");
+    static const char *const others[][2] = {
+        {"--lr 0.02", "was written with '--lr 0.01', this run has '--lr 0.02'"},
+        {"--shuffle no", "was written with '--shuffle yes', this run has '--shuffle no'"},
+        {"--data @/other.json", "was written with '--data of SHA-256 "},
+        {"--llm weights/gemma2", "was written with '--llm of "},
+    };
+    char command[256];
+    snprintf(command, sizeof command,
+             "{ cat tests/golden/training/odd/data.json; echo; } >%s/other.json", folder);
+    cr_assert_eq(system(command), 0);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char words[128];
+        snprintf(words, sizeof words, "--resume %s", others[i][0]);
+        cr_assert_eq(run("", long_run, "cut", words), 2, "%s", words);
+        one_sentence(others[i][1]);
+    }
 }
 
 static size_t temporaries_in(const char *name) {
@@ -674,7 +688,7 @@ Test(program, resuming_a_finished_run) {
     fputc(last ^ 1, file);
     fclose(file);
     cr_assert_eq(run("", form, "--resume"), 2);
-    one_sentence("other inputs");
+    one_sentence("was written with '--vision of ");
 }
 
 Test(program, same_bits_on_one_thread_in_scalar_code_and_in_any_batch) {
