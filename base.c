@@ -536,6 +536,60 @@ bool utf8_valid(const char *text, size_t length) {
     return true;
 }
 
+/* ---- names that there are not ---- */
+
+enum {
+    NEAREST_LISTED = 3,
+    NEAREST_LENGTH = 128
+};
+
+static size_t name_distance(const char *text, const char *name, bool within) {
+    size_t row[NEAREST_LENGTH], n = strlen(name), least = SIZE_MAX;
+    for (size_t j = 0; j <= n; j++) {
+        row[j] = within ? 0 : j;
+    }
+    for (size_t i = 0; text[i] != '\0'; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < n; j++) {
+            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
+            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
+            diagonal = row[j + 1];
+            row[j + 1] = change < other ? change : other;
+        }
+    }
+    for (size_t j = within ? 0 : n; j <= n; j++) {
+        least = row[j] < least ? row[j] : least;
+    }
+    return least;
+}
+
+Nearest nearest_start(Arena *arena, const char *text) {
+    return (Nearest){.arena = arena, .text = text, .most = 1 + strlen(text) / 4};
+}
+
+void nearest_add(Nearest *nearest, const char *name) {
+    size_t distance = strlen(name) < NEAREST_LENGTH
+                          ? name_distance(nearest->text, name, nearest->within)
+                          : SIZE_MAX;
+    if (distance > nearest->most) {
+        return;
+    }
+    nearest->count = distance < nearest->most ? 1 : nearest->count + 1;
+    nearest->most = distance;
+    if (nearest->count <= NEAREST_LISTED) {
+        nearest->list = nearest->count == 1
+                            ? name
+                            : arena_format(nearest->arena, "%s, %s", nearest->list, name);
+    }
+}
+
+const char *nearest_hint(const Nearest *nearest) {
+    return nearest->list == NULL
+               ? ""
+               : arena_format(nearest->arena, ": did you mean %s?", nearest->list);
+}
+
 /* ---- files ---- */
 
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not

@@ -144,6 +144,22 @@ size_t utf8_decode(const char *text, size_t length, uint32_t *code);
 size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
+/* ---- names that there are not ---- */
+/* Of the names added the nearest to `text`: the fewest letters to insert, delete or change until
+ * text is the name, or with `within` stands somewhere in it. Names are shorter than 128 bytes. */
+typedef struct Nearest {
+    Arena *arena;
+    const char *text;
+    bool within;
+    size_t most; /* farther ones are not listed */
+    size_t count;
+    const char *list; /* "a, b": up to three of them; NULL while there are none */
+} Nearest;
+
+Nearest nearest_start(Arena *arena, const char *text); /* as near as a slip of the hand */
+void nearest_add(Nearest *nearest, const char *name);
+const char *nearest_hint(const Nearest *nearest); /* ": did you mean --a?", or nothing */
+
 /* ---- files ---- */
 /* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
  * arena. Refuses what is not a regular file. An empty file has size 0 and data that is not NULL. */

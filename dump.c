@@ -287,49 +287,19 @@ void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *
 
 /* ---- names that there are not ---- */
 
-/* The fewest letters to insert, delete or change until `text` stands somewhere in `name`. */
-static size_t name_distance(const char *text, const char *name) {
-    size_t row[HOOK_NAME_MAX + 1] = {0}, n = strlen(name), least = SIZE_MAX;
-    for (size_t i = 0; text[i] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < n; j++) {
-            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
-            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
-            diagonal = row[j + 1];
-            row[j + 1] = change < other ? change : other;
-        }
-    }
-    for (size_t j = 0; j <= n; j++) {
-        least = row[j] < least ? row[j] : least;
-    }
-    return least;
-}
-
-enum {
-    NEAREST = 3
-};
-
-/* With the nearest names, up to three. */
 REFSAE_NORETURN static void refuse_glob(const char *glob, const Points *points, bool image) {
     bool any = strpbrk(glob, "*?[{") != NULL;
-    size_t least = SIZE_MAX, count = 0;
-    const char *list = "";
-    for (size_t i = 0; i < points->count + (image ? 1 : 0); i++) {
-        bool is_point = i < points->count;
-        const HookPoint *p = is_point ? &points->list[i] : NULL;
-        const char *name = is_point ? point_name(points->arena, p, any) : image_rgb;
-        size_t distance = name_distance(glob, name);
-        if (distance > least || (any && is_point && p->layer > 0)) {
-            continue;
-        }
-        count = distance < least ? 1 : count + 1;
-        least = distance;
-        if (count <= NEAREST) {
-            list = count == 1 ? name : arena_format(points->arena, "%s, %s", list, name);
+    Nearest nearest = {.arena = points->arena, .text = glob, .within = true, .most = SIZE_MAX};
+    for (size_t i = 0; i < points->count; i++) {
+        if (!any || points->list[i].layer <= 0) {
+            nearest_add(&nearest, point_name(points->arena, &points->list[i], any));
         }
     }
-    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob, list);
+    if (image) {
+        nearest_add(&nearest, image_rgb);
+    }
+    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob,
+         nearest.list);
 }
 
 /* Each glob must choose one of the points, or with `gradients` the gradient of one. */

@@ -97,6 +97,16 @@ static void check_needs(const Arguments *a) {
     }
 }
 
+REFSAE_NORETURN static void refuse_option(const Command *command, const char *word, size_t length) {
+    Arena *arena = arena_new();
+    Nearest nearest = nearest_start(arena, arena_copy(arena, word, length));
+    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
+        nearest_add(&nearest, arena_format(arena, "--%s", option_at(command, i)->name));
+    }
+    fail(STATUS_INPUT, "%s has no option '%s'%s (see 'refsae help %s')", command->name,
+         nearest.text, nearest_hint(&nearest), command->name);
+}
+
 static void arguments_parse(Arguments *a, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
@@ -105,20 +115,19 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
     }
     for (int i = 0; i < argc; i++) {
         const char *word = argv[i];
-        if (only_positional || strncmp(word, "--", 2) != 0) {
+        if (only_positional || word[0] != '-' || word[1] == '\0') {
             a->positional[a->n_positional++] = argv[i];
             continue;
         }
-        if (word[2] == '\0') {
+        if (strcmp(word, "--") == 0) {
             only_positional = true;
             continue;
         }
         const char *equals = strchr(word, '=');
-        size_t length = equals != NULL ? (size_t)(equals - word) - 2 : strlen(word) - 2;
-        int place = option_find(command, word + 2, length);
+        size_t length = equals != NULL ? (size_t)(equals - word) : strlen(word);
+        int place = strncmp(word, "--", 2) == 0 ? option_find(command, word + 2, length - 2) : -1;
         if (place < 0) {
-            fail(STATUS_INPUT, "%s has no option '%.*s' (see 'refsae help %s')", command->name,
-                 (int)length + 2, word, command->name);
+            refuse_option(command, word, length);
         }
         const Option *option = option_at(command, (size_t)place);
         if (option->argument == NULL && equals != NULL) {
@@ -744,6 +753,14 @@ static const Command *command_find(const char *name) {
     return NULL;
 }
 
+REFSAE_NORETURN static void refuse_command(const char *name) {
+    Nearest nearest = nearest_start(arena_new(), name);
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        nearest_add(&nearest, commands[i].name);
+    }
+    fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
+}
+
 static void print_option(const Option *option) {
     char left[64];
     snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument != NULL ? " " : "",
@@ -842,16 +859,15 @@ int main(int argc, char **argv) {
     const char *name = argc > 1 ? argv[1] : "help";
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);
-    if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
         return STATUS_OK;
     }
     for (int i = 2; i < argc && command != NULL; i++) {
-        help = help || strcmp(argv[i], "--help") == 0;
+        help = help || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
     }
     if (command == NULL && !(help && argc <= 2)) {
-        fprintf(stderr, "refsae: no command '%s' (see 'refsae help')\n", help ? argv[2] : name);
-        return STATUS_INPUT;
+        refuse_command(help ? argv[2] : name);
     }
     if (help) {
         print_help(command);

@@ -120,6 +120,45 @@ Test(program, usage) {
     one_sentence("sse9");
 }
 
+Test(program, near_misses) {
+    static const char *const cases[][2] = {
+        {"trian", "no command 'trian': did you mean train? (see 'refsae help')"},
+        {"help dupm", "no command 'dupm': did you mean dump?"},
+        {"frobnicate", "no command 'frobnicate' (see 'refsae help')"},
+        {"sage --trian 3", "sage has no option '--trian': did you mean --train?"},
+        {"sage --trian=3", "sage has no option '--trian': did you mean --train?"},
+        {"train -resume", "train has no option '-resume': did you mean --resume?"},
+        {"train --frobnicate", "train has no option '--frobnicate' (see 'refsae help train')"},
+        {"sage --llm weights/gpt2 --saes weights/saes/gpt2 --out @/o --task agrement",
+         "nor a file: did you mean agreement?"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
+        one_sentence(cases[i][1]);
+    }
+}
+
+Test(program, short_options) {
+    static const char *const same[][2] = {
+        {"-h", "help"}, {"train -h", "help train"}, {"-V", "--version"}};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        cr_assert_eq(run("", "%s >@/short && cat @/short", same[i][0]), 0);
+        cr_assert_eq(run("", "%s", same[i][1]), 0);
+        same_file("stdout", "short");
+    }
+}
+
+/* Each on stderr alone, in the order of the paths. */
+Test(program, info_says_each_error_once) {
+    size_t size;
+    cr_assert_eq(run("", "info @/none tests/golden/pth/legacy.pth weights/gpt2"), 2);
+    char *text = slurp("stderr", &size), *end = strchr(text, '\n');
+    cr_assert(strstr(text, "none: ") < end && strstr(text, "legacy.pth: ") > end);
+    cr_assert_eq(strchr(end + 1, '\n'), text + size - 1);
+    cr_assert(says("stdout", "weights/gpt2") && !says("stdout", "error"));
+    free(text);
+}
+
 /* Before anything is opened: none of these files is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
