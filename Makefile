@@ -1,8 +1,7 @@
-# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads,
-# SIMD=no without vector kernels. make check runs the tests without Criterion.
+# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads (as does a
+# compiler that has no OpenMP), SIMD=no without vector kernels. make check runs the tests without Criterion.
 
 CC      ?= cc
-OPENMP  ?= yes
 BUILD   ?= build
 PREFIX  ?= /usr/local
 PROGRAM ?= refsae
@@ -13,6 +12,12 @@ SAN     ?=
 WARN    := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
 CFLAGS  ?=
 ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
+
+ifndef OPENMP
+OPENMP := $(shell mkdir -p $(BUILD) && echo 'int main(void) { return omp_get_max_threads() < 1; }' | \
+    $(CC) $(CFLAGS) -fopenmp -include omp.h -x c - $(LDFLAGS) -o $(BUILD)/openmp 2>/dev/null && echo yes || echo no)
+$(if $(filter no,$(OPENMP)),$(info $(CC) has no OpenMP: building without threads))
+endif
 ifeq ($(OPENMP),yes)
 ALL_CFLAGS += -fopenmp
 else

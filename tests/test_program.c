@@ -148,6 +148,21 @@ Test(program, short_options) {
     }
 }
 
+/* A compiler without OpenMP, as Clang often comes; and nothing is asked where the user has said. */
+Test(program, makefile_without_openmp) {
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cd %s && printf '#!/bin/sh\\ncase \" $* \" in *\" -fopenmp \"*) exit 1; esac\\n"
+             "exec cc \"$@\"\\n' >none && chmod +x none && cd \"$OLDPWD\" || exit 1; unset OPENMP; "
+             "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p >%s/probed && "
+             "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p OPENMP=no >%s/told",
+             folder, folder, folder, folder, folder, folder, folder, folder, folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert(says("probed", "none has no OpenMP: building without threads\n"));
+    cr_assert(says("probed", " -fopenmp-simd ") && !says("probed", " -fopenmp "));
+    cr_assert(says("told", " -fopenmp-simd ") && !says("told", "building without"));
+}
+
 /* Each on stderr alone, in the order of the paths. */
 Test(program, info_says_each_error_once) {
     size_t size;
