@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #ifndef REFSAE_NO_MMAP
 #include <sys/mman.h>
@@ -592,6 +593,32 @@ const char *nearest_hint(const Nearest *nearest) {
 
 /* ---- files ---- */
 
+/* What no file that is read here begins with, unless it is called .html, and what it then is. */
+static void refuse_foreign(int file, const char *path) {
+    static const struct {
+        const char *begin, *is; /* begin in lower case */
+    } kinds[] = {
+        {"gguf", "a GGUF file, for other programs: take the safetensors files it was made from"},
+        {"<!doctype html", "a web page: the download gave an error or log-in page, not the file"},
+        {"<html", "a web page: the download gave an error or log-in page, not the file"},
+        {"version https://git-lfs", "Git LFS's pointer to the file: fetch it with 'git lfs pull'"},
+    };
+    const char *ending = strrchr(path, '.');
+    if (ending != NULL && strcmp(ending, ".html") == 0) {
+        return;
+    }
+    char head[64];
+    ssize_t got = pread(file, head, sizeof head - 1, 0);
+    head[got > 0 ? got : 0] = '\0';
+    const char *text = head + strspn(head, " \t\r\n\xEF\xBB\xBF");
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strncasecmp(text, kinds[i].begin, strlen(kinds[i].begin)) == 0) {
+            close(file);
+            fail(STATUS_INPUT, "%s: is %s", path, kinds[i].is);
+        }
+    }
+}
+
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
 static int open_regular(const char *path, size_t *size) {
@@ -615,6 +642,7 @@ static int open_regular(const char *path, size_t *size) {
     if ((uintmax_t)info.st_size > SIZE_MAX) {
         fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
+    refuse_foreign(file, path);
     *size = (size_t)info.st_size;
     return file;
 }
@@ -910,6 +938,17 @@ void out_commit(OutFile *out) {
 bool path_is_directory(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+void path_need_directory(const char *path) {
+    size_t size;
+    if (!path_exists(path)) {
+        fail(STATUS_INPUT, "%s: no such folder", path);
+    }
+    if (!path_is_directory(path)) {
+        close(open_regular(path, &size));
+        fail(STATUS_INPUT, "%s: is a file, not a folder", path);
+    }
 }
 
 bool path_exists(const char *path) {

@@ -162,7 +162,9 @@ const char *nearest_hint(const Nearest *nearest); /* ": did you mean --a?", or n
 
 /* ---- files ---- */
 /* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
- * arena. Refuses what is not a regular file. An empty file has size 0 and data that is not NULL. */
+ * arena. Refuses what is not a regular file, and what a failed download or another program leaves
+ * in place of one (a web page, Git LFS's pointer, GGUF). An empty file has size 0 and data that is
+ * not NULL. */
 typedef struct FileMap {
     const unsigned char *data;
     size_t size;
@@ -195,6 +197,7 @@ OutFile *out_open(const char *path);
 void out_commit(OutFile *out); /* STATUS_RESOURCE when the disk refused something */
 
 bool path_is_directory(const char *path);
+void path_need_directory(const char *path); /* to read; a file's sentence says what it is */
 bool path_exists(const char *path);
 void path_make_directory(const char *path); /* with its parents; fine if it is there */
 /* "directory/name" in the arena, or name itself if it is absolute. */

@@ -1718,9 +1718,7 @@ void report_merge(const char *out, const char *title, char *const *directories, 
     page_open(&page, out, title);
     for (size_t i = 0; i < count; i++) {
         Folder folder = {&page, directories[i], arena_new()};
-        if (!path_is_directory(directories[i])) {
-            fail(STATUS_INPUT, "%s: no such folder", directories[i]);
-        }
+        path_need_directory(directories[i]);
         page_chapter(&page, folder_name(folder.arena, directories[i]));
         show_folder(&folder);
         show_made(&folder, out);

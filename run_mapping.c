@@ -471,6 +471,7 @@ static void train_open(Trainer *t, const Compute *compute) {
         fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
     }
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
     t->vlm.image_text = o->image_text;
     json_array_open(&t->data, t->arena, o->data);
@@ -806,6 +807,7 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     Evaluation e = {
         .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
     e.vlm.image_text = o->image_text;
@@ -1272,6 +1274,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     }
     a.top = arena_alloc(arena, o->features, sizeof *a.top);
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};

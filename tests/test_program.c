@@ -174,6 +174,44 @@ Test(program, info_says_each_error_once) {
     free(text);
 }
 
+/* What newcomers point at instead: a sentence each, by every command that reads such a thing. */
+Test(program, what_is_no_model) {
+#define TO_IMAGES "--llm weights/gemma2 --vision weights/clip --out @/out "
+    static const char *const cases[][2] = {
+        {"hooks --llm @/none", "none: no such folder"},
+        {"sage --llm weights/gpt2 --task ioi --out @/out --saes @/none", "none: no such folder"},
+        {"eval " TO_IMAGES "--adapter x --questions x --images @/none", "none: no such folder"},
+        {"train " TO_IMAGES "--data weights/train.json --images @/none", "none: no such folder"},
+        {"analyze " TO_IMAGES "--adapter x --saes x --data x --images @/none",
+         "none: no such folder"},
+        {"hooks --llm README.md", "README.md: is a file, not a folder"},
+        {"hooks --vision README.md", "README.md: is a file, not a folder"},
+        {"hooks --llm @/gguf", "gguf: holds no safetensors, and model.gguf is for other programs"},
+        {"hooks --llm @/gguf/model.gguf", "model.gguf: is a GGUF file"},
+        {"info @/gguf/model.gguf", "model.gguf: is a GGUF file"},
+        {"info @/pickle", "pickle: holds no safetensors, and pytorch_model.bin is a pickle"},
+        {"hooks --llm @/pickle", "pytorch_model.bin is a pickle"},
+        {"info @/page/model.safetensors", "model.safetensors: is a web page"},
+        {"hooks --llm @/page", "model.safetensors: is a web page"},
+        {"train " TO_IMAGES "--data @/page/model.safetensors --images weights/images",
+         "model.safetensors: is a web page"},
+        {"info @/pointer", "pointer: is Git LFS's pointer"},
+    };
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cd %s && mkdir gguf pickle page && cp \"$OLDPWD\"/weights/gpt2/*.json pickle && "
+             "cp pickle/* page && printf 'GGUF\\003' >gguf/model.gguf && "
+             ">pickle/pytorch_model.bin && "
+             "printf '\\n<!DOCTYPE HTML>\\n' >page/model.safetensors && "
+             "echo 'version https://git-lfs.github.com/spec/v1' >pointer",
+             folder);
+    cr_assert_eq(system(command), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
+        one_sentence(cases[i][1]);
+    }
+}
+
 /* Before anything is opened: none of these files is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
