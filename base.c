@@ -1108,12 +1108,25 @@ void progress_end(Progress *progress) {
     progress->quiet = true;
 }
 
+static void print_line(FILE *stream, const char *format, va_list arguments) {
+    vfprintf(stream, format, arguments);
+    fputc('\n', stream);
+}
+
 void console_line(const Console *console, const char *format, ...) {
     va_list arguments;
+    va_start(arguments, format);
     if (!console->quiet) {
-        va_start(arguments, format);
-        vfprintf(stderr, format, arguments);
-        va_end(arguments);
-        fputc('\n', stderr);
+        print_line(stderr, format, arguments);
     }
+    va_end(arguments);
+}
+
+void console_result(const Console *console, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (!console->quiet && !console->json) {
+        print_line(stdout, format, arguments);
+    }
+    va_end(arguments);
 }

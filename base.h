@@ -214,10 +214,14 @@ void interrupts_catch(const char *hint);
 typedef struct Console { /* what a command may say beside its files */
     bool quiet;
     const char *command; /* the exact command line, for reports */
+    bool json;           /* results on standard output are one JSON value */
 } Console;
 
 /* A line on stderr, unless quiet. */
 void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* A line of what was found, on stdout, unless quiet or replaced by JSON. */
+void console_result(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
 
 /* ---- progress on stderr ----
  * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most

@@ -93,6 +93,22 @@ static void collector_write(const Collector *c, const char *path) {
     tensor_writer_commit(writer);
 }
 
+static void collector_list(const Collector *c, const char *path) {
+    JsonOut json = json_out_start(stdout, 2);
+    json_out_object(&json, NULL);
+    json_out_text(&json, "out", path);
+    json_out_object(&json, "tensors");
+    for (size_t i = 0; i < c->count; i++) {
+        json_out_array(&json, c->kept[i].name);
+        for (int d = 0; d < c->kept[i].rank; d++) {
+            json_out_int(&json, NULL, (int64_t)c->kept[i].shape[d]);
+        }
+        json_out_end(&json);
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+}
+
 /* ---- the hook points that there are ---- */
 
 /* Sizes of a model; rows 0: as many as there are tokens. */
@@ -541,6 +557,9 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         }
     }
     collector_write(&c, o->out);
+    if (console->json) {
+        collector_list(&c, o->out);
+    }
     arena_free(arena);
 }
 

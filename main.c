@@ -4,6 +4,7 @@
 #include "dump.h"
 #include "generate.h"
 #include "info.h"
+#include "json.h"
 #include "report.h"
 #include "run_sage.h"
 #include "selftest.h"
@@ -48,7 +49,7 @@ static const Option common_options[] = {
     {"threads", "N", "0", "threads; 0: one for each core. Never changes a result"},
     {"seed", "N", "475", "seed of every random stream"},
     {"quiet", NULL, NULL, "say nothing but errors"},
-    {"json", NULL, NULL, "results on standard output as JSON, where a command prints any"},
+    {"json", NULL, NULL, "results on standard output as JSON instead of text"},
 };
 
 enum {
@@ -651,9 +652,19 @@ static const Option report_options[] = {
 
 static void command_report(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
-    (void)console;
     const char *out = need(a, "out");
     report_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
+    if (console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out_object(&json, NULL);
+        json_out_text(&json, "out", out);
+        json_out_array(&json, "folders");
+        for (int i = 0; i < a->n_positional; i++) {
+            json_out_text(&json, NULL, a->positional[i]);
+        }
+        json_out_end(&json);
+        json_out_end(&json);
+    }
 }
 
 /* ---- tokenize ---- */
@@ -816,7 +827,8 @@ static void run_command(const Command *command, int argc, char **argv) {
     Arguments arguments = {.command = command,
                            .positional = arena_alloc(arena, (size_t)argc, sizeof(char *))};
     arguments_parse(&arguments, argc - 2, argv + 2);
-    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv)};
+    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
+                       get_flag(&arguments, "json")};
     uint64_t threads = get_count(&arguments, "threads");
     if (threads > 1024) {
         bad_value(&arguments, "threads", "at most 1024");

@@ -1626,18 +1626,56 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     page_raw(&page, MADE_END);
     page_commit(&page);
     for (const Json *v = first(json_get(json, "distance")); v != NULL; v = v->next) {
-        console_line(result->console, "distance to the published %s: %.3f", v->key, json_double(v));
+        console_result(result->console, "distance to the published %s: %.3f", v->key,
+                       json_double(v));
     }
-    console_line(result->console, "convergence layer: MSE %s, sparsity %s",
-                 convergence_text(arena, convergence, "mse_layer"),
-                 convergence_text(arena, convergence, "sparsity_layer"));
+    console_result(result->console, "convergence layer: MSE %s, sparsity %s",
+                   convergence_text(arena, convergence, "mse_layer"),
+                   convergence_text(arena, convergence, "sparsity_layer"));
     if (result->verdicts > 0) {
         console_line(result->console, "%zu of %zu verdicts used", result->verdicts_used,
                      result->verdicts);
     }
-    console_line(result->console, "%zu examples, %zu of them judged, %zu left out",
-                 result->examples, result->judged, result->n_failures);
+    console_result(result->console, "%zu examples, %zu of them judged, %zu left out",
+                   result->examples, result->judged, result->n_failures);
+    if (result->console->json) {
+        FileMap file = file_map(arena, path);
+        fwrite(file.data, 1, file.size, stdout);
+    }
     arena_free(arena);
+}
+
+/* In words, or as {cross-section: {method: {figure: number}}}. */
+static void tell_tests(const Console *console, const Json *tests) {
+    static const char *const shown[] = {"weighted", "sae", "random"};
+    static const char *const figures[] = {"sufficiency", "necessity"};
+    for (const Json *c = first(tests); c != NULL; c = c->next) {
+        double v[2][3];
+        for (int i = 0; i < 6; i++) {
+            v[i / 3][i % 3] = json_double(member_of(c, shown[i % 3], figures[i / 3]));
+        }
+        console_result(console,
+                       "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, "
+                       "%.3f, %.3f",
+                       c->key, v[0][0], v[0][1], v[0][2], v[1][0], v[1][1], v[1][2]);
+    }
+    if (!console->json) {
+        return;
+    }
+    JsonOut json = json_out_start(stdout, 2);
+    json_out_object(&json, NULL);
+    for (const Json *c = first(tests); c != NULL; c = c->next) {
+        json_out_object(&json, c->key);
+        for (int m = 0; m < 3; m++) {
+            json_out_object(&json, shown[m]);
+            for (int f = 0; f < 2; f++) {
+                json_out_double(&json, figures[f], json_double(member_of(c, shown[m], figures[f])));
+            }
+            json_out_end(&json);
+        }
+        json_out_end(&json);
+    }
+    json_out_end(&json);
 }
 
 void report_sage(const SageResult *result) {
@@ -1673,17 +1711,7 @@ void report_sage(const SageResult *result) {
     }
     page_raw(&page, MADE_END);
     page_commit(&page);
-    for (const Json *c = first(tests); c != NULL; c = c->next) {
-        console_line(
-            result->console,
-            "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; necessity %.3f, %.3f, %.3f",
-            c->key, json_double(member_of(c, "weighted", "sufficiency")),
-            json_double(member_of(c, "sae", "sufficiency")),
-            json_double(member_of(c, "random", "sufficiency")),
-            json_double(member_of(c, "weighted", "necessity")),
-            json_double(member_of(c, "sae", "necessity")),
-            json_double(member_of(c, "random", "necessity")));
-    }
+    tell_tests(result->console, tests);
     arena_free(arena);
 }
 

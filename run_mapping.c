@@ -553,8 +553,18 @@ static void train_loop(Trainer *t) {
 }
 
 static void train_tell(const Trainer *t) {
-    console_line(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs", t->state.step,
-                 t->state.epoch + 1);
+    const TrainState *s = &t->state;
+    double loss = s->step > 0 ? t->rows[s->step - 1].loss : NAN;
+    console_result(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs, last loss %.4f", s->step,
+                   s->epoch + 1, loss);
+    if (t->console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out_object(&json, NULL);
+        json_out_int(&json, "steps", (int64_t)s->step);
+        json_out_int(&json, "epochs", (int64_t)s->epoch + 1);
+        json_out_double(&json, "loss", loss);
+        json_out_end(&json);
+    }
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
     }
@@ -792,8 +802,8 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
 static void eval_tell(const Evaluation *e) {
     const Scores *s = &e->scores;
     if (s->with_answer > 0) {
-        console_line(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
-                     e->options->permute ? " (image tokens permuted)" : "");
+        console_result(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
+                       e->options->permute ? " (image tokens permuted)" : "");
     }
     if (s->with_answer < s->asked) {
         console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
@@ -827,6 +837,9 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
     scores_write(scores->stream, &e.scores);
     out_commit(scores);
+    if (console->json) {
+        scores_write(stdout, &e.scores);
+    }
     eval_tell(&e);
     arena_free(arena);
 }

@@ -180,7 +180,7 @@ static void run_stages(const Compute *compute) {
     static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {
                                                                           "gemma2.st", "gpt2.st",
                                                                           "gpt_neox.st"};
-    const Console console = {true, "refsae selftest"};
+    const Console console = {.quiet = true, .command = "refsae selftest"};
     run_functions();
     for (size_t i = 0; i < 3; i++) {
         DumpOptions dump = {

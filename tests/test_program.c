@@ -1197,6 +1197,47 @@ Test(program, analyze_cleans_up_behind_a_failure) {
     cr_assert_eq(system(command), 0, "a temporary file was left behind");
 }
 
+/* ---- what stands where ---- */
+
+/* Results on stdout, in words or as one JSON object; nothing of them on stderr, nor with --quiet.
+ */
+Test(program, results_on_stdout) {
+#define TWO "--llm weights/gemma2 --vision weights/clip --images weights/images "
+    static const struct {
+        const char *words, *text, *key;
+    } cases[] = {
+        {"train " TOY " --steps 1 --batch 2 --accumulate 1 --tokens 64 --out @/t",
+         "1 steps, 1 epochs, last loss ", "loss"},
+        {"eval " TWO ADAPTER " --questions @/q --max-new-tokens 1 --out @/e",
+         "1 questions: exact match ", "exact_match"},
+        {"analyze " TWO ADAPTER " --saes weights/saes/gemma2 --data weights/heldout.json "
+         "--examples 1 --loss-examples 0 --layers 0 --max-frequency 1 --out @/a",
+         "convergence layer: MSE ", "layers"},
+        {"sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi --train 12 --test 6 --out "
+         "@/s",
+         ": sufficiency weighted ", "IO"},
+        {"report --out @/r.html @/e", "", "folders"},
+        {"dump --llm weights/gpt2 --ids 5 --hooks logits --out @/d", "", "tensors"},
+    };
+    Arena *arena = arena_new();
+    char words[1024];
+    put("q", "{\"image\":\"held_000.png\",\"text\":\"a\",\"answer\":\"b\"}\n");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i].words), 0, "%s", cases[i].words);
+        cr_assert(says("stdout", cases[i].text), "%s", cases[i].words);
+        cr_assert(cases[i].text[0] == '\0' || !says("stderr", cases[i].text));
+        snprintf(words, sizeof words, "%s --json", cases[i].words);
+        cr_assert_eq(run("", "%s", words), 0, "%s", words);
+        const Json *json = json_read_file(arena, path_join(arena, folder, "stdout"));
+        cr_assert_not_null(json_get(json, cases[i].key), "%s", words);
+    }
+    cr_assert_eq(run("", "%s --quiet", cases[1].words), 0);
+    size_t size;
+    free(slurp("stdout", &size));
+    cr_assert_eq(size, 0);
+    arena_free(arena);
+}
+
 /* ---- a disk that takes no more ---- */
 
 /* In scalar code too; and what it makes is gone afterwards. */
