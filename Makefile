@@ -157,8 +157,22 @@ demo: $(PROGRAM)
 bench: $(PROGRAM)
 	./$(PROGRAM) bench
 
-install: $(PROGRAM)
+# Man page and completion are printed from the program's tables of options.
+MAN        := share/man/man1/refsae.1
+COMPLETION := share/bash-completion/completions/refsae
+install: $(PROGRAM) $(BUILD)/refsae.1 $(BUILD)/refsae.bash
 	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/refsae
+	install -D -m 644 $(BUILD)/refsae.1 $(DESTDIR)$(PREFIX)/$(MAN)
+	install -D -m 644 $(BUILD)/refsae.bash $(DESTDIR)$(PREFIX)/$(COMPLETION)
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/refsae $(MAN) $(COMPLETION))
+
+$(BUILD)/refsae.1: $(PROGRAM) | $(BUILD)
+	./$(PROGRAM) help --man >$@
+
+$(BUILD)/refsae.bash: $(PROGRAM) | $(BUILD)
+	./$(PROGRAM) help --bash-completion >$@
 
 # Every input of the elementary functions, in every form this processor has. Needs libmpfr-dev.
 prove: $(BUILD)/prove
@@ -176,4 +190,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install prove clean
+.PHONY: all test check deps demo bench install uninstall prove clean

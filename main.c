@@ -430,8 +430,8 @@ static const Option sage_options[] = {
     {"llm", "DIR", NULL, "language model"},
     {"saes", "DIR", NULL,
      "SAEs of the residual stream (and of nodes' own hook points), any format, found below DIR"},
-    {"task", "NAME|FILE.json", NULL,
-     "ioi, agreement, induction, greater-than, or a task of one's own"},
+    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
+     "a task that comes with the program, or one's own"},
     {"out", "DIR", NULL,
      "prompts.jsonl, cross_sections.csv and .json, sage.json, sage.csv, figures, report.html"},
     {"train", "N", "500", "training prompts"},
@@ -772,6 +772,17 @@ REFSAE_NORETURN static void refuse_command(const char *name) {
     fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
 }
 
+static void end_output(void) {
+    if (fflush(stdout) != 0) {
+        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
+    }
+}
+
+static const char purpose[] =
+    "interpretability of vision-language adapters and sparse autoencoders";
+static const char exit_codes[] =
+    "0 done, 1 a check failed, 2 bad input or usage, 3 out of memory or disk";
+
 static void print_option(const Option *option) {
     char left[64];
     snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument != NULL ? " " : "",
@@ -785,20 +796,126 @@ static void print_option(const Option *option) {
 
 static void print_help(const Command *command) {
     if (command == NULL) {
-        printf("refsae %s: interpretability of vision-language adapters and sparse autoencoders\n\n"
-               "usage: refsae COMMAND ...\n\n",
-               REFSAE_VERSION);
+        printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
         for (size_t i = 0; i < N_COMMANDS; i++) {
             printf("  %-10s %s\n", commands[i].name, commands[i].summary);
         }
         printf("\n'refsae help COMMAND' prints a command's options with their defaults.\n"
-               "Exit: 0 done, 1 a check failed, 2 bad input or usage, 3 out of memory or disk.\n");
+               "Exit: %s.\n",
+               exit_codes);
         return;
     }
     printf("usage: refsae %s\n\n%s\n\n", command->form, command->summary);
     for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
         print_option(option_at(command, i));
     }
+}
+
+/* ---- man page and completion, from the same tables ---- */
+
+/* Plain text for roff, which would take '-' for a hyphen and '\' for a command. */
+static void print_roff(const char *text) {
+    for (; *text != '\0'; text++) {
+        fputs(*text == '-' || *text == '\\' ? "\\" : "", stdout);
+        putchar(*text == '\\' ? 'e' : *text);
+    }
+}
+
+static void print_roff_option(const Option *option) {
+    printf(".TP\n\\fB\\-\\-");
+    print_roff(option->name);
+    printf("\\fR \\fI");
+    print_roff(option->argument != NULL ? option->argument : "");
+    printf("\\fR\n\\&");
+    print_roff(option->help);
+    if (option->fallback != NULL) {
+        printf(" [");
+        print_roff(option->fallback);
+        printf("]");
+    }
+    putchar('\n');
+}
+
+static void print_man(void) {
+    printf(".TH REFSAE 1 \"\" \"refsae " REFSAE_VERSION "\"\n.SH NAME\nrefsae \\- ");
+    print_roff(purpose);
+    printf("\n.SH SYNOPSIS\n\\fBrefsae\\fR \\fICOMMAND\\fR ...\n.SH COMMANDS\n");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        const Command *command = &commands[i];
+        printf(".SS %s\n.nf\nrefsae ", command->name);
+        print_roff(command->form);
+        printf("\n.fi\n.PP\n");
+        print_roff(command->summary);
+        putchar('\n');
+        for (size_t k = 0; k < command->n_options; k++) {
+            print_roff_option(&command->options[k]);
+        }
+    }
+    printf(".SH OPTIONS OF EVERY COMMAND\n");
+    for (size_t k = 0; k < N_COMMON; k++) {
+        print_roff_option(&common_options[k]);
+    }
+    printf(".SH EXIT STATUS\n");
+    print_roff(exit_codes);
+    putchar('\n');
+}
+
+/* The words among "a|b|FILE" of an option's value, those in lower case, as a case of bash. */
+static void print_values(const Option *option) {
+    if (option->argument == NULL || strchr(option->argument, '|') == NULL) {
+        return;
+    }
+    printf("    --%s) words=\"", option->name);
+    for (const char *at = option->argument; *at != '\0'; at += strspn(at, "|")) {
+        size_t length = strcspn(at, "|");
+        if (at[0] >= 'a' && at[0] <= 'z') {
+            printf("%.*s ", (int)length, at);
+        }
+        at += length;
+    }
+    printf("\" ;;\n");
+}
+
+/* Where no word fits, -o default completes names of files. */
+static void print_completion(void) {
+    printf("_refsae() {\n  local words= current=${COMP_WORDS[COMP_CWORD]}\n"
+           "  case \"${COMP_WORDS[1]}\" in\n");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        const Command *command = &commands[i];
+        printf("  %s)\n    case $current in -*) words=\"", command->name);
+        for (size_t k = 0; k < command->n_options + N_COMMON; k++) {
+            printf("--%s ", option_at(command, k)->name);
+        }
+        printf("\" ;; esac\n    case ${COMP_WORDS[COMP_CWORD - 1]} in\n");
+        for (size_t k = 0; k < command->n_options; k++) {
+            print_values(&command->options[k]);
+        }
+        printf("    esac ;;\n");
+    }
+    printf("  esac\n  if [ \"$COMP_CWORD\" = 1 ] || [ \"$COMP_CWORD ${COMP_WORDS[1]}\" = \"2 "
+           "help\" ]; "
+           "then words=\"help ");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        printf("%s ", commands[i].name);
+    }
+    printf("\"; fi\n  COMPREPLY=($(compgen -W \"$words\" -- \"$current\"))\n}\n"
+           "complete -o default -F _refsae refsae\n");
+}
+
+/* False: the help of this name is not one of these. */
+static bool print_generated(const char *name) {
+    static const struct {
+        const char *name;
+        void (*print)(void);
+    } pages[] = {{"--man", print_man}, {"--bash-completion", print_completion}};
+    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
+        if (strcmp(pages[i].name, name) == 0) {
+            pages[i].print();
+            end_output();
+            return true;
+        }
+    }
+    return false;
 }
 
 /* The command line as a shell would take it back. */
@@ -840,9 +957,7 @@ static void run_command(const Command *command, int argc, char **argv) {
                            "checkpoint"
                          : "interrupted; no file is left half-written");
     command->run(&arguments, &compute, &console);
-    if (fflush(stdout) != 0) {
-        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
-    }
+    end_output();
     arena_free(arena);
 }
 
@@ -869,6 +984,9 @@ int main(int argc, char **argv) {
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
+    if (argc == 3 && strcmp(name, "help") == 0 && print_generated(argv[2])) {
+        return STATUS_OK;
+    }
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
@@ -883,10 +1001,7 @@ int main(int argc, char **argv) {
     }
     if (help) {
         print_help(command);
-        if (fflush(stdout) != 0) {
-            fprintf(stderr, "refsae: standard output: %s\n", strerror(errno));
-            return STATUS_RESOURCE;
-        }
+        end_output();
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
     Error error = attempt_command(command, argc, argv);

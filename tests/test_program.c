@@ -163,6 +163,66 @@ Test(program, makefile_without_openmp) {
     cr_assert(says("told", " -fopenmp-simd ") && !says("told", "building without"));
 }
 
+/* Printed from the tables of options: each option of each command is in both. */
+Test(program, man_page_and_completion) {
+    static const char *const commands[] = {"train", "analyze", "sage", "generate", "eval",
+                                           "dump",  "hooks",   "diff", "report",   "tokenize"};
+    cr_assert_eq(run("(", "help --man >@/man)"), 0);
+    cr_assert_eq(run("(", "help --bash-completion >@/bash)"), 0);
+    cr_assert(says("man", ".SH EXIT STATUS\n0 done, "));
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        size_t size;
+        char word[64] = "--", roff[64];
+        cr_assert_eq(run("", "help %s", commands[i]), 0);
+        char *help = slurp("stdout", &size);
+        for (char *at = help; (at = strstr(at, "\n  --")) != NULL; at += 3) {
+            sscanf(at, "\n  %60[a-z0-9-]", word);
+            snprintf(roff, sizeof roff, "\n\\fB\\-\\-%.*s", (int)strcspn(word + 2, "-"), word + 2);
+            strcat(word, " ");
+            cr_assert(says("man", roff) && says("bash", word), "%s %s", commands[i], word);
+        }
+        free(help);
+    }
+}
+
+/* As bash would: the words offered for the last one. */
+Test(program, completion_in_bash) {
+    static const char *const cases[][2] = {
+        {"refsae s", "sage selftest"},
+        {"refsae help tok", "tokenize"},
+        {"refsae sage --ma", "--max-nodes"},
+        {"refsae sage --task a", "agreement"},
+        {"refsae train --stage \"\"", "pretrain finetune"},
+        {"refsae train --llm wei", ""},
+        {"refsae diff a b --qu", "--quiet"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char expected[64];
+        cr_assert_eq(run("{",
+                         "help --bash-completion >@/bash && { ! command -v bash || bash -c '. "
+                         "@/bash; COMP_WORDS=(%s); COMP_CWORD=$((${#COMP_WORDS[*]} - 1)); "
+                         "_refsae; echo \"offered: ${COMPREPLY[*]}.\"'; }; }",
+                         cases[i][0]),
+                     0);
+        snprintf(expected, sizeof expected, "offered: %s.\n", cases[i][1]);
+        cr_assert(says("stdout", expected) || !says("stdout", "bash"), "%s", cases[i][0]);
+    }
+}
+
+/* What is installed is what is removed. */
+Test(program, install_and_uninstall) {
+    const char *program = getenv("REFSAE");
+    char command[2048];
+    program = program != NULL ? program : "./refsae";
+    snprintf(command, sizeof command,
+             "make='make -s -o %s PROGRAM=%s BUILD=%s/b OPENMP=no DESTDIR=%s/d' && "
+             "$make install && cd %s/d/usr/local && ls bin/refsae share/man/man1/refsae.1 "
+             "share/bash-completion/completions/refsae >/dev/null && cd - >/dev/null && "
+             "$make uninstall && test -z \"$(find %s/d -type f)\"",
+             program, program, folder, folder, folder, folder);
+    cr_assert_eq(system(command), 0);
+}
+
 /* Each on stderr alone, in the order of the paths. */
 Test(program, info_says_each_error_once) {
     size_t size;
