@@ -601,7 +601,7 @@ static void refuse_foreign(int file, const char *path) {
         {"gguf", "a GGUF file, for other programs: take the safetensors files it was made from"},
         {"<!doctype html", "a web page: the download gave an error or log-in page, not the file"},
         {"<html", "a web page: the download gave an error or log-in page, not the file"},
-        {"version https://git-lfs", "Git LFS's pointer to the file: fetch it with 'git lfs pull'"},
+        {"version https://git-lfs", "a Git LFS pointer; fetch the file itself: git lfs pull"},
     };
     const char *ending = strrchr(path, '.');
     if (ending != NULL && strcmp(ending, ".html") == 0) {

@@ -255,7 +255,7 @@ Test(program, what_is_no_model) {
         {"hooks --llm @/page", "model.safetensors: is a web page"},
         {"train " TO_IMAGES "--data @/page/model.safetensors --images weights/images",
          "model.safetensors: is a web page"},
-        {"info @/pointer", "pointer: is Git LFS's pointer"},
+        {"info @/pointer", "pointer: is a Git LFS pointer"},
     };
     char command[1024];
     snprintf(command, sizeof command,
