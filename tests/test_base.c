@@ -4,6 +4,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -512,6 +513,7 @@ Test(base, interrupted_leaves_nothing) {
     int status;
     pid_t child = fork();
     if (child == 0) {
+        dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
         interrupts_catch("interrupted");
         OutFile *out = out_open(in(parent, "a")), *other = out_open(in(parent, "b"));
         _exit(out != other && names_in(parent) == 2 && raise(SIGTERM) == 0 ? 1 : 2);

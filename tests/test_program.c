@@ -153,7 +153,8 @@ Test(program, makefile_without_openmp) {
     char command[1024];
     snprintf(command, sizeof command,
              "cd %s && printf '#!/bin/sh\\ncase \" $* \" in *\" -fopenmp \"*) exit 1; esac\\n"
-             "exec cc \"$@\"\\n' >none && chmod +x none && cd \"$OLDPWD\" || exit 1; unset OPENMP; "
+             "exec cc \"$@\"\\n' >none && chmod +x none && cd \"$OLDPWD\" || exit 1; unset OPENMP "
+             "MAKEFLAGS; "
              "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p >%s/probed && "
              "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p OPENMP=no >%s/told",
              folder, folder, folder, folder, folder, folder, folder, folder, folder);
@@ -214,12 +215,13 @@ Test(program, install_and_uninstall) {
     const char *program = getenv("REFSAE");
     char command[2048];
     program = program != NULL ? program : "./refsae";
-    snprintf(command, sizeof command,
-             "make='make -s -o %s PROGRAM=%s BUILD=%s/b OPENMP=no DESTDIR=%s/d' && "
-             "$make install && cd %s/d/usr/local && ls bin/refsae share/man/man1/refsae.1 "
-             "share/bash-completion/completions/refsae >/dev/null && cd - >/dev/null && "
-             "$make uninstall && test -z \"$(find %s/d -type f)\"",
-             program, program, folder, folder, folder, folder);
+    snprintf(
+        command, sizeof command,
+        "unset MAKEFLAGS; make='make -s -o %s PROGRAM=%s BUILD=%s/b OPENMP=no DESTDIR=%s/d' && "
+        "$make install && cd %s/d/usr/local && ls bin/refsae share/man/man1/refsae.1 "
+        "share/bash-completion/completions/refsae >/dev/null && cd - >/dev/null && "
+        "$make uninstall && test -z \"$(find %s/d -type f)\"",
+        program, program, folder, folder, folder, folder);
     cr_assert_eq(system(command), 0);
 }
 
@@ -720,8 +722,9 @@ static pid_t start_in_background(const char *out) {
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);
     }
-    snprintf(words, sizeof words, "%s/checkpoint.safetensors", out);
-    for (int i = 0; i < 30000 && !there(words); i++) {
+    char checkpoint[64];
+    snprintf(checkpoint, sizeof checkpoint, "%.30s/checkpoint.safetensors", out);
+    for (int i = 0; i < 30000 && !there(checkpoint); i++) {
         nanosleep(&(struct timespec){0, 2000000}, NULL);
     }
     return child;
