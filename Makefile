@@ -1,8 +1,7 @@
-# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads,
-# SIMD=no without vector kernels. make check runs the tests without Criterion.
+# refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads (as does a
+# compiler that has no OpenMP), SIMD=no without vector kernels. make check runs the tests without Criterion.
 
 CC      ?= cc
-OPENMP  ?= yes
 BUILD   ?= build
 PREFIX  ?= /usr/local
 PROGRAM ?= refsae
@@ -13,6 +12,12 @@ SAN     ?=
 WARN    := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
 CFLAGS  ?=
 ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
+
+ifndef OPENMP
+OPENMP := $(shell mkdir -p $(BUILD) && echo 'int main(void) { return omp_get_max_threads() < 1; }' | \
+    $(CC) $(CFLAGS) -fopenmp -include omp.h -x c - $(LDFLAGS) -o $(BUILD)/openmp 2>/dev/null && echo yes || echo no)
+$(if $(filter no,$(OPENMP)),$(info $(CC) has no OpenMP: building without threads))
+endif
 ifeq ($(OPENMP),yes)
 ALL_CFLAGS += -fopenmp
 else
@@ -157,8 +162,22 @@ demo: $(PROGRAM)
 bench: $(PROGRAM)
 	./$(PROGRAM) bench
 
-install: $(PROGRAM)
+# Man page and completion are printed from the program's tables of options.
+MAN        := share/man/man1/refsae.1
+COMPLETION := share/bash-completion/completions/refsae
+install: $(PROGRAM) $(BUILD)/refsae.1 $(BUILD)/refsae.bash
 	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/refsae
+	install -D -m 644 $(BUILD)/refsae.1 $(DESTDIR)$(PREFIX)/$(MAN)
+	install -D -m 644 $(BUILD)/refsae.bash $(DESTDIR)$(PREFIX)/$(COMPLETION)
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/refsae $(MAN) $(COMPLETION))
+
+$(BUILD)/refsae.1: $(PROGRAM) | $(BUILD)
+	./$(PROGRAM) help --man >$@
+
+$(BUILD)/refsae.bash: $(PROGRAM) | $(BUILD)
+	./$(PROGRAM) help --bash-completion >$@
 
 # Every input of the elementary functions, in every form this processor has. Needs libmpfr-dev.
 prove: $(BUILD)/prove
@@ -176,4 +195,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install prove clean
+.PHONY: all test check deps demo bench install uninstall prove clean

@@ -7,9 +7,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <time.h>
 #ifndef REFSAE_NO_MMAP
 #include <sys/mman.h>
@@ -535,7 +537,87 @@ bool utf8_valid(const char *text, size_t length) {
     return true;
 }
 
+/* ---- names that there are not ---- */
+
+enum {
+    NEAREST_LISTED = 3,
+    NEAREST_LENGTH = 128
+};
+
+static size_t name_distance(const char *text, const char *name, bool within) {
+    size_t row[NEAREST_LENGTH], n = strlen(name), least = SIZE_MAX;
+    for (size_t j = 0; j <= n; j++) {
+        row[j] = within ? 0 : j;
+    }
+    for (size_t i = 0; text[i] != '\0'; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 0; j < n; j++) {
+            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
+            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
+            diagonal = row[j + 1];
+            row[j + 1] = change < other ? change : other;
+        }
+    }
+    for (size_t j = within ? 0 : n; j <= n; j++) {
+        least = row[j] < least ? row[j] : least;
+    }
+    return least;
+}
+
+Nearest nearest_start(Arena *arena, const char *text) {
+    return (Nearest){.arena = arena, .text = text, .most = 1 + strlen(text) / 4};
+}
+
+void nearest_add(Nearest *nearest, const char *name) {
+    size_t distance = strlen(name) < NEAREST_LENGTH
+                          ? name_distance(nearest->text, name, nearest->within)
+                          : SIZE_MAX;
+    if (distance > nearest->most) {
+        return;
+    }
+    nearest->count = distance < nearest->most ? 1 : nearest->count + 1;
+    nearest->most = distance;
+    if (nearest->count <= NEAREST_LISTED) {
+        nearest->list = nearest->count == 1
+                            ? name
+                            : arena_format(nearest->arena, "%s, %s", nearest->list, name);
+    }
+}
+
+const char *nearest_hint(const Nearest *nearest) {
+    return nearest->list == NULL
+               ? ""
+               : arena_format(nearest->arena, ": did you mean %s?", nearest->list);
+}
+
 /* ---- files ---- */
+
+/* What no file that is read here begins with, unless it is called .html, and what it then is. */
+static void refuse_foreign(int file, const char *path) {
+    static const struct {
+        const char *begin, *is; /* begin in lower case */
+    } kinds[] = {
+        {"gguf", "a GGUF file, for other programs: take the safetensors files it was made from"},
+        {"<!doctype html", "a web page: the download gave an error or log-in page, not the file"},
+        {"<html", "a web page: the download gave an error or log-in page, not the file"},
+        {"version https://git-lfs", "a Git LFS pointer; fetch the file itself: git lfs pull"},
+    };
+    const char *ending = strrchr(path, '.');
+    if (ending != NULL && strcmp(ending, ".html") == 0) {
+        return;
+    }
+    char head[64];
+    ssize_t got = pread(file, head, sizeof head - 1, 0);
+    head[got > 0 ? got : 0] = '\0';
+    const char *text = head + strspn(head, " \t\r\n\xEF\xBB\xBF");
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strncasecmp(text, kinds[i].begin, strlen(kinds[i].begin)) == 0) {
+            close(file);
+            fail(STATUS_INPUT, "%s: is %s", path, kinds[i].is);
+        }
+    }
+}
 
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
@@ -560,6 +642,7 @@ static int open_regular(const char *path, size_t *size) {
     if ((uintmax_t)info.st_size > SIZE_MAX) {
         fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
+    refuse_foreign(file, path);
     *size = (size_t)info.st_size;
     return file;
 }
@@ -663,15 +746,106 @@ void sha256_file(const char *path, char hex[65]) {
     arena_free(arena);
 }
 
+static void release_directory(void *stream) {
+    closedir(stream);
+}
+
+static OutFile *volatile unfinished; /* newest first; the handler of signals walks it */
+static char interrupt_hint[256];
+
+static void interrupted(int number) {
+    for (const OutFile *out = unfinished; out != NULL; out = out->next) {
+        if (out->temporary != NULL) {
+            unlink(out->temporary);
+        }
+    }
+    ssize_t written = write(STDERR_FILENO, interrupt_hint, strlen(interrupt_hint));
+    (void)written;
+    raise(number); /* by now with its default action: whoever waits sees what ended us */
+}
+
+void interrupts_catch(const char *hint) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    snprintf(interrupt_hint, sizeof interrupt_hint, "%srefsae: %s\n",
+             isatty(STDERR_FILENO) ? "\n" : "", hint);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        struct sigaction action = {.sa_flags = (int)SA_RESETHAND}, before;
+        action.sa_handler = interrupted;
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN) {
+            sigaction(numbers[i], &action, NULL);
+        }
+    }
+}
+
 /* Where a commit has not emptied these: the stream is closed, the temporary file unlinked. */
 static void release_out(void *what) {
     OutFile *out = what;
+    OutFile *volatile *at = &unfinished;
+    while (*at != out) {
+        at = &(*at)->next;
+    }
+    *at = out->next;
     if (out->stream != NULL) {
         fclose(out->stream);
     }
     if (out->temporary != NULL) {
         unlink(out->temporary);
     }
+}
+
+/* A writer holds its temporary file locked, so that others can tell one that lives, on whatever
+ * machine, from one that was killed. */
+static bool lock_file(int file, int command) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    return fcntl(file, command, &lock) == 0;
+}
+
+/* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
+static void remove_abandoned(Arena *arena, const char *path) {
+    const char *slash = strrchr(path, '/'), *base = slash != NULL ? slash + 1 : path;
+    DIR *stream = opendir(path_parent(arena, path));
+    if (stream == NULL) {
+        return; /* opening the file says why */
+    }
+    arena_defer(arena, release_directory, stream);
+    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+        size_t length = strlen(base);
+        long process = 0;
+        int n, end = 0;
+        if (strncmp(entry->d_name, base, length) != 0 ||
+            sscanf(entry->d_name + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
+            entry->d_name[length + (size_t)end] != '\0' || process == (long)getpid()) {
+            continue;
+        }
+        const char *name = arena_format(arena, "%.*s%s", (int)(base - path), path, entry->d_name);
+        int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+        if (file >= 0 && lock_file(file, F_SETLK)) {
+            unlink(name);
+        }
+        if (file >= 0) {
+            close(file);
+        }
+    }
+}
+
+/* Opens and locks the temporary file; -1 with errno. */
+static int open_temporary(OutFile *out) {
+    int file = -1;
+    errno = EEXIST;
+    for (int n = 0; n < 1000 && file < 0 && errno == EEXIST; n++) {
+        struct stat info;
+        out->temporary = arena_format(out->arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
+        file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (file >= 0) {
+            (void)lock_file(file, F_SETLKW); /* where there are no locks, nobody removes either */
+            if (fstat(file, &info) == 0 && info.st_nlink == 0) { /* removed before it was locked */
+                close(file);
+                file = -1;
+                errno = EEXIST;
+            }
+        }
+    }
+    return file;
 }
 
 OutFile *out_open(const char *path) {
@@ -687,6 +861,8 @@ OutFile *out_open(const char *path) {
     Arena *arena = arena_new();
     OutFile *out = arena_alloc(arena, 1, sizeof *out);
     out->arena = arena;
+    out->next = unfinished;
+    unfinished = out;
     arena_defer(arena, release_out, out);
     if (there && !S_ISREG(info.st_mode)) { /* /dev/stdout, /dev/full: as it is */
         out->path = arena_copy(arena, path, strlen(path));
@@ -696,10 +872,8 @@ OutFile *out_open(const char *path) {
         char *target = realpath(path, NULL);
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         free(target);
-        for (int n = 0; n < 1000 && file < 0 && (n == 0 || errno == EEXIST); n++) {
-            out->temporary = arena_format(arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
-            file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        }
+        remove_abandoned(arena, out->path);
+        file = open_temporary(out);
     }
     int code = errno;
     if (file < 0) {
@@ -740,15 +914,16 @@ void out_commit(OutFile *out) {
         failed = true;
         code = errno;
     }
+    /* Before the close, which gives the lock back. */
+    if (!failed && out->temporary != NULL && rename(out->temporary, out->path) != 0) {
+        failed = true;
+        code = errno;
+    }
     if (fclose(out->stream) != 0 && !failed) {
         failed = true;
         code = errno;
     }
     out->stream = NULL;
-    if (!failed && out->temporary != NULL && rename(out->temporary, out->path) != 0) {
-        failed = true;
-        code = errno;
-    }
     if (failed) {
         fail(STATUS_RESOURCE, "%s: cannot write: %s", out->path,
              code == 0 ? "the disk refused part of it" : strerror(code));
@@ -763,6 +938,17 @@ void out_commit(OutFile *out) {
 bool path_is_directory(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+void path_need_directory(const char *path) {
+    size_t size;
+    if (!path_exists(path)) {
+        fail(STATUS_INPUT, "%s: no such folder", path);
+    }
+    if (!path_is_directory(path)) {
+        close(open_regular(path, &size));
+        fail(STATUS_INPUT, "%s: is a file, not a folder", path);
+    }
 }
 
 bool path_exists(const char *path) {
@@ -805,10 +991,6 @@ char *path_parent(Arena *arena, const char *path) {
 
 static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static void release_directory(void *stream) {
-    closedir(stream);
 }
 
 char **path_list(Arena *arena, const char *directory, size_t *count) {
@@ -926,12 +1108,25 @@ void progress_end(Progress *progress) {
     progress->quiet = true;
 }
 
+static void print_line(FILE *stream, const char *format, va_list arguments) {
+    vfprintf(stream, format, arguments);
+    fputc('\n', stream);
+}
+
 void console_line(const Console *console, const char *format, ...) {
     va_list arguments;
+    va_start(arguments, format);
     if (!console->quiet) {
-        va_start(arguments, format);
-        vfprintf(stderr, format, arguments);
-        va_end(arguments);
-        fputc('\n', stderr);
+        print_line(stderr, format, arguments);
     }
+    va_end(arguments);
+}
+
+void console_result(const Console *console, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (!console->quiet && !console->json) {
+        print_line(stdout, format, arguments);
+    }
+    va_end(arguments);
 }

@@ -144,9 +144,27 @@ size_t utf8_decode(const char *text, size_t length, uint32_t *code);
 size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
+/* ---- names that there are not ---- */
+/* Of the names added the nearest to `text`: the fewest letters to insert, delete or change until
+ * text is the name, or with `within` stands somewhere in it. Names are shorter than 128 bytes. */
+typedef struct Nearest {
+    Arena *arena;
+    const char *text;
+    bool within;
+    size_t most; /* farther ones are not listed */
+    size_t count;
+    const char *list; /* "a, b": up to three of them; NULL while there are none */
+} Nearest;
+
+Nearest nearest_start(Arena *arena, const char *text); /* as near as a slip of the hand */
+void nearest_add(Nearest *nearest, const char *name);
+const char *nearest_hint(const Nearest *nearest); /* ": did you mean --a?", or nothing */
+
 /* ---- files ---- */
 /* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
- * arena. Refuses what is not a regular file. An empty file has size 0 and data that is not NULL. */
+ * arena. Refuses what is not a regular file, and what a failed download or another program leaves
+ * in place of one (a web page, Git LFS's pointer, GGUF). An empty file has size 0 and data that is
+ * not NULL. */
 typedef struct FileMap {
     const unsigned char *data;
     size_t size;
@@ -166,17 +184,20 @@ MemoryStream *memory_open(Arena *arena);
 char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
 
 /* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
- * not committed when a failure passes leaves nothing. */
+ * not committed when a failure passes leaves nothing; what a killed run left of the same file goes
+ * when it is opened. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;
-    Arena *arena; /* its own */
+    Arena *arena;                  /* its own */
+    struct OutFile *volatile next; /* of those that are not committed */
 } OutFile;
 
 OutFile *out_open(const char *path);
 void out_commit(OutFile *out); /* STATUS_RESOURCE when the disk refused something */
 
 bool path_is_directory(const char *path);
+void path_need_directory(const char *path); /* to read; a file's sentence says what it is */
 bool path_exists(const char *path);
 void path_make_directory(const char *path); /* with its parents; fine if it is there */
 /* "directory/name" in the arena, or name itself if it is absolute. */
@@ -185,14 +206,22 @@ char *path_parent(Arena *arena, const char *path); /* the folder that a file is 
 /* Names in a directory in strcmp order, without . and .. */
 char **path_list(Arena *arena, const char *directory, size_t *count);
 
+/* From here on SIGINT, SIGTERM and SIGHUP leave nothing half-written and say the hint on stderr
+ * before they end the program; what was ignored stays ignored. */
+void interrupts_catch(const char *hint);
+
 /* ---- what the program says while it works ---- */
 typedef struct Console { /* what a command may say beside its files */
     bool quiet;
     const char *command; /* the exact command line, for reports */
+    bool json;           /* results on standard output are one JSON value */
 } Console;
 
 /* A line on stderr, unless quiet. */
 void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* A line of what was found, on stdout, unless quiet or replaced by JSON. */
+void console_result(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
 
 /* ---- progress on stderr ----
  * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most

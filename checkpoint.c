@@ -1,6 +1,7 @@
 /* checkpoint.c: see checkpoint.h. An index is JSON {"weight_map": {name of a tensor: shard}}. */
 #include "checkpoint.h"
 
+#include "hooks.h"
 #include "json.h"
 #include "pickle.h"
 
@@ -77,6 +78,26 @@ static bool is_object(const FileMap *map) {
     return at < map->size && map->data[at] == '{' && memchr(map->data, 0, map->size) == NULL;
 }
 
+void checkpoint_refuse(const char *directory) {
+    static const char *const kinds[][2] = {
+        {"*.gguf", "is for other programs: take the safetensors files it was made from"},
+        {"pytorch_model*.bin", "is a pickle: load it with transformers and save it anew with "
+                               "save_pretrained(DIR, safe_serialization=True)"},
+    };
+    Arena *arena = arena_new();
+    size_t count;
+    char **names = path_list(arena, directory, &count);
+    for (size_t i = 0; i < count; i++) {
+        for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+            if (glob_match(kinds[k][0], names[i])) {
+                fail(STATUS_INPUT, "%s: holds no safetensors, and %s %s", directory, names[i],
+                     kinds[k][1]);
+            }
+        }
+    }
+    arena_free(arena);
+}
+
 /* The file itself, or what a directory holds. */
 static const char *resolve(Arena *arena, const char *path) {
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json"};
@@ -89,6 +110,7 @@ static const char *resolve(Arena *arena, const char *path) {
             return file;
         }
     }
+    checkpoint_refuse(path);
     fail(STATUS_INPUT, "%s: holds neither %s nor %s", path, names[0], names[1]);
 }
 

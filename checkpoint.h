@@ -9,4 +9,7 @@
  * name file and tensor. */
 void tensors_open(TensorStore *store, Arena *arena, const char *path);
 
+/* Fails if the directory holds weights in a form that is not read. */
+void checkpoint_refuse(const char *directory);
+
 #endif

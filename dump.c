@@ -93,6 +93,22 @@ static void collector_write(const Collector *c, const char *path) {
     tensor_writer_commit(writer);
 }
 
+static void collector_list(const Collector *c, const char *path) {
+    JsonOut json = json_out_start(stdout, 2);
+    json_out_object(&json, NULL);
+    json_out_text(&json, "out", path);
+    json_out_object(&json, "tensors");
+    for (size_t i = 0; i < c->count; i++) {
+        json_out_array(&json, c->kept[i].name);
+        for (int d = 0; d < c->kept[i].rank; d++) {
+            json_out_int(&json, NULL, (int64_t)c->kept[i].shape[d]);
+        }
+        json_out_end(&json);
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+}
+
 /* ---- the hook points that there are ---- */
 
 /* Sizes of a model; rows 0: as many as there are tokens. */
@@ -287,49 +303,19 @@ void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *
 
 /* ---- names that there are not ---- */
 
-/* The fewest letters to insert, delete or change until `text` stands somewhere in `name`. */
-static size_t name_distance(const char *text, const char *name) {
-    size_t row[HOOK_NAME_MAX + 1] = {0}, n = strlen(name), least = SIZE_MAX;
-    for (size_t i = 0; text[i] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < n; j++) {
-            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
-            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
-            diagonal = row[j + 1];
-            row[j + 1] = change < other ? change : other;
-        }
-    }
-    for (size_t j = 0; j <= n; j++) {
-        least = row[j] < least ? row[j] : least;
-    }
-    return least;
-}
-
-enum {
-    NEAREST = 3
-};
-
-/* With the nearest names, up to three. */
 REFSAE_NORETURN static void refuse_glob(const char *glob, const Points *points, bool image) {
     bool any = strpbrk(glob, "*?[{") != NULL;
-    size_t least = SIZE_MAX, count = 0;
-    const char *list = "";
-    for (size_t i = 0; i < points->count + (image ? 1 : 0); i++) {
-        bool is_point = i < points->count;
-        const HookPoint *p = is_point ? &points->list[i] : NULL;
-        const char *name = is_point ? point_name(points->arena, p, any) : image_rgb;
-        size_t distance = name_distance(glob, name);
-        if (distance > least || (any && is_point && p->layer > 0)) {
-            continue;
-        }
-        count = distance < least ? 1 : count + 1;
-        least = distance;
-        if (count <= NEAREST) {
-            list = count == 1 ? name : arena_format(points->arena, "%s, %s", list, name);
+    Nearest nearest = {.arena = points->arena, .text = glob, .within = true, .most = SIZE_MAX};
+    for (size_t i = 0; i < points->count; i++) {
+        if (!any || points->list[i].layer <= 0) {
+            nearest_add(&nearest, point_name(points->arena, &points->list[i], any));
         }
     }
-    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob, list);
+    if (image) {
+        nearest_add(&nearest, image_rgb);
+    }
+    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob,
+         nearest.list);
 }
 
 /* Each glob must choose one of the points, or with `gradients` the gradient of one. */
@@ -571,6 +557,9 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         }
     }
     collector_write(&c, o->out);
+    if (console->json) {
+        collector_list(&c, o->out);
+    }
     arena_free(arena);
 }
 

@@ -643,7 +643,7 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     }
 }
 
-/* One path, with what it is or why that cannot be said. */
+/* One path, with what it is or, in JSON, why that cannot be said. */
 static Error info_one(Teller *t, const Compute *compute, const char *path) {
     Error error;
     t->arena = arena_new();
@@ -658,7 +658,7 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
         tell_end(t);
         t->memory = false;
     }
-    if (error.status != STATUS_OK) {
+    if (error.status != STATUS_OK && t->json) {
         tell(t, "error", error.text);
     }
     tell_end(t);
@@ -668,18 +668,19 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
 
 void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out) {
     Teller t = {.out = out, .json = json, .object = json_out_start(out, 2)};
-    Error first = {0}; /* complaint, with the status of the last */
+    Error last = {0};
     tell_array(&t, NULL);
     for (size_t i = 0; i < count; i++) {
         Error error = info_one(&t, compute, paths[i]);
-        if (first.status == STATUS_OK) {
-            first = error;
-        } else if (error.status != STATUS_OK) {
-            first.status = error.status;
+        if (error.status != STATUS_OK) {
+            if (last.status != STATUS_OK) {
+                fprintf(stderr, "refsae: %s\n", last.text);
+            }
+            last = error;
         }
     }
     tell_end(&t);
-    if (first.status != STATUS_OK) {
-        fail(first.status, "%s", first.text);
+    if (last.status != STATUS_OK) {
+        fail(last.status, "%s", last.text);
     }
 }

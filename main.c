@@ -5,6 +5,7 @@
 #include "formats.h"
 #include "generate.h"
 #include "info.h"
+#include "json.h"
 #include "report.h"
 #include "run_sage.h"
 #include "selftest.h"
@@ -49,7 +50,7 @@ static const Option common_options[] = {
     {"threads", "N", "0", "threads; 0: one for each core. Never changes a result"},
     {"seed", "N", "475", "seed of every random stream"},
     {"quiet", NULL, NULL, "say nothing but errors"},
-    {"json", NULL, NULL, "results on standard output as JSON, where a command prints any"},
+    {"json", NULL, NULL, "results on standard output as JSON instead of text"},
 };
 
 enum {
@@ -98,6 +99,16 @@ static void check_needs(const Arguments *a) {
     }
 }
 
+REFSAE_NORETURN static void refuse_option(const Command *command, const char *word, size_t length) {
+    Arena *arena = arena_new();
+    Nearest nearest = nearest_start(arena, arena_copy(arena, word, length));
+    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
+        nearest_add(&nearest, arena_format(arena, "--%s", option_at(command, i)->name));
+    }
+    fail(STATUS_INPUT, "%s has no option '%s'%s (see 'refsae help %s')", command->name,
+         nearest.text, nearest_hint(&nearest), command->name);
+}
+
 static void arguments_parse(Arguments *a, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
@@ -106,20 +117,19 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
     }
     for (int i = 0; i < argc; i++) {
         const char *word = argv[i];
-        if (only_positional || strncmp(word, "--", 2) != 0) {
+        if (only_positional || word[0] != '-' || word[1] == '\0') {
             a->positional[a->n_positional++] = argv[i];
             continue;
         }
-        if (word[2] == '\0') {
+        if (strcmp(word, "--") == 0) {
             only_positional = true;
             continue;
         }
         const char *equals = strchr(word, '=');
-        size_t length = equals != NULL ? (size_t)(equals - word) - 2 : strlen(word) - 2;
-        int place = option_find(command, word + 2, length);
+        size_t length = equals != NULL ? (size_t)(equals - word) : strlen(word);
+        int place = strncmp(word, "--", 2) == 0 ? option_find(command, word + 2, length - 2) : -1;
         if (place < 0) {
-            fail(STATUS_INPUT, "%s has no option '%.*s' (see 'refsae help %s')", command->name,
-                 (int)length + 2, word, command->name);
+            refuse_option(command, word, length);
         }
         const Option *option = option_at(command, (size_t)place);
         if (option->argument == NULL && equals != NULL) {
@@ -421,8 +431,8 @@ static const Option sage_options[] = {
     {"llm", "DIR", NULL, "language model"},
     {"saes", "DIR", NULL,
      "SAEs of the residual stream (and of nodes' own hook points), any format, found below DIR"},
-    {"task", "NAME|FILE.json", NULL,
-     "ioi, agreement, induction, greater-than, or a task of one's own"},
+    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
+     "a task that comes with the program, or one's own"},
     {"out", "DIR", NULL,
      "prompts.jsonl, cross_sections.csv and .json, sage.json, sage.csv, figures, report.html"},
     {"train", "N", "500", "training prompts"},
@@ -643,9 +653,19 @@ static const Option report_options[] = {
 
 static void command_report(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
-    (void)console;
     const char *out = need(a, "out");
     report_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
+    if (console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out_object(&json, NULL);
+        json_out_text(&json, "out", out);
+        json_out_array(&json, "folders");
+        for (int i = 0; i < a->n_positional; i++) {
+            json_out_text(&json, NULL, a->positional[i]);
+        }
+        json_out_end(&json);
+        json_out_end(&json);
+    }
 }
 
 /* ---- tokenize ---- */
@@ -745,6 +765,25 @@ static const Command *command_find(const char *name) {
     return NULL;
 }
 
+REFSAE_NORETURN static void refuse_command(const char *name) {
+    Nearest nearest = nearest_start(arena_new(), name);
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        nearest_add(&nearest, commands[i].name);
+    }
+    fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
+}
+
+static void end_output(void) {
+    if (fflush(stdout) != 0) {
+        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
+    }
+}
+
+static const char purpose[] =
+    "interpretability of vision-language adapters and sparse autoencoders";
+static const char exit_codes[] =
+    "0 done, 1 a check failed, 2 bad input or usage, 3 out of memory or disk";
+
 static void print_option(const Option *option) {
     char left[64];
     snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument != NULL ? " " : "",
@@ -788,9 +827,7 @@ static void print_format(const char *format) {
 
 static void print_help(const Command *command) {
     if (command == NULL) {
-        printf("refsae %s: interpretability of vision-language adapters and sparse autoencoders\n\n"
-               "usage: refsae COMMAND ...\n\n",
-               REFSAE_VERSION);
+        printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
         for (size_t i = 0; i < N_COMMANDS; i++) {
             printf("  %-10s %s\n", commands[i].name, commands[i].summary);
         }
@@ -800,14 +837,120 @@ static void print_help(const Command *command) {
         while ((format = next_format(format)) != NULL) {
             printf("  %.*s\n", (int)strcspn(format, "\n"), format);
         }
-        printf("\n"
-               "Exit: 0 done, 1 a check failed, 2 bad input or usage, 3 out of memory or disk.\n");
+        printf("\nExit: %s.\n", exit_codes);
         return;
     }
     printf("usage: refsae %s\n\n%s\n\n", command->form, command->summary);
     for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
         print_option(option_at(command, i));
     }
+}
+
+/* ---- man page and completion, from the same tables ---- */
+
+/* Plain text for roff, which would take '-' for a hyphen and '\' for a command. */
+static void print_roff(const char *text) {
+    for (; *text != '\0'; text++) {
+        fputs(*text == '-' || *text == '\\' ? "\\" : "", stdout);
+        putchar(*text == '\\' ? 'e' : *text);
+    }
+}
+
+static void print_roff_option(const Option *option) {
+    printf(".TP\n\\fB\\-\\-");
+    print_roff(option->name);
+    printf("\\fR \\fI");
+    print_roff(option->argument != NULL ? option->argument : "");
+    printf("\\fR\n\\&");
+    print_roff(option->help);
+    if (option->fallback != NULL) {
+        printf(" [");
+        print_roff(option->fallback);
+        printf("]");
+    }
+    putchar('\n');
+}
+
+static void print_man(void) {
+    printf(".TH REFSAE 1 \"\" \"refsae " REFSAE_VERSION "\"\n.SH NAME\nrefsae \\- ");
+    print_roff(purpose);
+    printf("\n.SH SYNOPSIS\n\\fBrefsae\\fR \\fICOMMAND\\fR ...\n.SH COMMANDS\n");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        const Command *command = &commands[i];
+        printf(".SS %s\n.nf\nrefsae ", command->name);
+        print_roff(command->form);
+        printf("\n.fi\n.PP\n");
+        print_roff(command->summary);
+        putchar('\n');
+        for (size_t k = 0; k < command->n_options; k++) {
+            print_roff_option(&command->options[k]);
+        }
+    }
+    printf(".SH OPTIONS OF EVERY COMMAND\n");
+    for (size_t k = 0; k < N_COMMON; k++) {
+        print_roff_option(&common_options[k]);
+    }
+    printf(".SH EXIT STATUS\n");
+    print_roff(exit_codes);
+    putchar('\n');
+}
+
+/* The words among "a|b|FILE" of an option's value, those in lower case, as a case of bash. */
+static void print_values(const Option *option) {
+    if (option->argument == NULL || strchr(option->argument, '|') == NULL) {
+        return;
+    }
+    printf("    --%s) words=\"", option->name);
+    for (const char *at = option->argument; *at != '\0'; at += strspn(at, "|")) {
+        size_t length = strcspn(at, "|");
+        if (at[0] >= 'a' && at[0] <= 'z') {
+            printf("%.*s ", (int)length, at);
+        }
+        at += length;
+    }
+    printf("\" ;;\n");
+}
+
+/* Where no word fits, -o default completes names of files. */
+static void print_completion(void) {
+    printf("_refsae() {\n  local words= current=${COMP_WORDS[COMP_CWORD]}\n"
+           "  case \"${COMP_WORDS[1]}\" in\n");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        const Command *command = &commands[i];
+        printf("  %s)\n    case $current in -*) words=\"", command->name);
+        for (size_t k = 0; k < command->n_options + N_COMMON; k++) {
+            printf("--%s ", option_at(command, k)->name);
+        }
+        printf("\" ;; esac\n    case ${COMP_WORDS[COMP_CWORD - 1]} in\n");
+        for (size_t k = 0; k < command->n_options; k++) {
+            print_values(&command->options[k]);
+        }
+        printf("    esac ;;\n");
+    }
+    printf("  esac\n  if [ \"$COMP_CWORD\" = 1 ] || [ \"$COMP_CWORD ${COMP_WORDS[1]}\" = \"2 "
+           "help\" ]; "
+           "then words=\"help ");
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        printf("%s ", commands[i].name);
+    }
+    printf("\"; fi\n  COMPREPLY=($(compgen -W \"$words\" -- \"$current\"))\n}\n"
+           "complete -o default -F _refsae refsae\n");
+}
+
+/* False: the help of this name is not one of these. */
+static bool print_generated(const char *name) {
+    static const struct {
+        const char *name;
+        void (*print)(void);
+    } pages[] = {{"--man", print_man}, {"--bash-completion", print_completion}};
+    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
+        if (strcmp(pages[i].name, name) == 0) {
+            pages[i].print();
+            end_output();
+            return true;
+        }
+    }
+    return false;
 }
 
 /* The command line as a shell would take it back. */
@@ -836,17 +979,20 @@ static void run_command(const Command *command, int argc, char **argv) {
     Arguments arguments = {.command = command,
                            .positional = arena_alloc(arena, (size_t)argc, sizeof(char *))};
     arguments_parse(&arguments, argc - 2, argv + 2);
-    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv)};
+    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
+                       get_flag(&arguments, "json")};
     uint64_t threads = get_count(&arguments, "threads");
     if (threads > 1024) {
         bad_value(&arguments, "threads", "at most 1024");
     }
     Compute compute;
     compute_open(&compute, arena, (int)threads);
+    interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
+                         ? "interrupted; the same command with --resume goes on from the last "
+                           "checkpoint"
+                         : "interrupted; no file is left half-written");
     command->run(&arguments, &compute, &console);
-    if (fflush(stdout) != 0) {
-        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
-    }
+    end_output();
     arena_free(arena);
 }
 
@@ -873,26 +1019,25 @@ int main(int argc, char **argv) {
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
+    if (argc == 3 && strcmp(name, "help") == 0 && print_generated(argv[2])) {
+        return STATUS_OK;
+    }
     bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);
     const char *format = help && argc > 2 ? format_find(argv[2]) : NULL;
-    if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
         return STATUS_OK;
     }
     for (int i = 2; i < argc && command != NULL; i++) {
-        help = help || strcmp(argv[i], "--help") == 0;
+        help = help || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
     }
     if (command == NULL && format == NULL && !(help && argc <= 2)) {
-        fprintf(stderr, "refsae: no command '%s' (see 'refsae help')\n", help ? argv[2] : name);
-        return STATUS_INPUT;
+        refuse_command(help ? argv[2] : name);
     }
     if (help) {
         format != NULL ? print_format(format) : print_help(command);
-        if (fflush(stdout) != 0) {
-            fprintf(stderr, "refsae: standard output: %s\n", strerror(errno));
-            return STATUS_RESOURCE;
-        }
+        end_output();
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
     Error error = attempt_command(command, argc, argv);

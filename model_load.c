@@ -127,6 +127,16 @@ static Matrix need_conv1d(Loader *loader, const char *module, size_t out, size_t
     return m;
 }
 
+/* A folder of another program's weights often has no config.json, so those are named first. */
+static const Json *read_config(Arena *arena, const char *directory, const char **file) {
+    path_need_directory(directory);
+    *file = path_join(arena, directory, "config.json");
+    if (!path_exists(*file)) {
+        checkpoint_refuse(directory);
+    }
+    return json_read_file(arena, *file);
+}
+
 /* ---- config.json of the language models ---- */
 
 /* Settings that change the computation: each may be absent, null, or what leaves it as it is. */
@@ -453,8 +463,8 @@ static void load_llm(Llm *llm, Arena *arena, Arena *scratch, const Json *config)
 
 void llm_open(Llm *llm, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
-    const char *file = path_join(scratch, directory, "config.json");
-    const Json *config = json_read_file(scratch, file), *generation = NULL;
+    const char *file;
+    const Json *config = read_config(scratch, directory, &file), *generation = NULL;
     *llm = (Llm){.path = arena_copy(arena, directory, strlen(directory))};
     llm->config = config_read(config, file);
     file = path_join(scratch, directory, "generation_config.json");
@@ -526,9 +536,10 @@ static void load_vit(Vit *vit, Arena *scratch) {
 
 void vit_open(Vit *vit, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
-    const char *file = path_join(scratch, directory, "config.json");
+    const char *file;
+    const Json *config = read_config(scratch, directory, &file);
     *vit = (Vit){.path = arena_copy(arena, directory, strlen(directory))};
-    vit->config = config_clip(json_read_file(scratch, file), file);
+    vit->config = config_clip(config, file);
     tensors_open(&vit->store, arena, directory);
     check_layers(file, vit->config.n_layers, &vit->store);
     vit->layers = arena_alloc(arena, vit->config.n_layers, sizeof *vit->layers);

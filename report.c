@@ -1602,6 +1602,14 @@ static Page page_of(const char *out, const char *title, const char *command, Are
     return page;
 }
 
+/* --json: the file of results, on stdout. */
+static void tell_file(const Console *console, const char *path, Arena *arena) {
+    if (console->json) {
+        FileMap file = file_map(arena, path);
+        fwrite(file.data, 1, file.size, stdout);
+    }
+}
+
 void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     Arena *arena = arena_new();
     const AnalyzeOptions *o = result->options;
@@ -1632,18 +1640,42 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     page_raw(&page, MADE_END);
     page_commit(&page);
     for (const Json *v = first(json_get(json, "distance")); v != NULL; v = v->next) {
-        console_line(result->console, "distance to the published %s: %.3f", v->key, json_double(v));
+        console_result(result->console, "distance to the published %s: %.3f", v->key,
+                       json_double(v));
     }
-    console_line(result->console, "convergence layer: MSE %s, sparsity %s",
-                 convergence_text(arena, convergence, "mse_layer"),
-                 convergence_text(arena, convergence, "sparsity_layer"));
+    console_result(result->console, "convergence layer: MSE %s, sparsity %s",
+                   convergence_text(arena, convergence, "mse_layer"),
+                   convergence_text(arena, convergence, "sparsity_layer"));
     if (result->verdicts > 0) {
         console_line(result->console, "%zu of %zu verdicts used", result->verdicts_used,
                      result->verdicts);
     }
-    console_line(result->console, "%zu examples, %zu of them judged, %zu left out",
-                 result->examples, result->judged, result->n_failures);
+    console_result(result->console, "%zu examples, %zu of them judged, %zu left out",
+                   result->examples, result->judged, result->n_failures);
+    tell_file(result->console, path, arena);
     arena_free(arena);
+}
+
+/* Whether the model does the task, and the figures of each cross-section in words. */
+static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
+    const SageFigure *m = &r->m_clean;
+    console_result(r->console, "answers right %.3f, m %.3f [%.3f, %.3f]%s", r->accuracy, m->value,
+                   m->low, m->high,
+                   m->low > 0.0 ? "" : ": the model does not do the task, no figure says much");
+    for (const Json *c = first(tests); c != NULL; c = c->next) {
+        static const char *const shown[] = {"weighted", "sae", "random"};
+        const char *why = untold(c, NULL, arena);
+        double v[2][3];
+        for (int i = 0; i < 6; i++) {
+            v[i / 3][i % 3] =
+                json_double(member_of(c, shown[i % 3], i < 3 ? "sufficiency" : "necessity"));
+        }
+        console_result(r->console, "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; %s",
+                       c->key, v[0][0], v[0][1], v[0][2],
+                       why != NULL ? why
+                                   : arena_format(arena, "necessity %.3f, %.3f, %.3f", v[1][0],
+                                                  v[1][1], v[1][2]));
+    }
 }
 
 void report_sage(const SageResult *result) {
@@ -1679,22 +1711,8 @@ void report_sage(const SageResult *result) {
     }
     page_raw(&page, MADE_END);
     page_commit(&page);
-    const SageFigure *m = &result->m_clean;
-    console_line(result->console, "answers right %.3f, m %.3f [%.3f, %.3f]%s", result->accuracy,
-                 m->value, m->low, m->high,
-                 m->low > 0.0 ? "" : ": the model does not do the task, no figure says much");
-    for (const Json *c = first(tests); c != NULL; c = c->next) {
-        const char *why = untold(c, NULL, arena);
-        console_line(result->console, "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; %s",
-                     c->key, json_double(member_of(c, "weighted", "sufficiency")),
-                     json_double(member_of(c, "sae", "sufficiency")),
-                     json_double(member_of(c, "random", "sufficiency")),
-                     why != NULL ? why
-                                 : arena_format(arena, "necessity %.3f, %.3f, %.3f",
-                                                json_double(member_of(c, "weighted", "necessity")),
-                                                json_double(member_of(c, "sae", "necessity")),
-                                                json_double(member_of(c, "random", "necessity"))));
-    }
+    tell_tests(result, tests, arena);
+    tell_file(result->console, json, arena);
     arena_free(arena);
 }
 
@@ -1729,9 +1747,7 @@ void report_merge(const char *out, const char *title, char *const *directories, 
     page_open(&page, out, title);
     for (size_t i = 0; i < count; i++) {
         Folder folder = {&page, directories[i], arena_new()};
-        if (!path_is_directory(directories[i])) {
-            fail(STATUS_INPUT, "%s: no such folder", directories[i]);
-        }
+        path_need_directory(directories[i]);
         page_chapter(&page, folder_name(folder.arena, directories[i]));
         show_folder(&folder);
         show_made(&folder, out);

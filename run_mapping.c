@@ -168,7 +168,7 @@ typedef struct Trainer {
     unsigned char *skip; /* [examples] */
     size_t without_image;
     LeftOut left_out;
-    char settings[65];
+    const char *settings;                  /* a line each: what is set, its value */
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
@@ -284,8 +284,7 @@ static void train_count(Trainer *t) {
 
 enum {
     CHECKPOINT_PARTS = 6,
-    CHECKPOINT_NUMBERS = sizeof(TrainState) / sizeof(uint64_t),
-    DIGEST = 64
+    CHECKPOINT_NUMBERS = sizeof(TrainState) / sizeof(uint64_t)
 };
 
 static const char *const part_names[CHECKPOINT_PARTS] = {
@@ -297,7 +296,7 @@ static float *part_data(Trainer *t, int part) {
     return part % 2 == 0 ? a->weight : a->bias;
 }
 
-/* Adapter, moments, the numbers of TrainState, the settings' digest and a row a step. */
+/* Adapter, moments, the numbers of TrainState, the settings and a row a step. */
 static void checkpoint_write(Trainer *t) {
     TensorWriter *w = tensor_writer_open(t->checkpoint);
     size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit}, steps = (size_t)t->state.step;
@@ -305,14 +304,14 @@ static void checkpoint_write(Trainer *t) {
         tensor_writer_declare(w, part_names[i], DTYPE_F32, 2 - i % 2, shape);
     }
     tensor_writer_declare(w, "numbers", DTYPE_I64, 1, (size_t[]){CHECKPOINT_NUMBERS});
-    tensor_writer_declare(w, "settings", DTYPE_U8, 1, (size_t[]){DIGEST});
+    tensor_writer_declare(w, "settings", DTYPE_U8, 1, (size_t[]){strlen(t->settings)});
     tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
         size_t count = i % 2 == 0 ? shape[0] * shape[1] : shape[0];
         tensor_writer_data(w, part_data(t, i), count * sizeof(float));
     }
     tensor_writer_data(w, &t->state, sizeof t->state);
-    tensor_writer_data(w, t->settings, DIGEST);
+    tensor_writer_data(w, t->settings, strlen(t->settings));
     tensor_writer_data(w, t->rows, steps * sizeof(TrainRow));
     tensor_writer_commit(w);
 }
@@ -323,24 +322,34 @@ static void train_rows(Trainer *t) {
     t->seconds = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->seconds);
 }
 
+/* Both have the same lines in the same order; names the first whose values differ. */
+static void settings_compare(Trainer *t, const char *then, const char *path) {
+    const char *now = t->settings;
+    while (*now != '\0' && strcmp(then, now) != 0) {
+        int a = (int)strcspn(then, "\n"), b = (int)strcspn(now, "\n");
+        if (a != b || memcmp(then, now, (size_t)a) != 0) {
+            fail(STATUS_INPUT,
+                 "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or "
+                 "leave --resume out to start anew",
+                 path, a, then, b, now);
+        }
+        then += a + (then[a] == '\n' ? 1 : 0);
+        now += b + 1;
+    }
+}
+
 static void checkpoint_read(Trainer *t) {
     Arena *scratch = arena_new();
     TensorStore store;
     tensors_open(&store, scratch, t->checkpoint);
     const Tensor *settings = tensors_find(&store, "settings"), *rows = tensors_find(&store, "rows"),
                  *numbers = tensors_find(&store, "numbers");
-    if (settings == NULL || settings->dtype != DTYPE_U8 || settings->count != DIGEST ||
-        numbers == NULL || numbers->dtype != DTYPE_I64 || numbers->count != CHECKPOINT_NUMBERS ||
-        rows == NULL || rows->dtype != DTYPE_U8 || rows->rank != 2 ||
-        rows->shape[1] != sizeof(TrainRow)) {
+    if (settings == NULL || settings->dtype != DTYPE_U8 || settings->rank != 1 || numbers == NULL ||
+        numbers->dtype != DTYPE_I64 || numbers->count != CHECKPOINT_NUMBERS || rows == NULL ||
+        rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow)) {
         fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
     }
-    if (memcmp(settings->data, t->settings, DIGEST) != 0) {
-        fail(STATUS_INPUT,
-             "%s: was written by a run with other inputs or options: give the same ones, or leave "
-             "--resume out to start anew",
-             store.path);
-    }
+    settings_compare(t, arena_copy(scratch, settings->data, settings->count), store.path);
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
     if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
@@ -357,37 +366,59 @@ static void checkpoint_read(Trainer *t) {
     arena_free(scratch);
 }
 
-/* What must be equal for two runs to be the same run, as one digest. Of the language model, whose
- * bytes may be many, sizes and the first bytes of every tensor stand for it. */
+static const char *map_digest(Trainer *t, const FileMap *maps, size_t count) {
+    Sha256 sha;
+    char hex[65];
+    sha256_start(&sha);
+    for (size_t i = 0; i < count; i++) {
+        sha256_add(&sha, maps[i].data, maps[i].size);
+    }
+    sha256_end(&sha, hex);
+    return arena_format(t->arena, "%s", hex);
+}
+
+/* Of a language model, whose bytes may be many, sizes and the first bytes of every tensor. */
+static const char *llm_digest(Trainer *t) {
+    Arena *scratch = arena_new();
+    const TensorStore *store = &t->vlm.llm.store;
+    FileMap *parts = arena_alloc(scratch, 2 * store->count, sizeof *parts);
+    uint64_t *sizes = arena_alloc(scratch, store->count, sizeof *sizes);
+    for (size_t i = 0; i < store->count; i++) {
+        const Tensor *tensor = &store->tensors[i];
+        sizes[i] = tensor->count * dtype_size(tensor->dtype);
+        parts[2 * i] = (FileMap){(const unsigned char *)&sizes[i], sizeof *sizes};
+        parts[2 * i + 1] = (FileMap){tensor->data, sizes[i] < 4096 ? sizes[i] : 4096};
+    }
+    const char *digest = map_digest(t, parts, 2 * store->count);
+    arena_free(scratch);
+    return digest;
+}
+
+/* What must be equal for two runs to be the same run. */
 static void train_settings(Trainer *t) {
     const TrainOptions *o = t->options;
     const LlmConfig *llm = &t->vlm.llm.config;
     const VitConfig *vit = &t->vlm.vit.config;
-    char data[65], init[65] = "", text[1024];
+    char data[65], init[65] = "none";
+    char lr[JSON_NUMBER_SIZE], min_lr[JSON_NUMBER_SIZE], warmup[JSON_NUMBER_SIZE];
+    json_format_double(lr, o->lr);
+    json_format_double(min_lr, o->min_lr);
+    json_format_double(warmup, o->warmup);
     sha256_file(o->data, data);
     if (o->init != NULL) {
         sha256_file(o->init, init);
     }
-    int length = snprintf(text, sizeof text,
-                          "%s %s %d %d %d %a %a %a %zu %zu %zu %zu %zu %" PRIu64 " %zu %zu %zu %zu",
-                          data, init, o->shuffle, o->softcap, (int)o->image_text, o->lr, o->min_lr,
-                          o->warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
-                          o->seed, llm->n_layers, llm->d_vocab, vit->n_layers, vit->n_patches);
-    Sha256 sha;
-    sha256_start(&sha);
-    sha256_add(&sha, text, (size_t)length);
-    for (size_t i = 0; i < t->vlm.llm.store.count; i++) {
-        const Tensor *tensor = &t->vlm.llm.store.tensors[i];
-        size_t bytes = tensor->count * dtype_size(tensor->dtype),
-               head = bytes < 4096 ? bytes : 4096;
-        uint64_t size = bytes;
-        sha256_add(&sha, &size, sizeof size);
-        sha256_add(&sha, tensor->data, head);
-    }
-    for (size_t i = 0; i < t->vlm.vit.store.map_count; i++) {
-        sha256_add(&sha, t->vlm.vit.store.maps[i].data, t->vlm.vit.store.maps[i].size);
-    }
-    sha256_end(&sha, t->settings);
+    t->settings = arena_format(
+        t->arena,
+        "--lr %s\n--min-lr %s\n--warmup %s\n--batch %zu\n--accumulate %zu\n--epochs %zu\n"
+        "--steps %zu\n--tokens %zu\n--shuffle %s\n--softcap %s\n--image-text %s\n--seed %" PRIu64
+        "\n--data of SHA-256 %s\n--init of SHA-256 %s\n--llm of %zu layers, %zu tokens, digest %s\n"
+        "--vision of %zu layers, %zu patches, SHA-256 %s\n",
+        lr, min_lr, warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
+        o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
+        o->image_text == IMAGE_TEXT_DROP ? "drop" : "keep", o->seed, data, init, llm->n_layers,
+        llm->d_vocab, llm_digest(t), vit->n_layers, vit->n_patches,
+        map_digest(t, t->vlm.vit.store.maps, t->vlm.vit.store.map_count));
 }
 
 static void train_save(Trainer *t) {
@@ -440,6 +471,7 @@ static void train_open(Trainer *t, const Compute *compute) {
         fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
     }
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
     t->vlm.image_text = o->image_text;
     json_array_open(&t->data, t->arena, o->data);
@@ -521,9 +553,19 @@ static void train_loop(Trainer *t) {
 }
 
 static void train_tell(const Trainer *t) {
-    uint64_t steps = t->state.step; /* state.epoch may be one that has none yet */
-    console_line(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs", steps,
-                 steps > 0 ? t->rows[steps - 1].epoch + 1 : 0);
+    const TrainState *s = &t->state; /* its epoch may be one that has no step yet */
+    double loss = s->step > 0 ? t->rows[s->step - 1].loss : NAN;
+    uint64_t epochs = s->step > 0 ? t->rows[s->step - 1].epoch + 1 : 0;
+    console_result(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs, last loss %.4f", s->step,
+                   epochs, loss);
+    if (t->console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out_object(&json, NULL);
+        json_out_int(&json, "steps", (int64_t)s->step);
+        json_out_int(&json, "epochs", (int64_t)epochs);
+        json_out_double(&json, "loss", loss);
+        json_out_end(&json);
+    }
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
     }
@@ -761,8 +803,8 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
 static void eval_tell(const Evaluation *e) {
     const Scores *s = &e->scores;
     if (s->with_answer > 0) {
-        console_line(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
-                     e->options->permute ? " (image tokens permuted)" : "");
+        console_result(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
+                       e->options->permute ? " (image tokens permuted)" : "");
     }
     if (s->with_answer < s->asked) {
         console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
@@ -776,6 +818,7 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     Evaluation e = {
         .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
     e.vlm.image_text = o->image_text;
@@ -795,6 +838,9 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
     scores_write(scores->stream, &e.scores);
     out_commit(scores);
+    if (console->json) {
+        scores_write(stdout, &e.scores);
+    }
     eval_tell(&e);
     arena_free(arena);
 }
@@ -1242,6 +1288,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     }
     a.top = arena_alloc(arena, o->features, sizeof *a.top);
     path_make_directory(o->out);
+    path_need_directory(o->images);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};

@@ -1137,8 +1137,8 @@ static void test_cross(SageRun *r, SageCross *cross) {
     result->m_positive = sage_positive(&section);
     result->m_clean = section.edits[0].figure[0];
     if (cross->attribute >= 0) {
-        console_line(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
-                     cross->n_nodes, cross->spearman);
+        console_result(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
+                       cross->n_nodes, cross->spearman);
     }
     arena_free(arena);
 }

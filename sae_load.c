@@ -984,9 +984,7 @@ static void search_directory(Search *s, const char *directory, const char *below
 /* options NULL: where they are, alone. */
 static Search search_run(Arena *arena, const char *directory, const SaeOptions *options) {
     Search s = {.arena = arena, .options = options};
-    if (!path_is_directory(directory)) {
-        fail(STATUS_INPUT, "%s: not a directory", directory);
-    }
+    path_need_directory(directory);
     search_directory(&s, directory, "");
     if (s.count == 0) {
         fail(STATUS_INPUT,

@@ -32,7 +32,7 @@ static const struct {
     {"train/adapter.safetensors",
      "1b5dee159891b8cc74e4dde939ecd74f4d8d94fe6e2ed4f8a68074f16f98c0fa"},
     {"train/checkpoint.safetensors",
-     "99b51a293d6a8b22d6b3931e21a964401e48f08c5ea61ec771c9a7ce7340df56"},
+     "2869b1d5e993cc2eb29249a7480c696c42e2d0a8c657e4cfc4ce93f5a64e6291"},
     {"train/train.csv", "49473f797ff497ae68a0b6f34ca14896d94df198134df69064fb9a8919d28b27"},
     {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
     {"eval/scores.json", "5f80a0bacc0b2bd5d9803b62e99343f149c3dd63b14b0a7c2c4ec5bbcf7ecd28"},
@@ -180,7 +180,7 @@ static void run_stages(const Compute *compute) {
     static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {
                                                                           "gemma2.st", "gpt2.st",
                                                                           "gpt_neox.st"};
-    const Console console = {true, "refsae selftest"};
+    const Console console = {.quiet = true, .command = "refsae selftest"};
     run_functions();
     for (size_t i = 0; i < 3; i++) {
         DumpOptions dump = {

@@ -557,15 +557,18 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
 
 void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer) {
     *task = (SageTask){.arena = arena, .file = name};
+    Nearest nearest = nearest_start(arena, name);
     for (size_t i = 0; i < sizeof shipped_tasks / sizeof *shipped_tasks; i++) {
+        nearest_add(&nearest, shipped_tasks[i].name);
         if (strcmp(shipped_tasks[i].name, name) == 0) {
             task->json =
                 json_parse(arena, (const char *)shipped_tasks[i].text, shipped_tasks[i].size, name);
         }
     }
     if (task->json == NULL && !path_exists(name)) {
-        fail(STATUS_INPUT, "--task %s: neither ioi, agreement, induction, greater-than nor a file",
-             name);
+        fail(STATUS_INPUT,
+             "--task %s: neither ioi, agreement, induction, greater-than nor a file%s", name,
+             nearest_hint(&nearest));
     }
     if (task->json == NULL) {
         task->json = json_read_file(arena, name);

@@ -272,9 +272,6 @@ void safetensors_read(TensorStore *store, const FileMap *map, const char *path) 
     if (map->size < 8) {
         fail(STATUS_INPUT, "%s: not a safetensors file: %zu bytes", path, map->size);
     }
-    if (map->size < 1024 && memcmp(map->data, "version ", 8) == 0) {
-        fail(STATUS_INPUT, "%s: is a Git LFS pointer; fetch the file itself", path);
-    }
     uint64_t length = read_little(map->data, 8);
     if (length > map->size - 8 || length > HEADER_LIMIT) {
         fail(STATUS_INPUT,

@@ -4,6 +4,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -504,6 +505,22 @@ Test(base, text_gathered_in_memory) {
     cr_assert_eq(memory->length, 100004);
     cr_assert(text[2] == '3' && text[3] == 0 && text[100003] == 'x' && text[100004] == 0);
     arena_free(arena); /* and with it the stream and its text: the sanitizers watch */
+}
+
+/* In a process of its own, which ends by the signal. */
+Test(base, interrupted_leaves_nothing) {
+    const char *parent = directory_new();
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(open("/dev/null", O_WRONLY), STDERR_FILENO);
+        interrupts_catch("interrupted");
+        OutFile *out = out_open(in(parent, "a")), *other = out_open(in(parent, "b"));
+        _exit(out != other && names_in(parent) == 2 && raise(SIGTERM) == 0 ? 1 : 2);
+    }
+    waitpid(child, &status, 0);
+    cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    cr_assert_eq(names_in(parent), 0);
 }
 
 Test(base, output_appears_whole_or_not_at_all) {

@@ -120,6 +120,160 @@ Test(program, usage) {
     one_sentence("sse9");
 }
 
+Test(program, near_misses) {
+    static const char *const cases[][2] = {
+        {"trian", "no command 'trian': did you mean train? (see 'refsae help')"},
+        {"help dupm", "no command 'dupm': did you mean dump?"},
+        {"frobnicate", "no command 'frobnicate' (see 'refsae help')"},
+        {"sage --trian 3", "sage has no option '--trian': did you mean --train?"},
+        {"sage --trian=3", "sage has no option '--trian': did you mean --train?"},
+        {"train -resume", "train has no option '-resume': did you mean --resume?"},
+        {"train --frobnicate", "train has no option '--frobnicate' (see 'refsae help train')"},
+        {"sage --llm weights/gpt2 --saes weights/saes/gpt2 --out @/o --task agrement",
+         "nor a file: did you mean agreement?"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
+        one_sentence(cases[i][1]);
+    }
+}
+
+Test(program, short_options) {
+    static const char *const same[][2] = {
+        {"-h", "help"}, {"train -h", "help train"}, {"-V", "--version"}};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        cr_assert_eq(run("", "%s >@/short && cat @/short", same[i][0]), 0);
+        cr_assert_eq(run("", "%s", same[i][1]), 0);
+        same_file("stdout", "short");
+    }
+}
+
+/* A compiler without OpenMP, as Clang often comes; and nothing is asked where the user has said. */
+Test(program, makefile_without_openmp) {
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cd %s && printf '#!/bin/sh\\ncase \" $* \" in *\" -fopenmp \"*) exit 1; esac\\n"
+             "exec cc \"$@\"\\n' >none && chmod +x none && cd \"$OLDPWD\" || exit 1; unset OPENMP "
+             "MAKEFLAGS; "
+             "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p >%s/probed && "
+             "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p OPENMP=no >%s/told",
+             folder, folder, folder, folder, folder, folder, folder, folder, folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert(says("probed", "none has no OpenMP: building without threads\n"));
+    cr_assert(says("probed", " -fopenmp-simd ") && !says("probed", " -fopenmp "));
+    cr_assert(says("told", " -fopenmp-simd ") && !says("told", "building without"));
+}
+
+/* Printed from the tables of options: each option of each command is in both. */
+Test(program, man_page_and_completion) {
+    static const char *const commands[] = {"train", "analyze", "sage", "generate", "eval",
+                                           "dump",  "hooks",   "diff", "report",   "tokenize"};
+    cr_assert_eq(run("(", "help --man >@/man)"), 0);
+    cr_assert_eq(run("(", "help --bash-completion >@/bash)"), 0);
+    cr_assert(says("man", ".SH EXIT STATUS\n0 done, "));
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        size_t size;
+        char word[64] = "--", roff[64];
+        cr_assert_eq(run("", "help %s", commands[i]), 0);
+        char *help = slurp("stdout", &size);
+        for (char *at = help; (at = strstr(at, "\n  --")) != NULL; at += 3) {
+            sscanf(at, "\n  %60[a-z0-9-]", word);
+            snprintf(roff, sizeof roff, "\n\\fB\\-\\-%.*s", (int)strcspn(word + 2, "-"), word + 2);
+            strcat(word, " ");
+            cr_assert(says("man", roff) && says("bash", word), "%s %s", commands[i], word);
+        }
+        free(help);
+    }
+}
+
+/* As bash would: the words offered for the last one. */
+Test(program, completion_in_bash) {
+    static const char *const cases[][2] = {
+        {"refsae s", "sage selftest"},
+        {"refsae help tok", "tokenize"},
+        {"refsae sage --ma", "--max-nodes"},
+        {"refsae sage --task a", "agreement"},
+        {"refsae train --stage \"\"", "pretrain finetune"},
+        {"refsae train --llm wei", ""},
+        {"refsae diff a b --qu", "--quiet"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char expected[64];
+        cr_assert_eq(run("{",
+                         "help --bash-completion >@/bash && { ! command -v bash || bash -c '. "
+                         "@/bash; COMP_WORDS=(%s); COMP_CWORD=$((${#COMP_WORDS[*]} - 1)); "
+                         "_refsae; echo \"offered: ${COMPREPLY[*]}.\"'; }; }",
+                         cases[i][0]),
+                     0);
+        snprintf(expected, sizeof expected, "offered: %s.\n", cases[i][1]);
+        cr_assert(says("stdout", expected) || !says("stdout", "bash"), "%s", cases[i][0]);
+    }
+}
+
+/* What is installed is what is removed. */
+Test(program, install_and_uninstall) {
+    const char *program = getenv("REFSAE");
+    char command[2048];
+    program = program != NULL ? program : "./refsae";
+    snprintf(
+        command, sizeof command,
+        "unset MAKEFLAGS; make='make -s -o %s PROGRAM=%s BUILD=%s/b OPENMP=no DESTDIR=%s/d' && "
+        "$make install && cd %s/d/usr/local && ls bin/refsae share/man/man1/refsae.1 "
+        "share/bash-completion/completions/refsae >/dev/null && cd - >/dev/null && "
+        "$make uninstall && test -z \"$(find %s/d -type f)\"",
+        program, program, folder, folder, folder, folder);
+    cr_assert_eq(system(command), 0);
+}
+
+/* Each on stderr alone, in the order of the paths. */
+Test(program, info_says_each_error_once) {
+    size_t size;
+    cr_assert_eq(run("", "info @/none tests/golden/pth/legacy.pth weights/gpt2"), 2);
+    char *text = slurp("stderr", &size), *end = strchr(text, '\n');
+    cr_assert(strstr(text, "none: ") < end && strstr(text, "legacy.pth: ") > end);
+    cr_assert_eq(strchr(end + 1, '\n'), text + size - 1);
+    cr_assert(says("stdout", "weights/gpt2") && !says("stdout", "error"));
+    free(text);
+}
+
+/* What newcomers point at instead: a sentence each, by every command that reads such a thing. */
+Test(program, what_is_no_model) {
+#define TO_IMAGES "--llm weights/gemma2 --vision weights/clip --out @/out "
+    static const char *const cases[][2] = {
+        {"hooks --llm @/none", "none: no such folder"},
+        {"sage --llm weights/gpt2 --task ioi --out @/out --saes @/none", "none: no such folder"},
+        {"eval " TO_IMAGES "--adapter x --questions x --images @/none", "none: no such folder"},
+        {"train " TO_IMAGES "--data weights/train.json --images @/none", "none: no such folder"},
+        {"analyze " TO_IMAGES "--adapter x --saes x --data x --images @/none",
+         "none: no such folder"},
+        {"hooks --llm README.md", "README.md: is a file, not a folder"},
+        {"hooks --vision README.md", "README.md: is a file, not a folder"},
+        {"hooks --llm @/gguf", "gguf: holds no safetensors, and model.gguf is for other programs"},
+        {"hooks --llm @/gguf/model.gguf", "model.gguf: is a GGUF file"},
+        {"info @/gguf/model.gguf", "model.gguf: is a GGUF file"},
+        {"info @/pickle", "pickle: holds no safetensors, and pytorch_model.bin is a pickle"},
+        {"hooks --llm @/pickle", "pytorch_model.bin is a pickle"},
+        {"info @/page/model.safetensors", "model.safetensors: is a web page"},
+        {"hooks --llm @/page", "model.safetensors: is a web page"},
+        {"train " TO_IMAGES "--data @/page/model.safetensors --images weights/images",
+         "model.safetensors: is a web page"},
+        {"info @/pointer", "pointer: is a Git LFS pointer"},
+    };
+    char command[1024];
+    snprintf(command, sizeof command,
+             "cd %s && mkdir gguf pickle page && cp \"$OLDPWD\"/weights/gpt2/*.json pickle && "
+             "cp pickle/* page && printf 'GGUF\\003' >gguf/model.gguf && "
+             ">pickle/pytorch_model.bin && "
+             "printf '\\n<!DOCTYPE HTML>\\n' >page/model.safetensors && "
+             "echo 'version https://git-lfs.github.com/spec/v1' >pointer",
+             folder);
+    cr_assert_eq(system(command), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
+        one_sentence(cases[i][1]);
+    }
+}
+
 /* Before anything is opened: none of these files is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
@@ -553,6 +707,7 @@ static const char long_run[] =
     "train " ODD " --out @/%s --lr 0.01 --batch 2 --accumulate 1 --tokens 55 --steps 40 "
     "--save-every 3 --seed 7 %s";
 
+/* Until its first checkpoint is there. */
 static pid_t start_in_background(const char *out) {
     char words[4096], line[8192], *at = line;
     const char *program = getenv("REFSAE");
@@ -563,10 +718,16 @@ static pid_t start_in_background(const char *out) {
     }
     pid_t child = fork();
     if (child == 0) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 2);
+        char path[128];
+        snprintf(path, sizeof path, "%s/stderr", folder);
+        dup2(open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666), 2);
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);
+    }
+    char checkpoint[64];
+    snprintf(checkpoint, sizeof checkpoint, "%.30s/checkpoint.safetensors", out);
+    for (int i = 0; i < 30000 && !there(checkpoint); i++) {
+        nanosleep(&(struct timespec){0, 2000000}, NULL);
     }
     return child;
 }
@@ -574,9 +735,6 @@ static pid_t start_in_background(const char *out) {
 Test(program, killed_and_resumed_gives_the_same_bytes) {
     cr_assert_eq(run("", long_run, "whole", ""), 0);
     pid_t child = start_in_background("cut");
-    for (int i = 0; i < 30000 && !there("cut/checkpoint.safetensors"); i++) {
-        nanosleep(&(struct timespec){0, 2000000}, NULL);
-    }
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     cr_assert(there("cut/checkpoint.safetensors"));
@@ -587,8 +745,67 @@ Test(program, killed_and_resumed_gives_the_same_bytes) {
     same_file("whole/checkpoint.safetensors", "cut/checkpoint.safetensors");
     same_file("whole/train.csv", "cut/train.csv");
     same_file("whole/loss.svg", "cut/loss.svg");
-    cr_assert_eq(run("", long_run, "cut", "--resume --lr 0.02"), 2);
-    one_sentence("--resume");
+    static const char *const others[][2] = {
+        {"--lr 0.02", "was written with '--lr 0.01', this run has '--lr 0.02'"},
+        {"--shuffle no", "was written with '--shuffle yes', this run has '--shuffle no'"},
+        {"--data @/other.json", "was written with '--data of SHA-256 "},
+        {"--llm weights/gemma2", "was written with '--llm of "},
+    };
+    char command[256];
+    snprintf(command, sizeof command,
+             "{ cat tests/golden/training/odd/data.json; echo; } >%s/other.json", folder);
+    cr_assert_eq(system(command), 0);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char words[128];
+        snprintf(words, sizeof words, "--resume %s", others[i][0]);
+        cr_assert_eq(run("", long_run, "cut", words), 2, "%s", words);
+        one_sentence(others[i][1]);
+    }
+}
+
+static size_t temporaries_in(const char *name) {
+    Arena *arena = arena_new();
+    size_t count, found = 0;
+    char **names = path_list(arena, path_join(arena, folder, name), &count);
+    for (size_t i = 0; i < count; i++) {
+        found += strstr(names[i], ".tmp") != NULL ? 1 : 0;
+    }
+    arena_free(arena);
+    return found;
+}
+
+/* The run ends by the signal, as a shell expects; once what it writes is being written. */
+Test(program, interrupted_leaves_nothing_and_says_how_to_go_on) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        char out[8];
+        int status;
+        snprintf(out, sizeof out, "o%zu", i);
+        pid_t child = start_in_background(out);
+        kill(child, numbers[i]);
+        waitpid(child, &status, 0);
+        cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == numbers[i]);
+        cr_assert(says("stderr", "interrupted; the same command with --resume goes on"));
+        cr_assert_eq(temporaries_in(out), 0);
+    }
+}
+
+/* A file that a living process writes is locked. */
+Test(program, what_a_killed_run_left_goes_with_the_next) {
+    char path[128];
+    const char *names[] = {"o.999999998-0.tmp", "o.999999999-1.tmp", "o.999999999.tmp"};
+    int files[3];
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        files[i] = open(path, O_WRONLY | O_CREAT, 0666);
+        cr_assert(files[i] >= 0);
+    }
+    cr_assert_eq(fcntl(files[1], F_SETLK, &lock), 0);
+    cr_assert_eq(run("", "dump --llm weights/gpt2 --ids 5 --hooks logits --out @/o"), 0);
+    cr_assert(there("o") && !there(names[0]), "an abandoned file stays");
+    cr_assert(there(names[1]) && there(names[2]), "a file in use, or of others, is gone");
+    close(files[1]);
 }
 
 static size_t lines_of(const char *name) {
@@ -628,7 +845,7 @@ Test(program, resuming_a_finished_run) {
     fputc(last ^ 1, file);
     fclose(file);
     cr_assert_eq(run("", form, "--resume"), 2);
-    one_sentence("other inputs");
+    one_sentence("was written with '--vision of ");
 }
 
 Test(program, same_bits_on_one_thread_in_scalar_code_and_in_any_batch) {
@@ -1043,6 +1260,47 @@ Test(program, analyze_cleans_up_behind_a_failure) {
     one_sentence("features.jsonl");
     snprintf(command, sizeof command, "test \"$(ls -A %s/o)\" = features.jsonl", folder);
     cr_assert_eq(system(command), 0, "a temporary file was left behind");
+}
+
+/* ---- what stands where ---- */
+
+/* Results on stdout, in words or as one JSON object; nothing of them on stderr, nor with --quiet.
+ */
+Test(program, results_on_stdout) {
+#define TWO "--llm weights/gemma2 --vision weights/clip --images weights/images "
+    static const struct {
+        const char *words, *text, *key;
+    } cases[] = {
+        {"train " TOY " --steps 1 --batch 2 --accumulate 1 --tokens 64 --out @/t",
+         "1 steps, 1 epochs, last loss ", "loss"},
+        {"eval " TWO ADAPTER " --questions @/q --max-new-tokens 1 --out @/e",
+         "1 questions: exact match ", "exact_match"},
+        {"analyze " TWO ADAPTER " --saes weights/saes/gemma2 --data weights/heldout.json "
+         "--examples 1 --loss-examples 0 --layers 0 --max-frequency 1 --out @/a",
+         "convergence layer: MSE ", "layers"},
+        {"sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi --train 12 --test 6 --out "
+         "@/s",
+         ": sufficiency weighted ", "IO"},
+        {"report --out @/r.html @/e", "", "folders"},
+        {"dump --llm weights/gpt2 --ids 5 --hooks logits --out @/d", "", "tensors"},
+    };
+    Arena *arena = arena_new();
+    char words[1024];
+    put("q", "{\"image\":\"held_000.png\",\"text\":\"a\",\"answer\":\"b\"}\n");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cr_assert_eq(run("", "%s", cases[i].words), 0, "%s", cases[i].words);
+        cr_assert(says("stdout", cases[i].text), "%s", cases[i].words);
+        cr_assert(cases[i].text[0] == '\0' || !says("stderr", cases[i].text));
+        snprintf(words, sizeof words, "%s --json", cases[i].words);
+        cr_assert_eq(run("", "%s", words), 0, "%s", words);
+        const Json *json = json_read_file(arena, path_join(arena, folder, "stdout"));
+        cr_assert_not_null(json_get(json, cases[i].key), "%s", words);
+    }
+    cr_assert_eq(run("", "%s --quiet", cases[1].words), 0);
+    size_t size;
+    free(slurp("stdout", &size));
+    cr_assert_eq(size, 0);
+    arena_free(arena);
 }
 
 /* ---- a disk that takes no more ---- */
