@@ -794,6 +794,14 @@ static char *command_line(Arena *arena, int argc, char **argv) {
     return line;
 }
 
+static void flush_output(void) {
+    errno = 0; /* stays so if it was an earlier write that failed */
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fail(STATUS_RESOURCE, "standard output: %s",
+             errno == 0 ? "the disk refused part of it" : strerror(errno));
+    }
+}
+
 static void run_command(const Command *command, int argc, char **argv) {
     Arena *arena = arena_new();
     Arguments arguments = {.command = command,
@@ -807,9 +815,7 @@ static void run_command(const Command *command, int argc, char **argv) {
     Compute compute;
     compute_open(&compute, arena, (int)threads);
     command->run(&arguments, &compute, &console);
-    if (fflush(stdout) != 0) {
-        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
-    }
+    flush_output();
     arena_free(arena);
 }
 
@@ -833,6 +839,7 @@ static void wait_without_spinning(char **argv) {
 }
 
 int main(int argc, char **argv) {
+    secure_standard_streams();
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
@@ -840,6 +847,7 @@ int main(int argc, char **argv) {
     const Command *command = command_find(help && argc > 2 ? argv[2] : name);
     if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
+        flush_output();
         return STATUS_OK;
     }
     for (int i = 2; i < argc && command != NULL; i++) {
@@ -851,10 +859,7 @@ int main(int argc, char **argv) {
     }
     if (help) {
         print_help(command);
-        if (fflush(stdout) != 0) {
-            fprintf(stderr, "refsae: standard output: %s\n", strerror(errno));
-            return STATUS_RESOURCE;
-        }
+        flush_output();
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
     Error error = attempt_command(command, argc, argv);
