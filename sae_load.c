@@ -914,6 +914,7 @@ static void decoder_norms(Sae *sae) {
 static void found_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     tensors_open(&sae->store, sae->arena, c->weights_file);
+    sae->store.settings = c->cfg != NULL ? c->cfg_file : NULL;
     switch (sae->source) {
     case SAE_GEMMASCOPE:
         gemmascope_load(c);

@@ -1139,6 +1139,25 @@ Test(program, want_of_descriptors_is_no_missing_picture) {
     cr_assert(says("o/scores.json", "\"skipped\": 0"));
 }
 
+/* Of settings and weights that contradict each other either may be the wrong one. */
+Test(program, settings_and_weights_that_contradict_each_other_are_both_named) {
+    shell("cp -r weights/gpt2 %s/llm && cp -r weights/clip %s/vit && "
+          "cp -r weights/saes/gpt2/blocks.1.hook_resid_pre %s/sae && chmod -R u+w %s/* && "
+          "sed -i 's/\"vocab_size\": [0-9]*/\"vocab_size\": 77/' %s/llm/config.json && "
+          "sed -i 's/\"patch_size\": 16/\"patch_size\": 8/' %s/vit/config.json && "
+          "sed -i 's/\"d_sae\": [0-9]*/\"d_sae\": 77/' %s/sae/cfg.json",
+          folder, folder, folder, folder, folder, folder, folder);
+    cr_assert_eq(run("", "info @/llm"), 2);
+    one_sentence("/llm/model.safetensors: tensor 'transformer.wte.weight': expected [77, ");
+    one_sentence("/llm/config.json");
+    cr_assert_eq(run("", "info @/vit"), 2);
+    one_sentence("/vit/model.safetensors: tensor ");
+    one_sentence("/vit/config.json");
+    cr_assert_eq(run("", "info @/sae"), 2);
+    one_sentence("/sae/sae_weights.safetensors: tensor 'W_enc': expected ");
+    one_sentence("/sae/cfg.json");
+}
+
 Test(program, two_runs_into_one_folder) {
     static const char form[] = "train " ODD " --out %s/o --batch 2 --accumulate 1 --tokens 55 "
                                "--steps 4 --quiet";
