@@ -218,7 +218,7 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
         cr_assert_eq(error.status, STATUS_INPUT, "%s: %s", path, cases[i].says);
         cr_assert_not_null(strstr(error.text, path), "%s", error.text);
         cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
-        cr_assert_not(path_exists(at("all.html")));
+        cr_assert(!path_exists(at("all.html")));
     }
     make_folder("d/report.html");
     Error error;
