@@ -1,6 +1,7 @@
 /* base.c: see base.h. */
 #define _FILE_OFFSET_BITS 64
 #define _XOPEN_SOURCE 700 /* realpath */
+#define _DARWIN_C_SOURCE  /* flock */
 #include "base.h"
 
 #include <dirent.h>
@@ -16,6 +17,7 @@
 #ifndef REFSAE_NO_MMAP
 #include <sys/mman.h>
 #endif
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -85,6 +87,12 @@ void fail(Status status, const char *format, ...) {
         exit((int)status);
     }
     longjmp(innermost->jump, 1);
+}
+
+void fail_for_resources(const Error *error) {
+    if (error->status == STATUS_RESOURCE) {
+        fail(error->status, "%s", error->text);
+    }
 }
 
 void fail_errno(int code, const char *path, const char *what) {
@@ -263,13 +271,16 @@ char *arena_copy(Arena *arena, const char *text, size_t length) {
 char *arena_format(Arena *arena, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    int length = vsnprintf(NULL, 0, format, arguments);
+    int length = vsnprintf(NULL, 0, format, arguments), written = length;
     va_end(arguments);
-    char *text = arena_take(arena, (size_t)(length < 0 ? 0 : length) + 1, 1);
-    if (text != NULL && length > 0) {
+    char *text = length < 0 ? NULL : arena_take(arena, (size_t)length + 1, 1);
+    if (text != NULL) {
         va_start(arguments, format);
-        vsnprintf(text, (size_t)length + 1, format, arguments);
+        written = vsnprintf(text, (size_t)length + 1, format, arguments);
         va_end(arguments);
+    }
+    if (written < 0) {
+        fail(STATUS_RESOURCE, "out of memory");
     }
     return text;
 }
@@ -593,6 +604,15 @@ const char *nearest_hint(const Nearest *nearest) {
 
 /* ---- files ---- */
 
+void secure_standard_streams(void) {
+    for (int file = STDIN_FILENO; file <= STDERR_FILENO; file++) {
+        if (fcntl(file, F_GETFD) < 0 &&
+            open("/dev/null", file == STDIN_FILENO ? O_WRONLY : O_RDONLY) != file) {
+            exit(STATUS_RESOURCE);
+        }
+    }
+}
+
 /* What no file that is read here begins with, unless it is called .html, and what it then is. */
 static void refuse_foreign(int file, const char *path) {
     static const struct {
@@ -617,6 +637,17 @@ static void refuse_foreign(int file, const char *path) {
             fail(STATUS_INPUT, "%s: is %s", path, kinds[i].is);
         }
     }
+}
+
+/* False: there is no such file. */
+static bool path_look(const char *path, struct stat *info) {
+    if (stat(path, info) == 0) {
+        return true;
+    }
+    if (errno != ENOENT && errno != ENOTDIR) {
+        fail_errno(errno, path, "cannot look at this path");
+    }
+    return false;
 }
 
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
@@ -854,7 +885,7 @@ OutFile *out_open(const char *path) {
     if (path[0] == 0) {
         fail(STATUS_INPUT, "the name of the file to write is empty");
     }
-    bool there = stat(path, &info) == 0;
+    bool there = path_look(path, &info);
     if (there && S_ISDIR(info.st_mode)) {
         fail(STATUS_INPUT, "%s: is a directory, not a file to write", path);
     }
@@ -870,6 +901,9 @@ OutFile *out_open(const char *path) {
     } else {
         /* A symbolic link stays one: its target is what gets replaced. */
         char *target = realpath(path, NULL);
+        if (target == NULL && errno != ENOENT) {
+            fail_errno(errno, path, "cannot write");
+        }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         free(target);
         remove_abandoned(arena, out->path);
@@ -937,7 +971,7 @@ void out_commit(OutFile *out) {
 
 bool path_is_directory(const char *path) {
     struct stat info;
-    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    return path_look(path, &info) && S_ISDIR(info.st_mode);
 }
 
 void path_need_directory(const char *path) {
@@ -953,7 +987,7 @@ void path_need_directory(const char *path) {
 
 bool path_exists(const char *path) {
     struct stat info;
-    return stat(path, &info) == 0;
+    return path_look(path, &info);
 }
 
 void path_make_directory(const char *path) {
@@ -973,6 +1007,25 @@ void path_make_directory(const char *path) {
         }
     }
     arena_free(arena);
+}
+
+static void release_folder(void *what) {
+    close(*(int *)what);
+}
+
+/* A lock of the kernel on the folder itself: it leaves no file, and goes with the process however
+ * that ends. File systems without locks go without. */
+void out_folder(Arena *arena, const char *path) {
+    path_make_directory(path);
+    int *file = arena_alloc(arena, 1, sizeof *file);
+    *file = open(path, O_RDONLY | O_CLOEXEC);
+    if (*file < 0) {
+        fail_errno(errno, path, "cannot open");
+    }
+    arena_defer(arena, release_folder, file);
+    if (flock(*file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        fail(STATUS_INPUT, "%s: another run is writing into this folder", path);
+    }
 }
 
 char *path_join(Arena *arena, const char *directory, const char *name) {
@@ -1002,11 +1055,14 @@ char **path_list(Arena *arena, const char *directory, size_t *count) {
     arena_defer(scratch, release_directory, stream);
     char **names = NULL;
     size_t used = 0, capacity = 0;
-    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+    for (const struct dirent *entry; errno = 0, (entry = readdir(stream)) != NULL;) {
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
             names = arena_grow(arena, names, &capacity, used + 1, sizeof *names);
             names[used++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
         }
+    }
+    if (errno != 0) {
+        fail_errno(errno, directory, "cannot read this directory");
     }
     arena_free(scratch);
     if (used > 0) {

@@ -41,6 +41,8 @@ typedef struct Error {
  * loop. Bytes that are not printable ASCII or valid UTF-8 are shown as \xNN, so that a hostile name
  * in a file cannot drive a terminal. */
 REFSAE_NORETURN void fail(Status status, const char *format, ...) REFSAE_PRINTF(2, 3);
+/* Once more, if it was for memory or disk, which say nothing about the input; else returns. */
+void fail_for_resources(const Error *error);
 /* By errno: a full disk or memory is STATUS_RESOURCE, a wrong path or permission STATUS_INPUT. */
 REFSAE_NORETURN void fail_errno(int code, const char *path, const char *what);
 
@@ -196,10 +198,18 @@ typedef struct OutFile {
 OutFile *out_open(const char *path);
 void out_commit(OutFile *out); /* STATUS_RESOURCE when the disk refused something */
 
+/* First of all in a program: a standard stream that is closed would be the next file opened, and
+ * what is said would be written into it. Reading or writing one still fails. */
+void secure_standard_streams(void);
+
+/* Only "no such file" is false: that it cannot be told is an error. */
 bool path_is_directory(const char *path);
 void path_need_directory(const char *path); /* to read; a file's sentence says what it is */
 bool path_exists(const char *path);
 void path_make_directory(const char *path); /* with its parents; fine if it is there */
+/* Makes the folder that a command writes its results into and keeps it from other runs until the
+ * arena goes, so that no two mix their files. */
+void out_folder(Arena *arena, const char *path);
 /* "directory/name" in the arena, or name itself if it is absolute. */
 char *path_join(Arena *arena, const char *directory, const char *name);
 char *path_parent(Arena *arena, const char *path); /* the folder that a file is in */

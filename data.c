@@ -116,6 +116,7 @@ Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed)
     Error not_json; /* then it is what the user says */
     ATTEMPT(&not_json,
             list = prompt[0] == '[' ? json_parse(arena, prompt, strlen(prompt), "--prompt") : NULL);
+    fail_for_resources(&not_json);
     if (not_json.status == STATUS_OK && json_is(list, JSON_ARRAY) &&
         json_is(list->child, JSON_OBJECT)) {
         parse_turns(&c, list, "--prompt", arena);

@@ -902,20 +902,17 @@ void page_digest(Page *page, const char *name, const char *path) {
     static const char *const checkpoints[] = {"model.safetensors", "model.safetensors.index.json"};
     Arena *scratch = arena_new();
     char hex[65];
-    Error unread;
     bool directory = path != NULL && path_is_directory(path);
     const char *file = directory ? NULL : path;
     for (size_t i = 0; i < 2 && directory && file == NULL; i++) {
         char *checkpoint = path_join(scratch, path, checkpoints[i]);
         file = path_exists(checkpoint) ? checkpoint : NULL;
     }
-    if (file != NULL) {
-        ATTEMPT(&unread, sha256_file(file, hex));
-        if (unread.status == STATUS_OK) {
-            page_fact(page, name, "%s  sha256 %s", file, hex);
-        } else {
-            page_fact(page, name, "%s", file);
-        }
+    if (file != NULL && path_exists(file)) {
+        sha256_file(file, hex);
+        page_fact(page, name, "%s  sha256 %s", file, hex);
+    } else if (file != NULL) {
+        page_fact(page, name, "%s", file);
     }
     arena_free(scratch);
 }

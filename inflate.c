@@ -361,6 +361,10 @@ static uint32_t adler32_of(const unsigned char *data, size_t size) {
     return b << 16 | a;
 }
 
+bool inflates_too_far(uint64_t size, uint64_t packed) {
+    return size / 100 > packed + (1u << 20);
+}
+
 uint32_t big32(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }

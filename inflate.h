@@ -3,8 +3,13 @@
 #ifndef REFSAE_INFLATE_H
 #define REFSAE_INFLATE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* Whether `packed` bytes would take more memory than any honest file: above 100 MiB and 100 bytes a
+ * byte, of which deflate makes up to 1032. */
+bool inflates_too_far(uint64_t size, uint64_t packed);
 
 /* Decodes into out[capacity] and returns the bytes that came; more than fit are an error (no
  * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */

@@ -309,8 +309,8 @@ static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
                 arena_measure(measured_layout, &(Measured){.compute = compute, .sae = sae}));
 }
 
-/* A row of a folder of SAEs: one that cannot be opened says why. */
-static void tell_sae_row(Teller *t, const char *path) {
+/* A row of a folder of SAEs: one that cannot be opened says why, and the caller learns it. */
+static Error tell_sae_row(Teller *t, const char *path) {
     Sae sae;
     Error error;
     char hook[HOOK_NAME_MAX] = "(no hook point: --hook)";
@@ -338,36 +338,40 @@ static void tell_sae_row(Teller *t, const char *path) {
     }
     tell_end(t);
     arena_free(arena);
+    return error;
 }
 
-/* A folder of several; fails before it tells anything. */
-static void info_saes(Teller *t, const char *path) {
-    size_t count;
-    const char **paths = sae_list(t->arena, path, &count);
-    if (count < 2) {
-        fail(STATUS_INPUT, "%s: a single SAE", path);
-    }
+/* A folder of several: all are told before the first that cannot be opened is an error. */
+static void info_saes(Teller *t, const char **paths, size_t count) {
+    Error first = {0};
     tell(t, "kind", "sparse autoencoders");
     tell_count(t, "count", count);
     tell_array(t, "saes");
     for (size_t i = 0; i < count; i++) {
-        tell_sae_row(t, paths[i]);
+        Error error = tell_sae_row(t, paths[i]);
+        first = first.status == STATUS_OK ? error : first;
     }
     tell_end(t);
+    if (first.status != STATUS_OK) {
+        fail(first.status, "%s", first.text);
+    }
 }
 
 static void info_sae(Teller *t, const Compute *compute, const char *path) {
     Sae sae;
-    Error single, several;
+    Error single;
+    size_t count = 0;
     ATTEMPT(&single, sae_open(&sae, t->arena, path, NULL));
     if (single.status == STATUS_OK) {
         tell_sae(t, compute, &sae);
         return;
     }
-    ATTEMPT(&several, info_saes(t, path));
-    if (several.status != STATUS_OK) {
+    fail_for_resources(&single);
+    const char **paths = path_is_directory(path) ? sae_list(t->arena, path, &count) : NULL;
+    if (count < 2) {
         fail(single.status, "%s", single.text);
     }
+    info_saes(t, paths, count);
 }
 
 /* ---- files ---- */
@@ -578,6 +582,7 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
 static Error json_try(Arena *arena, const char *path, const Json **value) {
     Error error;
     ATTEMPT(&error, *value = json_read_file(arena, path));
+    fail_for_resources(&error);
     return error;
 }
 
@@ -588,6 +593,7 @@ static bool info_object(Teller *t, const Compute *compute, const char *path) {
     Error not_one = json_try(t->arena, path, &value), no_lines;
     if (not_one.status != STATUS_OK) { /* one a line? If not, the first complaint is clearer */
         ATTEMPT(&no_lines, info_records(t, path));
+        fail_for_resources(&no_lines);
         if (no_lines.status != STATUS_OK) {
             fail(not_one.status, "%s", not_one.text);
         }

@@ -191,6 +191,7 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         fail(STATUS_INPUT, "%s: JPEG: %d components are not supported", j->name, (int)s[5]);
     }
     image_check_size(j->width, j->height, j->name);
+    image_check_memory(3 * j->width * j->height, j->size, j->name);
     j->h_max = j->v_max = 1;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];

@@ -596,8 +596,12 @@ const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena) {
     }
     size_t size = (size_t)bytes;
     file->buffer = arena_grow(file->arena, file->buffer, &file->capacity, size, 1);
-    if (fseeko(file->stream, (off_t)start, SEEK_SET) != 0 ||
-        fread(file->buffer, 1, size, file->stream) != size) {
+    bool found = fseeko(file->stream, (off_t)start, SEEK_SET) == 0;
+    size_t got = found ? fread(file->buffer, 1, size, file->stream) : 0;
+    if (!found || ferror(file->stream)) {
+        fail_errno(errno, file->name, "cannot read");
+    }
+    if (got != size) {
         fail(STATUS_INPUT, "%s: changed while it was read", file->name);
     }
     /* What follows an element up to the next one: white space and, in an array, one comma. */

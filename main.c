@@ -773,9 +773,11 @@ REFSAE_NORETURN static void refuse_command(const char *name) {
     fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
 }
 
-static void end_output(void) {
-    if (fflush(stdout) != 0) {
-        fail(STATUS_RESOURCE, "standard output: %s", strerror(errno));
+static void flush_output(void) {
+    errno = 0; /* stays so if it was an earlier write that failed */
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fail(STATUS_RESOURCE, "standard output: %s",
+             errno == 0 ? "the disk refused part of it" : strerror(errno));
     }
 }
 
@@ -946,7 +948,7 @@ static bool print_generated(const char *name) {
     for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
         if (strcmp(pages[i].name, name) == 0) {
             pages[i].print();
-            end_output();
+            flush_output();
             return true;
         }
     }
@@ -992,7 +994,7 @@ static void run_command(const Command *command, int argc, char **argv) {
                            "checkpoint"
                          : "interrupted; no file is left half-written");
     command->run(&arguments, &compute, &console);
-    end_output();
+    flush_output();
     arena_free(arena);
 }
 
@@ -1016,6 +1018,7 @@ static void wait_without_spinning(char **argv) {
 }
 
 int main(int argc, char **argv) {
+    secure_standard_streams();
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
@@ -1027,6 +1030,7 @@ int main(int argc, char **argv) {
     const char *format = help && argc > 2 ? format_find(argv[2]) : NULL;
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
+        flush_output();
         return STATUS_OK;
     }
     for (int i = 2; i < argc && command != NULL; i++) {
@@ -1037,7 +1041,7 @@ int main(int argc, char **argv) {
     }
     if (help) {
         format != NULL ? print_format(format) : print_help(command);
-        end_output();
+        flush_output();
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
     Error error = attempt_command(command, argc, argv);

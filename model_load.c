@@ -473,6 +473,7 @@ void llm_open(Llm *llm, Arena *arena, const char *directory) {
     }
     config_tokens(&llm->config, arena, config, generation);
     tensors_open(&llm->store, arena, directory);
+    llm->store.settings = path_join(arena, directory, "config.json");
     load_llm(llm, arena, scratch, config);
     arena_free(scratch);
 }
@@ -541,6 +542,7 @@ void vit_open(Vit *vit, Arena *arena, const char *directory) {
     *vit = (Vit){.path = arena_copy(arena, directory, strlen(directory))};
     vit->config = config_clip(config, file);
     tensors_open(&vit->store, arena, directory);
+    vit->store.settings = path_join(arena, directory, "config.json");
     check_layers(file, vit->config.n_layers, &vit->store);
     vit->layers = arena_alloc(arena, vit->config.n_layers, sizeof *vit->layers);
     load_vit(vit, scratch);

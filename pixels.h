@@ -4,6 +4,7 @@
 #define REFSAE_PIXELS_H
 
 #include "base.h"
+#include "inflate.h"
 
 /* 8-bit RGB as Pillow's Image.open(...).convert("RGB"): rgb[(y * width + x) * 3 + c]. */
 typedef struct Image {
@@ -23,6 +24,13 @@ static inline void image_check_size(size_t width, size_t height, const char *nam
     if (width > IMAGE_MAX_PIXELS / height) {
         fail(STATUS_INPUT, "%s: the picture is too large: %zu x %zu is above %zu pixels", name,
              width, height, IMAGE_MAX_PIXELS);
+    }
+}
+
+static inline void image_check_memory(size_t bytes, size_t packed, const char *name) {
+    if (inflates_too_far(bytes, packed)) {
+        fail(STATUS_INPUT, "%s: the picture takes %zu bytes of memory, too many for %zu of data",
+             name, bytes, packed);
     }
 }
 

@@ -154,9 +154,7 @@ static Image unpack_image(const Png *png, const unsigned char *stream, size_t si
         size_t height = pass_size(png->height, passes[i].y, passes[i].dy);
         expected += width > 0 ? height * (1 + row_bytes(png, width)) : 0;
     }
-    if (size < expected / 1032) { /* deflate cannot do better: refused before memory is taken */
-        png_fail(png, "the file ends before the picture is complete");
-    }
+    image_check_memory(expected + 3 * png->width * png->height, size, png->name);
     unsigned char *raw = arena_alloc(scratch, expected, 1);
     unsigned char *zeros = arena_alloc(scratch, row_bytes(png, png->width), 1);
     if (inflate_zlib(raw, expected, stream, size, png->name) < expected) {

@@ -6,6 +6,7 @@
 #include "figure.h"
 #include "json.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1100,13 +1101,22 @@ typedef struct Folder {
     Arena *arena;
 } Folder;
 
-/* A file of the folder; one that is missing, cannot be read or is no UTF-8 is as an empty one. */
+/* A file of the folder, or NULL: only what is not there is left out. */
+static const char *folder_file(const Folder *f, const char *name) {
+    const char *path = path_join(f->arena, f->path, name);
+    return path_exists(path) ? path : NULL;
+}
+
+/* A file of the folder; one that is missing is as an empty one. */
 static const char *folder_text(const Folder *f, const char *name) {
-    FileMap map;
-    Error unread;
-    ATTEMPT(&unread, map = file_map(f->arena, path_join(f->arena, f->path, name)));
-    if (unread.status != STATUS_OK || !utf8_valid((const char *)map.data, map.size)) {
+    const char *path = folder_file(f, name);
+    if (path == NULL) {
         return "";
+    }
+    FileMap map = file_map(f->arena, path);
+    if (strnlen((const char *)map.data, map.size) < map.size ||
+        !utf8_valid((const char *)map.data, map.size)) {
+        fail(STATUS_INPUT, "%s: is not UTF-8 text", path);
     }
     return arena_copy(f->arena, (const char *)map.data, map.size);
 }
@@ -1121,10 +1131,12 @@ static char *text_between(Arena *arena, const char *text, const char *open, cons
 }
 
 static const Json *folder_json(const Folder *f, const char *name) {
-    const Json *volatile json = NULL;
-    Error unread;
-    ATTEMPT(&unread, json = json_read_file(f->arena, path_join(f->arena, f->path, name)));
-    return json_is(json, JSON_OBJECT) ? json : NULL;
+    const char *path = folder_file(f, name);
+    const Json *json = path != NULL ? json_read_file(f->arena, path) : NULL;
+    if (json != NULL && !json_is(json, JSON_OBJECT)) {
+        fail(STATUS_INPUT, "%s: expected an object", path);
+    }
+    return json;
 }
 
 /* Only what refsae drew. */
@@ -1132,7 +1144,11 @@ static void show_figure(const Folder *f, const char *name, const char *caption) 
     static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
     const char *text = folder_text(f, name);
     char *inside = text_between(f->arena, text, begin, "</svg>");
-    if (strncmp(text, begin, strlen(begin)) == 0 && *inside != '\0') {
+    bool ours = strncmp(text, begin, strlen(begin)) == 0;
+    if (ours && *inside == '\0') {
+        fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
+    }
+    if (ours) {
         page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
     }
 }
@@ -1225,14 +1241,18 @@ static void show_table(const Folder *f, const char *caption, const char *keys, c
 
 /* train.csv: steps, first and last loss. */
 static void show_training(const Folder *f) {
-    const char *line = folder_text(f, "train.csv");
+    const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
     int column = csv_column(line, "loss");
     double begin = 0, end = 0;
     size_t steps = 0;
+    if (path != NULL && column < 0) {
+        fail(STATUS_INPUT, "%s: no column 'loss'", path);
+    }
     while (column >= 0 && *(line = next_line(line)) != '\0') {
-        if (csv_number(line, column, &end)) {
-            begin = steps++ == 0 ? end : begin;
+        if (!csv_number(line, column, &end)) {
+            fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
         }
+        begin = steps++ == 0 ? end : begin;
     }
     if (steps > 0) {
         page_section(f->page, "Training of the adapter");
@@ -1735,8 +1755,11 @@ void report_train(const TrainResult *result) {
 /* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
 static char *folder_name(Arena *arena, const char *directory) {
     char *real = realpath(directory, NULL);
-    const char *path = real != NULL ? real : directory, *slash = strrchr(path, '/');
-    const char *name = slash != NULL && slash[1] != '\0' ? slash + 1 : path;
+    if (real == NULL) {
+        fail_errno(errno, directory, "cannot look at this path");
+    }
+    const char *slash = strrchr(real, '/');
+    const char *name = slash[1] != '\0' ? slash + 1 : real;
     char *copy = arena_copy(arena, name, strlen(name));
     free(real);
     return copy;

@@ -123,7 +123,8 @@ typedef struct LeftOut { /* why examples were left out */
 
 /* An input may be left out, unless that is forbidden; what the machine lacks is always told. */
 static void may_leave_out(const Error *cause, bool strict) {
-    if (strict || cause->status == STATUS_RESOURCE) {
+    fail_for_resources(cause);
+    if (strict) {
         fail(cause->status, "%s", cause->text);
     }
 }
@@ -470,7 +471,7 @@ static void train_open(Trainer *t, const Compute *compute) {
     if (!(o->warmup >= 0.0 && o->warmup <= 1.0) || !(o->lr >= 0.0) || !(o->min_lr >= 0.0)) {
         fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
     }
-    path_make_directory(o->out);
+    out_folder(t->arena, o->out);
     path_need_directory(o->images);
     vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
     t->vlm.image_text = o->image_text;
@@ -817,7 +818,7 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     Arena *arena = arena_new();
     Evaluation e = {
         .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
-    path_make_directory(o->out);
+    out_folder(arena, o->out);
     path_need_directory(o->images);
     vlm_open(&e.vlm, arena, compute,
              &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
@@ -1155,9 +1156,7 @@ static void verdicts_read(Analysis *a) {
         size_t number = 0; /* for messages that nobody reads */
         arena_reset(a->example);
         ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
-        if (unreadable.status == STATUS_RESOURCE) {
-            fail(unreadable.status, "%s", unreadable.text);
-        }
+        fail_for_resources(&unreadable);
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
         any |= line != NULL && verdict_apply(a, line);
         end = feof(file) != 0;
@@ -1287,7 +1286,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
         fail(STATUS_INPUT, "--examples, --features and --converge must be at least 1");
     }
     a.top = arena_alloc(arena, o->features, sizeof *a.top);
-    path_make_directory(o->out);
+    out_folder(arena, o->out);
     path_need_directory(o->images);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;

@@ -1326,7 +1326,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
     }
     (void)writes_by(options); /* a mistake is told before the work */
-    path_make_directory(options->out);
+    out_folder(arena, options->out);
     llm_open(&r.llm, files, options->llm);
     r.tokenizer = tokenizer_open(files, options->llm);
     open_saes(&r, files);

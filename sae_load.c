@@ -15,6 +15,7 @@
 #include "elementary.h"
 #include "json.h"
 
+#include <errno.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -216,11 +217,12 @@ static void component_read(PathFinds *finds, Sae *sae, const char *name) {
 /* The components of the SAE's whole path, the deepest first. */
 static PathFinds path_read(Sae *sae) {
     PathFinds finds = {.layer = -1};
-    char here[4096];
+    char here[4096] = "";
     sae->average_l0 = (double)NAN;
-    char *path =
-        path_join(sae->arena, sae->path[0] != '/' && getcwd(here, sizeof here) != NULL ? here : "",
-                  sae->path);
+    if (sae->path[0] != '/' && getcwd(here, sizeof here) == NULL) {
+        fail_errno(errno, sae->path, "cannot tell where this is");
+    }
+    char *path = path_join(sae->arena, here, sae->path);
     for (char *slash = path; slash != NULL;) {
         slash = strrchr(path, '/');
         component_read(&finds, sae, slash != NULL ? slash + 1 : path);
@@ -912,6 +914,7 @@ static void decoder_norms(Sae *sae) {
 static void found_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     tensors_open(&sae->store, sae->arena, c->weights_file);
+    sae->store.settings = c->cfg != NULL ? c->cfg_file : NULL;
     switch (sae->source) {
     case SAE_GEMMASCOPE:
         gemmascope_load(c);
@@ -953,8 +956,11 @@ typedef struct Search {
 /* Depth first, in order of names; below: the path from where the search began. */
 static void search_directory(Search *s, const char *directory, const char *below) {
     struct stat info;
-    if (stat(directory, &info) != 0 || !S_ISDIR(info.st_mode)) {
+    if (!path_is_directory(directory)) {
         return;
+    }
+    if (stat(directory, &info) != 0) {
+        fail_errno(errno, directory, "cannot read this directory");
     }
     for (size_t i = 0; i < s->seen_count; i++) {
         if (s->seen[i].device == info.st_dev && s->seen[i].inode == info.st_ino) {

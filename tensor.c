@@ -88,14 +88,18 @@ const Tensor *tensors_need(const TensorStore *store, const char *name, int rank,
                            const size_t *shape) {
     char expected[24 * TENSOR_MAX_RANK], found[24 * TENSOR_MAX_RANK];
     const Tensor *t = tensors_find(store, name);
+    const char *from = store->settings != NULL ? "; the sizes are from " : "";
+    const char *settings = store->settings != NULL ? store->settings : "";
     shape_format(expected, rank, shape);
     if (t == NULL) {
-        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, not found", store->path, name, expected);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, not found%s%s", store->path, name,
+             expected, from, settings);
     }
     if (t->rank != rank ||
         (rank != 0 && memcmp(t->shape, shape, (size_t)rank * sizeof *shape) != 0)) {
         shape_format(found, t->rank, t->shape);
-        tensor_fail(t, "expected %s, found %s", expected, found);
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, found %s%s%s", t->file, name, expected,
+             found, from, settings);
     }
     if (t->dtype != DTYPE_F32 && t->dtype != DTYPE_BF16 && t->dtype != DTYPE_F16) {
         tensor_fail(t, "expected F32, BF16 or F16, found %s", t->type);

@@ -48,6 +48,7 @@ typedef struct TensorStore {
     size_t map_count, map_room;
     Arena *arena; /* the caller's: maps, names, unpacked members */
     const char *path;
+    const char *settings; /* the file that states the sizes needed, for messages; NULL: none */
 } TensorStore;
 
 const Tensor *tensors_find(const TensorStore *store, const char *name); /* NULL: none */

@@ -25,6 +25,7 @@
 
 enum {
     DIRECT_CODES = 0x10000, /* characters whose id is looked up in an array */
+    REPLACEMENT_MOST = 16,  /* bytes of what a Replace puts */
     SETTING_MOST = 1 << 24, /* tokens that truncation leaves or padding makes */
     WORD_CUT = 64,          /* bytes; longer words are cut where no merge can reach across */
     CACHE_WORD = 128,       /* bytes; longer pieces are not remembered */
@@ -661,7 +662,12 @@ static const AddedToken *added_match(const AddedSet *set, const char *text, size
         }
     }
     uint32_t i = (uint32_t)low - 1;
-    while (i != NONE && !begins_with(text + at, length, set->list[i].text)) {
+    size_t same = 0; /* what begins it and is no longer than this begins the text too */
+    while (i != NONE && same < length && same < set->list[i].text.length &&
+           set->list[i].text.text[same] == text[at + same]) {
+        same++;
+    }
+    while (i != NONE && set->list[i].text.length > same) {
         i = set->list[i].shorter;
     }
     return i == NONE ? NULL : &set->list[i];
@@ -978,6 +984,15 @@ static String read_pattern(const Tokenizer *t, const Json *part) {
     return text;
 }
 
+/* A long one would let a small file ask for any amount of memory. */
+static String read_replacement(const Tokenizer *t, const Json *part) {
+    String text = read_string(t, part, "content");
+    if (text.length > REPLACEMENT_MOST) {
+        json_refuse(part, "content", "at most 16 bytes");
+    }
+    return text;
+}
+
 enum {
     MAX_PARTS = 8
 };
@@ -1019,7 +1034,7 @@ static void load_normalizer(Tokenizer *t, const Json *root) {
             t->nfc = true;
         } else if (part_is(&parts, i, "Replace") && parts.count == 1) {
             t->space = read_pattern(t, parts.part[i]);
-            t->mark = read_string(t, parts.part[i], "content");
+            t->mark = read_replacement(t, parts.part[i]);
         } else {
             bool known = part_is(&parts, i, "NFC") || part_is(&parts, i, "Replace");
             unsupported(t, known ? "in a sequence the normalizer" : "normalizer", parts.type[i]);
@@ -1065,7 +1080,7 @@ static void load_decoder(Tokenizer *t, const Json *root) {
         json_refuse(root, "decoder", "ByteLevel or a sequence of Replace, ByteFallback and Fuse");
     }
     t->decode_mark = read_pattern(t, parts.part[0]);
-    t->decode_space = read_string(t, parts.part[0], "content");
+    t->decode_space = read_replacement(t, parts.part[0]);
 }
 
 static void add_ids(const Tokenizer *t, Ids *ids, const Json *special) {

@@ -11,11 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Deflate never expands by more than 1032; what declares more is a bomb or broken. */
-enum {
-    DEFLATE_MOST = 1032
-};
-
 bool zip_is(const FileMap *map) {
     return map->size >= 4 &&
            (read_little(map->data, 4) == 0x04034B50 || read_little(map->data, 4) == 0x06054B50);
@@ -124,10 +119,6 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
         fail(STATUS_INPUT, "%s: a zip member of %llu bytes that ends after the file", path,
              (unsigned long long)member->packed);
     }
-    if (member->size > SIZE_MAX || member->size / DEFLATE_MOST > member->packed + 64) {
-        fail(STATUS_INPUT, "%s: zip member '%s': %llu bytes cannot unpack to %llu", path,
-             member->name, (unsigned long long)member->packed, (unsigned long long)member->size);
-    }
     member->data = map->data + at;
     member->end = at + member->packed;
     return entry_size;
@@ -148,8 +139,15 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
     uint64_t left = directory.size;
     size_t count = (size_t)directory.count;
     ZipMember *members = arena_alloc(arena, count, sizeof *members);
+    uint64_t unpacked = 0; /* by all of them together */
     for (size_t i = 0; i < count; i++) {
         size_t size = zip_member(map, entry, left, path, arena, &members[i]);
+        uint64_t deflated = members[i].method != 0 ? members[i].size : 0;
+        unpacked = deflated < UINT64_MAX - unpacked ? unpacked + deflated : UINT64_MAX;
+        if (unpacked > SIZE_MAX || inflates_too_far(unpacked, map->size)) {
+            fail(STATUS_INPUT, "%s: zip member '%s': unpacks to %llu bytes, too many for %zu", path,
+                 members[i].name, (unsigned long long)members[i].size, map->size);
+        }
         entry += size;
         left -= size;
     }
@@ -219,8 +217,8 @@ FileMap gzip_unpack(Arena *arena, const FileMap *map, const char *path) {
         fail(STATUS_INPUT, "%s: broken gzip header", path);
     }
     size_t size = (size_t)read_little(data + end + 4, 4);
-    if (size / DEFLATE_MOST > end - at) {
-        fail(STATUS_INPUT, "%s: %zu bytes cannot unpack to %zu", path, end - at, size);
+    if (inflates_too_far(size, map->size)) {
+        fail(STATUS_INPUT, "%s: unpacks to %zu bytes, too many for %zu", path, size, map->size);
     }
     unsigned char *unpacked = arena_alloc(arena, size, 1);
     size_t length = inflate_raw(unpacked, size, data + at, end - at, &used, path);

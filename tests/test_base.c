@@ -197,6 +197,14 @@ static void lay_out_too_much(Arena *arena, void *user) {
     arena_alloc(arena, SIZE_MAX / 2, 2);
 }
 
+Test(base, text_that_cannot_be_made_is_an_error) {
+    Arena *arena = arena_new();
+    Error error;
+    ATTEMPT(&error, (void)arena_format(arena, "a%lsb", L"\xE9")); /* not in the C locale */
+    cr_assert_eq(error.status, STATUS_RESOURCE);
+    arena_free(arena);
+}
+
 Test(base, a_planned_arena_fits_exactly) {
     void *places[4], *again[4];
     size_t bytes = arena_measure(lay_out, places);
@@ -632,11 +640,33 @@ Test(base, directories) {
     cr_assert_str_eq(names[1], "file");
     ATTEMPT(&error, path_list(arena, "/nonexistent", &count));
     cr_assert_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, out_folder(arena, deep));
+    cr_assert_eq(error.status, STATUS_OK);
+    ATTEMPT(&error, out_folder(arena, deep));
+    cr_assert_not_null(strstr(error.text, "another run"), "%s", error.text);
+    arena_reset(arena);
+    out_folder(arena, deep);
     cr_assert_str_eq(path_join(arena, "d", "n"), "d/n");
     cr_assert_str_eq(path_join(arena, "d/", "n"), "d/n");
     cr_assert_str_eq(path_join(arena, "d", "/n"), "/n");
     cr_assert_str_eq(path_join(arena, "", "n"), "n");
     arena_free(arena);
+}
+
+/* "No such file" alone is a path that is not there. */
+Test(base, what_cannot_be_looked_at_is_an_error) {
+    const char *parent = directory_new();
+    char *loop = in(parent, "loop");
+    Error error;
+    cr_assert_eq(symlink("loop", loop), 0);
+    cr_assert(!path_exists(in(parent, "nothing")));
+    cr_assert(!path_is_directory(in(parent, "nothing")));
+    ATTEMPT(&error, (void)path_exists(loop));
+    cr_assert_not_null(strstr(error.text, "loop: cannot look"), "%s", error.text);
+    ATTEMPT(&error, (void)path_is_directory(loop));
+    cr_assert_not_null(strstr(error.text, "loop: cannot look"), "%s", error.text);
+    ATTEMPT(&error, (void)out_open(loop));
+    cr_assert_not_null(strstr(error.text, "loop: cannot"), "%s", error.text);
 }
 
 /* ---- progress ---- */

@@ -327,6 +327,23 @@ static size_t read_elements(Arena *arena, const char *path) {
     return file.count;
 }
 
+/* The disk, and nobody who wrote to the file. */
+Test(json, an_array_whose_file_cannot_be_read_any_more) {
+    Arena *arena = arena_new();
+    JsonArrayFile file;
+    Error error;
+    const char *path = file_new();
+    FILE *f = fopen(path, "wb");
+    fprintf(f, "[\"%0200000d\", \"%0200000d\"]", 1, 2);
+    fclose(f);
+    json_array_open(&file, arena, path);
+    close(fileno(file.stream));
+    ATTEMPT(&error, json_array_read(&file, 0, arena));
+    cr_assert_not_null(strstr(error.text, "cannot read: Bad file descriptor"), "%s", error.text);
+    arena_free(arena);
+    remove(path);
+}
+
 /* The number of elements, or -1 and why. */
 static long read_all(const char *path, Error *error) {
     Arena *arena = arena_new();

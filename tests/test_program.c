@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -115,6 +116,10 @@ Test(program, usage) {
     one_sentence("1e-3x");
     cr_assert_eq(run("", "diff onlyone"), 2);
     cr_assert_eq(run("(", "help train >/dev/full)"), 3);
+    one_sentence("standard output");
+    cr_assert_eq(run("(", "--version >/dev/full)"), 3);
+    one_sentence("standard output");
+    cr_assert_eq(run("(", "--version >&-)"), 3);
     one_sentence("standard output");
     cr_assert_eq(run("REFSAE_ISA=sse9", "tokenize weights/gpt2 </dev/null"), 2);
     one_sentence("sse9");
@@ -1327,4 +1332,108 @@ Test(program, full_disk_leaves_nothing_half_written) {
     snprintf(command, sizeof command, "test \"$(ls %s | tr '\\n' ' ')\" = 'stderr stdout '",
              folder);
     cr_assert_eq(system(command), 0, "a temporary file was left behind");
+}
+
+/* ---- what cannot be looked at is not what is not there ---- */
+
+static void shell(const char *format, ...) {
+    char command[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(command, sizeof command, format, arguments);
+    va_end(arguments);
+    cr_assert_eq(system(command), 0, "%s", command);
+}
+
+/* Else the first file opened would be descriptor 2, and what is said would stand in it. */
+Test(program, closed_standard_streams) {
+    static const char *const closed[] = {"2>&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"};
+    static const char form[] = "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
+                               " --questions @/q --images weights/images --max-new-tokens 2 "
+                               "--out @/%s %s";
+    shell("head -n 2 weights/questions.jsonl >%s/q", folder);
+    cr_assert_eq(run("", form, "open", ""), 0);
+    for (size_t i = 0; i < sizeof closed / sizeof *closed; i++) {
+        char words[32];
+        snprintf(words, sizeof words, "%s)", closed[i]);
+        (void)run("(", form, "closed", words); /* a closed stdout may be an error of its own */
+        same_file("open/answers.jsonl", "closed/answers.jsonl");
+        same_file("open/scores.json", "closed/scores.json");
+    }
+}
+
+Test(program, a_folder_that_cannot_be_searched_ends_the_run) {
+    shell("cp -r weights/saes/gpt2 %s/saes && chmod -R u+w %s/saes && "
+          "ln -s nowhere %s/saes/dangling",
+          folder, folder, folder);
+    cr_assert_eq(run("", "info @/saes"), 0);
+    cr_assert(says("stdout", "5"));
+    shell("ln -s loop %s/saes/loop", folder);
+    cr_assert_eq(run("", "info @/saes"), 2);
+    one_sentence("/saes/loop: cannot look at this path");
+}
+
+Test(program, a_damaged_sae_of_a_set_ends_the_run) {
+    shell("cp -r weights/saes/gpt2 %s/saes && chmod -R u+w %s/saes && "
+          ": >%s/saes/blocks.1.hook_resid_pre/sae_weights.safetensors",
+          folder, folder, folder);
+    cr_assert_eq(run("", "info --json @/saes"), 2);
+    one_sentence("/saes/blocks.1.hook_resid_pre/sae_weights.safetensors");
+    cr_assert(says("stdout", "blocks.3.hook_resid_post"), "the others are told");
+}
+
+/* A picture that is not there is left out; one that there is no descriptor for is not. */
+Test(program, want_of_descriptors_is_no_missing_picture) {
+    char limit[64];
+    int code = 3, pictures = 0;
+    shell("head -n 2 weights/questions.jsonl >%s/q", folder);
+    for (int most = 4; code == 3 && most < 64; most++) {
+        snprintf(limit, sizeof limit, "(ulimit -n %d;", most);
+        code = run(limit, "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
+                          " --questions @/q --images weights/images --max-new-tokens 1 --quiet "
+                          "--out @/o)");
+        pictures += code == 3 && says("stderr", "weights/images/");
+    }
+    cr_assert_eq(code, 0);
+    cr_assert(pictures > 0);
+    cr_assert(says("o/scores.json", "\"skipped\": 0"));
+}
+
+/* Of settings and weights that contradict each other either may be the wrong one. */
+Test(program, settings_and_weights_that_contradict_each_other_are_both_named) {
+    shell("cp -r weights/gpt2 %s/llm && cp -r weights/clip %s/vit && "
+          "cp -r weights/saes/gpt2/blocks.1.hook_resid_pre %s/sae && chmod -R u+w %s/* && "
+          "sed -i 's/\"vocab_size\": [0-9]*/\"vocab_size\": 77/' %s/llm/config.json && "
+          "sed -i 's/\"patch_size\": 16/\"patch_size\": 8/' %s/vit/config.json && "
+          "sed -i 's/\"d_sae\": [0-9]*/\"d_sae\": 77/' %s/sae/cfg.json",
+          folder, folder, folder, folder, folder, folder, folder);
+    cr_assert_eq(run("", "info @/llm"), 2);
+    one_sentence("/llm/model.safetensors: tensor 'transformer.wte.weight': expected [77, ");
+    one_sentence("/llm/config.json");
+    cr_assert_eq(run("", "info @/vit"), 2);
+    one_sentence("/vit/model.safetensors: tensor ");
+    one_sentence("/vit/config.json");
+    cr_assert_eq(run("", "info @/sae"), 2);
+    one_sentence("/sae/sae_weights.safetensors: tensor 'W_enc': expected ");
+    one_sentence("/sae/cfg.json");
+}
+
+Test(program, two_runs_into_one_folder) {
+    static const char form[] = "train " ODD " --out %s/o --batch 2 --accumulate 1 --tokens 55 "
+                               "--steps 4 --quiet";
+    char other[512];
+    snprintf(other, sizeof other, form, folder);
+    shell("mkdir %s/o", folder);
+    int first = open(folder, O_RDONLY | O_DIRECTORY); /* of another folder: no matter */
+    cr_assert_eq(flock(first, LOCK_EX), 0);
+    cr_assert_eq(run("", "%s", other), 0);
+    close(first);
+    char path[128];
+    snprintf(path, sizeof path, "%s/o", folder);
+    first = open(path, O_RDONLY | O_DIRECTORY);
+    cr_assert_eq(flock(first, LOCK_EX), 0);
+    cr_assert_eq(run("", "%s", other), 2);
+    one_sentence("/o: another run is writing into this folder");
+    close(first);
+    cr_assert_eq(run("", "%s", other), 0);
 }

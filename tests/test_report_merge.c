@@ -170,22 +170,15 @@ Test(report_merge, again_is_the_same) {
 }
 
 Test(report_merge, what_is_missing_or_broken) {
-    static const char *const broken[] = {"",
-                                         "\xFF",
-                                         "<html>",
-                                         "<!--refsae made-->\nnever closed",
-                                         "<!--refsae made-->\n<!--/refsae made-->\n",
-                                         "\xFF<!--refsae made-->\n<b><!--/refsae made-->\n"};
+    static const char *const foreign[] = {"", "<html>", "<!--refsae made-->\nnever closed",
+                                          "<!--refsae made-->\n<!--/refsae made-->\n"};
     Error error;
     make_folder("a");
     make_folder("b");
     make_folder("c");
-    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
-        put("a/report.html", broken[i]);
-        put("a/train.csv", i % 2 == 0 ? "loss\n" : "step,lo\"ss\n1,2\n,,\n");
-        put("a/scores.json", i % 2 == 0 ? "[1, {}" : "[1]");
-        put("a/loss.svg", i % 2 == 0 ? "<svg><script>alert(1)</script></svg>" : broken[i]);
-        make_folder("b/report.html");
+    put("a/loss.svg", "<svg><script>alert(1)</script></svg>");
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
+        put("a/report.html", foreign[i]);
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
         assert_counts(html, 3, "<script", 0, "neither train.csv", 3, "</html>", 1);
@@ -195,6 +188,42 @@ Test(report_merge, what_is_missing_or_broken) {
     cr_assert_not_null(strstr(error.text, "nowhere: no such folder"));
     ATTEMPT(&error, merge("nowhere/all.html", "a", "b", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
+}
+
+/* What is there and cannot be read is no part that is missing. */
+Test(report_merge, what_is_damaged_is_refused_by_name) {
+    static const struct {
+        const char *file, *text, *says;
+    } cases[] = {{"scores.json", "{\"questions\": 60, \"exact_m", "line 1"},
+                 {"scores.json", "[1]", "expected an object"},
+                 {"layers.json", "", "line 1"},
+                 {"sage.json", "\xFF", "line 1"},
+                 {"train.csv", "\x8F\x01\xFE noise", "not UTF-8"},
+                 {"train.csv", "", "no column 'loss'"},
+                 {"train.csv", "noise\n1\n", "no column 'loss'"},
+                 {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
+                 {"report.html", "<b>\xFF</b>", "not UTF-8"},
+                 {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
+                  "ends too early"}};
+    make_folder("b");
+    make_folder("c");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char name[64], path[192];
+        snprintf(name, sizeof name, "case%zu", i);
+        make_folder(name);
+        snprintf(path, sizeof path, "%s/%s", name, cases[i].file);
+        put(path, cases[i].text);
+        Error error;
+        ATTEMPT(&error, merge("all.html", "b", name, "c"));
+        cr_assert_eq(error.status, STATUS_INPUT, "%s: %s", path, cases[i].says);
+        cr_assert_not_null(strstr(error.text, path), "%s", error.text);
+        cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
+        cr_assert(!path_exists(at("all.html")));
+    }
+    make_folder("d/report.html");
+    Error error;
+    ATTEMPT(&error, merge("all.html", "b", "d", "c"));
+    cr_assert_not_null(strstr(error.text, "d/report.html: is a directory"), "%s", error.text);
 }
 
 /* JSON of another form than ours is shown as far as it goes. */

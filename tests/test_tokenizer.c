@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base.h"
 #include "tokenizer.h"
@@ -326,6 +327,9 @@ Test(tokenizer, refuses_by_name) {
          "Lowercase"},
         {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}}",
          "expression ' +'"},
+        {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+         "\"content\":\"seventeen letters\"}}",
+         "'content': expected at most 16 bytes"},
         {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":1}}", "add_prefix_space"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
@@ -361,6 +365,43 @@ Test(tokenizer, refuses_by_name) {
         cr_expect_eq(error.status, STATUS_INPUT, "case %zu", i);
         cr_expect(strstr(error.text, cases[i][1]) != NULL, "case %zu: %s", i, error.text);
     }
+}
+
+/* Added tokens that share a prefix, and a text that begins with it everywhere: what they cost grows
+ * with their number, not with number times length. */
+Test(tokenizer, many_added_tokens_that_share_a_prefix) {
+    enum {
+        PREFIX = 1000,
+        COUNT = 3000,
+        TEXT = 40000
+    };
+    Arena *arena = arena_new();
+    char *b = arena_alloc(arena, COUNT + 1, 1), *x = arena_alloc(arena, TEXT + 1, 1);
+    memset(b, 'b', COUNT);
+    memset(x, 'x', TEXT);
+    FileMap map = file_map(arena, FOLDER "gpt2.json");
+    const char *text = arena_copy(arena, (const char *)map.data, map.size);
+    const char *place = strstr(text, "[{\"id\":0,"), *end = strstr(place, "}]");
+    char path[] = "/tmp/refsae_tokenizer_XXXXXX";
+    FILE *file = fdopen(mkstemp(path), "wb");
+    int id = (int)tokenizer_size(tokenizer_open(arena, FOLDER "gpt2.json"));
+    fprintf(file, "%.*s}", (int)(end - text), text);
+    for (int n = 1; n <= COUNT; n++) {
+        fprintf(file,
+                ",{\"id\":%d,\"content\":\"%.*s%.*s\",\"single_word\":false,\"lstrip\":false,"
+                "\"rstrip\":false,\"normalized\":false,\"special\":false}",
+                id++, PREFIX, x, n, b);
+    }
+    fputs(end + 1, file);
+    fclose(file);
+    Tokenizer *t = tokenizer_open(arena, path);
+    remove(path);
+    x[TEXT - 1] = 'b';
+    clock_t start = clock();
+    Tokens tokens = tokenizer_encode(t, x, TEXT, false, arena);
+    cr_assert_eq(tokens.id[tokens.count - 1], id - COUNT, "the shortest ends the text");
+    cr_assert((double)(clock() - start) / CLOCKS_PER_SEC < 2.5);
+    arena_free(arena);
 }
 
 /* A golden with one place of its text written otherwise. */
