@@ -35,14 +35,14 @@ static const struct {
      "99b51a293d6a8b22d6b3931e21a964401e48f08c5ea61ec771c9a7ce7340df56"},
     {"train/train.csv", "49473f797ff497ae68a0b6f34ca14896d94df198134df69064fb9a8919d28b27"},
     {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
-    {"eval/scores.json", "5f80a0bacc0b2bd5d9803b62e99343f149c3dd63b14b0a7c2c4ec5bbcf7ecd28"},
+    {"eval/scores.json", "7b71b89e6a6443c73c1214792cd4b96f3005b4b82b2c9b74573d00f71d7c6372"},
     {"analyze/layers.csv", "2972c2c5cea4a9e11693a49798cc8f2492d6b5203ac91dadefa2556b823065ee"},
     {"analyze/layers.json", "b13c7537f881f614895ebc2a345f544d07c33e5da6302587596c10c71590343b"},
-    {"analyze/features.jsonl", "cf5cd40cf472528b37547ded2f42d6d40a2fb171f63d5ea104a8866311309957"},
+    {"analyze/features.jsonl", "7986be3895128bbf35d32397a939d5d75c56c396539c5d0ae53b8ac425fd9ead"},
     {"sage/prompts.jsonl", "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
     {"sage/cross_sections.csv", "7c1c37b259f00a7722f4183922f7bab1d63017b9c28cf536190b61db364c17a4"},
     {"sage/sage.csv", "38a0388ce98b47b315a501445472e625119fedd08c48f3531ab5339a1bac0325"},
-    {"sage/sage.json", "6a8e1d6e1e36a6c506818d142ae17aae586b4455f1a0ba64f75567401db20807"},
+    {"sage/sage.json", "52d92eb08e5b6acb78b07adcf8c8a359ebef19d849fca9f3908c6c9fe2411414"},
 };
 
 enum {
