@@ -588,23 +588,6 @@ static void json_chance(JsonOut *json, const SageResult *r) {
     json_out_end(json);
 }
 
-/* The first test prompt's tokens, and which of them have names. */
-static void json_example(JsonOut *json, const SageResult *r) {
-    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
-    json_out_object(json, "example");
-    json_out_array(json, "tokens");
-    for (size_t i = 0; i < form->rows; i++) {
-        json_out_text(json, NULL, r->example[i]);
-    }
-    json_out_end(json);
-    json_out_object(json, "positions");
-    for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out_int(json, r->task->positions[i], (int64_t)form->positions[i]);
-    }
-    json_out_end(json);
-    json_out_end(json);
-}
-
 static void write_sage(const SageResult *r, const char *path) {
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 4);
@@ -616,9 +599,6 @@ static void write_sage(const SageResult *r, const char *path) {
     json_out_int(&json, "test", (int64_t)r->task->n_prompts[SAGE_TEST]);
     json_dropped(&json, r->task);
     json_out_end(&json);
-    if (r->example != NULL) {
-        json_example(&json, r);
-    }
     json_out_object(&json, "baseline");
     json_out_double(&json, "accuracy", r->accuracy);
     json_figure(&json, "m_clean", r->m_clean);
@@ -664,6 +644,26 @@ static void write_cross_sections(const SageResult *r, const char *path) {
         json_nodes(&json, "nodes", r, c, r->cross[c].nodes, r->cross[c].n_nodes, false);
         json_out_end(&json);
     }
+    json_out_end(&json);
+    out_commit(out);
+}
+
+/* example.json: the first test prompt's tokens, and which of them have names. */
+static void write_example(const SageResult *r, const char *path) {
+    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
+    json_out_object(&json, NULL);
+    json_out_array(&json, "tokens");
+    for (size_t i = 0; i < form->rows; i++) {
+        json_out_text(&json, NULL, r->example[i]);
+    }
+    json_out_end(&json);
+    json_out_object(&json, "positions");
+    for (size_t i = 0; i < r->task->n_positions; i++) {
+        json_out_int(&json, r->task->positions[i], (int64_t)form->positions[i]);
+    }
+    json_out_end(&json);
     json_out_end(&json);
     out_commit(out);
 }
@@ -865,8 +865,8 @@ static const char *untold(const Json *cross, const char *attribute, Arena *arena
         json_double(edits ? member_of(member_of(cross, "none", "control"), attribute, "none")
                           : json_get(cross, "resolution"));
     if (edits ? value > 0.9 : value < 0.1) {
-        return arena_format(arena, "%s %.2g: methods look alike",
-                            edits ? "none" : "resolution", value);
+        return arena_format(arena, "%s %.2g: methods look alike", edits ? "none" : "resolution",
+                            value);
     }
     return NULL;
 }
@@ -1292,10 +1292,6 @@ static void show_layers(const Folder *f, const Json *result) {
                    json_double(json_get(verdicts, "given")));
     }
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
-    page_value(f->page, "convergence layer, MSE", "%s",
-               convergence_text(f->arena, convergence, "mse_layer"));
-    page_value(f->page, "convergence layer, sparsity", "%s",
-               convergence_text(f->arena, convergence, "sparsity_layer"));
     page_paragraph(
         f->page,
         "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that "
@@ -1587,13 +1583,15 @@ static bool is_permuted(const Folder *f) {
     return strcmp(text_of(json_get(f->scores, "image_tokens")), "permuted") == 0;
 }
 
+static bool same_text(const Json *a, const Json *b, const char *key) {
+    return strcmp(text_of(json_get(a, key)), text_of(json_get(b, key))) == 0;
+}
+
 /* Of one adapter and as many questions, one with the pictures' own tokens and one without. */
-static bool are_partners(const Folder *a, const Folder *b) {
-    const char *adapter = text_of(json_get(a->scores, "adapter_sha256"));
-    return *adapter != '\0' && is_permuted(a) != is_permuted(b) &&
-           strcmp(adapter, text_of(json_get(b->scores, "adapter_sha256"))) == 0 &&
-           json_double(json_get(a->scores, "questions")) ==
-               json_double(json_get(b->scores, "questions"));
+static bool are_partners(const Json *a, const Json *b) {
+    return json_get(a, "adapter_sha256") != NULL && same_text(a, b, "adapter_sha256") &&
+           !same_text(a, b, "image_tokens") &&
+           json_double(json_get(a, "questions")) == json_double(json_get(b, "questions"));
 }
 
 static void find_answers(const Folder *f, const Folder *all, size_t count) {
@@ -1607,7 +1605,7 @@ static void find_answers(const Folder *f, const Folder *all, size_t count) {
                    "reference's own words with the picture's own image tokens.",
                    json_double(questions), exact);
     for (size_t i = 0; i < count; i++) {
-        if (are_partners(f, &all[i])) {
+        if (are_partners(f->scores, all[i].scores)) {
             page_paragraph(f->page,
                            "Control: with image tokens of other pictures in their place (%s) it is "
                            "%.1f %%. Words alone reach that much; what lies above was seen.",
@@ -1771,7 +1769,7 @@ static void find_layers(const Folder *f) {
 
 /* "After Alice [IO] and Tom [S1] went …" */
 static const char *example_text(const Folder *f) {
-    const Json *example = json_get(f->sage, "example");
+    const Json *example = folder_json(f, "example.json");
     const char *text = "";
     int place = 0;
     for (const Json *v = first(json_get(example, "tokens")); v != NULL; v = v->next, place++) {
@@ -1825,26 +1823,58 @@ static const char *node_text(const Json *node, Arena *arena) {
                         measured ? moves : "");
 }
 
-static void find_cross_section(const Folder *f, const Json *cross, const Json *tests) {
-    const char *nodes = "";
-    int n = 0;
-    for (const Json *v = first(json_get(cross, "nodes")); v != NULL && n < 3; v = v->next, n++) {
-        nodes = arena_format(f->arena, "%s%s%s", nodes, n == 0 ? "" : "; ", node_text(v, f->arena));
-    }
-    page_cell(f->page, false, cross->key);
-    page_cell(f->page, false, nodes);
-    show_cell(f, json_get(tests, "sae"), "sufficiency");
-    show_cell(f, json_get(tests, "sae"), "necessity");
-    page_cell(f->page, true, best_edit(tests, f->arena));
+/* The tests of a folder, if its SAEs can be compared with those of f: one model, one task. */
+static const Json *rival_tests(const Folder *f, const Folder *other) {
+    bool rivals =
+        same_text(f->sage, other->sage, "task") && same_text(f->sage, other->sage, "model");
+    return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-static void find_sage(const Folder *f) {
-    static const char *const titles[] = {"strongest nodes (effect on m)", "SAE's sufficiency",
-                                         "SAE's necessity", "SAE's best edit"};
-    static const bool number[4] = {false, true, true, true};
-    const Json *crosses = json_get(f->sage, "cross_sections");
+/* compared: with all that tells SAEs apart. */
+static void find_cross_section(const Folder *f, const Json *cross, bool compared) {
+    static const char *const figures[] = {"sufficiency", "necessity", "recovered"};
+    const Json *sae = json_get(cross, "sae"),
+               *nodes = member_of(json_get(f->sage, "cross_sections"), cross->key, "nodes");
+    const char *strongest = "";
+    int n = 0;
+    for (const Json *v = first(nodes); v != NULL && n < 3; v = v->next, n++) {
+        strongest =
+            arena_format(f->arena, "%s%s%s", strongest, n == 0 ? "" : "; ", node_text(v, f->arena));
+    }
+    page_cell(f->page, false, cross->key);
+    if (compared) {
+        page_cell(f->page, false, f->name);
+    }
+    page_cell(f->page, false, strongest);
+    page_cell(f->page, true, best_edit(cross, f->arena));
+    for (int i = 0; i < (compared ? 3 : 2); i++) {
+        show_cell(f, sae, figures[i]);
+    }
+    if (compared) {
+        show_cell(f, member_of(sae, "f1", "0.8"), "features");
+    }
+}
+
+/* A table for all folders of one task and model, at the first of them: each cross-section with its
+ * folders one below the other. */
+static void find_sage(const Folder *all, size_t count, size_t at) {
+    static const char *const titles[] = {"strongest nodes (effect on m)",
+                                         "SAE's best edit",
+                                         "SAE's sufficiency",
+                                         "necessity",
+                                         "recovered",
+                                         "features of F1 ≥ 0.8"};
+    static const bool number[6] = {false, true, true, true, true, true};
+    const Folder *f = &all[at];
     const char *text = example_text(f);
-    if (first_member(crosses) == NULL) {
+    size_t rivals = 0;
+    for (size_t i = 0; i < count; i++) {
+        rivals += first_member(rival_tests(f, &all[i])) != NULL;
+        if (rivals > 0 && i < at) {
+            return;
+        }
+    }
+    if (rivals == 0) {
         return;
     }
     page_paragraph(f->page,
@@ -1853,65 +1883,23 @@ static void find_sage(const Folder *f) {
                    100 * json_double(member_of(f->sage, "baseline", "accuracy")),
                    *text == '\0' ? "" : "A prompt, its positions named: ", text);
     page_table(f->page,
-               "What carries each attribute, and what the SAE makes of it. Sufficiency and "
-               "necessity: 1 is all, 0 is nothing; edit: of prompts the share that then answer as "
-               "with the other value, by the SAE's best k features, by nothing and by the best "
-               "that knowledge of the attribute allows; –: cannot be told there.",
-               "cross-section", titles, number, 4);
-    for (const Json *c = first_member(crosses); c != NULL; c = c->next) {
-        find_cross_section(f, c, member_of(f->sage, "tests", c->key));
-    }
-}
-
-/* SAEs of one model on one task, side by side. */
-static bool are_rivals(const Folder *a, const Folder *b) {
-    return a->sage != NULL && b->sage != NULL &&
-           strcmp(text_of(json_get(a->sage, "task")), text_of(json_get(b->sage, "task"))) == 0 &&
-           strcmp(text_of(json_get(a->sage, "model")), text_of(json_get(b->sage, "model"))) == 0;
-}
-
-static void compare_row(const Folder *f, const Json *cross) {
-    static const char *const figures[] = {"sufficiency", "recovered", "necessity"};
-    const Json *sae = json_get(cross, "sae");
-    page_cell(f->page, false, f->name);
-    page_cell(f->page, false, cross->key);
-    for (size_t i = 0; i < 3; i++) {
-        show_cell(f, sae, figures[i]);
-    }
-    page_cell(f->page, true, best_edit(cross, f->arena));
-    show_cell(f, member_of(sae, "f1", "0.8"), "features");
-}
-
-/* All that are of one task and model, at the first of them. */
-static void compare_saes(const Folder *all, size_t count, size_t at) {
-    static const char *const titles[] = {"sufficiency", "recovered", "necessity", "best control",
-                                         "features of F1 ≥ 0.8"};
-    static const bool number[5] = {true, true, true, true, true};
-    const Folder *f = &all[at];
-    size_t rivals = 0;
-    for (size_t i = 0; i < count; i++) {
-        rivals += are_rivals(f, &all[i]);
-        if (i < at && rivals > 0) {
-            return;
-        }
-    }
-    if (rivals < 2) {
-        return;
-    }
-    page_table(f->page,
-               arena_format(f->arena,
-                            "SAEs compared: %s in %s. Sufficiency, recovered and necessity: 1 is "
-                            "best, 0 worst; best control: of edits by at most k features the share "
-                            "of prompts that then answer as with the other value, beside no edit "
-                            "and the supervised one. –: cannot be told there.",
-                            text_of(json_get(f->sage, "task")),
-                            text_of(json_get(f->sage, "model"))),
-               "folder|cross-section", titles, number, 5);
+               "What carries each attribute, and what the SAE makes of it. Edit: of prompts the "
+               "share that then answer as with the other value, by the SAE's best k features, by "
+               "nothing and by the best that knowledge of the attribute allows; sufficiency, "
+               "necessity, recovered: 1 is all, 0 is nothing; –: cannot be told there.",
+               rivals > 1 ? "cross-section|folder" : "cross-section", titles, number,
+               rivals > 1 ? 6 : 4);
     for (size_t i = at; i < count; i++) {
-        const Json *tests = json_get(all[i].sage, "tests");
-        for (const Json *c = first_member(tests); c != NULL && are_rivals(f, &all[i]);
-             c = c->next) {
-            compare_row(&all[i], c);
+        for (const Json *c = first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
+            for (size_t j = at; j < count; j++) {
+                const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
+                if (cross != NULL && j < i) {
+                    break; /* it came with that folder */
+                }
+                if (cross != NULL) {
+                    find_cross_section(&all[j], cross, rivals > 1);
+                }
+            }
         }
     }
 }
@@ -1920,10 +1908,7 @@ static void show_findings(const Folder *all, size_t count) {
     for (size_t i = 0; i < count; i++) {
         find_answers(&all[i], all, count);
         find_layers(&all[i]);
-        find_sage(&all[i]);
-    }
-    for (size_t i = 0; i < count; i++) {
-        compare_saes(all, count, i);
+        find_sage(all, count, i);
     }
 }
 
@@ -2053,6 +2038,9 @@ void report_sage(const SageResult *result) {
     write_sage(result, json);
     write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
     write_cross_sections(result, path_join(arena, o->out, "cross_sections.json"));
+    if (result->example != NULL) {
+        write_example(result, path_join(arena, o->out, "example.json"));
+    }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
         write_figure(arena, o->out, name, heat_figure(result, c, arena));

@@ -42,7 +42,7 @@ static const struct {
     {"sage/prompts.jsonl", "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
     {"sage/cross_sections.csv", "7c1c37b259f00a7722f4183922f7bab1d63017b9c28cf536190b61db364c17a4"},
     {"sage/sage.csv", "38a0388ce98b47b315a501445472e625119fedd08c48f3531ab5339a1bac0325"},
-    {"sage/sage.json", "52d92eb08e5b6acb78b07adcf8c8a359ebef19d849fca9f3908c6c9fe2411414"},
+    {"sage/sage.json", "6a8e1d6e1e36a6c506818d142ae17aae586b4455f1a0ba64f75567401db20807"},
 };
 
 enum {

@@ -115,13 +115,12 @@ Test(report_merge, shows_every_part_once) {
     make_demo();
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
-    assert_counts(html, 19, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
+    assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
                   "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
-                  "BETA made", 1, "<b>none (published: 22)</b><span>convergence layer, MSE", 1,
-                  "<b>7 (published: none)</b><span>convergence layer, sparsity", 1,
-                  "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1, "<nav ", 1);
+                  "BETA made", 1, "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1,
+                  "<nav ", 1);
     for (int s = 1; s <= 9; s++) { /* ids: once each */
         char id[32];
         snprintf(id, sizeof id, "id=\"s%d\"", s);
@@ -242,8 +241,6 @@ static void put_sage(const char *name, const char *task, double sufficiency, int
         arena_format(
             arena,
             "{\"task\": \"%s\", \"model\": \"m\", \"baseline\": {\"accuracy\": 0.875}, "
-            "\"example\": {\"tokens\": [\"<bos>\", \"Ann\", \" to\"], "
-            "\"positions\": {\"IO\": 1, \"END\": 2}}, "
             "\"cross_sections\": {\"IO\": {\"nodes\": ["
             "{\"node\": \"blocks.12.attn.hook_z\", \"head\": 3, \"position\": \"END\", \"effect\": "
             "-1.5}, {\"node\": \"blocks.0.hook_mlp_out\", \"head\": null, \"position\": "
@@ -259,29 +256,38 @@ static void put_sage(const char *name, const char *task, double sufficiency, int
 
 /* SAEs are compared where task and model are the same. */
 Test(report_merge, saes_side_by_side) {
-    static const char edit[] = "0.50 (none 0.25, supervised 0.75; IO, k = 2)";
+    static const char cells[] = "<td>L12.H3 z at END −1.5; L0 mlp_out at IO</td><td class=\"n\">"
+                                "0.50 (none 0.25, supervised 0.75; IO, k = 2)</td>";
     make_folder("x");
     make_folder("y");
     make_folder("z");
     put_sage("x/sage.json", "t", 0.25, 5);
     put_sage("y/sage.json", "t", 0.75, 7);
     put_sage("z/sage.json", "other", 0.125, 9);
+    put("x/example.json", "{\"tokens\": [\"<bos>\", \"Ann\", \" to\"], "
+                          "\"positions\": {\"IO\": 1, \"END\": 2}}");
     char *html = findings("x", "y", "z");
-    assert_counts(html, 6, "87.5 % of the test prompts", 3, "&#60;bos&#62;Ann [IO] to [END]<", 3,
-                  "<td>IO</td><td>L12.H3 z at END −1.5; L0 mlp_out at IO</td>", 3, edit, 5,
-                  "SAEs compared: t in m.", 1, "SAEs compared: ", 1);
     assert_counts(
-        html, 3,
+        html, 8, "<b>t in m</b> (x): 87.5 % of the test prompts", 1,
+        "<b>other in m</b> (z): 87.5 %", 1,
+        "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 1,
+        ">folder</th>", 1,
+        arena_format(arena,
+                     "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">–</td>"
+                     "<td class=\"n\">0.5000</td><td class=\"n\">5</td></tr>\n"
+                     "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">–</td>"
+                     "<td class=\"n\">0.5000</td><td class=\"n\">7</td></tr>\n</tbody>",
+                     cells, cells),
+        1,
         arena_format(
             arena,
-            "<tr><td>x</td><td>IO</td><td class=\"n\">0.2500</td><td class=\"n\">0.5000</td>"
-            "<td class=\"n\">–</td><td class=\"n\">%s</td><td class=\"n\">5</td></tr>\n"
-            "<tr><td>y</td><td>IO</td><td class=\"n\">0.7500</td><td class=\"n\">0.5000</td>"
-            "<td class=\"n\">–</td><td class=\"n\">%s</td><td class=\"n\">7</td></tr>\n</tbody>",
-            edit, edit),
-        1, "<tr><td>z</td>", 0, "<td class=\"n\">9</td>", 0);
+            "<tr><td>IO</td>%s<td class=\"n\">0.1250</td><td class=\"n\">–</td></tr>\n</tbody>",
+            cells),
+        1, "<tr>", 2 + 3);
     put_sage("y/sage.json", "other", 0.75, 7);
-    assert_counts(findings("x", "y", "z"), 2, "SAEs compared: other in m.", 1, "<tr><td>x</td>", 0);
+    html = findings("x", "y", "z");
+    assert_counts(html, 3, "<b>t in m</b> (x)", 1, "<b>other in m</b> (y)", 1,
+                  "<td>IO</td><td>x</td>", 0);
 }
 
 Test(report_merge, again_is_the_same) {
