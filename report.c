@@ -1652,7 +1652,7 @@ static bool take_features(Examples *e, const Json *line) {
             all = arena_format(e->arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
                                json_is(number, JSON_NUMBER) ? number->text : "", text_of(words));
         }
-        e->image[i] = image;
+        e->image[i] = arena_format(e->arena, "%s", image);
         e->features[i] = all;
         e->count++;
     }
@@ -1664,7 +1664,7 @@ static bool take_answer(Examples *e, const Json *line) {
     size_t i = example_of(e, text_of(json_get(line, "image"))), open = 0;
     if (i < e->count && e->question[i] == NULL) {
         bool right = json_is(json_get(line, "exact"), JSON_TRUE);
-        e->question[i] = text_of(json_get(line, "prompt"));
+        e->question[i] = arena_format(e->arena, "%s", text_of(json_get(line, "prompt")));
         e->answer[i] = arena_format(e->arena, "%s (%s)", text_of(json_get(line, "text")),
                                     right ? "right" : "wrong");
     }
@@ -1676,19 +1676,22 @@ static bool take_answer(Examples *e, const Json *line) {
 
 typedef bool TakeLine(Examples *examples, const Json *line);
 
-static void read_lines(const Folder *f, const char *path, Examples *e, TakeLine *take) {
-    FILE *file = file_open(f->arena, path);
+static void read_lines(const char *path, Examples *e, TakeLine *take) {
+    Arena *scratch = arena_new(), *one = arena_within(scratch);
+    FILE *file = file_open(scratch, path);
     size_t number = 0;
-    const Json *line = json_line(f->arena, file, path, &number);
+    const Json *line = json_line(one, file, path, &number);
     while (line != NULL && take(e, line)) {
-        line = json_line(f->arena, file, path, &number);
+        arena_reset(one);
+        line = json_line(one, file, path, &number);
     }
+    arena_free(scratch);
 }
 
 /* The lines of a file, as far as it can be read and `take` asks for more. */
 static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
     Error unread;
-    ATTEMPT(&unread, read_lines(f, path_join(f->arena, f->path, name), e, take));
+    ATTEMPT(&unread, read_lines(path_join(f->arena, f->path, name), e, take));
 }
 
 /* A number of a group in the layers that have one: where it is largest, or the first or last. */
@@ -1874,7 +1877,7 @@ static void find_sage(const Folder *all, size_t count, size_t at) {
             return;
         }
     }
-    if (rivals == 0) {
+    if (first_member(json_get(f->sage, "tests")) == NULL) {
         return;
     }
     page_paragraph(f->page,
