@@ -139,7 +139,7 @@ deps:
 	$(if $(filter 0,$(shell id -u)),,sudo) sh -c 'apt-get update && apt-get install -y --no-install-recommends libcriterion-dev'
 
 # Train, evaluate (and once more with image tokens permuted across images), analyse; SAGE on three models and on a
-# planted one.
+# planted one, there with the SAE that is right and with one whose features are merged.
 VLM   := --llm weights/gemma2 --vision weights/clip --images weights/images
 TUNED := --adapter $(DEMO)/adapter.safetensors
 SAGE  := --train 200 --test 100
@@ -155,8 +155,10 @@ demo: $(PROGRAM)
 	./$(PROGRAM) sage --llm weights/gemma2 --saes weights/saes/gemma2 --task induction $(SAGE) --out $(DEMO)/sage-gemma2
 	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/perfect --task weights/planted/task.json \
 	    --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32 --out $(DEMO)/sage-planted
+	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/merged --task weights/planted/task.json \
+	    --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32 --out $(DEMO)/sage-merged
 	./$(PROGRAM) report --out $(DEMO)/report.html --title "refsae demo" $(DEMO) $(DEMO)/permuted $(DEMO)/sage-gpt2 \
-	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted
+	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted $(DEMO)/sage-merged
 	@echo "look at $(DEMO)/report.html"
 
 bench: $(PROGRAM)

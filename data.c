@@ -402,11 +402,13 @@ double exact_match(const Scores *scores) {
     return (double)scores->exact / (double)scores->with_answer;
 }
 
-void scores_write(FILE *out, const Scores *s) {
+void scores_write(FILE *out, const Scores *s, bool permuted, const char *adapter_sha256) {
     double precision = ratio(s->true_yes, s->true_yes + s->false_yes);
     double recall = ratio(s->true_yes, s->true_yes + s->false_no), both = precision + recall;
     JsonOut json = json_out_start(out, 2);
     json_out_object(&json, NULL);
+    json_out_text(&json, "image_tokens", permuted ? "permuted" : "own");
+    json_out_text(&json, "adapter_sha256", adapter_sha256);
     json_out_int(&json, "questions", (int64_t)s->asked);
     json_out_int(&json, "skipped", (int64_t)s->skipped);
     json_out_int(&json, "scored", (int64_t)s->with_answer);

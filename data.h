@@ -54,7 +54,9 @@ Question question_parse(Arena *arena, const Json *line, const char *name, size_t
 /* Counts the answer given (0-terminated); whether it is a reference answer exactly. */
 bool score_answer(Scores *scores, const char *given, size_t length, const Question *question);
 double exact_match(const Scores *scores); /* share of those with an answer; NaN of none */
-void scores_write(FILE *out, const Scores *scores);
+/* permuted: the control, image tokens of other pictures; adapter_sha256 tells runs that belong
+ * together. */
+void scores_write(FILE *out, const Scores *scores, bool permuted, const char *adapter_sha256);
 
 /* ---- features: what they are said to stand for ---- */
 

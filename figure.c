@@ -278,6 +278,10 @@ static const char figure_style[] =
     ".rf .s7{stroke:#aab4bf}.rf .f7{fill:#aab4bf}.rf .s8{stroke:#c39bff}.rf .f8{fill:#c39bff}"
     "}</style>\n";
 
+enum {
+    FIGURE_WIDTH = 660 /* at least: its text is legible on a phone that shows it whole */
+};
+
 typedef struct Figure {
     Arena *arena;
     MemoryStream *drawn; /* all but the head, which waits until the height is known */
@@ -299,14 +303,26 @@ static Figure figure_begin(Arena *arena, double width, const char *title, const 
     return (Figure){arena, drawn, drawn->stream, title, width, subtitle == NULL ? 40 : 60};
 }
 
-static char *figure_end(const Figure *figure, double height) {
+/* The names of series in one sentence. */
+static const char *series_names(Arena *arena, const Series *series, size_t count) {
+    const char *names = "";
+    for (size_t k = 0; k < count; k++) {
+        names = arena_format(arena, "%s%s%s", names, k == 0 ? "" : ", ", series[k].name);
+    }
+    return names;
+}
+
+/* described: for those who hear a figure. */
+static char *figure_end(const Figure *figure, double height, const char *described) {
     MemoryStream *whole = memory_open(figure->arena);
     double width = figure->width;
     markup(whole->stream,
            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\" width=\"%.0f\" height=\"%.0f\" "
            "viewBox=\"0 0 %.0f %.0f\" style=\"min-width:%.0fpx\" font-family=\"" FONT
-           "\" font-size=\"13\" fill=\"" INK "\" role=\"img\">\n<title>%s</title>\n",
-           width, height, width, height, 0.76 * width, figure->title); /* legible on a phone */
+           "\" font-size=\"13\" fill=\"" INK
+           "\" role=\"img\">\n<title>%s</title>\n<desc>%s</desc>\n",
+           width, height, width, height, 0.55 * width, /* a phone shows FIGURE_WIDTH of it whole */
+           figure->title, described);
     fputs(figure_style, whole->stream);
     markup(whole->stream, "<rect class=\"p\" width=\"%.0f\" height=\"%.0f\" fill=\"#ffffff\"/>\n",
            width, height);
@@ -585,7 +601,7 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
     Axis y_axis = axis_make(ys, model->log_y, true, 5);
     Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
     x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
-    Figure figure = figure_begin(arena, 760, title, subtitle);
+    Figure figure = figure_begin(arena, FIGURE_WIDTH, title, subtitle);
     figure_legend(&figure, model->series, model->series_count, true);
     figure_text(&figure, 18, figure.y + 14, "start", model->y_label, figure.width - 44);
     double above = titled ? 44 : model->marker_label != NULL ? 16 : 0;
@@ -608,7 +624,10 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
     }
     figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
                 figure.width - 44);
-    return figure_end(&figure, y_axis.from + 56);
+    const char *names = series_names(arena, model->series, model->series_count);
+    return figure_end(
+        &figure, y_axis.from + 56,
+        arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
 }
 
 char *svg_lines(Arena *arena, const LineChart *chart) {
@@ -662,7 +681,7 @@ char *svg_bars(Arena *arena, const BarChart *chart) {
     Axis axis = axis_make(range, false, true, 5);
     double left = grid_left(&axis), plot = 280;
     double group = fmax(fmin(label_width + 14, 240), 16 * series + 16);
-    double width = fmin(fmax(760, left + 26 + group * groups), 6000), right = width - 26;
+    double width = fmin(fmax(FIGURE_WIDTH, left + 26 + group * groups), 6000), right = width - 26;
     group = (right - left) / fmax(groups, 1);
     Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
     figure_legend(&figure, chart->series, chart->series_count, false);
@@ -687,7 +706,10 @@ char *svg_bars(Arena *arena, const BarChart *chart) {
     if (empty) {
         figure_empty(&figure, (left + right) / 2, (axis.from + axis.to) / 2);
     }
-    return figure_end(&figure, axis.from + 36);
+    return figure_end(&figure, axis.from + 36,
+                      arena_format(arena, "Bars in %zu groups, %s: %s.", chart->group_count,
+                                   chart->y_label,
+                                   series_names(arena, chart->series, chart->series_count)));
 }
 
 /* ---- heat maps ---- */
@@ -706,8 +728,8 @@ static void draw_cell(const Figure *figure, double x, double y, double w, double
 static void draw_scale(const Figure *figure, const char *label, bool negative, double largest) {
     double x = 18, y = figure->y + 6;
     char text[TEXT_NUMBER_SIZE];
-    figure_text(figure, x, y + 12, "start", label, 470);
-    x += 13 * fmin(text_width(label), 36) + 14;
+    figure_text(figure, x, y + 12, "start", label, figure->width - 36);
+    y += 20;
     text_number(text, negative ? -largest : 0, 3);
     figure_text(figure, x, y + 12, "start", text, INFINITY);
     x += 13 * text_width(text) + 6;
@@ -743,12 +765,12 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
         }
     }
     largest = largest == 0 ? 1 : largest;
-    double cell_w = fmin(fmax(600 / fmax(columns, 1), 20), 120);
+    double cell_w = fmin(fmax(460 / fmax(columns, 1), 20), 120);
     bool slanted = column_width + 10 > cell_w;
     double left = fmax(18 + row_width + 10, slanted ? 18 + 0.77 * column_width - cell_w / 2 : 46);
     double right = left + cell_w * columns;
-    Figure figure = figure_begin(arena, fmax(760, right + 26), map->title, map->subtitle);
-    double top = figure.y + 52, bottom = top + cell_h * rows;
+    Figure figure = figure_begin(arena, fmax(FIGURE_WIDTH, right + 26), map->title, map->subtitle);
+    double top = figure.y + 72, bottom = top + cell_h * rows;
     double height = bottom + (slanted ? 0.66 * column_width + 26 : 28) + 22;
     draw_scale(&figure, map->value_label, negative, largest);
     for (size_t r = 0; r < map->row_count; r++) {
@@ -799,7 +821,10 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
     }
     figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
                 figure.width / 2);
-    return figure_end(&figure, height);
+    return figure_end(&figure, height,
+                      arena_format(arena, "Heat map of %s: %zu rows, %zu columns (%s).",
+                                   map->value_label, map->row_count, map->column_count,
+                                   map->x_label));
 }
 
 /* ---- the page ---- */
@@ -814,10 +839,10 @@ enum {
 
 /* Begins a block and ends the one before, unless it goes on. */
 static void page_block(Page *page, int next) {
-    static const char *const begins[] = {"", "<div class=\"values\">\n", "<dl>\n",
-                                         "<div class=\"scroll\" tabindex=\"0\"><table>"},
-                             *const ends[] = {"", "</div>\n", "</dl>\n",
-                                              "</tbody></table></div>\n"};
+    static const char
+        *const begins[] = {"", "<div class=\"values\">\n", "<dl>\n",
+                           "<div class=\"scroll\" role=\"group\" tabindex=\"0\"><table>"},
+               *const ends[] = {"", "</div>\n", "</dl>\n", "</tbody></table></div>\n"};
     if (next != page->block || next == TABLE) {
         fprintf(page->body->stream, "%s%s", ends[page->block], begins[next]);
         page->block = next;
@@ -845,11 +870,12 @@ void page_commit(Page *page) {
     FILE *f = page->out->stream;
     page_block(page, NOTHING);
     if (page->sections > 1) {
-        fprintf(f, "<nav>%s</nav>\n", memory_text(page->contents));
+        fprintf(f, "<nav aria-label=\"Contents\">%s</nav>\n", memory_text(page->contents));
     }
+    fputs("<main>\n", f);
     const char *body = memory_text(page->body); /* makes its length known */
     fwrite(body, 1, page->body->length, f);
-    fputs("<footer>refsae " REFSAE_VERSION "</footer>\n</body>\n</html>\n", f);
+    fputs("</main>\n<footer>refsae " REFSAE_VERSION "</footer>\n</body>\n</html>\n", f);
     out_commit(page->out);
 }
 
@@ -857,14 +883,14 @@ void page_section(Page *page, const char *heading) {
     page_block(page, NOTHING);
     int number = ++page->sections, level = page->level;
     markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
-    markup(page->contents->stream, "<a href=\"#s%d\">%s</a> ", number, heading);
+    if (level == 2) {
+        markup(page->contents->stream, "<a href=\"#s%d\">%s</a> ", number, heading);
+    }
 }
 
 void page_chapter(Page *page, const char *heading) {
     page->level = 2;
-    fputs(page->sections > 0 ? "<br><b>" : "<b>", page->contents->stream);
     page_section(page, heading);
-    fputs("</b>", page->contents->stream);
     page->level = 3;
 }
 
@@ -937,20 +963,68 @@ void page_table(Page *page, const char *caption, const char *keys, const char *c
     markup(f, "<caption><span>%s</span></caption><thead><tr>", caption);
     while (keys != NULL && *keys != '\0') {
         size_t length = strcspn(keys, "|");
-        fprintf(f, "<th>%.*s</th>", (int)length, keys);
+        fprintf(f, "<th scope=\"col\">%.*s</th>", (int)length, keys);
         page->columns++;
         keys += length + strspn(keys + length, "|");
     }
     for (size_t i = 0; i < count; i++) {
-        markup(f, number[i] ? "<th class=\"n\">%s</th>" : "<th>%s</th>", titles[i]);
+        markup(f, number[i] ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>",
+               titles[i]);
     }
     fputs("</tr></thead><tbody>\n", f);
 }
 
-void page_cell(Page *page, bool number, const char *text) {
-    FILE *f = page->body->stream;
-    fputs(page->column == 0 ? "<tr>" : "", f);
-    markup(f, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
+static void cell_begin(Page *page, const char *attributes) {
+    fprintf(page->body->stream, "%s<td%s>", page->column == 0 ? "<tr>" : "", attributes);
+}
+
+static void cell_end(Page *page) {
     page->column = (page->column + 1) % page->columns;
-    fputs(page->column == 0 ? "</tr>\n" : "", f);
+    fputs(page->column == 0 ? "</td></tr>\n" : "</td>", page->body->stream);
+}
+
+void page_cell(Page *page, bool number, const char *text) {
+    cell_begin(page, number ? " class=\"n\"" : "");
+    markup(page->body->stream, "%s", text);
+    cell_end(page);
+}
+
+/* Three bytes are four letters. */
+static void write_base64(FILE *f, const unsigned char *data, size_t size) {
+    static const char letters[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    for (size_t i = 0; i < size; i += 3) {
+        uint32_t word = 0;
+        for (size_t j = i; j < i + 3; j++) {
+            word = word << 8 | (j < size ? data[j] : 0);
+        }
+        for (size_t j = 0; j < 4; j++) {
+            putc(i + j > size ? '=' : letters[word >> (18 - 6 * j) & 63], f);
+        }
+    }
+}
+
+void page_cell_picture(Page *page, const char *path) {
+    enum {
+        LARGEST = 1 << 20
+    };
+    Arena *scratch = arena_new();
+    FileMap map = {.size = 0};
+    Error unread;
+    ATTEMPT(&unread, map = file_map(scratch, path));
+    const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
+    bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
+    bool png = read && memcmp(map.data, "\x89PNG\r\n\x1a\n", 8) == 0,
+         jpeg = read && memcmp(map.data, "\xff\xd8\xff", 3) == 0;
+    cell_begin(page, "");
+    if (png || jpeg) {
+        markup(page->body->stream, "<img alt=\"%s\" src=\"data:image/%s;base64,", name,
+               png ? "png" : "jpeg");
+        write_base64(page->body->stream, map.data, map.size);
+        fputs("\">", page->body->stream);
+    } else {
+        markup(page->body->stream, "%s", name);
+    }
+    cell_end(page);
+    arena_free(scratch);
 }

@@ -102,5 +102,7 @@ void page_raw(Page *page, const char *html);
 void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
                 const bool *number, size_t count);
 void page_cell(Page *page, bool number, const char *text);
+/* The PNG or JPEG itself, if it can be read and is no larger than a page bears; else its name. */
+void page_cell_picture(Page *page, const char *path);
 
 #endif

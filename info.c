@@ -449,6 +449,7 @@ static const struct {
     {"questions", {"image", "prompt"}, NULL},
     {"task", {"attributes", "templates", "positions"}, "attributes"},
     {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections"},
+    {"a prompt of sage", {"tokens", "positions"}, "tokens"},
     {"measures by layer and group", {"examples", "convergence", "layers"}, "layers"},
     {"scores", {"scored", "exact_match", "vqa_accuracy"}, NULL},
 };

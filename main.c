@@ -434,7 +434,8 @@ static const Option sage_options[] = {
     {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
      "a task that comes with the program, or one's own"},
     {"out", "DIR", NULL,
-     "prompts.jsonl, cross_sections.csv and .json, sage.json, sage.csv, figures, report.html"},
+     "prompts.jsonl, example.json, cross_sections.csv and .json, sage.json, sage.csv, figures, "
+     "report.html"},
     {"train", "N", "500", "training prompts"},
     {"test", "N", "200", "test prompts"},
     {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them"},

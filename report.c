@@ -655,6 +655,26 @@ static void write_cross_sections(const SageResult *r, const char *path) {
     out_commit(out);
 }
 
+/* example.json: the first test prompt's tokens, and which of them have names. */
+static void write_example(const SageResult *r, const char *path) {
+    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
+    json_out_object(&json, NULL);
+    json_out_array(&json, "tokens");
+    for (size_t i = 0; i < form->rows; i++) {
+        json_out_text(&json, NULL, r->example[i]);
+    }
+    json_out_end(&json);
+    json_out_object(&json, "positions");
+    for (size_t i = 0; i < r->task->n_positions; i++) {
+        json_out_int(&json, r->task->positions[i], (int64_t)form->positions[i]);
+    }
+    json_out_end(&json);
+    json_out_end(&json);
+    out_commit(out);
+}
+
 /* ---- SAGE: tables ---- */
 
 /* All nodes of all cross-sections. */
@@ -852,8 +872,8 @@ static const char *untold(const Json *cross, const char *attribute, Arena *arena
         json_double(edits ? member_of(member_of(cross, "none", "control"), attribute, "none")
                           : json_get(cross, "resolution"));
     if (edits ? value > 0.9 : value < 0.1) {
-        return arena_format(arena, "%s %.2g: cannot tell methods apart",
-                            edits ? "none" : "resolution", value);
+        return arena_format(arena, "%s %.2g: methods look alike", edits ? "none" : "resolution",
+                            value);
     }
     return NULL;
 }
@@ -1099,6 +1119,8 @@ typedef struct Folder {
     Page *page;
     const char *path;
     Arena *arena;
+    const char *name;
+    const Json *scores, *layers, *sage; /* NULL: none */
 } Folder;
 
 /* A file of the folder, or NULL: only what is not there is left out. */
@@ -1296,10 +1318,6 @@ static void show_layers(const Folder *f, const Json *result) {
                    json_double(json_get(verdicts, "given")));
     }
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
-    page_value(f->page, "convergence layer, MSE", "%s",
-               convergence_text(f->arena, convergence, "mse_layer"));
-    page_value(f->page, "convergence layer, sparsity", "%s",
-               convergence_text(f->arena, convergence, "sparsity_layer"));
     page_paragraph(
         f->page,
         "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that "
@@ -1307,15 +1325,31 @@ static void show_layers(const Folder *f, const Json *result) {
         "layer. The convergence layer of MSE or sparsity is the first from which that of image "
         "tokens stays within a factor of %.3g of the control's.",
         json_double(json_get(convergence, "factor")));
-    show_figure(f, "mse.svg", "Mean squared error of the SAE's reconstruction");
-    show_figure(f, "sparsity.svg", "Share of the SAE's features that are active");
+    const char *published =
+        json_get(convergence, "published") == NULL ? "" : " Dashed: 2506.11976, by its own layers.";
+    show_figure(f, "mse.svg",
+                arena_format(f->arena,
+                             "Mean squared error of the SAE's reconstruction; 0: perfect. Image "
+                             "tokens have become language where their curve meets the control's.%s",
+                             published));
+    show_figure(f, "sparsity.svg",
+                arena_format(f->arena,
+                             "Share of the SAE's features that are active; 0: none, 1: all. Read "
+                             "as the error above.%s",
+                             published));
     show_figure(f, "match.svg",
-                "Share of the judged examples in which one of the strongest features that are "
-                "rare enough has a description that matches the answer");
+                arena_format(f->arena,
+                             "Share of the judged examples in which one of the strongest features "
+                             "that are rare enough has a description that matches the answer; 0: "
+                             "in none, 1: in all.%s",
+                             published));
     lines_add_all(&lines, NULL, layers);
     show_table(f,
-               "Means over examples. The controls replace the image tokens; loss recovered is of "
-               "the first answer's tokens when the SAE's output replaces the group's stream.",
+               "Means over examples. permuted and gaussian are controls that replace the image "
+               "tokens. Loss is of the first answer's tokens when the SAE's output replaces the "
+               "group's stream; recovered 1: as untouched, 0: as with the stream ablated, below 0: "
+               "worse. Where ablation itself moves the loss by little, it is a ratio of two "
+               "small numbers and can be anything. –: cannot be computed.",
                NULL, &lines);
     if (distance != NULL) {
         page_section(f->page, "Compared with the published curves");
@@ -1569,6 +1603,344 @@ static void show_sage(const Folder *f, const Json *sage) {
     show_interpretations(f, sage);
 }
 
+/* ---- the page: what was found, in words, before all figures ---- */
+
+static bool is_permuted(const Folder *f) {
+    return strcmp(text_of(json_get(f->scores, "image_tokens")), "permuted") == 0;
+}
+
+static bool same_text(const Json *a, const Json *b, const char *key) {
+    return strcmp(text_of(json_get(a, key)), text_of(json_get(b, key))) == 0;
+}
+
+/* Of one adapter and as many questions, one with the pictures' own tokens and one without. */
+static bool are_partners(const Json *a, const Json *b) {
+    return json_get(a, "adapter_sha256") != NULL && same_text(a, b, "adapter_sha256") &&
+           !same_text(a, b, "image_tokens") &&
+           json_double(json_get(a, "questions")) == json_double(json_get(b, "questions"));
+}
+
+static void find_answers(const Folder *f, const Folder *all, size_t count) {
+    const Json *questions = json_get(f->scores, "questions");
+    double exact = 100 * json_double(json_get(f->scores, "exact_match"));
+    if (isnan(exact) || is_permuted(f)) {
+        return;
+    }
+    page_paragraph(f->page,
+                   "<b>Seeing.</b> Of %.0f questions about pictures, %.1f %% are answered in the "
+                   "reference's own words with the picture's own image tokens.",
+                   json_double(questions), exact);
+    for (size_t i = 0; i < count; i++) {
+        if (are_partners(f->scores, all[i].scores)) {
+            page_paragraph(f->page,
+                           "Control: with image tokens of other pictures in their place (%s) it is "
+                           "%.1f %%. Words alone reach that much; what lies above was seen.",
+                           all[i].name, 100 * json_double(json_get(all[i].scores, "exact_match")));
+        }
+    }
+}
+
+enum {
+    EXAMPLES = 3
+};
+
+typedef struct Examples { /* the first pictures of features.jsonl */
+    Arena *arena;
+    double layer;
+    size_t count;
+    const char *image[EXAMPLES] /* paths */, *features[EXAMPLES], *question[EXAMPLES],
+        *answer[EXAMPLES];
+} Examples;
+
+/* Which of them a path, or the end of one, names. */
+static size_t example_of(const Examples *e, const char *image) {
+    size_t i = 0;
+    for (; i < e->count; i++) {
+        size_t whole = strlen(e->image[i]), end = strlen(image);
+        const char *path = e->image[i];
+        if (end <= whole && strcmp(path + whole - end, image) == 0 &&
+            (end == whole || path[whole - end - 1] == '/')) {
+            break;
+        }
+    }
+    return i;
+}
+
+static bool take_features(Examples *e, const Json *line) {
+    const char *image = text_of(json_get(line, "image"));
+    size_t i = example_of(e, image);
+    bool wanted = strcmp(text_of(json_get(line, "group")), group_names[GROUP_IMG]) == 0 &&
+                  json_double(json_get(line, "layer")) == e->layer && i < EXAMPLES;
+    if (wanted && i == e->count && *image != '\0') {
+        const char *all = "";
+        for (const Json *v = first(json_get(line, "features")); v != NULL; v = v->next) {
+            const Json *number = json_get(v, "feature"), *words = json_get(v, "description");
+            all = arena_format(e->arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
+                               json_is(number, JSON_NUMBER) ? number->text : "", text_of(words));
+        }
+        e->image[i] = arena_format(e->arena, "%s", image);
+        e->features[i] = all;
+        e->count++;
+    }
+    return e->count < EXAMPLES;
+}
+
+/* The first answer about each picture. */
+static bool take_answer(Examples *e, const Json *line) {
+    size_t i = example_of(e, text_of(json_get(line, "image"))), open = 0;
+    if (i < e->count && e->question[i] == NULL) {
+        bool right = json_is(json_get(line, "exact"), JSON_TRUE);
+        e->question[i] = arena_format(e->arena, "%s", text_of(json_get(line, "prompt")));
+        e->answer[i] = arena_format(e->arena, "%s (%s)", text_of(json_get(line, "text")),
+                                    right ? "right" : "wrong");
+    }
+    for (i = 0; i < e->count; i++) {
+        open += e->question[i] == NULL;
+    }
+    return open > 0;
+}
+
+typedef bool TakeLine(Examples *examples, const Json *line);
+
+static void read_lines(const char *path, Examples *e, TakeLine *take) {
+    Arena *scratch = arena_new(), *one = arena_within(scratch);
+    FILE *file = file_open(scratch, path);
+    size_t number = 0;
+    const Json *line = json_line(one, file, path, &number);
+    while (line != NULL && take(e, line)) {
+        arena_reset(one);
+        line = json_line(one, file, path, &number);
+    }
+    arena_free(scratch);
+}
+
+/* The lines of a file, as far as it can be read and `take` asks for more. */
+static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
+    Error unread;
+    ATTEMPT(&unread, read_lines(path_join(f->arena, f->path, name), e, take));
+}
+
+/* A number of a group in the layers that have one: where it is largest, or the first or last. */
+typedef struct LayerValue {
+    double layer, value;
+} LayerValue;
+
+static LayerValue layer_pick(const Json *layers, Group g, const char *key, int pick) {
+    LayerValue found = {NAN, NAN};
+    for (const Json *v = first(layers); v != NULL; v = v->next) {
+        double value = json_double(json_get(v, key));
+        bool of_group = strcmp(text_of(json_get(v, "group")), group_names[g]) == 0;
+        if (of_group && !isnan(value) &&
+            (isnan(found.value) || pick > 0 || (pick == 0 && value > found.value))) {
+            found = (LayerValue){json_double(json_get(v, "layer")), value};
+        }
+    }
+    return found;
+}
+
+/* How image tokens' curve runs, and where it meets the text control's. */
+static void find_meeting(const Folder *f, Metric m) {
+    const Json *layers = json_get(f->layers, "layers"),
+               *convergence = json_get(f->layers, "convergence");
+    const char *key = metrics[m].name;
+    char *name = arena_format(f->arena, "%s_layer", key);
+    double met = json_double(json_get(convergence, name));
+    LayerValue begin = layer_pick(layers, GROUP_IMG, key, -1),
+               end = layer_pick(layers, GROUP_IMG, key, 1);
+    if (isnan(end.value)) {
+        return;
+    }
+    page_paragraph(
+        f->page,
+        "<b>%s.</b> Image tokens: %.3g in layer %.0f, %.3g in layer %.0f; the text-only control "
+        "there: %.3g. Layer of %zu from which on the two are within a factor of %.3g: %s.%s",
+        metrics[m].title, begin.value, begin.layer, end.value, end.layer,
+        layer_pick(layers, GROUP_TEXT, key, 1).value, layers->length / GROUPS,
+        json_double(json_get(convergence, "factor")), convergence_text(f->arena, convergence, name),
+        isnan(met) ? " In these layers image tokens do not come to look like text." : "");
+}
+
+static void find_layers(const Folder *f) {
+    const Json *layers = json_get(f->layers, "layers");
+    LayerValue match = layer_pick(layers, GROUP_IMG, "match", 0),
+               text = layer_pick(layers, GROUP_TEXT, "match", 0);
+    Examples e = {.arena = f->arena, .layer = match.layer};
+    static const char *const titles[] = {"picture", "question", "answer",
+                                         "strongest features on its image tokens"};
+    static const bool number[4] = {false};
+    find_meeting(f, METRIC_MSE);
+    find_meeting(f, METRIC_SPARSITY);
+    if (isnan(match.value)) {
+        return;
+    }
+    page_paragraph(f->page,
+                   "<b>Meaning.</b> A strong feature on image tokens is described by the answer in "
+                   "at most %.1f %% of the examples (layer %.0f); on the text that states the "
+                   "answer in at most %.1f %% (layer %.0f).",
+                   100 * match.value, match.layer, 100 * text.value, text.layer);
+    take_lines(f, "features.jsonl", &e, take_features);
+    take_lines(f, "answers.jsonl", &e, take_answer);
+    if (e.count > 0) {
+        page_table(f->page,
+                   arena_format(f->arena,
+                                "The first pictures, unselected, with a question, what the model "
+                                "answers, and features in layer %.0f",
+                                match.layer),
+                   NULL, titles, number, 4);
+    }
+    for (size_t i = 0; i < e.count; i++) {
+        page_cell_picture(f->page, e.image[i]);
+        page_cell(f->page, false, e.question[i] == NULL ? "" : e.question[i]);
+        page_cell(f->page, false, e.answer[i] == NULL ? "" : e.answer[i]);
+        page_cell(f->page, false, e.features[i]);
+    }
+}
+
+/* "After Alice [IO] and Tom [S1] went …" */
+static const char *example_text(const Folder *f) {
+    const Json *example = folder_json(f, "example.json");
+    const char *text = "";
+    int place = 0;
+    for (const Json *v = first(json_get(example, "tokens")); v != NULL; v = v->next, place++) {
+        text = arena_format(f->arena, "%s%s", text, text_of(v));
+        for (const Json *p = first_member(json_get(example, "positions")); p != NULL; p = p->next) {
+            if (json_double(p) == place) {
+                text = arena_format(f->arena, "%s [%s]", text, p->key);
+            }
+        }
+    }
+    return text;
+}
+
+/* The edit by at most k features that gains most over none, of the attribute that the cross-section
+ * was found for, or where it bears no attribute's name, of any: "0.42 (none 0.15, supervised 0.98;
+ * S, k = 1)". A dash where edits cannot tell methods apart. */
+static const char *best_edit(const Json *cross, Arena *arena) {
+    const Json *attributes = member_of(cross, "sae", "control"),
+               *own = cross == NULL ? NULL : json_get(attributes, cross->key);
+    const char *text = "–";
+    double best = -INFINITY;
+    for (const Json *a = own != NULL ? own : first_member(attributes); a != NULL;
+         a = own != NULL ? NULL : a->next) {
+        double none = json_double(json_get(a, "none")),
+               supervised = json_double(member_of(a, "supervised", "score"));
+        for (const Json *k = first_member(a); k != NULL && untold(cross, a->key, arena) == NULL;
+             k = k->next) {
+            double score = json_double(json_get(k, "score"));
+            if (strcmp(k->key, "supervised") != 0 && score - none > best) {
+                best = score - none;
+                text = arena_format(arena, "%.2f (none %.2f, supervised %.2f; %s, k = %s)", score,
+                                    none, supervised, a->key, k->key);
+            }
+        }
+    }
+    return text;
+}
+
+/* "L2.H0 z at END −1.70": with what patching it does to m, where that was measured. */
+static const char *node_text(const Json *node, Arena *arena) {
+    const char *name = text_of(json_get(node, "node")), *hook = strstr(name, "hook_"),
+               *layer = name + strcspn(name, "0123456789");
+    const Json *head = json_get(node, "head"), *effect = json_get(node, "effect");
+    bool of_head = json_is(head, JSON_NUMBER), measured = json_is(effect, JSON_NUMBER);
+    char moves[TEXT_NUMBER_SIZE];
+    text_number(moves, json_double(effect), 3);
+    return arena_format(arena, "L%.*s%s%s %s at %s%s%s", (int)strspn(layer, "0123456789"), layer,
+                        of_head ? ".H" : "", of_head ? head->text : "",
+                        hook == NULL ? name : hook + strlen("hook_"),
+                        text_of(json_get(node, "position")), measured ? " " : "",
+                        measured ? moves : "");
+}
+
+/* The tests of a folder, if its SAEs can be compared with those of f: one model, one task. */
+static const Json *rival_tests(const Folder *f, const Folder *other) {
+    bool rivals =
+        same_text(f->sage, other->sage, "task") && same_text(f->sage, other->sage, "model");
+    return rivals ? json_get(other->sage, "tests") : NULL;
+}
+
+/* compared: with all that tells SAEs apart. */
+static void find_cross_section(const Folder *f, const Json *cross, bool compared) {
+    static const char *const figures[] = {"sufficiency", "necessity", "recovered"};
+    const Json *sae = json_get(cross, "sae"),
+               *nodes = member_of(json_get(f->sage, "cross_sections"), cross->key, "nodes");
+    const char *strongest = "";
+    int n = 0;
+    for (const Json *v = first(nodes); v != NULL && n < 3; v = v->next, n++) {
+        strongest =
+            arena_format(f->arena, "%s%s%s", strongest, n == 0 ? "" : "; ", node_text(v, f->arena));
+    }
+    page_cell(f->page, false, cross->key);
+    if (compared) {
+        page_cell(f->page, false, f->name);
+    }
+    page_cell(f->page, false, strongest);
+    page_cell(f->page, true, best_edit(cross, f->arena));
+    for (int i = 0; i < (compared ? 3 : 2); i++) {
+        show_cell(f, sae, figures[i]);
+    }
+    if (compared) {
+        show_cell(f, member_of(sae, "f1", "0.8"), "features");
+    }
+}
+
+/* A table for all folders of one task and model, at the first of them: each cross-section with its
+ * folders one below the other. */
+static void find_sage(const Folder *all, size_t count, size_t at) {
+    static const char *const titles[] = {"strongest nodes (effect on m)",
+                                         "SAE's best edit",
+                                         "SAE's sufficiency",
+                                         "necessity",
+                                         "recovered",
+                                         "features of F1 ≥ 0.8"};
+    static const bool number[6] = {false, true, true, true, true, true};
+    const Folder *f = &all[at];
+    const char *text = example_text(f);
+    size_t rivals = 0;
+    for (size_t i = 0; i < count; i++) {
+        rivals += first_member(rival_tests(f, &all[i])) != NULL;
+        if (rivals > 0 && i < at) {
+            return;
+        }
+    }
+    if (first_member(json_get(f->sage, "tests")) == NULL) {
+        return;
+    }
+    page_paragraph(f->page,
+                   "<b>%s in %s</b> (%s): %.1f %% of the test prompts are answered right. %s%s",
+                   text_of(json_get(f->sage, "task")), text_of(json_get(f->sage, "model")), f->name,
+                   100 * json_double(member_of(f->sage, "baseline", "accuracy")),
+                   *text == '\0' ? "" : "A prompt, its positions named: ", text);
+    page_table(f->page,
+               "What carries each attribute, and what the SAE makes of it. Edit: of prompts the "
+               "share that then answer as with the other value, by the SAE's best k features, by "
+               "nothing and by the best that knowledge of the attribute allows; sufficiency, "
+               "necessity, recovered: 1 is all, 0 is nothing; –: cannot be told there.",
+               rivals > 1 ? "cross-section|folder" : "cross-section", titles, number,
+               rivals > 1 ? 6 : 4);
+    for (size_t i = at; i < count; i++) {
+        for (const Json *c = first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
+            for (size_t j = at; j < count; j++) {
+                const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
+                if (cross != NULL && j < i) {
+                    break; /* it came with that folder */
+                }
+                if (cross != NULL) {
+                    find_cross_section(&all[j], cross, rivals > 1);
+                }
+            }
+        }
+    }
+}
+
+static void show_findings(const Folder *all, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        find_answers(&all[i], all, count);
+        find_layers(&all[i]);
+        find_sage(all, count, i);
+    }
+}
+
 /* ---- the page: how results came about ---- */
 
 static bool same_file(const char *a, const char *b) {
@@ -1589,19 +1961,19 @@ static void show_made(const Folder *f, const char *out) {
 
 /* All that the folder holds. */
 static void show_folder(const Folder *f) {
-    const Json *scores = folder_json(f, "scores.json"), *layers = folder_json(f, "layers.json"),
-               *sage = folder_json(f, "sage.json");
     int before = f->page->sections;
     show_training(f);
-    if (scores != NULL) {
-        page_section(f->page, "Questions about images, answered and scored");
-        show_scores(f, scores, "");
+    if (f->scores != NULL) {
+        page_section(f->page, is_permuted(f) ? "Control: questions asked with the image tokens of "
+                                               "other pictures"
+                                             : "Questions about images, answered and scored");
+        show_scores(f, f->scores, "");
     }
-    if (layers != NULL) {
-        show_layers(f, layers);
+    if (f->layers != NULL) {
+        show_layers(f, f->layers);
     }
-    if (sage != NULL) {
-        show_sage(f, sage);
+    if (f->sage != NULL) {
+        show_sage(f, f->sage);
     }
     if (f->page->sections == before) {
         page_paragraph(f->page, "This folder holds neither train.csv, scores.json, layers.json nor "
@@ -1611,11 +1983,35 @@ static void show_folder(const Folder *f) {
 
 /* ---- reports ---- */
 
+/* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
+static char *folder_name(Arena *arena, const char *directory) {
+    char *real = realpath(directory, NULL);
+    if (real == NULL) {
+        fail_errno(errno, directory, "cannot look at this path");
+    }
+    const char *slash = strrchr(real, '/');
+    const char *name = slash[1] != '\0' ? slash + 1 : real;
+    char *copy = arena_copy(arena, name, strlen(name));
+    free(real);
+    return copy;
+}
+
+static Folder folder_open(Page *page, const char *path, Arena *arena) {
+    Folder f = {.page = page, .path = path, .arena = arena, .name = folder_name(arena, path)};
+    f.scores = folder_json(&f, "scores.json");
+    f.layers = folder_json(&f, "layers.json");
+    f.sage = folder_json(&f, "sage.json");
+    return f;
+}
+
 /* The page of the folder `out`, up to how it came about: that follows, up to MADE_END. */
 static Page page_of(const char *out, const char *title, const char *command, Arena *arena) {
     Page page;
     page_open(&page, path_join(arena, out, "report.html"), title);
-    show_folder(&(Folder){&page, out, arena});
+    Folder folder = folder_open(&page, out, arena);
+    page_section(&page, "What was found");
+    show_findings(&folder, 1);
+    show_folder(&folder);
     page_section(&page, "How this was made");
     page_raw(&page, MADE);
     page_fact(&page, "command", "%s", command);
@@ -1706,6 +2102,9 @@ void report_sage(const SageResult *result) {
     write_sage(result, json);
     write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
     write_cross_sections(result, path_join(arena, o->out, "cross_sections.json"));
+    if (result->example != NULL) {
+        write_example(result, path_join(arena, o->out, "example.json"));
+    }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
         write_figure(arena, o->out, name, heat_figure(result, c, arena));
@@ -1746,35 +2145,28 @@ void report_train(const TrainResult *result) {
     LineChart chart = {.title = "Adapter training",
                        .x_label = "step",
                        .y_label = "cross-entropy of the answers (nats)",
+                       .subtitle = "0: certain of every right token",
                        .series = &series,
                        .series_count = 1};
     write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
     arena_free(arena);
 }
 
-/* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
-static char *folder_name(Arena *arena, const char *directory) {
-    char *real = realpath(directory, NULL);
-    if (real == NULL) {
-        fail_errno(errno, directory, "cannot look at this path");
-    }
-    const char *slash = strrchr(real, '/');
-    const char *name = slash[1] != '\0' ? slash + 1 : real;
-    char *copy = arena_copy(arena, name, strlen(name));
-    free(real);
-    return copy;
-}
-
 void report_merge(const char *out, const char *title, char *const *directories, size_t count) {
     Page page;
     page_open(&page, out, title);
+    Arena *arena = page.out->arena;
+    Folder *folders = arena_alloc(arena, count, sizeof *folders);
     for (size_t i = 0; i < count; i++) {
-        Folder folder = {&page, directories[i], arena_new()};
         path_need_directory(directories[i]);
-        page_chapter(&page, folder_name(folder.arena, directories[i]));
-        show_folder(&folder);
-        show_made(&folder, out);
-        arena_free(folder.arena);
+        folders[i] = folder_open(&page, directories[i], arena);
+    }
+    page_chapter(&page, "What was found");
+    show_findings(folders, count);
+    for (size_t i = 0; i < count; i++) {
+        page_chapter(&page, folders[i].name);
+        show_folder(&folders[i]);
+        show_made(&folders[i], out);
     }
     page_commit(&page);
 }

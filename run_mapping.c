@@ -836,11 +836,13 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
              o->questions, count, e.left_out.why[0]);
     }
     out_commit(answers);
+    char adapter[65];
+    sha256_file(o->adapter, adapter);
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
-    scores_write(scores->stream, &e.scores);
+    scores_write(scores->stream, &e.scores, o->permute, adapter);
     out_commit(scores);
     if (console->json) {
-        scores_write(stdout, &e.scores);
+        scores_write(stdout, &e.scores, o->permute, adapter);
     }
     eval_tell(&e);
     arena_free(arena);
@@ -969,6 +971,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     json_out_object(&json, NULL);
     json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
     json_out_text(&json, "id", a->current->id);
+    json_out_text(&json, "image", a->current->image);
     json_out_int(&json, "layer", layer->layer);
     json_out_text(&json, "group", group_names[group]);
     json_out_array(&json, "features");

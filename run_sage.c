@@ -1311,6 +1311,17 @@ static void open_prompts(SageRun *r) {
     }
 }
 
+/* The first test prompt as the model reads it, for people. */
+static char **example_tokens(const SageRun *r) {
+    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
+    char **tokens = arena_alloc(r->arena, form->rows, sizeof *tokens);
+    size_t length;
+    for (size_t i = 0; i < form->rows; i++) {
+        tokens[i] = tokenizer_decode(r->tokenizer, &form->ids[i], 1, false, r->arena, &length);
+    }
+    return tokens;
+}
+
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
                     const Console *console) {
     SageTask *task = arena_alloc(arena, 1, sizeof(SageTask));
@@ -1331,6 +1342,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     r.tokenizer = tokenizer_open(files, options->llm);
     open_saes(&r, files);
     open_prompts(&r);
+    r.result.example = example_tokens(&r);
     Arena *block = run_open(&r);
     open_nodes(&r);
     list_thresholds(&r.result);

@@ -1,12 +1,14 @@
 #!/bin/sh
-# The README's table of what is supported: the goldens that the tests hold refsae to, and who made them.
+# What is supported: the goldens that the tests hold refsae to, by name, and who made them; or, for the README,
+# how many.
 #
-#     sh tests/supported.sh
+#     sh tests/supported.sh [count]
 set -eu
+form=${1:-names}
 cd "$(dirname "$0")/golden"
 
 # The names on standard input, as one cell.
-cell() { LC_ALL=C sort | tr '\n' ' ' | sed 's/ $//; s/ /, /g'; }
+cell() { LC_ALL=C sort | if [ "$form" = count ]; then wc -l; else tr '\n' ' '; fi | sed 's/^ *//; s/ $//; s/ /, /g'; }
 # A library's version in the metadata of a golden: version FILE LIBRARY
 version() { head -c 2000 "$1" | grep -ao "\"$2\":\"[^\"]*\"" | head -1 | sed 's/":"/ /; s/"//g'; }
 # A library's version in the heading of a script: made SCRIPT LIBRARY

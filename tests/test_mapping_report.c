@@ -104,14 +104,14 @@ Test(mapping_report, published_table_is_read_as_ones_own) {
     }
     assert_says("mse.svg", "within 1.5x from layer 22 (published: 22)");
     assert_says("sparsity.svg", "within 1.5x from layer 17 (published: 17)");
-    assert_says("report.html", "<b>22 (published: 22)</b><span>convergence layer, MSE</span>");
-    assert_says("report.html", "<b>17 (published: 17)</b><span>convergence layer, sparsity</span>");
+    assert_says("report.html", "within a factor of 1.5: 22 (published: 22).</p>");
+    assert_says("report.html", "within a factor of 1.5: 17 (published: 17).</p>");
     assert_says("report.html", "<b>5</b><span>of them judged</span>");
 
     layers = report(4, 1, 1.5, published);
     assert_places(layers, false, (double)NAN, (double)NAN);
     assert_places(layers, true, 22, 17);
-    assert_says("report.html", "<b>none (published: 22)</b><span>convergence layer, MSE</span>");
+    assert_says("report.html", "within a factor of 1.5: none (published: 22). In these layers");
     cr_assert_null(strstr(read_file(path_join(arena, folder, "mse.svg")), "within"));
 }
 
@@ -129,7 +129,7 @@ Test(mapping_report, convergence_follows_its_inputs) {
     cr_assert_null(json_get(json_get(layers, "convergence"), "published"));
     cr_assert_null(json_get(layers, "distance"));
     assert_says("mse.svg", "within 1.5x from layer 22<");
-    assert_says("report.html", "<b>17</b><span>convergence layer, sparsity</span>");
+    assert_says("report.html", "within a factor of 1.5: 17.</p>");
 }
 
 static const char *table(const char *text) {

@@ -681,7 +681,7 @@ Test(program, training_counts_what_it_leaves_out) {
     cr_assert(says("stderr", "1 examples whose image cannot be read"));
     cr_assert(says("stderr", "missing.png"));
     cr_assert_eq(run("", "train " ODD " --out @/o --batch 99 --accumulate 1 --steps 2"), 0);
-    cr_assert(says("stderr", "2 steps, 2 epochs"));
+    cr_assert(says("stdout", "2 steps, 2 epochs"));
     cr_assert_eq(run("", "train " ODD " --out @/p --tokens 55 --strict --quiet"), 2);
     one_sentence("missing.png");
     cr_assert(!there("p/adapter.safetensors"));
@@ -1285,7 +1285,7 @@ Test(program, results_on_stdout) {
          "convergence layer: MSE ", "layers"},
         {"sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi --train 12 --test 6 --out "
          "@/s",
-         ": sufficiency weighted ", "IO"},
+         ": sufficiency weighted ", "tests"},
         {"report --out @/r.html @/e", "", "folders"},
         {"dump --llm weights/gpt2 --ids 5 --hooks logits --out @/d", "", "tensors"},
     };

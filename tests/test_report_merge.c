@@ -115,19 +115,19 @@ Test(report_merge, shows_every_part_once) {
     make_demo();
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
-    assert_counts(html, 19, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
+    assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
                   "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
-                  "BETA made", 1, "<b>none (published: 22)</b><span>convergence layer, MSE", 1,
-                  "<b>7 (published: none)</b><span>convergence layer, sparsity", 1,
-                  "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1, "<nav>", 1);
-    for (int s = 1; s <= 9; s++) { /* ids: once each, and linked to once */
-        char id[32], link[32];
+                  "BETA made", 1, "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1,
+                  "<nav ", 1);
+    for (int s = 1; s <= 9; s++) { /* ids: once each */
+        char id[32];
         snprintf(id, sizeof id, "id=\"s%d\"", s);
-        snprintf(link, sizeof link, "href=\"#s%d\"", s);
-        assert_counts(html, 2, id, 1, link, 1);
+        assert_counts(html, 1, id, 1);
     }
+    assert_counts(html, 6, "href=\"#", 4, "href=\"#s1\">What was found<", 1, "href=\"#s2\">demo<",
+                  1, ">permuted</a>", 1, ">sage</a>", 1, "<main>", 1);
 }
 
 /* A column for every member of any line, in their order; what a line lacks is empty. */
@@ -136,21 +136,158 @@ Test(report_merge, tables_of_json) {
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
     static const char layers[] =
-        "<thead><tr><th class=\"n\">layer</th><th>group</th><th class=\"n\">mse</th>"
-        "<th class=\"n\">permuted mse</th><th class=\"n\">loss sae</th></tr></thead><tbody>\n"
+        "<thead><tr><th scope=\"col\" class=\"n\">layer</th><th scope=\"col\">group</th><th "
+        "scope=\"col\" class=\"n\">mse</th>"
+        "<th scope=\"col\" class=\"n\">permuted mse</th><th scope=\"col\" class=\"n\">loss "
+        "sae</th></tr></thead><tbody>\n"
         "<tr><td class=\"n\">0</td><td>g</td><td class=\"n\">1.250</td><td class=\"n\">10⁶</td>"
         "<td></td></tr>\n"
         "<tr><td class=\"n\">1</td><td>g</td><td class=\"n\">–</td><td></td>"
         "<td class=\"n\">−0.1250</td></tr>\n</tbody>";
     static const char tests[] =
-        "<thead><tr><th>cross-section</th><th>method</th><th class=\"n\">sufficiency</th></tr>"
+        "<thead><tr><th scope=\"col\">cross-section</th><th scope=\"col\">method</th><th "
+        "scope=\"col\" class=\"n\">sufficiency</th></tr>"
         "</thead><tbody>\n<tr><td>IO</td><td>none</td><td></td></tr>\n<tr><td>IO</td><td>sae</td>"
         "<td class=\"n\">0.7500 [0.5, 1]</td></tr>\n</tbody>";
     static const char edits[] =
-        "<th class=\"n\">none</th><th class=\"n\">1</th></tr></thead><tbody>\n"
+        "<th scope=\"col\" class=\"n\">none</th><th scope=\"col\" "
+        "class=\"n\">1</th></tr></thead><tbody>\n"
         "<tr><td>IO</td><td>S</td><td>none</td><td class=\"n\">0.2500</td><td></td></tr>\n"
         "<tr><td>IO</td><td>S</td><td>sae</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
     assert_counts(html, 3, layers, 1, tests, 1, edits, 1);
+}
+
+/* What stands before the folders. */
+static char *findings(const char *a, const char *b, const char *c) {
+    merge("all.html", a, b, c);
+    char *html = slurp("all.html"), *end = strstr(html, "<h2 id=\"s2\"");
+    cr_assert_not_null(end);
+    *end = '\0';
+    return strstr(html, "<h2 id=\"s1\">What was found</h2>");
+}
+
+static void put_scores(const char *name, const char *tokens, const char *adapter, double exact) {
+    put(name, arena_format(arena,
+                           "{\"image_tokens\": \"%s\", \"adapter_sha256\": \"%s\", "
+                           "\"questions\": 60, \"exact_match\": %g}",
+                           tokens, adapter, exact));
+}
+
+/* A control stands beside what it controls, and beside nothing else. */
+Test(report_merge, control_beside_its_own) {
+    make_folder("a");
+    make_folder("b");
+    make_folder("c");
+    put_scores("a/scores.json", "own", "abc", 0.9);
+    put_scores("b/scores.json", "permuted", "abc", 0.3);
+    put_scores("c/scores.json", "permuted", "other", 0.2);
+    assert_counts(findings("a", "b", "c"), 4, "Of 60 questions about pictures, 90.0 %", 1,
+                  "(b) it is 30.0 %", 1, "20.0 %", 0, "Control: ", 1);
+    assert_counts(slurp("all.html"), 2, ">Control: questions asked with the image tokens of other",
+                  2, ">Questions about images, answered", 1);
+    put_scores("b/scores.json", "own", "abc", 0.3); /* the same thing twice is no control */
+    assert_counts(findings("a", "b", "c"), 2, "Control: ", 0, "90.0 %", 1);
+}
+
+/* The first three pictures: the image tokens' features in the layer that matches best, and the
+ * first answer; the picture itself where it can be read. */
+Test(report_merge, pictures_with_answers_and_features) {
+    static const char line[] = "{\"image\": \"%s\", \"layer\": %d, \"group\": \"%s\", "
+                               "\"features\": [{\"feature\": %d, \"description\": \"<%s>\"}]}\n";
+    const char *features = "";
+    make_folder("a");
+    make_folder("b");
+    make_folder("c");
+    put("a/layers.json", "{\"convergence\": {\"factor\": 1.5, \"mse_layer\": 1, \"published\": "
+                         "{\"mse_layer\": 22}}, "
+                         "\"layers\": ["
+                         "{\"layer\": 0, \"group\": \"vlm_img\", \"mse\": 8, \"match\": 0.1}, "
+                         "{\"layer\": 0, \"group\": \"vlm_imgtext\"}, "
+                         "{\"layer\": 0, \"group\": \"llm_text\", \"mse\": 1, \"match\": 0.8}, "
+                         "{\"layer\": 1, \"group\": \"vlm_img\", \"mse\": 4, \"match\": 0.3}, "
+                         "{\"layer\": 1, \"group\": \"vlm_imgtext\"}, "
+                         "{\"layer\": 1, \"group\": \"llm_text\", \"mse\": 3, \"match\": 0.5}]}");
+    for (int i = 0; i < 4; i++) {
+        const char *image = arena_format(arena, "%s/p%d.png", folder, i);
+        for (int layer = 0; layer < 2; layer++) {
+            features = arena_format(
+                arena, "%s%s%s", features,
+                arena_format(arena, line, image, layer, "vlm_img", 100 * layer + i, "seen"),
+                arena_format(arena, line, image, layer, "llm_text", 777, "no"));
+        }
+    }
+    put("a/features.jsonl", features);
+    put("a/answers.jsonl", "{\"image\": \"0.png\", \"prompt\": \"no\"}\n"
+                           "{\"image\": \"p1.png\", \"prompt\": \"What?\", \"text\": \"star\", "
+                           "\"exact\": true}\n"
+                           "{\"image\": \"p1.png\", \"prompt\": \"Again?\", \"text\": \"x\"}\n"
+                           "{\"image\": \"p0.png\", \"prompt\": \"Who?\", \"text\": \"y\", "
+                           "\"exact\": false}\nbroken");
+    put("p0.png", "\x89PNG\r\n\x1a\nab");
+    put("p1.png", "<script>alert(1)</script>");
+    char *html = findings("a", "b", "c");
+    assert_counts(
+        html, 10, "Image tokens: 8 in layer 0, 4 in layer 1; the text-only control there: 3.", 1,
+        "Layer of 2 from which on the two are within a factor of 1.5: 1 (published: 22).<", 1,
+        "at most 30.0 % of the examples (layer 1)", 1, "at most 80.0 % (layer 0)", 1,
+        "<img alt=\"p0.png\" src=\"data:image/png;base64,iVBORw0KGgphYg==\">", 1,
+        "<td>Who?</td><td>y (wrong)</td><td>100 &#60;seen&#62;</td>", 1,
+        "<td>p1.png</td><td>What?</td><td>star (right)</td><td>101 &#60;seen&#62;</td>", 1,
+        "<td>p2.png</td><td></td><td></td><td>102 ", 1, "103", 0, "777", 0);
+}
+
+static void put_sage(const char *name, const char *task, double sufficiency, int features) {
+    put(name,
+        arena_format(
+            arena,
+            "{\"task\": \"%s\", \"model\": \"m\", \"baseline\": {\"accuracy\": 0.875}, "
+            "\"cross_sections\": {\"IO\": {\"nodes\": ["
+            "{\"node\": \"blocks.12.attn.hook_z\", \"head\": 3, \"position\": \"END\", \"effect\": "
+            "-1.5}, {\"node\": \"blocks.0.hook_mlp_out\", \"head\": null, \"position\": "
+            "\"IO\"}]}}, "
+            "\"tests\": {\"IO\": {\"resolution\": 0.5, \"none\": {\"control\": {\"IO\": {\"none\": "
+            "0.25}}}, \"sae\": {\"sufficiency\": %g, \"recovered\": 0.5, \"necessity\": null, "
+            "\"control\": {\"IO\": {\"none\": 0.25, \"supervised\": {\"score\": 0.75}, \"1\": "
+            "{\"score\": 0.375}, \"2\": {\"score\": 0.5}, \"4\": {\"score\": 0.5}}, "
+            "\"S\": {\"none\": 0, \"1\": {\"score\": 1}}}, "
+            "\"f1\": {\"0.8\": {\"features\": %d}}}}}}",
+            task, sufficiency, features));
+}
+
+/* SAEs are compared where task and model are the same. */
+Test(report_merge, saes_side_by_side) {
+    static const char cells[] = "<td>L12.H3 z at END −1.5; L0 mlp_out at IO</td><td class=\"n\">"
+                                "0.50 (none 0.25, supervised 0.75; IO, k = 2)</td>";
+    make_folder("x");
+    make_folder("y");
+    make_folder("z");
+    put_sage("x/sage.json", "t", 0.25, 5);
+    put_sage("y/sage.json", "t", 0.75, 7);
+    put_sage("z/sage.json", "other", 0.125, 9);
+    put("x/example.json", "{\"tokens\": [\"<bos>\", \"Ann\", \" to\"], "
+                          "\"positions\": {\"IO\": 1, \"END\": 2}}");
+    char *html = findings("x", "y", "z");
+    assert_counts(
+        html, 8, "<b>t in m</b> (x): 87.5 % of the test prompts", 1,
+        "<b>other in m</b> (z): 87.5 %", 1,
+        "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 1,
+        ">folder</th>", 1,
+        arena_format(arena,
+                     "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">–</td>"
+                     "<td class=\"n\">0.5000</td><td class=\"n\">5</td></tr>\n"
+                     "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">–</td>"
+                     "<td class=\"n\">0.5000</td><td class=\"n\">7</td></tr>\n</tbody>",
+                     cells, cells),
+        1,
+        arena_format(
+            arena,
+            "<tr><td>IO</td>%s<td class=\"n\">0.1250</td><td class=\"n\">–</td></tr>\n</tbody>",
+            cells),
+        1, "<tr>", 2 + 3);
+    put_sage("y/sage.json", "other", 0.75, 7);
+    html = findings("x", "y", "z");
+    assert_counts(html, 3, "<b>t in m</b> (x)", 1, "<b>other in m</b> (y)", 1,
+                  "<td>IO</td><td>x</td>", 0);
 }
 
 Test(report_merge, again_is_the_same) {
@@ -247,6 +384,6 @@ Test(report_merge, json_of_any_form) {
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
         int rows = count_of(html, "<tr>");
-        assert_counts(html, 3, "</tr>", rows, "Image tokens (vlm_img)", 1, ">SAGE: ", 2);
+        assert_counts(html, 3, "</tr>", rows, "Image tokens (vlm_img)", 1, ">SAGE: ", 1);
     }
 }
