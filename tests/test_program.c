@@ -726,6 +726,9 @@ static pid_t start_in_background(const char *out) {
         char path[128];
         snprintf(path, sizeof path, "%s/stderr", folder);
         dup2(open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666), 2);
+        signal(SIGINT, SIG_DFL); /* what runs the tests may have them ignored */
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
         execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(127);
     }
