@@ -143,8 +143,11 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
                            : equals != NULL         ? equals + 1
                                                     : argv[++i];
     }
-    if (a->n_positional < command->min_positional ||
-        (command->max_positional >= 0 && a->n_positional > command->max_positional)) {
+    if (command->max_positional >= 0 && a->n_positional > command->max_positional) {
+        fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae %s",
+             a->positional[command->max_positional], command->form);
+    }
+    if (a->n_positional < command->min_positional) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
     check_needs(a);

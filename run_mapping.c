@@ -265,7 +265,8 @@ static void train_count(Trainer *t) {
     }
     progress_end(&progress);
     if (usable == 0) {
-        fail(STATUS_INPUT, "%s: no example can be used", o->data);
+        fail(STATUS_INPUT, "%s: no example can be used%s%s", o->data,
+             t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
     }
     if (unanswered == usable) {
         fail(STATUS_INPUT, "%s: 0 of %zu examples keep a token to predict within --tokens %zu",
@@ -1130,8 +1131,9 @@ static bool verdict_apply(Analysis *a, const Json *line) {
         if (json_text_is(json_get(line, "group"), group_names[g])) {
             unsigned char *verdict =
                 verdict_at(a, (size_t)example, (size_t)(layer - a->result.layers), g);
-            *verdict = (unsigned char)verdict_read(line);
-            says = *verdict != VERDICT_NONE;
+            Verdict read = verdict_read(line);
+            says = read != VERDICT_NONE; /* what cannot be read leaves an earlier one as it is */
+            *verdict = says ? (unsigned char)read : *verdict;
         }
     }
     return says;

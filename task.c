@@ -193,7 +193,11 @@ static int answer_attribute(const SageTask *task, const char *which) {
     const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
     int found = attribute_named(task, of != NULL ? of : rule);
     if (found < 0) {
-        fail(STATUS_INPUT, "%s: names no attribute: '%s'", task->file, which);
+        const Json *named = of != NULL ? of : rule;
+        bool text = json_is(named, JSON_STRING);
+        fail(STATUS_INPUT,
+             "%s: '%s' names no attribute: expected one, or {\"of\": one, \"map\": ...}%s%.64s",
+             task->file, which, text ? ", found " : "", text ? named->text : "");
     }
     return found;
 }
@@ -305,7 +309,11 @@ static const Json *template_variant(const SageTask *task, const Choice *choice) 
         template = json_get(template, form->values[choice->values[task->form]]);
     }
     if (!json_is(template, JSON_STRING)) {
-        fail(STATUS_INPUT, "%s: a template has no text for a value of 'form'", task->file);
+        const SageAttribute *form = task->form >= 0 ? &task->attributes[task->form] : NULL;
+        fail(STATUS_INPUT, "%s: a template has no text%s%s%s", task->file,
+             form != NULL ? " for the value '" : ": without 'form' it is one itself",
+             form != NULL ? form->values[choice->values[task->form]] : "",
+             form != NULL ? "' of 'form'" : "");
     }
     return template;
 }

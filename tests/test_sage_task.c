@@ -492,8 +492,9 @@ Test(sage_task, mistakes_in_templates_and_fillers) {
 }
 
 Test(sage_task, mistakes_in_answers_and_positions) {
-    REFUSED(answer, "\"C\"", "answer");
-    REFUSED(answer, "3", "answer");
+    REFUSED(answer, "\"C\"", "'answer' names no attribute: expected one, or {\"of\": one");
+    REFUSED(answer, "\"C\"", ", found C");
+    REFUSED(answer, "3", "'answer' names no attribute");
     REFUSED(wrong, "{\"of\": \"C\", \"map\": {}}", "wrong");
     REFUSED(wrong, "{\"of\": \"A\", \"map\": {\"Mary\": \" is\"}}",
             "'wrong' has no text for the value");
