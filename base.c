@@ -113,6 +113,11 @@ bool size_add(size_t *sum, size_t a, size_t b) {
     return *sum >= a;
 }
 
+int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 size_t size_larger(size_t a, size_t b) {
     return a > b ? a : b;
 }

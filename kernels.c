@@ -294,16 +294,11 @@ static void scale_range(const Task *t, size_t first, size_t last) {
     }
 }
 
-/* y(row, c) += sum over the row's entries of value W(column, c), in their order */
 static void sparse_blocks(const Task *t, size_t first, size_t last) {
     const size_t end = last * SPARSE_COLUMNS < t->cols ? last * SPARSE_COLUMNS : t->cols;
     for (size_t row = 0; row < t->rows; row++) {
         for (size_t c = first * SPARSE_COLUMNS; c < end; c++) {
-            float *y = t->y + row * t->cols + c;
-            for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
-                const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
-                *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
-            }
+            sparse_element(t, row, c);
         }
     }
 }

@@ -397,11 +397,7 @@ static void sparse_blocks(const Task *t, size_t first, size_t last) {
         }
         for (size_t row = 0; row < t->rows; row++) {
             for (size_t c = c0; c < c1 && c < t->cols; c++) {
-                float *y = t->y + row * t->cols + c;
-                for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
-                    const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
-                    *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
-                }
+                sparse_element(t, row, c);
             }
         }
     }

@@ -118,6 +118,15 @@ INLINE float weight_read(Weight w, ptrdiff_t index) {
     return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
 }
 
+/* y(row, c) += sum over the row's entries of value W(column, c), in their order */
+INLINE void sparse_element(const Task *t, size_t row, size_t c) {
+    float *y = t->y + row * t->cols + c;
+    for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
+        const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
+        *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+    }
+}
+
 /* ---- activations: constants and order of operations as in Hugging Face's modules ---- */
 static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
 static const float GELU_KAPPA = 0.044715f;

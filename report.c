@@ -747,11 +747,6 @@ static bool same_component(const SageNode *a, const SageNode *b) {
     return a->kind == b->kind && a->layer == b->layer && a->head == b->head;
 }
 
-static int compare_falling(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x < y) - (x > y);
-}
-
 /* "L3.H1 z", "L3 mlp_out", with a space that does not break */
 static char *short_name(Arena *arena, const SageNode *node) {
     char full[HOOK_NAME_MAX], head[16] = "";
@@ -775,7 +770,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     size_t columns = r->task->n_positions, n = 0, shown = 0;
     size_t *row = arena_alloc(arena, r->n_nodes, sizeof *row);
     double *peak = arena_alloc(arena, r->n_nodes, sizeof *peak),
-           *falling = arena_alloc(arena, r->n_nodes, sizeof *falling), least = 0;
+           *rising = arena_alloc(arena, r->n_nodes, sizeof *rising), least = 0;
     double *values = arena_alloc(arena, HEAT_ROWS * columns, sizeof *values);
     bool *marked = arena_alloc(arena, HEAT_ROWS * columns, sizeof *marked);
     for (size_t i = 0; i < r->n_nodes; i++) {
@@ -784,9 +779,9 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
         peak[n - 1] = fmax(peak[n - 1], fabs(score[i]));
     }
     if (n > HEAT_ROWS) {
-        memcpy(falling, peak, n * sizeof *falling);
-        qsort(falling, n, sizeof *falling, compare_falling);
-        least = fmax(falling[HEAT_ROWS - 1], falling[0] / 50);
+        memcpy(rising, peak, n * sizeof *rising);
+        qsort(rising, n, sizeof *rising, compare_doubles);
+        least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
     }
     for (size_t i = 0; i < HEAT_ROWS * columns; i++) {
         values[i] = NAN;

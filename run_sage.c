@@ -1246,11 +1246,6 @@ static Arena *run_open(SageRun *r) {
     return arena_plan(run_layout, r);
 }
 
-static int compare_thresholds(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* 0, 0.1 .. 1 for the figure, and those of --f1, each once. */
 static void list_thresholds(SageResult *result) {
     const SageOptions *o = result->options;
@@ -1262,7 +1257,7 @@ static void list_thresholds(SageResult *result) {
     for (size_t i = 0; i < o->n_f1; i++) {
         t[n++] = o->f1[i];
     }
-    qsort(t, n, sizeof(double), compare_thresholds);
+    qsort(t, n, sizeof(double), compare_doubles);
     for (size_t i = 0; i < n; i++) {
         if (kept == 0 || t[i] != t[kept - 1]) {
             t[kept++] = t[i];

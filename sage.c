@@ -1291,11 +1291,6 @@ static void figures_sample(SageSection *s, size_t place) {
     }
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The quantile of sorted samples, between two of them by their distances. */
 static double quantile(const double *sorted, double share) {
     double at = share * (SAGE_RESAMPLES - 1);
