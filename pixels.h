@@ -4,7 +4,7 @@
 #define REFSAE_PIXELS_H
 
 #include "base.h"
-#include "inflate.h"
+#include "zip.h"
 
 /* 8-bit RGB as Pillow's Image.open(...).convert("RGB"): rgb[(y * width + x) * 3 + c]. */
 typedef struct Image {

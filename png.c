@@ -13,7 +13,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "inflate.h"
+#include "zip.h"
 
 /* ---- PNG ---- */
 

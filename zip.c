@@ -1,15 +1,424 @@
-/* zip.c: reads the directory of a zip archive, and gzip. See zip.h.
+/* zip.c: inflate; then zip archives and gzip, which are packed by it. See zip.h. */
+#include "zip.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== inflate ====
+ *
+ *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
+ *   canonical walk -> literal, or length and distance -> copy from the output itself
+ *
+ * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but
+ * for a single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
+ * start. */
+
+enum {
+    FAST_BITS = 10,
+    CODE_BITS = 15,
+    LITERALS = 288,
+    DISTANCES = 32
+};
+
+/* Why decoding stopped before the stream's end. */
+typedef enum Stop {
+    STOP_NOT,
+    STOP_INPUT, /* it has no more bits */
+    STOP_OUTPUT /* it is full, and more is to come */
+} Stop;
+
+typedef struct Inflate {
+    const unsigned char *at, *end;
+    uint64_t hold;
+    int count; /* of valid bits in hold; negative: the input ended too early */
+    unsigned char *out;
+    size_t used, capacity;
+    Stop stop;
+    const char *name; /* for messages */
+} Inflate;
+
+typedef struct Code {
+    uint16_t fast[1 << FAST_BITS]; /* symbol << 4 | length; 0: longer than FAST_BITS, or invalid */
+    uint16_t count[CODE_BITS + 1]; /* codes of each length */
+    uint16_t symbol[LITERALS];     /* in canonical order */
+} Code;
+
+REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
+    fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
+}
+
+/* Afterwards at least 56 bits are there, unless the input ends. */
+static inline void refill(Inflate *z) {
+    if (z->end - z->at >= 8) {
+        uint64_t word;
+        memcpy(&word, z->at, 8);
+        z->hold |= word << z->count;
+        z->at += (63 - z->count) >> 3;
+        z->count |= 56;
+        return;
+    }
+    while (z->count <= 56 && z->at < z->end) {
+        z->hold |= (uint64_t)*z->at++ << z->count;
+        z->count += 8;
+    }
+}
+
+static inline unsigned bits_take(Inflate *z, int n) {
+    unsigned value = (unsigned)(z->hold & (((uint64_t)1 << n) - 1));
+    z->hold >>= n;
+    z->count -= n;
+    return value;
+}
+
+/* Whether more bits were taken than there are. */
+static inline bool ended(Inflate *z) {
+    if (z->count < 0) {
+        z->stop = STOP_INPUT;
+    }
+    return z->count < 0;
+}
+
+/* From the lengths of n symbols' codes. Only an alphabet of one code may be incomplete, and that of
+ * code lengths not even then. */
+static void code_build(Inflate *z, Code *code, const unsigned char *length, int n,
+                       bool lengths_code) {
+    uint16_t offset[CODE_BITS + 2] = {0};
+    memset(code, 0, sizeof *code);
+    int longest = 0;
+    for (int s = 0; s < n; s++) {
+        code->count[length[s]]++;
+        longest = length[s] > longest ? length[s] : longest;
+    }
+    code->count[0] = 0;
+    int left = 1;
+    for (int l = 1; l <= CODE_BITS; l++) {
+        left = 2 * left - code->count[l];
+        if (left < 0) {
+            inflate_fail(z, "an impossible set of codes");
+        }
+        offset[l + 1] = (uint16_t)(offset[l] + code->count[l]);
+    }
+    if (left > 0 && longest != 0 && (lengths_code || longest != 1)) {
+        inflate_fail(z, "an impossible set of codes");
+    }
+    for (int s = 0; s < n; s++) {
+        if (length[s] != 0) {
+            code->symbol[offset[length[s]]++] = (uint16_t)s;
+        }
+    }
+    unsigned next = 0, index = 0; /* canonical code and its place in symbol[] */
+    for (int l = 1; l <= FAST_BITS; l++, next <<= 1) {
+        for (int i = 0; i < code->count[l]; i++, next++, index++) {
+            unsigned reversed = 0;
+            for (int bit = 0; bit < l; bit++) {
+                reversed |= (next >> bit & 1) << (l - 1 - bit);
+            }
+            for (unsigned j = reversed; j < 1U << FAST_BITS; j += 1U << l) {
+                code->fast[j] = (uint16_t)(code->symbol[index] << 4 | l);
+            }
+        }
+    }
+}
+
+/* The next symbol, or -1 if the bits are no code. */
+static inline int decode(Inflate *z, const Code *code) {
+    unsigned entry = code->fast[z->hold & ((1U << FAST_BITS) - 1)];
+    if (entry != 0) {
+        bits_take(z, (int)(entry & 15));
+        return (int)(entry >> 4);
+    }
+    int value = 0, first = 0, index = 0;
+    for (int l = 1; l <= CODE_BITS; l++) {
+        value |= (int)(z->hold >> (l - 1) & 1);
+        if (value - code->count[l] < first) {
+            bits_take(z, l);
+            return code->symbol[index + value - first];
+        }
+        index += code->count[l];
+        first = (first + code->count[l]) << 1;
+        value <<= 1;
+    }
+    return -1;
+}
+
+static void fixed_codes(Inflate *z, Code *literal, Code *distance) {
+    unsigned char length[LITERALS];
+    memset(length, 8, 144);
+    memset(length + 144, 9, 112);
+    memset(length + 256, 7, 24);
+    memset(length + 280, 8, 8);
+    code_build(z, literal, length, LITERALS, false);
+    memset(length, 5, DISTANCES);
+    code_build(z, distance, length, DISTANCES, false);
+}
+
+static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
+    static const unsigned char order[19] = {16, 17, 18, 0, 8,  7, 9,  6, 10, 5,
+                                            11, 4,  12, 3, 13, 2, 14, 1, 15};
+    unsigned char length[LITERALS + DISTANCES] = {0};
+    refill(z);
+    int literals = (int)bits_take(z, 5) + 257, distances = (int)bits_take(z, 5) + 1;
+    int lengths = (int)bits_take(z, 4) + 4;
+    if (ended(z)) {
+        return;
+    }
+    if (literals > 286 || distances > 30) {
+        inflate_fail(z, "too many symbols");
+    }
+    for (int i = 0; i < lengths; i++) {
+        refill(z);
+        length[order[i]] = (unsigned char)bits_take(z, 3);
+    }
+    if (ended(z)) {
+        return;
+    }
+    code_build(z, literal, length, 19, true);
+    memset(length, 0, sizeof length);
+    for (int i = 0, repeat; i < literals + distances; i += repeat) {
+        refill(z);
+        int symbol = decode(z, literal);
+        if (symbol < 0) {
+            inflate_fail(z, "an invalid code length");
+        }
+        repeat = symbol < 16    ? 1
+                 : symbol == 16 ? 3 + (int)bits_take(z, 2)
+                 : symbol == 17 ? 3 + (int)bits_take(z, 3)
+                                : 11 + (int)bits_take(z, 7);
+        if (ended(z)) {
+            return;
+        }
+        if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
+            inflate_fail(z, "an invalid repeat of code lengths");
+        }
+        memset(length + i, symbol < 16 ? symbol : symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
+    }
+    if (length[256] == 0) {
+        inflate_fail(z, "a block that cannot end");
+    }
+    code_build(z, literal, length, literals, false);
+    code_build(z, distance, length + literals, distances, false);
+}
+
+static void copy_stored(Inflate *z) {
+    bits_take(z, z->count & 7);
+    z->at -= z->count / 8;
+    z->hold = 0;
+    z->count = 0;
+    if (z->end - z->at < 4) {
+        z->stop = STOP_INPUT;
+        return;
+    }
+    size_t size = (size_t)z->at[0] | (size_t)z->at[1] << 8;
+    if ((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8)) {
+        inflate_fail(z, "a stored block with a wrong length");
+    }
+    z->at += 4;
+    size_t left = (size_t)(z->end - z->at);
+    if (size > z->capacity - z->used) {
+        size = z->capacity - z->used;
+        z->stop = STOP_OUTPUT;
+    }
+    if (size > left) {
+        size = left;
+        z->stop = STOP_INPUT;
+    }
+    if (size != 0) {
+        memcpy(z->out + z->used, z->at, size);
+    }
+    z->used += size;
+    z->at += size;
+}
+
+static void copy_compressed(Inflate *z, const Code *literal, const Code *distance) {
+    static const uint16_t length_base[29] = {3,  4,  5,  6,   7,   8,   9,   10,  11, 13,
+                                             15, 17, 19, 23,  27,  31,  35,  43,  51, 59,
+                                             67, 83, 99, 115, 131, 163, 195, 227, 258};
+    static const unsigned char length_extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,
+                                                   2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0};
+    static const uint16_t distance_base[30] = {
+        1,   2,   3,   4,   5,   7,    9,    13,   17,   25,   33,   49,   65,    97,    129,
+        193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+    unsigned char *data = z->out;
+    size_t used = z->used, capacity = z->capacity;
+    while (z->stop == STOP_NOT) {
+        refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
+        int symbol = decode(z, literal);
+        if (symbol < 0) {
+            inflate_fail(z, "an invalid code");
+        }
+        if (ended(z) || symbol == 256) {
+            break;
+        }
+        if (symbol < 256) {
+            if (used == capacity) {
+                z->stop = STOP_OUTPUT;
+                break;
+            }
+            data[used++] = (unsigned char)symbol;
+            continue;
+        }
+        symbol -= 257;
+        if (symbol >= 29) {
+            inflate_fail(z, "an invalid length");
+        }
+        size_t length = length_base[symbol] + bits_take(z, length_extra[symbol]);
+        int far = decode(z, distance);
+        if (ended(z)) {
+            break;
+        }
+        if (far < 0 || far >= 30) {
+            inflate_fail(z, "an invalid distance");
+        }
+        size_t back = distance_base[far] + bits_take(z, far < 2 ? 0 : far / 2 - 1);
+        if (ended(z)) {
+            break;
+        }
+        if (used == capacity) { /* as zlib, before it judges the distance */
+            z->stop = STOP_OUTPUT;
+            break;
+        }
+        if (back > used) {
+            inflate_fail(z, "a distance before the start");
+        }
+        if (length > capacity - used) {
+            length = capacity - used;
+            z->stop = STOP_OUTPUT;
+        }
+        unsigned char *to = data + used;
+        const unsigned char *from = to - back;
+        used += length;
+        if (back >= 8 && capacity - used >= 8) { /* eight at a time, up to 7 too many */
+            for (unsigned char *stop = data + used; to < stop; to += 8, from += 8) {
+                memcpy(to, from, 8);
+            }
+        } else {
+            for (size_t i = 0; i < length; i++) {
+                to[i] = from[i];
+            }
+        }
+    }
+    z->used = used;
+}
+
+/* Blocks to the last, or until it stops. */
+static void inflate_blocks(Inflate *z) {
+    Code literal, distance;
+    for (bool last = false; !last && z->stop == STOP_NOT;) {
+        refill(z);
+        last = bits_take(z, 1) != 0;
+        unsigned type = bits_take(z, 2);
+        if (ended(z)) {
+            return;
+        }
+        if (type == 3) {
+            inflate_fail(z, "an invalid block type");
+        }
+        if (type == 0) {
+            copy_stored(z);
+            continue;
+        }
+        if (type == 1) {
+            fixed_codes(z, &literal, &distance);
+        } else {
+            dynamic_codes(z, &literal, &distance);
+        }
+        if (z->stop == STOP_NOT) {
+            copy_compressed(z, &literal, &distance);
+        }
+    }
+    if (z->stop == STOP_NOT) {
+        z->at -= z->count / 8; /* what was not needed */
+    }
+}
+
+size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                   size_t *used, const char *name) {
+    Inflate z = {.at = in, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    inflate_blocks(&z);
+    if (z.stop == STOP_INPUT) {
+        inflate_fail(&z, "an early end");
+    }
+    if (z.stop == STOP_OUTPUT) {
+        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name, capacity);
+    }
+    if (used != NULL) {
+        *used = (size_t)(z.at - in);
+    }
+    return z.used;
+}
+
+static uint32_t adler32_of(const unsigned char *data, size_t size) {
+    uint32_t a = 1, b = 0;
+    while (size > 0) {
+        size_t n = size < 5552 ? size : 5552; /* as many as cannot overflow b */
+        size -= n;
+        for (; n > 0; n--) {
+            a += *data++;
+            b += a;
+        }
+        a %= 65521;
+        b %= 65521;
+    }
+    return b << 16 | a;
+}
+
+bool inflates_too_far(uint64_t size, uint64_t packed) {
+    return size / 100 > packed + (1u << 20);
+}
+
+uint32_t big32(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
+                    const char *name) {
+    if (size < 2 || (in[0] & 15) != 8 || in[0] >> 4 > 7 || (in[0] << 8 | in[1]) % 31 != 0 ||
+        (in[1] & 0x20) != 0) {
+        fail(STATUS_INPUT, "%s: not a zlib stream", name);
+    }
+    Inflate z = {.at = in + 2, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    inflate_blocks(&z);
+    if (z.stop == STOP_NOT && z.end - z.at >= 4 && big32(z.at) != adler32_of(out, z.used)) {
+        fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
+    }
+    return z.used;
+}
+
+/* The reflected polynomial 0xEDB88320, eight bytes at a time: table[k][i] is the effect of byte i
+ * followed by k zero bytes. */
+uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size) {
+    uint32_t table[8][256];
+    for (uint32_t i = 0; i < 256; i++) {
+        table[0][i] = i;
+        for (int bit = 0; bit < 8; bit++) {
+            table[0][i] = table[0][i] >> 1 ^ ((table[0][i] & 1) != 0 ? 0xEDB88320 : 0);
+        }
+    }
+    for (int k = 1; k < 8; k++) {
+        for (int i = 0; i < 256; i++) {
+            table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 255];
+        }
+    }
+    crc = ~crc;
+    for (; size >= 8; data += 8, size -= 8) {
+        uint32_t next = 0;
+        for (int k = 0; k < 8; k++) {
+            next ^= table[7 - k][data[k] ^ (k < 4 ? crc >> 8 * k & 255 : 0)];
+        }
+        crc = next;
+    }
+    for (; size > 0; data++, size--) {
+        crc = crc >> 8 ^ table[0][(crc ^ *data) & 255];
+    }
+    return ~crc;
+}
+
+/* ==== archives ====
  *
  *   member = local header (30 + name + extra) | data | ...   directory | end record
  *
  * Only the directory at the end is believed: sizes and CRC-32 of local headers may be empty, as
  * streaming writers (torch.save) leave them. */
-#include "zip.h"
-
-#include "inflate.h"
-
-#include <stdlib.h>
-#include <string.h>
 
 bool zip_is(const FileMap *map) {
     return map->size >= 4 &&

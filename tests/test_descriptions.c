@@ -1,6 +1,5 @@
 /* Descriptions of features: the forms in which Neuronpedia hands them out, and what is none. */
 #include "data.h"
-#include "inflate.h"
 #include "zip.h"
 
 #include <criterion/criterion.h>

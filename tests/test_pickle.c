@@ -2,8 +2,8 @@
  * torch would never write. */
 #define _XOPEN_SOURCE 700
 #include "data.h"
-#include "inflate.h"
 #include "tensors.h"
+#include "zip.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>

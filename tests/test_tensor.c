@@ -1,8 +1,8 @@
 /* Tensors in files, inflate and CRC-32: against files that the formats' own libraries wrote
  * (tests/reference/make_tensor_golden.py), and against files that nobody should have written. */
 #define _XOPEN_SOURCE 700
-#include "inflate.h"
 #include "tensors.h"
+#include "zip.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
