@@ -1,6 +1,6 @@
 /* bench.c: how near the kernels come to what this machine can do. Shapes are Gemma-2-2B's MLP at
  * 512 tokens. Noise on shared machines is 10 % within minutes, so every figure is the best of ten
- * rounds, and a round measures everything once, the limits included. Floor 14. */
+ * rounds, and a round measures everything once, the limits included. Floor 15. */
 #include "bench.h"
 
 #include <string.h>

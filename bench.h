@@ -1,4 +1,4 @@
-/* bench.h: `refsae bench`: the kernels against this machine's own limits. Floor 14. */
+/* bench.h: `refsae bench`: the kernels against this machine's own limits. Floor 15. */
 #ifndef REFSAE_BENCH_H
 #define REFSAE_BENCH_H
 

@@ -1,4 +1,4 @@
-/* dump.h: taking activations out of the program and comparing them with another's. Floor 14. */
+/* dump.h: taking activations out of the program and comparing them with another's. Floor 15. */
 #ifndef REFSAE_DUMP_H
 #define REFSAE_DUMP_H
 

@@ -1,4 +1,4 @@
-/* generate.h: generation and tokenizing as commands. Floor 14. */
+/* generate.h: generation and tokenizing as commands. Floor 15. */
 #ifndef REFSAE_GENERATE_H
 #define REFSAE_GENERATE_H
 

@@ -1,5 +1,5 @@
 /* info.h: what a file or folder is, as refsae understands it, and the memory that commands need on
- * it. Floor 14. */
+ * it. Floor 15. */
 #ifndef REFSAE_INFO_H
 #define REFSAE_INFO_H
 

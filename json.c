@@ -318,6 +318,22 @@ const Json *json_get(const Json *object, const char *key) {
     return found;
 }
 
+const Json *json_first(const Json *value) {
+    return value == NULL ? NULL : value->child;
+}
+
+const Json *json_first_member(const Json *value) {
+    return json_is(value, JSON_OBJECT) ? value->child : NULL;
+}
+
+const char *json_string(const Json *value) {
+    return json_is(value, JSON_STRING) ? value->text : "";
+}
+
+const Json *json_below(const Json *value, const char *a, const char *b) {
+    return json_get(json_get(value, a), b);
+}
+
 bool json_is(const Json *value, JsonKind kind) {
     return value != NULL && value->kind == kind;
 }
@@ -796,4 +812,38 @@ void csv_double(Csv *csv, double value) {
 void csv_end(Csv *csv) {
     putc('\n', csv->stream);
     csv->begun = false;
+}
+
+/* ---- CSV read again ---- */
+
+const char *csv_line_next(const char *line) {
+    line += strcspn(line, "\n");
+    return *line == '\0' ? line : line + 1;
+}
+
+int csv_column(const char *line, const char *name) {
+    for (int column = 0;; column++) {
+        size_t length = strcspn(line, ",\r\n");
+        if (length == strlen(name) && memcmp(line, name, length) == 0) {
+            return column;
+        }
+        if (line[length] != ',') {
+            return -1;
+        }
+        line += length + 1;
+    }
+}
+
+bool csv_number(const char *line, int column, double *value) {
+    char *end;
+    for (; column > 0; column--) {
+        line += strcspn(line, ",\r\n");
+        if (*line++ != ',') {
+            return false;
+        }
+    }
+    size_t length = strcspn(line, ",\r\n");
+    double number = strtod(line, &end);
+    *value = length > 0 && end == line + length ? number : *value;
+    return length > 0 && end == line + length;
 }

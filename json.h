@@ -37,6 +37,11 @@ const Json *json_read_file(Arena *arena, const char *path);
 
 /* The last member of that name, as Python keeps it; NULL if there is none or `object` is none. */
 const Json *json_get(const Json *object, const char *key);
+const Json *json_below(const Json *value, const char *a, const char *b); /* a's member b */
+/* The first child, of an object alone if its members are meant; NULL for none, and of NULL. */
+const Json *json_first(const Json *value);
+const Json *json_first_member(const Json *value);
+const char *json_string(const Json *value);     /* "" if it is no text */
 bool json_is(const Json *value, JsonKind kind); /* false for NULL */
 bool json_text_is(const Json *value, const char *text);
 double json_double(const Json *number); /* correctly rounded, independent of the locale */
@@ -139,5 +144,10 @@ void csv_text(Csv *csv, const char *text); /* quoted where needed */
 void csv_int(Csv *csv, int64_t value);
 void csv_double(Csv *csv, double value); /* NaN: an empty cell; infinities: inf, -inf */
 void csv_end(Csv *csv);
+
+/* Read again: lines without quotes, in a text that ends with a 0 byte. */
+const char *csv_line_next(const char *line);
+int csv_column(const char *line, const char *name); /* which cell of the line it is; -1: none */
+bool csv_number(const char *line, int column, double *value); /* false: no number is in the cell */
 
 #endif

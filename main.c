@@ -2,6 +2,7 @@
  * the module that does it. */
 #include "bench.h"
 #include "dump.h"
+#include "folder.h"
 #include "formats.h"
 #include "generate.h"
 #include "info.h"
@@ -658,7 +659,7 @@ static const Option report_options[] = {
 static void command_report(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
     const char *out = need(a, "out");
-    report_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
+    folders_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
     if (console->json) {
         JsonOut json = json_out_start(stdout, 0);
         json_out_object(&json, NULL);

@@ -1,5 +1,5 @@
-/* report.h: results as files: CSV and JSON for programs, SVG figures and one HTML page for people.
- * Floor 13.
+/* report.h: results as files: CSV and JSON for programs, SVG figures and, by folder.h, one HTML
+ * page for people. Floor 14.
  *
  * Files appear whole or not at all; the same results give the same bytes. */
 #ifndef REFSAE_REPORT_H
@@ -20,9 +20,5 @@ void report_sage(const SageResult *result);
 /* What of these follows from sage.json in `out`: sage.csv and all figures but the heat maps.
  * t: from which F1 on a feature stands for something. */
 void report_sage_figures(const char *out, double t);
-/* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
- * with their figures, whichever are there, and from its report.html how it was made. `out` may be
- * one of these reports; merging once more gives the same page. */
-void report_merge(const char *out, const char *title, char *const *directories, size_t count);
 
 #endif

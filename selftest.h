@@ -1,5 +1,5 @@
 /* selftest.h: `refsae selftest`: every stage on this machine against the digests that the program
- * carries. Floor 15. */
+ * carries. Floor 16. */
 #ifndef REFSAE_SELFTEST_H
 #define REFSAE_SELFTEST_H
 

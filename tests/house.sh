@@ -20,6 +20,7 @@ data task
 adapter sage
 run_mapping run_sage
 figure
+folder
 report
 generate dump info bench
 selftest

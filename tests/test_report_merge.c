@@ -1,6 +1,7 @@
 /* One page from several folders: whatever is there is shown once, merging again changes nothing,
  * and what is missing, broken or hostile does no harm. */
 #define _XOPEN_SOURCE 700 /* mkdtemp */
+#include "folder.h"
 #include "report.h"
 
 #include <criterion/criterion.h>
@@ -71,7 +72,7 @@ static int count_of(const char *text, const char *part) {
 
 static void merge(const char *out, const char *a, const char *b, const char *c) {
     char *directories[3] = {at(a), at(b), at(c)}, *path = at(out);
-    report_merge(path, "All <of> it", directories, 3);
+    folders_merge(path, "All <of> it", directories, 3);
 }
 
 static void assert_counts(const char *html, int n, ...) {

@@ -1,6 +1,7 @@
 /* SAGE's figures, sage.csv and page from a sage.json written here: what is null is absent, what
  * cannot tell methods apart says so, and hostile names break nothing. */
 #define _XOPEN_SOURCE 700 /* mkdtemp */
+#include "folder.h"
 #include "report.h"
 #include "xml.h"
 
@@ -166,7 +167,7 @@ static void write_json(const char *a, const char *b) {
 
 static char *page(void) {
     char *directories[1] = {folder};
-    report_merge(path_join(arena, folder, "page.html"), "t", directories, 1);
+    folders_merge(path_join(arena, folder, "page.html"), "t", directories, 1);
     return slurp("page.html");
 }
 
