@@ -148,7 +148,7 @@ static void read_distinct(SageTask *task) {
     const Json *groups = json_member(task->json, "distinct", JSON_ARRAY), *a, *b;
     task->distinct = arena_alloc(task->arena, size_product(task->n_attributes, task->n_attributes),
                                  sizeof(bool));
-    for (const Json *g = groups != NULL ? groups->child : NULL; g != NULL; g = g->next) {
+    for (const Json *g = json_first(groups); g != NULL; g = g->next) {
         for (a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
             for (b = a; b != NULL; b = b->next) {
                 int i = attribute_named(task, a), j = attribute_named(task, b);
@@ -178,7 +178,7 @@ static void read_templates(SageTask *task) {
             check_members(task, template, &task->attributes[task->form], 1, "no value of 'form'");
         }
         task->fillers[s] = arena_alloc(task->arena, task->n_fillers, sizeof(SageAttribute));
-        for (const Json *f = fillers != NULL ? fillers->child : NULL; f != NULL; f = f->next) {
+        for (const Json *f = json_first(fillers); f != NULL; f = f->next) {
             check_members(task, f, &split_keys, 1, "neither train nor test");
             if (attribute_find(task->attributes, task->n_attributes, f->key, strlen(f->key)) >= 0) {
                 fail(STATUS_INPUT, "%s: '%s' is an attribute and a filler", task->file, f->key);
@@ -234,7 +234,7 @@ static int label_place(SageLabel *label, const char *text) {
 /* Values that were dropped, and texts that only they have, vanish. */
 static void read_labels(SageTask *task) {
     const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
-    const Json *l = labels != NULL ? labels->child : NULL;
+    const Json *l = json_first(labels);
     task->labels = arena_alloc(task->arena, labels != NULL ? labels->length : 0, sizeof(SageLabel));
     for (; l != NULL; l = l->next) {
         SageLabel *label = &task->labels[task->n_labels++];
