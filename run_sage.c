@@ -69,15 +69,17 @@ typedef struct SageRun {
 
 /* ---- hooks ---- */
 
+static bool slice_at(const Slice *slice, HookKind kind, int layer, bool gradient) {
+    return slice->kind == kind && slice->layer == layer && slice->gradient == gradient;
+}
+
 static bool wants_slices(void *user, HookKind kind, int layer, bool gradient) {
     const SageRun *r = user;
-    for (size_t i = 0; i < r->n_slices; i++) {
-        const Slice *slice = &r->slices[i];
-        if (slice->kind == kind && slice->layer == layer && slice->gradient == gradient) {
-            return true;
-        }
+    bool wanted = false;
+    for (size_t i = 0; i < r->n_slices && !wanted; i++) {
+        wanted = slice_at(&r->slices[i], kind, layer, gradient);
     }
-    return false;
+    return wanted;
 }
 
 /* Copies a slice out of row `row` of the point, or into it, for a prompt of the batch. */
@@ -92,18 +94,15 @@ static void slice_copy(const SageRun *r, const Slice *slice, const HookPoint *po
     memcpy(slice->write ? at : values, slice->write ? values : at, slice->width * sizeof(float));
 }
 
-static bool slice_at(const Slice *slice, const HookPoint *point) {
-    return slice->kind == point->kind && slice->layer == point->layer &&
-           slice->gradient == point->gradient;
-}
-
 /* Reads slices of all prompts of the batch. */
 static void call_slices(void *user, const HookPoint *point, float *data) {
     const SageRun *r = user;
     for (size_t i = 0; i < r->n_slices; i++) {
-        for (size_t s = 0; s < r->whole.n_sequences && slice_at(&r->slices[i], point); s++) {
-            size_t row = r->start[s] + r->forms[s]->positions[r->slices[i].position];
-            slice_copy(r, &r->slices[i], point, row, s, data);
+        const Slice *slice = &r->slices[i];
+        bool here = slice_at(slice, point->kind, point->layer, point->gradient);
+        for (size_t s = 0; s < r->whole.n_sequences && here; s++) {
+            size_t row = r->start[s] + r->forms[s]->positions[slice->position];
+            slice_copy(r, slice, point, row, s, data);
         }
     }
 }
@@ -117,7 +116,7 @@ static void call_patches(void *user, const HookPoint *point, float *data) {
         const size_t *positions = r->forms[r->of[s]]->positions;
         for (size_t i = 0; i < patch->n; i++) {
             const Slice *slice = &patch->slices[i];
-            if (slice_at(slice, point)) {
+            if (slice_at(slice, point->kind, point->layer, point->gradient)) {
                 size_t row = r->tail_start[s] + positions[slice->position] - r->past[s];
                 slice_copy(r, slice, point, row, r->of[s], data);
             }
@@ -128,10 +127,9 @@ static void call_patches(void *user, const HookPoint *point, float *data) {
 static bool wants_patches(void *user, HookKind kind, int layer, bool gradient) {
     const SageRun *r = user;
     bool wanted = false;
-    for (size_t s = 0; s < r->n_tails && !gradient && !wanted; s++) {
+    for (size_t s = 0; s < r->n_tails && !wanted; s++) {
         for (size_t i = 0; i < r->patch[s]->n && (s == 0 || r->patch[s] != r->patch[s - 1]); i++) {
-            const Slice *slice = &r->patch[s]->slices[i];
-            wanted |= slice->kind == kind && slice->layer == layer;
+            wanted |= slice_at(&r->patch[s]->slices[i], kind, layer, gradient);
         }
     }
     return wanted;
@@ -435,8 +433,7 @@ static size_t read_node(SageRun *r, const Json *json) {
     if (!found || !is_component(node.kind)) {
         json_refuse(json, "node", "q, k, v, z, attn_out or mlp_out of a layer of the model");
     }
-    if (is_whole(node.kind) && json_get(json, "head") != NULL &&
-        !json_is(json_get(json, "head"), JSON_NULL)) {
+    if (is_whole(node.kind) && json_set(json, "head") != NULL) {
         json_refuse(json, "head", "null: a block's output has no heads");
     }
     if (!is_whole(node.kind)) {
@@ -835,7 +832,7 @@ static void site_encode(const SageRun *r, SageSite *site, size_t side, float *x,
                     codes->value[n++] = value;
                 }
             }
-            site->most = n - codes->start[p] > site->most ? n - codes->start[p] : site->most;
+            site->most = size_larger(n - codes->start[p], site->most);
         }
     }
     codes->start[n_test] = n;
