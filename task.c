@@ -33,9 +33,9 @@ static int attribute_find(const SageAttribute *list, size_t count, const char *n
 }
 
 /* The place of a value; -1: none of the attribute's. */
-static int value_find(const SageAttribute *attribute, const char *value, size_t length) {
+static int value_find(const SageAttribute *attribute, const char *value) {
     for (size_t v = 0; v < attribute->count; v++) {
-        if (same_name(attribute->values[v], value, length)) {
+        if (strcmp(attribute->values[v], value) == 0) {
             return (int)v;
         }
     }
@@ -118,7 +118,7 @@ static void check_members(const SageTask *task, const Json *object, const SageAt
     for (size_t i = 0; i < count; i++) {
         bool known = false;
         for (size_t l = 0; l < n_lists && !known; l++) {
-            known = value_find(&lists[l], names[i], strlen(names[i])) >= 0;
+            known = value_find(&lists[l], names[i]) >= 0;
         }
         if (!known) {
             fail(STATUS_INPUT, "%s: %s%s'%s' is %s", task->file,
@@ -191,13 +191,12 @@ static void read_templates(SageTask *task) {
 /* The attribute whose value settles "answer" or "wrong". */
 static int answer_attribute(const SageTask *task, const char *which) {
     const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
-    int found = attribute_named(task, of != NULL ? of : rule);
+    const Json *named = of != NULL ? of : rule;
+    int found = attribute_named(task, named);
     if (found < 0) {
-        const Json *named = of != NULL ? of : rule;
-        bool text = json_is(named, JSON_STRING);
         fail(STATUS_INPUT,
              "%s: '%s' names no attribute: expected one, or {\"of\": one, \"map\": ...}%s%.64s",
-             task->file, which, text ? ", found " : "", text ? named->text : "");
+             task->file, which, json_is(named, JSON_STRING) ? ", found " : "", json_string(named));
     }
     return found;
 }
@@ -248,7 +247,7 @@ static void read_labels(SageTask *task) {
         for (const Json *m = l->child; m != NULL; m = m->next) {
             (void)json_need(l, m->key, JSON_STRING);
             for (size_t a = 0; a < task->n_attributes; a++) {
-                int v = value_find(&task->attributes[a], m->key, m->key_length);
+                int v = value_find(&task->attributes[a], m->key);
                 if (v >= 0) {
                     label->of[a][v] = label_place(label, json_text(l, m->key, NULL));
                 }
@@ -405,8 +404,7 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
     for (size_t i = 0; i < *count; i++, text = list ? text->next : text) {
         const char *string = of == NULL
                                  ? arena_format(scratch, "%s%s", value[0] == ' ' ? "" : " ", value)
-                             : json_is(text, JSON_STRING) ? text->text
-                                                          : "";
+                                 : json_string(text);
         Tokens tokens = tokenizer_encode(tokenizer, string, strlen(string), false, scratch);
         if (tokens.count != 1) {
             fail(STATUS_INPUT, "%s: the %s '%s' is not one token in this model's tokenizer",
@@ -474,8 +472,8 @@ static bool match_template(const SageTask *task, const Choice *choice, SagePromp
             match_next(ends, prompt->text, length, &texts);
             if (a >= 0) {
                 prompt->places = arena_grow(task->arena, prompt->places, &room,
-                                            prompt->n_places + 1, sizeof(SagePlace));
-                prompt->places[prompt->n_places++] = (SagePlace){(size_t)a, choice->values[a]};
+                                            prompt->n_places + 1, sizeof(size_t));
+                prompt->places[prompt->n_places++] = (size_t)a;
             }
         }
     }
@@ -835,8 +833,9 @@ static SageForm read_form(SageTask *task, const Json *row, size_t d_vocab) {
 
 static size_t read_value(const SageAttribute *a, const Json *object, const char *key) {
     const Json *value = json_get(object, key);
-    int place = json_is(value, JSON_STRING) ? value_find(a, value->text, value->length) : -1;
-    if (place < 0) {
+    const char *text = json_string(value);
+    int place = value_find(a, text);
+    if (place < 0 || strlen(text) != value->length) {
         json_refuse(object, key, "a value that the task gives for the attribute");
     }
     return (size_t)place;
@@ -898,15 +897,11 @@ static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *als
     return kind;
 }
 
-static int value_place(const SageAttribute *attribute, const char *value) {
-    return value_find(attribute, value, strlen(value));
-}
-
 /* Attributes of the same values: their slots are places of one set. */
 static bool same_values(const SageAttribute *a, const SageAttribute *b) {
     bool same = a->count == b->count;
     for (size_t v = 0; v < a->count && same; v++) {
-        same = value_place(b, a->values[v]) >= 0;
+        same = value_find(b, a->values[v]) >= 0;
     }
     return same;
 }
@@ -934,9 +929,10 @@ static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, Arena 
     for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
         const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
         for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
-            const SageAttribute *other = &task->attributes[prompt->places[i].attribute];
+            size_t b = prompt->places[i];
+            const SageAttribute *other = &task->attributes[b];
             if (same_values(other, first)) {
-                size_t value = (size_t)value_place(first, other->values[prompt->places[i].value]);
+                size_t value = (size_t)value_find(first, other->values[prompt->values[b]]);
                 slot = true;
                 kind_mark(kinds, kind[2], value, p);
                 if (nth < 2) {

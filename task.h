@@ -27,15 +27,12 @@ typedef struct SageForm { /* a prompt, or one of its counterfactuals */
     size_t n_answer, n_wrong;
 } SageForm;
 
-typedef struct SagePlace { /* an attribute's slot in the text, in the order of the text */
-    size_t attribute, value;
-} SagePlace;
-
 typedef struct SagePrompt {
     const char *text;         /* without <bos> */
     size_t *values, *changed; /* [n_attributes]: place of the value, and of its counterfactual */
     SageForm clean, *counterfactual;
-    SagePlace *places; /* of clean; none where no template of the split gives the text */
+    size_t *places; /* [n_places]: attributes whose slots stand in the text of clean, in its order;
+                       none where no template of the split gives the text */
     size_t n_places;
 } SagePrompt;
 

@@ -342,15 +342,14 @@ static SageTask *made_task(Arena *arena, size_t n_test) {
     for (size_t p = 0; p < n_test; p++) {
         SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
         prompt->values = arena_alloc(arena, 4, sizeof(size_t));
-        prompt->places = arena_alloc(arena, 3, sizeof(SagePlace));
+        prompt->places = arena_alloc(arena, 3, sizeof(size_t));
         for (size_t a = 0; a < 4; a++) {
             label->of[a] = of[a];
             prompt->values[a] = (size_t)random_below(&random, task->attributes[a].count);
         }
         prompt->n_places = p % 5 == 4 ? 0 : 3; /* read, of no template */
         for (size_t i = 0; i < prompt->n_places; i++) {
-            size_t a = i == 2 || (i == 1) == (prompt->values[2] == 0) ? 1 : 0;
-            prompt->places[i] = (SagePlace){a, prompt->values[a]};
+            prompt->places[i] = i == 2 || (i == 1) == (prompt->values[2] == 0) ? 1 : 0;
         }
     }
     return task;

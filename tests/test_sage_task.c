@@ -110,10 +110,9 @@ static void check_ioi_places(const SageTask *task, const SagePrompt *prompt) {
     const char *const order[] = {abb ? "IO" : "S", abb ? "S" : "IO", "S"}, *at = prompt->text;
     cr_assert_eq(prompt->n_places, 3);
     for (size_t i = 0; i < 3; i++) {
-        size_t a = prompt->places[i].attribute;
+        size_t a = prompt->places[i];
         cr_assert_str_eq(task->attributes[a].name, order[i]);
-        cr_assert_eq(prompt->places[i].value, prompt->values[a]);
-        at = strstr(at, task->attributes[a].values[prompt->places[i].value]);
+        at = strstr(at, task->attributes[a].values[prompt->values[a]]);
         cr_assert_not_null(at++, "%s in '%s'", order[i], prompt->text);
     }
 }
@@ -259,8 +258,7 @@ static void assert_same_places(const SagePrompt *a, const SagePrompt *b) {
     cr_assert(a->n_places > 0);
     cr_assert_eq(a->n_places, b->n_places);
     for (size_t i = 0; i < a->n_places; i++) {
-        cr_assert_eq(a->places[i].attribute, b->places[i].attribute);
-        cr_assert_eq(a->places[i].value, b->places[i].value);
+        cr_assert_eq(a->places[i], b->places[i]);
     }
 }
 
@@ -624,8 +622,7 @@ Test(sage_task, places_among_fillers) {
             const SagePrompt *prompt = &task.prompts[s][i];
             cr_assert_eq(prompt->n_places, strstr(prompt->text, " too") != NULL ? 1 : 3);
             for (size_t p = 0; p < prompt->n_places; p++) {
-                cr_assert_eq(prompt->places[p].attribute, p > 0 || prompt->n_places == 1);
-                cr_assert_eq(prompt->places[p].value, prompt->values[prompt->places[p].attribute]);
+                cr_assert_eq(prompt->places[p], p > 0 || prompt->n_places == 1);
             }
         }
     }
@@ -704,7 +701,7 @@ Test(sage_task, places_of_texts_that_are_read) {
     cr_assert_eq(task.n_prompts[SAGE_TEST], 6);
     cr_assert_eq(task.n_unmatched, 5);
     const SagePrompt *first = task.prompts[SAGE_TEST];
-    static const SagePlace places[] = {{0, 0}, {1, 1}, {1, 1}};
+    static const size_t places[] = {0, 1, 1};
     cr_assert_eq(first->n_places, 3);
     cr_assert_arr_eq(first->places, places, sizeof places);
     for (size_t i = 1; i < 6; i++) {
