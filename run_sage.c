@@ -460,6 +460,23 @@ static size_t read_node(SageRun *r, const Json *json) {
     return i;
 }
 
+static void read_cross(SageRun *r, SageCross *cross, const Json *nodes) {
+    const char *path = r->options->cross_sections;
+    cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
+    for (const Json *node = nodes->child; node != NULL; node = node->next) {
+        size_t place = read_node(r, node);
+        for (size_t i = 0; i < cross->n_nodes; i++) {
+            if (cross->nodes[i] == place) {
+                fail(STATUS_INPUT, "%s: '%s' has a node twice", path, cross->name);
+            }
+        }
+        cross->nodes[cross->n_nodes++] = place;
+    }
+    if (cross->n_nodes == 0) {
+        fail(STATUS_INPUT, "%s: '%s' has no nodes", path, cross->name);
+    }
+}
+
 /* --cross-sections: NAME: {"nodes": [...]}, as sage.json has them too. */
 static void read_cross_sections(SageRun *r) {
     SageResult *result = &r->result;
@@ -481,19 +498,7 @@ static void read_cross_sections(SageRun *r) {
         }
         SageCross *cross = &result->cross[result->n_cross++];
         *cross = (SageCross){.name = member->key, .attribute = -1, .share = NAN, .spearman = NAN};
-        cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
-        for (const Json *node = nodes->child; node != NULL; node = node->next) {
-            size_t place = read_node(r, node);
-            for (size_t i = 0; i < cross->n_nodes; i++) {
-                if (cross->nodes[i] == place) {
-                    fail(STATUS_INPUT, "%s: '%s' has a node twice", path, cross->name);
-                }
-            }
-            cross->nodes[cross->n_nodes++] = place;
-        }
-        if (cross->n_nodes == 0) {
-            fail(STATUS_INPUT, "%s: '%s' has no nodes", path, cross->name);
-        }
+        read_cross(r, cross, nodes);
     }
 }
 
