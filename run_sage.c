@@ -1306,6 +1306,12 @@ static void open_prompts(SageRun *r) {
     } else {
         sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
     }
+    if (r->task->n_unmatched > 0) {
+        console_line(r->console,
+                     "%s: no template of the task gives the text of %zu of %zu test prompts: no "
+                     "predicate of places holds in them",
+                     o->prompts, r->task->n_unmatched, r->task->n_prompts[SAGE_TEST]);
+    }
 }
 
 /* The first test prompt as the model reads it, for people. */

@@ -38,20 +38,26 @@ static void expand(char *out, const char *words) {
     *out = '\0';
 }
 
-/* Runs "refsae sage --quiet ..."; the exit code. Errors are in @/stderr. */
-static int run(const char *format, ...) {
-    char words[2048], options[4096], line[8192];
+/* Runs "refsae sage ..."; the exit code. Remarks and errors are in @/stderr. */
+static int run_aloud(const char *words) {
+    char options[4096], line[8192];
     const char *program = getenv("REFSAE");
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(words, sizeof words, format, arguments);
-    va_end(arguments);
     expand(options, words);
-    snprintf(line, sizeof line, "%s sage --quiet %s >%s/stdout 2>%s/stderr",
+    snprintf(line, sizeof line, "%s sage %s >%s/stdout 2>%s/stderr",
              program != NULL ? program : "./refsae", options, folder, folder);
     int status = system(line);
     cr_assert(WIFEXITED(status), "%s", line);
     return WEXITSTATUS(status);
+}
+
+/* The same without remarks. */
+static int run(const char *format, ...) {
+    char words[2048] = "--quiet ";
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(words + strlen(words), sizeof words - strlen(words), format, arguments);
+    va_end(arguments);
+    return run_aloud(words);
 }
 
 static char *slurp(const char *name) {
@@ -849,6 +855,21 @@ Test(sage, each_missing_thing_has_its_sentence_and_exit_2) {
     assert_refused(run(OWN "--projection both"), "--projection both");
     assert_refused(run(OWN "--projection span,"), "--projection span,");
     assert_refused(run(OWN "--prompts @/none.jsonl"), "none.jsonl");
+}
+
+/* Prompts of another task's text are run all the same, and their number is said. */
+Test(sage, prompts_of_no_template_are_counted) {
+    static const char said[] = "no template of the task gives the text of 5 of 5 test prompts";
+    put("@/task.json", own_task);
+    assert_done(run(OWN "--train 8 --test 5"));
+    for (int other = 0; other < 2; other++) {
+        assert_done(run_aloud("--llm weights/gpt2 --saes weights/saes/gpt2 --task @/task.json "
+                              "--prompts @/out/prompts.jsonl --out @/again"));
+        char *text = slurp("@/stderr");
+        cr_assert_eq(strstr(text, said) != NULL, other == 1, "%s", text);
+        free(text);
+        put_changed("the park", "the store");
+    }
 }
 
 /* Several SAEs of what is no node beside those of the stream: nobody asks which, but alone they are
