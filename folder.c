@@ -139,14 +139,14 @@ static const Json *folder_json(const Folder *f, const char *name) {
 static void show_figure(const Folder *f, const char *name, const char *caption) {
     static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
     const char *text = folder_text(f, name);
+    if (strncmp(text, begin, strlen(begin)) != 0) {
+        return;
+    }
     char *inside = text_between(f->arena, text, begin, "</svg>");
-    bool ours = strncmp(text, begin, strlen(begin)) == 0;
-    if (ours && *inside == '\0') {
+    if (*inside == '\0') {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    if (ours) {
-        page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
-    }
+    page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
 }
 
 /* " [0.71, 0.83]"; nothing where there is none */
@@ -678,7 +678,12 @@ static bool take_answer(Examples *e, const Json *line) {
 
 typedef bool TakeLine(Examples *examples, const Json *line);
 
-static void read_lines(const char *path, Examples *e, TakeLine *take) {
+/* The lines of a file, if there is one, as long as `take` asks for more. */
+static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
+    const char *path = folder_file(f, name);
+    if (path == NULL) {
+        return;
+    }
     Arena *scratch = arena_new(), *one = arena_within(scratch);
     FILE *file = file_open(scratch, path);
     size_t number = 0;
@@ -688,12 +693,6 @@ static void read_lines(const char *path, Examples *e, TakeLine *take) {
         line = json_line(one, file, path, &number);
     }
     arena_free(scratch);
-}
-
-/* The lines of a file, as far as it can be read and `take` asks for more. */
-static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
-    Error unread;
-    ATTEMPT(&unread, read_lines(path_join(f->arena, f->path, name), e, take));
 }
 
 /* A number of a group in the layers that have one: where it is largest, or the first or last. */
@@ -797,12 +796,13 @@ static const char *best_edit(const Json *cross, Arena *arena) {
                *own = cross == NULL ? NULL : json_get(attributes, cross->key);
     const char *text = "–";
     double best = -INFINITY;
-    for (const Json *a = own != NULL ? own : json_first_member(attributes); a != NULL;
-         a = own != NULL ? NULL : a->next) {
+    for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
+        if ((own != NULL && a != own) || untold(cross, a->key, arena) != NULL) {
+            continue;
+        }
         double none = json_double(json_get(a, "none")),
                supervised = json_double(json_below(a, "supervised", "score"));
-        for (const Json *k = json_first_member(a);
-             k != NULL && untold(cross, a->key, arena) == NULL; k = k->next) {
+        for (const Json *k = json_first_member(a); k != NULL; k = k->next) {
             double score = json_double(json_get(k, "score"));
             if (strcmp(k->key, "supervised") != 0 && score - none > best) {
                 best = score - none;
@@ -873,14 +873,14 @@ static void find_sage(const Folder *all, size_t count, size_t at) {
     static const bool number[6] = {false, true, true, true, true, true};
     const Folder *f = &all[at];
     const char *text = example_text(f);
-    size_t rivals = 0;
-    for (size_t i = 0; i < count; i++) {
-        rivals += json_first_member(rival_tests(f, &all[i])) != NULL;
-        if (rivals > 0 && i < at) {
-            return;
+    size_t rivals = 0, first = count;
+    for (size_t i = count; i-- > 0;) {
+        if (json_first_member(rival_tests(f, &all[i])) != NULL) {
+            first = i;
+            rivals++;
         }
     }
-    if (json_first_member(json_get(f->sage, "tests")) == NULL) {
+    if (first != at) {
         return;
     }
     page_paragraph(f->page,
@@ -959,16 +959,14 @@ static void show_folder(const Folder *f) {
 }
 
 /* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
-static char *folder_name(Arena *arena, const char *directory) {
+static const char *folder_name(Arena *arena, const char *directory) {
     char *real = realpath(directory, NULL);
     if (real == NULL) {
         fail_errno(errno, directory, "cannot look at this path");
     }
+    arena_defer(arena, free, real);
     const char *slash = strrchr(real, '/');
-    const char *name = slash[1] != '\0' ? slash + 1 : real;
-    char *copy = arena_copy(arena, name, strlen(name));
-    free(real);
-    return copy;
+    return slash[1] != '\0' ? slash + 1 : real;
 }
 
 static Folder folder_open(Page *page, const char *path, Arena *arena) {
