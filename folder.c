@@ -11,9 +11,9 @@
 /* ---- what reports and their page share ---- */
 
 const LayerMetric layer_metrics[METRICS] = {
-    {"mse", "mse.svg", "Reconstruction error by layer", "MSE (log)"},
-    {"sparsity", "sparsity.svg", "SAE sparsity by layer", "share of features active (log)"},
-    {"match", "match.svg", "Features that match the answer, by layer", "match rate"}};
+    {"mse", "Reconstruction error by layer", "MSE (log)"},
+    {"sparsity", "SAE sparsity by layer", "share of features active (log)"},
+    {"match", "Features that match the answer, by layer", "match rate"}};
 
 char *figure_name(Arena *arena, const char *what, const char *name, size_t attribute) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
@@ -279,6 +279,12 @@ static void show_scores(const Folder *f, const Json *object, const char *outer) 
 }
 
 static void show_layers(const Folder *f, const Json *result) {
+    static const char *const captions[METRICS] = {
+        "Mean squared error of the SAE's reconstruction; 0: perfect. Image tokens have become "
+        "language where their curve meets the control's.",
+        "Share of the SAE's features that are active; 0: none, 1: all. Read as the error above.",
+        "Share of the judged examples in which one of the strongest features that are rare enough "
+        "has a description that matches the answer; 0: in none, 1: in all."};
     const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
                *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out"),
                *verdicts = json_get(result, "verdicts");
@@ -301,22 +307,10 @@ static void show_layers(const Folder *f, const Json *result) {
         json_double(json_get(convergence, "factor")));
     const char *published =
         json_get(convergence, "published") == NULL ? "" : " Dashed: 2506.11976, by its own layers.";
-    show_figure(f, "mse.svg",
-                arena_format(f->arena,
-                             "Mean squared error of the SAE's reconstruction; 0: perfect. Image "
-                             "tokens have become language where their curve meets the control's.%s",
-                             published));
-    show_figure(f, "sparsity.svg",
-                arena_format(f->arena,
-                             "Share of the SAE's features that are active; 0: none, 1: all. Read "
-                             "as the error above.%s",
-                             published));
-    show_figure(f, "match.svg",
-                arena_format(f->arena,
-                             "Share of the judged examples in which one of the strongest features "
-                             "that are rare enough has a description that matches the answer; 0: "
-                             "in none, 1: in all.%s",
-                             published));
+    for (Metric m = 0; m < METRICS; m++) {
+        show_figure(f, arena_format(f->arena, "%s.svg", layer_metrics[m].name),
+                    arena_format(f->arena, "%s%s", captions[m], published));
+    }
     lines_add_all(&lines, NULL, layers);
     show_table(f,
                "Means over examples. permuted and gaussian are controls that replace the image "
@@ -581,7 +575,7 @@ static void show_sage(const Folder *f, const Json *sage) {
 /* ---- the page: what was found, in words, before all figures ---- */
 
 static bool is_permuted(const Folder *f) {
-    return strcmp(json_string(json_get(f->scores, "image_tokens")), "permuted") == 0;
+    return json_text_is(json_get(f->scores, "image_tokens"), "permuted");
 }
 
 static bool same_text(const Json *a, const Json *b, const char *key) {
@@ -644,7 +638,7 @@ static size_t example_of(const Examples *e, const char *image) {
 static bool take_features(Examples *e, const Json *line) {
     const char *image = json_string(json_get(line, "image"));
     size_t i = example_of(e, image);
-    bool wanted = strcmp(json_string(json_get(line, "group")), group_names[GROUP_IMG]) == 0 &&
+    bool wanted = json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
                   json_double(json_get(line, "layer")) == e->layer && i < EXAMPLES;
     if (wanted && i == e->count && *image != '\0') {
         const char *all = "";
@@ -704,7 +698,7 @@ static LayerValue layer_pick(const Json *layers, Group g, const char *key, int p
     LayerValue found = {NAN, NAN};
     for (const Json *v = json_first(layers); v != NULL; v = v->next) {
         double value = json_double(json_get(v, key));
-        bool of_group = strcmp(json_string(json_get(v, "group")), group_names[g]) == 0;
+        bool of_group = json_text_is(json_get(v, "group"), group_names[g]);
         if (of_group && !isnan(value) &&
             (isnan(found.value) || pick > 0 || (pick == 0 && value > found.value))) {
             found = (LayerValue){json_double(json_get(v, "layer")), value};
