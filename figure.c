@@ -120,6 +120,15 @@ static double text_width(const char *text) {
     return width;
 }
 
+/* Of labels, in pixels, up to the room that they get. */
+static double widest(const char *const *texts, size_t count) {
+    double width = 0;
+    for (size_t i = 0; i < count; i++) {
+        width = fmax(width, 13 * text_width(texts[i]));
+    }
+    return fmin(width, 240);
+}
+
 /* How many of a text's characters fit: a precision for markup(). */
 static int text_fit(const char *text, double room, double size) {
     return size * text_width(text) <= room ? INT_MAX : (int)fmax(room / (0.6 * size), 2);
@@ -666,11 +675,9 @@ static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, 
 
 char *svg_bars(Arena *arena, const BarChart *chart) {
     Interval range = {0, 1};
-    double label_width = 0, groups = (double)chart->group_count,
-           series = (double)chart->series_count;
+    double groups = (double)chart->group_count, series = (double)chart->series_count;
     bool empty = true;
     for (size_t i = 0; i < chart->group_count; i++) {
-        label_width = fmax(label_width, 13 * text_width(chart->groups[i]));
         for (size_t k = 0; k < chart->series_count; k++) {
             if (drawable(chart->series[k].y[i], false)) {
                 include_share(&range, &chart->series[k], i);
@@ -680,7 +687,8 @@ char *svg_bars(Arena *arena, const BarChart *chart) {
     }
     Axis axis = axis_make(range, false, true, 5);
     double left = grid_left(&axis), plot = 280;
-    double group = fmax(fmin(label_width + 14, 240), 16 * series + 16);
+    double group =
+        fmax(fmin(widest(chart->groups, chart->group_count) + 14, 240), 16 * series + 16);
     double width = fmin(fmax(FIGURE_WIDTH, left + 26 + group * groups), 6000), right = width - 26;
     group = (right - left) / fmax(groups, 1);
     Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
@@ -743,14 +751,6 @@ static void draw_scale(const Figure *figure, const char *label, bool negative, d
             x, y);
     text_number(text, largest, 3);
     figure_text(figure, x + 174, y + 12, "start", text, INFINITY);
-}
-
-static double widest(const char *const *texts, size_t count) {
-    double width = 0;
-    for (size_t i = 0; i < count; i++) {
-        width = fmax(width, 13 * text_width(texts[i]));
-    }
-    return fmin(width, 240);
 }
 
 char *svg_heat(Arena *arena, const HeatMap *map) {
@@ -1012,6 +1012,7 @@ void page_cell_picture(Page *page, const char *path) {
     FileMap map = {.size = 0};
     Error unread;
     ATTEMPT(&unread, map = file_map(scratch, path));
+    fail_for_resources(&unread);
     const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
     bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
     bool png = read && memcmp(map.data, "\x89PNG\r\n\x1a\n", 8) == 0,

@@ -90,8 +90,8 @@ void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
 void page_value(Page *page, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
 /* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
 void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* A fact: the file with its SHA-256, if it can be read; nothing for NULL. Of a model's directory
- * its checkpoint (or the index of its shards). */
+/* A fact: the file, with its SHA-256 if it is there; nothing for NULL. Of a model's directory its
+ * checkpoint (or the index of its shards). */
 void page_digest(Page *page, const char *name, const char *path);
 void page_figure(Page *page, const char *caption, const char *svg);
 /* HTML that refsae wrote before, as it stands. */

@@ -11,9 +11,9 @@
 /* ---- what reports and their page share ---- */
 
 const LayerMetric layer_metrics[METRICS] = {
-    {"mse", "mse.svg", "Reconstruction error by layer", "MSE (log)"},
-    {"sparsity", "sparsity.svg", "SAE sparsity by layer", "share of features active (log)"},
-    {"match", "match.svg", "Features that match the answer, by layer", "match rate"}};
+    {"mse", "Reconstruction error by layer", "MSE (log)"},
+    {"sparsity", "SAE sparsity by layer", "share of features active (log)"},
+    {"match", "Features that match the answer, by layer", "match rate"}};
 
 char *figure_name(Arena *arena, const char *what, const char *name, size_t attribute) {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
@@ -139,14 +139,14 @@ static const Json *folder_json(const Folder *f, const char *name) {
 static void show_figure(const Folder *f, const char *name, const char *caption) {
     static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
     const char *text = folder_text(f, name);
+    if (strncmp(text, begin, strlen(begin)) != 0) {
+        return;
+    }
     char *inside = text_between(f->arena, text, begin, "</svg>");
-    bool ours = strncmp(text, begin, strlen(begin)) == 0;
-    if (ours && *inside == '\0') {
+    if (*inside == '\0') {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    if (ours) {
-        page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
-    }
+    page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
 }
 
 /* " [0.71, 0.83]"; nothing where there is none */
@@ -279,6 +279,12 @@ static void show_scores(const Folder *f, const Json *object, const char *outer) 
 }
 
 static void show_layers(const Folder *f, const Json *result) {
+    static const char *const captions[METRICS] = {
+        "Mean squared error of the SAE's reconstruction; 0: perfect. Image tokens have become "
+        "language where their curve meets the control's.",
+        "Share of the SAE's features that are active; 0: none, 1: all. Read as the error above.",
+        "Share of the judged examples in which one of the strongest features that are rare enough "
+        "has a description that matches the answer; 0: in none, 1: in all."};
     const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
                *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out"),
                *verdicts = json_get(result, "verdicts");
@@ -301,22 +307,10 @@ static void show_layers(const Folder *f, const Json *result) {
         json_double(json_get(convergence, "factor")));
     const char *published =
         json_get(convergence, "published") == NULL ? "" : " Dashed: 2506.11976, by its own layers.";
-    show_figure(f, "mse.svg",
-                arena_format(f->arena,
-                             "Mean squared error of the SAE's reconstruction; 0: perfect. Image "
-                             "tokens have become language where their curve meets the control's.%s",
-                             published));
-    show_figure(f, "sparsity.svg",
-                arena_format(f->arena,
-                             "Share of the SAE's features that are active; 0: none, 1: all. Read "
-                             "as the error above.%s",
-                             published));
-    show_figure(f, "match.svg",
-                arena_format(f->arena,
-                             "Share of the judged examples in which one of the strongest features "
-                             "that are rare enough has a description that matches the answer; 0: "
-                             "in none, 1: in all.%s",
-                             published));
+    for (Metric m = 0; m < METRICS; m++) {
+        show_figure(f, arena_format(f->arena, "%s.svg", layer_metrics[m].name),
+                    arena_format(f->arena, "%s%s", captions[m], published));
+    }
     lines_add_all(&lines, NULL, layers);
     show_table(f,
                "Means over examples. permuted and gaussian are controls that replace the image "
@@ -581,7 +575,7 @@ static void show_sage(const Folder *f, const Json *sage) {
 /* ---- the page: what was found, in words, before all figures ---- */
 
 static bool is_permuted(const Folder *f) {
-    return strcmp(json_string(json_get(f->scores, "image_tokens")), "permuted") == 0;
+    return json_text_is(json_get(f->scores, "image_tokens"), "permuted");
 }
 
 static bool same_text(const Json *a, const Json *b, const char *key) {
@@ -644,7 +638,7 @@ static size_t example_of(const Examples *e, const char *image) {
 static bool take_features(Examples *e, const Json *line) {
     const char *image = json_string(json_get(line, "image"));
     size_t i = example_of(e, image);
-    bool wanted = strcmp(json_string(json_get(line, "group")), group_names[GROUP_IMG]) == 0 &&
+    bool wanted = json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
                   json_double(json_get(line, "layer")) == e->layer && i < EXAMPLES;
     if (wanted && i == e->count && *image != '\0') {
         const char *all = "";
@@ -678,7 +672,12 @@ static bool take_answer(Examples *e, const Json *line) {
 
 typedef bool TakeLine(Examples *examples, const Json *line);
 
-static void read_lines(const char *path, Examples *e, TakeLine *take) {
+/* The lines of a file, if there is one, as long as `take` asks for more. */
+static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
+    const char *path = folder_file(f, name);
+    if (path == NULL) {
+        return;
+    }
     Arena *scratch = arena_new(), *one = arena_within(scratch);
     FILE *file = file_open(scratch, path);
     size_t number = 0;
@@ -690,12 +689,6 @@ static void read_lines(const char *path, Examples *e, TakeLine *take) {
     arena_free(scratch);
 }
 
-/* The lines of a file, as far as it can be read and `take` asks for more. */
-static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
-    Error unread;
-    ATTEMPT(&unread, read_lines(path_join(f->arena, f->path, name), e, take));
-}
-
 /* A number of a group in the layers that have one: where it is largest, or the first or last. */
 typedef struct LayerValue {
     double layer, value;
@@ -705,7 +698,7 @@ static LayerValue layer_pick(const Json *layers, Group g, const char *key, int p
     LayerValue found = {NAN, NAN};
     for (const Json *v = json_first(layers); v != NULL; v = v->next) {
         double value = json_double(json_get(v, key));
-        bool of_group = strcmp(json_string(json_get(v, "group")), group_names[g]) == 0;
+        bool of_group = json_text_is(json_get(v, "group"), group_names[g]);
         if (of_group && !isnan(value) &&
             (isnan(found.value) || pick > 0 || (pick == 0 && value > found.value))) {
             found = (LayerValue){json_double(json_get(v, "layer")), value};
@@ -797,12 +790,13 @@ static const char *best_edit(const Json *cross, Arena *arena) {
                *own = cross == NULL ? NULL : json_get(attributes, cross->key);
     const char *text = "–";
     double best = -INFINITY;
-    for (const Json *a = own != NULL ? own : json_first_member(attributes); a != NULL;
-         a = own != NULL ? NULL : a->next) {
+    for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
+        if ((own != NULL && a != own) || untold(cross, a->key, arena) != NULL) {
+            continue;
+        }
         double none = json_double(json_get(a, "none")),
                supervised = json_double(json_below(a, "supervised", "score"));
-        for (const Json *k = json_first_member(a);
-             k != NULL && untold(cross, a->key, arena) == NULL; k = k->next) {
+        for (const Json *k = json_first_member(a); k != NULL; k = k->next) {
             double score = json_double(json_get(k, "score"));
             if (strcmp(k->key, "supervised") != 0 && score - none > best) {
                 best = score - none;
@@ -873,14 +867,14 @@ static void find_sage(const Folder *all, size_t count, size_t at) {
     static const bool number[6] = {false, true, true, true, true, true};
     const Folder *f = &all[at];
     const char *text = example_text(f);
-    size_t rivals = 0;
-    for (size_t i = 0; i < count; i++) {
-        rivals += json_first_member(rival_tests(f, &all[i])) != NULL;
-        if (rivals > 0 && i < at) {
-            return;
+    size_t rivals = 0, first = count;
+    for (size_t i = count; i-- > 0;) {
+        if (json_first_member(rival_tests(f, &all[i])) != NULL) {
+            first = i;
+            rivals++;
         }
     }
-    if (json_first_member(json_get(f->sage, "tests")) == NULL) {
+    if (first != at) {
         return;
     }
     page_paragraph(f->page,
@@ -959,16 +953,14 @@ static void show_folder(const Folder *f) {
 }
 
 /* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
-static char *folder_name(Arena *arena, const char *directory) {
+static const char *folder_name(Arena *arena, const char *directory) {
     char *real = realpath(directory, NULL);
     if (real == NULL) {
         fail_errno(errno, directory, "cannot look at this path");
     }
+    arena_defer(arena, free, real);
     const char *slash = strrchr(real, '/');
-    const char *name = slash[1] != '\0' ? slash + 1 : real;
-    char *copy = arena_copy(arena, name, strlen(name));
-    free(real);
-    return copy;
+    return slash[1] != '\0' ? slash + 1 : real;
 }
 
 static Folder folder_open(Page *page, const char *path, Arena *arena) {

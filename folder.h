@@ -9,7 +9,7 @@
 #include "json.h"
 
 typedef struct LayerMetric {
-    const char *name, *file, *title, *label;
+    const char *name, *title, *label;
 } LayerMetric;
 extern const LayerMetric layer_metrics[METRICS];
 

@@ -990,7 +990,7 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
               "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
               "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
     for (Metric m = 0; m < METRICS; m++) {
-        write_figure(arena, o->out, layer_metrics[m].file,
+        write_figure(arena, o->out, arena_format(arena, "%s.svg", layer_metrics[m].name),
                      layer_figure(result, &ours, published, convergence, m, arena));
     }
     Page page = folder_page(o->out, "refsae analyze", result->console->command, arena);

@@ -223,7 +223,7 @@ Test(report_merge, pictures_with_answers_and_features) {
                            "\"exact\": true}\n"
                            "{\"image\": \"p1.png\", \"prompt\": \"Again?\", \"text\": \"x\"}\n"
                            "{\"image\": \"p0.png\", \"prompt\": \"Who?\", \"text\": \"y\", "
-                           "\"exact\": false}\nbroken");
+                           "\"exact\": false}\n");
     put("p0.png", "\x89PNG\r\n\x1a\nab");
     put("p1.png", "<script>alert(1)</script>");
     char *html = findings("a", "b", "c");
@@ -235,6 +235,16 @@ Test(report_merge, pictures_with_answers_and_features) {
         "<td>Who?</td><td>y (wrong)</td><td>100 &#60;seen&#62;</td>", 1,
         "<td>p1.png</td><td>What?</td><td>star (right)</td><td>101 &#60;seen&#62;</td>", 1,
         "<td>p2.png</td><td></td><td></td><td>102 ", 1, "103", 0, "777", 0);
+    static const char *const lines[] = {"a/answers.jsonl", "a/features.jsonl"};
+    for (size_t i = 0; i < 2; i++) { /* what is there and damaged is not left out */
+        Error error;
+        put(lines[i], "{\"image\": \"p0.png\"}\nbroken\n");
+        ATTEMPT(&error, merge("again.html", "a", "b", "c"));
+        cr_assert_eq(error.status, STATUS_INPUT);
+        cr_assert_not_null(strstr(error.text, arena_format(arena, "%s:2: ", lines[i])), "%s",
+                           error.text);
+        cr_assert(!path_exists(at("again.html")));
+    }
 }
 
 static void put_sage(const char *name, const char *task, double sufficiency, int features) {
