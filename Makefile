@@ -96,13 +96,10 @@ $(BUILD)/formats.h: FORMATS.md | $(BUILD)
 	@($(call EMBED,formats,.,.md,FORMATS.md)) >$@
 
 $(BUILD)/figure.o: $(BUILD)/page_style.h
-$(BUILD)/figure.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/main.o: $(BUILD)/formats.h
-$(BUILD)/main.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/selftest.o: $(BUILD)/selftest_files.h
-$(BUILD)/selftest.o: ALL_CFLAGS += -I$(BUILD)
 $(BUILD)/task.o: $(BUILD)/tasks.h
-$(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
+$(BUILD)/figure.o $(BUILD)/main.o $(BUILD)/selftest.o $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 
 $(BUILD)/%.o: tests/%.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<
@@ -143,6 +140,7 @@ deps:
 VLM   := --llm weights/gemma2 --vision weights/clip --images weights/images
 TUNED := --adapter $(DEMO)/adapter.safetensors
 SAGE  := --train 200 --test 100
+PLANT := --task weights/planted/task.json --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32
 demo: $(PROGRAM)
 	./$(PROGRAM) train $(VLM) --data weights/train.json --lr 8e-3 --batch 8 --accumulate 1 --epochs 3 --tokens 64 --out $(DEMO)
 	./$(PROGRAM) eval $(VLM) $(TUNED) --questions weights/questions.jsonl --out $(DEMO)
@@ -153,10 +151,8 @@ demo: $(PROGRAM)
 	./$(PROGRAM) sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi $(SAGE) --out $(DEMO)/sage-gpt2
 	./$(PROGRAM) sage --llm weights/gpt_neox --saes weights/saes/gpt_neox --task agreement $(SAGE) --out $(DEMO)/sage-gpt_neox
 	./$(PROGRAM) sage --llm weights/gemma2 --saes weights/saes/gemma2 --task induction $(SAGE) --out $(DEMO)/sage-gemma2
-	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/perfect --task weights/planted/task.json \
-	    --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32 --out $(DEMO)/sage-planted
-	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/merged --task weights/planted/task.json \
-	    --prompts weights/planted/prompts.jsonl --share 0.99 --max-nodes 32 --out $(DEMO)/sage-merged
+	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/perfect $(PLANT) --out $(DEMO)/sage-planted
+	./$(PROGRAM) sage --llm weights/planted/gpt2 --saes weights/planted/saes/merged $(PLANT) --out $(DEMO)/sage-merged
 	./$(PROGRAM) report --out $(DEMO)/report.html --title "refsae demo" $(DEMO) $(DEMO)/permuted $(DEMO)/sage-gpt2 \
 	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted $(DEMO)/sage-merged
 	@echo "look at $(DEMO)/report.html"

@@ -914,15 +914,13 @@ OutFile *out_open(const char *path) {
         remove_abandoned(arena, out->path);
         file = open_temporary(out);
     }
-    int code = errno;
     if (file < 0) {
         out->temporary = NULL;
-        arena_free(arena);
-        fail_errno(code, path, "cannot write");
+        fail_errno(errno, path, "cannot write");
     }
     out->stream = fdopen(file, "w");
     if (out->stream == NULL) {
-        code = errno;
+        int code = errno;
         close(file);
         fail_errno(code, path, "cannot write");
     }
@@ -932,10 +930,7 @@ OutFile *out_open(const char *path) {
 /* After a rename the directory entry itself must reach the disk. Some file systems refuse to sync a
  * directory; the data is safe by then, so this failure is not one. */
 static void sync_directory(OutFile *out) {
-    const char *slash = strrchr(out->path, '/');
-    size_t length = slash == NULL ? 1 : slash == out->path ? 1 : (size_t)(slash - out->path);
-    int file =
-        open(arena_copy(out->arena, slash == NULL ? "." : out->path, length), O_RDONLY | O_CLOEXEC);
+    int file = open(path_parent(out->arena, out->path), O_RDONLY | O_CLOEXEC);
     if (file >= 0) {
         fsync(file);
         close(file);

@@ -330,10 +330,7 @@ static void check_globs(const Collector *c, Points *points, bool image, bool gra
     for (size_t i = 0; i < c->n_globs; i++) {
         bool found = image && glob_match(c->globs[i], image_rgb);
         for (size_t k = 0; k < points->count && !found; k++) {
-            const HookPoint *p = &points->list[k];
-            char name[HOOK_NAME_MAX];
-            hook_name(name, p->kind, p->layer, p->vision, p->gradient);
-            found = glob_match(c->globs[i], name);
+            found = glob_match(c->globs[i], point_name(points->arena, &points->list[k], false));
         }
         if (!found) {
             refuse_glob(c->globs[i], points, image);
@@ -536,9 +533,6 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
 }
 
 void dump_run(const Compute *compute, const DumpOptions *o, const Console *console) {
-    if (o->out == NULL || (o->sae == NULL && o->hooks == NULL)) {
-        fail(STATUS_INPUT, "dump needs --out and%s --hooks", o->sae == NULL ? "" : " maybe");
-    }
     Arena *arena = arena_new();
     Collector c = {.arena = arena};
     if (o->sae != NULL) {
@@ -994,7 +988,13 @@ static const char *name_beside(Arena *arena, const HookPoint *p, const DiffPair 
     return name + shared;
 }
 
-static void print_names(const Diff *d, const Points *points, const DiffPair *first) {
+/* "; its inputs hook_q, hook_k agree"; nothing where there are none. */
+static void print_names(const Diff *d, const char *before, const Points *points,
+                        const DiffPair *first, const char *after) {
+    if (points->count == 0) {
+        return;
+    }
+    fputs(before, d->out);
     for (size_t i = 0; i < points->count; i++) {
         const HookPoint *p = &points->list[i];
         const DiffPair *pair = pair_of(d, p);
@@ -1005,6 +1005,7 @@ static void print_names(const Diff *d, const Points *points, const DiffPair *fir
                                            : " (of other shape or dtype)";
         fprintf(d->out, "%s %s%s", i > 0 ? "," : "", name_beside(d->arena, p, first), why);
     }
+    fputs(after, d->out);
 }
 
 static void print_name_list(const Diff *d, const char *key, const Points *points) {
@@ -1023,10 +1024,7 @@ static void print_first(const Diff *d, const DiffPair *first) {
     if (first->known) {
         points_add(&start, first->point);
         trace(d, &start, &seen, &agree, &lost);
-        Points behind = {.arena = d->arena};
-        for (size_t i = 0; i < lost.count; i++) {
-            points_add(&behind, lost.list[i]);
-        }
+        Points behind = lost; /* its list grows behind what `lost` has of it */
         trace(d, &behind, &seen, &before, NULL);
     }
     if (d->options->json) {
@@ -1042,21 +1040,9 @@ static void print_first(const Diff *d, const DiffPair *first) {
     if (first->known && agree.count + lost.count == 0) {
         fputs("; no hook point comes before it", out);
     }
-    if (agree.count > 0) {
-        fputs("; its inputs", out);
-        print_names(d, &agree, first);
-        fputs(" agree", out);
-    }
-    if (lost.count > 0) {
-        fputs(agree.count > 0 ? "," : "; its inputs", out);
-        print_names(d, &lost, first);
-        fputs(" were not compared", out);
-    }
-    if (before.count > 0) {
-        fputs("; before them", out);
-        print_names(d, &before, first);
-        fputs(" agree", out);
-    }
+    print_names(d, "; its inputs", &agree, first, " agree");
+    print_names(d, agree.count > 0 ? "," : "; its inputs", &lost, first, " were not compared");
+    print_names(d, "; before them", &before, first, " agree");
     fputc('\n', out);
 }
 

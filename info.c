@@ -435,7 +435,7 @@ static void info_tokenizer(Teller *t, const char *path) {
 /* What JSON is, by members of its first record: the first kind that fits. Its entries are the
  * records or, where a member is named, what is counted there. */
 static const struct {
-    const char *kind, *members[3], *entries;
+    const char *kind, *members[4], *entries; /* NULL behind the last member */
 } record_kinds[] = {
     {"prompts", {"split", "ids", "counterfactual"}, NULL},
     {"verdicts of a judge", {"example", "group", "verdict"}, NULL},
@@ -488,10 +488,10 @@ static void info_records(Teller *t, const char *path) {
     for (size_t k = 0; k < sizeof record_kinds / sizeof *record_kinds; k++) {
         const char *const *member = record_kinds[k].members, *entries = record_kinds[k].entries;
         size_t n = 0;
-        while (n < 3 && member[n] != NULL && json_get(first, member[n]) != NULL) {
+        while (member[n] != NULL && json_get(first, member[n]) != NULL) {
             n++;
         }
-        if (n == 3 || member[n] == NULL) {
+        if (member[n] == NULL) {
             tell_entries(t, record_kinds[k].kind,
                          entries != NULL ? json_get(first, entries)->length : file.count);
             return;
@@ -572,10 +572,12 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
     } else if (type != NULL) {
         info_llm(t, compute, path);
     } else {
-        Error no_sae;
-        ATTEMPT(&no_sae, info_sae(t, compute, path));
-        if (no_sae.status != STATUS_OK && !info_descriptions(t, path)) {
-            fail(no_sae.status, "%s", no_sae.text);
+        Error no_saes;
+        size_t count;
+        ATTEMPT(&no_saes, (void)sae_list(t->arena, path, &count));
+        fail_for_resources(&no_saes);
+        if (no_saes.status == STATUS_OK || !info_descriptions(t, path)) {
+            info_sae(t, compute, path);
         }
     }
 }

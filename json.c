@@ -844,6 +844,7 @@ bool csv_number(const char *line, int column, double *value) {
     }
     size_t length = strcspn(line, ",\r\n");
     double number = strtod(line, &end);
-    *value = length > 0 && end == line + length ? number : *value;
-    return length > 0 && end == line + length;
+    bool whole = length > 0 && end == line + length;
+    *value = whole ? number : *value;
+    return whole;
 }

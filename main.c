@@ -196,12 +196,28 @@ static double get_double(Arguments *a, const char *name) {
     return value;
 }
 
-static bool get_yes(Arguments *a, const char *name) {
+/* One of two words; whether it is the first. The option is set or has a fallback. */
+static bool get_first(Arguments *a, const char *name, const char *first, const char *second) {
     const char *text = get(a, name);
-    if (text == NULL || (strcmp(text, "yes") != 0 && strcmp(text, "no") != 0)) {
-        bad_value(a, name, "yes or no");
+    bool is_first = strcmp(text, first) == 0;
+    if (!is_first && strcmp(text, second) != 0) {
+        fail(STATUS_INPUT, "--%s %s: expected %s or %s", name, text, first, second);
     }
-    return strcmp(text, "yes") == 0;
+    return is_first;
+}
+
+static bool get_yes(Arguments *a, const char *name) {
+    return get_first(a, name, "yes", "no");
+}
+
+static int get_bos(Arguments *a) {
+    return get(a, "bos") == NULL ? -1 : (int)get_yes(a, "bos");
+}
+
+static SaeCentre get_centre(Arguments *a, const char *name) {
+    return get(a, name) == NULL ? SAE_CENTRE_UNKNOWN
+           : get_yes(a, name)   ? SAE_CENTRE_YES
+                                : SAE_CENTRE_NO;
 }
 
 static const char *need(Arguments *a, const char *name) {
@@ -214,23 +230,16 @@ static const char *need(Arguments *a, const char *name) {
 }
 
 static ImageText get_image_text(Arguments *a) {
-    const char *text = get(a, "image-text");
-    if (strcmp(text, "keep") != 0 && strcmp(text, "drop") != 0) {
-        bad_value(a, "image-text", "keep or drop");
-    }
-    return strcmp(text, "drop") == 0 ? IMAGE_TEXT_DROP : IMAGE_TEXT_KEEP;
+    return get_first(a, "image-text", "keep", "drop") ? IMAGE_TEXT_KEEP : IMAGE_TEXT_DROP;
 }
 
 static SaeOptions get_sae_options(Arguments *a) {
-    SaeOptions options = {.hook = get(a, "hook"),
-                          .norm_factor = get_double(a, "norm-factor"),
-                          .unit_decoder = get_flag(a, "unit-decoder"),
-                          .dict_class = get(a, "dict-class"),
-                          .pick = get(a, "pick")};
-    if (get(a, "centre") != NULL) {
-        options.centre = get_yes(a, "centre") ? SAE_CENTRE_YES : SAE_CENTRE_NO;
-    }
-    return options;
+    return (SaeOptions){.hook = get(a, "hook"),
+                        .norm_factor = get_double(a, "norm-factor"),
+                        .centre = get_centre(a, "centre"),
+                        .unit_decoder = get_flag(a, "unit-decoder"),
+                        .dict_class = get(a, "dict-class"),
+                        .pick = get(a, "pick")};
 }
 
 #define IMAGE_TEXT_OPTION                                                                          \
@@ -280,9 +289,7 @@ static Prompt get_prompt(Arguments *a) {
                     .image = get(a, "image"),
                     .adapter = get(a, "adapter"),
                     .chat = get_flag(a, "chat"),
-                    .bos = get(a, "bos") == NULL ? -1
-                           : get_yes(a, "bos")   ? 1
-                                                 : 0,
+                    .bos = get_bos(a),
                     .image_text = get_image_text(a)};
 }
 
@@ -316,40 +323,29 @@ static const Option train_options[] = {
     IMAGE_TEXT_OPTION,
 };
 
-static const char *preset(const Arguments *a, const char *name, const char *pretrain,
-                          const char *finetune) {
-    const char *given = get(a, name);
-    return given != NULL ? given : strcmp(get(a, "stage"), "finetune") == 0 ? finetune : pretrain;
-}
-
-static void set_preset(Arguments *a, const char *name, const char *pretrain, const char *finetune) {
-    a->values[option_find(a->command, name, strlen(name))] = preset(a, name, pretrain, finetune);
+/* Where the option is not given. */
+static void set_preset(Arguments *a, const char *name, const char *value) {
+    const char **at = &a->values[option_find(a->command, name, strlen(name))];
+    *at = *at != NULL ? *at : value;
 }
 
 static void command_train(Arguments *a, const Compute *compute, const Console *console) {
-    const char *stage = get(a, "stage"), *softcap = get(a, "softcap");
-    if (strcmp(stage, "pretrain") != 0 && strcmp(stage, "finetune") != 0) {
-        bad_value(a, "stage", "pretrain or finetune");
-    }
-    if (strcmp(softcap, "off") != 0 && strcmp(softcap, "model") != 0) {
-        bad_value(a, "softcap", "off or model");
-    }
-    set_preset(a, "lr", "1e-3", "2e-5");
-    set_preset(a, "warmup", "0.03", "0");
-    set_preset(a, "batch", "8", "4");
-    set_preset(a, "epochs", "1", "3");
-    set_preset(a, "tokens", "512", "1024");
+    bool pretrain = get_first(a, "stage", "pretrain", "finetune");
+    set_preset(a, "lr", pretrain ? "1e-3" : "2e-5");
+    set_preset(a, "warmup", pretrain ? "0.03" : "0");
+    set_preset(a, "batch", pretrain ? "8" : "4");
+    set_preset(a, "epochs", pretrain ? "1" : "3");
+    set_preset(a, "tokens", pretrain ? "512" : "1024");
     TrainOptions options = {.llm = need(a, "llm"),
                             .vision = need(a, "vision"),
                             .data = need(a, "data"),
                             .images = need(a, "images"),
                             .out = need(a, "out"),
-                            .init =
-                                strcmp(stage, "finetune") == 0 ? need(a, "init") : get(a, "init"),
+                            .init = pretrain ? get(a, "init") : need(a, "init"),
                             .resume = get_flag(a, "resume"),
                             .shuffle = get_yes(a, "shuffle"),
                             .strict = get_flag(a, "strict"),
-                            .softcap = strcmp(softcap, "model") == 0,
+                            .softcap = !get_first(a, "softcap", "off", "model"),
                             .image_text = get_image_text(a),
                             .lr = get_double(a, "lr"),
                             .min_lr = get_double(a, "min-lr"),
@@ -486,9 +482,7 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
                            .n = {get_count(a, "train"), get_count(a, "test")},
                            .share = get_double(a, "share"),
                            .max_nodes = get_count(a, "max-nodes"),
-                           .bos = get(a, "bos") == NULL ? -1
-                                  : get_yes(a, "bos")   ? 1
-                                                        : 0,
+                           .bos = get_bos(a),
                            .canonical = get_flag(a, "canonical"),
                            .sae = get_sae_options(a),
                            .seed = get_count(a, "seed")};
@@ -520,12 +514,11 @@ static const Option generate_options[] = {
 };
 
 static void command_generate(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
     GenerateOptions options = get_generate(a);
     (void)need(a, "prompt");
     Prompt prompt = get_prompt(a);
     options.stop_at_end_of_turn = prompt.chat || prompt.image != NULL;
-    generate_command(compute, &prompt, &options, get_flag(a, "json"), stdout);
+    generate_command(compute, &prompt, &options, console->json, stdout);
 }
 
 /* ---- eval ---- */
@@ -570,10 +563,9 @@ static const Option hooks_options[] = {
 
 static void command_hooks(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
-    (void)console;
     const char *vision = get(a, "vision");
     const char *llm = vision == NULL ? need(a, "llm") : get(a, "llm");
-    hooks_list(llm, vision, get_flag(a, "json"), stdout);
+    hooks_list(llm, vision, console->json, stdout);
 }
 
 static const Option dump_options[] = {
@@ -607,13 +599,10 @@ static void command_dump(Arguments *a, const Compute *compute, const Console *co
                            .hooks = get(a, "hooks"),
                            .grad = get(a, "grad"),
                            .out = need(a, "out"),
-                           .sae_options = get_sae_options(a)};
+                           .sae_options = get_sae_options(a),
+                           .fold_value_biases = get_centre(a, "fold-value-biases")};
     if (options.sae == NULL) {
         (void)need(a, "hooks");
-    }
-    if (get(a, "fold-value-biases") != NULL) {
-        options.fold_value_biases =
-            get_yes(a, "fold-value-biases") ? SAE_CENTRE_YES : SAE_CENTRE_NO;
     }
     dump_run(compute, &options, console);
 }
@@ -629,7 +618,6 @@ static const Option diff_options[] = {
 
 static void command_diff(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
-    (void)console;
     DiffOptions options = {.a = a->positional[0],
                            .b = a->positional[1],
                            .ulp = get_count(a, "ulp"),
@@ -638,15 +626,14 @@ static void command_diff(Arguments *a, const Compute *compute, const Console *co
                            .common = get_flag(a, "common"),
                            .atol = get_double(a, "atol"),
                            .rtol = get_double(a, "rtol"),
-                           .json = get_flag(a, "json")};
+                           .json = console->json};
     diff_run(&options, stdout);
 }
 
 /* ---- info ---- */
 
 static void command_info(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
-    info_run(compute, a->positional, (size_t)a->n_positional, get_flag(a, "json"), stdout);
+    info_run(compute, a->positional, (size_t)a->n_positional, console->json, stdout);
 }
 
 /* ---- report ---- */
@@ -684,8 +671,7 @@ static const Option tokenize_options[] = {
 
 static void command_tokenize(Arguments *a, const Compute *compute, const Console *console) {
     (void)compute;
-    (void)console;
-    TokenizeOptions options = {get_flag(a, "special"), get_flag(a, "jsonl") || get_flag(a, "json"),
+    TokenizeOptions options = {get_flag(a, "special"), get_flag(a, "jsonl") || console->json,
                                get_flag(a, "decode")};
     tokenize_command(a->positional[0], &options, stdin, stdout);
 }
@@ -693,13 +679,13 @@ static void command_tokenize(Arguments *a, const Compute *compute, const Console
 /* ---- bench ---- */
 
 static void command_bench(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
-    bench_kernels(compute, get_flag(a, "json"), stdout);
+    (void)a;
+    bench_kernels(compute, console->json, stdout);
 }
 
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
-    selftest_run(compute, get_flag(a, "json"), stdout);
+    (void)a;
+    selftest_run(compute, console->json, stdout);
 }
 
 /* ---- the table ---- */

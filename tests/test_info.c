@@ -1,5 +1,6 @@
 /* Behaviour: what `info` says of every kind of file, for people and as JSON. */
 #include <criterion/criterion.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "info.h"
@@ -147,4 +148,27 @@ Test(info, what_is_none_is_said) {
         cr_assert_not_null(strstr(t.error.text, bad[i]), "%s", t.error.text);
         forget(&t);
     }
+}
+
+/* Folders that only have numbers are SAEs by what is in them, not descriptions of layers. */
+Test(info, a_damaged_sae_of_a_numbered_folder_is_named) {
+    char folder[] = "/tmp/refsae-info-XXXXXX", file[64], expected[128];
+    cr_assert_not_null(mkdtemp(folder));
+    for (int i = 0; i < 2; i++) {
+        snprintf(file, sizeof file, "%s/%d", folder, i);
+        path_make_directory(file);
+        snprintf(file, sizeof file, "%s/%d/params.npz", folder, i);
+        OutFile *out = out_open(file);
+        fputs("PK", out->stream);
+        out_commit(out);
+    }
+    Told t;
+    ask(&t, folder, true);
+    cr_assert_eq(t.error.status, STATUS_INPUT);
+    snprintf(expected, sizeof expected, "%s/0/params.npz: not a safetensors file: 2 bytes", folder);
+    cr_assert_str_eq(t.error.text, expected);
+    member_is(&t, "kind", "sparse autoencoders", folder);
+    forget(&t);
+    snprintf(expected, sizeof expected, "rm -r '%s'", folder);
+    cr_assert_eq(system(expected), 0);
 }
