@@ -16,6 +16,7 @@
 
 #include "checkpoint.h"
 #include "json.h"
+#include "scratch.h"
 
 #define TOY                                                                                        \
     "--llm weights/gemma2 --vision weights/clip --data weights/train.json --images weights/images"
@@ -23,20 +24,7 @@
     "--llm tests/golden/training/odd/gemma2 --vision tests/golden/models/clip_odd "                \
     "--data tests/golden/training/odd/data.json --images tests/golden/training/odd/images"
 
-static char folder[64];
-
-static void setup(void) {
-    strcpy(folder, "/tmp/refsae-test-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
-}
-
-static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(program, .init = setup, .fini = teardown, .timeout = 600);
+TestSuite(program, .init = folder_new, .fini = folder_remove, .timeout = 600);
 
 /* Runs "refsae ..." ('@' stands for the folder), standard output to @/stdout, errors to @/stderr;
  * the exit code. */

@@ -12,23 +12,11 @@
 
 #include "checkpoint.h"
 #include "sage.h"
+#include "scratch.h"
 
 /* ---- runs ---- */
 
-static char folder[64];
-
-static void setup(void) {
-    strcpy(folder, "/tmp/refsae-sage-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
-}
-
-static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(sage, .init = setup, .fini = teardown, .timeout = 600);
+TestSuite(sage, .init = folder_new, .fini = folder_remove, .timeout = 600);
 
 /* '@' in words stands for the folder. */
 static void expand(char *out, const char *words) {
