@@ -23,6 +23,26 @@ static inline void folder_remove(void) {
     cr_assert_eq(system(command), 0);
 }
 
+/* The same, removed at the test's end. */
+static inline const char *directory_new(void) {
+    folder_new();
+    atexit(folder_remove);
+    return folder;
+}
+
+/* A text that lives as long as the test; each test is a process of its own. */
+static inline char *scratch(void) {
+    static char text[16][256];
+    static int next;
+    return text[next++ % 16];
+}
+
+static inline char *in(const char *parent, const char *name) {
+    char *path = scratch();
+    snprintf(path, 256, "%s/%s", parent, name);
+    return path;
+}
+
 static inline char *read_text(Arena *arena, const char *path) {
     FileMap map = file_map(arena, path);
     return arena_copy(arena, (const char *)map.data, map.size);
