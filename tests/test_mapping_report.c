@@ -90,6 +90,7 @@ Test(mapping_report, published_table_is_read_as_ones_own) {
     const Json *layers = report(LAYERS, 1, 1.5, published);
     assert_places(layers, false, 22, 17);
     assert_places(layers, true, 22, 17);
+    cr_assert_eq(json_get(layers, "distance")->length, 8);
     for (const Json *v = json_get(layers, "distance")->child; v != NULL; v = v->next) {
         cr_assert(strncmp(v->key, "match", 5) == 0 || json_double(v) == 0, "%s", v->key);
     }

@@ -1100,6 +1100,7 @@ static void assert_judged(Arena *arena, const char *name, size_t judged) {
     const Json *layers = json_read_file(arena, path_join(arena, folder, path));
     cr_assert_eq(json_double(json_get(layers, "examples")), 4);
     cr_assert_eq(json_double(json_get(layers, "judged")), (double)judged);
+    cr_assert_eq(json_get(layers, "layers")->length, 3);
     for (const Json *layer = json_get(layers, "layers")->child; layer != NULL;
          layer = layer->next) {
         size_t verdicts = 0, yes = 0;

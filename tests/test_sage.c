@@ -493,6 +493,7 @@ Test(sage, clean_patches_and_rows_of_none_are_exact) {
         assert_exactly(json_get(json_get(sae, "f1"), "0"), "sufficiency", 1.0);
         for (const Json *a = json_get(none, "control")->child; a != NULL; a = a->next) {
             const Json *other = json_get(json_get(sae, "control"), a->key);
+            cr_assert_not_null(json_get(a, "1"));
             for (const Json *k = json_get(a, "1"); k != NULL; k = k->next) {
                 cr_assert_eq(number(k, "magnitude"), 0.0);
                 cr_assert_eq(number(k, "score"), number(a, "none"));
@@ -682,6 +683,7 @@ Test(sage, where_ablation_moves_nothing_necessity_is_null) {
                *tests = json_get(json_get(json, "tests"), "idle");
     cr_assert_eq(number(tests, "resolution"), 0.0);
     cr_assert_eq(number(tests, "m_ablated"), number(json_get(json, "baseline"), "m_clean"));
+    cr_assert_not_null(json_get(tests, "random"));
     for (const Json *method = json_get(tests, "none")->next; method != NULL;
          method = method->next) {
         static const char *const keys[] = {"recovered", "recovered_ci", "necessity",
