@@ -295,12 +295,7 @@ static void scale_range(const Task *t, size_t first, size_t last) {
 }
 
 static void sparse_blocks(const Task *t, size_t first, size_t last) {
-    const size_t end = last * SPARSE_COLUMNS < t->cols ? last * SPARSE_COLUMNS : t->cols;
-    for (size_t row = 0; row < t->rows; row++) {
-        for (size_t c = first * SPARSE_COLUMNS; c < end; c++) {
-            sparse_element(t, row, c);
-        }
-    }
+    sparse_columns(t, first * SPARSE_COLUMNS, last * SPARSE_COLUMNS);
 }
 
 /* torch.optim.AdamW, one element: p <- p (1 - lr lambda); m <- m + (1 - beta1)(g - m);

@@ -395,11 +395,7 @@ static void sparse_blocks(const Task *t, size_t first, size_t last) {
                 continue;
             }
         }
-        for (size_t row = 0; row < t->rows; row++) {
-            for (size_t c = c0; c < c1 && c < t->cols; c++) {
-                sparse_element(t, row, c);
-            }
-        }
+        sparse_columns(t, c0, c1);
     }
 }
 

@@ -118,12 +118,16 @@ INLINE float weight_read(Weight w, ptrdiff_t index) {
     return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
 }
 
-/* y(row, c) += sum over the row's entries of value W(column, c), in their order */
-INLINE void sparse_element(const Task *t, size_t row, size_t c) {
-    float *y = t->y + row * t->cols + c;
-    for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
-        const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
-        *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+/* y(row, c) += sum over the row's entries of value W(column, c), in their order; c0 <= c < c1 */
+INLINE void sparse_columns(const Task *t, size_t c0, size_t c1) {
+    for (size_t row = 0; row < t->rows; row++) {
+        for (size_t c = c0; c < c1 && c < t->cols; c++) {
+            float *y = t->y + row * t->cols + c;
+            for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
+                const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
+                *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+            }
+        }
     }
 }
 

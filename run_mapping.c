@@ -879,9 +879,7 @@ typedef struct Analysis {
     LeftOut left_out;
     Moments moments; /* of image tokens */
     float *images;
-    size_t to_judge;         /* examples that a judge is asked about: the first of them all */
-    size_t first;            /* examples of the file among which they are */
-    bool described;          /* some layer is */
+    size_t first;            /* examples of the file among which those are that are judged */
     unsigned char *verdicts; /* [first, layers, groups]: Verdict; NULL: lexical */
     OutFile *questions;      /* for a judge outside, or NULL */
     TopFeature *top;         /* [options->features] */
@@ -935,7 +933,7 @@ static void scan_example(Analysis *a, size_t index) {
     image_pool_get(&a->pool, image, a->images);
     moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
     a->used[a->result.examples++] = (UsedExample){index, image};
-    a->to_judge += index < a->options->judge_examples;
+    a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
 }
 
 static void scan(Analysis *a) {
@@ -1172,7 +1170,7 @@ static void verdicts_read(Analysis *a) {
 
 /* Those of the examples that can be read. */
 static void verdicts_count(Analysis *a) {
-    for (size_t e = 0; e < a->to_judge; e++) {
+    for (size_t e = 0; e < a->result.judged; e++) {
         const unsigned char *verdicts = verdict_at(a, a->used[e].index, 0, GROUP_IMG);
         for (size_t i = 0; i < a->result.n_layers * GROUPS; i++) {
             a->result.verdicts_used += verdicts[i] != VERDICT_NONE;
@@ -1184,7 +1182,6 @@ static void verdicts_count(Analysis *a) {
 static void features_pass(Analysis *a) {
     const AnalyzeOptions *o = a->options;
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
-    a->result.judged = o->descriptions != NULL ? a->to_judge : 0;
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
     if (a->questions != NULL) {
@@ -1231,7 +1228,6 @@ static void open_descriptions(Analysis *a, LayerResult *layer) {
                  d_sae);
     if (count > 0) {
         layer->descriptions = read;
-        a->described = true;
     }
 }
 
@@ -1255,7 +1251,7 @@ static void layer_open(Analysis *a, const Sae *sae, int layer) {
 static void open_layers(Analysis *a) {
     const AnalyzeOptions *o = a->options;
     size_t n = a->vlm.llm.config.n_layers;
-    bool *wanted = arena_alloc(a->arena, n, sizeof(bool));
+    bool *wanted = arena_alloc(a->arena, n, sizeof(bool)), described = false;
     SaeSet saes;
     a->run.of_layer = arena_alloc(a->arena, n, sizeof(LayerResult *));
     a->result.layers = arena_alloc(a->arena, n, sizeof(LayerResult));
@@ -1271,12 +1267,13 @@ static void open_layers(Analysis *a) {
         }
         if (sae != NULL) {
             layer_open(a, sae, (int)layer);
+            described |= a->run.of_layer[layer]->descriptions.text != NULL;
         }
     }
     if (a->result.n_layers == 0) {
         fail(STATUS_INPUT, "%s: no SAE for a hook_resid_post of this model", o->saes);
     }
-    if (o->descriptions != NULL && !a->described) {
+    if (o->descriptions != NULL && !described) {
         fail(STATUS_INPUT, "%s: describes no feature of the layers analysed", o->descriptions);
     }
 }

@@ -339,13 +339,11 @@ static void finish_row(void *user, size_t row, int thread) {
     const Sae *sae = call->sae;
     float *y = call->y + row * sae->d_in;
     const float *b_dec = sae->b_dec.data;
-    bool bad = false;
     (void)thread;
     for (size_t i = 0; i < sae->d_in; i++) {
         y[i] = norm_back(sae, call->run, row, y[i] + b_dec[i]);
-        bad = bad || !isfinite(y[i]);
     }
-    call->run->bad[row] = bad;
+    call->run->bad[row] = !all_finite(y, sae->d_in);
 }
 
 /* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf

@@ -19,8 +19,8 @@ size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in,
  * end is an error. An Adler-32 that is there is checked. */
 size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                     const char *name);
-uint32_t
-big32(const unsigned char *p); /* four bytes, the highest first, as zlib and PNG have them */
+/* Four bytes, the highest first, as zlib and PNG have them. */
+uint32_t big32(const unsigned char *p);
 uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* start with 0 */
 
 /* ---- archives ---- */
@@ -41,8 +41,8 @@ typedef struct Zip {
 bool zip_is(const FileMap *map);
 
 /* Reads the directory (zip64 too). Refuses members that are encrypted, packed otherwise, outside
- * the file, overlapping (they would unpack the same bytes many times), there twice, or that state a
- * size which deflate cannot reach. Names are never used as paths. */
+ * the file, overlapping (they would unpack the same bytes many times), there twice, or that
+ * together inflate too far. Names are never used as paths. */
 Zip zip_open(Arena *arena, const FileMap *map, const char *path);
 const ZipMember *zip_find(const Zip *zip, const char *name); /* NULL: none */
 /* The bytes of a member, checked against its CRC-32: in the map if it is stored, else unpacked into

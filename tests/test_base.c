@@ -1,6 +1,7 @@
 /* Errors, arenas, random numbers, SHA-256, UTF-8 and files. */
 #define _XOPEN_SOURCE 700
 #include "base.h"
+#include "scratch.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -418,33 +419,6 @@ Test(base, utf8_refuses_what_is_none) {
 }
 
 /* ---- files ---- */
-
-/* A text that lives as long as the test; each test is a process of its own. */
-static char *scratch(void) {
-    static char text[16][256];
-    static int next;
-    return text[next++ % 16];
-}
-
-static char directory[] = "/tmp/refsae-base-XXXXXX";
-
-static void directory_remove(void) {
-    char command[64];
-    snprintf(command, sizeof command, "rm -rf %s", directory);
-    cr_assert_eq(system(command), 0);
-}
-
-static const char *directory_new(void) {
-    cr_assert_not_null(mkdtemp(directory));
-    atexit(directory_remove);
-    return directory;
-}
-
-static char *in(const char *parent, const char *name) {
-    char *path = scratch();
-    snprintf(path, 256, "%s/%s", parent, name);
-    return path;
-}
 
 static void write_file(const char *path, const char *text) {
     FILE *f = fopen(path, "wb");

@@ -1,5 +1,6 @@
 /* Descriptions of features: the forms in which Neuronpedia hands them out, and what is none. */
 #include "data.h"
+#include "scratch.h"
 #include "zip.h"
 
 #include <criterion/criterion.h>
@@ -7,8 +8,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char folder[] = "/tmp/refsae_descriptions_XXXXXX";
 
 /* A file of layer 3; NAME.gz is packed by gzip, in one stored block, its name in the header. */
 static void put(const char *name, const char *text) {
@@ -32,18 +31,11 @@ static void put(const char *name, const char *text) {
     fclose(file);
 }
 
-static void folder_new(void) {
+static void layer_folder_new(void) {
     char path[256];
-    strcpy(folder + strlen(folder) - 6, "XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    folder_new();
     snprintf(path, sizeof path, "%s/3-gemmascope-res-4", folder);
     cr_assert_eq(mkdir(path, 0777), 0);
-}
-
-static void folder_remove(void) {
-    char command[300];
-    snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    cr_assert_eq(system(command), 0);
 }
 
 #define LAYER "\"layer\": \"3-gemmascope-res-4\", "
@@ -70,7 +62,7 @@ Test(descriptions, every_form_is_read) {
     };
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         Arena *arena = arena_new();
-        folder_new();
+        layer_folder_new();
         put(forms[i].name, forms[i].text);
         put("README.md", "not read");
         Descriptions d = descriptions_read(arena, folder, 3, 4);
@@ -87,7 +79,7 @@ Test(descriptions, every_form_is_read) {
 /* Densities of features and explanations lie in files of their own. */
 Test(descriptions, forms_stand_beside_each_other) {
     Arena *arena = arena_new();
-    folder_new();
+    layer_folder_new();
     put("0-4.json", "[{\"frac_nonzero\": 0.5, \"explanations\": []}]");
     put("batch-0.jsonl", "{\"index\": 0, \"description\": \"a cat\"}");
     Descriptions d = descriptions_read(arena, folder, 3, 4);
@@ -118,7 +110,7 @@ Test(descriptions, what_is_none_is_refused) {
         {"batch-0.jsonl.gz", "{\"index\": 0,", "batch-0.jsonl.gz:1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        folder_new();
+        layer_folder_new();
         put(bad[i].name, bad[i].text);
         Error error = refusal();
         cr_assert_eq(error.status, STATUS_INPUT, "%s: %s", bad[i].name, bad[i].text);
@@ -132,7 +124,7 @@ Test(descriptions, what_is_none_is_refused) {
 Test(descriptions, damaged_gzip) {
     static const char text[] = "{\"index\": 0, \"description\": \"a cat\"}";
     Arena *arena = arena_new();
-    folder_new();
+    layer_folder_new();
     put("batch-0.jsonl.gz", text);
     FileMap whole =
         file_map(arena, arena_format(arena, "%s/3-gemmascope-res-4/batch-0.jsonl.gz", folder));

@@ -9,22 +9,11 @@
 
 #include "checkpoint.h"
 #include "json.h"
+#include "scratch.h"
 
-static char folder[64];
 static char said[1 << 20]; /* by the last command, on standard output */
 
-static void setup(void) {
-    strcpy(folder, "/tmp/refsae-diff-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
-}
-
-static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(diff, .init = setup, .fini = teardown, .timeout = 600);
+TestSuite(diff, .init = folder_new, .fini = folder_remove, .timeout = 600);
 
 /* Runs "refsae ...", '@' standing for the folder; the exit code. */
 static int run(const char *format, ...) {

@@ -6,24 +6,19 @@
 #include <unistd.h>
 
 #include "json.h"
+#include "scratch.h"
 
-static char folder[64], program[2048];
+static char program[2048];
 static Arena *arena;
 static const char *document;
 static const Json *task; /* of the examples */
-
-static const char *read_text(const char *path) {
-    FileMap map = file_map(arena, path);
-    return arena_copy(arena, (const char *)map.data, map.size);
-}
 
 static void setup(void) {
     char here[1024];
     const char *name = getenv("REFSAE");
     arena = arena_new();
-    document = read_text("FORMATS.md");
-    strcpy(folder, "/tmp/refsae-formats-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    document = read_text(arena, "FORMATS.md");
+    folder_new();
     cr_assert_not_null(getcwd(here, sizeof here));
     name = name != NULL ? name : "./refsae";
     snprintf(program, sizeof program, "%s%s%s", name[0] == '/' ? "" : here,
@@ -34,7 +29,7 @@ static void setup(void) {
 }
 
 static void teardown(void) {
-    cr_assert_eq(system(arena_format(arena, "rm -rf %s", folder)), 0);
+    folder_remove();
     arena_free(arena);
 }
 
@@ -48,7 +43,7 @@ static bool shell(const char *command) {
 }
 
 static const char *said(const char *name) {
-    return read_text(path_join(arena, folder, name));
+    return read_text(arena, path_join(arena, folder, name));
 }
 
 static const char *text_up_to(const char *begin, const char *mark) {
@@ -146,11 +141,11 @@ Test(formats, examples_are_read_and_results_are_as_shown) {
         const char *path = path_join(arena, folder, e.path);
         size_t length = strlen(path);
         if (is_result(&e)) {
-            stands_in(&e, read_text(path));
+            stands_in(&e, read_text(arena, path));
             results++;
         }
         if (is_result(&e) && strcmp(path + length - 4, ".csv") == 0) {
-            columns_are_named(&e, text_up_to(read_text(path), "\n"));
+            columns_are_named(&e, text_up_to(read_text(arena, path), "\n"));
         } else if (is_result(&e)) {
             JsonArrayFile file;
             json_array_open(&file, arena, path);

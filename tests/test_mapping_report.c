@@ -1,8 +1,8 @@
 /* The convergence layer of one's own curves and of a table that they are compared with, from a
  * result made up here: the same function reads both, each over its own layers. */
-#define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "json.h"
 #include "report.h"
+#include "scratch.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
@@ -15,34 +15,25 @@ enum {
 
 static const char published[] = "weights/mapping_published.csv";
 static Arena *arena; /* of one test */
-static char folder[64];
 
 static void setup(void) {
     arena = arena_new();
-    strcpy(folder, "/tmp/refsae-mapping-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    folder_new();
 }
 
 static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
+    folder_remove();
     arena_free(arena);
 }
 
 TestSuite(mapping_report, .init = setup, .fini = teardown);
-
-static char *read_file(const char *path) {
-    FileMap map = file_map(arena, path);
-    return arena_copy(arena, (const char *)map.data, map.size);
-}
 
 /* Reports the first n layers, whose curves are the published ones times `scale` (image tokens
  * alone), beside those of `compare` (NULL: none); layers.json. */
 static const Json *report(size_t n, double scale, double factor, const char *compare) {
     static const Sae sae;
     LayerResult *layers = arena_alloc(arena, LAYERS, sizeof *layers);
-    const char *row = read_file(published);
+    const char *row = read_text(arena, published);
     for (size_t i = 0; i < LAYERS; i++) {
         double v[8];
         int layer;
@@ -89,8 +80,8 @@ static void assert_places(const Json *layers, bool theirs, double mse, double sp
 }
 
 static void assert_says(const char *file, const char *words) {
-    cr_assert_not_null(strstr(read_file(path_join(arena, folder, file)), words), "%s: %s", file,
-                       words);
+    cr_assert_not_null(strstr(read_text(arena, path_join(arena, folder, file)), words), "%s: %s",
+                       file, words);
 }
 
 /* 1.5 reads 22 from the published MSE and 17 from the sparsity, however few layers one's own result
@@ -99,6 +90,7 @@ Test(mapping_report, published_table_is_read_as_ones_own) {
     const Json *layers = report(LAYERS, 1, 1.5, published);
     assert_places(layers, false, 22, 17);
     assert_places(layers, true, 22, 17);
+    cr_assert_eq(json_get(layers, "distance")->length, 8);
     for (const Json *v = json_get(layers, "distance")->child; v != NULL; v = v->next) {
         cr_assert(strncmp(v->key, "match", 5) == 0 || json_double(v) == 0, "%s", v->key);
     }
@@ -112,7 +104,7 @@ Test(mapping_report, published_table_is_read_as_ones_own) {
     assert_places(layers, false, (double)NAN, (double)NAN);
     assert_places(layers, true, 22, 17);
     assert_says("report.html", "within a factor of 1.5: none (published: 22). In these layers");
-    cr_assert_null(strstr(read_file(path_join(arena, folder, "mse.svg")), "within"));
+    cr_assert_null(strstr(read_text(arena, path_join(arena, folder, "mse.svg")), "within"));
 }
 
 /* Another factor or other curves read other layers, and without a table there is none beside. */

@@ -16,6 +16,7 @@
 
 #include "checkpoint.h"
 #include "json.h"
+#include "scratch.h"
 
 #define TOY                                                                                        \
     "--llm weights/gemma2 --vision weights/clip --data weights/train.json --images weights/images"
@@ -23,20 +24,7 @@
     "--llm tests/golden/training/odd/gemma2 --vision tests/golden/models/clip_odd "                \
     "--data tests/golden/training/odd/data.json --images tests/golden/training/odd/images"
 
-static char folder[64];
-
-static void setup(void) {
-    strcpy(folder, "/tmp/refsae-test-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
-}
-
-static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(program, .init = setup, .fini = teardown, .timeout = 600);
+TestSuite(program, .init = folder_new, .fini = folder_remove, .timeout = 600);
 
 /* Runs "refsae ..." ('@' stands for the folder), standard output to @/stdout, errors to @/stderr;
  * the exit code. */
@@ -1112,6 +1100,7 @@ static void assert_judged(Arena *arena, const char *name, size_t judged) {
     const Json *layers = json_read_file(arena, path_join(arena, folder, path));
     cr_assert_eq(json_double(json_get(layers, "examples")), 4);
     cr_assert_eq(json_double(json_get(layers, "judged")), (double)judged);
+    cr_assert_eq(json_get(layers, "layers")->length, 3);
     for (const Json *layer = json_get(layers, "layers")->child; layer != NULL;
          layer = layer->next) {
         size_t verdicts = 0, yes = 0;

@@ -1,6 +1,7 @@
 /* Figures and the page: exact text, escaping, and XML that a strict reader accepts. */
 #define _XOPEN_SOURCE 700
 #include "figure.h"
+#include "scratch.h"
 #include "xml.h"
 
 #include <criterion/criterion.h>
@@ -195,14 +196,6 @@ static void fill(Page *page) {
     page_fact(page, hostile, "%s", hostile);
     page_fact(page, "seed", "%d", 475);
     page_raw(page, "<b>as it stands</b>");
-}
-
-static int count_of(const char *text, const char *part) {
-    int count = 0;
-    for (; (text = strstr(text, part)) != NULL; text++) {
-        count++;
-    }
-    return count;
 }
 
 Test(report, html_is_whole_and_escaped) {

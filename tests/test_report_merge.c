@@ -1,28 +1,23 @@
 /* One page from several folders: whatever is there is shown once, merging again changes nothing,
  * and what is missing, broken or hostile does no harm. */
-#define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "folder.h"
 #include "report.h"
+#include "scratch.h"
 
 #include <criterion/criterion.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-static char folder[64];
 static Arena *arena; /* of one test */
 
 static void setup(void) {
     arena = arena_new();
-    strcpy(folder, "/tmp/refsae-merge-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    folder_new();
 }
 
 static void teardown(void) {
     arena_free(arena);
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
+    folder_remove();
 }
 
 TestSuite(report_merge, .init = setup, .fini = teardown);
@@ -48,8 +43,7 @@ static void put(const char *name, const char *text) {
 }
 
 static char *slurp(const char *name) {
-    FileMap map = file_map(arena, at(name));
-    return arena_copy(arena, (const char *)map.data, map.size);
+    return read_text(arena, at(name));
 }
 
 /* A page with how its results came about. */
@@ -62,28 +56,9 @@ static void put_report(const char *name, const char *mark) {
     put(name, text);
 }
 
-static int count_of(const char *text, const char *part) {
-    int count = 0;
-    for (; (text = strstr(text, part)) != NULL; text++) {
-        count++;
-    }
-    return count;
-}
-
 static void merge(const char *out, const char *a, const char *b, const char *c) {
     char *directories[3] = {at(a), at(b), at(c)}, *path = at(out);
     folders_merge(path, "All <of> it", directories, 3);
-}
-
-static void assert_counts(const char *html, int n, ...) {
-    va_list list;
-    va_start(list, n);
-    for (int i = 0; i < n; i++) {
-        const char *part = va_arg(list, const char *);
-        int expected = va_arg(list, int);
-        cr_assert_eq(count_of(html, part), expected, "%s: %d", part, count_of(html, part));
-    }
-    va_end(list);
 }
 
 static void make_demo(void) {

@@ -12,23 +12,11 @@
 
 #include "checkpoint.h"
 #include "sage.h"
+#include "scratch.h"
 
 /* ---- runs ---- */
 
-static char folder[64];
-
-static void setup(void) {
-    strcpy(folder, "/tmp/refsae-sage-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
-}
-
-static void teardown(void) {
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(sage, .init = setup, .fini = teardown, .timeout = 600);
+TestSuite(sage, .init = folder_new, .fini = folder_remove, .timeout = 600);
 
 /* '@' in words stands for the folder. */
 static void expand(char *out, const char *words) {
@@ -511,6 +499,7 @@ Test(sage, clean_patches_and_rows_of_none_are_exact) {
         assert_exactly(json_get(json_get(sae, "f1"), "0"), "sufficiency", 1.0);
         for (const Json *a = json_get(none, "control")->child; a != NULL; a = a->next) {
             const Json *other = json_get(json_get(sae, "control"), a->key);
+            cr_assert_not_null(json_get(a, "1"));
             for (const Json *k = json_get(a, "1"); k != NULL; k = k->next) {
                 cr_assert_eq(number(k, "magnitude"), 0.0);
                 cr_assert_eq(number(k, "score"), number(a, "none"));
@@ -700,6 +689,7 @@ Test(sage, where_ablation_moves_nothing_necessity_is_null) {
                *tests = json_get(json_get(json, "tests"), "idle");
     cr_assert_eq(number(tests, "resolution"), 0.0);
     cr_assert_eq(number(tests, "m_ablated"), number(json_get(json, "baseline"), "m_clean"));
+    cr_assert_not_null(json_get(tests, "random"));
     for (const Json *method = json_get(tests, "none")->next; method != NULL;
          method = method->next) {
         static const char *const keys[] = {"recovered", "recovered_ci", "necessity",

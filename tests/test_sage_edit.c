@@ -672,6 +672,22 @@ static double dot(const double *a, const double *b) {
     return sum;
 }
 
+/* What native edits begin with: the parts of both sides, the sum of the clean ones, the node. */
+static void edit_begin(const World *w, size_t node, size_t attribute, size_t p,
+                       double c[2][FEATURES * D], bool active[2][FEATURES], double sum[D],
+                       double edited[D]) {
+    double base[D];
+    native_parts(w, node, SAGE_CLEAN, p, c[0], base, active[0]);
+    native_parts(w, node, 1 + attribute, p, c[1], base, active[1]);
+    for (size_t i = 0; i < D; i++) {
+        sum[i] = 0.0;
+        edited[i] = (double)w->subjects[node].side[SAGE_CLEAN][p * D + i];
+    }
+    for (size_t i = 0; i < FEATURES * D; i++) {
+        sum[i % D] += c[0][i];
+    }
+}
+
 /* In which test prompts feature u of a site is active; order NULL: each as itself. */
 static void active_by_hand(const SageSite *site, size_t u, const uint64_t *order, uint64_t *set) {
     const SageCodes *codes = &site->codes[SAGE_CLEAN];
@@ -788,20 +804,11 @@ Test(sage_section, greedy_edits_are_their_definition) {
     for (size_t task = 0; task < NODES * ATTRIBUTES * TEST; task++) {
         size_t n = task % NODES, attribute = task / NODES % ATTRIBUTES,
                p = task / NODES / ATTRIBUTES, k = 0;
-        double c[2][FEATURES * D], base[D], sum[D] = {0.0}, edited[D], square = 0.0,
-                                            magnitude = 0.0;
+        double c[2][FEATURES * D], sum[D], edited[D], magnitude = 0.0;
         bool active[2][FEATURES], taken[FEATURES] = {false};
-        const float *a = w->subjects[n].side[SAGE_CLEAN] + p * D,
-                    *a_t = w->subjects[n].side[1 + attribute] + p * D;
-        native_parts(w, n, SAGE_CLEAN, p, c[0], base, active[0]);
-        native_parts(w, n, 1 + attribute, p, c[1], base, active[1]);
-        for (size_t i = 0; i < FEATURES * D; i++) {
-            sum[i % D] += c[0][i];
-        }
-        for (size_t i = 0; i < D; i++) {
-            edited[i] = (double)a[i];
-            square += edited[i] * edited[i];
-        }
+        const float *a_t = w->subjects[n].side[1 + attribute] + p * D;
+        edit_begin(w, n, attribute, p, c, active, sum, edited);
+        const double square = dot(edited, edited);
         for (size_t at = 0; at < SAGE_KS; at++) {
             const SageEdit *e = edit_of(w, SAGE_GREEDY, SAGE_NATIVE, attribute, at);
             for (; k < sage_ks[at]; k++) {
@@ -847,16 +854,9 @@ Test(sage_section, aware_edits_are_their_definition) {
                p = task / NODES / ATTRIBUTES, k = 0;
         const SagePrompt *prompt = &w->task.prompts[SAGE_TEST][p];
         const size_t values[2] = {prompt->values[attribute], prompt->changed[attribute]};
-        double c[2][FEATURES * D], base[D], sum[D] = {0.0}, edited[D], magnitude = 0.0;
+        double c[2][FEATURES * D], sum[D], edited[D], magnitude = 0.0;
         bool left[2][FEATURES];
-        native_parts(w, n, SAGE_CLEAN, p, c[0], base, left[0]);
-        native_parts(w, n, 1 + attribute, p, c[1], base, left[1]);
-        for (size_t i = 0; i < FEATURES * D; i++) {
-            sum[i % D] += c[0][i];
-        }
-        for (size_t i = 0; i < D; i++) {
-            edited[i] = (double)w->subjects[n].side[SAGE_CLEAN][p * D + i];
-        }
+        edit_begin(w, n, attribute, p, c, left, sum, edited);
         for (size_t at = 0; at < SAGE_KS; at++) {
             const SageEdit *e = edit_of(w, SAGE_AWARE, SAGE_NATIVE, attribute, at);
             for (; k < sage_ks[at]; k++) {

@@ -1,8 +1,8 @@
 /* SAGE's files from a result made up here: every key of sage.json, a CSV row for every node, heat
  * maps that are XML, a report that hostile names cannot break. */
-#define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "report.h"
 #include "sage.h"
+#include "scratch.h"
 #include "xml.h"
 
 #include <criterion/criterion.h>
@@ -40,7 +40,6 @@ typedef struct World {
     SageFigure none[ATTRIBUTES];
     SageInterpretation found[FOUND];
     Random random;
-    char folder[32];
 } World;
 
 static double uniform(World *w) {
@@ -154,8 +153,7 @@ static World *world_make(const char *odd) {
     cr_assert_not_null(w);
     w->arena = arena_new();
     w->random = random_start(3, RANDOM_TEST);
-    strcpy(w->folder, "/tmp/refsae-sage-XXXXXX");
-    cr_assert_not_null(mkdtemp(w->folder));
+    folder_new();
     for (size_t i = 0; i < ATTRIBUTES; i++) {
         w->attributes[i].name = odd != NULL && i == 1 ? odd : names[i];
         w->weights[i] = 0.5 * (double)i;
@@ -185,7 +183,7 @@ static World *world_make(const char *odd) {
     }
     w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
                                .task = "ioi",
-                               .out = w->folder,
+                               .out = folder,
                                .nodes = "q,k,v,z",
                                .projection = "auto",
                                .share = 0.5,
@@ -229,22 +227,19 @@ static World *world_make(const char *odd) {
 }
 
 static void world_end(World *w) {
-    char command[64];
-    snprintf(command, sizeof command, "rm -rf %s", w->folder);
     if (getenv("REFSAE_KEEP") == NULL) {
-        cr_assert_eq(system(command), 0);
+        folder_remove();
     }
     arena_free(w->arena);
     free(w);
 }
 
 static char *slurp(World *w, const char *name) {
-    FileMap map = file_map(w->arena, path_join(w->arena, w->folder, name));
-    return arena_copy(w->arena, (const char *)map.data, map.size);
+    return read_text(w->arena, path_join(w->arena, folder, name));
 }
 
 static const Json *read_json(World *w) {
-    return json_read_file(w->arena, path_join(w->arena, w->folder, "sage.json"));
+    return json_read_file(w->arena, path_join(w->arena, folder, "sage.json"));
 }
 
 /* The value at "a/b/0/c". */
@@ -392,8 +387,7 @@ Test(sage_json, json_has_the_form_that_others_read) {
 Test(sage_json, cross_sections_stand_in_a_file_of_their_own) {
     World *w = world_make(NULL);
     report_sage(&w->result);
-    const Json *json =
-        json_read_file(w->arena, path_join(w->arena, w->folder, "cross_sections.json"));
+    const Json *json = json_read_file(w->arena, path_join(w->arena, folder, "cross_sections.json"));
     const Json *all = at(read_json(w), "cross_sections");
     assert_keys(json, "", "IO S Pos");
     for (const Json *c = json->child; c != NULL; c = c->next) {
@@ -438,14 +432,6 @@ Test(sage_json, every_node_has_a_row) {
     cr_assert_eq(chosen, ATTRIBUTES * 8);
     cr_assert_eq(with_effect, ATTRIBUTES * 14);
     world_end(w);
-}
-
-static size_t count_of(const char *text, const char *part) {
-    size_t count = 0;
-    for (; (text = strstr(text, part)) != NULL; text++) {
-        count++;
-    }
-    return count;
 }
 
 /* Everything between <body> and </body> nests; void elements and entities are HTML's. */

@@ -1,45 +1,31 @@
 /* SAGE's figures, sage.csv and page from a sage.json written here: what is null is absent, what
  * cannot tell methods apart says so, and hostile names break nothing. */
-#define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "folder.h"
 #include "report.h"
+#include "scratch.h"
 #include "xml.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-static char folder[64];
 static Arena *arena; /* of one test */
 
 static void setup(void) {
     arena = arena_new();
-    strcpy(folder, "/tmp/refsae-sage-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    folder_new();
 }
 
 static void teardown(void) {
     arena_free(arena);
-    char command[128];
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
+    folder_remove();
 }
 
 TestSuite(sage_report, .init = setup, .fini = teardown);
 
 static char *slurp(const char *name) {
-    FileMap map = file_map(arena, path_join(arena, folder, name));
-    return arena_copy(arena, (const char *)map.data, map.size);
-}
-
-static int count_of(const char *text, const char *part) {
-    int count = 0;
-    for (; (text = strstr(text, part)) != NULL; text++) {
-        count++;
-    }
-    return count;
+    return read_text(arena, path_join(arena, folder, name));
 }
 
 /* ---- sage.json ---- */
@@ -172,17 +158,6 @@ static char *page(void) {
 }
 
 /* n parts with how often each is in the text. */
-static void assert_counts(const char *text, int n, ...) {
-    va_list list;
-    va_start(list, n);
-    for (int i = 0; i < n; i++) {
-        const char *part = va_arg(list, const char *);
-        int expected = va_arg(list, int);
-        cr_assert_eq(count_of(text, part), expected, "%s: %d", part, count_of(text, part));
-    }
-    va_end(list);
-}
-
 /* ---- tests ---- */
 
 Test(sage_report, csv_has_a_row_for_every_figure) {

@@ -1,7 +1,7 @@
 /* Tasks and prompts: the four shipped ones with the toy models' tokenizers, the round trip through
  * prompts.jsonl, and the sentence that each mistake in a task earns. */
-#define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "sage.h"
+#include "scratch.h"
 
 #include <criterion/criterion.h>
 #include <stdarg.h>
@@ -11,23 +11,20 @@
 static const char *const models[] = {"weights/gpt2", "weights/gpt_neox", "weights/gemma2"};
 static const char *const tasks[] = {"ioi", "agreement", "induction", "greater-than"};
 
-static char folder[64], path[80];
+static char path[80];
 static Arena *arena; /* of the test: the tokenizer, tasks and texts */
 static Tokenizer *tokenizer;
 
 static void setup(void) {
-    strcpy(folder, "/tmp/refsae-task-XXXXXX");
-    cr_assert_not_null(mkdtemp(folder));
+    folder_new();
     snprintf(path, sizeof path, "%s/task.json", folder);
     arena = arena_new();
     tokenizer = tokenizer_open(arena, models[0]);
 }
 
 static void teardown(void) {
-    char command[128];
     arena_free(arena);
-    snprintf(command, sizeof command, "rm -rf %s", folder);
-    cr_assert_eq(system(command), 0);
+    folder_remove();
 }
 
 TestSuite(sage_task, .init = setup, .fini = teardown, .timeout = 120);

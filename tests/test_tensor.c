@@ -1,6 +1,7 @@
 /* Tensors in files, inflate and CRC-32: against files that the formats' own libraries wrote
  * (tests/reference/make_tensor_golden.py), and against files that nobody should have written. */
 #define _XOPEN_SOURCE 700
+#include "scratch.h"
 #include "tensors.h"
 #include "zip.h"
 
@@ -10,33 +11,6 @@
 #include <unistd.h>
 
 #define GOLDEN "tests/golden/tensor/"
-
-/* A text that lives as long as the test; each test is a process of its own. */
-static char *scratch(void) {
-    static char text[16][256];
-    static int next;
-    return text[next++ % 16];
-}
-
-static char directory[] = "/tmp/refsae-tensor-XXXXXX";
-
-static void directory_remove(void) {
-    char command[64];
-    snprintf(command, sizeof command, "rm -rf %s", directory);
-    cr_assert_eq(system(command), 0);
-}
-
-static const char *directory_new(void) {
-    cr_assert_not_null(mkdtemp(directory));
-    atexit(directory_remove);
-    return directory;
-}
-
-static char *in(const char *parent, const char *name) {
-    char *path = scratch();
-    snprintf(path, 256, "%s/%s", parent, name);
-    return path;
-}
 
 /* Element i of every golden array, as the script made it. */
 static double element(const Tensor *t, size_t i) {
