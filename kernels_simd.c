@@ -337,7 +337,7 @@ INLINE void stream_typed(Dtype dtype, const Product *p, size_t m0, size_t rows, 
 
 INLINE void prefetch(const void *p, size_t size) {
     for (size_t i = 0; i < size; i += 64) {
-        __builtin_prefetch((const unsigned char *)p + i);
+        __builtin_prefetch((const unsigned char *)p + i, 0, 2); /* as far as the second cache */
     }
 }
 
