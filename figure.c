@@ -829,24 +829,30 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
 
 /* ---- the page ---- */
 
-/* What the last call left open. */
-enum {
-    NOTHING,
-    VALUES,
-    FACTS,
-    TABLE
-};
+/* What stands before and after several of a kind, and each with its texts between. */
+static const struct {
+    char mark;
+    const char *begin, *item, *end;
+} blocks[] = {
+    {0, "", "", ""},
+    {' ', "", "<p>%s</p>\n", ""},
+    {'*', "", "<p><b>%s</b> %s</p>\n", ""},
+    {'=', "<div class=\"values\">\n", "<div><b>%s</b><span>%s</span></div>\n", "</div>\n"},
+    {':', "<dl>\n", "<dt>%s</dt><dd>%s</dd>\n", "</dl>\n"},
+    {'+', "<div class=\"scroll\" role=\"group\" tabindex=\"0\">",
+     "<table><caption><span>%s</span></caption><thead><tr>", "</tr>\n</tbody></table></div>\n"}};
 
-/* Begins a block and ends the one before, unless it goes on. */
-static void page_block(Page *page, int next) {
-    static const char
-        *const begins[] = {"", "<div class=\"values\">\n", "<dl>\n",
-                           "<div class=\"scroll\" role=\"group\" tabindex=\"0\"><table>"},
-               *const ends[] = {"", "</div>\n", "</dl>\n", "</tbody></table></div>\n"};
-    if (next != page->block || next == TABLE) {
-        fprintf(page->body->stream, "%s%s", ends[page->block], begins[next]);
+void page_item(Page *page, char mark, const char *first, const char *second) {
+    FILE *f = page->body->stream;
+    size_t next = sizeof blocks / sizeof *blocks - 1;
+    while (blocks[next].mark != mark) {
+        next--;
+    }
+    if (next != page->block || mark == '+') {
+        fprintf(f, "%s%s", blocks[page->block].end, blocks[next].begin);
         page->block = next;
     }
+    markup(f, blocks[next].item, first, second);
 }
 
 void page_open(Page *page, const char *path, const char *title) {
@@ -868,7 +874,7 @@ void page_open(Page *page, const char *path, const char *title) {
 
 void page_commit(Page *page) {
     FILE *f = page->out->stream;
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     if (page->sections > 1) {
         fprintf(f, "<nav aria-label=\"Contents\">%s</nav>\n", memory_text(page->contents));
     }
@@ -880,7 +886,7 @@ void page_commit(Page *page) {
 }
 
 void page_section(Page *page, const char *heading) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     int number = ++page->sections, level = page->level;
     markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
     if (level == 2) {
@@ -894,34 +900,13 @@ void page_chapter(Page *page, const char *heading) {
     page->level = 3;
 }
 
-void page_paragraph(Page *page, const char *format, ...) {
-    va_list list;
-    page_block(page, NOTHING);
-    fputs("<p>", page->body->stream);
-    va_start(list, format);
-    markup_list(page->body->stream, format, list);
-    va_end(list);
-    fputs("</p>\n", page->body->stream);
-}
-
-void page_value(Page *page, const char *label, const char *format, ...) {
-    va_list list;
-    page_block(page, VALUES);
-    fputs("<div><b>", page->body->stream);
-    va_start(list, format);
-    markup_list(page->body->stream, format, list);
-    va_end(list);
-    markup(page->body->stream, "</b><span>%s</span></div>\n", label);
-}
-
 void page_fact(Page *page, const char *name, const char *format, ...) {
+    MemoryStream *fact = memory_open(page->out->arena);
     va_list list;
-    page_block(page, FACTS);
-    markup(page->body->stream, "<dt>%s</dt><dd>", name);
     va_start(list, format);
-    markup_list(page->body->stream, format, list);
+    vfprintf(fact->stream, format, list);
     va_end(list);
-    fputs("</dd>\n", page->body->stream);
+    page_item(page, ':', name, memory_text(fact));
 }
 
 void page_digest(Page *page, const char *name, const char *path) {
@@ -944,49 +929,32 @@ void page_digest(Page *page, const char *name, const char *path) {
 }
 
 void page_figure(Page *page, const char *caption, const char *svg) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     markup(page->body->stream, "<figure><figcaption>%s</figcaption><div>\n", caption);
     fprintf(page->body->stream, "%s</div></figure>\n", svg);
 }
 
 void page_raw(Page *page, const char *html) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     fputs(html, page->body->stream);
 }
 
-void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
-                const bool *number, size_t count) {
-    FILE *f = page->body->stream;
-    page_block(page, TABLE);
-    page->columns = count;
-    page->column = 0;
-    markup(f, "<caption><span>%s</span></caption><thead><tr>", caption);
-    while (keys != NULL && *keys != '\0') {
-        size_t length = strcspn(keys, "|");
-        fprintf(f, "<th scope=\"col\">%.*s</th>", (int)length, keys);
-        page->columns++;
-        keys += length + strspn(keys + length, "|");
-    }
-    for (size_t i = 0; i < count; i++) {
-        markup(f, number[i] ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>",
-               titles[i]);
-    }
-    fputs("</tr></thead><tbody>\n", f);
+void page_table(Page *page, const char *caption) {
+    page->rows = 0;
+    page_item(page, '+', caption, "");
 }
 
-static void cell_begin(Page *page, const char *attributes) {
-    fprintf(page->body->stream, "%s<td%s>", page->column == 0 ? "<tr>" : "", attributes);
+void page_head(Page *page, bool number, const char *text) {
+    markup(page->body->stream,
+           number ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>", text);
 }
 
-static void cell_end(Page *page) {
-    page->column = (page->column + 1) % page->columns;
-    fputs(page->column == 0 ? "</td></tr>\n" : "</td>", page->body->stream);
+void page_row(Page *page) {
+    fputs(page->rows++ == 0 ? "</tr></thead><tbody>\n<tr>" : "</tr>\n<tr>", page->body->stream);
 }
 
 void page_cell(Page *page, bool number, const char *text) {
-    cell_begin(page, number ? " class=\"n\"" : "");
-    markup(page->body->stream, "%s", text);
-    cell_end(page);
+    markup(page->body->stream, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
 }
 
 /* Three bytes are four letters. */
@@ -1017,7 +985,7 @@ void page_cell_picture(Page *page, const char *path) {
     bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
     bool png = read && memcmp(map.data, "\x89PNG\r\n\x1a\n", 8) == 0,
          jpeg = read && memcmp(map.data, "\xff\xd8\xff", 3) == 0;
-    cell_begin(page, "");
+    fputs("<td>", page->body->stream);
     if (png || jpeg) {
         markup(page->body->stream, "<img alt=\"%s\" src=\"data:image/%s;base64,", name,
                png ? "png" : "jpeg");
@@ -1026,6 +994,6 @@ void page_cell_picture(Page *page, const char *path) {
     } else {
         markup(page->body->stream, "%s", name);
     }
-    cell_end(page);
+    fputs("</td>", page->body->stream);
     arena_free(scratch);
 }

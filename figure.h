@@ -74,21 +74,20 @@ char *svg_heat(Arena *arena, const HeatMap *map);
 typedef struct Page {
     OutFile *out;                  /* its arena holds the rest; a failure leaves nothing */
     MemoryStream *body, *contents; /* the list of contents stands before the sections */
-    int sections, level, block;
-    size_t column, columns; /* of the open table */
+    int sections, level;
+    size_t block, rows; /* what is open, and rows of a table that is */
 } Page;
 
 void page_open(Page *page, const char *path, const char *title);
 void page_commit(Page *page);
+/* All texts are escaped. */
 void page_section(Page *page, const char *heading);
 /* A section above those that follow it. */
 void page_chapter(Page *page, const char *heading);
-/* The formats are printf's for markup: what %s brings is text and is escaped. */
-void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
-/* Figures a reader should see first: page_value(p, "held-out accuracy", "97.5 %%"), several in a
- * row. */
-void page_value(Page *page, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
+/* ' ': a paragraph; '*': one with words in bold before it; '=': a figure that a reader should see
+ * first, and its name; ':': a fact. Several in a row make one block. */
+void page_item(Page *page, char mark, const char *first, const char *second);
+/* Names and what they are: exact command, seeds, digests. */
 void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
 /* A fact: the file, with its SHA-256 if it is there; nothing for NULL. Of a model's directory its
  * checkpoint (or the index of its shards). */
@@ -97,10 +96,10 @@ void page_figure(Page *page, const char *caption, const char *svg);
 /* HTML that refsae wrote before, as it stands. */
 void page_raw(Page *page, const char *html);
 
-/* A table: its cells follow row by row. keys: titles of first columns, "attribute|method"; NULL:
- * there are none. */
-void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
-                const bool *number, size_t count);
+/* A table: titles, then row by row its cells. */
+void page_table(Page *page, const char *caption);
+void page_head(Page *page, bool number, const char *text);
+void page_row(Page *page);
 void page_cell(Page *page, bool number, const char *text);
 /* The PNG or JPEG itself, if it can be read and is no larger than a page bears; else its name. */
 void page_cell_picture(Page *page, const char *path);
