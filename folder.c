@@ -213,19 +213,18 @@ static Matches path_matches(Arena *arena, const Scope *scope, const char *path) 
     return found;
 }
 
-/* " [0.71, 0.83]"; NULL: there is none */
+/* " [0.71, 0.83]"; nothing where there is none */
 static const char *interval_text(const Json *interval, Arena *arena) {
     const Json *ends = json_first(interval);
     char low[TEXT_NUMBER_SIZE], high[TEXT_NUMBER_SIZE];
     text_number(low, json_double(ends), 3);
     text_number(high, json_double(ends == NULL ? NULL : ends->next), 3);
-    return ends == NULL ? NULL : arena_format(arena, " [%s, %s]", low, high);
+    return ends == NULL ? "" : arena_format(arena, " [%s, %s]", low, high);
 }
 
 /* A value in a format of page.txt; NULL: it is missing. */
 static const char *value_text(Arena *arena, const Json *value, const char *format) {
     double number = json_double(value);
-    bool low = strcmp(format, "low") == 0, high = strcmp(format, "high") == 0;
     if (value == NULL || json_is(value, JSON_NULL)) {
         return NULL;
     } else if (*format == '"') {
@@ -236,33 +235,29 @@ static const char *value_text(Arena *arena, const Json *value, const char *forma
         return arena_format(arena, "%zu", value->length);
     } else if (strcmp(format, "ci") == 0) {
         return interval_text(value, arena);
-    } else if (*format == '\0') {
-        return value->text;
-    } else if (isnan(number) || (low && !(number < 0.1)) || (high && !(number > 0.9))) {
-        return NULL;
-    } else if (*format == '%') {
-        return arena_format(arena, "%.1f %%", 100 * number);
-    } else if (strlen(format) == 1) {
-        char *text = arena_alloc(arena, TEXT_NUMBER_SIZE, 1);
-        text_number(text, number, *format - '0');
-        return text;
+    } else if (*format == '\0' || isnan(number)) {
+        return *format == '\0' ? value->text : NULL;
+    } else if (*format == '<' || *format == '>') {
+        bool holds =
+            *format == '<' ? number < strtod(format + 1, NULL) : number > strtod(format + 1, NULL);
+        return holds ? arena_format(arena, "%.2g", number) : NULL;
     }
-    return arena_format(arena, arena_format(arena, "%%%s", low || high ? ".2g" : format), number);
+    return *format == '%' ? arena_format(arena, "%.1f %%", 100 * number)
+                          : arena_format(arena, arena_format(arena, "%%%s", format), number);
 }
 
 /* A text of page.txt with its values; NULL: one is missing. */
 static const char *text_fill(Arena *arena, const Scope *scope, const char *text) {
     const char *filled = "";
     while (*text != '\0') {
-        size_t plain = strcspn(text, "{");
+        size_t plain = strcspn(text, "{"), length = strcspn(text + plain, "}");
         filled = arena_format(arena, "%s%.*s", filled, (int)plain, text);
         text += plain;
         if (*text == '{') {
-            size_t length = strcspn(text, "}");
-            char *path = arena_copy(arena, text + 1, length - 1), *format = strchr(path, ':'),
-                 *otherwise = strchr(path, '|');
-            *(otherwise == NULL ? path + length - 1 : otherwise) = '\0';
-            *(format == NULL ? path + strlen(path) : format) = '\0';
+            char *path = arena_copy(arena, text + 1, length - 1), *otherwise = strchr(path, '|'),
+                 *format = strchr(path, ':');
+            *(otherwise == NULL ? strchr(path, '\0') : otherwise) = '\0';
+            *(format == NULL ? strchr(path, '\0') : format) = '\0';
             Matches found = path_matches(arena, scope, path);
             const char *value = value_text(arena, found.count == 0 ? NULL : found.list[0].value,
                                            format == NULL ? "" : format + 1);
@@ -284,7 +279,7 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
                *interval = score != NULL
                                ? json_get(value, "score_ci")
                                : json_get(object, arena_format(arena, "%s_ci", value->key));
-    const char *ends = json_first(interval) == NULL ? "" : interval_text(interval, arena);
+    const char *ends = interval_text(interval, arena);
     char text[TEXT_NUMBER_SIZE];
     double number = json_double(value), size = fabs(number);
     if (json_is(value, JSON_STRING)) {
@@ -595,28 +590,19 @@ static const Json *layer_pick(const Json *layers, Group g, const char *key, int 
 
 /* How image tokens' curves run and where they meet the text control's, and their features. */
 static void find_layers(Record *record, const Folder *f) {
-    static const struct {
-        const char *value, *layer;
-        Group group;
-        int pick;
-    } ends[] = {{"begin", "begin_layer", GROUP_IMG, -1},
-                {"end", "end_layer", GROUP_IMG, 1},
-                {"control", "control_layer", GROUP_TEXT, 1}};
     const Json *layers = json_get(f->layers, "layers"),
                *convergence = json_get(f->layers, "convergence"),
                *image = layer_pick(layers, GROUP_IMG, "match", 0);
     record_number(record, "layer_count", layer_count(f));
-    Record meetings = record_object(record, "meetings");
+    record_add(record, "convergence", convergence);
+    Record curves = record_object(record, "curves");
     for (Metric m = METRIC_MSE; m <= METRIC_SPARSITY; m++) {
-        Record curve = record_object(&meetings, layer_metrics[m].title);
-        const char *key = arena_format(f->arena, "%s_layer", layer_metrics[m].name);
-        for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-            const char *name = layer_metrics[m].name;
-            const Json *row = layer_pick(layers, ends[i].group, name, ends[i].pick);
-            record_add(&curve, ends[i].value, json_get(row, name));
-            record_add(&curve, ends[i].layer, json_get(row, "layer"));
-        }
-        record_add(&curve, "factor", json_get(convergence, "factor"));
+        const char *name = layer_metrics[m].name, *key = arena_format(f->arena, "%s_layer", name);
+        Record curve = record_object(&curves, name);
+        record_text(&curve, "title", layer_metrics[m].title);
+        record_add(&curve, "begin", layer_pick(layers, GROUP_IMG, name, -1));
+        record_add(&curve, "end", layer_pick(layers, GROUP_IMG, name, 1));
+        record_add(&curve, "control", layer_pick(layers, GROUP_TEXT, name, 1));
         record_add(&curve, "met", json_get(convergence, key));
         record_text(&curve, "meeting", convergence_text(f->arena, convergence, key));
     }
@@ -693,10 +679,6 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
 }
 
 static void find_cross_section(Record *rows, const Folder *f, const Json *cross) {
-    static const char *const figures[][4] = {
-        {"sufficiency", "SAE's sufficiency", "sufficiency_ci", "SAE's sufficiency_ci"},
-        {"necessity", "necessity", "necessity_ci", "necessity_ci"},
-        {"recovered", "recovered", "recovered_ci", "recovered_ci"}};
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -710,9 +692,8 @@ static void find_cross_section(Record *rows, const Folder *f, const Json *cross)
     record_text(&row, "folder", f->name);
     record_text(&row, "strongest nodes (effect on m)", strongest);
     record_text(&row, "SAE's best edit", best_edit(cross, f->arena));
-    for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
-        record_add(&row, figures[i][1], json_get(sae, figures[i][0]));
-        record_add(&row, figures[i][3], json_get(sae, figures[i][2]));
+    for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
+        record_add(&row, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
     }
     record_add(&row, "features of F1 ≥ 0.8", json_get(json_below(sae, "f1", "0.8"), "features"));
 }
@@ -734,12 +715,11 @@ static void find_sage(Record *record, const Folder *all, size_t count, size_t at
     Record rows = record_object(record, "saes");
     for (size_t i = at; i < count; i++) {
         for (const Json *c = json_first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
-            for (size_t j = at; j < count; j++) {
+            bool taken = false; /* it came with an earlier folder */
+            for (size_t j = at; j < count && !taken; j++) {
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
-                if (cross != NULL && j < i) {
-                    break; /* it came with that folder */
-                }
-                if (cross != NULL) {
+                taken = cross != NULL && j < i;
+                if (cross != NULL && !taken) {
                     find_cross_section(&rows, &all[j], cross);
                 }
             }

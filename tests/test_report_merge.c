@@ -259,10 +259,10 @@ Test(report_merge, saes_side_by_side) {
         "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 2,
         ">folder</th>", 2,
         arena_format(arena,
-                     "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">–</td>"
-                     "<td class=\"n\">0.5000</td><td class=\"n\">5</td></tr>\n"
-                     "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">–</td>"
-                     "<td class=\"n\">0.5000</td><td class=\"n\">7</td></tr>\n</tbody>",
+                     "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">0.5000</td>"
+                     "<td class=\"n\">–</td><td class=\"n\">5</td></tr>\n"
+                     "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">0.5000</td>"
+                     "<td class=\"n\">–</td><td class=\"n\">7</td></tr>\n</tbody>",
                      cells, cells),
         1,
         arena_format(arena, "<tr><td>IO</td><td>z</td>%s<td class=\"n\">0.1250</td>", cells),
