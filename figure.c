@@ -166,8 +166,9 @@ static bool drawable(double value, bool logarithmic) {
 }
 
 typedef struct Interval {
-    double low, high; /* low > high: nothing */
+    double low, high;
 } Interval;
+#define NO_INTERVAL {INFINITY, -INFINITY}
 
 static void include(Interval *range, double value) {
     range->low = value < range->low ? value : range->low;
@@ -382,15 +383,6 @@ static bool has_interval(const Series *s, size_t i) {
     return s->low != NULL && drawable(s->low[i], false) && drawable(s->high[i], false);
 }
 
-/* A value on an axis of shares, and its interval. */
-static void include_share(Interval *range, const Series *s, size_t i) {
-    include(range, share_cut(s->y[i], -1));
-    if (has_interval(s, i)) {
-        include(range, share_cut(s->low[i], -1));
-        include(range, share_cut(s->high[i], -1));
-    }
-}
-
 /* The interval of a point, if it has one. */
 static void figure_whisker(const Figure *figure, const Series *s, int colour, size_t i, double x,
                            const Axis *axis) {
@@ -467,13 +459,45 @@ static void figure_empty(const Figure *figure, double x, double y) {
 
 /* ---- lines ---- */
 
-static bool point_drawable(const LineChart *chart, const Series *s, size_t i) {
+static bool point_drawable(const Chart *chart, const Series *s, size_t i) {
     return drawable(s->x[i], chart->log_x) && drawable(s->y[i], chart->log_y);
+}
+
+/* Widens what the axes hold by a chart; whether there is anything to draw. */
+static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
+    bool any = false, x_shares = chart->shares && !chart->log_x;
+    for (size_t k = 0; k < chart->series_count; k++) {
+        const Series *s = &chart->series[k];
+        for (size_t i = 0; i < s->count; i++) {
+            if (point_drawable(chart, s, i)) {
+                any = true;
+                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
+                include(ys, chart->shares ? share_cut(s->y[i], -1) : s->y[i]);
+                if (chart->shares && has_interval(s, i)) {
+                    include(ys, share_cut(s->low[i], -1));
+                    include(ys, share_cut(s->high[i], -1));
+                }
+            }
+        }
+    }
+    if (!chart->log_y && (chart->shares || any)) {
+        include(ys, 0);
+    }
+    if (chart->shares) {
+        include(ys, 1);
+    }
+    for (int i = 0; i < 2 && x_shares; i++) {
+        include(xs, i);
+    }
+    if (chart->marker_label != NULL) {
+        include(xs, chart->marker_x);
+    }
+    return any;
 }
 
 /* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
  */
-static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, const Axis *x_axis,
+static void draw_curve(const Figure *figure, const Chart *chart, size_t k, const Axis *x_axis,
                        const Axis *y_axis) {
     const Series *s = &chart->series[k];
     int colour = series_colour(chart->series, k);
@@ -516,8 +540,8 @@ static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, c
     }
 }
 
-static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis *x_axis,
-                        double left, double right, double y) {
+static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_axis, double left,
+                        double right, double y) {
     Ticks ticks = {.count = 0};
     double taken = -INFINITY;
     const Series *first = chart->series;
@@ -539,10 +563,10 @@ static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis
 }
 
 /* The chart between these sides, its numbers left of them and below. */
-static void draw_panel(const Figure *figure, const LineChart *chart, const Axis *x_axis,
+static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
                        const Axis *y_axis, double left, double right) {
     double top = y_axis->to, bottom = y_axis->from;
-    bool empty = true;
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
     figure_grid(figure, y_axis, left, right);
     draw_x_axis(figure, chart, x_axis, left, right, bottom);
     for (int i = 0; i < 2 && chart->shares; i++) {
@@ -559,50 +583,17 @@ static void draw_panel(const Figure *figure, const LineChart *chart, const Axis 
     }
     for (size_t k = 0; k < chart->series_count; k++) {
         draw_curve(figure, chart, k, x_axis, y_axis);
-        for (size_t i = 0; i < chart->series[k].count; i++) {
-            empty = empty && !point_drawable(chart, &chart->series[k], i);
-        }
     }
-    if (empty) {
+    if (!chart_ranges(chart, &xs, &ys)) {
         figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
     }
 }
 
-/* What the axes of a chart hold. */
-static void chart_ranges(const LineChart *chart, Interval *xs, Interval *ys) {
-    bool x_shares = chart->shares && !chart->log_x;
-    for (size_t k = 0; k < chart->series_count; k++) {
-        const Series *s = &chart->series[k];
-        for (size_t i = 0; i < s->count; i++) {
-            if (point_drawable(chart, s, i)) {
-                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
-            }
-            if (point_drawable(chart, s, i) && chart->shares) {
-                include_share(ys, s, i);
-            } else if (point_drawable(chart, s, i)) {
-                include(ys, s->y[i]);
-            }
-        }
-    }
-    if (!chart->log_y && (chart->shares || ys->low <= ys->high)) {
-        include(ys, 0);
-    }
-    if (chart->shares) {
-        include(ys, 1);
-    }
-    for (int i = 0; i < 2 && x_shares; i++) {
-        include(xs, i);
-    }
-    if (chart->marker_label != NULL) {
-        include(xs, chart->marker_x);
-    }
-}
-
 /* In rows of two; titled: each under its own title. */
-static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
-                         const LineChart *charts, size_t count, bool titled) {
-    Interval xs = {INFINITY, -INFINITY}, ys = xs;
-    const LineChart *model = &charts[0];
+static char *draw_charts(Arena *arena, const char *title, const char *subtitle, const Chart *charts,
+                         size_t count, bool titled) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    const Chart *model = &charts[0];
     size_t columns = count > 1 ? 2 : 1;
     for (size_t i = 0; i < count; i++) {
         chart_ranges(&charts[i], &xs, &ys);
@@ -639,17 +630,23 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
         arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
 }
 
-char *svg_lines(Arena *arena, const LineChart *chart) {
+void chart_add(Arena *arena, Chart *chart, Series series) {
+    chart->series =
+        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
+    chart->series[chart->series_count++] = series;
+}
+
+char *svg_lines(Arena *arena, const Chart *chart) {
     return draw_charts(arena, chart->title, chart->subtitle, chart, 1, false);
 }
 
-char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count) {
+char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count) {
     return draw_charts(arena, title, NULL, charts, count, true);
 }
 
 /* ---- bars ---- */
 
-static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, size_t k, double x,
+static void draw_bar(const Figure *figure, const Chart *chart, size_t group, size_t k, double x,
                      double width, const Axis *axis) {
     const Series *s = &chart->series[k];
     double value = s->y[group], middle = x + width / 2;
@@ -673,19 +670,11 @@ static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, 
     }
 }
 
-char *svg_bars(Arena *arena, const BarChart *chart) {
-    Interval range = {0, 1};
+char *svg_bars(Arena *arena, const Chart *chart) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
     double groups = (double)chart->group_count, series = (double)chart->series_count;
-    bool empty = true;
-    for (size_t i = 0; i < chart->group_count; i++) {
-        for (size_t k = 0; k < chart->series_count; k++) {
-            if (drawable(chart->series[k].y[i], false)) {
-                include_share(&range, &chart->series[k], i);
-                empty = false;
-            }
-        }
-    }
-    Axis axis = axis_make(range, false, true, 5);
+    bool empty = !chart_ranges(chart, &xs, &ys);
+    Axis axis = axis_make(ys, false, true, 5);
     double left = grid_left(&axis), plot = 280;
     double group =
         fmax(fmin(widest(chart->groups, chart->group_count) + 14, 240), 16 * series + 16);

@@ -27,31 +27,25 @@ typedef struct Series {
     const double *low, *high; /* whiskers, where both are numbers; NULL: none */
 } Series;
 
-typedef struct LineChart {
+typedef struct Chart {
     const char *title, *subtitle, *x_label, *y_label; /* with units: "layer", "MSE (log)" */
-    const Series *series; /* x counts something, unless `shares`: whole numbers */
-    size_t series_count;
+    Series *series; /* x counts something, unless `shares`: whole numbers */
+    size_t series_count, capacity;
     bool shares; /* axes include 0 and 1, and what leaves -1 to 2 (x: -10 to 2) stands at the end */
     bool log_y;  /* values that are not positive are gaps; else the axis includes 0 */
     bool log_x;  /* ticks stand at the first series' points: 1, 2, 4, 8 */
     const char *marker_label; /* a vertical line at marker_x; NULL: none */
     double marker_x;
-} LineChart;
-
-char *svg_lines(Arena *arena, const LineChart *chart);
-/* Several side by side, on the axes, labels and names of series of the first: one at least. */
-char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count);
-
-/* Groups of bars, one of each series; the axis is that of shares. */
-typedef struct BarChart {
-    const char *title, *subtitle, *y_label; /* subtitle may be NULL */
-    const char *const *groups;
+    const char *const *groups; /* of bars, one of each series; the axis is that of shares */
     size_t group_count;
-    const Series *series;
-    size_t series_count;
-} BarChart;
+} Chart;
 
-char *svg_bars(Arena *arena, const BarChart *chart);
+void chart_add(Arena *arena, Chart *chart, Series series);
+char *svg_lines(Arena *arena, const Chart *chart);
+/* Several side by side, on the axes, labels and names of series of the first: one at least. */
+char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count);
+
+char *svg_bars(Arena *arena, const Chart *chart);
 
 /* values[row * column_count + column], NaN: an empty cell. Colours diverge around 0; if no value is
  * negative they run from 0 to the largest. */

@@ -49,26 +49,6 @@ static void write_figure(Arena *arena, const char *directory, const char *name, 
     out_commit(out);
 }
 
-typedef struct Curves {
-    Arena *arena;
-    Series *series;
-    size_t count, capacity, n;
-    const double *x; /* [n]: what those of curve_add are over */
-} Curves;
-
-static void curve_take(Curves *curves, Series series) {
-    curves->series = arena_grow(curves->arena, curves->series, &curves->capacity, curves->count + 1,
-                                sizeof series);
-    curves->series[curves->count++] = series;
-}
-
-/* The y of a new curve, [n]. */
-static double *curve_add(Curves *curves, const char *name, int colour, bool dashed) {
-    double *y = arena_alloc(curves->arena, curves->n, sizeof *y);
-    curve_take(curves, (Series){name, curves->x, y, curves->n, dashed, colour, NULL, NULL});
-    return y;
-}
-
 /* ---- the layer analysis (Mapping) ---- */
 
 static void json_sums(JsonOut *json, const Sums *s) {
@@ -228,16 +208,17 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     out_commit(out);
 }
 
-/* A curve of our own; none if no layer has a value. */
-static void curve_measured(Curves *curves, const AnalyzeResult *result, const char *name,
-                           int colour, Metric m, Group g, Variant v) {
-    double *y = curve_add(curves, name, colour, false);
+/* A curve over layers; none if no layer has a value. */
+static void add_layers(Arena *arena, Chart *chart, const LayerTable *table, Series series) {
     bool any = false;
-    for (size_t i = 0; i < curves->n; i++) {
-        y[i] = layer_metric(&result->layers[i], m, g, v);
-        any = any || !isnan(y[i]);
+    for (size_t i = 0; i < table->n; i++) {
+        any = any || !isnan(series.y[i]);
     }
-    curves->count -= any ? 0 : 1;
+    series.x = table->layer;
+    series.count = table->n;
+    if (any) {
+        chart_add(arena, chart, series);
+    }
 }
 
 /* Each group solid, the published curve of the same colour dashed; then the controls. */
@@ -248,28 +229,33 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
                                               "text-only control"};
     static const char *const controls[VARIANTS] = {"", "permuted image tokens",
                                                    "Gaussian image tokens"};
-    Curves curves = {.arena = arena, .n = ours->n, .x = ours->layer};
-    for (Group g = 0; g < GROUPS; g++) {
-        curve_measured(&curves, result, names[g], (int)g + 1, m, g, VARIANT_CLEAN);
-        if (published->value[m][g] != NULL) {
-            const char *name = arena_format(arena, "%s, published", names[g]);
-            double *y = curve_add(&curves, name, (int)g + 1, true);
-            for (size_t i = 0; i < curves.n; i++) {
-                y[i] = table_value(published, m, g, ours->layer[i]);
-            }
+    Chart chart = {.title = layer_metrics[m].title,
+                   .x_label = "layer",
+                   .y_label = layer_metrics[m].label,
+                   .log_y = m != METRIC_MATCH};
+    for (int g = 0; g < GROUPS; g++) {
+        double *theirs = arena_alloc(arena, ours->n, sizeof *theirs);
+        for (size_t i = 0; i < ours->n; i++) {
+            theirs[i] = table_value(published, m, (Group)g, ours->layer[i]);
         }
+        add_layers(arena, &chart, ours,
+                   (Series){.name = names[g], .y = ours->value[m][g], .colour = g + 1});
+        add_layers(arena, &chart, ours,
+                   (Series){.name = arena_format(arena, "%s, published", names[g]),
+                            .y = theirs,
+                            .colour = g + 1,
+                            .dashed = true});
     }
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
-        curve_measured(&curves, result, controls[v], (int)v + GROUPS, m, GROUP_IMG, v);
+        double *y = arena_alloc(arena, ours->n, sizeof *y);
+        for (size_t i = 0; i < ours->n; i++) {
+            y[i] = layer_metric(&result->layers[i], m, GROUP_IMG, v);
+        }
+        add_layers(arena, &chart, ours,
+                   (Series){.name = controls[v], .y = y, .colour = (int)v + GROUPS});
     }
     char *key = arena_format(arena, "%s_layer", layer_metrics[m].name);
-    LineChart chart = {.title = layer_metrics[m].title,
-                       .x_label = "layer",
-                       .y_label = layer_metrics[m].label,
-                       .series = curves.series,
-                       .series_count = curves.count,
-                       .log_y = m != METRIC_MATCH,
-                       .marker_x = json_double(json_get(convergence, key))};
+    chart.marker_x = json_double(json_get(convergence, key));
     if (!isnan(chart.marker_x)) {
         chart.marker_label =
             arena_format(arena, "within %.3gx from layer %s", result->options->converge,
@@ -664,35 +650,34 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     const double *score = r->score + attribute * r->n_nodes;
     const char *names[HEAT_ROWS];
     size_t columns = r->task->n_positions, n = 0, shown = 0;
-    size_t *row = arena_alloc(arena, r->n_nodes, sizeof *row);
+    size_t *first = arena_alloc(arena, r->n_nodes + 1, sizeof *first);
     double *peak = arena_alloc(arena, r->n_nodes, sizeof *peak),
            *rising = arena_alloc(arena, r->n_nodes, sizeof *rising), least = 0;
     double *values = arena_alloc(arena, HEAT_ROWS * columns, sizeof *values);
     bool *marked = arena_alloc(arena, HEAT_ROWS * columns, sizeof *marked);
     for (size_t i = 0; i < r->n_nodes; i++) {
-        n += i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i]) ? 1 : 0;
-        row[i] = n - 1;
-        peak[n - 1] = fmax(peak[n - 1], fabs(score[i]));
+        if (i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i])) {
+            first[n++] = i;
+        }
+        peak[n - 1] = rising[n - 1] = fmax(peak[n - 1], fabs(score[i]));
     }
+    first[n] = r->n_nodes;
     if (n > HEAT_ROWS) {
-        memcpy(rising, peak, n * sizeof *rising);
         qsort(rising, n, sizeof *rising, compare_doubles);
         least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
     }
     for (size_t i = 0; i < HEAT_ROWS * columns; i++) {
         values[i] = NAN;
     }
-    for (size_t i = 0, last = SIZE_MAX; i < r->n_nodes; i++) {
-        if (peak[row[i]] < least || (row[i] != last && shown == HEAT_ROWS)) {
-            continue;
+    for (size_t c = 0; c < n && shown < HEAT_ROWS; c++) {
+        for (size_t i = first[c]; i < first[c + 1] && !(peak[c] < least); i++) {
+            size_t cell = shown * columns + r->nodes[i].position;
+            values[cell] = score[i];
+            marked[cell] = r->chosen[attribute * r->n_nodes + i];
         }
-        if (row[i] != last) {
-            names[shown++] = short_name(arena, &r->nodes[i]);
-            last = row[i];
+        if (!(peak[c] < least)) {
+            names[shown++] = short_name(arena, &r->nodes[first[c]]);
         }
-        size_t cell = (shown - 1) * columns + r->nodes[i].position;
-        values[cell] = score[i];
-        marked[cell] = r->chosen[attribute * r->n_nodes + i];
     }
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
@@ -719,27 +704,25 @@ enum {
     FEATURED = METHODS - 3
 };
 
-/* A curve of a figure: a point for each child of the list, or for what it has of the method, over
- * the number `over` or, for NULL, over the child's own name. */
-static void curve_read(Curves *curves, Series series, const Json *list, const char *method,
-                       const char *over, const char *figure) {
-    size_t n = list == NULL ? 0 : list->length;
-    double *x = arena_alloc(curves->arena, 4 * n, sizeof *x), *y = x + n, *low = y + n,
-           *high = low + n;
-    const char *interval = arena_format(curves->arena, "%s_ci", figure);
-    for (const Json *v = json_first(list); v != NULL; v = v->next, series.count++) {
+/* A curve of the object that each point of a list is, or that it has of a method: a figure with its
+ * interval over a number, or for NULL over the point's own name. */
+static void add_curve(Arena *arena, Chart *chart, Series series, const Json *list,
+                      const char *method, const char *over, const char *figure) {
+    size_t n = list == NULL ? 0 : list->length, i = 0;
+    double *x = arena_alloc(arena, 4 * n, sizeof *x), *y = x + n, *low = y + n, *high = low + n;
+    const char *interval = arena_format(arena, "%s_ci", figure);
+    for (const Json *v = json_first(list); v != NULL; v = v->next, i++) {
         const Json *object = method == NULL ? v : json_get(v, method);
         const Json *ends = json_first(json_get(object, interval));
-        x[series.count] = over == NULL ? strtod(v->key, NULL) : json_double(json_get(object, over));
-        y[series.count] = json_double(json_get(object, figure));
-        low[series.count] = json_double(ends);
-        high[series.count] = json_double(ends == NULL ? NULL : ends->next);
+        x[i] = chart->groups != NULL ? (double)i
+               : over == NULL        ? strtod(v->key, NULL)
+                                     : json_double(json_get(object, over));
+        y[i] = json_double(json_get(object, figure));
+        low[i] = json_double(ends);
+        high[i] = json_double(ends == NULL ? NULL : ends->next);
     }
-    series.x = x;
-    series.y = y;
-    series.low = low;
-    series.high = high;
-    curve_take(curves, series);
+    chart_add(arena, chart,
+              (Series){series.name, x, y, n, series.dashed, series.colour, low, high});
 }
 
 /* Does a cross-section have it? native is not always there. */
@@ -751,35 +734,32 @@ static bool method_stands(const Json *tests, const char *method) {
     return cross != NULL;
 }
 
-static const char sufficiency_label[] =
-    "0: no answer is preferred, 1: m as in the model as it is (none)",
-                  necessity_label[] =
-                      "0: m as in the model as it is (none), 1: as with all nodes ablated";
+static const struct {
+    const char *name, *label, *by_method, *by_threshold;
+} merits[2] = {{"sufficiency", "0: no answer is preferred, 1: m as in the model as it is (none)",
+                "Sufficiency by cross-section", "Sufficiency without the features of F1 < t"},
+               {"necessity", "0: m as in the model as it is (none), 1: as with all nodes ablated",
+                "Necessity by cross-section", "Necessity of the features of F1 ≥ t"}};
 
 /* Figure 2: sufficiency or necessity by cross-section and method. */
-static char *method_figure(const Json *tests, bool necessity, Arena *arena) {
-    Curves bars = {.arena = arena};
+static char *method_figure(const Json *tests, size_t merit, Arena *arena) {
     const char **groups = arena_alloc(arena, tests->length, sizeof *groups);
-    BarChart chart = {.title =
-                          necessity ? "Necessity by cross-section" : "Sufficiency by cross-section",
-                      .y_label = necessity ? necessity_label : sufficiency_label,
-                      .groups = groups};
+    Chart chart = {.title = merits[merit].by_method,
+                   .y_label = merits[merit].label,
+                   .groups = groups,
+                   .shares = true};
     for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        groups[chart.group_count] = c->key;
-        if (untold(c, NULL, arena) != NULL) {
-            groups[chart.group_count] = arena_format(arena, "%s †", c->key);
-            chart.subtitle = "†: resolution below 0.1, which cannot tell methods apart";
-        }
-        chart.group_count++;
+        bool told = untold(c, NULL, arena) == NULL;
+        groups[chart.group_count++] = told ? c->key : arena_format(arena, "%s †", c->key);
+        chart.subtitle =
+            told ? chart.subtitle : "†: resolution below 0.1, which cannot tell methods apart";
     }
     for (size_t m = 0; m < METHODS; m++) {
-        if (method_stands(tests, methods[m].name)) {
-            curve_read(&bars, (Series){.name = methods[m].name, .colour = methods[m].colour}, tests,
-                       methods[m].name, NULL, necessity ? "necessity" : "sufficiency");
+        Series series = {.name = methods[m].name, .colour = methods[m].colour};
+        if (method_stands(tests, series.name)) {
+            add_curve(arena, &chart, series, tests, series.name, NULL, merits[merit].name);
         }
     }
-    chart.series = bars.series;
-    chart.series_count = bars.count;
     return svg_bars(arena, &chart);
 }
 
@@ -835,30 +815,27 @@ static char *edit_figure(const Json *tests, const Json *attributes, Arena *arena
 /* Figure 4: a panel for each attribute; both edits along k. */
 static char *control_figure(const Json *tests, const Json *cross, const Json *attributes,
                             Arena *arena) {
-    static const char *const edits[2] = {"control", "control_aware"};
-    LineChart *panels = arena_alloc(arena, attributes->length, sizeof *panels), *panel = panels;
-    for (const Json *a = json_first(attributes); a != NULL; a = a->next) {
-        Curves curves = {.arena = arena};
-        for (size_t c = 0; c < 2 * (METHODS - FEATURED); c++) {
-            const char *name = methods[FEATURED + c / 2].name;
-            bool aware = c % 2 == 1;
-            if (method_stands(tests, name)) {
-                curve_read(&curves,
-                           (Series){.name = aware ? arena_format(arena, "%s, aware", name) : name,
-                                    .dashed = aware,
-                                    .colour = methods[FEATURED + c / 2].colour},
-                           json_get(json_below(cross, name, edits[aware]), a->key), NULL,
-                           "magnitude_rescaled", "score_rescaled");
-            }
-        }
-        *panel++ = (LineChart){
+    Chart *panels = arena_alloc(arena, attributes->length, sizeof *panels), *panel = panels;
+    for (const Json *a = json_first(attributes); a != NULL; a = a->next, panel++) {
+        *panel = (Chart){
             .title = a->key,
             .subtitle = untold(cross, a->key, arena),
             .x_label = "magnitude, k = 1, 2, 4 …; 0: the supervised edit's, 1: all of the node",
             .y_label = "score; 0: no intervention, 1: the supervised edit (mean dictionary)",
-            .series = curves.series,
-            .series_count = curves.count,
             .shares = true};
+        for (size_t m = FEATURED; m < METHODS; m++) {
+            const char *name = methods[m].name;
+            const Json *method = json_get(cross, name);
+            Series plain = {.name = name, .colour = methods[m].colour}, aware = plain;
+            aware.name = arena_format(arena, "%s, aware", name);
+            aware.dashed = true;
+            if (method_stands(tests, name)) {
+                add_curve(arena, panel, plain, json_below(method, "control", a->key), NULL,
+                          "magnitude_rescaled", "score_rescaled");
+                add_curve(arena, panel, aware, json_below(method, "control_aware", a->key), NULL,
+                          "magnitude_rescaled", "score_rescaled");
+            }
+        }
     }
     return svg_panels(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
                       panels, attributes->length);
@@ -903,44 +880,36 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
 }
 
 /* Figures 30 and 31: a panel for each cross-section, over t. */
-static char *sweep_figure(const Json *tests, bool necessity, Arena *arena) {
-    LineChart *panels = arena_alloc(arena, tests->length, sizeof *panels), *panel = panels;
-    for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        Curves curves = {.arena = arena};
+static char *sweep_figure(const Json *tests, size_t merit, Arena *arena) {
+    Chart *panels = arena_alloc(arena, tests->length, sizeof *panels), *panel = panels;
+    for (const Json *c = json_first(tests); c != NULL; c = c->next, panel++) {
+        *panel = (Chart){.title = c->key,
+                         .subtitle = untold(c, NULL, arena),
+                         .x_label = "t (F1 of a feature's best predicate)",
+                         .y_label = merits[merit].label,
+                         .shares = true};
         for (size_t m = FEATURED; m < METHODS; m++) {
-            if (method_stands(tests, methods[m].name)) {
-                curve_read(&curves, (Series){.name = methods[m].name, .colour = methods[m].colour},
-                           json_below(c, methods[m].name, "f1"), NULL, NULL,
-                           necessity ? "necessity" : "sufficiency");
+            Series series = {.name = methods[m].name, .colour = methods[m].colour};
+            if (method_stands(tests, series.name)) {
+                add_curve(arena, panel, series, json_below(c, series.name, "f1"), NULL, NULL,
+                          merits[merit].name);
             }
         }
-        *panel++ = (LineChart){.title = c->key,
-                               .subtitle = untold(c, NULL, arena),
-                               .x_label = "t (F1 of a feature's best predicate)",
-                               .y_label = necessity ? necessity_label : sufficiency_label,
-                               .series = curves.series,
-                               .series_count = curves.count,
-                               .shares = true};
     }
-    return svg_panels(arena,
-                      necessity ? "Necessity of the features of F1 ≥ t"
-                                : "Sufficiency without the features of F1 < t",
-                      panels, tests->length);
+    return svg_panels(arena, merits[merit].by_threshold, panels, tests->length);
 }
 
 /* How many nodes carry what a cross-section was found for. */
 static char *nodes_figure(const Json *crosses, Arena *arena) {
-    Curves curves = {.arena = arena};
+    Chart chart = {.title = "Patching the first nodes of the walk",
+                   .x_label = "nodes",
+                   .y_label = "change of m; 0: none, 1: that of patching all nodes",
+                   .shares = true,
+                   .log_x = true};
     for (const Json *c = json_first(crosses); c != NULL; c = c->next) {
-        curve_read(&curves, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes", "share");
+        add_curve(arena, &chart, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes",
+                  "share");
     }
-    LineChart chart = {.title = "Patching the first nodes of the walk",
-                       .x_label = "nodes",
-                       .y_label = "change of m; 0: none, 1: that of patching all nodes",
-                       .series = curves.series,
-                       .series_count = curves.count,
-                       .shares = true,
-                       .log_x = true};
     return svg_lines(arena, &chart);
 }
 
@@ -956,12 +925,15 @@ void report_sage_figures(const char *out, double t) {
         write_figure(arena, out, figure_name(arena, "control", c->key, i++),
                      control_figure(tests, c, attributes, arena));
     }
-    write_figure(arena, out, "sufficiency.svg", method_figure(tests, false, arena));
-    write_figure(arena, out, "necessity.svg", method_figure(tests, true, arena));
+    for (size_t merit = 0; merit < 2; merit++) {
+        const char *name = merits[merit].name;
+        write_figure(arena, out, arena_format(arena, "%s.svg", name),
+                     method_figure(tests, merit, arena));
+        write_figure(arena, out, arena_format(arena, "f1_%s.svg", name),
+                     sweep_figure(tests, merit, arena));
+    }
     write_figure(arena, out, "edits.svg", edit_figure(tests, attributes, arena));
     write_figure(arena, out, "kinds.svg", kinds_figure(interpretations, t, arena));
-    write_figure(arena, out, "f1_sufficiency.svg", sweep_figure(tests, false, arena));
-    write_figure(arena, out, "f1_necessity.svg", sweep_figure(tests, true, arena));
     if (json_first(json_get(json_first_member(crosses), "curve")) != NULL) { /* found, not given */
         write_figure(arena, out, "nodes.svg", nodes_figure(crosses, arena));
     }
@@ -1094,12 +1066,12 @@ void report_train(const TrainResult *result) {
         x[i] = (double)(i + 1);
     }
     Series series = {.name = "loss", .x = x, .y = result->loss, .count = result->steps};
-    LineChart chart = {.title = "Adapter training",
-                       .x_label = "step",
-                       .y_label = "cross-entropy of the answers (nats)",
-                       .subtitle = "0: certain of every right token",
-                       .series = &series,
-                       .series_count = 1};
+    Chart chart = {.title = "Adapter training",
+                   .x_label = "step",
+                   .y_label = "cross-entropy of the answers (nats)",
+                   .subtitle = "0: certain of every right token",
+                   .series = &series,
+                   .series_count = 1};
     write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
     arena_free(arena);
 }

@@ -80,9 +80,16 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
                              .low = i == 1 ? values : NULL,
                              .high = i == 1 ? values + n / 4 : NULL};
     }
-    LineChart lines[3] = {{name, name, name, name, series, 4, !log, log, !log, name, 1e9}};
+    Chart lines[3] = {{name, name, name, name, series, 4, 4, !log, log, !log, name, 1e9, NULL, 0}};
     lines[1] = lines[2] = lines[0];
-    BarChart bars = {name, name, name, rows, n / 4, series, 4};
+    Chart bars = {.title = name,
+                  .subtitle = name,
+                  .y_label = name,
+                  .series = series,
+                  .series_count = 4,
+                  .shares = true,
+                  .groups = rows,
+                  .group_count = n / 4};
     HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked, 0, !log};
     return kind == LINES    ? svg_lines(arena, lines)
            : kind == PANELS ? svg_panels(arena, name, lines, 3)
@@ -129,14 +136,14 @@ Test(report, line_chart_shows_what_it_is_given) {
     Series series[2] = {
         {.name = "measured", .x = x, .y = y, .count = 4},
         {.name = "published", .x = x, .y = y, .count = 4, .dashed = true, .colour = 1}};
-    LineChart chart = {.title = "T",
-                       .x_label = "layer",
-                       .y_label = "MSE",
-                       .series = series,
-                       .series_count = 2,
-                       .log_y = true,
-                       .marker_label = "convergence: layer 2",
-                       .marker_x = 2};
+    Chart chart = {.title = "T",
+                   .x_label = "layer",
+                   .y_label = "MSE",
+                   .series = series,
+                   .series_count = 2,
+                   .log_y = true,
+                   .marker_label = "convergence: layer 2",
+                   .marker_x = 2};
     char *svg = svg_lines(arena, &chart);
     assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
@@ -181,7 +188,7 @@ static void fill(Page *page) {
     static const bool numbers[] = {false, true, false};
     double x[4] = {0, 1, 2, 3}, y[4] = {1, 2, 3, 4};
     Series series = {.name = hostile, .x = x, .y = y, .count = 4};
-    LineChart chart = {
+    Chart chart = {
         .title = hostile, .x_label = "x", .y_label = "y", .series = &series, .series_count = 1};
     page_section(page, "First");
     page_item(page, '=', hostile, hostile);
