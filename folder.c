@@ -126,12 +126,6 @@ static Json *record_add(Record *record, const char *key, const Json *value) {
     return member;
 }
 
-static Record record_start(Arena *arena) {
-    Json *object = arena_alloc(arena, 1, sizeof *object);
-    object->kind = JSON_OBJECT;
-    return (Record){arena, object, NULL};
-}
-
 static Record record_object(Record *record, const char *key) {
     return (Record){record->arena, record_add(record, key, &(Json){.kind = JSON_OBJECT}), NULL};
 }
@@ -426,6 +420,8 @@ static void show_block(const Folder *f, const Scope *scope, char *block) {
     }
 }
 
+static const char *const page_blocks = (const char *)page_text[0].text;
+
 /* Blocks up to the end, or that of a repetition; returns what follows it. */
 static const char *show_blocks(const Folder *f, const Scope *scope, const char *at, bool shown) {
     while (*at != '\0') {
@@ -479,36 +475,11 @@ static void find_answers(Record *record, const Folder *f, const Folder *all, siz
     }
 }
 
-/* The lines of a file of JSON, none if it is not there; each lives until the next is read. */
-typedef struct LineFile {
-    const char *path;
-    Arena *all, *one;
-    FILE *stream;
-    size_t number;
-} LineFile;
-
-static LineFile lines_open(const Folder *f, const char *name) {
-    LineFile file = {.path = folder_file(f, name), .all = arena_within(f->arena)};
-    file.one = arena_within(file.all);
-    file.stream = file.path == NULL ? NULL : file_open(file.all, file.path);
-    return file;
-}
-
-static const Json *lines_next(LineFile *file) {
-    arena_reset(file->one);
-    return file->stream == NULL ? NULL
-                                : json_line(file->one, file->stream, file->path, &file->number);
-}
-
-typedef struct Picture { /* of features.jsonl */
-    const char *path, *features, *question, *answer;
-} Picture;
-
-/* Which of them a path, or the end of one, names. */
-static size_t picture_of(const Picture *pictures, size_t count, const char *image) {
+/* Which of the pictures a path, or the end of one, names. */
+static size_t picture_of(const Record *pictures, size_t count, const char *image) {
     size_t i = 0, end = strlen(image);
     for (; i < count; i++) {
-        const char *path = pictures[i].path;
+        const char *path = json_string(json_get(pictures[i].object, "picture"));
         size_t whole = strlen(path);
         if (end <= whole && strcmp(path + whole - end, image) == 0 &&
             (end == whole || path[whole - end - 1] == '/')) {
@@ -529,42 +500,53 @@ static const char *features_text(const Json *line, Arena *arena) {
     return all;
 }
 
+typedef struct LineFile { /* of JSON; a line lives until the next is read */
+    const char *path;
+    Arena *one;
+    FILE *stream; /* NULL: not there */
+    size_t number;
+} LineFile;
+
+static LineFile lines_open(const Folder *f, const char *name) {
+    const char *path = folder_file(f, name);
+    FILE *stream = path == NULL ? NULL : file_open(f->arena, path);
+    return (LineFile){path, arena_within(f->arena), stream, 0};
+}
+
+static const Json *lines_next(LineFile *file) {
+    arena_reset(file->one);
+    return file->stream == NULL ? NULL
+                                : json_line(file->one, file->stream, file->path, &file->number);
+}
+
 /* The first pictures, with their image tokens' features in a layer and the first answer. */
 static void find_pictures(Record *record, const Folder *f, double layer) {
-    Picture pictures[3] = {{.answer = ""}};
+    Record all = record_object(record, "pictures"), pictures[3];
     const size_t most = sizeof pictures / sizeof *pictures;
-    const Json *line;
-    size_t count = 0, open = 0;
+    size_t count = 0, answered = 0;
     LineFile features = lines_open(f, "features.jsonl"), answers = lines_open(f, "answers.jsonl");
+    const Json *line;
     while (count < most && (line = lines_next(&features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
         if (json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
             json_double(json_get(line, "layer")) == layer && *image != '\0' &&
             picture_of(pictures, count, image) == count) {
-            pictures[count++] = (Picture){arena_format(f->arena, "%s", image),
-                                          features_text(line, f->arena), NULL, ""};
+            pictures[count] = record_object(&all, NULL);
+            record_text(&pictures[count], "picture", arena_format(f->arena, "%s", image));
+            record_text(&pictures[count++], "strongest features on its image tokens",
+                        features_text(line, f->arena));
         }
     }
-    for (open = count; open > 0 && (line = lines_next(&answers)) != NULL;) {
+    while (answered < count && (line = lines_next(&answers)) != NULL) {
         size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
-        if (i < count && pictures[i].question == NULL) {
-            bool right = json_is(json_get(line, "exact"), JSON_TRUE);
-            pictures[i].question =
-                arena_format(f->arena, "%s", json_string(json_get(line, "prompt")));
-            pictures[i].answer =
-                arena_format(f->arena, "%s (%s)", json_string(json_get(line, "text")),
-                             right ? "right" : "wrong");
-            open--;
+        if (i < count && json_get(pictures[i].object, "question") == NULL) {
+            const char *text = json_string(json_get(line, "text")),
+                       *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
+            record_text(&pictures[i], "question",
+                        arena_format(f->arena, "%s", json_string(json_get(line, "prompt"))));
+            record_text(&pictures[i], "answer", arena_format(f->arena, "%s (%s)", text, exact));
+            answered++;
         }
-    }
-    Record rows = record_object(record, "pictures");
-    for (size_t i = 0; i < count; i++) {
-        const Picture *p = &pictures[i];
-        Record row = record_object(&rows, NULL);
-        record_text(&row, "picture", p->path);
-        record_text(&row, "question", p->question == NULL ? "" : p->question);
-        record_text(&row, "answer", p->answer);
-        record_text(&row, "strongest features on its image tokens", p->features);
     }
 }
 
@@ -804,17 +786,12 @@ static void show_made(const Folder *f, const char *out) {
     }
 }
 
-/* page.txt with these values, of which those that are not in the files are made before. */
-static void show_record(const Folder *f, const Record *record) {
-    Scope scope = {"", record->object, 0, NULL};
-    show_blocks(f, &scope, (const char *)page_text[0].text, true);
-}
-
 /* All that the folder holds. */
 static void show_folder(const Folder *f) {
     int before = f->page->sections;
     const Json *tests = json_get(f->sage, "tests");
-    Record all = record_start(f->arena), record = record_object(&all, "folder");
+    Json root = {.kind = JSON_OBJECT};
+    Record all = {f->arena, &root, NULL}, record = record_object(&all, "folder");
     find_training(&record, f);
     record_add(&record, is_permuted(f->scores) ? "permuted_scores" : "own_scores", f->scores);
     record_add(&record, "scores", f->scores);
@@ -825,7 +802,7 @@ static void show_folder(const Folder *f) {
     find_edits(&edits, "control", tests);
     find_edits(&edits, "control_aware", tests);
     find_best(&record, json_get(f->sage, "interpretations"));
-    show_record(f, &all);
+    show_blocks(f, &(Scope){"", &root, 0, NULL}, page_blocks, true);
     if (f->page->sections == before) {
         page_item(f->page, ' ',
                   "This folder holds neither train.csv, scores.json, layers.json nor "
@@ -836,11 +813,12 @@ static void show_folder(const Folder *f) {
 
 static void show_findings(const Folder *all, size_t count) {
     for (size_t i = 0; i < count; i++) {
-        Record record = record_start(all[i].arena), found = record_object(&record, "found");
+        Json root = {.kind = JSON_OBJECT};
+        Record record = {all[i].arena, &root, NULL}, found = record_object(&record, "found");
         find_answers(&found, &all[i], all, count);
         find_layers(&found, &all[i]);
         find_sage(&found, all, count, i);
-        show_record(&all[i], &record);
+        show_blocks(&all[i], &(Scope){"", &root, 0, NULL}, page_blocks, true);
     }
 }
 

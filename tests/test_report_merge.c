@@ -207,9 +207,9 @@ Test(report_merge, pictures_with_answers_and_features) {
         "Layer of 2 from which on the two are within a factor of 1.5: 1 (published: 22).<", 1,
         "at most 30.0 % of the examples (layer 1)", 1, "at most 80.0 % (layer 0)", 1,
         "<img alt=\"p0.png\" src=\"data:image/png;base64,iVBORw0KGgphYg==\">", 1,
-        "<td>Who?</td><td>y (wrong)</td><td>100 &#60;seen&#62;</td>", 1,
-        "<td>p1.png</td><td>What?</td><td>star (right)</td><td>101 &#60;seen&#62;</td>", 1,
-        "<td>p2.png</td><td></td><td></td><td>102 ", 1, "103", 0, "777", 0);
+        "<td>100 &#60;seen&#62;</td><td>Who?</td><td>y (wrong)</td>", 1,
+        "<td>p1.png</td><td>101 &#60;seen&#62;</td><td>What?</td><td>star (right)</td>", 1,
+        "<td>p2.png</td><td>102 &#60;seen&#62;</td><td></td><td></td>", 1, "103", 0, "777", 0);
     static const char *const lines[] = {"a/answers.jsonl", "a/features.jsonl"};
     for (size_t i = 0; i < 2; i++) { /* what is there and damaged is not left out */
         Error error;
