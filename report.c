@@ -281,10 +281,14 @@ static void json_dropped(JsonOut *json, const SageTask *task) {
     json_out_end(json);
 }
 
-static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
+static void json_hook(JsonOut *json, const char *key, HookKind kind, int layer) {
     char name[HOOK_NAME_MAX];
-    hook_name(name, node->kind, node->layer, false, false);
-    json_out_text(json, "node", name);
+    hook_name(name, kind, layer, false, false);
+    json_out_text(json, key, name);
+}
+
+static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
+    json_hook(json, "node", node->kind, node->layer);
     json_place(json, "head", node->head);
     json_out_text(json, "position", r->task->positions[node->position]);
 }
@@ -451,10 +455,8 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
 }
 
 static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, f->kind, f->layer, false, false);
     json_out_object(json, NULL);
-    json_out_text(json, "hook", name);
+    json_hook(json, "hook", f->kind, f->layer);
     json_out_text(json, "position", r->task->positions[f->position]);
     json_out_int(json, "feature", (int64_t)f->feature);
     json_out_double(json, "f1", f->f1);
