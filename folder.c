@@ -660,7 +660,8 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
     return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-static void find_cross_section(Record *rows, const Folder *f, const Json *cross) {
+/* compared: with all that tells SAEs apart. */
+static void find_cross_section(Record *rows, const Folder *f, const Json *cross, bool compared) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -671,22 +672,29 @@ static void find_cross_section(Record *rows, const Folder *f, const Json *cross)
     }
     Record row = record_object(rows, NULL);
     record_text(&row, "cross-section", cross->key);
-    record_text(&row, "folder", f->name);
+    if (compared) {
+        record_text(&row, "folder", f->name);
+    }
     record_text(&row, "strongest nodes (effect on m)", strongest);
     record_text(&row, "SAE's best edit", best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
-        record_add(&row, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
+        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
+        record_add(&row, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
     }
-    record_add(&row, "features of F1 ≥ 0.8", json_get(json_below(sae, "f1", "0.8"), "features"));
+    record_add(&row, "features of F1 ≥ 0.8",
+               compared ? json_get(json_below(sae, "f1", "0.8"), "features") : NULL);
 }
 
 /* Of all folders of one task and model, at the first of them: each cross-section with its folders
  * one below the other. */
 static void find_sage(Record *record, const Folder *all, size_t count, size_t at) {
     const Folder *f = &all[at];
-    size_t first = 0;
-    while (first < count && json_first_member(rival_tests(f, &all[first])) == NULL) {
-        first++;
+    size_t rivals = 0, first = count;
+    for (size_t i = count; i-- > 0;) {
+        if (json_first_member(rival_tests(f, &all[i])) != NULL) {
+            first = i;
+            rivals++;
+        }
     }
     if (first != at) {
         return;
@@ -702,7 +710,7 @@ static void find_sage(Record *record, const Folder *all, size_t count, size_t at
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(&rows, &all[j], cross);
+                    find_cross_section(&rows, &all[j], cross, rivals > 1);
                 }
             }
         }

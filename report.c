@@ -52,39 +52,31 @@ static void write_figure(Arena *arena, const char *directory, const char *name, 
 /* ---- the layer analysis (Mapping) ---- */
 
 static void json_sums(JsonOut *json, const Sums *s) {
-    json_out_double(json, "mse", mean_of(s->mse, s->n));
-    json_out_double(json, "sparsity", mean_of(s->sparsity, s->n));
-    json_out_double(json, "l0", mean_of(s->l0, s->n));
-    json_out_double(json, "fvu", mean_of(s->fvu, s->n_fvu));
-    json_out_double(json, "cosine", mean_of(s->cosine, s->n));
-    json_out_double(json, "norm", mean_of(s->norm, s->n));
+    json_out(json, "mse %g sparsity %g l0 %g fvu %g cosine %g norm %g", mean_of(s->mse, s->n),
+             mean_of(s->sparsity, s->n), mean_of(s->l0, s->n), mean_of(s->fvu, s->n_fvu),
+             mean_of(s->cosine, s->n), mean_of(s->norm, s->n));
 }
 
 static void json_layer(JsonOut *json, const LayerResult *layer, Group g) {
     const LossSums *loss = &layer->loss[g];
-    json_out_object(json, NULL);
-    json_out_int(json, "layer", layer->layer);
-    json_out_text(json, "group", group_names[g]);
+    json_out(json, "{ layer %d group %s", layer->layer, group_names[g]);
     json_sums(json, &layer->sums[VARIANT_CLEAN][g]);
     if (loss->n > 0) {
-        json_out_object(json, "loss");
-        json_out_double(json, "clean", mean_of(loss->clean, loss->n));
-        json_out_double(json, "sae", mean_of(loss->sae, loss->n));
-        json_out_double(json, "zero_ablation", mean_of(loss->zero, loss->n));
-        json_out_double(json, "mean_ablation", mean_of(loss->mean, loss->n));
-        json_out_double(json, "recovered_zero", loss_recovered(loss, true));
-        json_out_double(json, "recovered_mean", loss_recovered(loss, false));
-        json_out_end(json);
+        json_out(json, "loss { clean %g sae %g zero_ablation %g mean_ablation %g",
+                 mean_of(loss->clean, loss->n), mean_of(loss->sae, loss->n),
+                 mean_of(loss->zero, loss->n), mean_of(loss->mean, loss->n));
+        json_out(json, "recovered_zero %g recovered_mean %g }", loss_recovered(loss, true),
+                 loss_recovered(loss, false));
     }
-    json_out_double(json, "match", layer_metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
+    json_out(json, "match %g", layer_metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
         if (layer->sums[v][g].n > 0) {
-            json_out_object(json, variant_names[v]);
+            json_out(json, "%s {", variant_names[v]);
             json_sums(json, &layer->sums[v][g]);
-            json_out_end(json);
+            json_out(json, "}");
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 /* "mse_vlm_img" */
@@ -141,29 +133,24 @@ LayerTable published_read(Arena *arena, const char *path) {
     return table;
 }
 
-/* A layer, or a head; null for none. */
-static void json_place(JsonOut *json, const char *key, int place) {
-    json_out_double(json, key, place < 0 ? (double)NAN : place);
-}
-
 static void json_convergence(JsonOut *json, const LayerTable *table, double c) {
-    json_out_double(json, "layer", convergence_layer(table, true, true, c));
-    json_out_double(json, "mse_layer", convergence_layer(table, true, false, c));
-    json_out_double(json, "sparsity_layer", convergence_layer(table, false, true, c));
+    json_out(json, "layer %g mse_layer %g sparsity_layer %g",
+             convergence_layer(table, true, true, c), convergence_layer(table, true, false, c),
+             convergence_layer(table, false, true, c));
 }
 
 static void json_distances(JsonOut *json, const LayerTable *ours, const LayerTable *published,
                            Arena *arena) {
-    json_out_object(json, "distance");
+    json_out(json, "distance {");
     for (Metric m = 0; m < METRICS; m++) {
         for (Group g = 0; g < GROUPS; g++) {
             if (published->value[m][g] != NULL) {
-                json_out_double(json, curve_name(arena, m, g),
-                                curve_distance(ours, published, m, g));
+                json_out(json, "%s %g", curve_name(arena, m, g),
+                         curve_distance(ours, published, m, g));
             }
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
@@ -171,40 +158,31 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     OutFile *out = out_open(path);
     double factor = result->options->converge;
     JsonOut json = json_out_start(out->stream, 2);
-    json_out_object(&json, NULL);
-    json_out_int(&json, "examples", (int64_t)result->examples);
-    json_out_int(&json, "judged", (int64_t)result->judged);
+    json_out(&json, "{ examples %zu judged %zu", result->examples, result->judged);
     if (result->verdicts > 0) {
-        json_out_object(&json, "verdicts");
-        json_out_int(&json, "given", (int64_t)result->verdicts);
-        json_out_int(&json, "used", (int64_t)result->verdicts_used);
-        json_out_end(&json);
+        json_out(&json, "verdicts { given %zu used %zu }", result->verdicts, result->verdicts_used);
     }
-    json_out_array(&json, "left_out");
+    json_out(&json, "left_out [");
     for (size_t i = 0; i < result->n_failures; i++) {
-        json_out_text(&json, NULL, result->failures[i]);
+        json_out(&json, "%s", result->failures[i]);
     }
-    json_out_end(&json);
-    json_out_object(&json, "convergence");
-    json_out_double(&json, "factor", factor);
+    json_out(&json, "] convergence { factor %g", factor);
     json_convergence(&json, ours, factor);
     if (published->n > 0) {
-        json_out_object(&json, "published");
+        json_out(&json, "published {");
         json_convergence(&json, published, factor);
-        json_out_end(&json);
-    }
-    json_out_end(&json);
-    if (published->n > 0) {
+        json_out(&json, "} }");
         json_distances(&json, ours, published, out->arena);
+    } else {
+        json_out(&json, "}");
     }
-    json_out_array(&json, "layers");
+    json_out(&json, "layers [");
     for (size_t i = 0; i < result->n_layers; i++) {
         for (Group g = 0; g < GROUPS; g++) {
             json_layer(&json, &result->layers[i], g);
         }
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "] }");
     out_commit(out);
 }
 
@@ -268,63 +246,56 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
 
 /* Each value once, though several attributes may have lost it. */
 static void json_dropped(JsonOut *json, const SageTask *task) {
-    json_out_array(json, "dropped");
+    json_out(json, "dropped [");
     for (size_t i = 0; i < task->n_dropped; i++) {
         size_t earlier = 0;
         while (strcmp(task->dropped[earlier].value, task->dropped[i].value) != 0) {
             earlier++;
         }
         if (earlier == i) {
-            json_out_text(json, NULL, task->dropped[i].value);
+            json_out(json, "%s", task->dropped[i].value);
         }
     }
-    json_out_end(json);
+    json_out(json, "]");
 }
 
-static void json_hook(JsonOut *json, const char *key, HookKind kind, int layer) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, kind, layer, false, false);
-    json_out_text(json, key, name);
+/* Of a head; NaN, which is null, of a whole block. */
+static double head_of(const SageNode *node) {
+    return node->head < 0 ? (double)NAN : node->head;
 }
 
 static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
-    json_hook(json, "node", node->kind, node->layer);
-    json_place(json, "head", node->head);
-    json_out_text(json, "position", r->task->positions[node->position]);
+    char name[HOOK_NAME_MAX];
+    hook_name(name, node->kind, node->layer, false, false);
+    json_out(json, "{ node %s head %g position %s", name, head_of(node),
+             r->task->positions[node->position]);
 }
 
 /* The nodes of a cross-section; scored: with their scores and effects in it. */
 static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size_t cross,
                        const size_t *places, size_t count, bool scored) {
-    json_out_array(json, key);
+    json_out(json, "%s [", key);
     for (size_t i = 0; i < count; i++) {
-        json_out_object(json, NULL);
+        size_t at = cross * r->n_nodes + places[i];
         json_node(json, r, &r->nodes[places[i]]);
         if (scored) {
-            json_out_double(json, "score", r->score[cross * r->n_nodes + places[i]]);
-            json_out_double(json, "effect", r->effect[cross * r->n_nodes + places[i]]);
+            json_out(json, "score %g effect %g", r->score[at], r->effect[at]);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "]");
 }
 
 static void json_cross(JsonOut *json, const SageResult *r, size_t c) {
     const SageCross *cross = &r->cross[c];
-    json_out_object(json, cross->name);
+    json_out(json, "%s {", cross->name);
     json_nodes(json, "nodes", r, c, cross->nodes, cross->n_nodes, true);
     json_nodes(json, "others", r, c, cross->others, cross->n_others, true);
-    json_out_double(json, "share", cross->share);
-    json_out_double(json, "spearman", cross->spearman);
-    json_out_array(json, "curve");
+    json_out(json, "share %g spearman %g curve [", cross->share, cross->spearman);
     for (size_t i = 0; i < cross->n_curve; i++) {
-        json_out_object(json, NULL);
-        json_out_int(json, "nodes", (int64_t)cross->curve[i].nodes);
-        json_out_double(json, "share", cross->curve[i].share);
-        json_out_end(json);
+        json_out(json, "{ nodes %zu share %g }", cross->curve[i].nodes, cross->curve[i].share);
     }
-    json_out_end(json);
-    json_out_end(json);
+    json_out(json, "] }");
 }
 
 /* A member for each way that leads to the node; sae is one of them. */
@@ -332,115 +303,103 @@ static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], 
                     SageWay sae) {
     static const char *const names[SAGE_WAYS] = {"mean", "mse",     "weighted", "weights",
                                                  "span", "encoder", "native"};
-    json_out_object(json, key);
+    json_out(json, "%s {", key);
     for (SageWay way = 0; way < SAGE_WAYS; way++) {
         if (way == sae) {
-            json_out_double(json, "sae", r2[way]);
+            json_out(json, "sae %g", r2[way]);
         }
         bool leads = way == SAGE_BY_NATIVE                           ? !isnan(r2[way])
                      : way == SAGE_BY_WEIGHTS                        ? reads
                      : way == SAGE_BY_SPAN || way == SAGE_BY_ENCODER ? !reads
                                                                      : true;
         if (leads) {
-            json_out_double(json, names[way], r2[way]);
+            json_out(json, "%s %g", names[way], r2[way]);
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, const SageFit *fit) {
-    json_out_object(json, NULL);
-    json_node(json, r, node);
     bool reads = sage_node_reads(node);
+    json_node(json, r, node);
     json_r2(json, "r2", fit->r2, reads, fit->sae);
     if (!reads) {
         json_r2(json, "r2_stream", fit->r2_stream, false, fit->sae);
     }
-    json_out_object(json, "weights");
+    json_out(json, "weights {");
     for (size_t i = 0; i < r->task->n_attributes; i++) {
-        json_out_double(json, r->task->attributes[i].name, fit->w[i]);
+        json_out(json, "%s %g", r->task->attributes[i].name, fit->w[i]);
     }
-    json_out_end(json);
-    json_out_end(json);
+    json_out(json, "} }");
 }
 
 /* X, and X_ci: [low, high]; null beside null. */
 static void json_figure(JsonOut *json, const char *key, SageFigure figure) {
     char name[32];
-    json_out_double(json, key, figure.value);
     snprintf(name, sizeof name, "%s_ci", key);
+    json_out(json, "%s %g", key, figure.value);
     if (isnan(figure.low)) {
-        json_out_double(json, name, NAN);
-        return;
+        json_out(json, "%s %g", name, figure.low);
+    } else {
+        json_out(json, "%s [ %g %g ]", name, figure.low, figure.high);
     }
-    json_out_array(json, name);
-    json_out_double(json, NULL, figure.low);
-    json_out_double(json, NULL, figure.high);
-    json_out_end(json);
-}
-
-static void json_control(JsonOut *json, const char *key, const SageControl *control, bool of_k) {
-    json_out_object(json, key);
-    json_figure(json, "score", control->score);
-    json_out_double(json, "magnitude", control->magnitude);
-    if (of_k) {
-        json_out_double(json, "score_rescaled", control->score_rescaled);
-        json_out_double(json, "magnitude_rescaled", control->magnitude_rescaled);
-    }
-    json_out_end(json);
 }
 
 /* Control in every attribute; aware: by what features stand for. */
 static void json_controls(JsonOut *json, const SageResult *r, const SageCross *cross,
                           SageMethod method, bool aware) {
-    const SageTests *tests = &cross->tests[method];
-    json_out_object(json, aware ? "control_aware" : "control");
+    const SageTests *tests = &cross->tests[method],
+                    *own = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
+    json_out(json, "%s {", aware ? "control_aware" : "control");
     for (size_t a = 0; a < r->task->n_attributes; a++) {
-        json_out_object(json, r->task->attributes[a].name);
+        json_out(json, "%s {", r->task->attributes[a].name);
         if (!aware) {
-            const SageTests *edit = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
             json_figure(json, "none", cross->none[a]);
-            json_control(json, "supervised", &edit->supervised[a], false);
+            json_out(json, "supervised {");
+            json_figure(json, "score", own->supervised[a].score);
+            json_out(json, "magnitude %g }", own->supervised[a].magnitude);
         }
         for (size_t k = 0; k < SAGE_KS && !sage_supervised(method); k++) {
+            const SageControl *control = &tests->control[aware][a * SAGE_KS + k];
             char key[24];
             snprintf(key, sizeof key, "%zu", sage_ks[k]);
-            json_control(json, key, &tests->control[aware][a * SAGE_KS + k], true);
+            json_out(json, "%s {", key);
+            json_figure(json, "score", control->score);
+            json_out(json, "magnitude %g score_rescaled %g magnitude_rescaled %g }",
+                     control->magnitude, control->score_rescaled, control->magnitude_rescaled);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 /* A member for each threshold. */
 static void json_thresholds(JsonOut *json, const SageResult *r, SageMethod method,
                             const SageF1 *f1) {
-    json_out_object(json, "f1");
+    json_out(json, "f1 {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
-        char key[JSON_NUMBER_SIZE];
-        if (!sage_threshold_tested(r->options, method, r->thresholds[t])) {
-            continue;
+        if (sage_threshold_tested(r->options, method, r->thresholds[t])) {
+            char key[JSON_NUMBER_SIZE];
+            json_format_double(key, r->thresholds[t]);
+            json_out(json, "%s {", key);
+            json_figure(json, "sufficiency", f1[t].sufficiency);
+            json_figure(json, "necessity", f1[t].necessity);
+            json_out(json, "features %zu }", f1[t].features);
         }
-        json_format_double(key, r->thresholds[t]);
-        json_out_object(json, key);
-        json_figure(json, "sufficiency", f1[t].sufficiency);
-        json_figure(json, "necessity", f1[t].necessity);
-        json_out_int(json, "features", (int64_t)f1[t].features);
-        json_out_end(json);
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cross) {
-    json_out_object(json, cross->name);
+    json_out(json, "%s {", cross->name);
     json_figure(json, "m_ablated", cross->m_ablated);
-    json_out_double(json, "resolution", cross->resolution);
+    json_out(json, "resolution %g", cross->resolution);
     for (SageMethod m = 0; m < SAGE_METHODS; m++) {
         const SageTests *tests = &cross->tests[m];
         if (m == SAGE_NATIVE && !cross->native) {
             continue;
         }
-        json_out_object(json, sage_method_names[m]);
+        json_out(json, "%s {", sage_method_names[m]);
         json_figure(json, "sufficiency", tests->sufficiency);
         json_figure(json, "recovered", tests->recovered);
         json_figure(json, "necessity", tests->necessity);
@@ -449,85 +408,68 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
             json_controls(json, r, cross, m, true);
             json_thresholds(json, r, m, tests->f1);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
-    json_out_object(json, NULL);
-    json_hook(json, "hook", f->kind, f->layer);
-    json_out_text(json, "position", r->task->positions[f->position]);
-    json_out_int(json, "feature", (int64_t)f->feature);
-    json_out_double(json, "f1", f->f1);
-    json_out_int(json, "support", (int64_t)f->support);
-    json_out_text(json, "predicate", f->predicate);
-    json_out_end(json);
+    char name[HOOK_NAME_MAX];
+    hook_name(name, f->kind, f->layer, false, false);
+    json_out(json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", name,
+             r->task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
 }
 
 /* How many features reach each threshold, and how many would if prompts had other prompts' values.
  */
 static void json_chance(JsonOut *json, const SageResult *r) {
-    json_out_object(json, "interpretations_by_chance");
+    json_out(json, "interpretations_by_chance {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
         char key[JSON_NUMBER_SIZE];
-        int64_t features = 0, permuted = 0;
+        size_t features = 0, permuted = 0;
         for (size_t i = 0; i < r->n_interpretations; i++) {
             features += r->interpretations[i].f1 >= r->thresholds[t];
             permuted += r->interpretations[i].permuted >= r->thresholds[t];
         }
         json_format_double(key, r->thresholds[t]);
-        json_out_object(json, key);
-        json_out_int(json, "features", features);
-        json_out_int(json, "permuted", permuted);
-        json_out_end(json);
+        json_out(json, "%s { features %zu permuted %zu }", key, features, permuted);
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void write_sage(const SageResult *r, const char *path) {
+    const SageTask *task = r->task;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 4);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "task", r->task->name);
-    json_out_text(&json, "model", r->options->llm);
-    json_out_object(&json, "prompts");
-    json_out_int(&json, "train", (int64_t)r->task->n_prompts[SAGE_TRAIN]);
-    json_out_int(&json, "test", (int64_t)r->task->n_prompts[SAGE_TEST]);
-    json_dropped(&json, r->task);
-    json_out_end(&json);
-    json_out_object(&json, "baseline");
-    json_out_double(&json, "accuracy", r->accuracy);
+    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name, r->options->llm,
+             task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
+    json_dropped(&json, task);
+    json_out(&json, "} baseline { accuracy %g", r->accuracy);
     json_figure(&json, "m_clean", r->m_clean);
-    json_out_double(&json, "m_positive", r->m_positive);
-    json_out_end(&json);
-    json_out_object(&json, "cross_sections");
+    json_out(&json, "m_positive %g } cross_sections {", r->m_positive);
     for (size_t c = 0; c < r->n_cross; c++) {
         json_cross(&json, r, c);
     }
-    json_out_end(&json);
-    json_out_object(&json, "dictionaries");
+    json_out(&json, "} dictionaries {");
     for (size_t c = 0; c < r->n_cross; c++) {
         const SageCross *cross = &r->cross[c];
-        json_out_array(&json, cross->name);
+        json_out(&json, "%s [", cross->name);
         for (size_t i = 0; i < cross->n_nodes; i++) {
             json_fit(&json, r, &r->nodes[cross->nodes[i]], &cross->fits[i]);
         }
-        json_out_end(&json);
+        json_out(&json, "]");
     }
-    json_out_end(&json);
-    json_out_object(&json, "tests");
+    json_out(&json, "} tests {");
     for (size_t c = 0; c < r->n_cross; c++) {
         json_tests(&json, r, &r->cross[c]);
     }
-    json_out_end(&json);
-    json_out_array(&json, "interpretations");
+    json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
         json_interpretation(&json, r, &r->interpretations[i]);
     }
-    json_out_end(&json);
+    json_out(&json, "]");
     json_chance(&json, r);
-    json_out_end(&json);
+    json_out(&json, "}");
     out_commit(out);
 }
 
@@ -535,13 +477,13 @@ static void write_sage(const SageResult *r, const char *path) {
 static void write_cross_sections(const SageResult *r, const char *path) {
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 3);
-    json_out_object(&json, NULL);
+    json_out(&json, "{");
     for (size_t c = 0; c < r->n_cross; c++) {
-        json_out_object(&json, r->cross[c].name);
+        json_out(&json, "%s {", r->cross[c].name);
         json_nodes(&json, "nodes", r, c, r->cross[c].nodes, r->cross[c].n_nodes, false);
-        json_out_end(&json);
+        json_out(&json, "}");
     }
-    json_out_end(&json);
+    json_out(&json, "}");
     out_commit(out);
 }
 
@@ -550,18 +492,15 @@ static void write_example(const SageResult *r, const char *path) {
     const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 2);
-    json_out_object(&json, NULL);
-    json_out_array(&json, "tokens");
+    json_out(&json, "{ tokens [");
     for (size_t i = 0; i < form->rows; i++) {
-        json_out_text(&json, NULL, r->example[i]);
+        json_out(&json, "%s", r->example[i]);
     }
-    json_out_end(&json);
-    json_out_object(&json, "positions");
+    json_out(&json, "] positions {");
     for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out_int(&json, r->task->positions[i], (int64_t)form->positions[i]);
+        json_out(&json, "%s %zu", r->task->positions[i], (size_t)form->positions[i]);
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "} }");
     out_commit(out);
 }
 
@@ -577,7 +516,7 @@ static void write_nodes(const SageResult *r, const char *path) {
         hook_name(name, node->kind, node->layer, false, false);
         csv_text(&csv, r->cross[i / r->n_nodes].name);
         csv_text(&csv, name);
-        csv_double(&csv, node->head < 0 ? (double)NAN : node->head);
+        csv_double(&csv, head_of(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
         csv_int(&csv, r->chosen[i] ? 1 : 0);
