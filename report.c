@@ -260,14 +260,14 @@ static void json_dropped(JsonOut *json, const SageTask *task) {
 }
 
 /* Of a head; NaN, which is null, of a whole block. */
-static double head_of(const SageNode *node) {
+static double node_head(const SageNode *node) {
     return node->head < 0 ? (double)NAN : node->head;
 }
 
 static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
     char name[HOOK_NAME_MAX];
     hook_name(name, node->kind, node->layer, false, false);
-    json_out(json, "{ node %s head %g position %s", name, head_of(node),
+    json_out(json, "{ node %s head %g position %s", name, node_head(node),
              r->task->positions[node->position]);
 }
 
@@ -498,7 +498,7 @@ static void write_example(const SageResult *r, const char *path) {
     }
     json_out(&json, "] positions {");
     for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out(&json, "%s %zu", r->task->positions[i], (size_t)form->positions[i]);
+        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
     }
     json_out(&json, "} }");
     out_commit(out);
@@ -516,7 +516,7 @@ static void write_nodes(const SageResult *r, const char *path) {
         hook_name(name, node->kind, node->layer, false, false);
         csv_text(&csv, r->cross[i / r->n_nodes].name);
         csv_text(&csv, name);
-        csv_double(&csv, head_of(node));
+        csv_double(&csv, node_head(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
         csv_int(&csv, r->chosen[i] ? 1 : 0);
