@@ -229,8 +229,10 @@ static const char *value_text(Arena *arena, const Json *value, const char *forma
         return arena_format(arena, "%zu", value->length);
     } else if (strcmp(format, "ci") == 0) {
         return interval_text(value, arena);
-    } else if (*format == '\0' || isnan(number)) {
-        return *format == '\0' ? value->text : NULL;
+    } else if (*format == '\0') {
+        return isnan(number) && !json_is(value, JSON_STRING) ? NULL : value->text;
+    } else if (isnan(number)) {
+        return NULL;
     } else if (*format == '<' || *format == '>') {
         bool holds =
             *format == '<' ? number < strtod(format + 1, NULL) : number > strtod(format + 1, NULL);
