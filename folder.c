@@ -422,8 +422,6 @@ static void show_block(const Folder *f, const Scope *scope, char *block) {
     }
 }
 
-static const char *const page_blocks = (const char *)page_text[0].text;
-
 /* Blocks up to the end, or that of a repetition; returns what follows it. */
 static const char *show_blocks(const Folder *f, const Scope *scope, const char *at, bool shown) {
     while (*at != '\0') {
@@ -445,6 +443,11 @@ static const char *show_blocks(const Folder *f, const Scope *scope, const char *
         }
     }
     return at;
+}
+
+static void show_page(const Folder *f, const Json *root) {
+    Scope scope = {"", root, 0, NULL};
+    show_blocks(f, &scope, (const char *)page_text[0].text, true);
 }
 
 /* ---- what was found, in words, before all figures ---- */
@@ -812,7 +815,7 @@ static void show_folder(const Folder *f) {
     find_edits(&edits, "control", tests);
     find_edits(&edits, "control_aware", tests);
     find_best(&record, json_get(f->sage, "interpretations"));
-    show_blocks(f, &(Scope){"", &root, 0, NULL}, page_blocks, true);
+    show_page(f, &root);
     if (f->page->sections == before) {
         page_item(f->page, ' ',
                   "This folder holds neither train.csv, scores.json, layers.json nor "
@@ -828,7 +831,7 @@ static void show_findings(const Folder *all, size_t count) {
         find_answers(&found, &all[i], all, count);
         find_layers(&found, &all[i]);
         find_sage(&found, all, count, i);
-        show_blocks(&all[i], &(Scope){"", &root, 0, NULL}, page_blocks, true);
+        show_page(&all[i], &root);
     }
 }
 
