@@ -4,7 +4,6 @@
 #include "dump.h"
 #include "folder.h"
 #include "formats.h"
-#include "generate.h"
 #include "info.h"
 #include "json.h"
 #include "report.h"

@@ -22,7 +22,7 @@ run_mapping run_sage
 figure
 folder
 report
-generate dump info bench
+dump info bench
 selftest
 main'
 bad=0
