@@ -585,7 +585,9 @@ static const Option dump_options[] = {
     {"tensor", "NAME", NULL, "which tensor of --input"},
     {"fold-value-biases", "yes|no", NULL,
      "hook_z: was b_V folded away for training; --llm then subtracts it from --input"},
-    {"out", "FILE.safetensors", NULL, "what to write"},
+    {"out", "FILE.safetensors", NULL, "what to write; with --trace it may be left out"},
+    {"trace", "FILE", NULL,
+     "a line for each tensor, in the order of execution: its name, shape and SHA-256"},
     IMAGE_TEXT_OPTION,
     SAE_OPTIONS,
 };
@@ -597,9 +599,10 @@ static void command_dump(Arguments *a, const Compute *compute, const Console *co
                            .tensor = get(a, "tensor"),
                            .hooks = get(a, "hooks"),
                            .grad = get(a, "grad"),
-                           .out = need(a, "out"),
+                           .trace = get(a, "trace"),
                            .sae_options = get_sae_options(a),
                            .fold_value_biases = get_centre(a, "fold-value-biases")};
+    options.out = options.trace == NULL ? need(a, "out") : get(a, "out");
     if (options.sae == NULL) {
         (void)need(a, "hooks");
     }
