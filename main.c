@@ -9,6 +9,7 @@
 #include "report.h"
 #include "run_sage.h"
 #include "selftest.h"
+#include "vectors.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -685,6 +686,15 @@ static void command_bench(Arguments *a, const Compute *compute, const Console *c
     bench_kernels(compute, console->json, stdout);
 }
 
+static const Option vectors_options[] = {
+    {"out", "DIR", NULL, "index.json and the files that it names"},
+};
+
+static void command_vectors(Arguments *a, const Compute *compute, const Console *console) {
+    (void)console;
+    vectors_write(compute, need(a, "out"));
+}
+
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {
     (void)a;
     selftest_run(compute, console->json, stdout);
@@ -742,6 +752,8 @@ static const Command commands[] = {
             "text to token ids and back", 1, 1),
     {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
      command_selftest},
+    COMMAND(vectors, "vectors --out DIR", "conformance vectors, to check other implementations by",
+            0, 0),
     {"bench", "bench", "kernels against this machine's own limits", NULL, 0, 0, 0, command_bench},
 };
 

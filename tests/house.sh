@@ -24,6 +24,7 @@ folder
 report
 dump info bench
 selftest
+vectors
 main'
 bad=0
 complain() { echo "house: $*"; bad=1; }

@@ -1,0 +1,11 @@
+/* vectors.h: conformance vectors, by which other implementations are checked. Floor 17. */
+#ifndef REFSAE_VECTORS_H
+#define REFSAE_VECTORS_H
+
+#include "kernels.h"
+
+/* index.json and the files that it names, into the folder `out`. STATUS_CHECK if a vector does not
+ * tell a wrong reading from the right one. */
+void vectors_write(const Compute *compute, const char *out);
+
+#endif
