@@ -4,8 +4,7 @@
 
 #include "kernels.h"
 
-/* index.json and the files that it names, into the folder `out`. STATUS_CHECK if a vector does not
- * tell a wrong reading from the right one. */
+/* index.json and the files that it names, into the folder `out`, which is new or holds vectors. */
 void vectors_write(const Compute *compute, const char *out);
 
 #endif

@@ -1,8 +1,8 @@
 """Inputs of the conformance vectors that refsae does not draw itself: what other programs write.
 
 Writes into selftest/: dictionary/ (ae.pt and config.json as dictionary_learning saves them),
-gemma-scope-2b-pt-res/ (params.npz), tokenizers/ (one with byte fallback, one of bytes), and into
-images/ pictures by Pillow. Weights vary widely, so that no step can be left out unnoticed.
+gemma-scope-2b-pt-res/ (params.npz), tokenizers/gemma (a BPE with byte fallback), and into images/
+pictures by Pillow. Weights vary widely, so that no step can be left out unnoticed.
 
 Written for dictionary-learning 0.1.0, torch 2.13.0, numpy 2.4.6, Pillow 13.0.0.
 
@@ -127,17 +127,6 @@ def tokenizer():
         json.dump(settings, f)
 
 
-def byte_tokenizer():
-    """GPT-2's small one with all that `tokenizers` wants to read."""
-    with open("selftest/gpt2/tokenizer.json") as f:
-        settings = json.load(f)
-    flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    settings |= {"truncation": None, "padding": None, "decoder": {"type": "ByteLevel", **flags}}
-    os.makedirs("selftest/tokenizers/bytes", exist_ok=True)
-    with open("selftest/tokenizers/bytes/tokenizer.json", "w") as f:
-        json.dump(settings, f)
-
-
 def pictures():
     random = np.random.default_rng(1)
     colours = random.integers(0, 256, (7, 9, 3), dtype=np.uint8)
@@ -162,5 +151,4 @@ if __name__ == "__main__":
     dictionaries(numbers)
     gemmascope(numbers)
     tokenizer()
-    byte_tokenizer()
     pictures()
