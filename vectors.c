@@ -200,6 +200,15 @@ static void run_adamw(const Inputs *in, Outcome *outcome) {
     outcome_row(in, outcome, "p", DTYPE_F32, p, n);
 }
 
+static void run_spearman(const Inputs *in, Outcome *outcome) {
+    Numbers score = {0}, effect = {0};
+    double *rho = arena_alloc(in->arena, 1, sizeof *rho);
+    numbers_add(&score, in_value(in, "score"), NULL, in->arena);
+    numbers_add(&effect, in_value(in, "effect"), NULL, in->arena);
+    *rho = sage_spearman(score.values, effect.values, score.count);
+    outcome_row(in, outcome, "spearman", DTYPE_F64, rho, 1);
+}
+
 /* Words of Philox4x32-10, and normals made of the first of them. */
 static void run_random(const Inputs *in, Outcome *outcome) {
     size_t count = in_size(in, "count");
@@ -261,10 +270,11 @@ static const struct {
     const char *name;
     void (*run)(const Inputs *in, Outcome *outcome);
     double tolerance; /* of the largest expected number */
-} kinds[] = {{"dump", run_dump, 2e-5},      {"tokenize", run_tokenize, 0.0},
-             {"train", run_training, 1e-5}, {"schedule", run_schedule, 1e-12},
-             {"adamw", run_adamw, 1e-6},    {"statistics", run_statistics, 1e-6},
-             {"random", run_random, 0.0},   {"sage", run_sage, 1e-3}};
+} kinds[] = {{"dump", run_dump, 2e-5},         {"tokenize", run_tokenize, 0.0},
+             {"train", run_training, 1e-5},    {"schedule", run_schedule, 1e-12},
+             {"adamw", run_adamw, 1e-6},       {"statistics", run_statistics, 1e-6},
+             {"spearman", run_spearman, 1e-9}, {"random", run_random, 0.0},
+             {"sage", run_sage, 1e-3}};
 
 enum {
     N_KINDS = sizeof kinds / sizeof *kinds

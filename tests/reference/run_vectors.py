@@ -6,7 +6,9 @@ Below, what is known about each that does not pass: whether it is a bug of the l
 something that it does not claim to do; each was found by reading the library's source.
 
 Written for transformers 5.23.0, transformer-lens 3.9.0, sae-lens 6.54.12, eai-sparsify 1.3.3,
-dictionary-learning 0.1.0, tokenizers 0.23.3, Pillow 13.0.0, torch 2.13.0.
+dictionary-learning 0.1.0, tokenizers 0.23.3, Pillow 13.0.0, torch 2.13.0. transformers and
+TransformerLens run as hf_hooks.py and compare_transformerlens.py have them (TransformerLens without
+processing of weights); the last column is no library but this project's second route to SAGE.
 
     python3 tests/reference/run_vectors.py [--vectors DIR] [--only GLOB]
 
@@ -14,12 +16,15 @@ A library that is not installed is left out. Exits with 1 where the table and wh
 """
 
 import argparse
+import contextlib
 import fnmatch
 import importlib.metadata
 import importlib.machinery
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import types
 import warnings
 
@@ -164,6 +169,33 @@ def run_torch(vector):
     return {"p": p.detach()}
 
 
+def run_sage_reference(vector, done={}):
+    """Not a library: SAGE from its formulas, on transformers' models. One run serves all vectors."""
+    inputs = vector["inputs"]
+    if vector["kind"] != "sage":
+        return None
+    if not done:
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sage_reference.py")
+        options = ("llm", "saes", "task", "prompts", "nodes", "share", "max_nodes", "projection", "seed")
+        words = [word for key in options for word in ("--" + key.replace("_", "-"), str(inputs[key]))]
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, script, *words, "--out", folder], check=True, capture_output=True)
+            with open(os.path.join(folder, "expected.json")) as file:
+                done["figures"] = json.load(file)
+    return {"figures": np.array(list(below(done["figures"], inputs["path"])), dtype=float)}
+
+
+def below(value, path):
+    """Numbers below a path of keys, which passes through lists; null is NaN."""
+    if isinstance(value, list):
+        for item in value:
+            yield from below(item, path)
+    elif path:
+        yield from below((value or {}).get(path[0]), path[1:])
+    else:
+        yield value
+
+
 # ---- SAEs ----
 
 
@@ -283,6 +315,7 @@ LIBRARIES = {
     "tokenizers": ("tokenizers", run_tokenizers),
     "Pillow": ("pillow", run_pillow),
     "torch": ("torch", run_torch),
+    "sage_reference.py on transformers": ("transformers", run_sage_reference),
 }
 
 
@@ -294,15 +327,16 @@ def distance(found, expected):
     largest = most = 0.0
     for name, tensor in expected.items():
         a, b = np.asarray(found[name], dtype=np.float64).ravel(), np.array(tensor["values"], dtype=np.float64)
-        if a.shape != b.shape:
+        if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
             return np.inf
-        largest, most = max(largest, np.abs(b).max()), max(most, np.abs(a - b).max())
+        largest, most = max(largest, np.nanmax(np.abs(b))), max(most, np.nanmax(np.abs(a - b)))
     return most / largest
 
 
 def verdict(vector, run):
     try:
-        found = run(vector)
+        with contextlib.redirect_stdout(sys.stderr):  # the table is all that is printed
+            found = run(vector)
     except Exception as error:  # whatever a library raises is its answer
         return f"{type(error).__name__}: {' '.join(str(error).split())[:70]}"
     if found is None:
