@@ -526,7 +526,7 @@ void vectors_write(const Compute *compute, const char *out) {
     size_t count;
     path_make_directory(out);
     (void)path_list(arena, out, &count);
-    if (count > 0 && !path_exists(path_join(arena, out, "index.json"))) {
+    if (count > 0 && !path_exists(path_join(arena, out, "adapters/adapter.safetensors"))) {
         fail(STATUS_INPUT, "--out %s: expected a new folder, or one with vectors", out);
     }
     selftest_inside(out, write_inside, &compute);
