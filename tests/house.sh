@@ -22,8 +22,9 @@ run_mapping run_sage
 figure
 folder
 report
-generate dump info bench
+dump info bench
 selftest
+vectors
 main'
 bad=0
 complain() { echo "house: $*"; bad=1; }
