@@ -1,9 +1,10 @@
-/* bench.c: how near the kernels come to what this machine can do. Shapes are Gemma-2-2B's MLP at
- * 512 tokens. Noise on shared machines is 10 % within minutes, so every figure is the best of ten
- * rounds, and a round measures everything once, the limits included. Floor 15. */
+/* bench.c: how near the kernels come to what this machine can do, at the published models' shapes.
+ * Noise on shared machines is 10 % within minutes, so every figure is the best of ten rounds, and a
+ * round measures everything once, the limits included. Floor 15. */
 #include "bench.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "kernelset.h"
 
@@ -14,8 +15,36 @@ enum {
     D_MLP = 9216,
     HEADS = 16,
     D_HEAD = 256,
-    MAX_ITEMS = 64,
+    MAX_ITEMS = 96,
     LIMIT_ROUNDS = 1000000
+};
+
+/* Products [rows, in] by W [out, in], stored so or (in_out) the other way round. None is larger
+ * than what Bench holds. */
+typedef struct Shape {
+    const char *name;
+    size_t rows, in, out;
+    Dtype dtype;
+    bool in_out;
+} Shape;
+
+static const Shape shapes[] = {
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_BF16, false},
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_BF16, true},
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_F16, false},
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_F16, true},
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_F32, false},
+    {"Gemma-2-2B MLP", 512, 2304, 9216, DTYPE_F32, true},
+    {"Gemma-2-2B MLP, out", 512, 9216, 2304, DTYPE_BF16, false},
+    {"Gemma-2-2B MLP, out", 512, 9216, 2304, DTYPE_BF16, true},
+    {"Gemma-2-2B MLP", 4, 2304, 9216, DTYPE_BF16, false},
+    {"Gemma-2-2B MLP", 17, 2304, 9216, DTYPE_BF16, false},
+    {"Gemma-2-2B MLP", 257, 2304, 9216, DTYPE_BF16, false},
+    {"Gemma-2-2B MLP", 431, 2304, 9216, DTYPE_BF16, false},
+    {"CLIP-L MLP", 257, 1024, 4096, DTYPE_F32, false},
+    {"GPT-2 Small MLP", 512, 768, 3072, DTYPE_F32, true},
+    {"Pythia-70M MLP", 512, 512, 2048, DTYPE_F16, false},
+    {"SAE of 16k, encoding", 256, 2304, 16384, DTYPE_F32, true},
 };
 
 typedef struct Bench {
@@ -27,12 +56,11 @@ typedef struct Bench {
 } Bench;
 
 typedef struct Item {
-    char name[48];
+    char name[64];
     double (*measure)(Bench *bench, const struct Item *item); /* runs it once; the work done */
     const char *unit;
-    char limit; /* 'm': multiply-adds, 'r': reads, 0: none */
-    Dtype dtype;
-    int variant; /* PRODUCT: W stored [in, out]; FUNCTION: which */
+    char limit;  /* 'm': multiply-adds, 'r': reads, 0: none */
+    int variant; /* which shape, function or dtype */
     int threads;
     double best; /* GFLOP/s, GB/s or million elements a second */
 } Item;
@@ -74,27 +102,28 @@ static double limit_read(Bench *bench, const Item *item) {
     return (double)(bench->weight_bytes >> 20 << 20);
 }
 
-/* `rows` rows through W [D_MLP, D_MODEL], stored so or (in_out) the other way round. */
-static void multiply(Bench *bench, const unsigned char *weights, Dtype dtype, bool in_out,
-                     size_t rows) {
-    const Matrix w = {.w = {weights, dtype},
-                      .row = in_out ? 1 : D_MODEL,
-                      .col = in_out ? D_MLP : 1,
-                      .out = D_MLP,
-                      .in = D_MODEL};
-    product_run_one(bench->compute, product_nt(bench->y, bench->x, &w, rows));
+static void multiply(Bench *bench, const unsigned char *weights, const Shape *shape) {
+    const ptrdiff_t in = (ptrdiff_t)shape->in, out = (ptrdiff_t)shape->out;
+    const Matrix w = {.w = {weights, shape->dtype},
+                      .row = shape->in_out ? 1 : in,
+                      .col = shape->in_out ? out : 1,
+                      .out = shape->out,
+                      .in = shape->in};
+    product_run_one(bench->compute, product_nt(bench->y, bench->x, &w, shape->rows));
 }
 
 static double product(Bench *bench, const Item *item) {
-    multiply(bench, bench->weights, item->dtype, item->variant != 0, TOKENS);
-    return 2.0 * TOKENS * D_MLP * D_MODEL;
+    const Shape *shape = &shapes[item->variant];
+    multiply(bench, bench->weights, shape);
+    return 2.0 * (double)shape->rows * (double)shape->in * (double)shape->out;
 }
 
 /* One token through all of the weights; the bytes that had to be read. */
 static double decoding(Bench *bench, const Item *item) {
-    const size_t matrix = (size_t)D_MLP * D_MODEL * dtype_size(item->dtype);
+    const Shape shape = {"", 1, D_MODEL, D_MLP, (Dtype)item->variant, false};
+    const size_t matrix = (size_t)D_MLP * D_MODEL * dtype_size(shape.dtype);
     for (size_t at = 0; at + matrix <= bench->weight_bytes; at += matrix) {
-        multiply(bench, bench->weights + at, item->dtype, false, 1);
+        multiply(bench, bench->weights + at, &shape);
     }
     return (double)bench->weight_bytes;
 }
@@ -140,23 +169,25 @@ static size_t bench_items(Item *items, const Bench *bench) {
     for (int t = 1;; t = bench->compute->threads) {
         size_t first = n;
         if (limits(bench) != NULL) {
-            items[n++] = (Item){"limit, multiply-add", limit_multiply, "GFLOP/s", 'm', 0, 0, 0, 0};
-            items[n++] = (Item){"limit, read", limit_read, "GB/s", 'r', 0, 0, 0, 0};
+            items[n++] = (Item){"limit, multiply-add", limit_multiply, "GFLOP/s", 'm', 0, 0, 0};
+            items[n++] = (Item){"limit, read", limit_read, "GB/s", 'r', 0, 0, 0};
         }
-        for (int i = 0; i < 6; i++) {
-            items[n] = (Item){"", product, "GFLOP/s", 'm', dtypes[i / 2], i % 2, 0, 0};
-            snprintf(items[n++].name, sizeof items->name, "product 512x2304 by 9216x2304, %s, %s",
-                     dtype_name(dtypes[i / 2]), i % 2 != 0 ? "[in, out]" : "[out, in]");
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            const Shape *s = &shapes[i];
+            items[n] = (Item){"", product, "GFLOP/s", 'm', (int)i, 0, 0};
+            snprintf(items[n++].name, sizeof items->name, "%s, %zux%zu by %zux%zu, %s, %s", s->name,
+                     s->rows, s->in, s->out, s->in, dtype_name(s->dtype),
+                     s->in_out ? "[in, out]" : "[out, in]");
         }
         items[n++] =
-            (Item){"scores of 16 heads, 512x512x256", attention_scores, "GFLOP/s", 'm', 0, 0, 0, 0};
-        for (int i = 0; i < 3; i++) {
-            items[n] = (Item){"", decoding, "GB/s", 'r', dtypes[i], 0, 0, 0};
-            snprintf(items[n++].name, sizeof items->name, "decoding, 1x2304 by 9216x2304, %s",
+            (Item){"scores of 16 heads, 512x512x256", attention_scores, "GFLOP/s", 'm', 0, 0, 0};
+        for (size_t i = 0; i < 3; i++) {
+            items[n] = (Item){"", decoding, "GB/s", 'r', (int)dtypes[i], 0, 0};
+            snprintf(items[n++].name, sizeof items->name, "one token, %dx%d, %s", D_MLP, D_MODEL,
                      dtype_name(dtypes[i]));
         }
         for (int i = 0; i < FN_COUNT; i++) {
-            items[n] = (Item){"", function, "M/s", 0, 0, i, 0, 0};
+            items[n] = (Item){"", function, "M/s", 0, i, 0, 0};
             strcpy(items[n++].name, functions[i]);
         }
         while (first < n) {
@@ -168,9 +199,39 @@ static size_t bench_items(Item *items, const Bench *bench) {
     }
 }
 
-static void bench_print(FILE *out, bool json, const Compute *compute, const Item *items, size_t n) {
-    fprintf(out, json ? "{\"isa\": \"%s\", \"kernels\": [" : "%-48s  threads  best of ten\n",
-            compute_isa(compute));
+/* What the system says of the processor: a name and the sizes of its caches, or "unknown" and 0. */
+static const char *processor_name(Arena *arena) {
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[256], *name = NULL;
+    while (file != NULL && name == NULL && fgets(line, sizeof line, file) != NULL) {
+        name = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    return name == NULL ? "unknown" : arena_copy(arena, name + 2, strcspn(name + 2, "\n"));
+}
+
+static size_t cache_size(int level) {
+    long size = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE,
+                                _SC_LEVEL3_CACHE_SIZE};
+    size = sysconf(names[level - 1]);
+#endif
+    (void)level;
+    return size > 0 ? (size_t)size : 0;
+}
+
+static void bench_print(FILE *out, bool json, const Bench *bench, const Item *items, size_t n) {
+    Arena *arena = arena_new();
+    fprintf(out,
+            json ? "{\"processor\": \"%s\", \"caches\": [%zu, %zu, %zu], \"isa\": \"%s\", "
+                   "\"kernels\": ["
+                 : "%s, caches of %zu, %zu and %zu bytes, %s; best of ten rounds\n",
+            processor_name(arena), cache_size(1), cache_size(2), cache_size(3),
+            compute_isa(bench->compute));
+    arena_free(arena);
     double multiply_limit = 0.0, read_limit = 0.0;
     for (size_t i = 0; i < n; i++) {
         const Item *item = &items[i];
@@ -179,7 +240,7 @@ static void bench_print(FILE *out, bool json, const Compute *compute, const Item
         double limit = item->limit == 'm' ? multiply_limit : item->limit == 'r' ? read_limit : 0.0;
         const char *row = json ? "%s{\"name\": \"%s\", \"threads\": %d, \"best\": %.1f, "
                                  "\"unit\": \"%s\""
-                               : "%s%-48s %8d %9.1f %-8s";
+                               : "%s%-62s %3d %9.1f %-8s";
         fprintf(out, row, json && i > 0 ? ", " : "", item->name, item->threads, item->best,
                 item->unit);
         if (limit > 0.0) {
@@ -216,6 +277,7 @@ void bench_kernels(const Compute *compute, bool json, FILE *out) {
             items[i].best = speed > items[i].best ? speed : items[i].best;
         }
     }
-    bench_print(out, json, compute, items, n);
+    bench.compute = compute;
+    bench_print(out, json, &bench, items, n);
     arena_free(arena);
 }
