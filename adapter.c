@@ -21,8 +21,7 @@ const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
 const char *const variant_names[VARIANTS] = {"", "permuted", "gaussian"};
 
 enum {
-    LOGIT_ROWS =
-        168 /* rows of logits that training holds at once: fewer read the head more often */
+    LOGIT_ROWS = 112 /* rows of logits that are held at once: fewer read the head more often */
 };
 
 /* ---- the sequence ---- */
@@ -526,13 +525,19 @@ static double answer_loss(AnalyzeRun *a, const Sequence *s, const LlmBatch *batc
     Range answer = s->answers[0];
     double sum = 0.0;
     llm_forward(a->run, batch, first, a->llm->config.n_layers, stream, NULL);
-    for (size_t r = answer.begin; r < answer.end; r++) {
-        size_t row = r - 1;
-        double one;
-        llm_logits(a->run, &row, 1, true, a->logits, NULL);
-        cross_entropy_rows(a->compute, &one, NULL, a->logits, &s->ids[r], NULL, 1,
+    for (size_t from = answer.begin; from < answer.end; from += LOGIT_ROWS) {
+        size_t n = answer.end - from < LOGIT_ROWS ? answer.end - from : LOGIT_ROWS;
+        size_t rows[LOGIT_ROWS];
+        double losses[LOGIT_ROWS];
+        for (size_t i = 0; i < n; i++) {
+            rows[i] = from + i - 1;
+        }
+        llm_logits(a->run, rows, n, true, a->logits, NULL);
+        cross_entropy_rows(a->compute, losses, NULL, a->logits, s->ids + from, NULL, n,
                            a->llm->config.d_vocab);
-        sum += one;
+        for (size_t i = 0; i < n; i++) {
+            sum += losses[i];
+        }
     }
     return sum / (double)(answer.end - answer.begin);
 }
@@ -726,8 +731,10 @@ double convergence_layer(const LayerTable *table, bool mse, bool sparsity, doubl
 void analyze_layout(Arena *arena, void *run) {
     AnalyzeRun *a = run;
     size_t d = a->llm->config.d_model;
-    LlmPlan plan = {
-        .max_rows = a->longest, .max_sequence = a->longest, .max_sequences = 1, .max_logits = 1};
+    LlmPlan plan = {.max_rows = a->longest,
+                    .max_sequence = a->longest,
+                    .max_sequences = 1,
+                    .max_logits = LOGIT_ROWS};
     a->run = llm_run_layout(a->llm, a->compute, &plan, arena);
     a->sae_run = sae_run_layout(a->compute, d, a->widest, a->longest, arena);
     a->target = arena_floats(arena, a->longest, d);
@@ -735,7 +742,7 @@ void analyze_layout(Arena *arena, void *run) {
     a->stream = arena_floats(arena, a->longest, d);
     a->edited = arena_floats(arena, a->longest, d);
     a->acts = arena_floats(arena, a->longest, a->widest);
-    a->logits = arena_floats(arena, a->llm->config.d_vocab, 1);
+    a->logits = arena_floats(arena, LOGIT_ROWS, a->llm->config.d_vocab);
     a->best = arena_floats(arena, a->widest, 1);
     a->best_row = arena_alloc(arena, a->widest, sizeof(size_t));
 }

@@ -235,7 +235,7 @@ typedef struct AnalyzeRun { /* what the passes compute with */
     SaeRun *sae_run;
     float *target, *recon, *stream, *edited; /* [longest, d_model] */
     float *acts;                             /* [longest, widest] */
-    float *logits;                           /* [d_vocab] */
+    float *logits;                           /* [LOGIT_ROWS, d_vocab] */
     float *best;                             /* [widest] */
     size_t *best_row;
 } AnalyzeRun;
