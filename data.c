@@ -35,7 +35,7 @@ static void parse_turns(Conversation *conversation, const Json *list, const char
                      json_text_is(from, "assistant");
         if (!model && !json_text_is(from, "human") && !json_text_is(from, "user")) {
             conversation_fail(conversation, name, "expected a turn from human or gpt",
-                              json_is(from, JSON_STRING) ? from->text : "?");
+                              json_is(from, JSON_STRING) ? from->text : NULL);
         }
         if (!json_is(value, JSON_STRING)) {
             conversation_fail(conversation, name, "a turn has no text", NULL);
@@ -57,6 +57,7 @@ Conversation conversation_parse(Arena *arena, const Json *element, const char *n
     if (!json_is(element, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: an example is not an object", name);
     }
+    name = element->text; /* which element it is */
     Conversation c = {.id = id_text(json_get(element, "id"))};
     const Json *image = json_get(element, "image");
     size_t listed = 1;
@@ -451,7 +452,8 @@ static void description_add(DescriptionReader *r, const Json *f, const char *nam
                *text = json_get(list != NULL ? list->child : f, "description");
     int64_t j = index == NULL ? place : -1;
     unsigned long number;
-    if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10) {
+    if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10 &&
+        strspn(index->text, "0123456789") == index->length) {
         j = strtol(index->text, NULL, 10);
     } else if (json_is(index, JSON_NUMBER) && !json_int64(index, &j)) {
         j = -1;
@@ -460,7 +462,8 @@ static void description_add(DescriptionReader *r, const Json *f, const char *nam
         fail(STATUS_INPUT, "%s: a feature without 'index'", name);
     }
     if (j < 0 || (uint64_t)j >= r->d_sae) {
-        fail(STATUS_INPUT, "%s: feature %lld is outside the SAE's %zu", name, (long long)j,
+        fail(STATUS_INPUT, "%s: feature %.20s is outside the SAE's %zu", name,
+             json_is(index, JSON_STRING) || json_is(index, JSON_NUMBER) ? index->text : "index",
              r->d_sae);
     }
     if ((json_is(layer, JSON_STRING) || json_is(layer, JSON_NUMBER)) &&

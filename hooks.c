@@ -12,6 +12,9 @@ typedef enum Owner {
     BOTH
 } Owner;
 
+enum {
+    GLOB_DEPTH = 16
+};
 #define IN(kind) (UINT64_C(1) << HOOK_##kind)
 
 /* In the order of HookKind. */
@@ -185,51 +188,79 @@ size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[
     return count;
 }
 
-/* ---- globs: the shell's braces, and within them what fnmatch knows ---- */
+/* ---- globs: the shell's braces, *, ? and sets; time grows with pattern times name ---- */
+
+/* Behind the set that opens at pattern[at]; at + 1 if it does not close. */
+static size_t set_end(const char *pattern, size_t at) {
+    size_t i = at + 1;
+    i += pattern[i] == '!' || pattern[i] == '^';
+    i += pattern[i] == ']';
+    for (; pattern[i] != 0 && pattern[i] != ']'; i++) {
+        const char *close = pattern[i] == '[' && pattern[i + 1] == ':' /* [[:alpha:]] */
+                                ? strstr(pattern + i + 2, ":]")
+                                : NULL;
+        i = close != NULL ? (size_t)(close + 1 - pattern) : i;
+    }
+    return pattern[i] == ']' ? i + 1 : at + 1;
+}
 
 /* The next of `stops` from pattern[at] on that stands in no inner braces and no [set]; the length
  * of the pattern if there is none. */
 static size_t brace_next(const char *pattern, size_t at, const char *stops) {
     size_t depth = 0, i = at;
-    for (; pattern[i] != '\0'; i++) {
-        const char *set =
-            pattern[i] == '[' && pattern[i + 1] != 0 ? strchr(pattern + i + 2, ']') : NULL;
-        if (set != NULL) {
-            i = (size_t)(set - pattern);
-        } else if (depth == 0 && strchr(stops, pattern[i]) != NULL) {
-            break;
-        } else if (pattern[i] == '{') {
-            depth++;
-        } else if (pattern[i] == '}' && depth > 0) {
-            depth--;
+    while (pattern[i] != '\0') {
+        if (pattern[i] == '[' && set_end(pattern, i) > i + 1) {
+            i = set_end(pattern, i);
+            continue;
         }
+        if (depth == 0 && strchr(stops, pattern[i]) != NULL) {
+            break;
+        }
+        depth += pattern[i] == '{';
+        depth -= pattern[i] == '}' && depth > 0;
+        i++;
     }
     return i;
 }
 
-/* The first group that closes becomes each of its alternatives in turn. */
-static bool match_expanded(Arena *arena, const char *pattern, const char *name) {
-    size_t length = strlen(pattern);
-    size_t open = brace_next(pattern, 0, "{");
-    size_t close = open < length ? brace_next(pattern, open + 1, "}") : length;
-    while (open < length && close == length) {
-        open = brace_next(pattern, open + 1, "{");
-        close = open < length ? brace_next(pattern, open + 1, "}") : length;
+/* ends[i]: what was matched so far can end before name[i]. Matches pattern[at, end) more. A group
+ * that does not close stands for itself. */
+static void match_part(Arena *arena, const char *pattern, size_t at, size_t end, const char *name,
+                       bool *ends, int depth) {
+    size_t n = strlen(name);
+    if (depth > GLOB_DEPTH) {
+        fail(STATUS_INPUT, "glob '%.100s': braces within more than %d others", pattern, GLOB_DEPTH);
     }
-    if (close == length) {
-        return fnmatch(pattern, name, 0) == 0;
-    }
-    for (size_t at = open, next; at < close; at = next) {
-        next = brace_next(pattern, at + 1, ",}");
-        if (match_expanded(arena,
-                           arena_format(arena, "%.*s%.*s%s", (int)open, pattern,
-                                        (int)(next - at - 1), pattern + at + 1,
-                                        pattern + close + 1),
-                           name)) {
-            return true;
+    while (at < end) {
+        size_t close = pattern[at] == '{' ? brace_next(pattern, at + 1, "}") : end;
+        size_t next = pattern[at] == '[' ? set_end(pattern, at) : at + 1;
+        if (close < end) {
+            bool *any = arena_alloc(arena, n + 1, sizeof *any);
+            bool *one = arena_alloc(arena, n + 1, sizeof *one);
+            for (size_t comma; at < close; at = comma) {
+                comma = brace_next(pattern, at + 1, ",}");
+                memcpy(one, ends, n + 1);
+                match_part(arena, pattern, at + 1, comma, name, one, depth + 1);
+                for (size_t i = 0; i <= n; i++) {
+                    any[i] |= one[i];
+                }
+            }
+            memcpy(ends, any, n + 1);
+            at = close + 1;
+            continue;
         }
+        next += pattern[at] == '\\' && next < end;
+        const char *piece = arena_copy(arena, pattern + at, next - at);
+        bool star = pattern[at] == '*', brace = pattern[at] == '{';
+        for (size_t k = 0; k <= n; k++) {
+            size_t i = star ? k : n - k; /* a run of characters from the left, one from the right */
+            const char one[2] = {i > 0 ? name[i - 1] : '\0', '\0'};
+            ends[i] = star ? ends[i] || (i > 0 && ends[i - 1])
+                           : i > 0 && ends[i - 1] &&
+                                 (brace ? one[0] == '{' : fnmatch(piece, one, 0) == 0);
+        }
+        at = next;
     }
-    return false;
 }
 
 size_t glob_length(const char *globs) {
@@ -238,7 +269,11 @@ size_t glob_length(const char *globs) {
 
 bool glob_match(const char *pattern, const char *name) {
     Arena *arena = arena_new();
-    bool matches = match_expanded(arena, pattern, name);
+    size_t n = strlen(name);
+    bool *ends = arena_alloc(arena, n + 1, sizeof *ends);
+    ends[0] = true;
+    match_part(arena, pattern, 0, strlen(pattern), name, ends, 0);
+    bool matches = ends[n];
     arena_free(arena);
     return matches;
 }

@@ -464,6 +464,9 @@ static void read_cross(SageRun *r, SageCross *cross, const Json *nodes) {
     const char *path = r->options->cross_sections;
     cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
     for (const Json *node = nodes->child; node != NULL; node = node->next) {
+        if (node->kind != JSON_OBJECT) {
+            fail(STATUS_INPUT, "%s: '%s' has a node that is no object", path, cross->name);
+        }
         size_t place = read_node(r, node);
         for (size_t i = 0; i < cross->n_nodes; i++) {
             if (cross->nodes[i] == place) {

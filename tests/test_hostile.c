@@ -1,7 +1,7 @@
 /* Hostile files (hostile.txt): each is a valid file with something done to it, or a text, and is
  * refused with exactly its sentence. */
 #include "fuzz/targets.h"
-#include "scratch.h"
+#include <criterion/criterion.h>
 
 #include <sys/wait.h>
 
@@ -95,11 +95,12 @@ static Bytes hostile(Arena *arena, Bytes valid, const char *rule) {
 }
 
 /* The text without the folder that the input is in. */
-static char *without_folder(Arena *arena, const char *text) {
+static char *without_folder(Arena *arena, const char *text, const char *target) {
     MemoryStream *out = memory_open(arena);
-    for (const char *hit; (hit = strstr(text, targets_folder)) != NULL;) {
+    const char *folder = arena_format(arena, "%s/%s", targets_folder, target);
+    for (const char *hit; (hit = strstr(text, folder)) != NULL;) {
         fwrite(text, 1, (size_t)(hit - text), out->stream);
-        text = strchr(hit + strlen(targets_folder) + 1, '/') + 1;
+        text = hit + strlen(folder) + (hit[strlen(folder)] == '/');
     }
     fputs(text, out->stream);
     return memory_text(out);
@@ -128,7 +129,7 @@ static Error command_read(Arena *arena, const char *command, Bytes bytes) {
     while (fgets(line, sizeof line, said) != NULL) {
         if (strncmp(line, "refsae: ", 8) == 0) {
             line[strcspn(line, "\n")] = 0;
-            snprintf(error.text, sizeof error.text, "%s", line + 8);
+            snprintf(error.text, sizeof error.text, "%.1000s", line + 8);
         }
     }
     error.status = (Status)WEXITSTATUS(pclose(said));
@@ -175,7 +176,8 @@ Test(hostile, each_is_refused_with_its_sentence) {
         Bytes bytes = hostile(row, valid, line);
         Error error = command != NULL ? command_read(row, command, bytes)
                                       : target_read(target, bytes.data, bytes.size);
-        const char *says = without_folder(row, error.text);
+        const char *says =
+            without_folder(row, error.text, command != NULL ? "command" : target->name);
         Status expected = strncmp(tab + 1, "(3) ", 4) == 0 ? STATUS_RESOURCE : STATUS_INPUT;
         const char *sentence = tab + 1 + (expected == STATUS_RESOURCE ? 4 : 0);
         if (error.status != expected || strcmp(says, sentence) != 0) {

@@ -39,7 +39,9 @@ static void read_verdicts(Arena *arena, const char *path) {
 static void read_checkpoint(Arena *arena, const char *path) {
     Trainer *t = arena_alloc(arena, 1, sizeof *t);
     Adapter part = {arena_floats(arena, 2, 3), arena_floats(arena, 2, 1), 2, 3};
-    *t = (Trainer){.arena = arena, .checkpoint = path, .settings = "--seed 0\n"};
+    TrainOptions options = {.steps = 2, .batch = 1, .accumulate = 1};
+    *t = (Trainer){.options = &options, .arena = arena, .checkpoint = path};
+    t->settings = "--seed 0\n";
     t->vlm.adapter = t->run.m = t->run.v = part;
     t->data.count = 4;
     checkpoint_read(t);
