@@ -165,14 +165,17 @@ void conversation_place_image(Arena *arena, Conversation *conversation) {
 
 Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t put) {
     size_t mark = sizeof image_literal - 1;
-    MemoryStream *out = memory_open(arena);
+    Arena *scratch = arena_new();
+    MemoryStream *out = memory_open(scratch);
     for (size_t from = 0, at; from < turn->length; from = at + mark) {
         at = image_literal_at(turn, from);
         fwrite(turn->text + from, 1, at - from, out->stream);
         fwrite(text, 1, at < turn->length ? put : 0, out->stream);
     }
     text = memory_text(out);
-    return (Turn){text, out->length, turn->model};
+    Turn replaced = {arena_copy(arena, text, out->length), out->length, turn->model};
+    arena_free(scratch);
+    return replaced;
 }
 
 /* ---- questions and scores ---- */
@@ -786,21 +789,31 @@ static bool is_function_word(const char *word) {
     return in_list(word, list, sizeof list / sizeof *list);
 }
 
+static int compare_words(const void *a, const void *b) {
+    return strcmp(a, b);
+}
+
 /* match = [stem of a content word of the description = stem of a word of the answer] */
 bool lexical_match(const char *description, const char *answer) {
-    char wanted[WORD_MAX + 2], found[WORD_MAX + 2];
-    while (next_word(&description, wanted)) {
-        if (strlen(wanted) < 3 || is_function_word(wanted)) {
-            continue;
-        }
-        lexical_stem(wanted);
-        const char *rest = answer;
-        while (next_word(&rest, found)) {
-            lexical_stem(found);
-            if (strcmp(wanted, found) == 0) {
-                return true;
-            }
+    typedef char Word[WORD_MAX + 2];
+    Arena *scratch = arena_new();
+    Word *wanted = NULL, word;
+    size_t count = 0, room = 0;
+    bool match = false;
+    while (next_word(&description, word)) {
+        if (strlen(word) >= 3 && !is_function_word(word)) {
+            lexical_stem(word);
+            wanted = arena_grow(scratch, wanted, &room, count + 1, sizeof word);
+            memcpy(wanted[count++], word, sizeof word);
         }
     }
-    return false;
+    if (count > 0) {
+        qsort(wanted, count, sizeof word, compare_words);
+    }
+    while (count > 0 && !match && next_word(&answer, word)) {
+        lexical_stem(word);
+        match = bsearch(word, wanted, count, sizeof word, compare_words) != NULL;
+    }
+    arena_free(scratch);
+    return match;
 }

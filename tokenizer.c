@@ -25,7 +25,7 @@
 
 enum {
     DIRECT_CODES = 0x10000, /* characters whose id is looked up in an array */
-    REPLACEMENT_MOST = 16,  /* bytes of what a Replace puts */
+    REPLACEMENT_MOST = 4,   /* bytes of what a Replace puts: a character */
     SETTING_MOST = 1 << 20, /* tokens that truncation leaves or padding makes */
     WORD_CUT = 64,          /* bytes; longer words are cut where no merge can reach across */
     CACHE_WORD = 128,       /* bytes; longer pieces are not remembered */
@@ -989,7 +989,7 @@ static String read_pattern(const Tokenizer *t, const Json *part) {
 static String read_replacement(const Tokenizer *t, const Json *part) {
     String text = read_string(t, part, "content");
     if (text.length > REPLACEMENT_MOST) {
-        json_refuse(part, "content", "at most 16 bytes");
+        json_refuse(part, "content", "at most 4 bytes");
     }
     return text;
 }

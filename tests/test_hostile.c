@@ -3,7 +3,9 @@
 #include "fuzz/targets.h"
 #include <criterion/criterion.h>
 
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 
 typedef struct Bytes {
     unsigned char *data;
@@ -18,7 +20,7 @@ static Bytes join(Arena *arena, Bytes a, Bytes b, Bytes c) {
     return all;
 }
 
-/* \n, \t, \\, \xNN, and \{N*TEXT}: TEXT N times. */
+/* \n, \t, \\, \xNN, and \{N*TEXT\}: TEXT N times. */
 static Bytes unescape(Arena *arena, const char *text, size_t length) {
     Bytes out = {arena_alloc(arena, length + 1, 1), 0}, none = {out.data, 0};
     for (size_t i = 0; i < length; i++) {
@@ -26,13 +28,13 @@ static Bytes unescape(Arena *arena, const char *text, size_t length) {
         if (c == '\\' && text[i + 1] == '{') {
             char *star;
             size_t times = strtoul(text + i + 2, &star, 10);
-            const char *end = memchr(star, '}', length - (size_t)(star - text));
+            const char *end = strstr(star, "\\}");
             Bytes part = unescape(arena, star + 1, (size_t)(end - star) - 1), many = none;
             many.data = arena_alloc(arena, times * part.size, 1);
             for (; times > 0; times--, many.size += part.size) {
                 memcpy(many.data + many.size, part.data, part.size);
             }
-            Bytes rest = unescape(arena, end + 1, length - (size_t)(end + 1 - text));
+            Bytes rest = unescape(arena, end + 2, length - (size_t)(end + 2 - text));
             return join(arena, out, many, rest);
         }
         if (c == '\\') {
@@ -136,59 +138,121 @@ static Error command_read(Arena *arena, const char *command, Bytes bytes) {
     return error;
 }
 
+typedef struct Row {
+    const Target *target; /* NULL: a command */
+    const char *command, *rule, *sentence;
+    Bytes valid;
+} Row;
+
 /* "@ TARGET FILE" or "@ TARGET = TEXT" gives the valid file, "@ COMMAND ... OPTION FILE" a command
- * that is given the input last; then a rule, a tab and the sentence. */
-Test(hostile, each_is_refused_with_its_sentence) {
-    Arena *arena = arena_new(), *row = arena_within(arena);
-    FILE *file = file_open(arena, "tests/hostile.txt");
-    const Target *target = NULL;
-    const char *command = NULL;
-    char *line = NULL;
-    size_t room = 0, rows = 0, wrong = 0;
-    Bytes valid = {NULL, 0};
-    targets_open();
-    while (getline(&line, &room, file) > 0) {
-        line[strcspn(line, "\n")] = 0;
-        char *tab = strchr(line, '\t'), *name = line + 2, *rest = strchr(name, ' ');
-        if (line[0] == '#' && tab == NULL) {
+ * that is given the input last; then rules, and where `sentences` a tab and the sentence. */
+static void each_row(const char *path, bool sentences, void (*see)(Arena *arena, const Row *row)) {
+    Arena *arena = arena_new(), *one = arena_within(arena);
+    Row row = {.command = NULL};
+    size_t length;
+    const char *text =
+        arena_copy(arena, (const char *)file_map(arena, path).data, file_map(arena, path).size);
+    for (; *text != 0; text += length + 1) {
+        length = strcspn(text, "\n");
+        char *line = arena_copy(arena, text, length), *tab = strchr(line, '\t');
+        if (line[0] != '@') {
+            cr_assert(!sentences || tab != NULL, "no sentence: %s", line);
+            row.rule = line;
+            row.sentence = sentences ? tab + 1 : "";
+            *(sentences ? tab : line + length) = 0;
+            arena_reset(one);
+            see(one, &row);
             continue;
         }
-        if (line[0] == '@') {
-            char *base = strrchr(line, ' ') + 1;
-            command = strstr(line, " --") != NULL ? arena_copy(arena, name, strlen(name)) : NULL;
-            rest[0] = 0;
-            target = command == NULL ? target_of(name) : NULL;
-            if (rest[1] == '=') {
-                valid = unescape(arena, rest + 3, strlen(rest + 3));
-            } else {
-                FileMap map = file_map(arena, base);
-                valid = (Bytes){
-                    (unsigned char *)arena_copy(arena, (const char *)map.data, map.size), map.size};
-            }
-            if (command != NULL) {
-                command = arena_copy(arena, command, (size_t)(base - name));
-            }
-            continue;
+        char *base = strrchr(line, ' ') + 1, *name = line + 2, *equals = strstr(name, " = ");
+        row.command =
+            strstr(line, " --") != NULL ? arena_copy(arena, name, (size_t)(base - name)) : NULL;
+        if (equals != NULL) {
+            row.valid = unescape(arena, equals + 3, strlen(equals + 3));
+        } else {
+            FileMap map = file_map(arena, base);
+            row.valid.data = (unsigned char *)arena_copy(arena, (const char *)map.data, map.size);
+            row.valid.size = map.size;
         }
-        cr_assert_not_null(tab, "no sentence: %s", line);
-        *tab = 0;
-        arena_reset(row);
-        Bytes bytes = hostile(row, valid, line);
-        Error error = command != NULL ? command_read(row, command, bytes)
-                                      : target_read(target, bytes.data, bytes.size);
-        const char *says =
-            without_folder(row, error.text, command != NULL ? "command" : target->name);
-        Status expected = strncmp(tab + 1, "(3) ", 4) == 0 ? STATUS_RESOURCE : STATUS_INPUT;
-        const char *sentence = tab + 1 + (expected == STATUS_RESOURCE ? 4 : 0);
-        if (error.status != expected || strcmp(says, sentence) != 0) {
-            fprintf(stderr, "%s\t%s%s\n", line, error.status == STATUS_INPUT ? "" : "(other) ",
-                    says);
-            wrong++;
-        }
-        rows++;
+        name[strcspn(name, " ")] = 0;
+        row.target = row.command == NULL ? target_of(name) : NULL;
     }
-    free(line);
+    arena_free(arena);
+}
+
+static size_t rows, wrong;
+
+static void see_sentence(Arena *arena, const Row *row) {
+    Bytes bytes = hostile(arena, row->valid, row->rule);
+    Error error = row->command != NULL ? command_read(arena, row->command, bytes)
+                                       : target_read(row->target, bytes.data, bytes.size);
+    const char *folder = row->command != NULL ? "command" : row->target->name;
+    const char *says = without_folder(arena, error.text, folder);
+    if (error.status != STATUS_INPUT || strcmp(says, row->sentence) != 0) {
+        fprintf(stderr, "%s\t%s%s\n", row->rule, error.status == STATUS_INPUT ? "" : "(other) ",
+                says);
+        wrong++;
+    }
+    rows++;
+}
+
+Test(hostile, each_is_refused_with_its_sentence) {
+    targets_open();
+    each_row("tests/hostile.txt", true, see_sentence);
     cr_assert_eq(wrong, 0, "%zu of %zu rows", wrong, rows);
     cr_assert(rows >= 400, "%zu rows", rows);
-    arena_free(arena);
+}
+
+/* ---- limits: memory and time, as the table of fuzz/README.md has them ---- */
+
+/* "| `TARGET` | MiB | times |" */
+static void limit_of(Arena *arena, const char *target, unsigned long *mebibytes,
+                     unsigned long *times) {
+    FileMap map = file_map(arena, "tests/fuzz/README.md");
+    const char *line = strstr(arena_copy(arena, (const char *)map.data, map.size),
+                              arena_format(arena, "| `%s` |", target));
+    cr_assert(line != NULL &&
+                  sscanf(line + strlen(target) + 6, "%lu | %lu |", mebibytes, times) == 2,
+              "no limit of %s in the table", target);
+}
+
+static size_t address_space(void) {
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file != NULL) {
+        (void)!fscanf(file, "%lu", &pages);
+        fclose(file);
+    }
+    return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static void see_limit(Arena *arena, const Row *row) {
+    struct rlimit before, within;
+    unsigned long mebibytes, times;
+    Bytes bytes = hostile(arena, row->valid, row->rule);
+    limit_of(arena, row->target->name, &mebibytes, &times);
+    getrlimit(RLIMIT_AS, &before);
+    within = before;
+    within.rlim_cur = address_space() + (mebibytes << 20) + times * bytes.size;
+    clock_t start = clock();
+    setrlimit(RLIMIT_AS, &within);
+    Error error = target_read(row->target, bytes.data, bytes.size);
+    setrlimit(RLIMIT_AS, &before);
+    double seconds = (double)(clock() - start) / CLOCKS_PER_SEC;
+    if (error.status == STATUS_RESOURCE || seconds > 2) {
+        fprintf(stderr, "%s %.60s (%zu bytes): %.2f s %s\n", row->target->name, row->rule,
+                bytes.size, seconds, error.text);
+        wrong++;
+    }
+    rows++;
+}
+
+Test(hostile, none_takes_more_than_stated) {
+    size_t size = address_space();
+    if (size == 0 || size > (size_t)1 << 40) {
+        cr_skip_test("no address space to measure, or that of a sanitizer");
+    }
+    targets_open();
+    each_row("tests/fuzz/limits.txt", false, see_limit);
+    cr_assert_eq(wrong, 0, "%zu of %zu rows", wrong, rows);
 }
