@@ -114,10 +114,26 @@ $(BUILD):
 $(BUILD)/tests: $(TESTS) $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcriterion -lm
 
-test: $(PROGRAM) $(BUILD)/tests
+test: $(PROGRAM) $(BUILD)/tests $(BUILD)/replay
 	sh tests/house.sh
 	sh tests/papers.sh
+	$(BUILD)/replay
 	REFSAE=./$(PROGRAM) $(BUILD)/tests --jobs 2
+
+# The readers fed with files that a fuzzer makes (tests/fuzz/README.md); $(BUILD)/replay reads what it kept.
+FUZZED  := $(BUILD)/fuzz.o $(filter-out $(BUILD)/run_mapping.o $(BUILD)/run_sage.o,$(OBJECTS))
+$(BUILD)/fuzz.o: tests/fuzz/fuzz.c | $(BUILD)
+	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<
+
+$(BUILD)/replay: $(FUZZED)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/fuzz: $(FUZZED)
+	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ -lm
+
+fuzz:
+	$(MAKE) CC=clang OPENMP=no SIMD=no OPT=-O1 BUILD=build-fuzz build-fuzz/fuzz \
+	    SAN="-g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
 
 # The same tests without Criterion, by a header of our own.
 CHECKS  := $(patsubst tests/%.c,$(BUILD)/check.%.o,$(wildcard tests/test_*.c))
@@ -197,4 +213,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install uninstall prove clean
+.PHONY: all test fuzz check deps demo bench install uninstall prove clean

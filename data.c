@@ -35,7 +35,7 @@ static void parse_turns(Conversation *conversation, const Json *list, const char
                      json_text_is(from, "assistant");
         if (!model && !json_text_is(from, "human") && !json_text_is(from, "user")) {
             conversation_fail(conversation, name, "expected a turn from human or gpt",
-                              json_is(from, JSON_STRING) ? from->text : "?");
+                              json_is(from, JSON_STRING) ? from->text : NULL);
         }
         if (!json_is(value, JSON_STRING)) {
             conversation_fail(conversation, name, "a turn has no text", NULL);
@@ -57,6 +57,7 @@ Conversation conversation_parse(Arena *arena, const Json *element, const char *n
     if (!json_is(element, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: an example is not an object", name);
     }
+    name = element->text; /* which element it is */
     Conversation c = {.id = id_text(json_get(element, "id"))};
     const Json *image = json_get(element, "image");
     size_t listed = 1;
@@ -164,14 +165,17 @@ void conversation_place_image(Arena *arena, Conversation *conversation) {
 
 Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t put) {
     size_t mark = sizeof image_literal - 1;
-    MemoryStream *out = memory_open(arena);
+    Arena *scratch = arena_new();
+    MemoryStream *out = memory_open(scratch);
     for (size_t from = 0, at; from < turn->length; from = at + mark) {
         at = image_literal_at(turn, from);
         fwrite(turn->text + from, 1, at - from, out->stream);
         fwrite(text, 1, at < turn->length ? put : 0, out->stream);
     }
     text = memory_text(out);
-    return (Turn){text, out->length, turn->model};
+    Turn replaced = {arena_copy(arena, text, out->length), out->length, turn->model};
+    arena_free(scratch);
+    return replaced;
 }
 
 /* ---- questions and scores ---- */
@@ -442,7 +446,8 @@ static void description_add(DescriptionReader *r, const Json *f, const char *nam
                *text = json_get(list != NULL ? list->child : f, "description");
     int64_t j = index == NULL ? place : -1;
     unsigned long number;
-    if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10) {
+    if (json_is(index, JSON_STRING) && index->length > 0 && index->length < 10 &&
+        strspn(index->text, "0123456789") == index->length) {
         j = strtol(index->text, NULL, 10);
     } else if (json_is(index, JSON_NUMBER) && !json_int64(index, &j)) {
         j = -1;
@@ -451,7 +456,8 @@ static void description_add(DescriptionReader *r, const Json *f, const char *nam
         fail(STATUS_INPUT, "%s: a feature without 'index'", name);
     }
     if (j < 0 || (uint64_t)j >= r->d_sae) {
-        fail(STATUS_INPUT, "%s: feature %lld is outside the SAE's %zu", name, (long long)j,
+        fail(STATUS_INPUT, "%s: feature %.20s is outside the SAE's %zu", name,
+             json_is(index, JSON_STRING) || json_is(index, JSON_NUMBER) ? index->text : "index",
              r->d_sae);
     }
     if ((json_is(layer, JSON_STRING) || json_is(layer, JSON_NUMBER)) &&
@@ -774,21 +780,31 @@ static bool is_function_word(const char *word) {
     return in_list(word, list, sizeof list / sizeof *list);
 }
 
+static int compare_words(const void *a, const void *b) {
+    return strcmp(a, b);
+}
+
 /* match = [stem of a content word of the description = stem of a word of the answer] */
 bool lexical_match(const char *description, const char *answer) {
-    char wanted[WORD_MAX + 2], found[WORD_MAX + 2];
-    while (next_word(&description, wanted)) {
-        if (strlen(wanted) < 3 || is_function_word(wanted)) {
-            continue;
-        }
-        lexical_stem(wanted);
-        const char *rest = answer;
-        while (next_word(&rest, found)) {
-            lexical_stem(found);
-            if (strcmp(wanted, found) == 0) {
-                return true;
-            }
+    typedef char Word[WORD_MAX + 2];
+    Arena *scratch = arena_new();
+    Word *wanted = NULL, word;
+    size_t count = 0, room = 0;
+    bool match = false;
+    while (next_word(&description, word)) {
+        if (strlen(word) >= 3 && !is_function_word(word)) {
+            lexical_stem(word);
+            wanted = arena_grow(scratch, wanted, &room, count + 1, sizeof word);
+            memcpy(wanted[count++], word, sizeof word);
         }
     }
-    return false;
+    if (count > 0) {
+        qsort(wanted, count, sizeof word, compare_words);
+    }
+    while (count > 0 && !match && next_word(&answer, word)) {
+        lexical_stem(word);
+        match = bsearch(word, wanted, count, sizeof word, compare_words) != NULL;
+    }
+    arena_free(scratch);
+    return match;
 }

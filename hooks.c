@@ -12,6 +12,10 @@ typedef enum Owner {
     BOTH
 } Owner;
 
+enum {
+    GLOB_DEPTH = 16,
+    GLOB_LONGEST = 1 << 14
+};
 #define IN(kind) (UINT64_C(1) << HOOK_##kind)
 
 /* In the order of HookKind. */
@@ -185,60 +189,108 @@ size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[
     return count;
 }
 
-/* ---- globs: the shell's braces, and within them what fnmatch knows ---- */
+/* ---- globs: the shell's braces, *, ? and sets; time grows with pattern times name ---- */
 
-/* The next of `stops` from pattern[at] on that stands in no inner braces and no [set]; the length
- * of the pattern if there is none. */
-static size_t brace_next(const char *pattern, size_t at, const char *stops) {
-    size_t depth = 0, i = at;
-    for (; pattern[i] != '\0'; i++) {
-        const char *set =
-            pattern[i] == '[' && pattern[i + 1] != 0 ? strchr(pattern + i + 2, ']') : NULL;
-        if (set != NULL) {
-            i = (size_t)(set - pattern);
-        } else if (depth == 0 && strchr(stops, pattern[i]) != NULL) {
-            break;
-        } else if (pattern[i] == '{') {
-            depth++;
-        } else if (pattern[i] == '}' && depth > 0) {
-            depth--;
-        }
+/* Behind the set that opens at pattern[at]; at + 1 if it does not close. */
+static size_t set_end(const char *pattern, size_t at) {
+    size_t i = at + 1;
+    i += pattern[i] == '!' || pattern[i] == '^';
+    i += pattern[i] == ']';
+    for (; pattern[i] != 0 && pattern[i] != ']'; i++) {
+        const char *close = pattern[i] == '[' && pattern[i + 1] == ':' /* [[:alpha:]] */
+                                ? strstr(pattern + i + 2, ":]")
+                                : NULL;
+        i = close != NULL ? (size_t)(close + 1 - pattern) : i;
     }
-    return i;
+    return pattern[i] == ']' ? i + 1 : at + 1;
 }
 
-/* The first group that closes becomes each of its alternatives in turn. */
-static bool match_expanded(Arena *arena, const char *pattern, const char *name) {
-    size_t length = strlen(pattern);
-    size_t open = brace_next(pattern, 0, "{");
-    size_t close = open < length ? brace_next(pattern, open + 1, "}") : length;
-    while (open < length && close == length) {
-        open = brace_next(pattern, open + 1, "{");
-        close = open < length ? brace_next(pattern, open + 1, "}") : length;
+typedef struct Glob {
+    const char *pattern, *name;
+    size_t n;      /* of the name */
+    size_t *close; /* of each '{' and '[' of the pattern its end; 0: it stands for itself */
+    Arena *arena;
+} Glob;
+
+static Glob glob_open(Arena *arena, const char *pattern, const char *name) {
+    size_t length = strlen(pattern), depth = 0;
+    Glob g = {pattern, name, strlen(name), arena_alloc(arena, length + 1, sizeof(size_t)), arena};
+    size_t *open = arena_alloc(arena, length + 1, sizeof *open);
+    if (length > GLOB_LONGEST) {
+        fail(STATUS_INPUT, "glob '%.100s': %zu bytes, at most %d", pattern, length, GLOB_LONGEST);
     }
-    if (close == length) {
-        return fnmatch(pattern, name, 0) == 0;
-    }
-    for (size_t at = open, next; at < close; at = next) {
-        next = brace_next(pattern, at + 1, ",}");
-        if (match_expanded(arena,
-                           arena_format(arena, "%.*s%.*s%s", (int)open, pattern,
-                                        (int)(next - at - 1), pattern + at + 1,
-                                        pattern + close + 1),
-                           name)) {
-            return true;
+    for (size_t i = 0; i < length; i++) {
+        if (pattern[i] == '[' && set_end(pattern, i) > i + 1) {
+            g.close[i] = set_end(pattern, i) - 1;
+            i = g.close[i];
+        } else if (pattern[i] == '{') {
+            open[depth++] = i;
+        } else if (pattern[i] == '}' && depth > 0) {
+            g.close[open[--depth]] = i;
         }
     }
-    return false;
+    return g;
+}
+
+/* The next comma from `at` on in no inner group and no set, or `end`. */
+static size_t glob_comma(const Glob *g, size_t at, size_t end) {
+    while (at < end && g->pattern[at] != ',') {
+        at = g->close[at] > 0 ? g->close[at] + 1 : at + 1;
+    }
+    return at;
+}
+
+/* ends[i]: what was matched so far can end before name[i]. Matches pattern[at, end) more. */
+static void match_part(const Glob *g, size_t at, size_t end, bool *ends, int depth) {
+    if (depth > GLOB_DEPTH) {
+        fail(STATUS_INPUT, "glob '%.100s': braces within more than %d others", g->pattern,
+             GLOB_DEPTH);
+    }
+    while (at < end) {
+        size_t close = g->close[at], next = close > 0 ? close + 1 : at + 1;
+        char c = g->pattern[at];
+        if (c == '{' && close > 0) {
+            bool *any = arena_alloc(g->arena, g->n + 1, sizeof *any);
+            bool *one = arena_alloc(g->arena, g->n + 1, sizeof *one);
+            for (size_t comma; at < close; at = comma) {
+                comma = glob_comma(g, at + 1, close);
+                memcpy(one, ends, g->n + 1);
+                match_part(g, at + 1, comma, one, depth + 1);
+                for (size_t i = 0; i <= g->n; i++) {
+                    any[i] |= one[i];
+                }
+            }
+            memcpy(ends, any, g->n + 1);
+            at = next;
+            continue;
+        }
+        next += c == '\\' && next < end;
+        const char *piece = arena_copy(g->arena, g->pattern + at, next - at);
+        for (size_t k = 0; k <= g->n; k++) {
+            size_t i = c == '*' ? k : g->n - k; /* a run from the left, one from the right */
+            const char one[2] = {i > 0 ? g->name[i - 1] : '\0', '\0'};
+            ends[i] = c == '*' ? ends[i] || (i > 0 && ends[i - 1])
+                               : i > 0 && ends[i - 1] && fnmatch(piece, one, 0) == 0;
+        }
+        at = next;
+    }
 }
 
 size_t glob_length(const char *globs) {
-    return brace_next(globs, 0, ",");
+    Arena *arena = arena_new();
+    Glob g = glob_open(arena, globs, "");
+    size_t length = glob_comma(&g, 0, strlen(globs));
+    arena_free(arena);
+    return length;
 }
 
 bool glob_match(const char *pattern, const char *name) {
     Arena *arena = arena_new();
-    bool matches = match_expanded(arena, pattern, name);
+    Glob g = glob_open(arena, pattern, name);
+    bool *ends = arena_alloc(arena, g.n + 1, sizeof *ends);
+    ends[0] = true;
+    match_part(&g, 0, strlen(pattern), ends, 0);
+    bool matches = ends[g.n];
     arena_free(arena);
     return matches;
 }

@@ -201,14 +201,14 @@ static Image resize_window(Arena *arena, const Image *in, size_t width, size_t h
 /* ---- preprocessing ---- */
 
 enum {
-    MAX_EDGE = 16384
+    MAX_EDGE = 4096
 }; /* of the settings' sizes */
 
 static size_t read_edge(const Json *settings, const char *key, const Json *edge) {
     int64_t number = 0;
     if (!json_is(edge, JSON_NUMBER) || !json_int64(edge, &number) || number < 1 ||
         number > MAX_EDGE) {
-        json_refuse(settings, key, "sizes from 1 to 16384 in a form that CLIP's processor takes");
+        json_refuse(settings, key, "sizes from 1 to 4096 in a form that CLIP's processor takes");
     }
     return (size_t)number;
 }
@@ -367,7 +367,10 @@ float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Prepr
     }
     size_t out_h = p->do_center_crop ? p->crop_height : h;
     size_t out_w = p->do_center_crop ? p->crop_width : w;
-    image_check_size(out_w, out_h, "the settings of the image processor");
+    if (out_w < 1 || out_h < 1 || out_w > MAX_EDGE || out_h > MAX_EDGE) {
+        fail(STATUS_INPUT, "the settings of the image processor make %zu x %zu pixels of one",
+             out_w, out_h);
+    }
 
     /* Only what the crop keeps is resized; what it adds around the picture is 0. */
     int64_t top = crop_offset(h, out_h), left = crop_offset(w, out_w);

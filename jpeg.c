@@ -22,10 +22,11 @@
 
 enum {
     MAX_COMPONENTS = 4,
-    MAX_MCU_BLOCKS = 10,  /* T.81 B.2.3 */
-    MAX_SCANS = 500,      /* real files have about 10 */
-    MAX_VISITS = 1 << 28, /* of blocks in all scans: some seconds, 8 times the largest picture */
-    SMOOTHED = 10         /* DC and the AC coefficients without which libjpeg-turbo smooths */
+    MAX_MCU_BLOCKS = 10,   /* T.81 B.2.3 */
+    MAX_SCANS = 500,       /* real files have about 10 */
+    FREE_VISITS = 1 << 22, /* of blocks in all scans: below a second, or as the file's length */
+    BYTE_VISITS = 64,
+    SMOOTHED = 10 /* DC and the AC coefficients without which libjpeg-turbo smooths */
 };
 
 typedef struct HuffmanTable {
@@ -256,7 +257,7 @@ static void read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
     for (size_t i = 0; i < j->in_scan; i++) {
         j->visits += j->scan[i]->blocks_wide * j->scan[i]->blocks_high;
     }
-    if (++j->scans > MAX_SCANS || j->visits > MAX_VISITS) {
+    if (++j->scans > MAX_SCANS || j->visits > FREE_VISITS + BYTE_VISITS * j->size) {
         fail(STATUS_INPUT, "%s: JPEG: too many scans (%zu) for its size", j->name, j->scans);
     }
 }

@@ -47,6 +47,9 @@ REFSAE_NORETURN static void parse_fail(const Parser *p, const char *at, const ch
         memcpy(found + 1, at, step);
         found[step + 1] = '\'';
         found[step + 2] = 0;
+        if (*at == 0) {
+            memcpy(found, "U+0000", 7);
+        }
     }
     fail(STATUS_INPUT, "%s: line %zu, column %zu: expected %s, found %s", p->name, line,
          (size_t)(at - line_start) + 1, expected, found);
@@ -475,7 +478,12 @@ const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line
         }
         (*line)++;
         if (!blank) {
-            return json_parse(arena, text, length, arena_format(arena, "%s:%zu", name, *line));
+            const char *place = arena_format(arena, "%s:%zu", name, *line);
+            const Json *value = json_parse(arena, text, length, place);
+            if (value->kind != JSON_OBJECT) {
+                fail(STATUS_INPUT, "%s: expected an object", place);
+            }
+            return value;
         }
         length = 0;
     }

@@ -21,7 +21,7 @@ enum {
     OPCODES_MOST = 1 << 24,
     VALUES_MOST = 1 << 21,
     MEMO_MOST = 1 << 22,
-    STEPS_MOST = 1 << 22,    /* of the walk */
+    VISITS_MOST = 4,         /* of the walk, to each object on average */
     DEPTH_MOST = 32,         /* of dicts in dicts */
     NAME_MOST = 1024,        /* bytes of a tensor's name */
     PICKLE_MOST = 256 << 20, /* bytes */
@@ -503,7 +503,7 @@ typedef struct Walk {
     Arena *scratch;
     const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
     uint64_t budget;                /* bytes that copies may still take */
-    size_t steps;
+    size_t steps;                   /* that the walk may still take */
     char name[NAME_MOST + 1];
 } Walk;
 
@@ -662,7 +662,7 @@ static bool is_state_dict(const Value *key, const Value *value) {
 
 /* Adds the tensors below `value`, whose name is w->name[0 .. length). */
 static void walk(Walk *w, const Value *value, size_t length, int depth) {
-    if (w->steps++ == STEPS_MOST || depth == DEPTH_MOST) {
+    if (w->steps-- == 0 || depth == DEPTH_MOST) {
         fail(STATUS_INPUT, "%s: data.pkl: objects nested too deep or too often", w->path);
     }
     if (value->kind == VALUE_TENSOR) {
@@ -754,6 +754,7 @@ void pickle_read(TensorStore *store, const Zip *zip, size_t file_size, const cha
     if (object->kind == VALUE_TENSOR) {
         alone = (size_t)snprintf(w->name, sizeof w->name, "tensor");
     }
+    w->steps = VISITS_MOST * pickle.values;
     walk(w, object, alone, 0);
     arena_free(scratch);
 }

@@ -248,11 +248,17 @@ static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
     return count;
 }
 
+/* The length of the schedule. */
+static size_t train_steps(const TrainOptions *o, size_t usable) {
+    size_t per_step = o->batch * o->accumulate;
+    return o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
+}
+
 /* Looks at each example once: how many can be used, on which without --steps the length of the
  * schedule depends, and whether --tokens leaves them something to predict. */
 static void train_count(Trainer *t) {
     const TrainOptions *o = t->options;
-    size_t usable = 0, unanswered = 0, per_step = o->batch * o->accumulate;
+    size_t usable = 0, unanswered = 0;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
     for (size_t i = 0; i < t->data.count; i++) {
         Sequence sequence;
@@ -279,7 +285,7 @@ static void train_count(Trainer *t) {
                      unanswered, usable, o->tokens);
     }
     t->state.usable = usable;
-    t->state.steps = o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
+    t->state.steps = train_steps(o, usable);
 }
 
 /* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
@@ -355,7 +361,8 @@ static void checkpoint_read(Trainer *t) {
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
     if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
-        s->position > s->examples || s->examples != t->data.count) {
+        s->position > s->examples || s->examples != t->data.count || s->usable > s->examples ||
+        s->steps != train_steps(t->options, (size_t)s->usable)) {
         fail(STATUS_INPUT, "%s: its step numbers contradict each other", store.path);
     }
     size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit};

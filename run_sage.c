@@ -464,6 +464,9 @@ static void read_cross(SageRun *r, SageCross *cross, const Json *nodes) {
     const char *path = r->options->cross_sections;
     cross->nodes = arena_alloc(r->arena, nodes->length, sizeof(size_t));
     for (const Json *node = nodes->child; node != NULL; node = node->next) {
+        if (node->kind != JSON_OBJECT) {
+            fail(STATUS_INPUT, "%s: '%s' has a node that is no object", path, cross->name);
+        }
         size_t place = read_node(r, node);
         for (size_t i = 0; i < cross->n_nodes; i++) {
             if (cross->nodes[i] == place) {
@@ -477,6 +480,10 @@ static void read_cross(SageRun *r, SageCross *cross, const Json *nodes) {
     }
 }
 
+enum {
+    CROSS_MOST = 1024
+};
+
 /* --cross-sections: NAME: {"nodes": [...]}, as sage.json has them too. */
 static void read_cross_sections(SageRun *r) {
     SageResult *result = &r->result;
@@ -484,8 +491,8 @@ static void read_cross_sections(SageRun *r) {
     const Json *file = json_read_file(r->arena, path),
                *list = json_member(file, "cross_sections", JSON_OBJECT);
     list = list != NULL ? list : file;
-    if (!json_is(list, JSON_OBJECT) || list->length == 0) {
-        fail(STATUS_INPUT, "%s: expected cross-sections by name", path);
+    if (!json_is(list, JSON_OBJECT) || list->length == 0 || list->length > CROSS_MOST) {
+        fail(STATUS_INPUT, "%s: expected 1 to %d cross-sections by name", path, CROSS_MOST);
     }
     result->cross = arena_alloc(r->arena, list->length, sizeof(SageCross));
     for (const Json *member = list->child; member != NULL; member = member->next) {

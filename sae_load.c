@@ -441,7 +441,9 @@ static Weight matrix_load(const Sae *sae, const char *name, size_t rows, size_t 
 
 static void sizes_check(const Sae *sae) {
     if (sae->d_in == 0 || sae->d_sae == 0 || sae->d_sae > UINT32_MAX) {
-        fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu", sae->path, sae->d_in, sae->d_sae);
+        fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu",
+             sae->store.settings != NULL ? sae->store.settings : sae->store.path, sae->d_in,
+             sae->d_sae);
     }
 }
 
@@ -701,7 +703,7 @@ static void sparsify_load(SaeFound *c) {
     sae->architecture = "topk";
     sae->subtract_b_dec = true;
     sae->k = size_setting(cfg, "k", 32);
-    sae->d_in = size_setting(cfg, "d_in", 0);
+    sae->d_in = size_needed(cfg, "d_in");
     sae->d_sae = size_setting(cfg, "num_latents", 0);
     if (sae->d_sae == 0) {
         sae->d_sae = size_product(sae->d_in, size_setting(cfg, "expansion_factor", 32));

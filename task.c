@@ -17,6 +17,12 @@ static const SageAttribute task_keys = {
 static const SageAttribute split_keys = {.values = (const char *[]){"train", "test"}, .count = 2};
 static const SageAttribute answer_keys = {.values = (const char *[]){"of", "map"}, .count = 2};
 
+enum {
+    ATTRIBUTES_MOST = 32,
+    TEXTS_MOST = 4096,   /* values of one, or fillers for one slot */
+    TRIED_MOST = 1 << 18 /* values, each in every template */
+};
+
 static bool same_name(const char *name, const char *text, size_t length) {
     return strlen(name) == length && memcmp(name, text, length) == 0;
 }
@@ -60,8 +66,9 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
         good = json_is(v, JSON_STRING) && v->length > 0 && strlen(v->text) == v->length;
         out.values[out.count++] = v->text;
     }
-    if (!good) {
-        fail(STATUS_INPUT, "%s: expected a list of texts in '%s'", task->file, name);
+    if (!good || list->length > TEXTS_MOST) {
+        fail(STATUS_INPUT, "%s: expected a list of 1 to %d texts in '%s'", task->file, TEXTS_MOST,
+             name);
     }
     return out;
 }
@@ -132,6 +139,9 @@ static void read_attributes(SageTask *task) {
     const char **names = read_names(task, "attributes", &task->n_attributes);
     const char *form = json_text(task->json, "form", NULL);
     const Json *list = json_get(task->json, "attributes")->child;
+    if (task->n_attributes > ATTRIBUTES_MOST) {
+        json_refuse(task->json, "attributes", "at most 32");
+    }
     task->attributes = arena_alloc(task->arena, task->n_attributes, sizeof(SageAttribute));
     for (size_t i = 0; i < task->n_attributes; i++, list = list->next) {
         task->attributes[i] = read_texts(task, list, names[i]);
@@ -535,7 +545,15 @@ static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokeniz
 }
 
 static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
-    size_t room = 0;
+    size_t room = 0, templates = task->templates[SAGE_TRAIN]->length, values = 0;
+    templates += task->templates[SAGE_TEST]->length;
+    for (size_t a = 0; a < task->n_attributes; a++) {
+        values += task->attributes[a].count;
+    }
+    if (values * templates > TRIED_MOST) {
+        fail(STATUS_INPUT, "%s: %zu values in %zu templates are too many to try: at most 2^18",
+             task->file, values, templates);
+    }
     Arena *scratch = arena_new();
     for (size_t a = 0; a < task->n_attributes; a++) {
         SageAttribute *attribute = &task->attributes[a];
@@ -597,25 +615,34 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
 
 /* ---- prompts ---- */
 
+static int compare_ids(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
 /* A token that is right and wrong at once stands on both sides of the metric, one that is right
  * twice has twice its probability. changed: the attribute of a counterfactual. */
 static void check_apart(const char *where, const char *text, const char *changed,
                         const SageForm *form) {
     size_t n = form->n_answer + form->n_wrong;
+    Arena *scratch = arena_new();
+    int64_t *sorted = arena_alloc(scratch, n, sizeof *sorted); /* 2 id, and 1 more if wrong */
     for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j < i; j++) {
-            int32_t a = i < form->n_answer ? form->answer[i] : form->wrong[i - form->n_answer],
-                    b = j < form->n_answer ? form->answer[j] : form->wrong[j - form->n_answer];
-            if (a == b) {
-                fail(STATUS_INPUT, "%s: the prompt '%.100s'%s%s has token %d as %s", where, text,
-                     changed != NULL ? " with another " : "", changed != NULL ? changed : "",
-                     (int)a,
-                     i < form->n_answer    ? "answer twice"
-                     : j >= form->n_answer ? "wrong twice"
-                                           : "answer and as wrong");
-            }
+        sorted[i] = i < form->n_answer ? 2 * (int64_t)form->answer[i]
+                                       : 2 * (int64_t)form->wrong[i - form->n_answer] + 1;
+    }
+    qsort(sorted, n, sizeof *sorted, compare_ids);
+    for (size_t i = 1; i < n; i++) {
+        if (sorted[i - 1] / 2 == sorted[i] / 2) {
+            fail(STATUS_INPUT, "%s: the prompt '%.100s'%s%s has token %d as %s", where, text,
+                 changed != NULL ? " with another " : "", changed != NULL ? changed : "",
+                 (int)(sorted[i] / 2),
+                 sorted[i - 1] != sorted[i] ? "answer and as wrong"
+                 : sorted[i] % 2 != 0       ? "wrong twice"
+                                            : "answer twice");
         }
     }
+    arena_free(scratch);
 }
 
 /* What holds of every prompt, drawn or read; where: the file that it is from. */

@@ -188,7 +188,8 @@ static const Json *header_field(const Tensor *tensor, const Json *entry, const c
         found = strcmp(c->key, key) == 0 ? c : found;
     }
     if (!json_is(found, kind)) {
-        tensor_fail(tensor, "%s is missing", key);
+        tensor_fail(tensor, "%s is missing or no %s", key,
+                    kind == JSON_STRING ? "string" : "array");
     }
     return found;
 }
@@ -352,6 +353,7 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
     if (start > size) {
         tensor_fail(&tensor, "not an npy file");
     }
+    what = arena_format(scratch, "%s: npy header", what);
     const Json *header = npy_header(scratch, (const char *)data + text, start - text, what);
     const Json *order = json_get(header, "fortran_order"), *shape = json_get(header, "shape");
     const char *descr = json_text(header, "descr", NULL);

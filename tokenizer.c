@@ -25,11 +25,12 @@
 
 enum {
     DIRECT_CODES = 0x10000, /* characters whose id is looked up in an array */
-    REPLACEMENT_MOST = 16,  /* bytes of what a Replace puts */
-    SETTING_MOST = 1 << 24, /* tokens that truncation leaves or padding makes */
+    REPLACEMENT_MOST = 4,   /* bytes of what a Replace puts: a character */
+    SETTING_MOST = 1 << 20, /* tokens that truncation leaves or padding makes */
     WORD_CUT = 64,          /* bytes; longer words are cut where no merge can reach across */
     CACHE_WORD = 128,       /* bytes; longer pieces are not remembered */
-    CACHE_MOST = 1 << 16
+    CACHE_MOST = 1 << 16,
+    SPECIAL_MOST = 64 /* ids that the post-processor adds on either side */
 };
 #define NONE 0xFFFFFFFFu /* no id, no position */
 
@@ -988,7 +989,7 @@ static String read_pattern(const Tokenizer *t, const Json *part) {
 static String read_replacement(const Tokenizer *t, const Json *part) {
     String text = read_string(t, part, "content");
     if (text.length > REPLACEMENT_MOST) {
-        json_refuse(part, "content", "at most 16 bytes");
+        json_refuse(part, "content", "at most 4 bytes");
     }
     return text;
 }
@@ -1085,6 +1086,9 @@ static void load_decoder(Tokenizer *t, const Json *root) {
 
 static void add_ids(const Tokenizer *t, Ids *ids, const Json *special) {
     const Json *list = json_need(special, "ids", JSON_ARRAY);
+    if (list->length > SPECIAL_MOST - ids->count) {
+        json_refuse(special, "ids", "at most 64 ids before the text and 64 after it");
+    }
     uint32_t *longer = arena_alloc(t->arena, ids->count + list->length, sizeof *longer);
     for (size_t i = 0; i < ids->count; i++) {
         longer[i] = ids->list[i];

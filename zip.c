@@ -560,6 +560,10 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
         entry += size;
         left -= size;
     }
+    if (left != 0) {
+        fail(STATUS_INPUT, "%s: a zip whose directory holds more than the %zu members it counts",
+             path, count);
+    }
     qsort(members, count, sizeof *members, compare_places);
     for (size_t i = 1; i < count; i++) {
         if (members[i].begin < members[i - 1].end) {

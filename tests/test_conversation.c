@@ -64,13 +64,13 @@ Test(conversation, what_is_none_is_refused) {
         {"{\"conversations\":[{\"from\":\"system\",\"value\":\"q\"}]}", "'system'"},
         {"{\"conversations\":[{\"from\":\"human\",\"value\":3}]}", "no text"},
         {"{\"conversations\":[{\"from\":\"human\"}]}", "no text"},
-        {"{\"conversations\":[3]}", "'?'"},
+        {"{\"conversations\":[3]}", "a turn from human or gpt"},
     };
     Arena *arena = arena_new();
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         Error error;
         arena_reset(arena);
-        const Json *value = json_parse(arena, bad[i][0], strlen(bad[i][0]), "data");
+        const Json *value = json_parse(arena, bad[i][0], strlen(bad[i][0]), "data.json");
         ATTEMPT(&error, (void)conversation_parse(arena, value, "data.json"));
         cr_assert_eq(error.status, STATUS_INPUT, "%s", bad[i][0]);
         cr_assert_not_null(strstr(error.text, bad[i][1]), "%s: %s", bad[i][0], error.text);

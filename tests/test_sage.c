@@ -797,8 +797,8 @@ Test(sage, a_file_of_cross_sections_is_refused_with_a_sentence) {
                  {"{\"C\": {\"nodes\": []}}", "given.json: 'C' has no nodes"},
                  {"{\"C\": {}}", "'nodes': expected an array, found nothing"},
                  {"{\"C\": []}", "'C': expected an object, found an array"},
-                 {"{}", "given.json: expected cross-sections by name"},
-                 {"[]", "given.json: expected cross-sections by name"},
+                 {"{}", "given.json: expected 1 to 1024 cross-sections by name"},
+                 {"[]", "given.json: expected 1 to 1024 cross-sections by name"},
                  {"{\"cross_sections\": []}", "'cross_sections': expected an object"},
                  {"{\"C\": ", "given.json: "}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

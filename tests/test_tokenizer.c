@@ -328,8 +328,8 @@ Test(tokenizer, refuses_by_name) {
         {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" +\"},\"content\":\"\"}}",
          "expression ' +'"},
         {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
-         "\"content\":\"seventeen letters\"}}",
-         "'content': expected at most 16 bytes"},
+         "\"content\":\"five!\"}}",
+         "'content': expected at most 4 bytes"},
         {"{\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\"}}", "Metaspace"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":1}}", "add_prefix_space"},
         {"{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
