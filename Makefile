@@ -11,7 +11,7 @@ SAN     ?=
 
 WARN    := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
 CFLAGS  ?=
-ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
+ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
 
 ifndef OPENMP
 OPENMP := $(shell mkdir -p $(BUILD) && echo 'int main(void) { return omp_get_max_threads() < 1; }' | \

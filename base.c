@@ -1,5 +1,4 @@
 /* base.c: see base.h. */
-#define _FILE_OFFSET_BITS 64
 #define _XOPEN_SOURCE 700 /* realpath */
 #define _DARWIN_C_SOURCE  /* flock */
 #include "base.h"
@@ -128,6 +127,18 @@ size_t size_product(size_t a, size_t b) {
         fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
     }
     return product;
+}
+
+/* ---- the order of bytes ---- */
+
+const void *little_elements(Arena *arena, const void *data, size_t size, size_t count) {
+    const uint16_t one = 1;
+    if (*(const unsigned char *)&one == 1 || size < 2 || count == 0) {
+        return data;
+    }
+    void *copy = arena_alloc(arena, count, size);
+    little_copy(copy, data, size, count);
+    return copy;
 }
 
 /* ---- arenas ---- */

@@ -146,7 +146,7 @@ static void tell_left_out(const Console *console, const LeftOut *out, const char
 
 /* ---- training ---- */
 
-typedef struct TrainRow {
+typedef struct TrainRow { /* of members of 8 bytes: a checkpoint holds it */
     double loss, lr;
     uint64_t epoch, tokens;
 } TrainRow;
@@ -198,7 +198,7 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
     if (t->skip[index]) {
         return false;
     }
-    const Json *element = json_array_read(&t->data, index, t->examples);
+    const Json *element = json_array_read(&t->data, (size_t)index, t->examples);
     Conversation conversation = conversation_parse(t->examples, element, t->options->data);
     t->skip[index] = 1;
     if (conversation.image == NULL) {
@@ -279,7 +279,9 @@ static void train_count(Trainer *t) {
                      unanswered, usable, o->tokens);
     }
     t->state.usable = usable;
-    t->state.steps = o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
+    t->state.steps = o->steps > 0
+                         ? o->steps
+                         : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
 
 /* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
@@ -310,11 +312,11 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
         size_t count = i % 2 == 0 ? shape[0] * shape[1] : shape[0];
-        tensor_writer_data(w, part_data(t, i), count * sizeof(float));
+        tensor_writer_data(w, part_data(t, i), sizeof(float), count);
     }
-    tensor_writer_data(w, &t->state, sizeof t->state);
-    tensor_writer_data(w, t->settings, strlen(t->settings));
-    tensor_writer_data(w, t->rows, steps * sizeof(TrainRow));
+    tensor_writer_data(w, &t->state, sizeof(uint64_t), CHECKPOINT_NUMBERS);
+    tensor_writer_data(w, t->settings, 1, strlen(t->settings));
+    tensor_writer_data(w, t->rows, 8, steps * sizeof(TrainRow) / 8);
     tensor_writer_commit(w);
 }
 
@@ -354,7 +356,7 @@ static void checkpoint_read(Trainer *t) {
     settings_compare(t, arena_copy(scratch, settings->data, settings->count), store.path);
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
-    if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
+    if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 || s->steps > SIZE_MAX ||
         s->position > s->examples || s->examples != t->data.count) {
         fail(STATUS_INPUT, "%s: its step numbers contradict each other", store.path);
     }
@@ -364,7 +366,7 @@ static void checkpoint_read(Trainer *t) {
         weight_widen(part_data(t, i), (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
     }
     train_rows(t);
-    memcpy(t->rows, rows->data, rows->shape[0] * sizeof(TrainRow));
+    little_copy(t->rows, rows->data, 8, rows->count / 8);
     arena_free(scratch);
 }
 
@@ -388,8 +390,12 @@ static const char *llm_digest(Trainer *t) {
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
         sizes[i] = tensor->count * dtype_size(tensor->dtype);
-        parts[2 * i] = (FileMap){(const unsigned char *)&sizes[i], sizeof *sizes};
-        parts[2 * i + 1] = (FileMap){tensor->data, sizes[i] < 4096 ? sizes[i] : 4096};
+        size_t element = dtype_size(tensor->dtype),
+               head = sizes[i] < 4096 ? (size_t)sizes[i] : 4096;
+        parts[2 * i] = (FileMap){little_elements(scratch, &sizes[i], sizeof *sizes, 1),
+                                 sizeof *sizes};
+        parts[2 * i + 1] = (FileMap){
+            little_elements(scratch, tensor->data, element, head / size_larger(element, 1)), head};
     }
     const char *digest = map_digest(t, parts, 2 * store->count);
     arena_free(scratch);

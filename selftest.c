@@ -132,7 +132,7 @@ static char **draw_file(char **lines, uint64_t stream) {
             float x = mean + spread * normals[k % 2];
             uint16_t half = narrow(x, dtype);
             tensor_writer_data(writer, dtype == DTYPE_F32 ? (void *)&x : (void *)&half,
-                               dtype == DTYPE_F32 ? sizeof x : sizeof half);
+                               dtype_size(dtype), 1);
         }
     }
     tensor_writer_commit(writer);
@@ -169,7 +169,9 @@ static void run_functions(void) {
             memcpy(&x, &bits, sizeof x);
             y = functions[f](x);
             if (y == y) { /* the bits of a NaN are its own */
-                fwrite(&y, sizeof y, 1, file->stream);
+                unsigned char bytes[sizeof y];
+                little_copy(bytes, &y, sizeof y, 1);
+                fwrite(bytes, sizeof y, 1, file->stream);
             }
         }
     }

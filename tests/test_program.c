@@ -386,7 +386,7 @@ static void write_integers(const char *name, Dtype dtype, uint64_t value) {
     const size_t shape[1] = {1};
     TensorWriter *writer = tensor_writer_open(path_join(arena, folder, name));
     tensor_writer_declare(writer, "x", dtype, 1, shape);
-    tensor_writer_data(writer, &value, sizeof value);
+    tensor_writer_data(writer, &value, sizeof value, 1);
     tensor_writer_commit(writer);
     arena_free(arena);
 }
@@ -499,7 +499,7 @@ static void put_saes(const char *name, bool centred, const char *settings) {
             tensor_writer_declare(writer, names[i], DTYPE_F32, i < 2 ? 2 : 1, shapes[i]);
         }
         for (size_t i = 0; i < 4; i++) {
-            tensor_writer_data(writer, data[i], shapes[i][0] * shapes[i][1] * sizeof(float));
+            tensor_writer_data(writer, data[i], sizeof(float), shapes[i][0] * shapes[i][1]);
         }
         tensor_writer_commit(writer);
     }
