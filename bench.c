@@ -59,7 +59,7 @@ static double limit_multiply(Bench *bench, const Item *item) {
     size_t operations;
     compute_parallel(bench->compute, (size_t)item->threads, multiply_body, bench);
     bench->sink = limits(bench)->limit_multiply(1, &operations);
-    return LIMIT_ROUNDS * (double)operations * item->threads;
+    return (double)LIMIT_ROUNDS * (double)operations * item->threads;
 }
 
 static void read_body(void *user, size_t i, int thread) {
@@ -87,7 +87,7 @@ static void multiply(Bench *bench, const unsigned char *weights, Dtype dtype, bo
 
 static double product(Bench *bench, const Item *item) {
     multiply(bench, bench->weights, item->dtype, item->variant != 0, TOKENS);
-    return 2.0 * TOKENS * D_MLP * D_MODEL;
+    return 2.0 * (double)((size_t)TOKENS * D_MLP * D_MODEL);
 }
 
 /* One token through all of the weights; the bytes that had to be read. */
@@ -113,7 +113,7 @@ static double attention_scores(Bench *bench, const Item *item) {
         p[h].a_row = HEADS * D_HEAD;
     }
     product_run(bench->compute, p, HEADS);
-    return 2.0 * HEADS * TOKENS * TOKENS * D_HEAD;
+    return 2.0 * (double)((size_t)HEADS * TOKENS * TOKENS * D_HEAD);
 }
 
 typedef struct FunctionRun {

@@ -566,7 +566,7 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
                               ? 1
                               : (wanted + count * blocks - 1) / (count * blocks);
     ProductRun job = {compute, products, blocks * splits, splits};
-    run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
+    run_pieces(compute, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body, &job);
 }
 
 void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
