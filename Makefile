@@ -1,12 +1,22 @@
 # refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads (as does a
 # compiler that has no OpenMP), SIMD=no without vector kernels. make check runs the tests without Criterion.
 
+# SMALL=1: for machines with little (PORTING.md): no threads, vector kernels or maps; static, stripped.
+ifdef SMALL
+BUILD   ?= build-small
+PROGRAM ?= $(BUILD)/refsae
+OPENMP  ?= no
+SIMD    ?= no
+SMALLER := -DREFSAE_NO_MMAP -ffunction-sections
+LDFLAGS ?= -static -s -Wl,--gc-sections
+endif
+
 CC      ?= cc
 BUILD   ?= build
 PREFIX  ?= /usr/local
 PROGRAM ?= refsae
 DEMO    ?= demo
-OPT     ?= -O2
+OPT     ?= $(if $(SMALL),-Os,-O2)
 SAN     ?=
 
 WARN    := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
@@ -14,7 +24,7 @@ CFLAGS  ?=
 DEPS    ?= -MMD -MP
 # What the compiler says of its target; -m32 and the like count.
 MACROS  := $(shell $(CC) $(CFLAGS) -E -dM -x c /dev/null | awk '{ print $$2 }')
-ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
+ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(OPT) $(SMALLER) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
 
 ifndef OPENMP
 OPENMP := $(shell mkdir -p $(BUILD) && echo 'int main(void) { return omp_get_max_threads() < 1; }' | \
