@@ -392,6 +392,10 @@ static size_t block_rows(void) {
 
 void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
     *compute = (Compute){.threads = 1};
+    volatile double near_one = 1.0 + 0x1p-52;
+    if (fma(near_one, near_one, -(1.0 + 0x1p-51)) != 0x1p-104) { /* as a libm without it may */
+        fail(STATUS_RESOURCE, "this machine's fma rounds the product: build with make FMA=own");
+    }
     bool usable, known = false;
     const KernelSet *set;
     for (size_t i = 0; compute->set == NULL && (set = kernel_set_at(i, &usable)) != NULL; i++) {

@@ -279,9 +279,8 @@ static void train_count(Trainer *t) {
                      unanswered, usable, o->tokens);
     }
     t->state.usable = usable;
-    t->state.steps = o->steps > 0
-                         ? o->steps
-                         : size_product(o->epochs, (usable + per_step - 1) / per_step);
+    t->state.steps =
+        o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
 
 /* ---- checkpoints: everything that the rest of the run depends on, in one safetensors file ---- */
@@ -392,8 +391,8 @@ static const char *llm_digest(Trainer *t) {
         sizes[i] = tensor->count * dtype_size(tensor->dtype);
         size_t element = dtype_size(tensor->dtype),
                head = sizes[i] < 4096 ? (size_t)sizes[i] : 4096;
-        parts[2 * i] = (FileMap){little_elements(scratch, &sizes[i], sizeof *sizes, 1),
-                                 sizeof *sizes};
+        parts[2 * i] =
+            (FileMap){little_elements(scratch, &sizes[i], sizeof *sizes, 1), sizeof *sizes};
         parts[2 * i + 1] = (FileMap){
             little_elements(scratch, tensor->data, element, head / size_larger(element, 1)), head};
     }
@@ -942,6 +941,14 @@ static void scan_example(Analysis *a, size_t index) {
     a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
 }
 
+static void scan_or_leave_out(Analysis *a, size_t index) {
+    Error cause;
+    ATTEMPT(&cause, scan_example(a, index));
+    if (cause.status != STATUS_OK) {
+        leave_out(&a->left_out, a->arena, a->options->strict, &cause);
+    }
+}
+
 static void scan(Analysis *a) {
     size_t n = a->options->examples < a->data.count ? a->options->examples : a->data.count;
     size_t d = a->vlm.llm.config.d_model;
@@ -952,11 +959,7 @@ static void scan(Analysis *a) {
                            .d_model = d};
     Progress progress = progress_start("reading", "examples", 0, n, a->result.console->quiet);
     for (size_t i = 0; i < n; i++) {
-        Error cause;
-        ATTEMPT(&cause, scan_example(a, i));
-        if (cause.status != STATUS_OK) {
-            leave_out(&a->left_out, a->arena, a->options->strict, &cause);
-        }
+        scan_or_leave_out(a, i);
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);

@@ -223,8 +223,8 @@ static Extent safetensors_tensor(TensorStore *store, const Json *entry, const un
             tensor_fail(&tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
                         extent.end - extent.begin);
         }
-        tensor.data = little_elements(store->arena, data + extent.begin,
-                                      dtype_size(tensor.dtype), tensor.count);
+        tensor.data = little_elements(store->arena, data + extent.begin, dtype_size(tensor.dtype),
+                                      tensor.count);
     }
     extent.name = tensor.name = arena_copy(store->arena, entry->key, entry->key_length);
     tensors_add(store, &tensor);
@@ -384,8 +384,8 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
         tensor_gather(&tensor, strides, store->arena);
     }
     if (tensor.dtype != DTYPE_OTHER) {
-        tensor.data = little_elements(store->arena, tensor.data, dtype_size(tensor.dtype),
-                                      tensor.count);
+        tensor.data =
+            little_elements(store->arena, tensor.data, dtype_size(tensor.dtype), tensor.count);
     }
     tensors_add(store, &tensor);
     arena_free(scratch);

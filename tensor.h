@@ -40,7 +40,8 @@ typedef struct Tensor {
     size_t count; /* product of shape */
 } Tensor;
 
-/* Every tensor of a checkpoint. Data stays in the mapped file where that has its order of bytes; all of it goes with the arena. */
+/* Every tensor of a checkpoint. Data stays in the mapped file where that has its order of bytes;
+ * all of it goes with the arena. */
 typedef struct TensorStore {
     Tensor *tensors; /* sorted by name (strcmp) */
     size_t count, room;

@@ -304,6 +304,16 @@ Test(program, options_that_cannot_hold) {
     }
 }
 
+/* Ten times as many steps as memory has addresses must not become fewer. */
+Test(program, numbers_beyond_the_machine) {
+    char expected[80];
+    cr_assert_eq(run("", "train " TOY " --out @/o --steps %zu0", SIZE_MAX), 2);
+    snprintf(expected, sizeof expected, "--steps %zu0: expected at most %zu", SIZE_MAX, SIZE_MAX);
+    one_sentence(expected);
+    cr_assert_eq(run("", "train " TOY " --out @/o --steps 1 --threads 1025"), 2);
+    one_sentence("--threads 1025: expected at most 1024");
+}
+
 Test(program, info_and_dump_of_pytorch_files) {
     cr_assert_eq(run("", "info tests/golden/pth/projector_module.pth tests/golden/pth/all_2.pt"),
                  0);
