@@ -180,6 +180,10 @@ demo: $(PROGRAM)
 	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted $(DEMO)/sage-merged
 	@echo "look at $(DEMO)/report.html"
 
+# The table of BITS.md, from what compilers and emulators this machine has.
+bits:
+	sh tests/bits.sh
+
 bench: $(PROGRAM)
 	./$(PROGRAM) bench
 
@@ -208,7 +212,7 @@ $(BUILD)/prove: $(BUILD)/prove.o $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lmpfr -lm
 
 clean:
-	rm -rf $(BUILD) $(PROGRAM) $(DEMO)
+	rm -rf $(BUILD) $(PROGRAM) $(DEMO) build-bits
 
 MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 -include $(wildcard $(BUILD)/*.d)
@@ -216,4 +220,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install uninstall prove clean
+.PHONY: all test check deps demo bits bench install uninstall prove clean

@@ -916,12 +916,11 @@ OutFile *out_open(const char *path) {
         file = open(path, O_WRONLY | O_CLOEXEC);
     } else {
         /* A symbolic link stays one: its target is what gets replaced. */
-        char *target = realpath(path, NULL);
+        const char *target = path_real(arena, path);
         if (target == NULL && errno != ENOENT) {
             fail_errno(errno, path, "cannot write");
         }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
-        free(target);
         remove_abandoned(arena, out->path);
         file = open_temporary(out);
     }
@@ -1051,6 +1050,14 @@ char *path_parent(Arena *arena, const char *path) {
     const char *slash = strrchr(path, '/');
     return slash == NULL ? arena_copy(arena, ".", 1)
                          : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
+}
+
+char *path_real(Arena *arena, const char *path) {
+    char *real = realpath(path, NULL);
+    if (real != NULL) {
+        arena_defer(arena, free, real);
+    }
+    return real;
 }
 
 static int compare_names(const void *a, const void *b) {

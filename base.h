@@ -236,6 +236,7 @@ void out_folder(Arena *arena, const char *path);
 /* "directory/name" in the arena, or name itself if it is absolute. */
 char *path_join(Arena *arena, const char *directory, const char *name);
 char *path_parent(Arena *arena, const char *path); /* the folder that a file is in */
+char *path_real(Arena *arena, const char *path);   /* without links; NULL, errno: cannot be told */
 /* Names in a directory in strcmp order, without . and .. */
 char **path_list(Arena *arena, const char *directory, size_t *count);
 

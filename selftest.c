@@ -9,9 +9,9 @@
 #include "run_sage.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "selftest_files.h"
@@ -284,8 +284,8 @@ static void compare(bool json, FILE *out) {
     }
 }
 
-static void run_inside(const Compute *compute, const char *path, int back, bool json, FILE *out) {
-    if (back < 0 || chdir(path) != 0) {
+static void run_inside(const Compute *compute, const char *path, bool json, FILE *out) {
+    if (chdir(path) != 0) {
         fail(STATUS_RESOURCE, "selftest: %s: %s", path, strerror(errno));
     }
     write_files();
@@ -294,23 +294,35 @@ static void run_inside(const Compute *compute, const char *path, int back, bool 
     compare(json, out);
 }
 
-void selftest_run(const Compute *compute, bool json, FILE *out) {
+/* A folder of our own below TMPDIR; its name is `size` bytes at most. */
+static void make_world(char *path, size_t size) {
     const char *base = getenv("TMPDIR");
-    char path[4096];
-    int n = snprintf(path, sizeof path, "%s/refsae-selftest-XXXXXX",
-                     base != NULL && base[0] != '\0' ? base : "/tmp");
-    if (n < 0 || (size_t)n >= sizeof path || mkdtemp(path) == NULL) {
-        fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)",
-             base != NULL ? base : "/tmp", strerror(errno));
+    base = base != NULL && base[0] != '\0' ? base : "/tmp";
+    int made = -1;
+    errno = EEXIST;
+    for (int n = 0; made != 0 && errno == EEXIST && n < 10000; n++) {
+        int length = snprintf(path, size, "%s/refsae-selftest-%d", base, n);
+        bool fits = length >= 0 && (size_t)length < size;
+        errno = fits ? 0 : ENAMETOOLONG;
+        made = fits ? mkdir(path, 0700) : -1;
     }
+    if (made != 0) {
+        fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)", base,
+             strerror(errno));
+    }
+}
+
+void selftest_run(const Compute *compute, bool json, FILE *out) {
+    char path[4096], back[4096];
     Error error, ignored;
-    int back = open(".", O_RDONLY); /* inside the folder every path is the same on every machine */
-    ATTEMPT(&error, run_inside(compute, path, back, json, out));
-    if (back >= 0 && fchdir(back) != 0 && error.status == STATUS_OK) {
-        ATTEMPT(&error, fail(STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno)));
+    if (getcwd(back, sizeof back) == NULL) {
+        fail(STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno));
     }
-    if (back >= 0) {
-        close(back);
+    make_world(path, sizeof path);
+    /* inside the folder every path is the same on every machine */
+    ATTEMPT(&error, run_inside(compute, path, json, out));
+    if (chdir(back) != 0 && error.status == STATUS_OK) {
+        ATTEMPT(&error, fail(STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno)));
     }
     ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the test failed */
     if (error.status != STATUS_OK) {

@@ -83,6 +83,33 @@ narrow() {
     rm -f "$build/large.safetensors"
 }
 
+# A small build against PORTING.md: what is undefined in an object is C99's, the compiler's or in the list.
+portable() {
+    wanted "$1" && [ -x "${build:-}/refsae" ] || return 0
+    nm --defined-only "$build"/*.o | awk 'NF > 2 { print $3 }' | sort -u >"$build/defined"
+    for file in $(sed -n 's/^| `\([a-z_]*\)\.c`.*/\1/p' PORTING.md); do
+        sed -n "/^| .$file\.c/p" PORTING.md | grep -o '`[a-z_]*`' | tr -d '`' >"$build/listed"
+        nm -u "$build/$file.o" | awk '{ print $2 }' | sed 's/64$//' | sort -u >"$build/undefined"
+        while read -r word; do
+            grep -qx "$word" "$build/undefined" || complain "PORTING.md: $file.c does not call $word"
+        done <"$build/listed"
+    done
+    for object in "$build"/*.o; do
+        file=$(basename "$object" .o)
+        for word in $(nm -u "$object" | awk '{ print $2 }' | sort -u | comm -23 - "$build/defined" | sed 's/64$//'); do
+            echo " $c99 " | grep -q " $word " ||
+                sed -n "/^| .$file\.c/p" PORTING.md | grep -q "\`$word\`" ||
+                complain "PORTING.md: $file.c calls $word"
+        done
+    done
+}
+c99='abs atoi bsearch calloc ceil exit fclose feof ferror fflush fgets floor fma fmaf fmax fmin fmod fprintf fputc fputs
+fread free frexp fwrite getc getenv ldexp longjmp memchr memcmp memcpy memmove memset printf putc putchar puts qsort
+raise rename rint signal snprintf sprintf sqrt sqrtf sscanf stderr stdin stdout strcat strchr strcmp strcpy strcspn
+strerror strlen strncmp strncpy strpbrk strrchr strspn strstr strtod strtof strtok strtol strtoll strtoul strtoull trunc
+vfprintf vsnprintf setjmp isalnum tolower __errno_location _GLOBAL_OFFSET_TABLE_ __cpu_indicator_init __cpu_model'
+c99=$(echo $c99)
+
 echo "| platform | compiler | run | selftest | digest |"
 echo "|---|---|---|---|---|"
 for threads in 1 2 3 7; do
@@ -101,10 +128,11 @@ done
 platform 'x86-64 tcc' tcc 'DEPS= WARN= OPENMP=no SIMD=no'
 platform 'x86-64 SMALL' gcc 'SMALL=1'
 platform 'x86-64 SMALL musl' musl-gcc 'SMALL=1'
+portable 'x86-64 SMALL musl'
 platform 'i686 SSE2' i686-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static'
 narrow 'i686 SSE2'
 platform 'aarch64 neon' aarch64-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static' qemu-aarch64
-platform 's390x, big-endian' s390x-linux-gnu-gcc 'LDFLAGS=-static' qemu-s390x
+platform 's390x, big-endian' s390x-linux-gnu-gcc '' qemu-s390x -L /usr/s390x-linux-gnu
 platform 'powerpc, big-endian, 32 bits' powerpc-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static' qemu-ppc
 narrow 'powerpc, big-endian, 32 bits' qemu-ppc
 platform 'ppc64le' powerpc64le-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static' qemu-ppc64le
