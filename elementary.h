@@ -51,8 +51,7 @@ INLINE double double_of(uint64_t bits) {
 }
 
 #if FLT_EVAL_METHOD != 0
-#error                                                                                             \
-    "floats must be computed as floats: i386 needs -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
+#error "float is computed wider: i386 needs -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
 #endif
 
 /* Rounded once. In whole numbers and binary64, for machines whose libm has no right or no fast fma:
