@@ -28,12 +28,11 @@ platform() {
     runner=${1:-}
     how=$*
     if ! command -v ${cc%% *} >/dev/null || ! command -v ${runner:-sh} >/dev/null; then
-        echo "| $name | $cc | ${how:-natively} | not installed | |"
+        echo "| $name | ${cc%% -*} | ${how:-natively} | not installed | |"
         return 0
     fi
     build=build-bits/$(echo "$cc $arguments" | cksum | cut -d ' ' -f 1)
     make_it() { make -s CC="$cc" BUILD="$build" $arguments "$@" 1>&2; }
-    began=$(date +%s)
     if ! make_it PROGRAM="$build/refsae" "$build/refsae"; then
         complain "$name: does not build"
         return 0
@@ -41,7 +40,7 @@ platform() {
     began=$(date +%s)
     if ! "$@" "$build/refsae" selftest >"$build/lines" 2>"$build/said"; then
         case $(cat "$build/said") in
-        *'this processor has no'*) echo "| $name | $cc | ${how:-natively} | not this processor | |" ; return 0 ;;
+        *'this processor has no'*) echo "| $name | ${cc%% -*} | ${how:-natively} | not this processor | |" ; return 0 ;;
         esac
         complain "$name: $(cat "$build/said")"
         return 0
@@ -53,7 +52,7 @@ platform() {
     digest=$(sha256sum <"$build/lines" | cut -c 1-16)
     first=${first:-$digest}
     [ "$digest" = "$first" ] || complain "$name: other bytes"
-    version=$($cc --version 2>/dev/null | sed -n '1s/ *([^)]*)//gp')
+    version=$(${cc%% -*} --version 2>/dev/null | sed -n '1s/ *([^)]*)//gp')
     [ -n "$version" ] || version=$($cc -v 2>&1 | head -n 1)
     echo "| $name | $version | ${how:-natively} | $took s | $digest |"
     case $name in *musl) portable ;; esac
@@ -110,10 +109,16 @@ strerror strlen strncmp strncpy strpbrk strrchr strspn strstr strtod strtof strt
 vfprintf vsnprintf setjmp isalnum tolower __errno_location _GLOBAL_OFFSET_TABLE_ __cpu_indicator_init __cpu_model'
 c99=$(echo $c99)
 
+# setjmp there needs exceptions; signals and getpid are imitated.
+wasi='zig cc -target wasm32-wasi -mllvm -wasm-enable-sjlj -mllvm -wasm-use-legacy-eh=true -mexception-handling
+-D_WASI_EMULATED_SIGNAL -D_WASI_EMULATED_GETPID -lwasi-emulated-signal -lwasi-emulated-getpid -Wl,--stack,65536
+-Wno-unused-command-line-argument'
+wasi=$(echo $wasi)
+
 echo "| platform | compiler | run | selftest | digest |"
 echo "|---|---|---|---|---|"
 for threads in 1 2 3 7; do
-    platform "x86-64, $threads threads" gcc '' env OMP_NUM_THREADS=$threads
+    platform "x86-64, threads: $threads" gcc '' env OMP_NUM_THREADS=$threads
 done
 for isa in avx512 avx2 scalar; do
     platform "x86-64 $isa" gcc '' env REFSAE_ISA=$isa
@@ -139,4 +144,5 @@ platform 'riscv64' riscv64-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static' qemu-riscv6
 platform 'armhf VFPv4' arm-linux-gnueabihf-gcc 'CFLAGS=-mfpu=vfpv4 OPENMP=no LDFLAGS=-static' qemu-arm
 platform 'armhf' arm-linux-gnueabihf-gcc 'OPENMP=no LDFLAGS=-static' qemu-arm
 platform 'mipsel' mipsel-linux-gnu-gcc 'OPENMP=no LDFLAGS=-static' qemu-mipsel
+platform 'wasm32-wasi, 64 KB of stack' "$wasi" 'SMALL=1 LDFLAGS=tests/wasi.s' node --no-warnings tests/wasi.mjs
 exit $bad
