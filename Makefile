@@ -1,17 +1,30 @@
 # refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads (as does a
 # compiler that has no OpenMP), SIMD=no without vector kernels. make check runs the tests without Criterion.
 
+# SMALL=1: for machines with little (PORTING.md): no threads, vector kernels or maps; static, stripped.
+ifdef SMALL
+BUILD   ?= build-small
+PROGRAM ?= $(BUILD)/refsae
+OPENMP  ?= no
+SIMD    ?= no
+SMALLER := -DREFSAE_NO_MMAP -ffunction-sections
+LDFLAGS ?= -static -s -Wl,--gc-sections
+endif
+
 CC      ?= cc
 BUILD   ?= build
 PREFIX  ?= /usr/local
 PROGRAM ?= refsae
 DEMO    ?= demo
-OPT     ?= -O2
+OPT     ?= $(if $(SMALL),-Os,-O2)
 SAN     ?=
 
 WARN    := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
 CFLAGS  ?=
-ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L $(OPT) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
+DEPS    ?= -MMD -MP
+# What the compiler says of its target; -m32 and the like count.
+MACROS  := $(shell $(CC) $(CFLAGS) -E -dM -x c /dev/null | awk '{ print $$2 }')
+ALL_CFLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(OPT) $(SMALLER) -ffp-contract=off $(WARN) $(SAN) $(CFLAGS)
 
 ifndef OPENMP
 OPENMP := $(shell mkdir -p $(BUILD) && echo 'int main(void) { return omp_get_max_threads() < 1; }' | \
@@ -24,20 +37,30 @@ else
 ALL_CFLAGS += -fopenmp-simd -Wno-unknown-pragmas
 endif
 
+# Where floats would be computed as something wider.
+ifneq ($(filter __i386__,$(MACROS)),)
+ALL_CFLAGS += -msse2 -mfpmath=sse
+else ifneq ($(filter __s390x__,$(MACROS)),)
+ALL_CFLAGS += $(if $(filter __clang__,$(MACROS)),,-fexcess-precision=fast)
+endif
+
+# FMA=own: that of elementary.c, where the compiler knows no instruction (libc chooses one for x86 at run time).
+FMA     ?= $(if $(filter __FP_FAST_FMA __x86_64__ __i386__ __aarch64__,$(MACROS)),libm,own)
+ALL_CFLAGS += $(if $(filter own,$(FMA)),-DREFSAE_OWN_FMA)
+
 # SIMD=no builds without kernels_simd.c, which may also be deleted: the same bits, slower.
 SIMD    ?= $(if $(wildcard kernels_simd.c),yes,no)
 SOURCES := $(filter-out main.c kernels_simd.c,$(wildcard *.c))
 
 # The loops once more for each instruction set of this processor; -O3 vectorises across outputs. These
 # flags change no value: no code reads errno or floating-point traps.
-TARGET  := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 FAST    := -fno-math-errno -fno-trapping-math $(if $(filter -O2,$(OPT)),-O3)
 PLAIN   := -fno-tree-vectorize -fno-tree-slp-vectorize
-ifeq ($(TARGET),x86_64)
+ifeq ($(words $(filter __x86_64__ __GNUC__,$(MACROS))),2)
 ALL_CFLAGS += -DKERNELS_X86_64
 SETS    := scalar_fma
 ISAS    := avx2 avx512
-else ifeq ($(TARGET),aarch64)
+else ifneq ($(filter __aarch64__,$(MACROS)),)
 ALL_CFLAGS += -DKERNELS_AARCH64
 ISAS    := neon
 endif
@@ -59,17 +82,17 @@ $(PROGRAM): $(OBJECTS) $(BUILD)/main.o
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 $(BUILD)/%.o: %.c | $(BUILD)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) $(DEPS) -c -o $@ $<
 
 $(BUILD)/kernels.o: ALL_CFLAGS += $(FAST) $(PLAIN)
 
 # Static patterns: as implicit rules they would also make kernels.d "from" kernels.d.o.
 $(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c | $(BUILD)
-	$(CC) $(ALL_CFLAGS) $(FAST) $(FLAGS_$*) -DKERNEL_SET=kernel_set_$* -DKERNEL_SET_NAME='"$*"' -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) $(FAST) $(FLAGS_$*) -DKERNEL_SET=kernel_set_$* -DKERNEL_SET_NAME='"$*"' $(DEPS) -c -o $@ $<
 
 # x86-64 with the processor's fma instead of libm's.
 $(BUILD)/kernels.scalar_fma.o: kernels.c | $(BUILD)
-	$(CC) $(ALL_CFLAGS) $(FAST) $(PLAIN) -mfma -DKERNEL_SET=kernel_set_scalar_fma -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) $(FAST) $(PLAIN) -mfma -DKERNEL_SET=kernel_set_scalar_fma $(DEPS) -c -o $@ $<
 
 # Files as bytes, so that the program runs without any: $(call EMBED,TABLE,FOLDER,SUFFIX,FILES) prints a
 # table of {name below the folder and without the suffix, text, size}.
@@ -106,7 +129,7 @@ $(BUILD)/task.o: $(BUILD)/tasks.h
 $(BUILD)/figure.o $(BUILD)/folder.o $(BUILD)/main.o $(BUILD)/selftest.o $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 
 $(BUILD)/%.o: tests/%.c | $(BUILD)
-	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) -I. $(DEPS) -c -o $@ $<
 
 $(BUILD):
 	mkdir -p $@
@@ -138,7 +161,7 @@ fuzz:
 # The same tests without Criterion, by a header of our own.
 CHECKS  := $(patsubst tests/%.c,$(BUILD)/check.%.o,$(wildcard tests/test_*.c))
 $(BUILD)/check.%.o: tests/%.c tests/check/criterion/criterion.h | $(BUILD)
-	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check -MMD -MP -c -o $@ $<
+	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check $(DEPS) -c -o $@ $<
 
 $(BUILD)/checks: $(CHECKS) $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
@@ -177,6 +200,10 @@ demo: $(PROGRAM)
 	    $(DEMO)/sage-gpt_neox $(DEMO)/sage-gemma2 $(DEMO)/sage-planted $(DEMO)/sage-merged
 	@echo "look at $(DEMO)/report.html"
 
+# The table of BITS.md, from what compilers and emulators this machine has.
+bits:
+	sh tests/bits.sh
+
 bench: $(PROGRAM)
 	./$(PROGRAM) bench
 
@@ -205,7 +232,7 @@ $(BUILD)/prove: $(BUILD)/prove.o $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lmpfr -lm
 
 clean:
-	rm -rf $(BUILD) $(PROGRAM) $(DEMO)
+	rm -rf $(BUILD) $(PROGRAM) $(DEMO) build-bits
 
 MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 -include $(wildcard $(BUILD)/*.d)
@@ -213,4 +240,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test fuzz check deps demo bench install uninstall prove clean
+.PHONY: all test fuzz check deps demo bits bench install uninstall prove clean

@@ -1,5 +1,4 @@
 /* base.c: see base.h. */
-#define _FILE_OFFSET_BITS 64
 #define _XOPEN_SOURCE 700 /* realpath */
 #define _DEFAULT_SOURCE   /* madvise */
 #define _DARWIN_C_SOURCE  /* flock */
@@ -133,6 +132,18 @@ size_t size_product(size_t a, size_t b) {
         fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
     }
     return product;
+}
+
+/* ---- the order of bytes ---- */
+
+const void *little_elements(Arena *arena, const void *data, size_t size, size_t count) {
+    const uint16_t one = 1;
+    if (*(const unsigned char *)&one == 1 || size < 2 || count == 0) {
+        return data;
+    }
+    void *copy = arena_alloc(arena, count, size);
+    little_copy(copy, data, size, count);
+    return copy;
 }
 
 /* ---- arenas ---- */
@@ -868,9 +879,10 @@ static void interrupted(int number) {
             unlink(out->temporary);
         }
     }
+    signal(number, SIG_DFL);
     ssize_t written = write(STDERR_FILENO, interrupt_hint, strlen(interrupt_hint));
     (void)written;
-    raise(number); /* by now with its default action: whoever waits sees what ended us */
+    raise(number); /* whoever waits sees what ended us */
 }
 
 void interrupts_catch(const char *hint) {
@@ -878,10 +890,8 @@ void interrupts_catch(const char *hint) {
     snprintf(interrupt_hint, sizeof interrupt_hint, "%srefsae: %s\n",
              isatty(STDERR_FILENO) ? "\n" : "", hint);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        struct sigaction action = {.sa_flags = (int)SA_RESETHAND}, before;
-        action.sa_handler = interrupted;
-        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN) {
-            sigaction(numbers[i], &action, NULL);
+        if (signal(numbers[i], interrupted) == SIG_IGN) {
+            signal(numbers[i], SIG_IGN);
         }
     }
 }
@@ -904,9 +914,14 @@ static void release_out(void *what) {
 
 /* A writer holds its temporary file locked, so that others can tell one that lives, on whatever
  * machine, from one that was killed. */
-static bool lock_file(int file, int command) {
+static bool lock_file(int file, bool wait) {
+#ifdef F_WRLCK
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    return fcntl(file, command, &lock) == 0;
+    return fcntl(file, wait ? F_SETLKW : F_SETLK, &lock) == 0;
+#else
+    (void)file, (void)wait;
+    return false;
+#endif
 }
 
 /* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
@@ -928,7 +943,7 @@ static void remove_abandoned(Arena *arena, const char *path) {
         }
         const char *name = arena_format(arena, "%.*s%s", (int)(base - path), path, entry->d_name);
         int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-        if (file >= 0 && lock_file(file, F_SETLK)) {
+        if (file >= 0 && lock_file(file, false)) {
             unlink(name);
         }
         if (file >= 0) {
@@ -946,7 +961,7 @@ static int open_temporary(OutFile *out) {
         out->temporary = arena_format(out->arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
         file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (file >= 0) {
-            (void)lock_file(file, F_SETLKW); /* where there are no locks, nobody removes either */
+            (void)lock_file(file, true); /* where there are no locks, nobody removes either */
             if (fstat(file, &info) == 0 && info.st_nlink == 0) { /* removed before it was locked */
                 close(file);
                 file = -1;
@@ -978,12 +993,11 @@ OutFile *out_open(const char *path) {
         file = open(path, O_WRONLY | O_CLOEXEC);
     } else {
         /* A symbolic link stays one: its target is what gets replaced. */
-        char *target = realpath(path, NULL);
+        const char *target = path_real(arena, path);
         if (target == NULL && errno != ENOENT) {
             fail_errno(errno, path, "cannot write");
         }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
-        free(target);
         remove_abandoned(arena, out->path);
         file = open_temporary(out);
     }
@@ -1096,9 +1110,11 @@ void out_folder(Arena *arena, const char *path) {
         fail_errno(errno, path, "cannot open");
     }
     arena_defer(arena, release_folder, file);
+#ifndef __wasi__
     if (flock(*file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
         fail(STATUS_INPUT, "%s: another run is writing into this folder", path);
     }
+#endif
 }
 
 char *path_join(Arena *arena, const char *directory, const char *name) {
@@ -1113,6 +1129,14 @@ char *path_parent(Arena *arena, const char *path) {
     const char *slash = strrchr(path, '/');
     return slash == NULL ? arena_copy(arena, ".", 1)
                          : arena_copy(arena, path, (size_t)(slash - path) + (slash == path));
+}
+
+char *path_real(Arena *arena, const char *path) {
+    char *real = realpath(path, NULL);
+    if (real != NULL) {
+        arena_defer(arena, free, real);
+    }
+    return real;
 }
 
 static int compare_names(const void *a, const void *b) {

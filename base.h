@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #define REFSAE_VERSION "0.1.0"
 
@@ -75,6 +76,27 @@ bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
 size_t size_larger(size_t a, size_t b);
 size_t size_product(size_t a, size_t b);           /* STATUS_RESOURCE on overflow */
 int compare_doubles(const void *a, const void *b); /* for qsort: rising */
+
+/* ---- the order of bytes ----
+ * Every file is little-endian; memory is as the machine has it, from the moment a reader hands it
+ * on to the moment a writer takes it. Both ways are the same: the bytes of each element turned
+ * around where the machine is big-endian, else left alone. */
+
+/* `count` elements of `size` bytes; out and in may not overlap. */
+static inline void little_copy(void *out, const void *in, size_t size, size_t count) {
+    const uint16_t one = 1;
+    if (*(const unsigned char *)&one == 1) {
+        memcpy(out, in, size * count);
+        return;
+    }
+    for (size_t i = 0; i < size * count; i++) {
+        ((unsigned char *)out)[i - i % size + size - 1 - i % size] = ((const unsigned char *)in)[i];
+    }
+}
+
+struct Arena;
+/* The elements where they lie, if they need not be turned around; else copies in the arena. */
+const void *little_elements(struct Arena *arena, const void *data, size_t size, size_t count);
 
 /* ---- arenas: the one owner of memory and of what must be closed ----
  * Memory is zeroed and aligned to 64 bytes; none to be had is STATUS_RESOURCE, never NULL. What is
@@ -214,6 +236,7 @@ void out_folder(Arena *arena, const char *path);
 /* "directory/name" in the arena, or name itself if it is absolute. */
 char *path_join(Arena *arena, const char *directory, const char *name);
 char *path_parent(Arena *arena, const char *path); /* the folder that a file is in */
+char *path_real(Arena *arena, const char *path);   /* without links; NULL, errno: cannot be told */
 /* Names in a directory in strcmp order, without . and .. */
 char **path_list(Arena *arena, const char *directory, size_t *count);
 

@@ -87,7 +87,7 @@ static double limit_multiply(Bench *bench, const Item *item) {
     size_t operations;
     compute_parallel(bench->compute, (size_t)item->threads, multiply_body, bench);
     bench->sink = limits(bench)->limit_multiply(1, &operations);
-    return LIMIT_ROUNDS * (double)operations * item->threads;
+    return (double)LIMIT_ROUNDS * (double)operations * item->threads;
 }
 
 static void read_body(void *user, size_t i, int thread) {
@@ -142,7 +142,7 @@ static double attention_scores(Bench *bench, const Item *item) {
         p[h].a_row = HEADS * D_HEAD;
     }
     product_run(bench->compute, p, HEADS);
-    return 2.0 * HEADS * TOKENS * TOKENS * D_HEAD;
+    return 2.0 * (double)((size_t)HEADS * TOKENS * TOKENS * D_HEAD);
 }
 
 typedef struct FunctionRun {

@@ -602,8 +602,8 @@ void adapter_write(const Adapter *adapter, const char *path) {
     TensorWriter *writer = tensor_writer_open(path);
     tensor_writer_declare(writer, "weight", DTYPE_F32, 2, (size_t[]){d_llm, d_vit});
     tensor_writer_declare(writer, "bias", DTYPE_F32, 1, (size_t[]){d_llm});
-    tensor_writer_data(writer, adapter->weight, d_llm * d_vit * sizeof(float));
-    tensor_writer_data(writer, adapter->bias, d_llm * sizeof(float));
+    tensor_writer_data(writer, adapter->weight, sizeof(float), d_llm * d_vit);
+    tensor_writer_data(writer, adapter->bias, sizeof(float), d_llm);
     tensor_writer_commit(writer);
 }
 

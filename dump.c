@@ -88,7 +88,7 @@ static void collector_write(const Collector *c, const char *path) {
     }
     for (size_t i = 0; i < c->count; i++) {
         const Tensor *t = &c->kept[i];
-        tensor_writer_data(writer, t->data, t->count * dtype_size(t->dtype));
+        tensor_writer_data(writer, t->data, dtype_size(t->dtype), t->count);
     }
     tensor_writer_commit(writer);
 }
@@ -600,7 +600,9 @@ typedef struct Element {
  * differ; the place of floats (and of integers beside floats) is by their bits as `wide`. */
 static Element element_at(const Tensor *t, size_t i, Dtype wide) {
     size_t size = dtype_size(t->dtype);
-    uint64_t bits = read_little((const unsigned char *)t->data + i * size, (int)size);
+    unsigned char bytes[8];
+    little_copy(bytes, (const unsigned char *)t->data + i * size, size, 1);
+    uint64_t bits = read_little(bytes, (int)size);
     Element e = {.magnitude = bits};
     if (t->dtype == DTYPE_F64) {
         memcpy(&e.value, &bits, sizeof e.value);

@@ -7,6 +7,7 @@
 #ifndef REFSAE_ELEMENTARY_H
 #define REFSAE_ELEMENTARY_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -48,6 +49,19 @@ INLINE double double_of(uint64_t bits) {
     memcpy(&x, &bits, sizeof x);
     return x;
 }
+
+#if FLT_EVAL_METHOD != 0
+#error "float is computed wider: i386 needs -msse2 -mfpmath=sse, s390x -fexcess-precision=fast"
+#endif
+
+/* Rounded once. In whole numbers and binary64, for machines whose libm has no right or no fast fma:
+ * with REFSAE_OWN_FMA (make FMA=own) these are what is called. */
+float fma_f32(float x, float y, float z);
+double fma_f64(double x, double y, double z);
+#ifdef REFSAE_OWN_FMA
+#define fmaf(x, y, z) fma_f32(x, y, z)
+#define fma(x, y, z) fma_f64(x, y, z)
+#endif
 
 /* ---- one value; the same results ---- */
 float exp_f32(float x);

@@ -1,5 +1,4 @@
 /* folder.c: one page from the files of folders. See folder.h. */
-#define _XOPEN_SOURCE 700 /* realpath */
 #include "folder.h"
 #include "page_text.h" /* page.txt, by the Makefile */
 
@@ -78,8 +77,7 @@ static const char *folder_text(const Folder *f, const char *name) {
         return "";
     }
     FileMap map = file_map(f->arena, path);
-    if (strnlen((const char *)map.data, map.size) < map.size ||
-        !utf8_valid((const char *)map.data, map.size)) {
+    if (memchr(map.data, 0, map.size) != NULL || !utf8_valid((const char *)map.data, map.size)) {
         fail(STATUS_INPUT, "%s: is not UTF-8 text", path);
     }
     return arena_copy(f->arena, (const char *)map.data, map.size);
@@ -837,11 +835,10 @@ static void show_findings(const Folder *all, size_t count) {
 
 /* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
 static const char *folder_name(Arena *arena, const char *directory) {
-    char *real = realpath(directory, NULL);
+    const char *real = path_real(arena, directory);
     if (real == NULL) {
         fail_errno(errno, directory, "cannot look at this path");
     }
-    arena_defer(arena, free, real);
     const char *slash = strrchr(real, '/');
     return slash[1] != '\0' ? slash + 1 : real;
 }

@@ -1,5 +1,4 @@
 /* json.c: see json.h. */
-#define _FILE_OFFSET_BITS 64
 #include "json.h"
 
 #include <errno.h>

@@ -393,6 +393,10 @@ static size_t block_rows(void) {
 
 void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
     *compute = (Compute){.threads = 1};
+    volatile double near_one = 1.0 + 0x1p-52;
+    if (fma(near_one, near_one, -(1.0 + 0x1p-51)) != 0x1p-104) { /* as a libm without it may */
+        fail(STATUS_RESOURCE, "this machine's fma rounds the product: build with make FMA=own");
+    }
     bool usable, known = false;
     const KernelSet *set;
     for (size_t i = 0; compute->set == NULL && (set = kernel_set_at(i, &usable)) != NULL; i++) {
@@ -570,7 +574,7 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
         splits = size_larger(wide / threads * threads, (threads + jobs - 1) / jobs);
     }
     ProductRun job = {compute, products, blocks * splits, splits};
-    run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
+    run_pieces(compute, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body, &job);
 }
 
 void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,

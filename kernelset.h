@@ -133,10 +133,15 @@ INLINE void sparse_columns(const Task *t, size_t c0, size_t c1) {
     }
 }
 
+/* tests/bits.sh spoils a bit here, which selftest must find. */
+#ifndef REFSAE_WRONG_BIT
+#define REFSAE_WRONG_BIT
+#endif
+
 /* ---- activations: constants and order of operations as in Hugging Face's modules ---- */
 static const float GELU_BETA = 0.79788456f; /* sqrt(2 / pi) */
 static const float GELU_KAPPA = 0.044715f;
-static const float ROOT_TWO = 1.41421356f;
+static const float ROOT_TWO = 1.41421356f REFSAE_WRONG_BIT;
 static const float ROOT_TWO_PI = 2.50662827f;
 
 INLINE float sigmoid(float x) {
@@ -202,9 +207,15 @@ INLINE float activation_backward(int kind, float dy, float x) {
      [OP_ADAMW] = adamw_range,                                                                     \
      [OP_ELEMENTARY] = elementary_range}
 
+#ifdef KERNELS_SIMD
 enum {
     SCRATCH_SIZE = 64 + (BLOCK_M + BLOCK_N) * BLOCK_K * 4
 };
+#else
+enum {
+    SCRATCH_SIZE = BLOCK_K * 4 /* a row of B */
+};
+#endif
 
 /* Every set of this build, best first; `usable`: this processor has it. */
 const KernelSet *kernel_set_at(size_t index, bool *usable); /* NULL: no more */

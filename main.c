@@ -169,7 +169,7 @@ REFSAE_NORETURN static void bad_value(const Arguments *a, const char *name, cons
     fail(STATUS_INPUT, "--%s %s: expected %s", name, get(a, name), expected);
 }
 
-static uint64_t get_count(Arguments *a, const char *name) {
+static uint64_t get_whole(Arguments *a, const char *name, uint64_t most) {
     const char *text = get(a, name);
     char *end;
     if (text == NULL) {
@@ -177,10 +177,23 @@ static uint64_t get_count(Arguments *a, const char *name) {
     }
     errno = 0;
     unsigned long long value = strtoull(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0) {
+    if (text[0] < '0' || text[0] > '9' || *end != '\0') {
         bad_value(a, name, "a whole number, not negative");
     }
+    if (errno != 0 || value > most) {
+        char expected[40];
+        snprintf(expected, sizeof expected, "at most %llu", (unsigned long long)most);
+        bad_value(a, name, expected);
+    }
     return value;
+}
+
+static size_t get_count(Arguments *a, const char *name) {
+    return (size_t)get_whole(a, name, SIZE_MAX);
+}
+
+static uint64_t get_seed(Arguments *a) {
+    return get_whole(a, "seed", UINT64_MAX);
 }
 
 static double get_double(Arguments *a, const char *name) {
@@ -267,7 +280,7 @@ static GenerateOptions get_generate(Arguments *a) {
                                .sampling = {.temperature = (float)get_double(a, "temperature"),
                                             .top_k = get_count(a, "top-k"),
                                             .top_p = (float)get_double(a, "top-p")},
-                               .seed = get_count(a, "seed")};
+                               .seed = get_seed(a)};
     if (options.max_new_tokens == 0 || options.max_new_tokens > (1u << 24)) {
         bad_value(a, "max-new-tokens", "a number from 1 to 16777216");
     }
@@ -356,7 +369,7 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .steps = get_count(a, "steps"),
                             .tokens = get_count(a, "tokens"),
                             .save_every = get_count(a, "save-every"),
-                            .seed = get_count(a, "seed")};
+                            .seed = get_seed(a)};
     Arena *arena = arena_new();
     TrainResult result = run_train(arena, compute, &options, console);
     report_train(&result);
@@ -417,7 +430,7 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .strict = get_flag(a, "strict"),
                               .image_text = get_image_text(a),
                               .sae = get_sae_options(a),
-                              .seed = get_count(a, "seed")};
+                              .seed = get_seed(a)};
     Arena *arena = arena_new();
     LayerTable published = published_read(arena, get(a, "compare"));
     AnalyzeResult result = run_analyze(arena, compute, &options, console);
@@ -485,7 +498,7 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
                            .bos = get_bos(a),
                            .canonical = get_flag(a, "canonical"),
                            .sae = get_sae_options(a),
-                           .seed = get_count(a, "seed")};
+                           .seed = get_seed(a)};
     get_thresholds(a, &options);
     if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
         bad_value(a, options.n[0] > (1u << 20) ? "train" : "test", "at most 1048576 prompts");
@@ -549,7 +562,7 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
                            .permute = get_flag(a, "permute-images"),
                            .strict = get_flag(a, "strict"),
                            .image_text = get_image_text(a),
-                           .seed = get_count(a, "seed")};
+                           .seed = get_seed(a)};
     options.generate.stop_at_end_of_turn = true;
     run_eval(compute, &options, console);
 }
@@ -623,7 +636,7 @@ static void command_diff(Arguments *a, const Compute *compute, const Console *co
     (void)compute;
     DiffOptions options = {.a = a->positional[0],
                            .b = a->positional[1],
-                           .ulp = get_count(a, "ulp"),
+                           .ulp = get_whole(a, "ulp", UINT64_MAX),
                            .histogram = get_flag(a, "ulp"),
                            .bad_only = get_flag(a, "bad-only"),
                            .common = get_flag(a, "common"),
@@ -988,12 +1001,8 @@ static void run_command(const Command *command, int argc, char **argv) {
     arguments_parse(&arguments, argc - 2, argv + 2);
     Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
                        get_flag(&arguments, "json")};
-    uint64_t threads = get_count(&arguments, "threads");
-    if (threads > 1024) {
-        bad_value(&arguments, "threads", "at most 1024");
-    }
     Compute compute;
-    compute_open(&compute, arena, (int)threads);
+    compute_open(&compute, arena, (int)get_whole(&arguments, "threads", 1024));
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
                          ? "interrupted; the same command with --resume goes on from the last "
                            "checkpoint"

@@ -620,6 +620,7 @@ static void add_tensor(Walk *w, const Value *rebuild) {
             spend(w, &tensor, (uint64_t)tensor.count * element);
             tensor_gather(&tensor, strides, w->store->arena);
         }
+        tensor.data = little_elements(w->store->arena, tensor.data, element, tensor.count);
     }
     tensors_add(w->store, &tensor);
 }

@@ -146,7 +146,7 @@ static void tell_left_out(const Console *console, const LeftOut *out, const char
 
 /* ---- training ---- */
 
-typedef struct TrainRow {
+typedef struct TrainRow { /* of members of 8 bytes: a checkpoint holds it */
     double loss, lr;
     uint64_t epoch, tokens;
 } TrainRow;
@@ -198,7 +198,7 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
     if (t->skip[index]) {
         return false;
     }
-    const Json *element = json_array_read(&t->data, index, t->examples);
+    const Json *element = json_array_read(&t->data, (size_t)index, t->examples);
     Conversation conversation = conversation_parse(t->examples, element, t->options->data);
     t->skip[index] = 1;
     if (conversation.image == NULL) {
@@ -251,7 +251,7 @@ static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
 /* The length of the schedule. */
 static size_t train_steps(const TrainOptions *o, size_t usable) {
     size_t per_step = o->batch * o->accumulate;
-    return o->steps > 0 ? o->steps : o->epochs * ((usable + per_step - 1) / per_step);
+    return o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
 
 /* Looks at each example once: how many can be used, on which without --steps the length of the
@@ -316,11 +316,11 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
         size_t count = i % 2 == 0 ? shape[0] * shape[1] : shape[0];
-        tensor_writer_data(w, part_data(t, i), count * sizeof(float));
+        tensor_writer_data(w, part_data(t, i), sizeof(float), count);
     }
-    tensor_writer_data(w, &t->state, sizeof t->state);
-    tensor_writer_data(w, t->settings, strlen(t->settings));
-    tensor_writer_data(w, t->rows, steps * sizeof(TrainRow));
+    tensor_writer_data(w, &t->state, sizeof(uint64_t), CHECKPOINT_NUMBERS);
+    tensor_writer_data(w, t->settings, 1, strlen(t->settings));
+    tensor_writer_data(w, t->rows, 8, steps * sizeof(TrainRow) / 8);
     tensor_writer_commit(w);
 }
 
@@ -371,7 +371,7 @@ static void checkpoint_read(Trainer *t) {
         weight_widen(part_data(t, i), (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
     }
     train_rows(t);
-    memcpy(t->rows, rows->data, rows->shape[0] * sizeof(TrainRow));
+    little_copy(t->rows, rows->data, 8, rows->count / 8);
     arena_free(scratch);
 }
 
@@ -395,8 +395,12 @@ static const char *llm_digest(Trainer *t) {
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
         sizes[i] = tensor->count * dtype_size(tensor->dtype);
-        parts[2 * i] = (FileMap){(const unsigned char *)&sizes[i], sizeof *sizes};
-        parts[2 * i + 1] = (FileMap){tensor->data, sizes[i] < 4096 ? sizes[i] : 4096};
+        size_t element = dtype_size(tensor->dtype),
+               head = sizes[i] < 4096 ? (size_t)sizes[i] : 4096;
+        parts[2 * i] =
+            (FileMap){little_elements(scratch, &sizes[i], sizeof *sizes, 1), sizeof *sizes};
+        parts[2 * i + 1] = (FileMap){
+            little_elements(scratch, tensor->data, element, head / size_larger(element, 1)), head};
     }
     const char *digest = map_digest(t, parts, 2 * store->count);
     arena_free(scratch);
@@ -979,6 +983,14 @@ static void scan_example(Analysis *a, size_t index) {
     a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
 }
 
+static void scan_or_leave_out(Analysis *a, size_t index) {
+    Error cause;
+    ATTEMPT(&cause, scan_example(a, index));
+    if (cause.status != STATUS_OK) {
+        leave_out(&a->left_out, a->arena, a->options->strict, &cause);
+    }
+}
+
 static void scan(Analysis *a) {
     size_t n = a->options->examples < a->data.count ? a->options->examples : a->data.count;
     size_t d = a->vlm.llm.config.d_model;
@@ -989,11 +1001,7 @@ static void scan(Analysis *a) {
                            .d_model = d};
     Progress progress = progress_start("reading", "examples", 0, n, a->result.console->quiet);
     for (size_t i = 0; i < n; i++) {
-        Error cause;
-        ATTEMPT(&cause, scan_example(a, i));
-        if (cause.status != STATUS_OK) {
-            leave_out(&a->left_out, a->arena, a->options->strict, &cause);
-        }
+        scan_or_leave_out(a, i);
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);

@@ -9,9 +9,9 @@
 #include "run_sage.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "selftest_files.h"
@@ -133,7 +133,7 @@ static char **draw_file(Arena *arena, char **lines, uint64_t stream) {
             float x = mean + spread * normals[k % 2];
             uint16_t half = narrow(x, dtype);
             tensor_writer_data(writer, dtype == DTYPE_F32 ? (void *)&x : (void *)&half,
-                               dtype == DTYPE_F32 ? sizeof x : sizeof half);
+                               dtype_size(dtype), 1);
         }
     }
     tensor_writer_commit(writer);
@@ -170,7 +170,9 @@ static void run_functions(void) {
             memcpy(&x, &bits, sizeof x);
             y = functions[f](x);
             if (y == y) { /* the bits of a NaN are its own */
-                fwrite(&y, sizeof y, 1, file->stream);
+                unsigned char bytes[sizeof y];
+                little_copy(bytes, &y, sizeof y, 1);
+                fwrite(bytes, sizeof y, 1, file->stream);
             }
         }
     }
@@ -284,16 +286,15 @@ static void compare(bool json, FILE *out) {
 }
 
 void selftest_inside(const char *path, void (*work)(void *user), void *user) {
+    char back[4096];
     Error error;
-    int back = open(".", O_RDONLY);
-    if (back < 0 || chdir(path) != 0) {
+    if (getcwd(back, sizeof back) == NULL || chdir(path) != 0) {
         fail(STATUS_RESOURCE, "%s: %s", path, strerror(errno));
     }
     ATTEMPT(&error, write_files(); draw_checkpoints(); work(user));
-    if (fchdir(back) != 0 && error.status == STATUS_OK) {
+    if (chdir(back) != 0 && error.status == STATUS_OK) {
         ATTEMPT(&error, fail(STATUS_RESOURCE, "the way back from %s: %s", path, strerror(errno)));
     }
-    close(back);
     if (error.status != STATUS_OK) {
         fail(error.status, "%s", error.text);
     }
@@ -311,16 +312,28 @@ static void check_stages(void *user) {
     compare(check->json, check->out);
 }
 
-void selftest_run(const Compute *compute, bool json, FILE *out) {
+/* A folder of our own below TMPDIR; its name is `size` bytes at most. */
+static void make_world(char *path, size_t size) {
     const char *base = getenv("TMPDIR");
-    char path[4096];
-    int n = snprintf(path, sizeof path, "%s/refsae-selftest-XXXXXX",
-                     base != NULL && base[0] != '\0' ? base : "/tmp");
-    if (n < 0 || (size_t)n >= sizeof path || mkdtemp(path) == NULL) {
-        fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)",
-             base != NULL ? base : "/tmp", strerror(errno));
+    base = base != NULL && base[0] != '\0' ? base : "/tmp";
+    int made = -1;
+    errno = EEXIST;
+    for (int n = 0; made != 0 && errno == EEXIST && n < 10000; n++) {
+        int length = snprintf(path, size, "%s/refsae-selftest-%d", base, n);
+        bool fits = length >= 0 && (size_t)length < size;
+        errno = fits ? 0 : ENAMETOOLONG;
+        made = fits ? mkdir(path, 0700) : -1;
     }
+    if (made != 0) {
+        fail(STATUS_RESOURCE, "selftest: no folder can be made in %s: %s (see TMPDIR)", base,
+             strerror(errno));
+    }
+}
+
+void selftest_run(const Compute *compute, bool json, FILE *out) {
+    char path[4096];
     Error error, ignored;
+    make_world(path, sizeof path);
     Check check = {compute, json, out};
     ATTEMPT(&error, selftest_inside(path, check_stages, &check));
     ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the test failed */

@@ -224,7 +224,8 @@ static Extent safetensors_tensor(TensorStore *store, const Json *entry, const un
             tensor_fail(&tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
                         extent.end - extent.begin);
         }
-        tensor.data = data + extent.begin;
+        tensor.data = little_elements(store->arena, data + extent.begin, dtype_size(tensor.dtype),
+                                      tensor.count);
     }
     extent.name = tensor.name = arena_copy(store->arena, entry->key, entry->key_length);
     tensors_add(store, &tensor);
@@ -384,6 +385,10 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
         }
         tensor_gather(&tensor, strides, store->arena);
     }
+    if (tensor.dtype != DTYPE_OTHER) {
+        tensor.data =
+            little_elements(store->arena, tensor.data, dtype_size(tensor.dtype), tensor.count);
+    }
     tensors_add(store, &tensor);
     arena_free(scratch);
 }
@@ -406,6 +411,7 @@ void npz_read(TensorStore *store, const Zip *zip, const char *path) {
 
 struct TensorWriter {
     OutFile *out;
+    Arena *scratch;
     const char *path;
     TensorStore declared;
     uint64_t total, written;
@@ -416,6 +422,7 @@ TensorWriter *tensor_writer_open(const char *path) {
     OutFile *out = out_open(path);
     TensorWriter *w = arena_alloc(out->arena, 1, sizeof *w);
     w->out = out;
+    w->scratch = arena_within(out->arena);
     w->path = arena_copy(out->arena, path, strlen(path));
     w->declared.arena = out->arena;
     return w;
@@ -457,18 +464,23 @@ static void header_write(TensorWriter *w) {
     tensors_sort(&w->declared); /* names no tensor twice */
     const char *text = memory_text(header);
     uint64_t padded = ((uint64_t)header->length + 7) / 8 * 8;
-    fwrite(&padded, 8, 1, w->out->stream);
+    unsigned char length[8];
+    little_copy(length, &padded, 8, 1);
+    fwrite(length, 8, 1, w->out->stream);
     fprintf(w->out->stream, "%-*s", (int)padded, text);
     w->header_done = true;
 }
 
-void tensor_writer_data(TensorWriter *w, const void *data, size_t bytes) {
+void tensor_writer_data(TensorWriter *w, const void *data, size_t size, size_t count) {
+    size_t bytes = size_product(size, count);
     if (!w->header_done) {
         header_write(w);
     }
     if (bytes > w->total - w->written) {
         fail(STATUS_INPUT, "%s: more data than was declared", w->path);
     }
+    arena_reset(w->scratch);
+    data = little_elements(w->scratch, data, size, count);
     if (bytes != 0 && fwrite(data, 1, bytes, w->out->stream) != bytes) {
         fail(STATUS_RESOURCE, "%s: cannot write: %s", w->path, strerror(errno));
     }

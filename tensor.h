@@ -32,7 +32,7 @@ enum {
 typedef struct Tensor {
     const char *name;
     const char *file;
-    const void *data; /* row-major; any alignment: read with memcpy or unaligned loads */
+    const void *data; /* row-major, in the order of bytes of the machine; any alignment */
     Dtype dtype;
     const char *type; /* the dtype as the file spells it */
     int rank;
@@ -40,7 +40,8 @@ typedef struct Tensor {
     size_t count; /* product of shape */
 } Tensor;
 
-/* Every tensor of a checkpoint. Data stays in the mapped file; all of it goes with the arena. */
+/* Every tensor of a checkpoint. Data stays in the mapped file where that has its order of bytes;
+ * all of it goes with the arena. */
 typedef struct TensorStore {
     Tensor *tensors; /* sorted by name (strcmp) */
     size_t count, room;
@@ -87,7 +88,8 @@ typedef struct TensorWriter TensorWriter;
 TensorWriter *tensor_writer_open(const char *path);
 void tensor_writer_declare(TensorWriter *writer, const char *name, Dtype dtype, int rank,
                            const size_t *shape);
-void tensor_writer_data(TensorWriter *writer, const void *data, size_t bytes);
+/* `count` elements of `size` bytes, as the machine has them. */
+void tensor_writer_data(TensorWriter *writer, const void *data, size_t size, size_t count);
 /* All declared bytes must be there. The writer is gone afterwards. */
 void tensor_writer_commit(TensorWriter *writer);
 

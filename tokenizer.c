@@ -149,7 +149,7 @@ static size_t find_bytes(const char *text, size_t from, size_t end, String patte
 
 /* The slot of a text, or the free one where it would be. */
 static uint32_t *token_slot(const Tokenizer *t, const char *text, size_t length) {
-    for (size_t i = hash_bytes(text, length);; i++) {
+    for (size_t i = (size_t)hash_bytes(text, length);; i++) {
         uint32_t *slot = &t->slots[i & t->slot_mask];
         if (*slot == 0 || same_string(t->tokens[*slot - 1].text, (String){text, length})) {
             return slot;

@@ -376,7 +376,7 @@ static void vary_tensors(const char *from, const char *to, const Json *rules, Ar
         while (rule != NULL && !glob_match(rule->key, t->name)) {
             rule = rule->next;
         }
-        tensor_writer_data(writer, vary_tensor(&store, t, rule, arena), t->count * sizeof(float));
+        tensor_writer_data(writer, vary_tensor(&store, t, rule, arena), sizeof(float), t->count);
     }
     tensor_writer_commit(writer);
 }

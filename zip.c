@@ -51,7 +51,7 @@ REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
 static inline void refill(Inflate *z) {
     if (z->end - z->at >= 8) {
         uint64_t word;
-        memcpy(&word, z->at, 8);
+        little_copy(&word, z->at, 8, 1);
         z->hold |= word << z->count;
         z->at += (63 - z->count) >> 3;
         z->count |= 56;

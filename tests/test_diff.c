@@ -78,11 +78,11 @@ static void put(const char *name, const Given *given, size_t count) {
         tensor_writer_declare(writer, g->name, g->dtype, g->rank, g->shape);
     }
     for (size_t i = 0; i < count; i++) {
-        size_t bytes = dtype_size(given[i].dtype);
+        size_t elements = 1;
         for (int k = 0; k < given[i].rank; k++) {
-            bytes *= given[i].shape[k];
+            elements *= given[i].shape[k];
         }
-        tensor_writer_data(writer, given[i].data, bytes);
+        tensor_writer_data(writer, given[i].data, dtype_size(given[i].dtype), elements);
     }
     tensor_writer_commit(writer);
     arena_free(arena);

@@ -437,6 +437,54 @@ Test(kernels, rows_and_elements_are_the_same_everywhere) {
     }
 }
 
+/* ==== fma ==== */
+
+/* Random bits, or with an exponent near that of 1, none (subnormal) or few bits; or the ends. */
+static double draw_f64(Random *random) {
+    static const uint64_t ends[] = {0, 1, 0x7ff0000000000000, 0x7fefffffffffffff,
+                                    0x8000000000000000};
+    uint64_t bits = random_below(random, UINT64_MAX), sign_and_fraction = bits & 0x800fffffffffffff;
+    switch (random_word(random) % 8) {
+    case 0:
+        return double_of(ends[bits % 5]);
+    case 1:
+        return double_of(sign_and_fraction);
+    case 2:
+        return double_of(sign_and_fraction | bits % 60 << 52); /* near the smallest */
+    case 3:
+        return double_of(bits & 0xffffffff00000000);
+    case 4:
+        return double_of(bits);
+    default:
+        return double_of(sign_and_fraction | (1019 + bits % 8) << 52);
+    }
+}
+
+/* As libm's, which on this machine may be the processor's; sums that cancel and ties among them. */
+Test(kernels, own_fma_is_the_library_s) {
+    Random random = random_start(1, RANDOM_TEST);
+    for (int i = 0; i < 400000; i++) {
+        double x = draw_f64(&random), y = draw_f64(&random), z = draw_f64(&random);
+        z = i % 2 == 0 ? z : double_of(bits_of_double(-(x * y)) ^ random_word(&random) % 4);
+        const double found = fma_f64(x, y, z), right = (fma)(x, y, z);
+        cr_assert(bits_of_double(found) == bits_of_double(right) || (isnan(found) && isnan(right)),
+                  "fma(%a, %a, %a) = %a, not %a", x, y, z, found, right);
+        float a = float_of(random_word(&random)), b = float_of(random_word(&random)), c;
+        if (i % 3 != 0) { /* small sums */
+            a = ldexpf(a, -64 - ilogbf(a)), b = ldexpf(b, -72 - ilogbf(b));
+        }
+        c = i % 2 == 0 ? ldexpf(1 + random_uniform(&random), -130 - i % 24)
+                       : float_of(bits_of(-(a * b)) ^ random_word(&random) % 4);
+        const float one = fma_f32(a, b, c), other = (fmaf)(a, b, c);
+        cr_assert(bits_of(one) == bits_of(other) || (isnan(one) && isnan(other)),
+                  "fmaf(%a, %a, %a) = %a, not %a", (double)a, (double)b, (double)c, (double)one,
+                  (double)other);
+    }
+    /* Sums a little below the middle of two floats, of which binary64 keeps the middle. */
+    cr_assert_eq(fma_f32(0x1.000002p-24f, 0x1.fffffcp-1f, 0x1.000002p0f), 0x1.000002p0f);
+    cr_assert_eq(fma_f32(0x1.000002p-75f, 0x1.fffffcp-76f, 0x1.00001p-129f), 0x1.00001p-129f);
+}
+
 /* ==== elementary functions (make prove takes all inputs) ==== */
 
 static const char *const FUNCTION_NAMES[] = {"exp", "log", "tanh", "erf", "sin", "cos"};

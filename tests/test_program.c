@@ -304,6 +304,16 @@ Test(program, options_that_cannot_hold) {
     }
 }
 
+/* Ten times as many steps as memory has addresses must not become fewer. */
+Test(program, numbers_beyond_the_machine) {
+    char expected[80];
+    cr_assert_eq(run("", "train " TOY " --out @/o --steps %zu0", SIZE_MAX), 2);
+    snprintf(expected, sizeof expected, "--steps %zu0: expected at most %zu", SIZE_MAX, SIZE_MAX);
+    one_sentence(expected);
+    cr_assert_eq(run("", "train " TOY " --out @/o --steps 1 --threads 1025"), 2);
+    one_sentence("--threads 1025: expected at most 1024");
+}
+
 Test(program, info_and_dump_of_pytorch_files) {
     cr_assert_eq(run("", "info tests/golden/pth/projector_module.pth tests/golden/pth/all_2.pt"),
                  0);
@@ -386,7 +396,7 @@ static void write_integers(const char *name, Dtype dtype, uint64_t value) {
     const size_t shape[1] = {1};
     TensorWriter *writer = tensor_writer_open(path_join(arena, folder, name));
     tensor_writer_declare(writer, "x", dtype, 1, shape);
-    tensor_writer_data(writer, &value, sizeof value);
+    tensor_writer_data(writer, &value, sizeof value, 1);
     tensor_writer_commit(writer);
     arena_free(arena);
 }
@@ -499,7 +509,7 @@ static void put_saes(const char *name, bool centred, const char *settings) {
             tensor_writer_declare(writer, names[i], DTYPE_F32, i < 2 ? 2 : 1, shapes[i]);
         }
         for (size_t i = 0; i < 4; i++) {
-            tensor_writer_data(writer, data[i], shapes[i][0] * shapes[i][1] * sizeof(float));
+            tensor_writer_data(writer, data[i], sizeof(float), shapes[i][0] * shapes[i][1]);
         }
         tensor_writer_commit(writer);
     }

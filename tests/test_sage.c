@@ -171,7 +171,7 @@ static void write_sae(const char *name, const char *hook, const char *settings, 
     }
     for (size_t i = 0; i < 4; i++) {
         size_t count = parts[i].shape[0] * (parts[i].rank > 1 ? parts[i].shape[1] : 1);
-        tensor_writer_data(w, parts[i].data, count * sizeof(float));
+        tensor_writer_data(w, parts[i].data, sizeof(float), count);
     }
     tensor_writer_commit(w);
     free(zeros);

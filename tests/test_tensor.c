@@ -457,11 +457,11 @@ Test(tensor, written_file_reads_back) {
     tensor_writer_declare(writer, "bytes", DTYPE_U8, 1, shape);
     tensor_writer_declare(writer, "none", DTYPE_F32, 1, none);
     tensor_writer_declare(writer, "scalar", DTYPE_F32, 0, NULL);
-    tensor_writer_data(writer, data, 7);
+    tensor_writer_data(writer, data, sizeof *data, 2);
     cr_assert(!(path_exists(path)));
-    tensor_writer_data(writer, (char *)data + 7, 17);
-    tensor_writer_data(writer, bytes, 2);
-    tensor_writer_data(writer, data, 4);
+    tensor_writer_data(writer, data + 2, sizeof *data, 4);
+    tensor_writer_data(writer, bytes, 1, 2);
+    tensor_writer_data(writer, data, sizeof *data, 1);
     tensor_writer_commit(writer);
     open_good(&store, path);
     cr_assert_eq(store.count, 4);
@@ -480,7 +480,7 @@ static void write_tensors(const char *path, const char *a, const char *b, size_t
     if (b != NULL) {
         tensor_writer_declare(writer, b, DTYPE_F32, 1, one);
     }
-    tensor_writer_data(writer, "123456789", bytes);
+    tensor_writer_data(writer, "123456789", 1, bytes);
     tensor_writer_commit(writer);
 }
 

@@ -222,7 +222,7 @@ static void write_weights(const char *directory, const char *skip) {
             if (pass == 0) {
                 tensor_writer_declare(writer, t->name + 13, t->dtype, t->rank, t->shape);
             } else {
-                tensor_writer_data(writer, t->data, t->count * dtype_size(t->dtype));
+                tensor_writer_data(writer, t->data, dtype_size(t->dtype), t->count);
             }
         }
     }
