@@ -137,20 +137,21 @@ Hooks image_hooks(ImageHook *hook) {
 
 /* ---- the adapter ---- */
 
+size_t adapter_size(const Adapter *adapter) {
+    return adapter->d_llm * (adapter->d_vit + 1);
+}
+
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena) {
-    *adapter =
-        (Adapter){arena_floats(arena, d_llm, d_vit), arena_floats(arena, d_llm, 1), d_llm, d_vit};
+    float *all = arena_floats(arena, d_llm, d_vit + 1);
+    *adapter = (Adapter){all, all != NULL ? all + d_llm * d_vit : NULL, d_llm, d_vit};
 }
 
 /* W, b ~ U(-1/sqrt(d_vit), 1/sqrt(d_vit)), as torch.nn.Linear begins. */
 void adapter_init(Adapter *adapter, uint64_t seed) {
     Random random = random_start(seed, RANDOM_ADAPTER_INIT);
     float bound = 1.0f / sqrtf((float)adapter->d_vit);
-    for (size_t i = 0; i < adapter->d_llm * adapter->d_vit; i++) {
+    for (size_t i = 0; i < adapter_size(adapter); i++) {
         adapter->weight[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
-    }
-    for (size_t i = 0; i < adapter->d_llm; i++) {
-        adapter->bias[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
     }
 }
 
@@ -185,8 +186,8 @@ static void head_losses(TrainRun *t, size_t n) {
 /* Of one example with T model turns, |t| the tokens of turn t, each predicted by the row before it:
  *   L = 1/T sum_t 1/|t| sum_{r in t} -log softmax(logits[r - 1])[id_r]
  *   dL/dlogits[r - 1] = 1/(T |t|) (softmax(logits[r - 1]) - one-hot(id_r))
- * An example without a turn adds 0. */
-static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+ * An example without a turn has loss 0. */
+static void train_head(TrainRun *t, size_t count) {
     size_t n = 0;
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
@@ -205,6 +206,7 @@ static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
         double turns = 0.0;
+        t->found[e] = (TrainLoss){0.0, 0};
         for (size_t a = 0; a < s->n_answers; a++) {
             Range turn = s->answers[a];
             double sum = 0.0;
@@ -212,42 +214,44 @@ static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens
                 sum += *row_loss++;
             }
             turns += sum / (double)(turn.end - turn.begin);
+            t->found[e].tokens += turn.end - turn.begin;
         }
-        *loss += s->n_answers > 0 ? turns / (double)s->n_answers : 0.0;
+        t->found[e].loss = s->n_answers > 0 ? turns / (double)s->n_answers : 0.0;
     }
-    *tokens += n;
 }
 
-/* Only the adapter moves; the language model is run backward to its image rows y = x W^T + b:
- *   dW[d_llm, d_vit] = sum over image rows, examples in order, of dy^T x     db = sum of dy
- * dW is one chain of fmaf over a whole step, so that neither threads nor the number of examples run
- * at once changes a bit. */
-void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+/* Only the adapter moves; the language model is run backward to its image rows y = x W^T + b. */
+void train_micro(TrainRun *t, size_t count) {
     const Vlm *vlm = t->vlm;
-    size_t patches = vlm->vit.config.n_patches, d = vlm->llm.config.d_model, rows = 0, turns = 0;
+    size_t patches = vlm->vit.config.n_patches, rows = 0;
     for (size_t e = 0; e < count; e++) {
         t->start[e] = rows;
         memcpy(t->ids + rows, t->sequence[e].ids, t->sequence[e].rows * sizeof(int32_t));
         rows += t->sequence[e].rows;
-        turns += t->sequence[e].n_answers;
     }
     t->start[count] = rows;
-    if (turns == 0) {
-        return;
-    }
     LlmBatch batch = {.n_sequences = count, .start = t->start, .ids = t->ids};
-    ImageHook image = {&batch, patches, d, t->images, t->dimages, NULL};
+    ImageHook image = {&batch, patches, vlm->llm.config.d_model, t->images, t->dimages, NULL};
     Hooks hooks = image_hooks(&image);
     adapter_forward(vlm->compute, &vlm->adapter, t->features, t->images, count * patches);
     llm_forward(t->run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
-    train_head(t, count, loss, tokens);
+    train_head(t, count);
     llm_backward(t->run, 0, &hooks);
-    product_run_one(vlm->compute, product_tn(t->grad.weight, t->dimages, t->features,
-                                             count * patches, d, vlm->vit.config.d_model));
-    for (size_t r = 0; r < count * patches; r++) {
-        for (size_t i = 0; i < d; i++) {
-            t->bias_grad[i] += (double)t->dimages[r * d + i];
+}
+
+/* Of one example:   dW[d_llm, d_vit] = dy^T x     db = sum of dy     over its image rows */
+void train_gradient(TrainRun *t, size_t e) {
+    Adapter *g = &t->grad;
+    size_t patches = t->vlm->vit.config.n_patches, d = g->d_llm;
+    const float *dy = t->dimages + e * patches * d, *x = t->features + e * patches * g->d_vit;
+    memset(g->weight, 0, d * g->d_vit * sizeof(float));
+    product_run_one(t->vlm->compute, product_tn(g->weight, dy, x, patches, d, g->d_vit));
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0.0;
+        for (size_t r = 0; r < patches; r++) {
+            sum += (double)dy[r * d + i];
         }
+        g->bias[i] = (float)sum;
     }
 }
 
@@ -266,26 +270,27 @@ double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
 }
 
 void train_start(TrainRun *t) {
-    memset(t->grad.weight, 0, t->grad.d_llm * t->grad.d_vit * sizeof(float));
-    memset(t->bias_grad, 0, t->grad.d_llm * sizeof(double));
+    memset(t->sum, 0, adapter_size(&t->grad) * sizeof(double));
+}
+
+/* The examples' gradients in their order, so that neither threads, nor how many run at once, nor
+ * where each is computed changes a bit. */
+void train_add(TrainRun *t) {
+    for (size_t i = 0; i < adapter_size(&t->grad); i++) {
+        t->sum[i] += (double)t->grad.weight[i];
+    }
 }
 
 /* g = sum of the examples' gradients / n, then AdamW as torch has it by default. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step) {
     static const double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
-    const Compute *compute = t->vlm->compute;
-    Adapter *p = &t->vlm->adapter, *g = &t->grad, *m = &t->m, *v = &t->v;
-    size_t n = p->d_llm * p->d_vit;
+    float *g = t->grad.weight;
+    size_t n = adapter_size(&t->grad);
     for (size_t i = 0; i < n; i++) {
-        g->weight[i] /= (float)count;
+        g[i] = (float)(t->sum[i] / (double)count);
     }
-    for (size_t i = 0; i < p->d_llm; i++) {
-        g->bias[i] = (float)(t->bias_grad[i] / (double)count);
-    }
-    adamw_step(compute, p->weight, g->weight, m->weight, v->weight, n, lr, beta1, beta2, eps,
-               weight_decay, step);
-    adamw_step(compute, p->bias, g->bias, m->bias, v->bias, p->d_llm, lr, beta1, beta2, eps,
-               weight_decay, step);
+    adamw_step(t->vlm->compute, t->vlm->adapter.weight, g, t->m.weight, t->v.weight, n, lr, beta1,
+               beta2, eps, weight_decay, step);
 }
 
 void train_layout(Arena *arena, void *run) {
@@ -303,7 +308,8 @@ void train_layout(Arena *arena, void *run) {
     adapter_layout(&t->grad, d_llm, d_vit, arena);
     adapter_layout(&t->m, d_llm, d_vit, arena);
     adapter_layout(&t->v, d_llm, d_vit, arena);
-    t->bias_grad = arena_alloc(arena, d_llm, sizeof(double));
+    t->sum = arena_alloc(arena, adapter_size(&t->grad), sizeof(double));
+    t->found = arena_alloc(arena, t->micro, sizeof(TrainLoss));
     t->sequence = arena_alloc(arena, t->micro, sizeof(Sequence));
     t->features = arena_floats(arena, t->micro * patches, d_vit);
     t->images = arena_floats(arena, t->micro * patches, d_llm);

@@ -14,7 +14,9 @@
 
 /* ---- the adapter (struct Adapter: data.h) and the models around it ---- */
 
+/* The bias stands behind the weight. */
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena);
+size_t adapter_size(const Adapter *adapter); /* numbers of both */
 /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias. */
 void adapter_init(Adapter *adapter, uint64_t seed);
 /* y[rows, d_llm] = x[rows, d_vit] W^T + b */
@@ -83,12 +85,18 @@ typedef struct TrainOptions {
     uint64_t seed;
 } TrainOptions;
 
+typedef struct TrainLoss { /* of an example, and the tokens that it predicts */
+    double loss;
+    uint64_t tokens;
+} TrainLoss;
+
 typedef struct TrainRun { /* what a step computes with */
     const TrainOptions *options;
     Vlm *vlm;
     size_t micro;            /* examples at once */
     Adapter grad, m, v;      /* gradient and AdamW's moments, shaped like the adapter */
-    double *bias_grad;       /* [d_llm] sums over the image rows of a step */
+    double *sum;             /* [adapter_size] of the gradients of a step's examples */
+    TrainLoss *found;        /* [micro] */
     Sequence *sequence;      /* [micro] */
     float *features;         /* [micro, P, d_vit] */
     float *images, *dimages; /* [micro, P, d_llm] */
@@ -109,9 +117,11 @@ size_t train_plan(TrainRun *t);
 void train_layout(Arena *arena, void *run);
 
 void train_start(TrainRun *t); /* of a step */
-/* Forward and backward of `count` examples whose sequences and features are in place: adds to the
- * gradient, the sum of the losses and the tokens predicted. */
-void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens);
+/* Forward and backward of `count` examples, at least one, whose sequences and features are in
+ * place; then found[e], and the gradient of each in t->grad, which train_add adds to the step's. */
+void train_micro(TrainRun *t, size_t count);
+void train_gradient(TrainRun *t, size_t e);
+void train_add(TrainRun *t);
 /* AdamW's step (from 1) with the mean gradient of `count` examples. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step);
 /* The rate of step s (from 0) of `steps`. */

@@ -242,8 +242,16 @@ static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
             n += train_example(t, t->order[t->state.position++], &t->run.sequence[n],
                                t->run.features + n * block);
         }
-        train_micro(&t->run, n, loss, tokens);
         count += n;
+        if (n > 0) {
+            train_micro(&t->run, n);
+        }
+        for (size_t e = 0; e < n; e++) {
+            train_gradient(&t->run, e);
+            train_add(&t->run);
+            *loss += t->run.found[e].loss;
+            *tokens += t->run.found[e].tokens;
+        }
     }
     return count;
 }
