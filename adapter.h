@@ -83,6 +83,7 @@ typedef struct TrainOptions {
     double lr, min_lr, warmup;
     size_t batch, accumulate, epochs, steps, tokens, save_every;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } TrainOptions;
 
 typedef struct TrainLoss { /* of an example, and the tokens that it predicts */
@@ -161,6 +162,7 @@ typedef struct EvalOptions {
     bool strict;
     ImageText image_text;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } EvalOptions;
 
 /* ---- the layer analysis: SAEs of the language model on groups of positions ---- */
@@ -178,6 +180,7 @@ typedef struct AnalyzeOptions {
     ImageText image_text;
     SaeOptions sae;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } AnalyzeOptions;
 
 typedef enum Group {

@@ -32,17 +32,22 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
     }
 }
 
-void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
-    Arena *scratch = arena_new();
+/* What the tower reads of a picture, [3, size, size]. */
+static float *vlm_pixels(const Vlm *vlm, Arena *arena, const char *path) {
     size_t height, width, expected = vlm->vit.config.image_size;
-    Image image = image_read(scratch, path);
-    float *pixels = preprocess_apply(scratch, &height, &width, &vlm->preprocess, &image);
+    Image image = image_read(arena, path);
+    float *pixels = preprocess_apply(arena, &height, &width, &vlm->preprocess, &image);
     if (height != expected || width != expected) {
         fail(STATUS_INPUT,
              "%s: preprocessor_config.json gives %zu x %zu pixels, the tower reads %zu x %zu",
              vlm->vit.path, height, width, expected, expected);
     }
-    vit_forward(vlm->vit_run, pixels, vlm->features, hooks);
+    return pixels;
+}
+
+void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
+    Arena *scratch = arena_new();
+    vit_forward(vlm->vit_run, vlm_pixels(vlm, scratch, path), vlm->features, hooks);
     arena_free(scratch);
 }
 
@@ -168,23 +173,26 @@ typedef struct Trainer {
     double *seconds;     /* [steps]; NaN: not known */
     unsigned char *skip; /* [examples] */
     size_t without_image;
+    bool counting;
     LeftOut left_out;
     const char *settings;                  /* a line each: what is set, its value */
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
-/* The picture of an example; features NULL: only whether it can be read, or with --steps, whose
- * schedule does not depend on that, nothing but its name. */
+/* The picture of an example; features NULL: only whether it can be used, or where examples are
+ * counted and the schedule, by --steps, does not depend on that, nothing but its name. */
 static void train_image(Trainer *t, const Conversation *conversation, float *features) {
     if (conversation->n_images > 1) {
         fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL && t->options->steps == 0) {
-        (void)image_read(t->examples, path);
-    }
     if (features == NULL) {
+        Arena *scratch = arena_new();
+        if (!t->counting || t->options->steps == 0) {
+            (void)vlm_pixels(&t->vlm, scratch, path);
+        }
+        arena_free(scratch);
         return;
     }
     vlm_image(&t->vlm, path, NULL);
@@ -229,29 +237,70 @@ static void train_order(Trainer *t) {
     }
 }
 
+/* What example k of `want` in the step came to, where it is known. */
+static void train_take(Trainer *t, size_t k, size_t want, TrainLoss *found, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    shard_value(shard, k, want, found, sizeof *found);
+    shard_value(shard, k, want, t->run.grad.weight, adapter_size(&t->run.grad) * sizeof(float));
+    if (shard_turn(shard, k, want) == SHARD_READ || shard == NULL) {
+        train_add(&t->run);
+        sum->loss += found->loss;
+        sum->tokens += found->tokens;
+    }
+}
+
+/* The step's journal, which the other shards wait for. */
+static char *step_name(const Trainer *t, uint64_t step) {
+    return arena_format(t->examples, "step-%" PRIu64, step);
+}
+
+/* All examples of the step, from the journals of all shards. That each has come so far says that it
+ * has saved the step before, so nobody reads of that any more. */
+static void train_gather(Trainer *t, size_t count, size_t want, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    TrainLoss found;
+    shard_end(shard);
+    shard_read(shard, step_name(t, t->state.step + 1));
+    for (size_t k = 0; k < count; k++) {
+        train_take(t, k, want, &found, sum);
+    }
+    shard_end(shard);
+    (void)remove(path_join(t->examples, shard->folder, step_name(t, t->state.step)));
+}
+
 /* Sums gradients over the next batch x accumulate usable examples of this epoch: how many there
- * were. */
-static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
-    size_t want = t->options->batch * t->options->accumulate, count = 0;
+ * were. Those of other shards are only looked at. */
+static size_t train_collect(Trainer *t, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    size_t want = t->options->batch * t->options->accumulate, count = 0, mine, end;
     size_t block = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
+    shard_range(shard, want, &mine, &end);
     train_start(&t->run);
     while (count < want && t->state.position < t->data.count) {
         size_t n = 0;
+        bool first = count == 0;
         arena_reset(t->examples);
-        while (n < t->run.micro && count + n < want && t->state.position < t->data.count) {
-            n += train_example(t, t->order[t->state.position++], &t->run.sequence[n],
-                               t->run.features + n * block);
+        while (n < t->run.micro && count < want && t->state.position < t->data.count) {
+            float *features = t->run.features + n * block;
+            bool own = shard_turn(shard, count, want) == SHARD_COMPUTE,
+                 used = train_example(t, t->order[t->state.position++], &t->run.sequence[n],
+                                      own ? features : NULL);
+            n += own && used;
+            count += used;
         }
-        count += n;
+        if (shard != NULL && first && count > 0) {
+            shard_write(shard, step_name(t, t->state.step + 1));
+        }
         if (n > 0) {
             train_micro(&t->run, n);
         }
         for (size_t e = 0; e < n; e++) {
             train_gradient(&t->run, e);
-            train_add(&t->run);
-            *loss += t->run.found[e].loss;
-            *tokens += t->run.found[e].tokens;
+            train_take(t, mine++, want, &t->run.found[e], sum);
         }
+    }
+    if (shard != NULL && count > 0) {
+        train_gather(t, count, want, sum);
     }
     return count;
 }
@@ -262,6 +311,7 @@ static void train_count(Trainer *t) {
     const TrainOptions *o = t->options;
     size_t usable = 0, unanswered = 0, per_step = o->batch * o->accumulate;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
+    t->counting = true;
     for (size_t i = 0; i < t->data.count; i++) {
         Sequence sequence;
         arena_reset(t->examples);
@@ -272,6 +322,7 @@ static void train_count(Trainer *t) {
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
+    t->counting = false;
     if (usable == 0) {
         fail(STATUS_INPUT, "%s: no example can be used%s%s", o->data,
              t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
@@ -332,19 +383,13 @@ static void train_rows(Trainer *t) {
     t->seconds = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->seconds);
 }
 
-/* Both have the same lines in the same order; names the first whose values differ. */
-static void settings_compare(Trainer *t, const char *then, const char *path) {
-    const char *now = t->settings;
-    while (*now != '\0' && strcmp(then, now) != 0) {
-        int a = (int)strcspn(then, "\n"), b = (int)strcspn(now, "\n");
-        if (a != b || memcmp(then, now, (size_t)a) != 0) {
-            fail(STATUS_INPUT,
-                 "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or "
-                 "leave --resume out to start anew",
-                 path, a, then, b, now);
-        }
-        then += a + (then[a] == '\n' ? 1 : 0);
-        now += b + 1;
+static void settings_compare(const char *then, const char *now, const char *path) {
+    int a, b;
+    if (lines_differ(&then, &now, &a, &b)) {
+        fail(STATUS_INPUT,
+             "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or leave "
+             "--resume out to start anew",
+             path, a, then, b, now);
     }
 }
 
@@ -359,7 +404,7 @@ static void checkpoint_read(Trainer *t) {
         rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow)) {
         fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
     }
-    settings_compare(t, arena_copy(scratch, settings->data, settings->count), store.path);
+    settings_compare(arena_copy(scratch, settings->data, settings->count), t->settings, store.path);
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
     if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
@@ -516,12 +561,14 @@ static void train_begin(Trainer *t) {
 static size_t train_step(Trainer *t, Progress *progress) {
     TrainState *s = &t->state;
     TrainRow row = {.epoch = s->epoch, .lr = train_lr(t->options, s->step, s->steps)};
-    double before = progress_now(), loss = 0.0;
-    size_t count = train_collect(t, &loss, &row.tokens);
+    double before = progress_now();
+    TrainLoss sum = {0.0, 0};
+    size_t count = train_collect(t, &sum);
     if (count == 0) {
         return 0;
     }
-    row.loss = loss / (double)count;
+    row.loss = sum.loss / (double)count;
+    row.tokens = sum.tokens;
     if (!isfinite(row.loss)) {
         fail(STATUS_INPUT, "step %" PRIu64 ": the loss is not finite; lower --lr", s->step + 1);
     }
@@ -555,7 +602,8 @@ static void train_loop(Trainer *t) {
             s->position = 0;
             train_order(t);
         }
-        if (o->save_every > 0 && s->step % o->save_every == 0 && count > 0 && s->step < s->steps) {
+        bool due = o->shard != NULL || (o->save_every > 0 && s->step % o->save_every == 0);
+        if (due && count > 0 && s->step < s->steps) {
             train_save(t);
         }
     }
