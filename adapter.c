@@ -617,37 +617,41 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
             (d->text[j] == NULL || (double)d->density[j] > result->options->max_density));
 }
 
-/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
- * equal activations the earlier row, then the lower j. */
-size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature *found) {
+/* Each feature that is rare enough where it is strongest: peaks[0 .. n), by rising number. */
+size_t feature_peaks(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
+                     size_t rows) {
     size_t d_sae = layer->sae->d_sae, n = 0;
     sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
-    for (size_t j = 0; j < d_sae; j++) { /* each feature where it is strongest; 0: nowhere */
+    for (size_t j = 0; j < d_sae; j++) {
+        TopFeature peak = {(uint32_t)j, 0, 0.0f};
         size_t considered = left_out(a->result, layer, group, j) ? 0 : rows;
-        a->best[j] = 0.0f;
-        a->best_row[j] = 0;
         for (size_t r = 0; r < considered; r++) {
-            if (a->acts[r * d_sae + j] > a->best[j]) {
-                a->best[j] = a->acts[r * d_sae + j];
-                a->best_row[j] = r;
-            }
+            float f = a->acts[r * d_sae + j];
+            peak = f > peak.activation ? (TopFeature){(uint32_t)j, (uint32_t)r, f} : peak;
         }
-    }
-    for (; n < a->result->options->features; n++) {
-        size_t top = 0;
-        for (size_t j = 1; j < d_sae; j++) {
-            bool higher = a->best[j] > a->best[top];
-            bool earlier = a->best[j] == a->best[top] && a->best_row[j] < a->best_row[top];
-            top = higher || earlier ? j : top;
-        }
-        if (!(a->best[top] > 0.0f)) {
-            break;
-        }
-        found[n] = (TopFeature){top, a->best_row[top], a->best[top]};
-        a->best[top] = 0.0f;
+        a->peaks[n] = peak;
+        n += peak.activation > 0.0f;
     }
     return n;
+}
+
+static int by_activation(const void *a, const void *b) {
+    const TopFeature *x = a, *y = b;
+    return x->activation != y->activation ? (x->activation < y->activation ? 1 : -1)
+           : x->row != y->row             ? (x->row > y->row ? 1 : -1)
+                                          : (x->feature > y->feature) - (x->feature < y->feature);
+}
+
+/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
+ * equal activations the earlier row, then the lower j. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        a->peaks[kept] = a->peaks[i];
+        kept += !left_out(a->result, layer, group, a->peaks[i].feature);
+    }
+    qsort(a->peaks, kept, sizeof *a->peaks, by_activation);
+    return kept < a->result->options->features ? kept : a->result->options->features;
 }
 
 /* ---- curves over layers ---- */
@@ -741,6 +745,5 @@ void analyze_layout(Arena *arena, void *run) {
     a->edited = arena_floats(arena, a->longest, d);
     a->acts = arena_floats(arena, a->longest, a->widest);
     a->logits = arena_floats(arena, a->llm->config.d_vocab, 1);
-    a->best = arena_floats(arena, a->widest, 1);
-    a->best_row = arena_alloc(arena, a->widest, sizeof(size_t));
+    a->peaks = arena_alloc(arena, a->widest, sizeof(TopFeature));
 }

@@ -238,6 +238,11 @@ typedef struct AnalyzeResult {
     size_t verdicts, verdicts_used; /* of a judge outside: lines, and those that say something */
 } AnalyzeResult;
 
+typedef struct TopFeature {
+    uint32_t feature, row;
+    float activation;
+} TopFeature;
+
 typedef struct AnalyzeRun { /* what the passes compute with */
     const Llm *llm;
     const Compute *compute;
@@ -249,8 +254,7 @@ typedef struct AnalyzeRun { /* what the passes compute with */
     float *target, *recon, *stream, *edited; /* [longest, d_model] */
     float *acts;                             /* [longest, widest] */
     float *logits;                           /* [d_vocab] */
-    float *best;                             /* [widest] */
-    size_t *best_row;
+    TopFeature *peaks;                       /* [widest] */
 } AnalyzeRun;
 
 void analyze_layout(Arena *arena, void *run);
@@ -284,14 +288,12 @@ void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images)
  * when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
-typedef struct TopFeature {
-    size_t feature, row;
-    float activation;
-} TopFeature;
-
-/* The strongest features of x [rows, d_model] that are rare enough: how many of top[features]. */
-size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature *top);
+/* The features of x [rows, d_model] that are rare enough as far as result->active says, each where
+ * it is strongest: how many of a->peaks. */
+size_t feature_peaks(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
+                     size_t rows);
+/* The strongest of a->peaks[n] that are rare enough come first: how many. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n);
 
 double mean_of(double sum, size_t n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */

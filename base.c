@@ -1172,6 +1172,10 @@ bool shard_is_part(const Shard *s) {
     return s != NULL && s->index > 0;
 }
 
+bool shard_is_merge(const Shard *s) {
+    return s != NULL && s->index == 0;
+}
+
 void shard_write(Shard *s, const char *name) {
     s->own = out_open(path_join(s->arena, s->folder, name));
     fwrite(&journal_mark, sizeof journal_mark, 1, s->own->stream);
@@ -1241,6 +1245,11 @@ const void *shard_bytes(Shard *s, size_t i, size_t n, const void *data, size_t *
         journal_write(s->own->stream, data, *size);
     }
     return data;
+}
+
+void shard_error(Shard *s, size_t i, size_t n, Error *error) {
+    shard_value(s, i, n, error, sizeof *error);
+    error->text[sizeof error->text - 1] = '\0';
 }
 
 void shard_range(const Shard *s, size_t n, size_t *begin, size_t *end) {

@@ -249,7 +249,8 @@ typedef enum ShardTurn {
 Shard *shard_open(Arena *arena, const char *out, size_t index, size_t count);
 /* The words of the run that the shards in a folder are parts of. */
 char **shard_command(Arena *arena, const Shard *shard, int *count);
-bool shard_is_part(const Shard *shard); /* neither a whole run nor a merge: it has no results */
+bool shard_is_part(const Shard *shard);
+bool shard_is_merge(const Shard *shard);
 void shard_write(Shard *shard, const char *name); /* begins a journal */
 void shard_end(Shard *shard);                     /* of writing, or of reading: all was read */
 /* Begins to read the journals of this name of all shards. One that is not there within shard->wait
@@ -261,6 +262,7 @@ ShardTurn shard_turn(const Shard *shard, size_t i, size_t n);
 void shard_value(Shard *shard, size_t i, size_t n, void *data, size_t size);
 /* The same where the size varies: data, or what stands in the journal (not aligned). */
 const void *shard_bytes(Shard *shard, size_t i, size_t n, const void *data, size_t *size);
+void shard_error(Shard *shard, size_t i, size_t n, Error *error); /* the same */
 /* The units [*begin, *end) of n that are computed here. */
 void shard_range(const Shard *shard, size_t n, size_t *begin, size_t *end);
 /* shard_value of each of n rows[n, size]. */

@@ -356,7 +356,7 @@ static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
 static void shard_start(const Arguments *a) {
     if (shard_is_part(a->shard)) {
         shard_write(a->shard, "journal");
-    } else if (a->shard != NULL) {
+    } else if (shard_is_merge(a->shard)) {
         shard_read(a->shard, "journal");
     }
 }
@@ -450,7 +450,7 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .seed = get_count(a, "seed"),
                             .shard = a->shard};
     Arena *arena = arena_new();
-    if (a->shard != NULL && !shard_is_part(a->shard)) {
+    if (shard_is_merge(a->shard)) {
         merge_train(a);
     } else {
         TrainResult result = run_train(arena, compute, &options, console);

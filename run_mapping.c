@@ -794,7 +794,8 @@ typedef struct Evaluation {
     Scores scores;
 } Evaluation;
 
-static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *out) {
+/* What the model says. */
+static char *eval_answer(Evaluation *e, const Question *q, size_t image, size_t *length) {
     if (e->options->permute) {
         image_pool_permuted(&e->pool, image, e->options->seed, e->images);
     } else {
@@ -805,9 +806,11 @@ static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *ou
     conversation_place_image(e->question, &c);
     Sequence sequence = vlm_sequence(&e->vlm, c.turns, c.count, true, 0, e->question);
     Tokens tokens = vlm_generate(&e->vlm, &sequence, e->images, &e->options->generate, e->question);
-    size_t length;
-    char *text =
-        tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, &length);
+    return tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, length);
+}
+
+static void eval_score(Evaluation *e, const Question *q, const char *text, size_t length,
+                       FILE *out) {
     bool exact = score_answer(&e->scores, text, length, q);
     JsonOut json = json_out_start(out, 0);
     json_out_object(&json, NULL);
@@ -820,18 +823,36 @@ static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *ou
     e->scores.asked++;
 }
 
-static void eval_question(Evaluation *e, const Question *q, FILE *out) {
-    Error cause;
+/* Question i of `total`; out NULL: only looks whether its image can be read. */
+static void eval_question(Evaluation *e, const Question *q, size_t i, size_t total, FILE *out) {
+    Shard *shard = e->options->shard;
+    ShardTurn turn = out == NULL ? SHARD_COMPUTE : shard_turn(shard, i, total);
+    Error cause = {.status = STATUS_OK};
     volatile size_t image = 0;
-    char *path = path_join(e->question, e->options->images, q->image);
-    ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status != STATUS_OK && out == NULL) {
-        may_leave_out(&cause, e->options->strict);
-    } else if (cause.status != STATUS_OK) {
+    size_t length = 0;
+    char *text = NULL;
+    if (turn == SHARD_SKIP) {
+        return;
+    }
+    if (turn == SHARD_COMPUTE) {
+        char *path = path_join(e->question, e->options->images, q->image);
+        ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
+        if (cause.status != STATUS_OK) {
+            may_leave_out(&cause, e->options->strict);
+        } else if (out != NULL) {
+            text = eval_answer(e, q, image, &length);
+        }
+    }
+    if (out == NULL) {
+        return;
+    }
+    shard_error(shard, i, total, &cause);
+    const void *bytes = shard_bytes(shard, i, total, text, &length);
+    if (cause.status != STATUS_OK) {
         leave_out(&e->left_out, e->arena, e->options->strict, &cause);
         e->scores.skipped++;
-    } else if (out != NULL) {
-        eval_answer(e, q, image, out);
+    } else {
+        eval_score(e, q, arena_copy(e->question, bytes, length), length, out);
     }
 }
 
@@ -842,13 +863,14 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     Arena *scratch = arena_new();
     FILE *file = file_open(scratch, o->questions);
     size_t line = 0, count = 0;
+    bool look = out != NULL || (o->permute && !shard_is_merge(o->shard));
     Progress progress = progress_start(out != NULL ? "answering" : "reading images", "questions", 0,
-                                       total, e->console->quiet || (out == NULL && !o->permute));
+                                       total, e->console->quiet || !look);
     const Json *value;
     while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
         Question question = question_parse(e->question, value, o->questions, line);
-        if (out != NULL || o->permute) {
-            eval_question(e, &question, out);
+        if (look) {
+            eval_question(e, &question, count, total, out);
         }
         progress_set(&progress, ++count, NULL);
         arena_reset(e->question);
@@ -888,7 +910,7 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     }
     OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
     (void)eval_pass(&e, count, answers->stream);
-    if (e.scores.asked == 0) {
+    if (e.scores.asked == 0 && !shard_is_part(o->shard)) {
         fail(STATUS_INPUT, "%s: 0 questions asked: no image of the %zu can be read: %s",
              o->questions, count, e.left_out.why[0]);
     }
@@ -938,13 +960,14 @@ typedef struct Analysis {
     size_t first;            /* examples of the file among which those are that are judged */
     unsigned char *verdicts; /* [first, layers, groups]: Verdict; NULL: lexical */
     OutFile *questions;      /* for a judge outside, or NULL */
-    TopFeature *top;         /* [options->features] */
+    LayerResult *before;     /* [layers]: the sums without the current example */
     /* what the hook is doing */
     const Sequence *sequence;
     Variant variant;
     const Example *current;
-    size_t example_number;
-    FILE *features_out; /* NULL: it measures */
+    size_t example_number, pass_size; /* of examples in the pass */
+    bool measuring, reading;          /* statistics; what others found */
+    FILE *features_out;
 } Analysis;
 
 /* It stands in a->example, until the next is read. */
@@ -978,6 +1001,11 @@ static Example example_read(Analysis *a, size_t index) {
                      .control_full = vlm_sequence(&a->vlm, control, first + 1, false, 0, arena)};
 }
 
+static void use_example(Analysis *a, size_t index, size_t image) {
+    a->used[a->result.examples++] = (UsedExample){index, image};
+    a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
+}
+
 /* The example's sizes and its image, if they can be read. */
 static void scan_example(Analysis *a, size_t index) {
     Example e = example_read(a, index);
@@ -988,13 +1016,14 @@ static void scan_example(Analysis *a, size_t index) {
     }
     image_pool_get(&a->pool, image, a->images);
     moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
-    a->used[a->result.examples++] = (UsedExample){index, image};
-    a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
+    use_example(a, index, image);
 }
 
+/* Every shard scans all: it draws image tokens from other examples' images. */
 static void scan(Analysis *a) {
     size_t n = a->options->examples < a->data.count ? a->options->examples : a->data.count;
     size_t d = a->vlm.llm.config.d_model;
+    bool merge = shard_is_merge(a->options->shard);
     a->used = arena_alloc(a->arena, n + 1, sizeof *a->used);
     a->images = arena_floats(a->arena, image_size(&a->vlm), 1);
     a->moments = (Moments){.sum = arena_alloc(a->arena, d, sizeof(double)),
@@ -1002,10 +1031,15 @@ static void scan(Analysis *a) {
                            .d_model = d};
     Progress progress = progress_start("reading", "examples", 0, n, a->result.console->quiet);
     for (size_t i = 0; i < n; i++) {
-        Error cause;
-        ATTEMPT(&cause, scan_example(a, i));
+        Error cause = {.status = STATUS_OK};
+        if (!merge) {
+            ATTEMPT(&cause, scan_example(a, i));
+        }
+        shard_error(a->options->shard, i, n, &cause);
         if (cause.status != STATUS_OK) {
             leave_out(&a->left_out, a->arena, a->options->strict, &cause);
+        } else if (merge) {
+            use_example(a, i, 0);
         }
         progress_set(&progress, i + 1, NULL);
     }
@@ -1031,7 +1065,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     json_out_text(&json, "group", group_names[group]);
     json_out_array(&json, "features");
     for (size_t i = 0; i < n; i++) {
-        const TopFeature *top = &a->top[i];
+        const TopFeature *top = &a->run.peaks[i];
         json_out_object(&json, NULL);
         json_out_int(&json, "feature", (int64_t)top->feature);
         json_out_int(&json, "position", (int64_t)(first_row + top->row));
@@ -1062,7 +1096,7 @@ static void write_judge_question(Analysis *a, const LayerResult *layer, Group gr
     json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
     json_out_array(&json, "descriptions");
     for (size_t i = 0; i < n; i++) {
-        json_out_text(&json, NULL, layer->descriptions.text[a->top[i].feature]);
+        json_out_text(&json, NULL, layer->descriptions.text[a->run.peaks[i].feature]);
     }
     json_out_end(&json);
     json_out_end(&json);
@@ -1073,15 +1107,39 @@ static unsigned char *verdict_at(const Analysis *a, size_t index, size_t slot, G
     return &a->verdicts[(index * a->result.n_layers + slot) * GROUPS + (size_t)group];
 }
 
+/* What is left of the n peaks, of which a shard knows too little to choose. */
+static size_t share_peaks(Analysis *a, const LayerResult *layer, size_t n) {
+    TopFeature *peaks = a->run.peaks;
+    size_t size = n * sizeof *peaks;
+    const void *bytes =
+        shard_bytes(a->options->shard, a->example_number, a->pass_size, peaks, &size);
+    n = size / sizeof *peaks;
+    if (n > layer->sae->d_sae) {
+        fail(STATUS_INPUT, "%s: more features than an SAE has", a->options->out);
+    }
+    memmove(peaks, bytes, n * sizeof *peaks);
+    for (size_t i = 0; i < n; i++) {
+        if (peaks[i].feature >= layer->sae->d_sae) {
+            fail(STATUS_INPUT, "%s: a feature that its SAE does not have", a->options->out);
+        }
+    }
+    return n;
+}
+
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
                           const float *x, size_t rows) {
-    size_t n = top_features(&a->run, layer, group, x, rows, a->top);
+    size_t n = a->reading ? 0 : feature_peaks(&a->run, layer, group, x, rows);
+    n = share_peaks(a, layer, n);
+    if (shard_is_part(a->options->shard)) {
+        return;
+    }
+    n = top_features(&a->run, layer, group, n);
     size_t index = a->used[a->example_number].index, slot = (size_t)(layer - a->result.layers);
     bool judged = a->example_number < a->result.judged && layer->descriptions.text != NULL;
     bool match = judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_YES;
     for (size_t i = 0; i < n && judged && a->verdicts == NULL; i++) {
-        match |=
-            lexical_match(layer->descriptions.text[a->top[i].feature], a->current->answer.text);
+        match |= lexical_match(layer->descriptions.text[a->run.peaks[i].feature],
+                               a->current->answer.text);
     }
     layer->matched[group] += judged && match;
     layer->judged[group] += judged;
@@ -1097,19 +1155,22 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
 }
 
 /* At blocks.L.hook_resid_post: each group's rows through the SAE of the layer. */
-static void analysis_call(void *user, const HookPoint *point, float *data) {
-    Analysis *a = user;
-    LayerResult *layer = a->run.of_layer[point->layer];
+static void analysis_layer(Analysis *a, LayerResult *layer, const float *data) {
     for (Group g = 0; g < GROUPS; g++) {
         Range rows = group_rows(a->sequence, g, a->sequence->rows);
         size_t n = rows.end - rows.begin;
-        const float *x = data + rows.begin * a->vlm.llm.config.d_model;
-        if (n > 0 && a->features_out != NULL) {
-            find_features(a, layer, g, rows.begin, x, n);
-        } else if (n > 0) {
+        const float *x = a->reading ? NULL : data + rows.begin * a->vlm.llm.config.d_model;
+        if (n > 0 && a->measuring) {
             measure_group(&a->run, layer, a->variant, g, x, n);
+        } else if (n > 0) {
+            find_features(a, layer, g, rows.begin, x, n);
         }
     }
+}
+
+static void analysis_call(void *user, const HookPoint *point, float *data) {
+    Analysis *a = user;
+    analysis_layer(a, a->run.of_layer[point->layer], data);
 }
 
 /* One forward pass with the current images, where the sequence has room for them. */
@@ -1121,6 +1182,12 @@ static void analysis_forward(Analysis *a, const Sequence *sequence) {
                        NULL,   &measure};
     Hooks hooks = image_hooks(&image);
     a->sequence = sequence;
+    for (size_t i = 0; i < a->result.n_layers && a->reading; i++) {
+        analysis_layer(a, &a->result.layers[i], NULL);
+    }
+    if (a->reading) {
+        return;
+    }
     llm_forward(a->run.run, &batch, 0, a->vlm.llm.config.n_layers, NULL, &hooks);
 }
 
@@ -1154,19 +1221,90 @@ static void features_example(Analysis *a) {
     analysis_forward(a, &a->current->control);
 }
 
+static void add_sums(LayerResult *to, const LayerResult *from) {
+    for (size_t i = 0; i < VARIANTS * GROUPS; i++) {
+        Sums *s = &to->sums[i / GROUPS][i % GROUPS];
+        const Sums *x = &from->sums[i / GROUPS][i % GROUPS];
+        s->mse += x->mse;
+        s->sparsity += x->sparsity;
+        s->l0 += x->l0;
+        s->cosine += x->cosine;
+        s->norm += x->norm;
+        s->fvu += x->fvu;
+        s->n += x->n;
+        s->n_fvu += x->n_fvu;
+    }
+    for (Group g = 0; g < GROUPS; g++) {
+        LossSums *s = &to->loss[g];
+        const LossSums *x = &from->loss[g];
+        s->clean += x->clean;
+        s->sae += x->sae;
+        s->zero += x->zero;
+        s->mean += x->mean;
+        s->n += x->n;
+    }
+}
+
+/* What one example adds to the sums, measured or as another measured it. */
+static void measure_one(Analysis *a, void (*visit)(Analysis *a)) {
+    Shard *shard = a->options->shard;
+    size_t e = a->example_number, n = a->pass_size;
+    for (size_t i = 0; i < a->result.n_layers; i++) {
+        LayerResult *layer = &a->result.layers[i];
+        a->before[i] = *layer;
+        memset(layer->sums, 0, sizeof layer->sums);
+        memset(layer->loss, 0, sizeof layer->loss);
+    }
+    if (!a->reading) {
+        visit(a);
+    }
+    for (size_t i = 0; i < a->result.n_layers; i++) {
+        LayerResult *layer = &a->result.layers[i];
+        shard_value(shard, e, n, layer->sums, sizeof layer->sums);
+        shard_value(shard, e, n, layer->loss, sizeof layer->loss);
+        add_sums(layer, &a->before[i]);
+    }
+}
+
 /* visit() sees each of the first n examples with its images in place. */
 static void analysis_pass(Analysis *a, const char *what, size_t n, void (*visit)(Analysis *a)) {
     n = n < a->result.examples ? n : a->result.examples;
     Progress progress = progress_start(what, "examples", 0, n, a->result.console->quiet);
+    a->pass_size = n;
     for (size_t e = 0; e < n; e++) {
+        ShardTurn turn = shard_turn(a->options->shard, e, n);
+        if (turn == SHARD_SKIP) {
+            continue;
+        }
         Example example = example_read(a, a->used[e].index);
         a->example_number = e;
         a->current = &example;
-        image_pool_get(&a->pool, a->used[e].image, a->images);
-        visit(a);
+        a->reading = turn == SHARD_READ;
+        if (!a->reading) {
+            image_pool_get(&a->pool, a->used[e].image, a->images);
+        }
+        a->measuring ? measure_one(a, visit) : visit(a);
         progress_set(&progress, e + 1, NULL);
     }
     progress_end(&progress);
+}
+
+/* How often features are active, of all shards. */
+static void add_active(Analysis *a) {
+    Shard *shard = a->options->shard;
+    size_t n = shard != NULL ? shard->count : 0;
+    Arena *scratch = arena_new();
+    uint32_t *counts = arena_alloc(scratch, a->run.widest, sizeof *counts);
+    for (size_t i = 0; i < a->result.n_layers * GROUPS * n; i++) {
+        const LayerResult *layer = &a->result.layers[i / n / GROUPS];
+        uint32_t *active = layer->active[i / n % GROUPS];
+        bool reading = shard_turn(shard, i % n, n) == SHARD_READ;
+        shard_value(shard, i % n, n, reading ? counts : active, layer->sae->d_sae * sizeof *active);
+        for (size_t j = 0; j < layer->sae->d_sae && reading; j++) {
+            active[j] += counts[j];
+        }
+    }
+    arena_free(scratch);
 }
 
 /* ---- a judge outside ---- */
@@ -1240,6 +1378,10 @@ static void features_pass(Analysis *a) {
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
+    if (shard_is_part(o->shard)) {
+        arena_free(features->arena);
+        return;
+    }
     if (a->questions != NULL) {
         out_commit(a->questions);
     }
@@ -1343,20 +1485,20 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     if (o->examples == 0 || o->features == 0 || !(o->converge >= 1.0)) {
         fail(STATUS_INPUT, "--examples, --features and --converge must be at least 1");
     }
-    a.top = arena_alloc(arena, o->features, sizeof *a.top);
     out_folder(arena, o->out);
     path_need_directory(o->images);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;
-    a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};
+    a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result, .longest = 1};
     open_layers(&a);
+    a.before = arena_alloc(arena, a.result.n_layers, sizeof *a.before);
     json_array_open(&a.data, arena, o->data);
     a.first = o->examples < a.data.count ? o->examples : a.data.count;
     a.first = o->judge_examples < a.first ? o->judge_examples : a.first;
     if (strcmp(o->judge, "lexical") != 0) {
         verdicts_read(&a);
     }
-    if (o->write_questions != NULL) {
+    if (o->write_questions != NULL && !shard_is_part(o->shard)) {
         a.questions = out_open(o->write_questions);
     }
     a.pool = image_pool_open(&a.vlm, arena);
@@ -1365,8 +1507,11 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
         verdicts_count(&a);
     }
     Arena *block = arena_plan(analyze_layout, &a.run);
+    a.measuring = true;
     analysis_pass(&a, "measuring", o->examples, measure_example);
     analysis_pass(&a, "loss recovered", o->loss_examples, loss_example);
+    a.measuring = false;
+    add_active(&a);
     features_pass(&a);
     tell_left_out(console, &a.left_out, "examples that cannot be used");
     arena_free(block);
