@@ -1202,6 +1202,9 @@ void shard_read(Shard *s, const char *name) {
 }
 
 void shard_end(Shard *s) {
+    if (s == NULL) {
+        return;
+    }
     if (s->journals == NULL) {
         out_commit(s->own);
         return;

@@ -361,10 +361,7 @@ static void shard_start(const Arguments *a) {
     }
 }
 
-static void shard_finish(const Arguments *a, const Console *console) {
-    if (a->shard != NULL) {
-        shard_end(a->shard);
-    }
+static void shard_tell(const Arguments *a, const Console *console) {
     if (shard_is_part(a->shard)) {
         console_line(console, "shard %zu of %zu is done; after all of them: refsae merge %s",
                      a->shard->index, a->shard->count, a->shard->out);
@@ -415,6 +412,7 @@ static void merge_train(Arguments *a) {
     static const char *const files[] = {"adapter.safetensors", "checkpoint.safetensors",
                                         "train.csv", "loss.svg", "timing.csv"};
     shard_start(a);
+    shard_end(a->shard);
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         shard_copy(a->shard, files[i], strcmp(files[i], "timing.csv") != 0);
     }
@@ -456,8 +454,9 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
         TrainResult result = run_train(arena, compute, &options, console);
         report_train(&result);
         shard_start(a);
+        shard_end(a->shard);
     }
-    shard_finish(a, console);
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -525,7 +524,7 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
     if (!shard_is_part(a->shard)) {
         report_analyze(&result, &published);
     }
-    shard_finish(a, console);
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -602,7 +601,7 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
     if (!shard_is_part(a->shard)) {
         report_sage(&result);
     }
-    shard_finish(a, console);
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -665,7 +664,7 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
     options.generate.stop_at_end_of_turn = true;
     shard_start(a);
     run_eval(compute, &options, console);
-    shard_finish(a, console);
+    shard_tell(a, console);
 }
 
 /* ---- hooks, dump, diff ---- */

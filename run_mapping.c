@@ -910,6 +910,7 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     }
     OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
     (void)eval_pass(&e, count, answers->stream);
+    shard_end(o->shard);
     if (e.scores.asked == 0 && !shard_is_part(o->shard)) {
         fail(STATUS_INPUT, "%s: 0 questions asked: no image of the %zu can be read: %s",
              o->questions, count, e.left_out.why[0]);
@@ -1378,6 +1379,7 @@ static void features_pass(Analysis *a) {
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
+    shard_end(o->shard);
     if (shard_is_part(o->shard)) {
         arena_free(features->arena);
         return;

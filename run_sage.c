@@ -1408,6 +1408,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t c = 0; c < r.result.n_cross; c++) {
         test_cross(&r, &r.result.cross[c]);
     }
+    shard_end(options->shard);
     sage_prompts_write(task, path_join(arena, options->out, "prompts.jsonl"));
     arena_free(block);
     arena_free(files);
