@@ -137,10 +137,6 @@ Hooks image_hooks(ImageHook *hook) {
 
 /* ---- the adapter ---- */
 
-size_t adapter_size(const Adapter *adapter) {
-    return adapter->d_llm * (adapter->d_vit + 1);
-}
-
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena) {
     float *all = arena_floats(arena, d_llm, d_vit + 1);
     *adapter = (Adapter){all, all != NULL ? all + d_llm * d_vit : NULL, d_llm, d_vit};
@@ -269,12 +265,7 @@ double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
     return options->min_lr + (options->lr - options->min_lr) * (1.0 + cos_pi_f64(turn)) / 2.0;
 }
 
-void train_start(TrainRun *t) {
-    memset(t->sum, 0, adapter_size(&t->grad) * sizeof(double));
-}
-
-/* The examples' gradients in their order, so that neither threads, nor how many run at once, nor
- * where each is computed changes a bit. */
+/* In the order of the examples: neither where they run, nor how many at once, changes a bit. */
 void train_add(TrainRun *t) {
     for (size_t i = 0; i < adapter_size(&t->grad); i++) {
         t->sum[i] += (double)t->grad.weight[i];
@@ -284,13 +275,13 @@ void train_add(TrainRun *t) {
 /* g = sum of the examples' gradients / n, then AdamW as torch has it by default. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step) {
     static const double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
-    float *g = t->grad.weight;
     size_t n = adapter_size(&t->grad);
     for (size_t i = 0; i < n; i++) {
-        g[i] = (float)(t->sum[i] / (double)count);
+        t->grad.weight[i] = (float)(t->sum[i] / (double)count);
+        t->sum[i] = 0.0;
     }
-    adamw_step(t->vlm->compute, t->vlm->adapter.weight, g, t->m.weight, t->v.weight, n, lr, beta1,
-               beta2, eps, weight_decay, step);
+    adamw_step(t->vlm->compute, t->vlm->adapter.weight, t->grad.weight, t->m.weight, t->v.weight, n,
+               lr, beta1, beta2, eps, weight_decay, step);
 }
 
 void train_layout(Arena *arena, void *run) {
@@ -618,13 +609,13 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
 }
 
 /* Each feature that is rare enough where it is strongest: peaks[0 .. n), by rising number. */
-size_t feature_peaks(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x,
                      size_t rows) {
     size_t d_sae = layer->sae->d_sae, n = 0;
     sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
     for (size_t j = 0; j < d_sae; j++) {
         TopFeature peak = {(uint32_t)j, 0, 0.0f};
-        size_t considered = left_out(a->result, layer, group, j) ? 0 : rows;
+        size_t considered = left_out(a->result, layer, g, j) ? 0 : rows;
         for (size_t r = 0; r < considered; r++) {
             float f = a->acts[r * d_sae + j];
             peak = f > peak.activation ? (TopFeature){(uint32_t)j, (uint32_t)r, f} : peak;
@@ -637,9 +628,9 @@ size_t feature_peaks(AnalyzeRun *a, const LayerResult *layer, Group group, const
 
 static int by_activation(const void *a, const void *b) {
     const TopFeature *x = a, *y = b;
-    return x->activation != y->activation ? (x->activation < y->activation ? 1 : -1)
-           : x->row != y->row             ? (x->row > y->row ? 1 : -1)
-                                          : (x->feature > y->feature) - (x->feature < y->feature);
+    int order = (x->activation < y->activation) - (x->activation > y->activation);
+    order = order != 0 ? order : (x->row > y->row) - (x->row < y->row);
+    return order != 0 ? order : (x->feature > y->feature) - (x->feature < y->feature);
 }
 
 /* The first --features distinct features, walking down all activations f[r, j] of the rows; of

@@ -16,7 +16,6 @@
 
 /* The bias stands behind the weight. */
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena);
-size_t adapter_size(const Adapter *adapter); /* numbers of both */
 /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias. */
 void adapter_init(Adapter *adapter, uint64_t seed);
 /* y[rows, d_llm] = x[rows, d_vit] W^T + b */
@@ -117,7 +116,6 @@ typedef struct TrainRun { /* what a step computes with */
 size_t train_plan(TrainRun *t);
 void train_layout(Arena *arena, void *run);
 
-void train_start(TrainRun *t); /* of a step */
 /* Forward and backward of `count` examples, at least one, whose sequences and features are in
  * place; then found[e], and the gradient of each in t->grad, which train_add adds to the step's. */
 void train_micro(TrainRun *t, size_t count);
@@ -290,8 +288,7 @@ double loss_recovered(const LossSums *sums, bool zero);
 
 /* The features of x [rows, d_model] that are rare enough as far as result->active says, each where
  * it is strongest: how many of a->peaks. */
-size_t feature_peaks(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                     size_t rows);
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x, size_t rows);
 /* The strongest of a->peaks[n] that are rare enough come first: how many. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n);
 

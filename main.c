@@ -311,12 +311,16 @@ static char *shard_settings(Arena *arena, Arguments *a) {
     MemoryStream *text = memory_open(arena);
     fprintf(text->stream, "refsae %s %s\n", REFSAE_VERSION, a->command->name);
     for (size_t i = 0; i < a->command->n_options + N_COMMON; i++) {
-        const char *name = option_at(a->command, i)->name, *value = a->values[i];
+        const Option *option = option_at(a->command, i);
+        const char *name = option->name, *value = a->values[i];
         char hex[65] = "";
         if (value == NULL || strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
             continue;
         }
-        if (path_exists(value)) {
+        bool path = option->argument != NULL && (strstr(option->argument, "DIR") != NULL ||
+                                                 strstr(option->argument, "FILE") != NULL ||
+                                                 strstr(option->argument, "ADAPTER") != NULL);
+        if (path && path_exists(value)) {
             path_digest(value, hex);
         }
         fprintf(text->stream, "--%s %s%s%s\n", name, value, hex[0] != '\0' ? " of SHA-256 " : "",

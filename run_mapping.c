@@ -275,7 +275,6 @@ static size_t train_collect(Trainer *t, TrainLoss *sum) {
     size_t want = t->options->batch * t->options->accumulate, count = 0, mine, end;
     size_t block = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
     shard_range(shard, want, &mine, &end);
-    train_start(&t->run);
     while (count < want && t->state.position < t->data.count) {
         size_t n = 0;
         bool first = count == 0;
@@ -1129,7 +1128,7 @@ static size_t share_peaks(Analysis *a, const LayerResult *layer, size_t n) {
 
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
                           const float *x, size_t rows) {
-    size_t n = a->reading ? 0 : feature_peaks(&a->run, layer, group, x, rows);
+    size_t n = a->reading ? 0 : peak_features(&a->run, layer, group, x, rows);
     n = share_peaks(a, layer, n);
     if (shard_is_part(a->options->shard)) {
         return;
