@@ -305,7 +305,8 @@ static Prompt get_prompt(Arguments *a) {
 
 /* ---- shards ---- */
 
-/* A line for each option that a result may depend on, with digests of the files that it names. */
+/* A line for each option that a result may depend on, with digests of the files that it names; but
+ * images, of which there may be more than a run looks at, by their folder's name alone. */
 static char *shard_settings(Arena *arena, Arguments *a) {
     static const char free_ones[] = " threads quiet json out shard wait resume write-questions ";
     MemoryStream *text = memory_open(arena);
@@ -317,9 +318,10 @@ static char *shard_settings(Arena *arena, Arguments *a) {
         if (value == NULL || strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
             continue;
         }
-        bool path = option->argument != NULL && (strstr(option->argument, "DIR") != NULL ||
-                                                 strstr(option->argument, "FILE") != NULL ||
-                                                 strstr(option->argument, "ADAPTER") != NULL);
+        bool path =
+            option->argument != NULL && strcmp(name, "images") != 0 &&
+            (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
+             strstr(option->argument, "ADAPTER") != NULL);
         if (path && path_exists(value)) {
             path_digest(value, hex);
         }
