@@ -647,16 +647,17 @@ size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t
 
 /* ---- curves over layers ---- */
 
-double mean_of(double sum, size_t n) {
-    return n > 0 ? sum / (double)n : NAN;
+double mean_of(double sum, double n) {
+    return n > 0.0 ? sum / n : NAN;
 }
 
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant) {
     const Sums *sums = &layer->sums[variant][group];
     return metric == METRIC_MSE        ? mean_of(sums->mse, sums->n)
            : metric == METRIC_SPARSITY ? mean_of(sums->sparsity, sums->n)
-           : variant == VARIANT_CLEAN ? mean_of((double)layer->matched[group], layer->judged[group])
-                                      : NAN;
+           : variant != VARIANT_CLEAN
+               ? NAN
+               : mean_of((double)layer->matched[group], (double)layer->judged[group]);
 }
 
 LayerTable layer_table(Arena *arena, const AnalyzeResult *result) {
@@ -687,8 +688,7 @@ double table_value(const LayerTable *table, Metric metric, Group group, double l
 /* Mean over layers of |log10(ours / theirs)|; for the match rate of |ours - theirs|. */
 double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric,
                       Group group) {
-    double sum = 0.0;
-    size_t n = 0;
+    double sum = 0.0, n = 0.0;
     bool ratio = metric != METRIC_MATCH;
     for (size_t i = 0; i < ours->n; i++) {
         double a = table_value(ours, metric, group, ours->layer[i]);

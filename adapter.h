@@ -204,15 +204,13 @@ typedef enum Metric { /* of a layer's rows */
 extern const char *const group_names[GROUPS];     /* vlm_img, vlm_imgtext, llm_text */
 extern const char *const variant_names[VARIANTS]; /* "", permuted, gaussian */
 
-typedef struct Sums { /* over examples, in their order */
-    double mse, sparsity, l0, cosine, norm, fvu;
-    size_t n, n_fvu;
+typedef struct Sums { /* over examples, in their order; counts as numbers beside the rest */
+    double mse, sparsity, l0, cosine, norm, fvu, n, n_fvu;
 } Sums;
 
 /* Mean cross-entropy of the first answer's tokens, summed over examples. */
 typedef struct LossSums {
-    double clean, sae, zero, mean;
-    size_t n;
+    double clean, sae, zero, mean, n;
 } LossSums;
 
 typedef struct LayerResult {
@@ -292,7 +290,7 @@ size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const flo
 /* The strongest of a->peaks[n] that are rare enough come first: how many. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n);
 
-double mean_of(double sum, size_t n); /* NaN of none */
+double mean_of(double sum, double n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant);
 

@@ -1074,7 +1074,7 @@ char **path_list(Arena *arena, const char *directory, size_t *count) {
 
 /* ---- shards ---- */
 
-static const uint64_t journal_mark = 0x7265667361653031; /* of this layout and byte order */
+static const uint64_t journal_mark = 0x72656673616500 | sizeof(size_t); /* in this byte order */
 
 typedef struct Journal {
     const char *path;

@@ -1111,17 +1111,15 @@ static unsigned char *verdict_at(const Analysis *a, size_t index, size_t slot, G
 static size_t share_peaks(Analysis *a, const LayerResult *layer, size_t n) {
     TopFeature *peaks = a->run.peaks;
     size_t size = n * sizeof *peaks;
-    const void *bytes =
-        shard_bytes(a->options->shard, a->example_number, a->pass_size, peaks, &size);
-    n = size / sizeof *peaks;
-    if (n > layer->sae->d_sae) {
-        fail(STATUS_INPUT, "%s: more features than an SAE has", a->options->out);
+    const void *all = shard_bytes(a->options->shard, a->example_number, a->pass_size, peaks, &size);
+    bool fits = size <= layer->sae->d_sae * sizeof *peaks;
+    memmove(peaks, all, fits ? size : 0);
+    for (n = 0; fits && n < size / sizeof *peaks; n++) {
+        fits = peaks[n].feature < layer->sae->d_sae;
     }
-    memmove(peaks, bytes, n * sizeof *peaks);
-    for (size_t i = 0; i < n; i++) {
-        if (peaks[i].feature >= layer->sae->d_sae) {
-            fail(STATUS_INPUT, "%s: a feature that its SAE does not have", a->options->out);
-        }
+    if (!fits) {
+        fail(STATUS_INPUT, "%s: a shard has features that layer %d's SAE does not have",
+             a->options->out, layer->layer);
     }
     return n;
 }
@@ -1221,27 +1219,12 @@ static void features_example(Analysis *a) {
     analysis_forward(a, &a->current->control);
 }
 
-static void add_sums(LayerResult *to, const LayerResult *from) {
-    for (size_t i = 0; i < VARIANTS * GROUPS; i++) {
-        Sums *s = &to->sums[i / GROUPS][i % GROUPS];
-        const Sums *x = &from->sums[i / GROUPS][i % GROUPS];
-        s->mse += x->mse;
-        s->sparsity += x->sparsity;
-        s->l0 += x->l0;
-        s->cosine += x->cosine;
-        s->norm += x->norm;
-        s->fvu += x->fvu;
-        s->n += x->n;
-        s->n_fvu += x->n_fvu;
-    }
-    for (Group g = 0; g < GROUPS; g++) {
-        LossSums *s = &to->loss[g];
-        const LossSums *x = &from->loss[g];
-        s->clean += x->clean;
-        s->sae += x->sae;
-        s->zero += x->zero;
-        s->mean += x->mean;
-        s->n += x->n;
+/* Of Sums and LossSums, which are nothing but doubles. */
+static void add_doubles(void *to, const void *from, size_t size) {
+    double *x = to;
+    const double *y = from;
+    for (size_t i = 0; i < size / sizeof *x; i++) {
+        x[i] += y[i];
     }
 }
 
@@ -1262,7 +1245,8 @@ static void measure_one(Analysis *a, void (*visit)(Analysis *a)) {
         LayerResult *layer = &a->result.layers[i];
         shard_value(shard, e, n, layer->sums, sizeof layer->sums);
         shard_value(shard, e, n, layer->loss, sizeof layer->loss);
-        add_sums(layer, &a->before[i]);
+        add_doubles(layer->sums, a->before[i].sums, sizeof layer->sums);
+        add_doubles(layer->loss, a->before[i].loss, sizeof layer->loss);
     }
 }
 
