@@ -92,14 +92,18 @@ $(BUILD)/selftest_files.h: $(SELFTEST_FILES) | $(BUILD)
 $(BUILD)/page_style.h: page.css | $(BUILD)
 	@($(call EMBED,page_style,.,.css,page.css)) >$@
 
+$(BUILD)/page_text.h: page.txt | $(BUILD)
+	@($(call EMBED,page_text,.,.txt,page.txt)) >$@
+
 $(BUILD)/formats.h: FORMATS.md | $(BUILD)
 	@($(call EMBED,formats,.,.md,FORMATS.md)) >$@
 
 $(BUILD)/figure.o: $(BUILD)/page_style.h
+$(BUILD)/folder.o: $(BUILD)/page_text.h
 $(BUILD)/main.o: $(BUILD)/formats.h
 $(BUILD)/selftest.o: $(BUILD)/selftest_files.h
 $(BUILD)/task.o: $(BUILD)/tasks.h
-$(BUILD)/figure.o $(BUILD)/main.o $(BUILD)/selftest.o $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
+$(BUILD)/figure.o $(BUILD)/folder.o $(BUILD)/main.o $(BUILD)/selftest.o $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 
 $(BUILD)/%.o: tests/%.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<

@@ -21,7 +21,8 @@ const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
 const char *const variant_names[VARIANTS] = {"", "permuted", "gaussian"};
 
 enum {
-    LOGIT_ROWS = 16 /* rows of logits that training holds at once */
+    LOGIT_ROWS =
+        168 /* rows of logits that training holds at once: fewer read the head more often */
 };
 
 /* ---- the sequence ---- */
@@ -312,7 +313,7 @@ void train_layout(Arena *arena, void *run) {
     t->weights = arena_floats(arena, rows, 1);
     t->losses = arena_alloc(arena, rows, sizeof(double));
     t->logits = arena_floats(arena, LOGIT_ROWS, vocab);
-    t->dlogits = arena_floats(arena, LOGIT_ROWS, vocab);
+    t->dlogits = t->options->softcap ? arena_floats(arena, LOGIT_ROWS, vocab) : t->logits;
 }
 
 size_t train_plan(TrainRun *t) {

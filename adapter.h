@@ -108,7 +108,7 @@ typedef struct TrainRun { /* what a step computes with */
     int32_t *targets;
     float *weights;
     double *losses;
-    float *logits, *dlogits; /* [LOGIT_ROWS, d_vocab] */
+    float *logits, *dlogits; /* [LOGIT_ROWS, d_vocab]; one place where no soft-cap needs both */
 } TrainRun;
 
 /* Chooses t->micro, the most examples whose memory stays within a bound (results do not depend on

@@ -1,6 +1,7 @@
 /* base.c: see base.h. */
 #define _FILE_OFFSET_BITS 64
 #define _XOPEN_SOURCE 700 /* realpath */
+#define _DEFAULT_SOURCE   /* madvise */
 #define _DARWIN_C_SOURCE  /* flock */
 #include "base.h"
 
@@ -164,6 +165,20 @@ struct Arena {
 
 static Arena *newest;
 
+/* A hint: large pages, where the system has them, are touched and looked up less often. */
+static void prefer_large_pages(void *data, size_t size) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)1 << 21, first = ((uintptr_t)data + page - 1) / page;
+    const uintptr_t last = ((uintptr_t)data + size) / page;
+    if (last > first) {
+        madvise((void *)(first * page), (last - first) * page, MADV_HUGEPAGE);
+    }
+#else
+    (void)data;
+    (void)size;
+#endif
+}
+
 static ArenaBlock *block_new(size_t size) {
     size_t total;
     bool fits = size_add(&total, size, sizeof(ArenaBlock) + ARENA_ALIGN);
@@ -171,6 +186,7 @@ static ArenaBlock *block_new(size_t size) {
     if (block == NULL) {
         fail(STATUS_RESOURCE, "out of memory: %.1f MiB are needed", (double)size / 1048576.0);
     }
+    prefer_large_pages(block, total);
     unsigned char *start = (unsigned char *)(block + 1);
     block->data = start + (ARENA_ALIGN - (uintptr_t)start % ARENA_ALIGN) % ARENA_ALIGN;
     block->size = size;
@@ -427,27 +443,33 @@ static uint32_t rotate_right(uint32_t x, int n) {
 }
 
 static void sha_block(uint32_t state[8], const unsigned char *block) {
-    uint32_t w[64], s[8];
+    uint32_t w[64];
     for (int i = 0; i < 16; i++) {
         w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
                (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
     }
     for (int i = 16; i < 64; i++) {
-        uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + (rotate_right(a, 7) ^ rotate_right(a, 18) ^ a >> 3) + w[i - 7] +
-               (rotate_right(b, 17) ^ rotate_right(b, 19) ^ b >> 10);
+        const uint32_t x = w[i - 15], y = w[i - 2];
+        w[i] = w[i - 16] + (rotate_right(x, 7) ^ rotate_right(x, 18) ^ x >> 3) + w[i - 7] +
+               (rotate_right(y, 17) ^ rotate_right(y, 19) ^ y >> 10);
     }
-    memcpy(s, state, sizeof s);
+    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
     for (int i = 0; i < 64; i++) {
-        uint32_t e = s[4], a = s[0];
-        uint32_t t1 = s[7] + (rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25)) +
-                      ((e & s[5]) ^ (~e & s[6])) + sha_constants[i] + w[i];
-        uint32_t t2 = (rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22)) +
-                      ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += t1;
-        s[0] = t1 + t2;
+        const uint32_t t1 = h + (rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25)) +
+                            ((e & f) ^ (~e & g)) + sha_constants[i] + w[i];
+        const uint32_t t2 = (rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22)) +
+                            ((a & b) ^ (a & c) ^ (b & c));
+        h = g;
+        g = f;
+        f = e;
+        e = d + t1;
+        d = c;
+        c = b;
+        b = a;
+        a = t1 + t2;
     }
+    const uint32_t s[8] = {a, b, c, d, e, f, g, h};
     for (int i = 0; i < 8; i++) {
         state[i] += s[i];
     }

@@ -406,22 +406,13 @@ void scores_write(FILE *out, const Scores *s, bool permuted, const char *adapter
     double precision = ratio(s->true_yes, s->true_yes + s->false_yes);
     double recall = ratio(s->true_yes, s->true_yes + s->false_no), both = precision + recall;
     JsonOut json = json_out_start(out, 2);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "image_tokens", permuted ? "permuted" : "own");
-    json_out_text(&json, "adapter_sha256", adapter_sha256);
-    json_out_int(&json, "questions", (int64_t)s->asked);
-    json_out_int(&json, "skipped", (int64_t)s->skipped);
-    json_out_int(&json, "scored", (int64_t)s->with_answer);
-    json_out_double(&json, "exact_match", exact_match(s));
-    json_out_double(&json, "vqa_accuracy", s->vqa / (double)s->with_answer);
-    json_out_object(&json, "yes_no");
-    json_out_int(&json, "questions", (int64_t)s->yes_no);
-    json_out_double(&json, "accuracy", ratio(s->true_yes + s->true_no, s->yes_no));
-    json_out_double(&json, "precision", precision);
-    json_out_double(&json, "recall", recall);
-    json_out_double(&json, "f1", both > 0.0 ? 2.0 * precision * recall / both : 0.0);
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "{ image_tokens %s adapter_sha256 %s questions %zu skipped %zu scored %zu",
+             permuted ? "permuted" : "own", adapter_sha256, s->asked, s->skipped, s->with_answer);
+    json_out(&json, "exact_match %g vqa_accuracy %g yes_no { questions %zu accuracy %g",
+             exact_match(s), s->vqa / (double)s->with_answer, s->yes_no,
+             ratio(s->true_yes + s->true_no, s->yes_no));
+    json_out(&json, "precision %g recall %g f1 %g } }", precision, recall,
+             both > 0.0 ? 2.0 * precision * recall / both : 0.0);
 }
 
 /* ---- descriptions and verdicts ---- */

@@ -258,6 +258,31 @@ static void print_shape(FILE *out, const size_t *shape, int rank, const char *ze
     fputc(']', out);
 }
 
+/* A line each: name, shape, SHA-256 of the values as a file holds them, little-endian. */
+static void collector_trace(const Collector *c, const char *path) {
+    OutFile *file = out_open(path);
+    for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
+        const unsigned char *at = t->data;
+        unsigned char bytes[4];
+        char digest[65];
+        Sha256 sha;
+        sha256_start(&sha);
+        for (size_t i = 0, size = dtype_size(t->dtype); i < t->count; i++, at += size) {
+            uint32_t bits = *at;
+            memcpy(&bits, at, size == sizeof bits ? size : 0);
+            for (size_t b = 0; b < size; b++) {
+                bytes[b] = (unsigned char)(bits >> 8 * b);
+            }
+            sha256_add(&sha, bytes, size);
+        }
+        sha256_end(&sha, digest);
+        fprintf(file->stream, "%s ", t->name);
+        print_shape(file->stream, t->shape, t->rank, "0");
+        fprintf(file->stream, " %s\n", digest);
+    }
+    out_commit(file);
+}
+
 void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *out) {
     Arena *arena = arena_new();
     Points points = {.arena = arena};
@@ -550,9 +575,14 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
         }
     }
-    collector_write(&c, o->out);
+    if (o->trace != NULL) {
+        collector_trace(&c, o->trace);
+    }
+    if (o->out != NULL) {
+        collector_write(&c, o->out);
+    }
     if (console->json) {
-        collector_list(&c, o->out);
+        collector_list(&c, o->out != NULL ? o->out : o->trace);
     }
     arena_free(arena);
 }

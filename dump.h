@@ -9,7 +9,7 @@ typedef struct DumpOptions {
     const char *sae, *input, *tensor;
     const char *hooks; /* globs, separated by commas outside of braces */
     const char *grad;  /* "A" or "A,B": token ids of the metric logits[T-1, A] - logits[T-1, B] */
-    const char *out;
+    const char *out, *trace; /* NULL: not written */
     SaeOptions sae_options;
     SaeCentre fold_value_biases; /* of a hook_z SAE whose file does not say */
 } DumpOptions;

@@ -166,8 +166,9 @@ static bool drawable(double value, bool logarithmic) {
 }
 
 typedef struct Interval {
-    double low, high; /* low > high: nothing */
+    double low, high;
 } Interval;
+#define NO_INTERVAL {INFINITY, -INFINITY}
 
 static void include(Interval *range, double value) {
     range->low = value < range->low ? value : range->low;
@@ -382,15 +383,6 @@ static bool has_interval(const Series *s, size_t i) {
     return s->low != NULL && drawable(s->low[i], false) && drawable(s->high[i], false);
 }
 
-/* A value on an axis of shares, and its interval. */
-static void include_share(Interval *range, const Series *s, size_t i) {
-    include(range, share_cut(s->y[i], -1));
-    if (has_interval(s, i)) {
-        include(range, share_cut(s->low[i], -1));
-        include(range, share_cut(s->high[i], -1));
-    }
-}
-
 /* The interval of a point, if it has one. */
 static void figure_whisker(const Figure *figure, const Series *s, int colour, size_t i, double x,
                            const Axis *axis) {
@@ -467,13 +459,45 @@ static void figure_empty(const Figure *figure, double x, double y) {
 
 /* ---- lines ---- */
 
-static bool point_drawable(const LineChart *chart, const Series *s, size_t i) {
+static bool point_drawable(const Chart *chart, const Series *s, size_t i) {
     return drawable(s->x[i], chart->log_x) && drawable(s->y[i], chart->log_y);
+}
+
+/* Widens what the axes hold by a chart; whether there is anything to draw. */
+static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
+    bool any = false, x_shares = chart->shares && !chart->log_x;
+    for (size_t k = 0; k < chart->series_count; k++) {
+        const Series *s = &chart->series[k];
+        for (size_t i = 0; i < s->count; i++) {
+            if (point_drawable(chart, s, i)) {
+                any = true;
+                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
+                include(ys, chart->shares ? share_cut(s->y[i], -1) : s->y[i]);
+                if (chart->shares && has_interval(s, i)) {
+                    include(ys, share_cut(s->low[i], -1));
+                    include(ys, share_cut(s->high[i], -1));
+                }
+            }
+        }
+    }
+    if (!chart->log_y && (chart->shares || any)) {
+        include(ys, 0);
+    }
+    if (chart->shares) {
+        include(ys, 1);
+    }
+    for (int i = 0; i < 2 && x_shares; i++) {
+        include(xs, i);
+    }
+    if (chart->marker_label != NULL) {
+        include(xs, chart->marker_x);
+    }
+    return any;
 }
 
 /* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
  */
-static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, const Axis *x_axis,
+static void draw_curve(const Figure *figure, const Chart *chart, size_t k, const Axis *x_axis,
                        const Axis *y_axis) {
     const Series *s = &chart->series[k];
     int colour = series_colour(chart->series, k);
@@ -516,8 +540,8 @@ static void draw_curve(const Figure *figure, const LineChart *chart, size_t k, c
     }
 }
 
-static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis *x_axis,
-                        double left, double right, double y) {
+static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_axis, double left,
+                        double right, double y) {
     Ticks ticks = {.count = 0};
     double taken = -INFINITY;
     const Series *first = chart->series;
@@ -539,10 +563,10 @@ static void draw_x_axis(const Figure *figure, const LineChart *chart, const Axis
 }
 
 /* The chart between these sides, its numbers left of them and below. */
-static void draw_panel(const Figure *figure, const LineChart *chart, const Axis *x_axis,
+static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
                        const Axis *y_axis, double left, double right) {
     double top = y_axis->to, bottom = y_axis->from;
-    bool empty = true;
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
     figure_grid(figure, y_axis, left, right);
     draw_x_axis(figure, chart, x_axis, left, right, bottom);
     for (int i = 0; i < 2 && chart->shares; i++) {
@@ -559,50 +583,17 @@ static void draw_panel(const Figure *figure, const LineChart *chart, const Axis 
     }
     for (size_t k = 0; k < chart->series_count; k++) {
         draw_curve(figure, chart, k, x_axis, y_axis);
-        for (size_t i = 0; i < chart->series[k].count; i++) {
-            empty = empty && !point_drawable(chart, &chart->series[k], i);
-        }
     }
-    if (empty) {
+    if (!chart_ranges(chart, &xs, &ys)) {
         figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
     }
 }
 
-/* What the axes of a chart hold. */
-static void chart_ranges(const LineChart *chart, Interval *xs, Interval *ys) {
-    bool x_shares = chart->shares && !chart->log_x;
-    for (size_t k = 0; k < chart->series_count; k++) {
-        const Series *s = &chart->series[k];
-        for (size_t i = 0; i < s->count; i++) {
-            if (point_drawable(chart, s, i)) {
-                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
-            }
-            if (point_drawable(chart, s, i) && chart->shares) {
-                include_share(ys, s, i);
-            } else if (point_drawable(chart, s, i)) {
-                include(ys, s->y[i]);
-            }
-        }
-    }
-    if (!chart->log_y && (chart->shares || ys->low <= ys->high)) {
-        include(ys, 0);
-    }
-    if (chart->shares) {
-        include(ys, 1);
-    }
-    for (int i = 0; i < 2 && x_shares; i++) {
-        include(xs, i);
-    }
-    if (chart->marker_label != NULL) {
-        include(xs, chart->marker_x);
-    }
-}
-
 /* In rows of two; titled: each under its own title. */
-static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
-                         const LineChart *charts, size_t count, bool titled) {
-    Interval xs = {INFINITY, -INFINITY}, ys = xs;
-    const LineChart *model = &charts[0];
+static char *draw_charts(Arena *arena, const char *title, const char *subtitle, const Chart *charts,
+                         size_t count, bool titled) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    const Chart *model = &charts[0];
     size_t columns = count > 1 ? 2 : 1;
     for (size_t i = 0; i < count; i++) {
         chart_ranges(&charts[i], &xs, &ys);
@@ -639,17 +630,23 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle,
         arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
 }
 
-char *svg_lines(Arena *arena, const LineChart *chart) {
+void chart_add(Arena *arena, Chart *chart, Series series) {
+    chart->series =
+        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
+    chart->series[chart->series_count++] = series;
+}
+
+char *svg_lines(Arena *arena, const Chart *chart) {
     return draw_charts(arena, chart->title, chart->subtitle, chart, 1, false);
 }
 
-char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count) {
+char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count) {
     return draw_charts(arena, title, NULL, charts, count, true);
 }
 
 /* ---- bars ---- */
 
-static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, size_t k, double x,
+static void draw_bar(const Figure *figure, const Chart *chart, size_t group, size_t k, double x,
                      double width, const Axis *axis) {
     const Series *s = &chart->series[k];
     double value = s->y[group], middle = x + width / 2;
@@ -673,19 +670,11 @@ static void draw_bar(const Figure *figure, const BarChart *chart, size_t group, 
     }
 }
 
-char *svg_bars(Arena *arena, const BarChart *chart) {
-    Interval range = {0, 1};
+char *svg_bars(Arena *arena, const Chart *chart) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
     double groups = (double)chart->group_count, series = (double)chart->series_count;
-    bool empty = true;
-    for (size_t i = 0; i < chart->group_count; i++) {
-        for (size_t k = 0; k < chart->series_count; k++) {
-            if (drawable(chart->series[k].y[i], false)) {
-                include_share(&range, &chart->series[k], i);
-                empty = false;
-            }
-        }
-    }
-    Axis axis = axis_make(range, false, true, 5);
+    bool empty = !chart_ranges(chart, &xs, &ys);
+    Axis axis = axis_make(ys, false, true, 5);
     double left = grid_left(&axis), plot = 280;
     double group =
         fmax(fmin(widest(chart->groups, chart->group_count) + 14, 240), 16 * series + 16);
@@ -829,24 +818,30 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
 
 /* ---- the page ---- */
 
-/* What the last call left open. */
-enum {
-    NOTHING,
-    VALUES,
-    FACTS,
-    TABLE
-};
+/* What stands before and after several of a kind, and each with its texts between. */
+static const struct {
+    char mark;
+    const char *begin, *item, *end;
+} blocks[] = {
+    {0, "", "", ""},
+    {' ', "", "<p>%s</p>\n", ""},
+    {'*', "", "<p><b>%s</b> %s</p>\n", ""},
+    {'=', "<div class=\"values\">\n", "<div><b>%s</b><span>%s</span></div>\n", "</div>\n"},
+    {':', "<dl>\n", "<dt>%s</dt><dd>%s</dd>\n", "</dl>\n"},
+    {'+', "<div class=\"scroll\" role=\"group\" tabindex=\"0\">",
+     "<table><caption><span>%s</span></caption><thead><tr>", "</tr>\n</tbody></table></div>\n"}};
 
-/* Begins a block and ends the one before, unless it goes on. */
-static void page_block(Page *page, int next) {
-    static const char
-        *const begins[] = {"", "<div class=\"values\">\n", "<dl>\n",
-                           "<div class=\"scroll\" role=\"group\" tabindex=\"0\"><table>"},
-               *const ends[] = {"", "</div>\n", "</dl>\n", "</tbody></table></div>\n"};
-    if (next != page->block || next == TABLE) {
-        fprintf(page->body->stream, "%s%s", ends[page->block], begins[next]);
+void page_item(Page *page, char mark, const char *first, const char *second) {
+    FILE *f = page->body->stream;
+    size_t next = sizeof blocks / sizeof *blocks - 1;
+    while (blocks[next].mark != mark) {
+        next--;
+    }
+    if (next != page->block || mark == '+') {
+        fprintf(f, "%s%s", blocks[page->block].end, blocks[next].begin);
         page->block = next;
     }
+    markup(f, blocks[next].item, first, second);
 }
 
 void page_open(Page *page, const char *path, const char *title) {
@@ -868,7 +863,7 @@ void page_open(Page *page, const char *path, const char *title) {
 
 void page_commit(Page *page) {
     FILE *f = page->out->stream;
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     if (page->sections > 1) {
         fprintf(f, "<nav aria-label=\"Contents\">%s</nav>\n", memory_text(page->contents));
     }
@@ -880,7 +875,7 @@ void page_commit(Page *page) {
 }
 
 void page_section(Page *page, const char *heading) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     int number = ++page->sections, level = page->level;
     markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
     if (level == 2) {
@@ -894,34 +889,13 @@ void page_chapter(Page *page, const char *heading) {
     page->level = 3;
 }
 
-void page_paragraph(Page *page, const char *format, ...) {
-    va_list list;
-    page_block(page, NOTHING);
-    fputs("<p>", page->body->stream);
-    va_start(list, format);
-    markup_list(page->body->stream, format, list);
-    va_end(list);
-    fputs("</p>\n", page->body->stream);
-}
-
-void page_value(Page *page, const char *label, const char *format, ...) {
-    va_list list;
-    page_block(page, VALUES);
-    fputs("<div><b>", page->body->stream);
-    va_start(list, format);
-    markup_list(page->body->stream, format, list);
-    va_end(list);
-    markup(page->body->stream, "</b><span>%s</span></div>\n", label);
-}
-
 void page_fact(Page *page, const char *name, const char *format, ...) {
+    MemoryStream *fact = memory_open(page->out->arena);
     va_list list;
-    page_block(page, FACTS);
-    markup(page->body->stream, "<dt>%s</dt><dd>", name);
     va_start(list, format);
-    markup_list(page->body->stream, format, list);
+    vfprintf(fact->stream, format, list);
     va_end(list);
-    fputs("</dd>\n", page->body->stream);
+    page_item(page, ':', name, memory_text(fact));
 }
 
 void page_digest(Page *page, const char *name, const char *path) {
@@ -944,49 +918,32 @@ void page_digest(Page *page, const char *name, const char *path) {
 }
 
 void page_figure(Page *page, const char *caption, const char *svg) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     markup(page->body->stream, "<figure><figcaption>%s</figcaption><div>\n", caption);
     fprintf(page->body->stream, "%s</div></figure>\n", svg);
 }
 
 void page_raw(Page *page, const char *html) {
-    page_block(page, NOTHING);
+    page_item(page, 0, "", "");
     fputs(html, page->body->stream);
 }
 
-void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
-                const bool *number, size_t count) {
-    FILE *f = page->body->stream;
-    page_block(page, TABLE);
-    page->columns = count;
-    page->column = 0;
-    markup(f, "<caption><span>%s</span></caption><thead><tr>", caption);
-    while (keys != NULL && *keys != '\0') {
-        size_t length = strcspn(keys, "|");
-        fprintf(f, "<th scope=\"col\">%.*s</th>", (int)length, keys);
-        page->columns++;
-        keys += length + strspn(keys + length, "|");
-    }
-    for (size_t i = 0; i < count; i++) {
-        markup(f, number[i] ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>",
-               titles[i]);
-    }
-    fputs("</tr></thead><tbody>\n", f);
+void page_table(Page *page, const char *caption) {
+    page->rows = 0;
+    page_item(page, '+', caption, "");
 }
 
-static void cell_begin(Page *page, const char *attributes) {
-    fprintf(page->body->stream, "%s<td%s>", page->column == 0 ? "<tr>" : "", attributes);
+void page_head(Page *page, bool number, const char *text) {
+    markup(page->body->stream,
+           number ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>", text);
 }
 
-static void cell_end(Page *page) {
-    page->column = (page->column + 1) % page->columns;
-    fputs(page->column == 0 ? "</td></tr>\n" : "</td>", page->body->stream);
+void page_row(Page *page) {
+    fputs(page->rows++ == 0 ? "</tr></thead><tbody>\n<tr>" : "</tr>\n<tr>", page->body->stream);
 }
 
 void page_cell(Page *page, bool number, const char *text) {
-    cell_begin(page, number ? " class=\"n\"" : "");
-    markup(page->body->stream, "%s", text);
-    cell_end(page);
+    markup(page->body->stream, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
 }
 
 /* Three bytes are four letters. */
@@ -1017,7 +974,7 @@ void page_cell_picture(Page *page, const char *path) {
     bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
     bool png = read && memcmp(map.data, "\x89PNG\r\n\x1a\n", 8) == 0,
          jpeg = read && memcmp(map.data, "\xff\xd8\xff", 3) == 0;
-    cell_begin(page, "");
+    fputs("<td>", page->body->stream);
     if (png || jpeg) {
         markup(page->body->stream, "<img alt=\"%s\" src=\"data:image/%s;base64,", name,
                png ? "png" : "jpeg");
@@ -1026,6 +983,6 @@ void page_cell_picture(Page *page, const char *path) {
     } else {
         markup(page->body->stream, "%s", name);
     }
-    cell_end(page);
+    fputs("</td>", page->body->stream);
     arena_free(scratch);
 }

@@ -27,31 +27,25 @@ typedef struct Series {
     const double *low, *high; /* whiskers, where both are numbers; NULL: none */
 } Series;
 
-typedef struct LineChart {
+typedef struct Chart {
     const char *title, *subtitle, *x_label, *y_label; /* with units: "layer", "MSE (log)" */
-    const Series *series; /* x counts something, unless `shares`: whole numbers */
-    size_t series_count;
+    Series *series; /* x counts something, unless `shares`: whole numbers */
+    size_t series_count, capacity;
     bool shares; /* axes include 0 and 1, and what leaves -1 to 2 (x: -10 to 2) stands at the end */
     bool log_y;  /* values that are not positive are gaps; else the axis includes 0 */
     bool log_x;  /* ticks stand at the first series' points: 1, 2, 4, 8 */
     const char *marker_label; /* a vertical line at marker_x; NULL: none */
     double marker_x;
-} LineChart;
-
-char *svg_lines(Arena *arena, const LineChart *chart);
-/* Several side by side, on the axes, labels and names of series of the first: one at least. */
-char *svg_panels(Arena *arena, const char *title, const LineChart *charts, size_t count);
-
-/* Groups of bars, one of each series; the axis is that of shares. */
-typedef struct BarChart {
-    const char *title, *subtitle, *y_label; /* subtitle may be NULL */
-    const char *const *groups;
+    const char *const *groups; /* of bars, one of each series; the axis is that of shares */
     size_t group_count;
-    const Series *series;
-    size_t series_count;
-} BarChart;
+} Chart;
 
-char *svg_bars(Arena *arena, const BarChart *chart);
+void chart_add(Arena *arena, Chart *chart, Series series);
+char *svg_lines(Arena *arena, const Chart *chart);
+/* Several side by side, on the axes, labels and names of series of the first: one at least. */
+char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count);
+
+char *svg_bars(Arena *arena, const Chart *chart);
 
 /* values[row * column_count + column], NaN: an empty cell. Colours diverge around 0; if no value is
  * negative they run from 0 to the largest. */
@@ -74,21 +68,20 @@ char *svg_heat(Arena *arena, const HeatMap *map);
 typedef struct Page {
     OutFile *out;                  /* its arena holds the rest; a failure leaves nothing */
     MemoryStream *body, *contents; /* the list of contents stands before the sections */
-    int sections, level, block;
-    size_t column, columns; /* of the open table */
+    int sections, level;
+    size_t block, rows; /* what is open, and rows of a table that is */
 } Page;
 
 void page_open(Page *page, const char *path, const char *title);
 void page_commit(Page *page);
+/* All texts are escaped. */
 void page_section(Page *page, const char *heading);
 /* A section above those that follow it. */
 void page_chapter(Page *page, const char *heading);
-/* The formats are printf's for markup: what %s brings is text and is escaped. */
-void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
-/* Figures a reader should see first: page_value(p, "held-out accuracy", "97.5 %%"), several in a
- * row. */
-void page_value(Page *page, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
+/* ' ': a paragraph; '*': one with words in bold before it; '=': a figure that a reader should see
+ * first, and its name; ':': a fact. Several in a row make one block. */
+void page_item(Page *page, char mark, const char *first, const char *second);
+/* Names and what they are: exact command, seeds, digests. */
 void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
 /* A fact: the file, with its SHA-256 if it is there; nothing for NULL. Of a model's directory its
  * checkpoint (or the index of its shards). */
@@ -97,10 +90,10 @@ void page_figure(Page *page, const char *caption, const char *svg);
 /* HTML that refsae wrote before, as it stands. */
 void page_raw(Page *page, const char *html);
 
-/* A table: its cells follow row by row. keys: titles of first columns, "attribute|method"; NULL:
- * there are none. */
-void page_table(Page *page, const char *caption, const char *keys, const char *const *titles,
-                const bool *number, size_t count);
+/* A table: titles, then row by row its cells. */
+void page_table(Page *page, const char *caption);
+void page_head(Page *page, bool number, const char *text);
+void page_row(Page *page);
 void page_cell(Page *page, bool number, const char *text);
 /* The PNG or JPEG itself, if it can be read and is no larger than a page bears; else its name. */
 void page_cell_picture(Page *page, const char *path);

@@ -1,6 +1,7 @@
 /* folder.c: one page from the files of folders. See folder.h. */
 #define _XOPEN_SOURCE 700 /* realpath */
 #include "folder.h"
+#include "page_text.h" /* page.txt, by the Makefile */
 
 #include <errno.h>
 #include <math.h>
@@ -48,39 +49,6 @@ char *convergence_text(Arena *arena, const Json *convergence, const char *key) {
 bool figure_is_interval(const Json *value) {
     size_t length = strlen(value->key);
     return length > 3 && strcmp(value->key + length - 3, "_ci") == 0;
-}
-
-/* ---- tables ---- */
-
-typedef struct Line {    /* of a table */
-    const char *keys[3]; /* what it is of */
-    const Json *values;  /* an object */
-} Line;
-
-typedef struct Lines {
-    Arena *arena;
-    Line *list;
-    size_t count, capacity;
-} Lines;
-
-static void lines_add(Lines *lines, const char *a, const char *b, const char *c,
-                      const Json *values) {
-    if (json_is(values, JSON_OBJECT)) {
-        lines->list =
-            arena_grow(lines->arena, lines->list, &lines->capacity, lines->count + 1, sizeof(Line));
-        lines->list[lines->count++] = (Line){{a, b, c}, values};
-    }
-}
-
-/* All objects of an array. */
-static void lines_add_all(Lines *lines, const char *key, const Json *list) {
-    for (const Json *v = json_first(list); v != NULL; v = v->next) {
-        lines_add(lines, key, NULL, NULL, v);
-    }
-}
-
-static bool is_control(const Json *value) {
-    return json_get(value, "score") != NULL;
 }
 
 /* ---- what lies in a folder ----
@@ -135,9 +103,287 @@ static const Json *folder_json(const Folder *f, const char *name) {
     return json;
 }
 
-/* Only what refsae drew. */
-static void show_figure(const Folder *f, const char *name, const char *caption) {
+/* ---- values of a page that stand in none of its files ---- */
+
+typedef struct Record { /* an object that is put together here, to be read as JSON is */
+    Arena *arena;
+    Json *object, *last;
+} Record;
+
+/* Once more, under a name (NULL: as an array's element); no value: nothing. */
+static Json *record_add(Record *record, const char *key, const Json *value) {
+    if (value == NULL) {
+        return NULL;
+    }
+    Json *member = arena_alloc(record->arena, 1, sizeof *member);
+    *member = *value;
+    member->next = NULL;
+    member->key = key;
+    member->key_length = key == NULL ? 0 : (uint32_t)strlen(key);
+    *(record->last == NULL ? &record->object->child : &record->last->next) = member;
+    record->last = member;
+    record->object->length++;
+    return member;
+}
+
+static Record record_object(Record *record, const char *key) {
+    return (Record){record->arena, record_add(record, key, &(Json){.kind = JSON_OBJECT}), NULL};
+}
+
+static void record_text(Record *record, const char *key, const char *text) {
+    record_add(record, key, &(Json){.kind = JSON_STRING, .text = text, .length = strlen(text)});
+}
+
+static void record_number(Record *record, const char *key, double value) {
+    char *text = arena_alloc(record->arena, JSON_NUMBER_SIZE, 1);
+    json_format_double(text, value);
+    record_add(record, key, &(Json){.kind = isnan(value) ? JSON_NULL : JSON_NUMBER, .text = text});
+}
+
+/* ---- page.txt: paths and values ---- */
+
+typedef struct Scope { /* a name of page.txt */
+    const char *name;
+    const Json *value; /* what it stands for */
+    size_t place;      /* of that among all for which it does */
+    const struct Scope *outer;
+} Scope;
+
+typedef struct Match {   /* of a path */
+    const char *keys[3]; /* that its * stand for */
+    size_t n_keys;
+    const Json *value;
+} Match;
+
+typedef struct Matches {
+    Arena *arena;
+    Match *list;
+    size_t count, capacity;
+} Matches;
+
+static void matches_add(Matches *matches, Match match) {
+    matches->list = arena_grow(matches->arena, matches->list, &matches->capacity,
+                               matches->count + 1, sizeof match);
+    matches->list[matches->count++] = match;
+}
+
+static const Json *scope_get(const Scope *scope, const char *name) {
+    const Json *found = NULL;
+    for (; scope != NULL && found == NULL; scope = scope->outer) {
+        found = strcmp(scope->name, name) == 0 ? scope->value : json_get(scope->value, name);
+    }
+    return found;
+}
+
+/* All that a path leads to from `at`; at first, where that is nothing, from the scope. */
+static void match_path(Matches *found, const Scope *scope, const char *path, Match at) {
+    size_t length = strcspn(path, "/");
+    const char *name = arena_copy(found->arena, path, length), *rest = path + length;
+    rest += *rest == '/' ? 1 : 0;
+    if (*name == '\0') {
+        matches_add(found, at);
+    } else if (strcmp(name, "*") == 0) {
+        for (const Json *v = json_first(at.value); v != NULL; v = v->next) {
+            Match next = at;
+            next.value = v;
+            if (v->key != NULL && next.n_keys < 3) {
+                next.keys[next.n_keys++] = v->key;
+            }
+            match_path(found, scope, rest, next);
+        }
+    } else {
+        const Json *named = *name == '=' ? scope_get(scope, name + 1) : NULL;
+        name = named != NULL && named->key != NULL ? named->key : name;
+        at.value = at.value == NULL ? scope_get(scope, name) : json_get(at.value, name);
+        if (at.value != NULL) {
+            match_path(found, scope, rest, at);
+        }
+    }
+}
+
+static Matches path_matches(Arena *arena, const Scope *scope, const char *path) {
+    Matches found = {.arena = arena};
+    match_path(&found, scope, path, (Match){.n_keys = 0});
+    return found;
+}
+
+/* " [0.71, 0.83]"; nothing where there is none */
+static const char *interval_text(const Json *interval, Arena *arena) {
+    const Json *ends = json_first(interval);
+    char low[TEXT_NUMBER_SIZE], high[TEXT_NUMBER_SIZE];
+    text_number(low, json_double(ends), 3);
+    text_number(high, json_double(ends == NULL ? NULL : ends->next), 3);
+    return ends == NULL ? "" : arena_format(arena, " [%s, %s]", low, high);
+}
+
+/* A value in a format of page.txt; NULL: it is missing. */
+static const char *value_text(Arena *arena, const Json *value, const char *format) {
+    double number = json_double(value);
+    if (value == NULL || json_is(value, JSON_NULL)) {
+        return NULL;
+    } else if (*format == '"') {
+        return arena_copy(arena, format + 1, strlen(format) - 2);
+    } else if (strcmp(format, "key") == 0) {
+        return value->key;
+    } else if (strcmp(format, "count") == 0) {
+        return arena_format(arena, "%zu", value->length);
+    } else if (strcmp(format, "ci") == 0) {
+        return interval_text(value, arena);
+    } else if (*format == '\0') {
+        return isnan(number) && !json_is(value, JSON_STRING) ? NULL : value->text;
+    } else if (isnan(number)) {
+        return NULL;
+    } else if (*format == '<' || *format == '>') {
+        bool holds =
+            *format == '<' ? number < strtod(format + 1, NULL) : number > strtod(format + 1, NULL);
+        return holds ? arena_format(arena, "%.2g", number) : NULL;
+    }
+    return *format == '%' ? arena_format(arena, "%.1f %%", 100 * number)
+                          : arena_format(arena, arena_format(arena, "%%%s", format), number);
+}
+
+/* A text of page.txt with its values; NULL: one is missing. */
+static const char *text_fill(Arena *arena, const Scope *scope, const char *text) {
+    const char *filled = "";
+    while (*text != '\0') {
+        size_t plain = strcspn(text, "{"), length = strcspn(text + plain, "}");
+        filled = arena_format(arena, "%s%.*s", filled, (int)plain, text);
+        text += plain;
+        if (*text == '{') {
+            char *path = arena_copy(arena, text + 1, length - 1), *otherwise = strchr(path, '|'),
+                 *format = strchr(path, ':');
+            *(otherwise == NULL ? strchr(path, '\0') : otherwise) = '\0';
+            *(format == NULL ? strchr(path, '\0') : format) = '\0';
+            Matches found = path_matches(arena, scope, path);
+            const char *value = value_text(arena, found.count == 0 ? NULL : found.list[0].value,
+                                           format == NULL ? "" : format + 1);
+            if (value == NULL && otherwise == NULL) {
+                return NULL;
+            }
+            filled = arena_format(arena, "%s%s", filled, value == NULL ? otherwise + 1 : value);
+            text += length + 1;
+        }
+    }
+    return filled;
+}
+
+/* ---- page.txt: tables ---- */
+
+/* Numbers keep a column's points in line; an edit is its score and (magnitude). */
+static const char *cell_text(Arena *arena, const Json *object, const Json *value) {
+    const Json *score = json_get(value, "score"),
+               *interval = score != NULL
+                               ? json_get(value, "score_ci")
+                               : json_get(object, arena_format(arena, "%s_ci", value->key));
+    const char *ends = interval_text(interval, arena);
+    char text[TEXT_NUMBER_SIZE];
+    double number = json_double(value), size = fabs(number);
+    if (json_is(value, JSON_STRING)) {
+        return value->text;
+    } else if (score != NULL) {
+        return arena_format(arena, "%.2f%s (%.2f)", json_double(score), ends,
+                            json_double(json_get(value, "magnitude")));
+    } else if (size >= 1e-4 && size < 1e3 && floor(size) != size) {
+        return arena_format(arena, "%s%#.4g%s", number < 0 ? "−" : "", size, ends);
+    }
+    text_number(text, number, 4);
+    return arena_format(arena, "%s%s", text, ends);
+}
+
+/* The cells of a row, each its title, its text and what it is: members, and those of an object
+ * under both names. Intervals stand in the cell of their figure. */
+static void row_cells(Matches *cells, const char *outer, const Json *object) {
+    for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
+        const char *title =
+            arena_format(cells->arena, "%s%s%s", outer, *outer == '\0' ? "" : " ", v->key);
+        bool cell = !json_is(v, JSON_OBJECT) || json_get(v, "score") != NULL;
+        if (!cell && *outer == '\0') {
+            row_cells(cells, v->key, v);
+        } else if (cell && !figure_is_interval(v)) {
+            matches_add(cells, (Match){{title, cell_text(cells->arena, object, v)}, 2, v});
+        }
+    }
+}
+
+static const Match *cell_titled(const Matches *cells, const char *title) {
+    size_t i = 0;
+    while (i < cells->count && strcmp(cells->list[i].keys[0], title) != 0) {
+        i++;
+    }
+    return i < cells->count ? &cells->list[i] : NULL;
+}
+
+/* Columns are the keys, with these titles ("attribute|method"), and the cells of all rows in the
+ * order in which they come. No rows: no table. */
+static void show_table(const Folder *f, const char *caption, const char *keys,
+                       const Matches *rows) {
+    Matches columns = {.arena = f->arena},
+            *cells = arena_alloc(f->arena, rows->count, sizeof *cells);
+    for (size_t i = 0; i < rows->count; i++) {
+        cells[i].arena = f->arena;
+        row_cells(&cells[i], "", rows->list[i].value);
+        for (size_t c = 0; c < cells[i].count; c++) {
+            if (cell_titled(&columns, cells[i].list[c].keys[0]) == NULL) {
+                matches_add(&columns, cells[i].list[c]);
+            }
+        }
+    }
+    if (columns.count == 0) {
+        return;
+    }
+    size_t n_keys = 0;
+    page_table(f->page, caption);
+    for (; *keys != '\0'; n_keys++) {
+        size_t length = strcspn(keys, "|");
+        page_head(f->page, false, arena_copy(f->arena, keys, length));
+        keys += length + strspn(keys + length, "|");
+    }
+    for (size_t c = 0; c < columns.count; c++) {
+        const Match *column = &columns.list[c];
+        page_head(f->page, !json_is(column->value, JSON_STRING), column->keys[0]);
+    }
+    for (size_t i = 0; i < rows->count; i++) {
+        page_row(f->page);
+        for (size_t k = 0; k < n_keys; k++) {
+            const char *key = rows->list[i].keys[k];
+            page_cell(f->page, false, key == NULL ? "" : key);
+        }
+        for (size_t c = 0; c < columns.count; c++) {
+            const Match *cell = cell_titled(&cells[i], columns.list[c].keys[0]);
+            if (cell != NULL && strcmp(cell->keys[0], "picture") == 0) {
+                page_cell_picture(f->page, cell->keys[1]);
+            } else {
+                page_cell(f->page, cell != NULL && !json_is(cell->value, JSON_STRING),
+                          cell == NULL ? "" : cell->keys[1]);
+            }
+        }
+    }
+}
+
+/* ---- page.txt: blocks ---- */
+
+/* The next block as one line. */
+static char *block_read(Arena *arena, const char **text) {
+    const char *at = *text;
+    char *block = "";
+    do {
+        size_t length = strcspn(at, "\n");
+        block = arena_format(arena, "%s%s%.*s", block, *block == '\0' ? "" : " ", (int)length, at);
+        at += length + (at[length] == '\n' ? 1 : 0);
+        *text = at;
+        at += strspn(at, " ");
+    } while (at > *text);
+    return block;
+}
+
+/* Only what refsae drew. "heat_*" is that of a cross-section. */
+static void show_figure(const Folder *f, const Scope *scope, const char *name,
+                        const char *caption) {
     static const char begin[] = "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"";
+    if (name[strlen(name) - 1] == '*' && scope->value->key != NULL) {
+        name = figure_name(f->arena, arena_copy(f->arena, name, strlen(name) - 2),
+                           scope->value->key, scope->place);
+    }
     const char *text = folder_text(f, name);
     if (strncmp(text, begin, strlen(begin)) != 0) {
         return;
@@ -149,433 +395,65 @@ static void show_figure(const Folder *f, const char *name, const char *caption) 
     page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
 }
 
-/* " [0.71, 0.83]"; nothing where there is none */
-static const char *interval_text(const Json *object, const char *figure, Arena *arena) {
-    const Json *ends = json_first(json_get(object, arena_format(arena, "%s_ci", figure)));
-    char low[TEXT_NUMBER_SIZE], high[TEXT_NUMBER_SIZE];
-    text_number(low, json_double(ends), 3);
-    text_number(high, json_double(ends == NULL ? NULL : ends->next), 3);
-    return ends == NULL ? "" : arena_format(arena, " [%s, %s]", low, high);
-}
-
-/* A member with its interval. Numbers keep a column's points in line; a control is its score and
- * (magnitude). */
-static void show_cell(const Folder *f, const Json *object, const char *key) {
-    const Json *value = json_get(object, key);
-    bool is_text = value == NULL || json_is(value, JSON_STRING);
-    char text[TEXT_NUMBER_SIZE];
-    double number = json_double(value), size = fabs(number);
-    text_number(text, number, 4);
-    if (size >= 1e-4 && size < 1e3 && floor(size) != size) {
-        snprintf(text, sizeof text, "%s%#.4g", number < 0 ? "−" : "", size);
+/* Nothing if one of its values is missing. */
+static void show_block(const Folder *f, const Scope *scope, char *block) {
+    char mark = block[1] == ' ' && strchr("#=:!+*", *block) != NULL ? *block : ' ';
+    const char *parts[3] = {mark == ' ' ? block : block + 2, "", ""}, *texts[3];
+    for (size_t i = 0; i < 3; i++) {
+        char *bar = mark == ' ' || i == 2 ? NULL : strstr(parts[i], " | ");
+        if (bar != NULL) {
+            *bar = '\0';
+            parts[i + 1] = bar + strlen(" | ");
+        }
+        texts[i] = text_fill(f->arena, scope, parts[i]);
+        if (texts[i] == NULL) {
+            return;
+        }
     }
-    const char *cell =
-        is_control(value)
-            ? arena_format(f->arena, "%.2f%s (%.2f)", json_double(json_get(value, "score")),
-                           interval_text(value, "score", f->arena),
-                           json_double(json_get(value, "magnitude")))
-            : arena_format(f->arena, "%s%s", text, interval_text(object, key, f->arena));
-    page_cell(f->page, !is_text, is_text ? json_string(value) : cell);
-}
-
-typedef struct Columns {
-    const char *outer[64], *name[64]; /* outer "": a member of the line itself */
-    const char *titles[64];
-    bool number[64];
-    size_t count;
-} Columns;
-
-/* Adds what can be a cell, unless it is there; intervals stand in the cell of their figure. */
-static void column_add(Columns *c, const char *outer, const Json *value, Arena *arena) {
-    size_t i = 0, most = sizeof c->name / sizeof *c->name;
-    while (i < c->count &&
-           (strcmp(c->name[i], value->key) != 0 || strcmp(c->outer[i], outer) != 0)) {
-        i++;
-    }
-    bool cell = !figure_is_interval(value) && (!json_is(value, JSON_OBJECT) || is_control(value));
-    if (i == c->count && i < most && cell) {
-        c->outer[i] = outer;
-        c->name[i] = value->key;
-        c->titles[i] = arena_format(arena, "%s%s%s", outer, *outer == '\0' ? "" : " ", value->key);
-        c->number[i] = !json_is(value, JSON_STRING);
-        c->count++;
+    if (mark == '#') {
+        page_section(f->page, texts[0]);
+    } else if (mark == '!') {
+        show_figure(f, scope, texts[0], texts[1]);
+    } else if (mark == '+') {
+        Matches rows = path_matches(f->arena, scope, parts[0]);
+        show_table(f, texts[1], texts[2], &rows);
+    } else {
+        page_item(f->page, mark, texts[0], texts[1]);
     }
 }
 
-/* Columns are the keys, with these titles ("attribute|method", or NULL), and all members of all
- * lines in the order in which they come; of a member that is an object its own. No lines: no
- * table. */
-static void show_table(const Folder *f, const char *caption, const char *keys, const Lines *lines) {
-    Columns columns = {.count = 0};
-    for (size_t i = 0; i < lines->count; i++) {
-        for (const Json *v = json_first(lines->list[i].values); v != NULL; v = v->next) {
-            column_add(&columns, "", v, f->arena);
-            for (const Json *w = v->child; json_is(v, JSON_OBJECT) && w != NULL; w = w->next) {
-                if (!is_control(v)) {
-                    column_add(&columns, v->key, w, f->arena);
-                }
+/* Blocks up to the end, or that of a repetition; returns what follows it. */
+static const char *show_blocks(const Folder *f, const Scope *scope, const char *at, bool shown) {
+    while (*at != '\0') {
+        char *block = block_read(f->arena, &at);
+        if (strcmp(block, "end") == 0) {
+            break;
+        } else if (strncmp(block, "each ", 5) == 0) {
+            const char *name = block + strlen("each "), *inside = at;
+            char *colon = strchr(block, ':');
+            *colon = '\0';
+            Matches found = path_matches(f->arena, scope, colon + 2);
+            for (size_t i = 0; i < found.count && shown; i++) {
+                Scope inner = {name, found.list[i].value, i, scope};
+                show_blocks(f, &inner, inside, true);
             }
+            at = show_blocks(f, scope, inside, false);
+        } else if (shown && *block != '\0' && strncmp(block, "//", 2) != 0) {
+            show_block(f, scope, block);
         }
     }
-    if (lines->count > 0) {
-        page_table(f->page, caption, keys, columns.titles, columns.number, columns.count);
-    }
-    for (size_t i = 0; i < lines->count; i++) {
-        const Line *line = &lines->list[i];
-        for (size_t k = 0; k < 3 && line->keys[k] != NULL; k++) {
-            page_cell(f->page, false, line->keys[k]);
-        }
-        for (size_t c = 0; c < columns.count; c++) {
-            const Json *object =
-                *columns.outer[c] == '\0' ? line->values : json_get(line->values, columns.outer[c]);
-            show_cell(f, object, columns.name[c]);
-        }
-    }
+    return at;
 }
 
-/* ---- the page: training, questions, the layer analysis ---- */
-
-/* train.csv: steps, first and last loss. */
-static void show_training(const Folder *f) {
-    const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
-    int column = csv_column(line, "loss");
-    double begin = 0, end = 0;
-    size_t steps = 0;
-    if (path != NULL && column < 0) {
-        fail(STATUS_INPUT, "%s: no column 'loss'", path);
-    }
-    while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
-        if (!csv_number(line, column, &end)) {
-            fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
-        }
-        begin = steps++ == 0 ? end : begin;
-    }
-    if (steps > 0) {
-        page_section(f->page, "Training of the adapter");
-        page_value(f->page, "training steps", "%zu", steps);
-        page_value(f->page, "loss of the first step (nats)", "%.3f", begin);
-        page_value(f->page, "loss of the last step (nats)", "%.3f", end);
-    }
-    show_figure(f, "loss.svg", "Loss of the adapter's training");
+static void show_page(const Folder *f, const Json *root) {
+    Scope scope = {"", root, 0, NULL};
+    show_blocks(f, &scope, (const char *)page_text[0].text, true);
 }
 
-/* Numbers of scores.json, those of an object inside under both names: "yes no f1". All but the
- * counts are shares. */
-static void show_scores(const Folder *f, const Json *object, const char *outer) {
-    static const char counts[] = " questions skipped scored ";
-    for (const Json *v = object->child; v != NULL; v = v->next) {
-        char *label = arena_format(f->arena, "%s%s%s", outer, *outer != '\0' ? " " : "", v->key);
-        bool is_count = strstr(counts, arena_format(f->arena, " %s ", v->key)) != NULL;
-        for (char *c = label; *c != '\0'; c++) {
-            *c = *c == '_' ? ' ' : *c;
-        }
-        if (json_is(v, JSON_NUMBER)) {
-            page_value(f->page, label, is_count ? "%.0f" : "%.1f %%",
-                       json_double(v) * (is_count ? 1 : 100));
-        } else if (json_is(v, JSON_OBJECT) && *outer == '\0') {
-            show_scores(f, v, v->key);
-        }
-    }
-}
+/* ---- what was found, in words, before all figures ---- */
 
-static void show_layers(const Folder *f, const Json *result) {
-    static const char *const captions[METRICS] = {
-        "Mean squared error of the SAE's reconstruction; 0: perfect. Image tokens have become "
-        "language where their curve meets the control's.",
-        "Share of the SAE's features that are active; 0: none, 1: all. Read as the error above.",
-        "Share of the judged examples in which one of the strongest features that are rare enough "
-        "has a description that matches the answer; 0: in none, 1: in all."};
-    const Json *convergence = json_get(result, "convergence"), *layers = json_get(result, "layers"),
-               *distance = json_get(result, "distance"), *left_out = json_get(result, "left_out"),
-               *verdicts = json_get(result, "verdicts");
-    Lines lines = {.arena = f->arena};
-    page_section(f->page, "Image tokens through the layers");
-    page_value(f->page, "examples", "%.0f", json_double(json_get(result, "examples")));
-    page_value(f->page, "of them judged", "%.0f", json_double(json_get(result, "judged")));
-    if (verdicts != NULL) {
-        page_value(f->page, "verdicts used", "%.0f of %.0f",
-                   json_double(json_get(verdicts, "used")),
-                   json_double(json_get(verdicts, "given")));
-    }
-    page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
-    page_paragraph(
-        f->page,
-        "Image tokens (vlm_img), the text after them (vlm_imgtext) and a text-only control that "
-        "states the answer (llm_text), each read at hook_resid_post through the SAE of the same "
-        "layer. The convergence layer of MSE or sparsity is the first from which that of image "
-        "tokens stays within a factor of %.3g of the control's.",
-        json_double(json_get(convergence, "factor")));
-    const char *published =
-        json_get(convergence, "published") == NULL ? "" : " Dashed: 2506.11976, by its own layers.";
-    for (Metric m = 0; m < METRICS; m++) {
-        show_figure(f, arena_format(f->arena, "%s.svg", layer_metrics[m].name),
-                    arena_format(f->arena, "%s%s", captions[m], published));
-    }
-    lines_add_all(&lines, NULL, layers);
-    show_table(f,
-               "Means over examples. permuted and gaussian are controls that replace the image "
-               "tokens. Loss is of the first answer's tokens when the SAE's output replaces the "
-               "group's stream; recovered 1: as untouched, 0: as with the stream ablated, below 0: "
-               "worse. Where ablation itself moves the loss by little, it is a ratio of two "
-               "small numbers and can be anything. –: cannot be computed.",
-               NULL, &lines);
-    if (distance != NULL) {
-        page_section(f->page, "Compared with the published curves");
-        page_paragraph(f->page, "Mean over layers of |log10(ours / published)|, for the match rate "
-                                "of |ours − published|:");
-        for (const Json *v = json_first_member(distance); v != NULL; v = v->next) {
-            page_fact(f->page, v->key, "%.3f", json_double(v));
-        }
-    }
-    for (const Json *v = json_first(left_out); v != NULL; v = v->next) {
-        page_fact(f->page, "left out", "%s", json_string(v));
-    }
-}
-
-/* ---- the page: SAGE ---- */
-
-static void show_cross_section(const Folder *f, const Json *cross, const Json *tests, size_t a) {
-    const char *name = cross->key;
-    char spearman[TEXT_NUMBER_SIZE];
-    const Json *nodes = json_get(cross, "nodes"), *share = json_get(cross, "share");
-    Lines lines = {.arena = f->arena};
-    page_section(f->page, arena_format(f->arena, "Cross-section of %s", name));
-    show_figure(f, figure_name(f->arena, "heat", name, a),
-                "Attribution score of each node: by how much m is expected to change if this node "
-                "alone took its value from a prompt with another value of the attribute. Outlined: "
-                "the cross-section. Of many components those with the largest scores; all are in "
-                "cross_sections.csv.");
-    text_number(spearman, json_double(json_get(cross, "spearman")), 3);
-    if (json_is(share, JSON_NUMBER)) {
-        page_paragraph(
-            f->page,
-            "The walk down these scores carries %.1f %% of all |score|; of the nodes walked, %zu "
-            "remain once those are left out whose output another one already holds. A score is a "
-            "first-order estimate, so the true effect on m of patching one node at a time was "
-            "measured for them and for random others. The two orders agree with a Spearman "
-            "correlation of %s (1: the same order, 0: unrelated).",
-            100 * json_double(share), nodes == NULL ? 0 : nodes->length, spearman);
-    }
-    page_paragraph(f->page,
-                   "With all its nodes at their training means the mean m is %.3g%s: a resolution "
-                   "(share of m that goes) of %.3g.",
-                   json_double(json_get(tests, "m_ablated")),
-                   interval_text(tests, "m_ablated", f->arena),
-                   json_double(json_get(tests, "resolution")));
-    lines_add_all(&lines, "yes", nodes);
-    lines_add_all(&lines, "random other", json_get(cross, "others"));
-    show_table(f, "Scores, and what patching the node really does to m", "chosen", &lines);
-}
-
-static void show_fits(const Folder *f, const Json *dictionaries) {
-    Lines lines = {.arena = f->arena};
-    page_section(f->page, "How well dictionaries rebuild the nodes");
-    page_paragraph(
-        f->page,
-        "r2 on the test prompts: 1 is a perfect rebuild, 0 no better than the mean activation, "
-        "below 0 worse; r2_stream is the same of what the node writes to the residual stream. "
-        "mean, mse and weighted are supervised: they know every attribute's value and add one "
-        "vector for each. sae is the projection that the tests use; weights, span and encoder are "
-        "the ways to carry a residual-stream SAE to a node; native is an SAE of the node's own. "
-        "The weight of an attribute is the share of its mean feature that the weighted dictionary "
-        "keeps at this node: 0 where the attribute does not move it.");
-    for (const Json *c = json_first_member(dictionaries); c != NULL; c = c->next) {
-        lines_add_all(&lines, c->key, c);
-    }
-    show_table(f, "Nodes of each cross-section", "cross-section", &lines);
-}
-
-static double feature_f1(const Json *interpretation) {
-    return json_double(json_get(interpretation, "f1"));
-}
-
-/* The best by F1, equal ones in their order. */
-static void show_interpretations(const Folder *f, const Json *sage) {
-    const size_t most = 30;
-    const Json *interpretations = json_get(sage, "interpretations"),
-               *chance = json_get(sage, "interpretations_by_chance");
-    size_t all = interpretations == NULL ? 0 : interpretations->length;
-    Lines best = {.arena = f->arena}, counts = best, sweep = best;
-    for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
-        lines_add(&best, NULL, NULL, NULL, v);
-        for (size_t i = best.count; i > 1 && feature_f1(v) > feature_f1(best.list[i - 2].values);
-             i--) {
-            best.list[i - 1] = best.list[i - 2];
-            best.list[i - 2] = (Line){.values = v};
-        }
-        best.count = best.count < most ? best.count : most;
-    }
-    page_section(f->page, "What SAE features stand for");
-    page_paragraph(
-        f->page,
-        "A feature's interpretation is the predicate (a value of an attribute, one in one form, a "
-        "name at a place of the text, a label of a value, or a union of values) that best predicts "
-        "on which test prompts the feature is active. F1 is the harmonic mean of how often the "
-        "predicate holds when the feature is active and how often the feature is active when the "
-        "predicate holds; 1: they are the same. Support: in how many test prompts it holds.");
-    show_figure(f, "kinds.svg",
-                "Figure 5 of 2405.08366: which kinds of predicate the features of each node have. "
-                "A number counts features; an empty row has none that reaches the F1.");
-    for (const Json *t = json_first_member(chance); t != NULL; t = t->next) {
-        lines_add(&counts, t->key, NULL, NULL, t);
-    }
-    show_table(f,
-               "Features whose interpretation reaches F1 ≥ t, and how many do by chance: with "
-               "the prompts' values permuted",
-               "t", &counts);
-    char *caption = arena_format(
-        f->arena, "The best %zu of %zu interpretations; all are in sage.json", best.count, all);
-    show_table(f, caption, NULL, &best);
-    page_paragraph(
-        f->page,
-        "Do the features that stand for something carry the task? Over t: sufficiency once the "
-        "features of F1 < t are subtracted (1: they were not needed), and necessity once those of "
-        "F1 ≥ t are (1: this hurts as much as replacing the nodes by their mean; 0: it does no "
-        "harm). What the SAE does not explain stays.");
-    show_figure(f, "f1_sufficiency.svg",
-                "Figure 30 of 2405.08366. At t = 0 nothing is subtracted.");
-    show_figure(f, "f1_necessity.svg",
-                "Figure 31 of 2405.08366. At t = 0 every feature is subtracted.");
-    for (const Json *c = json_first_member(json_get(sage, "tests")); c != NULL; c = c->next) {
-        for (const Json *m = json_first_member(c); m != NULL; m = m->next) {
-            for (const Json *t = json_first_member(json_get(m, "f1")); t != NULL; t = t->next) {
-                lines_add(&sweep, c->key, m->key, t->key, t);
-            }
-        }
-    }
-    show_table(f, "The same in numbers, with the features of F1 ≥ t", "cross-section|method|t",
-               &sweep);
-}
-
-static void show_methods(const Folder *f, const Json *tests) {
-    Lines lines = {.arena = f->arena};
-    page_section(f->page, "Sufficiency and necessity");
-    page_paragraph(f->page,
-                   "Sufficiency asks whether a dictionary holds all that matters: the activations "
-                   "of a cross-section are replaced by what the dictionary makes of them, and m is "
-                   "divided by that of the untouched model. 1: nothing was lost; 0: the model no "
-                   "longer prefers the right answer. recovered is the same on a scale from the "
-                   "ablated cross-section (0) to the untouched model (1).");
-    show_figure(f, "sufficiency.svg",
-                "Figure 2 of 2405.08366. The dashed line, 1, is the untouched model (none). What "
-                "leaves the range from −1 to 2 is drawn at its end; whiskers: 95 % intervals.");
-    page_paragraph(f->page,
-                   "Necessity asks whether what matters is in the dictionary and nowhere else: the "
-                   "dictionary's part is taken away and its error left in place. 1: this hurts as "
-                   "much as replacing the activations by their mean; 0: the model does as well as "
-                   "before, so what it used was in the error.");
-    show_figure(f, "necessity.svg",
-                "Figure 2 of 2405.08366. The dashed line, 1, is mean ablation; none is 0.");
-    for (const Json *c = json_first_member(tests); c != NULL; c = c->next) {
-        const char *why = untold(c, NULL, f->arena);
-        if (why != NULL) {
-            page_fact(f->page, c->key, "%s", why);
-        }
-        for (const Json *m = json_first_member(c); m != NULL; m = m->next) {
-            lines_add(&lines, c->key, m->key, NULL, m);
-        }
-    }
-    show_table(
-        f,
-        "mean, mse and weighted are the supervised references, sae what is judged, native an "
-        "SAE of the nodes' own (how much the projection loses), random the same SAE with "
-        "random decoder directions, none the model without an edit. Closer to 1 is better "
-        "everywhere.",
-        "cross-section|method", &lines);
-}
-
-static void show_edits(const Folder *f, const Json *tests) {
-    static const char *const edits[2] = {"control", "control_aware"};
-    static const char *const captions[2] = {
-        "score [interval] (magnitude) of the edit that ignores interpretations, by k",
-        "The same of the edit that is aware of interpretations, by k"};
-    Lines lines[2] = {{.arena = f->arena}, {.arena = f->arena}};
-    size_t i = 0;
-    page_section(f->page, "Sparse control");
-    page_paragraph(
-        f->page,
-        "Control asks whether an attribute can be changed with few features: the nodes are edited "
-        "towards the activations of a prompt with another value, and the score is the share of "
-        "test prompts whose predicted token is the one that those activations themselves bring "
-        "about. 1: the edit does the whole job. A supervised edit swaps one vector; an SAE edit "
-        "moves at most k features at each node, chosen greedily whatever they mean, or (aware) by "
-        "the F1 of what they stand for. The magnitude says how much of the reconstruction was "
-        "taken away: near 1 all of it was replaced, so a good edit has a high score at a low "
-        "magnitude.");
-    show_figure(
-        f, "edits.svg",
-        "Figure 3 of 2405.08366: the score of editing an attribute (row) in a cross-section "
-        "(column), for features ignoring interpretations.");
-    for (const Json *c = json_first_member(tests); c != NULL; c = c->next) {
-        show_figure(f, figure_name(f->arena, "control", c->key, i++),
-                    "Figure 4 of 2405.08366: score against magnitude as k grows. Left and high is "
-                    "good. Solid: whatever features mean; dashed: aware of it. What leaves the "
-                    "axes is drawn at their end.");
-    }
-    for (const Json *c = json_first_member(tests); c != NULL; c = c->next) {
-        const Json *attributes = json_below(c, "none", "control");
-        for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
-            const char *why = untold(c, a->key, f->arena);
-            if (why != NULL) {
-                page_fact(f->page, arena_format(f->arena, "%s in %s", a->key, c->key), "%s", why);
-            }
-            for (const Json *m = json_first_member(c); m != NULL; m = m->next) {
-                for (int e = 0; e < 2; e++) {
-                    lines_add(&lines[e], c->key, a->key, m->key, json_below(m, edits[e], a->key));
-                }
-            }
-        }
-    }
-    show_table(f, captions[0], "cross-section|attribute|method", &lines[0]);
-    show_table(f, captions[1], "cross-section|attribute|method", &lines[1]);
-}
-
-static void show_sage(const Folder *f, const Json *sage) {
-    const Json *baseline = json_get(sage, "baseline"), *prompts = json_get(sage, "prompts"),
-               *crosses = json_get(sage, "cross_sections"), *tests = json_get(sage, "tests");
-    const char *name = json_string(json_get(sage, "task")),
-               *model = json_string(json_get(sage, "model"));
-    size_t a = 0;
-    page_section(f->page, arena_format(f->arena, "SAGE: %s, %s", name, model));
-    page_value(f->page, "answers right", "%.1f %%",
-               100 * json_double(json_get(baseline, "accuracy")));
-    page_value(f->page, "prompts with m above 0", "%.1f %%",
-               100 * json_double(json_get(baseline, "m_positive")));
-    page_value(
-        f->page,
-        arena_format(f->arena, "mean m (nats)%s", interval_text(baseline, "m_clean", f->arena)),
-        "%.3g", json_double(json_get(baseline, "m_clean")));
-    page_value(f->page, "training and test prompts", "%.0f + %.0f",
-               json_double(json_get(prompts, "train")), json_double(json_get(prompts, "test")));
-    page_paragraph(
-        f->page,
-        "The task “%s” has attributes that a person can name. SAGE takes the parts of the "
-        "model that carry each of them (cross-sections), builds the best dictionary that knowledge "
-        "of the attribute allows, and holds sparse autoencoders against it. m is log p(right "
-        "answer) − log p(wrong answer) at the last token: above 0 the model prefers the right "
-        "one. Every test runs in every cross-section and for every attribute; intervals [low, "
-        "high] are 95 %% of resampled test prompts. Where ablating a cross-section moves m by "
-        "less than 0.1 of it (resolution), or the model without an edit (none) already answers "
-        "as with the counterfactual in more than 0.9 of the prompts, figures cannot tell "
-        "methods apart: they say so, and what cannot be computed is left out.",
-        name);
-    for (const Json *c = json_first_member(crosses); c != NULL; c = c->next) {
-        show_cross_section(f, c, json_get(tests, c->key), a++);
-    }
-    show_figure(f, "nodes.svg",
-                "How many nodes carry an attribute: m with the first nodes of the walk patched "
-                "from the counterfactual prompt, as a share of what patching all nodes does. No "
-                "curve: all together they move m by less than 0.1 of it.");
-    show_methods(f, tests);
-    show_edits(f, tests);
-    show_fits(f, json_get(sage, "dictionaries"));
-    show_interpretations(f, sage);
-}
-
-/* ---- the page: what was found, in words, before all figures ---- */
-
-static bool is_permuted(const Folder *f) {
-    return json_text_is(json_get(f->scores, "image_tokens"), "permuted");
+static bool is_permuted(const Json *scores) {
+    return json_text_is(json_get(scores, "image_tokens"), "permuted");
 }
 
 static bool same_text(const Json *a, const Json *b, const char *key) {
@@ -589,44 +467,25 @@ static bool are_partners(const Json *a, const Json *b) {
            json_double(json_get(a, "questions")) == json_double(json_get(b, "questions"));
 }
 
-static void find_answers(const Folder *f, const Folder *all, size_t count) {
-    const Json *questions = json_get(f->scores, "questions");
-    double exact = 100 * json_double(json_get(f->scores, "exact_match"));
-    if (isnan(exact) || is_permuted(f)) {
+static void find_answers(Record *record, const Folder *f, const Folder *all, size_t count) {
+    if (is_permuted(f->scores)) {
         return;
     }
-    page_paragraph(f->page,
-                   "<b>Seeing.</b> Of %.0f questions about pictures, %.1f %% are answered in the "
-                   "reference's own words with the picture's own image tokens.",
-                   json_double(questions), exact);
+    record_add(record, "seen", f->scores);
+    Record controls = record_object(record, "controls");
     for (size_t i = 0; i < count; i++) {
         if (are_partners(f->scores, all[i].scores)) {
-            page_paragraph(f->page,
-                           "Control: with image tokens of other pictures in their place (%s) it is "
-                           "%.1f %%. Words alone reach that much; what lies above was seen.",
-                           all[i].name, 100 * json_double(json_get(all[i].scores, "exact_match")));
+            record_add(&controls, all[i].name, all[i].scores);
         }
     }
 }
 
-enum {
-    EXAMPLES = 3
-};
-
-typedef struct Examples { /* the first pictures of features.jsonl */
-    Arena *arena;
-    double layer;
-    size_t count;
-    const char *image[EXAMPLES] /* paths */, *features[EXAMPLES], *question[EXAMPLES],
-        *answer[EXAMPLES];
-} Examples;
-
-/* Which of them a path, or the end of one, names. */
-static size_t example_of(const Examples *e, const char *image) {
-    size_t i = 0;
-    for (; i < e->count; i++) {
-        size_t whole = strlen(e->image[i]), end = strlen(image);
-        const char *path = e->image[i];
+/* Which of the pictures a path, or the end of one, names. */
+static size_t picture_of(const Record *pictures, size_t count, const char *image) {
+    size_t i = 0, end = strlen(image);
+    for (; i < count; i++) {
+        const char *path = json_string(json_get(pictures[i].object, "picture"));
+        size_t whole = strlen(path);
         if (end <= whole && strcmp(path + whole - end, image) == 0 &&
             (end == whole || path[whole - end - 1] == '/')) {
             break;
@@ -635,133 +494,109 @@ static size_t example_of(const Examples *e, const char *image) {
     return i;
 }
 
-static bool take_features(Examples *e, const Json *line) {
-    const char *image = json_string(json_get(line, "image"));
-    size_t i = example_of(e, image);
-    bool wanted = json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
-                  json_double(json_get(line, "layer")) == e->layer && i < EXAMPLES;
-    if (wanted && i == e->count && *image != '\0') {
-        const char *all = "";
-        for (const Json *v = json_first(json_get(line, "features")); v != NULL; v = v->next) {
-            const Json *number = json_get(v, "feature"), *words = json_get(v, "description");
-            all =
-                arena_format(e->arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
-                             json_is(number, JSON_NUMBER) ? number->text : "", json_string(words));
-        }
-        e->image[i] = arena_format(e->arena, "%s", image);
-        e->features[i] = all;
-        e->count++;
+/* "56 the word 'While'; 11 a line break" */
+static const char *features_text(const Json *line, Arena *arena) {
+    const char *all = "";
+    for (const Json *v = json_first(json_get(line, "features")); v != NULL; v = v->next) {
+        const Json *number = json_get(v, "feature"), *words = json_get(v, "description");
+        all = arena_format(arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
+                           json_is(number, JSON_NUMBER) ? number->text : "", json_string(words));
     }
-    return e->count < EXAMPLES;
+    return all;
 }
 
-/* The first answer about each picture. */
-static bool take_answer(Examples *e, const Json *line) {
-    size_t i = example_of(e, json_string(json_get(line, "image"))), open = 0;
-    if (i < e->count && e->question[i] == NULL) {
-        bool right = json_is(json_get(line, "exact"), JSON_TRUE);
-        e->question[i] = arena_format(e->arena, "%s", json_string(json_get(line, "prompt")));
-        e->answer[i] = arena_format(e->arena, "%s (%s)", json_string(json_get(line, "text")),
-                                    right ? "right" : "wrong");
-    }
-    for (i = 0; i < e->count; i++) {
-        open += e->question[i] == NULL;
-    }
-    return open > 0;
-}
+typedef struct LineFile { /* of JSON; a line lives until the next is read */
+    const char *path;
+    Arena *one;
+    FILE *stream; /* NULL: not there */
+    size_t number;
+} LineFile;
 
-typedef bool TakeLine(Examples *examples, const Json *line);
-
-/* The lines of a file, if there is one, as long as `take` asks for more. */
-static void take_lines(const Folder *f, const char *name, Examples *e, TakeLine *take) {
+static LineFile lines_open(const Folder *f, const char *name) {
     const char *path = folder_file(f, name);
-    if (path == NULL) {
-        return;
-    }
-    Arena *scratch = arena_new(), *one = arena_within(scratch);
-    FILE *file = file_open(scratch, path);
-    size_t number = 0;
-    const Json *line = json_line(one, file, path, &number);
-    while (line != NULL && take(e, line)) {
-        arena_reset(one);
-        line = json_line(one, file, path, &number);
-    }
-    arena_free(scratch);
+    FILE *stream = path == NULL ? NULL : file_open(f->arena, path);
+    return (LineFile){path, arena_within(f->arena), stream, 0};
 }
 
-/* A number of a group in the layers that have one: where it is largest, or the first or last. */
-typedef struct LayerValue {
-    double layer, value;
-} LayerValue;
+static const Json *lines_next(LineFile *file) {
+    arena_reset(file->one);
+    return file->stream == NULL ? NULL
+                                : json_line(file->one, file->stream, file->path, &file->number);
+}
 
-static LayerValue layer_pick(const Json *layers, Group g, const char *key, int pick) {
-    LayerValue found = {NAN, NAN};
+/* The first pictures, with their image tokens' features in a layer and the first answer. */
+static void find_pictures(Record *record, const Folder *f, double layer) {
+    Record all = record_object(record, "pictures"), pictures[3];
+    const size_t most = sizeof pictures / sizeof *pictures;
+    size_t count = 0, answered = 0;
+    LineFile features = lines_open(f, "features.jsonl"), answers = lines_open(f, "answers.jsonl");
+    const Json *line;
+    while (count < most && (line = lines_next(&features)) != NULL) {
+        const char *image = json_string(json_get(line, "image"));
+        if (json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
+            json_double(json_get(line, "layer")) == layer && *image != '\0' &&
+            picture_of(pictures, count, image) == count) {
+            pictures[count] = record_object(&all, NULL);
+            record_text(&pictures[count], "picture", arena_format(f->arena, "%s", image));
+            record_text(&pictures[count++], "strongest features on its image tokens",
+                        features_text(line, f->arena));
+        }
+    }
+    while (answered < count && (line = lines_next(&answers)) != NULL) {
+        size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
+        if (i < count && json_get(pictures[i].object, "question") == NULL) {
+            const char *text = json_string(json_get(line, "text")),
+                       *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
+            record_text(&pictures[i], "question",
+                        arena_format(f->arena, "%s", json_string(json_get(line, "prompt"))));
+            record_text(&pictures[i], "answer", arena_format(f->arena, "%s (%s)", text, exact));
+            answered++;
+        }
+    }
+}
+
+static double layer_count(const Folder *f) {
+    const Json *layers = json_get(f->layers, "layers");
+    return layers == NULL ? 0 : (double)(layers->length / GROUPS);
+}
+
+/* Of a group's rows that have a number, the one where it is largest, or the first or last. */
+static const Json *layer_pick(const Json *layers, Group g, const char *key, int pick) {
+    const Json *found = NULL;
+    double best = -INFINITY;
     for (const Json *v = json_first(layers); v != NULL; v = v->next) {
         double value = json_double(json_get(v, key));
-        bool of_group = json_text_is(json_get(v, "group"), group_names[g]);
-        if (of_group && !isnan(value) &&
-            (isnan(found.value) || pick > 0 || (pick == 0 && value > found.value))) {
-            found = (LayerValue){json_double(json_get(v, "layer")), value};
+        if (json_text_is(json_get(v, "group"), group_names[g]) && !isnan(value) &&
+            (found == NULL || pick > 0 || (pick == 0 && value > best))) {
+            found = v;
+            best = value;
         }
     }
     return found;
 }
 
-/* How image tokens' curve runs, and where it meets the text control's. */
-static void find_meeting(const Folder *f, Metric m) {
+/* How image tokens' curves run and where they meet the text control's, and their features. */
+static void find_layers(Record *record, const Folder *f) {
     const Json *layers = json_get(f->layers, "layers"),
-               *convergence = json_get(f->layers, "convergence");
-    const char *key = layer_metrics[m].name;
-    char *name = arena_format(f->arena, "%s_layer", key);
-    double met = json_double(json_get(convergence, name));
-    LayerValue begin = layer_pick(layers, GROUP_IMG, key, -1),
-               end = layer_pick(layers, GROUP_IMG, key, 1);
-    if (isnan(end.value)) {
-        return;
+               *convergence = json_get(f->layers, "convergence"),
+               *image = layer_pick(layers, GROUP_IMG, "match", 0);
+    record_number(record, "layer_count", layer_count(f));
+    record_add(record, "convergence", convergence);
+    Record curves = record_object(record, "curves");
+    for (Metric m = METRIC_MSE; m <= METRIC_SPARSITY; m++) {
+        const char *name = layer_metrics[m].name, *key = arena_format(f->arena, "%s_layer", name);
+        Record curve = record_object(&curves, name);
+        record_text(&curve, "title", layer_metrics[m].title);
+        record_add(&curve, "begin", layer_pick(layers, GROUP_IMG, name, -1));
+        record_add(&curve, "end", layer_pick(layers, GROUP_IMG, name, 1));
+        record_add(&curve, "control", layer_pick(layers, GROUP_TEXT, name, 1));
+        record_add(&curve, "met", json_get(convergence, key));
+        record_text(&curve, "meeting", convergence_text(f->arena, convergence, key));
     }
-    page_paragraph(
-        f->page,
-        "<b>%s.</b> Image tokens: %.3g in layer %.0f, %.3g in layer %.0f; the text-only control "
-        "there: %.3g. Layer of %zu from which on the two are within a factor of %.3g: %s.%s",
-        layer_metrics[m].title, begin.value, begin.layer, end.value, end.layer,
-        layer_pick(layers, GROUP_TEXT, key, 1).value, layers->length / GROUPS,
-        json_double(json_get(convergence, "factor")), convergence_text(f->arena, convergence, name),
-        isnan(met) ? " In these layers image tokens do not come to look like text." : "");
-}
-
-static void find_layers(const Folder *f) {
-    const Json *layers = json_get(f->layers, "layers");
-    LayerValue match = layer_pick(layers, GROUP_IMG, "match", 0),
-               text = layer_pick(layers, GROUP_TEXT, "match", 0);
-    Examples e = {.arena = f->arena, .layer = match.layer};
-    static const char *const titles[] = {"picture", "question", "answer",
-                                         "strongest features on its image tokens"};
-    static const bool number[4] = {false};
-    find_meeting(f, METRIC_MSE);
-    find_meeting(f, METRIC_SPARSITY);
-    if (isnan(match.value)) {
-        return;
-    }
-    page_paragraph(f->page,
-                   "<b>Meaning.</b> A strong feature on image tokens is described by the answer in "
-                   "at most %.1f %% of the examples (layer %.0f); on the text that states the "
-                   "answer in at most %.1f %% (layer %.0f).",
-                   100 * match.value, match.layer, 100 * text.value, text.layer);
-    take_lines(f, "features.jsonl", &e, take_features);
-    take_lines(f, "answers.jsonl", &e, take_answer);
-    if (e.count > 0) {
-        page_table(f->page,
-                   arena_format(f->arena,
-                                "The first pictures, unselected, with a question, what the model "
-                                "answers, and features in layer %.0f",
-                                match.layer),
-                   NULL, titles, number, 4);
-    }
-    for (size_t i = 0; i < e.count; i++) {
-        page_cell_picture(f->page, e.image[i]);
-        page_cell(f->page, false, e.question[i] == NULL ? "" : e.question[i]);
-        page_cell(f->page, false, e.answer[i] == NULL ? "" : e.answer[i]);
-        page_cell(f->page, false, e.features[i]);
+    record_add(record, "image", image);
+    record_add(record, "text", layer_pick(layers, GROUP_TEXT, "match", 0));
+    if (image != NULL) {
+        find_pictures(record, f, json_double(json_get(image, "layer")));
     }
 }
 
@@ -831,8 +666,7 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
 }
 
 /* compared: with all that tells SAEs apart. */
-static void find_cross_section(const Folder *f, const Json *cross, bool compared) {
-    static const char *const figures[] = {"sufficiency", "necessity", "recovered"};
+static void find_cross_section(Record *rows, const Folder *f, const Json *cross, bool compared) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -841,32 +675,25 @@ static void find_cross_section(const Folder *f, const Json *cross, bool compared
         strongest =
             arena_format(f->arena, "%s%s%s", strongest, n == 0 ? "" : "; ", node_text(v, f->arena));
     }
-    page_cell(f->page, false, cross->key);
+    Record row = record_object(rows, NULL);
+    record_text(&row, "cross-section", cross->key);
     if (compared) {
-        page_cell(f->page, false, f->name);
+        record_text(&row, "folder", f->name);
     }
-    page_cell(f->page, false, strongest);
-    page_cell(f->page, true, best_edit(cross, f->arena));
-    for (int i = 0; i < (compared ? 3 : 2); i++) {
-        show_cell(f, sae, figures[i]);
+    record_text(&row, "strongest nodes (effect on m)", strongest);
+    record_text(&row, "SAE's best edit", best_edit(cross, f->arena));
+    for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
+        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
+        record_add(&row, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
     }
-    if (compared) {
-        show_cell(f, json_below(sae, "f1", "0.8"), "features");
-    }
+    record_add(&row, "features of F1 ≥ 0.8",
+               compared ? json_get(json_below(sae, "f1", "0.8"), "features") : NULL);
 }
 
-/* A table for all folders of one task and model, at the first of them: each cross-section with its
- * folders one below the other. */
-static void find_sage(const Folder *all, size_t count, size_t at) {
-    static const char *const titles[] = {"strongest nodes (effect on m)",
-                                         "SAE's best edit",
-                                         "SAE's sufficiency",
-                                         "necessity",
-                                         "recovered",
-                                         "features of F1 ≥ 0.8"};
-    static const bool number[6] = {false, true, true, true, true, true};
+/* Of all folders of one task and model, at the first of them: each cross-section with its folders
+ * one below the other. */
+static void find_sage(Record *record, const Folder *all, size_t count, size_t at) {
     const Folder *f = &all[at];
-    const char *text = example_text(f);
     size_t rivals = 0, first = count;
     for (size_t i = count; i-- > 0;) {
         if (json_first_member(rival_tests(f, &all[i])) != NULL) {
@@ -877,38 +704,80 @@ static void find_sage(const Folder *all, size_t count, size_t at) {
     if (first != at) {
         return;
     }
-    page_paragraph(f->page,
-                   "<b>%s in %s</b> (%s): %.1f %% of the test prompts are answered right. %s%s",
-                   json_string(json_get(f->sage, "task")), json_string(json_get(f->sage, "model")),
-                   f->name, 100 * json_double(json_below(f->sage, "baseline", "accuracy")),
-                   *text == '\0' ? "" : "A prompt, its positions named: ", text);
-    page_table(f->page,
-               "What carries each attribute, and what the SAE makes of it. Edit: of prompts the "
-               "share that then answer as with the other value, by the SAE's best k features, by "
-               "nothing and by the best that knowledge of the attribute allows; sufficiency, "
-               "necessity, recovered: 1 is all, 0 is nothing; –: cannot be told there.",
-               rivals > 1 ? "cross-section|folder" : "cross-section", titles, number,
-               rivals > 1 ? 6 : 4);
+    record_add(record, "sage", f->sage);
+    record_text(record, "name", f->name);
+    record_text(record, "prompt", example_text(f));
+    Record rows = record_object(record, "saes");
     for (size_t i = at; i < count; i++) {
         for (const Json *c = json_first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
-            for (size_t j = at; j < count; j++) {
+            bool taken = false; /* it came with an earlier folder */
+            for (size_t j = at; j < count && !taken; j++) {
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
-                if (cross != NULL && j < i) {
-                    break; /* it came with that folder */
-                }
-                if (cross != NULL) {
-                    find_cross_section(&all[j], cross, rivals > 1);
+                taken = cross != NULL && j < i;
+                if (cross != NULL && !taken) {
+                    find_cross_section(&rows, &all[j], cross, rivals > 1);
                 }
             }
         }
     }
 }
 
-static void show_findings(const Folder *all, size_t count) {
+/* ---- what a folder holds ---- */
+
+/* train.csv: steps, first and last loss. */
+static void find_training(Record *record, const Folder *f) {
+    const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
+    int column = csv_column(line, "loss");
+    double begin = 0, end = 0;
+    size_t steps = 0;
+    if (path != NULL && column < 0) {
+        fail(STATUS_INPUT, "%s: no column 'loss'", path);
+    }
+    while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
+        if (!csv_number(line, column, &end)) {
+            fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
+        }
+        begin = steps++ == 0 ? end : begin;
+    }
+    if (steps > 0) {
+        Record training = record_object(record, "training");
+        record_number(&training, "steps", (double)steps);
+        record_number(&training, "first", begin);
+        record_number(&training, "last", end);
+    }
+}
+
+/* What edits of an attribute do in a cross-section, method by method. */
+static void find_edits(Record *record, const char *edit, const Json *tests) {
+    Record edits = record_object(record, edit);
+    for (const Json *c = json_first_member(tests); c != NULL; c = c->next) {
+        Record cross = record_object(&edits, c->key);
+        const Json *attributes = json_below(c, "none", "control");
+        for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
+            Record attribute = record_object(&cross, a->key);
+            for (const Json *m = json_first_member(c); m != NULL; m = m->next) {
+                record_add(&attribute, m->key, json_below(m, edit, a->key));
+            }
+        }
+    }
+}
+
+/* The best interpretations by F1, equal ones in their order. */
+static void find_best(Record *record, const Json *interpretations) {
+    const Json *best[31]; /* one more than are shown: the place of what falls out */
+    size_t count = 0;
+    for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
+        double f1 = json_double(json_get(v, "f1"));
+        size_t i = count;
+        for (; i > 0 && f1 > json_double(json_get(best[i - 1], "f1")); i--) {
+            best[i] = best[i - 1];
+        }
+        best[i] = v;
+        count += count < 30 ? 1 : 0;
+    }
+    Record rows = record_object(record, "best");
     for (size_t i = 0; i < count; i++) {
-        find_answers(&all[i], all, count);
-        find_layers(&all[i]);
-        find_sage(all, count, i);
+        record_add(&rows, NULL, best[i]);
     }
 }
 
@@ -933,22 +802,36 @@ static void show_made(const Folder *f, const char *out) {
 /* All that the folder holds. */
 static void show_folder(const Folder *f) {
     int before = f->page->sections;
-    show_training(f);
-    if (f->scores != NULL) {
-        page_section(f->page, is_permuted(f) ? "Control: questions asked with the image tokens of "
-                                               "other pictures"
-                                             : "Questions about images, answered and scored");
-        show_scores(f, f->scores, "");
-    }
-    if (f->layers != NULL) {
-        show_layers(f, f->layers);
-    }
-    if (f->sage != NULL) {
-        show_sage(f, f->sage);
-    }
+    const Json *tests = json_get(f->sage, "tests");
+    Json root = {.kind = JSON_OBJECT};
+    Record all = {f->arena, &root, NULL}, record = record_object(&all, "folder");
+    find_training(&record, f);
+    record_add(&record, is_permuted(f->scores) ? "permuted_scores" : "own_scores", f->scores);
+    record_add(&record, "scores", f->scores);
+    record_add(&record, "layers", f->layers);
+    record_number(&record, "layer_count", layer_count(f));
+    record_add(&record, "sage", f->sage);
+    Record edits = record_object(&record, "edits");
+    find_edits(&edits, "control", tests);
+    find_edits(&edits, "control_aware", tests);
+    find_best(&record, json_get(f->sage, "interpretations"));
+    show_page(f, &root);
     if (f->page->sections == before) {
-        page_paragraph(f->page, "This folder holds neither train.csv, scores.json, layers.json nor "
-                                "sage.json.");
+        page_item(f->page, ' ',
+                  "This folder holds neither train.csv, scores.json, layers.json nor "
+                  "sage.json.",
+                  "");
+    }
+}
+
+static void show_findings(const Folder *all, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        Json root = {.kind = JSON_OBJECT};
+        Record record = {all[i].arena, &root, NULL}, found = record_object(&record, "found");
+        find_answers(&found, &all[i], all, count);
+        find_layers(&found, &all[i]);
+        find_sage(&found, all, count, i);
+        show_page(&all[i], &root);
     }
 }
 

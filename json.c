@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <float.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -767,6 +768,36 @@ void json_out_bool(JsonOut *json, const char *key, bool value) {
 void json_out_null(JsonOut *json, const char *key) {
     json_next(json, key);
     fputs("null", json->stream);
+}
+
+void json_out(JsonOut *json, const char *shape, ...) {
+    const char *key = NULL;
+    char name[64];
+    va_list list;
+    va_start(list, shape);
+    for (size_t n; (n = strcspn(shape, " ")) > 0; shape += n, shape += strspn(shape, " ")) {
+        bool in_object = json->depth > 0 && (json->is_array >> json->depth & 1) == 0;
+        char last = shape[n - 1];
+        if (last == '}' || last == ']') {
+            json_out_end(json);
+        } else if (in_object && key == NULL) {
+            snprintf(name, sizeof name, "%.*s", (int)n, shape);
+            key = strcmp(name, "%s") == 0 ? va_arg(list, const char *) : name;
+        } else {
+            if (last == '{' || last == '[') {
+                json_open(json, key, last == '[');
+            } else if (last == 's') {
+                json_out_text(json, key, va_arg(list, const char *));
+            } else if (last == 'g') {
+                json_out_double(json, key, va_arg(list, double));
+            } else {
+                json_out_int(json, key,
+                             last == 'd' ? va_arg(list, int) : (int64_t)va_arg(list, size_t));
+            }
+            key = NULL;
+        }
+    }
+    va_end(list);
 }
 
 /* ---- CSV ---- */

@@ -130,6 +130,10 @@ void json_out_float(JsonOut *json, const char *key, float value);
 void json_out_double(JsonOut *json, const char *key, double value);
 void json_out_bool(JsonOut *json, const char *key, bool value);
 void json_out_null(JsonOut *json, const char *key);
+/* Several at once, as they are read: "{ layer %d loss { clean %g } words [ %s". Between spaces
+ * stand brackets, keys of objects (%s: brought) and values: %s a text, %d, %zu, %g a double as
+ * above. What a shape leaves open the next goes on with. */
+void json_out(JsonOut *json, const char *shape, ...) REFSAE_PRINTF(2, 3);
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
  *   Csv csv = csv_start(out->stream, "step,epoch,loss");

@@ -378,16 +378,17 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     return sets[index].set;
 }
 
-/* Rows of A whose block of BLOCK_K values each takes most of the second cache, if the machine says
- * how large that is; else of 1 MiB. They change no bit. */
+/* Rows of A whose block of BLOCK_K values lies in the second cache beside the packed panels of B,
+ * if the machine says how large that is; else in 1 MiB. They change no bit. */
 static size_t block_rows(void) {
     long cache = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
     cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    size_t bytes = cache > 0 ? (size_t)cache : (size_t)1 << 20;
-    size_t rows = bytes / 8 * 5 / (BLOCK_K * sizeof(float)) / BLOCK_STEP * BLOCK_STEP;
-    return rows < 2 * BLOCK_STEP ? 2 * BLOCK_STEP : rows > BLOCK_M ? BLOCK_M : rows;
+    const size_t row = BLOCK_K * sizeof(float), whole = (cache > 0 ? (size_t)cache : 1 << 20) / row;
+    const size_t rows = whole / 8 * 7, beside = rows < BLOCK_N ? 0 : rows - BLOCK_N;
+    const size_t even = beside / BLOCK_STEP * BLOCK_STEP;
+    return even < 2 * BLOCK_STEP ? 2 * BLOCK_STEP : even > BLOCK_M ? BLOCK_M : even;
 }
 
 void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *isa) {
@@ -430,9 +431,10 @@ const char *compute_isa(const Compute *compute) {
  * microseconds, and far more where other programs hold the processors while OpenMP's threads spin.
  */
 enum {
-    WORTH_PRODUCTS = 1 << 21,
-    WORTH_ELEMENTS = 1 << 16
-}; /* multiply-adds; elements */
+    WORTH_PRODUCTS = 1 << 21, /* multiply-adds */
+    WORTH_ELEMENTS = 1 << 16,
+    PIECE_WIDTH = 384 /* columns */
+};
 
 static void run_pieces(const Compute *compute, bool worth, size_t count,
                        void (*body)(void *user, size_t i, int thread), void *user) {
@@ -538,11 +540,8 @@ static void product_body(void *user, size_t i, int thread) {
         (p->m + blocks - 1) / blocks; /* at most block_rows, a multiple of BLOCK_STEP */
     const size_t height = (even + BLOCK_STEP - 1) / BLOCK_STEP * BLOCK_STEP;
     const size_t m0 = i % job->pieces / job->splits * height;
-    size_t width = (p->n + job->splits - 1) / job->splits;
-    if (width < 192) {
-        width = 192;
-    }
-    width = (width + set->panel - 1) / set->panel * set->panel;
+    const size_t share = (p->n + job->splits - 1) / job->splits;
+    const size_t width = (share + set->panel - 1) / set->panel * set->panel;
     const size_t n0 = piece * width;
     if (m0 >= p->m || n0 >= p->n) {
         return;
@@ -553,18 +552,23 @@ static void product_body(void *user, size_t i, int thread) {
                  (unsigned char *)job->compute->scratch + (size_t)thread * SCRATCH_SIZE);
 }
 
-/* Blocks of rows and of columns of all products, handed out to the threads. */
+/* Blocks of rows and of columns of all products, handed out to the threads: eight pieces a thread,
+ * so that one which is held up does not hold up all, but none so narrow that packing A, which each
+ * does for itself, would show. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
-    const size_t wanted = compute->threads == 1 ? 1 : 8 * (size_t)compute->threads;
-    size_t blocks = 1;
+    const size_t threads = (size_t)compute->threads;
+    size_t blocks = 1, widest = 0;
     double work = 0.0;
     for (size_t i = 0; i < count; i++) {
         work += (double)products[i].m * (double)products[i].n * (double)products[i].k;
         blocks = size_larger(row_blocks(compute, &products[i]), blocks);
+        widest = size_larger(products[i].n, widest);
     }
-    const size_t splits = count == 0 || count * blocks >= wanted
-                              ? 1
-                              : (wanted + count * blocks - 1) / (count * blocks);
+    const size_t jobs = size_larger(count * blocks, 1), wide = widest / PIECE_WIDTH;
+    size_t splits = threads == 1 ? 1 : (8 * threads + jobs - 1) / jobs;
+    if (splits > wide) {
+        splits = size_larger(wide / threads * threads, (threads + jobs - 1) / jobs);
+    }
     ProductRun job = {compute, products, blocks * splits, splits};
     run_pieces(compute, work >= WORTH_PRODUCTS, count * job.pieces, product_body, &job);
 }

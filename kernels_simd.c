@@ -8,7 +8,8 @@
 
 enum {
     PANEL = TILE_N * VW,
-    GROUPS = (TILE_M + VW - 1) / VW /* vectors that hold a tile's rows */
+    GROUP = BLOCK_N / PANEL * PANEL, /* columns of the panels that are packed together */
+    GROUPS = (TILE_M + VW - 1) / VW  /* vectors that hold a tile's rows */
 };
 
 INLINE vf load_widened(Dtype dtype, const unsigned char *p) {
@@ -78,52 +79,59 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
     }
 }
 
-/* The same for B whose n are contiguous: (k0 .. ) rows of `columns`. */
+/* The same for `panels` whole panels of B whose n are contiguous: (k0 .. ) rows, each read once. */
 INLINE void pack_columns(Dtype dtype, float *panel, const unsigned char *p, ptrdiff_t stride,
-                         size_t depth) {
+                         size_t panels, size_t depth) {
     for (size_t k = 0; k < depth; k++, p += stride) {
-        UNROLL(3) for (int j = 0; j < TILE_N; j++) {
-            vf_store(panel + k * PANEL + j * VW,
-                     load_widened(dtype, p + j * VW * (dtype == DTYPE_F32 ? 4 : 2)));
+        for (size_t g = 0; g < panels; g++) {
+            UNROLL(3) for (int j = 0; j < TILE_N; j++) {
+                const size_t n = g * PANEL + (size_t)j * VW;
+                vf_store(panel + (g * depth + k) * PANEL + j * VW,
+                         load_widened(dtype, p + n * (dtype == DTYPE_F32 ? 4 : 2)));
+            }
         }
     }
 }
 
-static void pack_panel(float *panel, const Product *p, size_t n0, size_t columns, size_t k0,
-                       size_t depth) {
+/* panel[g][k][PANEL] = B(n0 + g PANEL .., k0 .. k0 + depth - 1) for `columns` n. */
+static void pack_panels(float *panel, const Product *p, size_t n0, size_t columns, size_t k0,
+                        size_t depth) {
     const ptrdiff_t size = p->b.dtype == DTYPE_F32 ? 4 : 2;
     const ptrdiff_t first = (ptrdiff_t)n0 * p->b_row + (ptrdiff_t)k0 * p->b_col;
     const unsigned char *from = weight_address(p->b, first);
-    if (p->b_col == 1) {
+    size_t done = 0; /* columns */
+    for (; p->b_col == 1 && done < columns; done += PANEL, from += PANEL * p->b_row * size) {
+        const size_t wide = columns - done < PANEL ? columns - done : PANEL;
         switch (p->b.dtype) {
         case DTYPE_F32:
-            pack_rows(DTYPE_F32, panel, from, p->b_row * size, columns, depth);
-            return;
+            pack_rows(DTYPE_F32, panel + done * depth, from, p->b_row * size, wide, depth);
+            break;
         case DTYPE_BF16:
-            pack_rows(DTYPE_BF16, panel, from, p->b_row * size, columns, depth);
-            return;
+            pack_rows(DTYPE_BF16, panel + done * depth, from, p->b_row * size, wide, depth);
+            break;
         default:
-            pack_rows(DTYPE_F16, panel, from, p->b_row * size, columns, depth);
-            return;
+            pack_rows(DTYPE_F16, panel + done * depth, from, p->b_row * size, wide, depth);
+            break;
         }
     }
-    if (p->b_row == 1 && columns == PANEL) {
+    if (p->b_row == 1 && p->b_col != 1) {
+        done = columns / PANEL * PANEL;
         switch (p->b.dtype) {
         case DTYPE_F32:
-            pack_columns(DTYPE_F32, panel, from, p->b_col * size, depth);
-            return;
+            pack_columns(DTYPE_F32, panel, from, p->b_col * size, columns / PANEL, depth);
+            break;
         case DTYPE_BF16:
-            pack_columns(DTYPE_BF16, panel, from, p->b_col * size, depth);
-            return;
+            pack_columns(DTYPE_BF16, panel, from, p->b_col * size, columns / PANEL, depth);
+            break;
         default:
-            pack_columns(DTYPE_F16, panel, from, p->b_col * size, depth);
-            return;
+            pack_columns(DTYPE_F16, panel, from, p->b_col * size, columns / PANEL, depth);
+            break;
         }
     }
     for (size_t k = 0; k < depth; k++) {
-        for (size_t n = 0; n < columns; n++) {
+        for (size_t n = done; n < columns; n++) {
             const ptrdiff_t at = first + (ptrdiff_t)n * p->b_row + (ptrdiff_t)k * p->b_col;
-            panel[k * PANEL + n] = weight_read(p->b, at);
+            panel[n / PANEL * PANEL * depth + k * PANEL + n % PANEL] = weight_read(p->b, at);
         }
     }
 }
@@ -167,7 +175,8 @@ INLINE void tile(int rows, float *c, size_t ldc, const float *a, const float *pa
             acc[m][j] = start ? vf_set(0.0f) : vf_load(c + (size_t)m * ldc + j * VW);
         }
     }
-    UNROLL(4) for (size_t k = 0; k < depth; k++) {
+    UNROLL(1)
+    for (size_t k = 0; k < depth; k++) { /* as short as it can be: unrolled it loses 6 % */
         vf b[TILE_N];
         UNROLL(4) for (int j = 0; j < TILE_N; j++) {
             b[j] = vf_load(panel + k * PANEL + (size_t)j * VW);
@@ -328,16 +337,16 @@ INLINE void stream_typed(Dtype dtype, const Product *p, size_t m0, size_t rows, 
 
 INLINE void prefetch(const void *p, size_t size) {
     for (size_t i = 0; i < size; i += 64) {
-        __builtin_prefetch((const unsigned char *)p + i);
+        __builtin_prefetch((const unsigned char *)p + i, 0, 2); /* as far as the second cache */
     }
 }
 
-/* The share of tile `at` of `all` rows in fetching the panel that will be packed next. */
-INLINE void prefetch_panel(const Product *p, size_t n, size_t k0, size_t depth, size_t at,
-                           size_t all) {
+/* The share of tile `at` of `all` rows in fetching the panels that will be packed next. */
+INLINE void prefetch_panels(const Product *p, size_t n, size_t columns, size_t k0, size_t depth,
+                            size_t at, size_t all) {
     const size_t size = p->b.dtype == DTYPE_F32 ? 4 : 2;
     const bool rows = p->b_col == 1;
-    const size_t count = rows ? PANEL : depth, bytes = (rows ? depth : PANEL) * size;
+    const size_t count = rows ? columns : depth, bytes = (rows ? depth : columns) * size;
     const ptrdiff_t stride = rows ? p->b_row : p->b_col;
     for (size_t i = at * count / all; i < (at + TILE_M) * count / all && i < count; i++) {
         prefetch(weight_address(p->b, (ptrdiff_t)n * p->b_row + (ptrdiff_t)k0 * p->b_col +
@@ -399,9 +408,29 @@ static void sparse_blocks(const Task *t, size_t first, size_t last) {
     }
 }
 
+/* A tile of at most PANEL columns; the next tile's rows of C are fetched meanwhile. */
+static void tile_at(size_t rows, float *c, size_t ldc, size_t columns, size_t next_rows,
+                    const float *a, const float *panel, size_t depth, bool start) {
+    if (columns >= PANEL) {
+        for (size_t r = rows; r < rows + next_rows; r++) {
+            prefetch(c + r * ldc, PANEL * sizeof(float));
+        }
+        tile_rows(rows, c, ldc, a, panel, depth, start);
+        return;
+    }
+    float edge[TILE_M][PANEL] = {{0}};
+    for (size_t r = 0; r < rows && !start; r++) {
+        memcpy(edge[r], c + r * ldc, columns * sizeof(float));
+    }
+    tile_rows(rows, edge[0], PANEL, a, panel, depth, start);
+    for (size_t r = 0; r < rows; r++) {
+        memcpy(c + r * ldc, edge[r], columns * sizeof(float));
+    }
+}
+
 static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
                           void *scratch) {
-    float *panel = scratch, *block = panel + BLOCK_K * PANEL;
+    float *panel = scratch, *block = panel + BLOCK_K * GROUP;
     if (m1 - m0 <= STREAM_MAX && p->b_col == 1) {
         switch (p->b.dtype) {
         case DTYPE_F32:
@@ -424,31 +453,17 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
         const size_t depth = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
         const bool start = k0 == 0 && !p->resume;
         pack_block(block, p, m0, m1 - m0, k0, depth);
-        for (size_t n = n0; n < n1; n += PANEL) {
-            const size_t columns = n1 - n < PANEL ? n1 - n : PANEL;
-            pack_panel(panel, p, n, columns, k0, depth);
+        for (size_t n = n0; n < n1; n += GROUP) {
+            const size_t end = n1 - n < GROUP ? n1 : n + GROUP;
+            const size_t next = n1 - end < GROUP ? n1 - end : GROUP;
+            pack_panels(panel, p, n, end - n, k0, depth);
             for (size_t m = m0; m < m1; m += TILE_M) {
                 const size_t rows = m1 - m < TILE_M ? m1 - m : TILE_M;
-                const float *a = block + (m - m0) * depth;
-                float *c = p->c + m * p->ldc + n;
-                if (n1 - n >= 2 * PANEL) {
-                    prefetch_panel(p, n + PANEL, k0, depth, m - m0, m1 - m0);
-                }
-                if (columns == PANEL) {
-                    for (size_t r = rows; r < 2 * rows && m + r < m1;
-                         r++) { /* C of the next tile */
-                        prefetch(c + r * p->ldc, PANEL * sizeof(float));
-                    }
-                    tile_rows(rows, c, p->ldc, a, panel, depth, start);
-                    continue;
-                }
-                float edge[TILE_M][PANEL] = {{0}};
-                for (size_t r = 0; r < rows && !start; r++) {
-                    memcpy(edge[r], c + r * p->ldc, columns * sizeof(float));
-                }
-                tile_rows(rows, edge[0], PANEL, a, panel, depth, start);
-                for (size_t r = 0; r < rows; r++) {
-                    memcpy(c + r * p->ldc, edge[r], columns * sizeof(float));
+                prefetch_panels(p, end, next, k0, depth, m - m0, m1 - m0);
+                for (size_t i = n; i < end; i += PANEL) {
+                    tile_at(rows, p->c + m * p->ldc + i, p->ldc, end - i,
+                            m1 - m - rows < rows ? m1 - m - rows : rows, block + (m - m0) * depth,
+                            panel + (i - n) * depth, depth, start);
                 }
             }
         }

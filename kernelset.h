@@ -65,10 +65,12 @@ typedef struct Task {
 
 /* Rows (at most: see block_rows) and k of A that are packed at a time; rows are split evenly in
  * multiples of BLOCK_STEP, which every tile divides. A longer k would spare passes over C; then
- * panel and block leave the caches. */
+ * panel and block leave the caches. BLOCK_N columns of B are packed together (at most), so that a
+ * row of them is several lines of memory. */
 enum {
     BLOCK_M = 560,
     BLOCK_K = 576,
+    BLOCK_N = 128,
     BLOCK_STEP = 56
 };
 
@@ -201,7 +203,7 @@ INLINE float activation_backward(int kind, float dy, float x) {
      [OP_ELEMENTARY] = elementary_range}
 
 enum {
-    SCRATCH_SIZE = 64 + (BLOCK_M * BLOCK_K + BLOCK_K * 64) * 4
+    SCRATCH_SIZE = 64 + (BLOCK_M + BLOCK_N) * BLOCK_K * 4
 };
 
 /* Every set of this build, best first; `usable`: this processor has it. */

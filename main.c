@@ -4,12 +4,12 @@
 #include "dump.h"
 #include "folder.h"
 #include "formats.h"
-#include "generate.h"
 #include "info.h"
 #include "json.h"
 #include "report.h"
 #include "run_sage.h"
 #include "selftest.h"
+#include "vectors.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -705,7 +705,9 @@ static const Option dump_options[] = {
     {"tensor", "NAME", NULL, "which tensor of --input"},
     {"fold-value-biases", "yes|no", NULL,
      "hook_z: was b_V folded away for training; --llm then subtracts it from --input"},
-    {"out", "FILE.safetensors", NULL, "what to write"},
+    {"out", "FILE.safetensors", NULL, "what to write; with --trace it may be left out"},
+    {"trace", "FILE", NULL,
+     "a line for each tensor, in the order of execution: its name, shape and SHA-256"},
     IMAGE_TEXT_OPTION,
     SAE_OPTIONS,
 };
@@ -717,9 +719,10 @@ static void command_dump(Arguments *a, const Compute *compute, const Console *co
                            .tensor = get(a, "tensor"),
                            .hooks = get(a, "hooks"),
                            .grad = get(a, "grad"),
-                           .out = need(a, "out"),
+                           .trace = get(a, "trace"),
                            .sae_options = get_sae_options(a),
                            .fold_value_biases = get_centre(a, "fold-value-biases")};
+    options.out = options.trace == NULL ? need(a, "out") : get(a, "out");
     if (options.sae == NULL) {
         (void)need(a, "hooks");
     }
@@ -829,6 +832,15 @@ static void command_bench(Arguments *a, const Compute *compute, const Console *c
     bench_kernels(compute, console->json, stdout);
 }
 
+static const Option vectors_options[] = {
+    {"out", "DIR", NULL, "index.json and the files that it names"},
+};
+
+static void command_vectors(Arguments *a, const Compute *compute, const Console *console) {
+    (void)console;
+    vectors_write(compute, need(a, "out"));
+}
+
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {
     (void)a;
     selftest_run(compute, console->json, stdout);
@@ -888,6 +900,8 @@ static const Command commands[] = {
             "text to token ids and back", 1, 1),
     {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
      command_selftest},
+    COMMAND(vectors, "vectors --out DIR", "conformance vectors, to check other implementations by",
+            0, 0),
     {"bench", "bench", "kernels against this machine's own limits", NULL, 0, 0, 0, command_bench},
 };
 

@@ -49,62 +49,34 @@ static void write_figure(Arena *arena, const char *directory, const char *name, 
     out_commit(out);
 }
 
-typedef struct Curves {
-    Arena *arena;
-    Series *series;
-    size_t count, capacity, n;
-    const double *x; /* [n]: what those of curve_add are over */
-} Curves;
-
-static void curve_take(Curves *curves, Series series) {
-    curves->series = arena_grow(curves->arena, curves->series, &curves->capacity, curves->count + 1,
-                                sizeof series);
-    curves->series[curves->count++] = series;
-}
-
-/* The y of a new curve, [n]. */
-static double *curve_add(Curves *curves, const char *name, int colour, bool dashed) {
-    double *y = arena_alloc(curves->arena, curves->n, sizeof *y);
-    curve_take(curves, (Series){name, curves->x, y, curves->n, dashed, colour, NULL, NULL});
-    return y;
-}
-
 /* ---- the layer analysis (Mapping) ---- */
 
 static void json_sums(JsonOut *json, const Sums *s) {
-    json_out_double(json, "mse", mean_of(s->mse, s->n));
-    json_out_double(json, "sparsity", mean_of(s->sparsity, s->n));
-    json_out_double(json, "l0", mean_of(s->l0, s->n));
-    json_out_double(json, "fvu", mean_of(s->fvu, s->n_fvu));
-    json_out_double(json, "cosine", mean_of(s->cosine, s->n));
-    json_out_double(json, "norm", mean_of(s->norm, s->n));
+    json_out(json, "mse %g sparsity %g l0 %g fvu %g cosine %g norm %g", mean_of(s->mse, s->n),
+             mean_of(s->sparsity, s->n), mean_of(s->l0, s->n), mean_of(s->fvu, s->n_fvu),
+             mean_of(s->cosine, s->n), mean_of(s->norm, s->n));
 }
 
 static void json_layer(JsonOut *json, const LayerResult *layer, Group g) {
     const LossSums *loss = &layer->loss[g];
-    json_out_object(json, NULL);
-    json_out_int(json, "layer", layer->layer);
-    json_out_text(json, "group", group_names[g]);
+    json_out(json, "{ layer %d group %s", layer->layer, group_names[g]);
     json_sums(json, &layer->sums[VARIANT_CLEAN][g]);
     if (loss->n > 0) {
-        json_out_object(json, "loss");
-        json_out_double(json, "clean", mean_of(loss->clean, loss->n));
-        json_out_double(json, "sae", mean_of(loss->sae, loss->n));
-        json_out_double(json, "zero_ablation", mean_of(loss->zero, loss->n));
-        json_out_double(json, "mean_ablation", mean_of(loss->mean, loss->n));
-        json_out_double(json, "recovered_zero", loss_recovered(loss, true));
-        json_out_double(json, "recovered_mean", loss_recovered(loss, false));
-        json_out_end(json);
+        json_out(json, "loss { clean %g sae %g zero_ablation %g mean_ablation %g",
+                 mean_of(loss->clean, loss->n), mean_of(loss->sae, loss->n),
+                 mean_of(loss->zero, loss->n), mean_of(loss->mean, loss->n));
+        json_out(json, "recovered_zero %g recovered_mean %g }", loss_recovered(loss, true),
+                 loss_recovered(loss, false));
     }
-    json_out_double(json, "match", layer_metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
+    json_out(json, "match %g", layer_metric(layer, METRIC_MATCH, g, VARIANT_CLEAN));
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
         if (layer->sums[v][g].n > 0) {
-            json_out_object(json, variant_names[v]);
+            json_out(json, "%s {", variant_names[v]);
             json_sums(json, &layer->sums[v][g]);
-            json_out_end(json);
+            json_out(json, "}");
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 /* "mse_vlm_img" */
@@ -161,29 +133,24 @@ LayerTable published_read(Arena *arena, const char *path) {
     return table;
 }
 
-/* A layer, or a head; null for none. */
-static void json_place(JsonOut *json, const char *key, int place) {
-    json_out_double(json, key, place < 0 ? (double)NAN : place);
-}
-
 static void json_convergence(JsonOut *json, const LayerTable *table, double c) {
-    json_out_double(json, "layer", convergence_layer(table, true, true, c));
-    json_out_double(json, "mse_layer", convergence_layer(table, true, false, c));
-    json_out_double(json, "sparsity_layer", convergence_layer(table, false, true, c));
+    json_out(json, "layer %g mse_layer %g sparsity_layer %g",
+             convergence_layer(table, true, true, c), convergence_layer(table, true, false, c),
+             convergence_layer(table, false, true, c));
 }
 
 static void json_distances(JsonOut *json, const LayerTable *ours, const LayerTable *published,
                            Arena *arena) {
-    json_out_object(json, "distance");
+    json_out(json, "distance {");
     for (Metric m = 0; m < METRICS; m++) {
         for (Group g = 0; g < GROUPS; g++) {
             if (published->value[m][g] != NULL) {
-                json_out_double(json, curve_name(arena, m, g),
-                                curve_distance(ours, published, m, g));
+                json_out(json, "%s %g", curve_name(arena, m, g),
+                         curve_distance(ours, published, m, g));
             }
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
@@ -191,53 +158,45 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     OutFile *out = out_open(path);
     double factor = result->options->converge;
     JsonOut json = json_out_start(out->stream, 2);
-    json_out_object(&json, NULL);
-    json_out_int(&json, "examples", (int64_t)result->examples);
-    json_out_int(&json, "judged", (int64_t)result->judged);
+    json_out(&json, "{ examples %zu judged %zu", result->examples, result->judged);
     if (result->verdicts > 0) {
-        json_out_object(&json, "verdicts");
-        json_out_int(&json, "given", (int64_t)result->verdicts);
-        json_out_int(&json, "used", (int64_t)result->verdicts_used);
-        json_out_end(&json);
+        json_out(&json, "verdicts { given %zu used %zu }", result->verdicts, result->verdicts_used);
     }
-    json_out_array(&json, "left_out");
+    json_out(&json, "left_out [");
     for (size_t i = 0; i < result->n_failures; i++) {
-        json_out_text(&json, NULL, result->failures[i]);
+        json_out(&json, "%s", result->failures[i]);
     }
-    json_out_end(&json);
-    json_out_object(&json, "convergence");
-    json_out_double(&json, "factor", factor);
+    json_out(&json, "] convergence { factor %g", factor);
     json_convergence(&json, ours, factor);
     if (published->n > 0) {
-        json_out_object(&json, "published");
+        json_out(&json, "published {");
         json_convergence(&json, published, factor);
-        json_out_end(&json);
-    }
-    json_out_end(&json);
-    if (published->n > 0) {
+        json_out(&json, "} }");
         json_distances(&json, ours, published, out->arena);
+    } else {
+        json_out(&json, "}");
     }
-    json_out_array(&json, "layers");
+    json_out(&json, "layers [");
     for (size_t i = 0; i < result->n_layers; i++) {
         for (Group g = 0; g < GROUPS; g++) {
             json_layer(&json, &result->layers[i], g);
         }
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "] }");
     out_commit(out);
 }
 
-/* A curve of our own; none if no layer has a value. */
-static void curve_measured(Curves *curves, const AnalyzeResult *result, const char *name,
-                           int colour, Metric m, Group g, Variant v) {
-    double *y = curve_add(curves, name, colour, false);
+/* A curve over layers; none if no layer has a value. */
+static void add_layers(Arena *arena, Chart *chart, const LayerTable *table, Series series) {
     bool any = false;
-    for (size_t i = 0; i < curves->n; i++) {
-        y[i] = layer_metric(&result->layers[i], m, g, v);
-        any = any || !isnan(y[i]);
+    for (size_t i = 0; i < table->n; i++) {
+        any = any || !isnan(series.y[i]);
     }
-    curves->count -= any ? 0 : 1;
+    series.x = table->layer;
+    series.count = table->n;
+    if (any) {
+        chart_add(arena, chart, series);
+    }
 }
 
 /* Each group solid, the published curve of the same colour dashed; then the controls. */
@@ -248,28 +207,33 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
                                               "text-only control"};
     static const char *const controls[VARIANTS] = {"", "permuted image tokens",
                                                    "Gaussian image tokens"};
-    Curves curves = {.arena = arena, .n = ours->n, .x = ours->layer};
-    for (Group g = 0; g < GROUPS; g++) {
-        curve_measured(&curves, result, names[g], (int)g + 1, m, g, VARIANT_CLEAN);
-        if (published->value[m][g] != NULL) {
-            const char *name = arena_format(arena, "%s, published", names[g]);
-            double *y = curve_add(&curves, name, (int)g + 1, true);
-            for (size_t i = 0; i < curves.n; i++) {
-                y[i] = table_value(published, m, g, ours->layer[i]);
-            }
+    Chart chart = {.title = layer_metrics[m].title,
+                   .x_label = "layer",
+                   .y_label = layer_metrics[m].label,
+                   .log_y = m != METRIC_MATCH};
+    for (int g = 0; g < GROUPS; g++) {
+        double *theirs = arena_alloc(arena, ours->n, sizeof *theirs);
+        for (size_t i = 0; i < ours->n; i++) {
+            theirs[i] = table_value(published, m, (Group)g, ours->layer[i]);
         }
+        add_layers(arena, &chart, ours,
+                   (Series){.name = names[g], .y = ours->value[m][g], .colour = g + 1});
+        add_layers(arena, &chart, ours,
+                   (Series){.name = arena_format(arena, "%s, published", names[g]),
+                            .y = theirs,
+                            .colour = g + 1,
+                            .dashed = true});
     }
     for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
-        curve_measured(&curves, result, controls[v], (int)v + GROUPS, m, GROUP_IMG, v);
+        double *y = arena_alloc(arena, ours->n, sizeof *y);
+        for (size_t i = 0; i < ours->n; i++) {
+            y[i] = layer_metric(&result->layers[i], m, GROUP_IMG, v);
+        }
+        add_layers(arena, &chart, ours,
+                   (Series){.name = controls[v], .y = y, .colour = (int)v + GROUPS});
     }
     char *key = arena_format(arena, "%s_layer", layer_metrics[m].name);
-    LineChart chart = {.title = layer_metrics[m].title,
-                       .x_label = "layer",
-                       .y_label = layer_metrics[m].label,
-                       .series = curves.series,
-                       .series_count = curves.count,
-                       .log_y = m != METRIC_MATCH,
-                       .marker_x = json_double(json_get(convergence, key))};
+    chart.marker_x = json_double(json_get(convergence, key));
     if (!isnan(chart.marker_x)) {
         chart.marker_label =
             arena_format(arena, "within %.3gx from layer %s", result->options->converge,
@@ -282,59 +246,56 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
 
 /* Each value once, though several attributes may have lost it. */
 static void json_dropped(JsonOut *json, const SageTask *task) {
-    json_out_array(json, "dropped");
+    json_out(json, "dropped [");
     for (size_t i = 0; i < task->n_dropped; i++) {
         size_t earlier = 0;
         while (strcmp(task->dropped[earlier].value, task->dropped[i].value) != 0) {
             earlier++;
         }
         if (earlier == i) {
-            json_out_text(json, NULL, task->dropped[i].value);
+            json_out(json, "%s", task->dropped[i].value);
         }
     }
-    json_out_end(json);
+    json_out(json, "]");
+}
+
+/* Of a head; NaN, which is null, of a whole block. */
+static double node_head(const SageNode *node) {
+    return node->head < 0 ? (double)NAN : node->head;
 }
 
 static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
     char name[HOOK_NAME_MAX];
     hook_name(name, node->kind, node->layer, false, false);
-    json_out_text(json, "node", name);
-    json_place(json, "head", node->head);
-    json_out_text(json, "position", r->task->positions[node->position]);
+    json_out(json, "{ node %s head %g position %s", name, node_head(node),
+             r->task->positions[node->position]);
 }
 
 /* The nodes of a cross-section; scored: with their scores and effects in it. */
 static void json_nodes(JsonOut *json, const char *key, const SageResult *r, size_t cross,
                        const size_t *places, size_t count, bool scored) {
-    json_out_array(json, key);
+    json_out(json, "%s [", key);
     for (size_t i = 0; i < count; i++) {
-        json_out_object(json, NULL);
+        size_t at = cross * r->n_nodes + places[i];
         json_node(json, r, &r->nodes[places[i]]);
         if (scored) {
-            json_out_double(json, "score", r->score[cross * r->n_nodes + places[i]]);
-            json_out_double(json, "effect", r->effect[cross * r->n_nodes + places[i]]);
+            json_out(json, "score %g effect %g", r->score[at], r->effect[at]);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "]");
 }
 
 static void json_cross(JsonOut *json, const SageResult *r, size_t c) {
     const SageCross *cross = &r->cross[c];
-    json_out_object(json, cross->name);
+    json_out(json, "%s {", cross->name);
     json_nodes(json, "nodes", r, c, cross->nodes, cross->n_nodes, true);
     json_nodes(json, "others", r, c, cross->others, cross->n_others, true);
-    json_out_double(json, "share", cross->share);
-    json_out_double(json, "spearman", cross->spearman);
-    json_out_array(json, "curve");
+    json_out(json, "share %g spearman %g curve [", cross->share, cross->spearman);
     for (size_t i = 0; i < cross->n_curve; i++) {
-        json_out_object(json, NULL);
-        json_out_int(json, "nodes", (int64_t)cross->curve[i].nodes);
-        json_out_double(json, "share", cross->curve[i].share);
-        json_out_end(json);
+        json_out(json, "{ nodes %zu share %g }", cross->curve[i].nodes, cross->curve[i].share);
     }
-    json_out_end(json);
-    json_out_end(json);
+    json_out(json, "] }");
 }
 
 /* A member for each way that leads to the node; sae is one of them. */
@@ -342,115 +303,103 @@ static void json_r2(JsonOut *json, const char *key, const double r2[SAGE_WAYS], 
                     SageWay sae) {
     static const char *const names[SAGE_WAYS] = {"mean", "mse",     "weighted", "weights",
                                                  "span", "encoder", "native"};
-    json_out_object(json, key);
+    json_out(json, "%s {", key);
     for (SageWay way = 0; way < SAGE_WAYS; way++) {
         if (way == sae) {
-            json_out_double(json, "sae", r2[way]);
+            json_out(json, "sae %g", r2[way]);
         }
         bool leads = way == SAGE_BY_NATIVE                           ? !isnan(r2[way])
                      : way == SAGE_BY_WEIGHTS                        ? reads
                      : way == SAGE_BY_SPAN || way == SAGE_BY_ENCODER ? !reads
                                                                      : true;
         if (leads) {
-            json_out_double(json, names[way], r2[way]);
+            json_out(json, "%s %g", names[way], r2[way]);
         }
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_fit(JsonOut *json, const SageResult *r, const SageNode *node, const SageFit *fit) {
-    json_out_object(json, NULL);
-    json_node(json, r, node);
     bool reads = sage_node_reads(node);
+    json_node(json, r, node);
     json_r2(json, "r2", fit->r2, reads, fit->sae);
     if (!reads) {
         json_r2(json, "r2_stream", fit->r2_stream, false, fit->sae);
     }
-    json_out_object(json, "weights");
+    json_out(json, "weights {");
     for (size_t i = 0; i < r->task->n_attributes; i++) {
-        json_out_double(json, r->task->attributes[i].name, fit->w[i]);
+        json_out(json, "%s %g", r->task->attributes[i].name, fit->w[i]);
     }
-    json_out_end(json);
-    json_out_end(json);
+    json_out(json, "} }");
 }
 
 /* X, and X_ci: [low, high]; null beside null. */
 static void json_figure(JsonOut *json, const char *key, SageFigure figure) {
     char name[32];
-    json_out_double(json, key, figure.value);
     snprintf(name, sizeof name, "%s_ci", key);
+    json_out(json, "%s %g", key, figure.value);
     if (isnan(figure.low)) {
-        json_out_double(json, name, NAN);
-        return;
+        json_out(json, "%s %g", name, figure.low);
+    } else {
+        json_out(json, "%s [ %g %g ]", name, figure.low, figure.high);
     }
-    json_out_array(json, name);
-    json_out_double(json, NULL, figure.low);
-    json_out_double(json, NULL, figure.high);
-    json_out_end(json);
-}
-
-static void json_control(JsonOut *json, const char *key, const SageControl *control, bool of_k) {
-    json_out_object(json, key);
-    json_figure(json, "score", control->score);
-    json_out_double(json, "magnitude", control->magnitude);
-    if (of_k) {
-        json_out_double(json, "score_rescaled", control->score_rescaled);
-        json_out_double(json, "magnitude_rescaled", control->magnitude_rescaled);
-    }
-    json_out_end(json);
 }
 
 /* Control in every attribute; aware: by what features stand for. */
 static void json_controls(JsonOut *json, const SageResult *r, const SageCross *cross,
                           SageMethod method, bool aware) {
-    const SageTests *tests = &cross->tests[method];
-    json_out_object(json, aware ? "control_aware" : "control");
+    const SageTests *tests = &cross->tests[method],
+                    *own = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
+    json_out(json, "%s {", aware ? "control_aware" : "control");
     for (size_t a = 0; a < r->task->n_attributes; a++) {
-        json_out_object(json, r->task->attributes[a].name);
+        json_out(json, "%s {", r->task->attributes[a].name);
         if (!aware) {
-            const SageTests *edit = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
             json_figure(json, "none", cross->none[a]);
-            json_control(json, "supervised", &edit->supervised[a], false);
+            json_out(json, "supervised {");
+            json_figure(json, "score", own->supervised[a].score);
+            json_out(json, "magnitude %g }", own->supervised[a].magnitude);
         }
         for (size_t k = 0; k < SAGE_KS && !sage_supervised(method); k++) {
+            const SageControl *control = &tests->control[aware][a * SAGE_KS + k];
             char key[24];
             snprintf(key, sizeof key, "%zu", sage_ks[k]);
-            json_control(json, key, &tests->control[aware][a * SAGE_KS + k], true);
+            json_out(json, "%s {", key);
+            json_figure(json, "score", control->score);
+            json_out(json, "magnitude %g score_rescaled %g magnitude_rescaled %g }",
+                     control->magnitude, control->score_rescaled, control->magnitude_rescaled);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 /* A member for each threshold. */
 static void json_thresholds(JsonOut *json, const SageResult *r, SageMethod method,
                             const SageF1 *f1) {
-    json_out_object(json, "f1");
+    json_out(json, "f1 {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
-        char key[JSON_NUMBER_SIZE];
-        if (!sage_threshold_tested(r->options, method, r->thresholds[t])) {
-            continue;
+        if (sage_threshold_tested(r->options, method, r->thresholds[t])) {
+            char key[JSON_NUMBER_SIZE];
+            json_format_double(key, r->thresholds[t]);
+            json_out(json, "%s {", key);
+            json_figure(json, "sufficiency", f1[t].sufficiency);
+            json_figure(json, "necessity", f1[t].necessity);
+            json_out(json, "features %zu }", f1[t].features);
         }
-        json_format_double(key, r->thresholds[t]);
-        json_out_object(json, key);
-        json_figure(json, "sufficiency", f1[t].sufficiency);
-        json_figure(json, "necessity", f1[t].necessity);
-        json_out_int(json, "features", (int64_t)f1[t].features);
-        json_out_end(json);
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cross) {
-    json_out_object(json, cross->name);
+    json_out(json, "%s {", cross->name);
     json_figure(json, "m_ablated", cross->m_ablated);
-    json_out_double(json, "resolution", cross->resolution);
+    json_out(json, "resolution %g", cross->resolution);
     for (SageMethod m = 0; m < SAGE_METHODS; m++) {
         const SageTests *tests = &cross->tests[m];
         if (m == SAGE_NATIVE && !cross->native) {
             continue;
         }
-        json_out_object(json, sage_method_names[m]);
+        json_out(json, "%s {", sage_method_names[m]);
         json_figure(json, "sufficiency", tests->sufficiency);
         json_figure(json, "recovered", tests->recovered);
         json_figure(json, "necessity", tests->necessity);
@@ -459,87 +408,68 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
             json_controls(json, r, cross, m, true);
             json_thresholds(json, r, m, tests->f1);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
     char name[HOOK_NAME_MAX];
     hook_name(name, f->kind, f->layer, false, false);
-    json_out_object(json, NULL);
-    json_out_text(json, "hook", name);
-    json_out_text(json, "position", r->task->positions[f->position]);
-    json_out_int(json, "feature", (int64_t)f->feature);
-    json_out_double(json, "f1", f->f1);
-    json_out_int(json, "support", (int64_t)f->support);
-    json_out_text(json, "predicate", f->predicate);
-    json_out_end(json);
+    json_out(json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", name,
+             r->task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
 }
 
 /* How many features reach each threshold, and how many would if prompts had other prompts' values.
  */
 static void json_chance(JsonOut *json, const SageResult *r) {
-    json_out_object(json, "interpretations_by_chance");
+    json_out(json, "interpretations_by_chance {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
         char key[JSON_NUMBER_SIZE];
-        int64_t features = 0, permuted = 0;
+        size_t features = 0, permuted = 0;
         for (size_t i = 0; i < r->n_interpretations; i++) {
             features += r->interpretations[i].f1 >= r->thresholds[t];
             permuted += r->interpretations[i].permuted >= r->thresholds[t];
         }
         json_format_double(key, r->thresholds[t]);
-        json_out_object(json, key);
-        json_out_int(json, "features", features);
-        json_out_int(json, "permuted", permuted);
-        json_out_end(json);
+        json_out(json, "%s { features %zu permuted %zu }", key, features, permuted);
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 static void write_sage(const SageResult *r, const char *path) {
+    const SageTask *task = r->task;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 4);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "task", r->task->name);
-    json_out_text(&json, "model", r->options->llm);
-    json_out_object(&json, "prompts");
-    json_out_int(&json, "train", (int64_t)r->task->n_prompts[SAGE_TRAIN]);
-    json_out_int(&json, "test", (int64_t)r->task->n_prompts[SAGE_TEST]);
-    json_dropped(&json, r->task);
-    json_out_end(&json);
-    json_out_object(&json, "baseline");
-    json_out_double(&json, "accuracy", r->accuracy);
+    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name, r->options->llm,
+             task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
+    json_dropped(&json, task);
+    json_out(&json, "} baseline { accuracy %g", r->accuracy);
     json_figure(&json, "m_clean", r->m_clean);
-    json_out_double(&json, "m_positive", r->m_positive);
-    json_out_end(&json);
-    json_out_object(&json, "cross_sections");
+    json_out(&json, "m_positive %g } cross_sections {", r->m_positive);
     for (size_t c = 0; c < r->n_cross; c++) {
         json_cross(&json, r, c);
     }
-    json_out_end(&json);
-    json_out_object(&json, "dictionaries");
+    json_out(&json, "} dictionaries {");
     for (size_t c = 0; c < r->n_cross; c++) {
         const SageCross *cross = &r->cross[c];
-        json_out_array(&json, cross->name);
+        json_out(&json, "%s [", cross->name);
         for (size_t i = 0; i < cross->n_nodes; i++) {
             json_fit(&json, r, &r->nodes[cross->nodes[i]], &cross->fits[i]);
         }
-        json_out_end(&json);
+        json_out(&json, "]");
     }
-    json_out_end(&json);
-    json_out_object(&json, "tests");
+    json_out(&json, "} tests {");
     for (size_t c = 0; c < r->n_cross; c++) {
         json_tests(&json, r, &r->cross[c]);
     }
-    json_out_end(&json);
-    json_out_array(&json, "interpretations");
+    json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
         json_interpretation(&json, r, &r->interpretations[i]);
     }
-    json_out_end(&json);
+    json_out(&json, "]");
     json_chance(&json, r);
-    json_out_end(&json);
+    json_out(&json, "}");
     out_commit(out);
 }
 
@@ -547,13 +477,13 @@ static void write_sage(const SageResult *r, const char *path) {
 static void write_cross_sections(const SageResult *r, const char *path) {
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 3);
-    json_out_object(&json, NULL);
+    json_out(&json, "{");
     for (size_t c = 0; c < r->n_cross; c++) {
-        json_out_object(&json, r->cross[c].name);
+        json_out(&json, "%s {", r->cross[c].name);
         json_nodes(&json, "nodes", r, c, r->cross[c].nodes, r->cross[c].n_nodes, false);
-        json_out_end(&json);
+        json_out(&json, "}");
     }
-    json_out_end(&json);
+    json_out(&json, "}");
     out_commit(out);
 }
 
@@ -562,18 +492,15 @@ static void write_example(const SageResult *r, const char *path) {
     const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 2);
-    json_out_object(&json, NULL);
-    json_out_array(&json, "tokens");
+    json_out(&json, "{ tokens [");
     for (size_t i = 0; i < form->rows; i++) {
-        json_out_text(&json, NULL, r->example[i]);
+        json_out(&json, "%s", r->example[i]);
     }
-    json_out_end(&json);
-    json_out_object(&json, "positions");
+    json_out(&json, "] positions {");
     for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out_int(&json, r->task->positions[i], (int64_t)form->positions[i]);
+        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "} }");
     out_commit(out);
 }
 
@@ -589,7 +516,7 @@ static void write_nodes(const SageResult *r, const char *path) {
         hook_name(name, node->kind, node->layer, false, false);
         csv_text(&csv, r->cross[i / r->n_nodes].name);
         csv_text(&csv, name);
-        csv_double(&csv, node->head < 0 ? (double)NAN : node->head);
+        csv_double(&csv, node_head(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
         csv_int(&csv, r->chosen[i] ? 1 : 0);
@@ -664,35 +591,34 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     const double *score = r->score + attribute * r->n_nodes;
     const char *names[HEAT_ROWS];
     size_t columns = r->task->n_positions, n = 0, shown = 0;
-    size_t *row = arena_alloc(arena, r->n_nodes, sizeof *row);
+    size_t *first = arena_alloc(arena, r->n_nodes + 1, sizeof *first);
     double *peak = arena_alloc(arena, r->n_nodes, sizeof *peak),
            *rising = arena_alloc(arena, r->n_nodes, sizeof *rising), least = 0;
     double *values = arena_alloc(arena, HEAT_ROWS * columns, sizeof *values);
     bool *marked = arena_alloc(arena, HEAT_ROWS * columns, sizeof *marked);
     for (size_t i = 0; i < r->n_nodes; i++) {
-        n += i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i]) ? 1 : 0;
-        row[i] = n - 1;
-        peak[n - 1] = fmax(peak[n - 1], fabs(score[i]));
+        if (i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i])) {
+            first[n++] = i;
+        }
+        peak[n - 1] = rising[n - 1] = fmax(peak[n - 1], fabs(score[i]));
     }
+    first[n] = r->n_nodes;
     if (n > HEAT_ROWS) {
-        memcpy(rising, peak, n * sizeof *rising);
         qsort(rising, n, sizeof *rising, compare_doubles);
         least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
     }
     for (size_t i = 0; i < HEAT_ROWS * columns; i++) {
         values[i] = NAN;
     }
-    for (size_t i = 0, last = SIZE_MAX; i < r->n_nodes; i++) {
-        if (peak[row[i]] < least || (row[i] != last && shown == HEAT_ROWS)) {
-            continue;
+    for (size_t c = 0; c < n && shown < HEAT_ROWS; c++) {
+        for (size_t i = first[c]; i < first[c + 1] && !(peak[c] < least); i++) {
+            size_t cell = shown * columns + r->nodes[i].position;
+            values[cell] = score[i];
+            marked[cell] = r->chosen[attribute * r->n_nodes + i];
         }
-        if (row[i] != last) {
-            names[shown++] = short_name(arena, &r->nodes[i]);
-            last = row[i];
+        if (!(peak[c] < least)) {
+            names[shown++] = short_name(arena, &r->nodes[first[c]]);
         }
-        size_t cell = (shown - 1) * columns + r->nodes[i].position;
-        values[cell] = score[i];
-        marked[cell] = r->chosen[attribute * r->n_nodes + i];
     }
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
@@ -719,27 +645,25 @@ enum {
     FEATURED = METHODS - 3
 };
 
-/* A curve of a figure: a point for each child of the list, or for what it has of the method, over
- * the number `over` or, for NULL, over the child's own name. */
-static void curve_read(Curves *curves, Series series, const Json *list, const char *method,
-                       const char *over, const char *figure) {
-    size_t n = list == NULL ? 0 : list->length;
-    double *x = arena_alloc(curves->arena, 4 * n, sizeof *x), *y = x + n, *low = y + n,
-           *high = low + n;
-    const char *interval = arena_format(curves->arena, "%s_ci", figure);
-    for (const Json *v = json_first(list); v != NULL; v = v->next, series.count++) {
+/* A curve of the object that each point of a list is, or that it has of a method: a figure with its
+ * interval over a number, or for NULL over the point's own name. */
+static void add_curve(Arena *arena, Chart *chart, Series series, const Json *list,
+                      const char *method, const char *over, const char *figure) {
+    size_t n = list == NULL ? 0 : list->length, i = 0;
+    double *x = arena_alloc(arena, 4 * n, sizeof *x), *y = x + n, *low = y + n, *high = low + n;
+    const char *interval = arena_format(arena, "%s_ci", figure);
+    for (const Json *v = json_first(list); v != NULL; v = v->next, i++) {
         const Json *object = method == NULL ? v : json_get(v, method);
         const Json *ends = json_first(json_get(object, interval));
-        x[series.count] = over == NULL ? strtod(v->key, NULL) : json_double(json_get(object, over));
-        y[series.count] = json_double(json_get(object, figure));
-        low[series.count] = json_double(ends);
-        high[series.count] = json_double(ends == NULL ? NULL : ends->next);
+        x[i] = chart->groups != NULL ? (double)i
+               : over == NULL        ? strtod(v->key, NULL)
+                                     : json_double(json_get(object, over));
+        y[i] = json_double(json_get(object, figure));
+        low[i] = json_double(ends);
+        high[i] = json_double(ends == NULL ? NULL : ends->next);
     }
-    series.x = x;
-    series.y = y;
-    series.low = low;
-    series.high = high;
-    curve_take(curves, series);
+    chart_add(arena, chart,
+              (Series){series.name, x, y, n, series.dashed, series.colour, low, high});
 }
 
 /* Does a cross-section have it? native is not always there. */
@@ -751,35 +675,32 @@ static bool method_stands(const Json *tests, const char *method) {
     return cross != NULL;
 }
 
-static const char sufficiency_label[] =
-    "0: no answer is preferred, 1: m as in the model as it is (none)",
-                  necessity_label[] =
-                      "0: m as in the model as it is (none), 1: as with all nodes ablated";
+static const struct {
+    const char *name, *label, *by_method, *by_threshold;
+} merits[2] = {{"sufficiency", "0: no answer is preferred, 1: m as in the model as it is (none)",
+                "Sufficiency by cross-section", "Sufficiency without the features of F1 < t"},
+               {"necessity", "0: m as in the model as it is (none), 1: as with all nodes ablated",
+                "Necessity by cross-section", "Necessity of the features of F1 ≥ t"}};
 
 /* Figure 2: sufficiency or necessity by cross-section and method. */
-static char *method_figure(const Json *tests, bool necessity, Arena *arena) {
-    Curves bars = {.arena = arena};
+static char *method_figure(const Json *tests, size_t merit, Arena *arena) {
     const char **groups = arena_alloc(arena, tests->length, sizeof *groups);
-    BarChart chart = {.title =
-                          necessity ? "Necessity by cross-section" : "Sufficiency by cross-section",
-                      .y_label = necessity ? necessity_label : sufficiency_label,
-                      .groups = groups};
+    Chart chart = {.title = merits[merit].by_method,
+                   .y_label = merits[merit].label,
+                   .groups = groups,
+                   .shares = true};
     for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        groups[chart.group_count] = c->key;
-        if (untold(c, NULL, arena) != NULL) {
-            groups[chart.group_count] = arena_format(arena, "%s †", c->key);
-            chart.subtitle = "†: resolution below 0.1, which cannot tell methods apart";
-        }
-        chart.group_count++;
+        bool told = untold(c, NULL, arena) == NULL;
+        groups[chart.group_count++] = told ? c->key : arena_format(arena, "%s †", c->key);
+        chart.subtitle =
+            told ? chart.subtitle : "†: resolution below 0.1, which cannot tell methods apart";
     }
     for (size_t m = 0; m < METHODS; m++) {
-        if (method_stands(tests, methods[m].name)) {
-            curve_read(&bars, (Series){.name = methods[m].name, .colour = methods[m].colour}, tests,
-                       methods[m].name, NULL, necessity ? "necessity" : "sufficiency");
+        Series series = {.name = methods[m].name, .colour = methods[m].colour};
+        if (method_stands(tests, series.name)) {
+            add_curve(arena, &chart, series, tests, series.name, NULL, merits[merit].name);
         }
     }
-    chart.series = bars.series;
-    chart.series_count = bars.count;
     return svg_bars(arena, &chart);
 }
 
@@ -835,30 +756,27 @@ static char *edit_figure(const Json *tests, const Json *attributes, Arena *arena
 /* Figure 4: a panel for each attribute; both edits along k. */
 static char *control_figure(const Json *tests, const Json *cross, const Json *attributes,
                             Arena *arena) {
-    static const char *const edits[2] = {"control", "control_aware"};
-    LineChart *panels = arena_alloc(arena, attributes->length, sizeof *panels), *panel = panels;
-    for (const Json *a = json_first(attributes); a != NULL; a = a->next) {
-        Curves curves = {.arena = arena};
-        for (size_t c = 0; c < 2 * (METHODS - FEATURED); c++) {
-            const char *name = methods[FEATURED + c / 2].name;
-            bool aware = c % 2 == 1;
-            if (method_stands(tests, name)) {
-                curve_read(&curves,
-                           (Series){.name = aware ? arena_format(arena, "%s, aware", name) : name,
-                                    .dashed = aware,
-                                    .colour = methods[FEATURED + c / 2].colour},
-                           json_get(json_below(cross, name, edits[aware]), a->key), NULL,
-                           "magnitude_rescaled", "score_rescaled");
-            }
-        }
-        *panel++ = (LineChart){
+    Chart *panels = arena_alloc(arena, attributes->length, sizeof *panels), *panel = panels;
+    for (const Json *a = json_first(attributes); a != NULL; a = a->next, panel++) {
+        *panel = (Chart){
             .title = a->key,
             .subtitle = untold(cross, a->key, arena),
             .x_label = "magnitude, k = 1, 2, 4 …; 0: the supervised edit's, 1: all of the node",
             .y_label = "score; 0: no intervention, 1: the supervised edit (mean dictionary)",
-            .series = curves.series,
-            .series_count = curves.count,
             .shares = true};
+        for (size_t m = FEATURED; m < METHODS; m++) {
+            const char *name = methods[m].name;
+            const Json *method = json_get(cross, name);
+            Series plain = {.name = name, .colour = methods[m].colour}, aware = plain;
+            aware.name = arena_format(arena, "%s, aware", name);
+            aware.dashed = true;
+            if (method_stands(tests, name)) {
+                add_curve(arena, panel, plain, json_below(method, "control", a->key), NULL,
+                          "magnitude_rescaled", "score_rescaled");
+                add_curve(arena, panel, aware, json_below(method, "control_aware", a->key), NULL,
+                          "magnitude_rescaled", "score_rescaled");
+            }
+        }
     }
     return svg_panels(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
                       panels, attributes->length);
@@ -903,44 +821,36 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
 }
 
 /* Figures 30 and 31: a panel for each cross-section, over t. */
-static char *sweep_figure(const Json *tests, bool necessity, Arena *arena) {
-    LineChart *panels = arena_alloc(arena, tests->length, sizeof *panels), *panel = panels;
-    for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        Curves curves = {.arena = arena};
+static char *sweep_figure(const Json *tests, size_t merit, Arena *arena) {
+    Chart *panels = arena_alloc(arena, tests->length, sizeof *panels), *panel = panels;
+    for (const Json *c = json_first(tests); c != NULL; c = c->next, panel++) {
+        *panel = (Chart){.title = c->key,
+                         .subtitle = untold(c, NULL, arena),
+                         .x_label = "t (F1 of a feature's best predicate)",
+                         .y_label = merits[merit].label,
+                         .shares = true};
         for (size_t m = FEATURED; m < METHODS; m++) {
-            if (method_stands(tests, methods[m].name)) {
-                curve_read(&curves, (Series){.name = methods[m].name, .colour = methods[m].colour},
-                           json_below(c, methods[m].name, "f1"), NULL, NULL,
-                           necessity ? "necessity" : "sufficiency");
+            Series series = {.name = methods[m].name, .colour = methods[m].colour};
+            if (method_stands(tests, series.name)) {
+                add_curve(arena, panel, series, json_below(c, series.name, "f1"), NULL, NULL,
+                          merits[merit].name);
             }
         }
-        *panel++ = (LineChart){.title = c->key,
-                               .subtitle = untold(c, NULL, arena),
-                               .x_label = "t (F1 of a feature's best predicate)",
-                               .y_label = necessity ? necessity_label : sufficiency_label,
-                               .series = curves.series,
-                               .series_count = curves.count,
-                               .shares = true};
     }
-    return svg_panels(arena,
-                      necessity ? "Necessity of the features of F1 ≥ t"
-                                : "Sufficiency without the features of F1 < t",
-                      panels, tests->length);
+    return svg_panels(arena, merits[merit].by_threshold, panels, tests->length);
 }
 
 /* How many nodes carry what a cross-section was found for. */
 static char *nodes_figure(const Json *crosses, Arena *arena) {
-    Curves curves = {.arena = arena};
+    Chart chart = {.title = "Patching the first nodes of the walk",
+                   .x_label = "nodes",
+                   .y_label = "change of m; 0: none, 1: that of patching all nodes",
+                   .shares = true,
+                   .log_x = true};
     for (const Json *c = json_first(crosses); c != NULL; c = c->next) {
-        curve_read(&curves, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes", "share");
+        add_curve(arena, &chart, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes",
+                  "share");
     }
-    LineChart chart = {.title = "Patching the first nodes of the walk",
-                       .x_label = "nodes",
-                       .y_label = "change of m; 0: none, 1: that of patching all nodes",
-                       .series = curves.series,
-                       .series_count = curves.count,
-                       .shares = true,
-                       .log_x = true};
     return svg_lines(arena, &chart);
 }
 
@@ -956,12 +866,15 @@ void report_sage_figures(const char *out, double t) {
         write_figure(arena, out, figure_name(arena, "control", c->key, i++),
                      control_figure(tests, c, attributes, arena));
     }
-    write_figure(arena, out, "sufficiency.svg", method_figure(tests, false, arena));
-    write_figure(arena, out, "necessity.svg", method_figure(tests, true, arena));
+    for (size_t merit = 0; merit < 2; merit++) {
+        const char *name = merits[merit].name;
+        write_figure(arena, out, arena_format(arena, "%s.svg", name),
+                     method_figure(tests, merit, arena));
+        write_figure(arena, out, arena_format(arena, "f1_%s.svg", name),
+                     sweep_figure(tests, merit, arena));
+    }
     write_figure(arena, out, "edits.svg", edit_figure(tests, attributes, arena));
     write_figure(arena, out, "kinds.svg", kinds_figure(interpretations, t, arena));
-    write_figure(arena, out, "f1_sufficiency.svg", sweep_figure(tests, false, arena));
-    write_figure(arena, out, "f1_necessity.svg", sweep_figure(tests, true, arena));
     if (json_first(json_get(json_first_member(crosses), "curve")) != NULL) { /* found, not given */
         write_figure(arena, out, "nodes.svg", nodes_figure(crosses, arena));
     }
@@ -1094,12 +1007,12 @@ void report_train(const TrainResult *result) {
         x[i] = (double)(i + 1);
     }
     Series series = {.name = "loss", .x = x, .y = result->loss, .count = result->steps};
-    LineChart chart = {.title = "Adapter training",
-                       .x_label = "step",
-                       .y_label = "cross-entropy of the answers (nats)",
-                       .subtitle = "0: certain of every right token",
-                       .series = &series,
-                       .series_count = 1};
+    Chart chart = {.title = "Adapter training",
+                   .x_label = "step",
+                   .y_label = "cross-entropy of the answers (nats)",
+                   .subtitle = "0: certain of every right token",
+                   .series = &series,
+                   .series_count = 1};
     write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
     arena_free(arena);
 }

@@ -664,8 +664,10 @@ static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32
     return stops;
 }
 
-Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                    const GenerateOptions *options, Arena *arena) {
+/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
+ * one that stopped it. */
+static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
+                           const GenerateOptions *options, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
     size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
     if (rows == 0) {
@@ -778,6 +780,40 @@ Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
         conversation_place_image(arena, &c);
     }
     return vlm_sequence(vlm, c.turns, c.count, o->image != NULL, 0, arena);
+}
+
+/* ---- generate: the command ---- */
+
+void generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options,
+                      bool json, FILE *out) {
+    Arena *arena = arena_new();
+    Vlm vlm;
+    prompt_open(&vlm, arena, compute, prompt);
+    Sequence sequence = prompt_sequence(&vlm, prompt, arena);
+    float *images = NULL;
+    if (prompt->image != NULL) {
+        images = arena_floats(arena, sequence.n_image, vlm.llm.config.d_model);
+        vlm_image(&vlm, prompt->image, NULL);
+        adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
+    }
+    Tokens tokens = vlm_generate(&vlm, &sequence, images, options, arena);
+    size_t length;
+    char *text = tokenizer_decode(vlm.tokenizer, tokens.id, tokens.count, true, arena, &length);
+    if (json) {
+        JsonOut j = json_out_start(out, 0);
+        json_out_object(&j, NULL);
+        json_out_bytes(&j, "text", text, length);
+        json_out_array(&j, "ids");
+        for (size_t i = 0; i < tokens.count; i++) {
+            json_out_int(&j, NULL, tokens.id[i]);
+        }
+        json_out_end(&j);
+        json_out_end(&j);
+    } else {
+        fwrite(text, 1, length, out);
+        fputc('\n', out);
+    }
+    arena_free(arena);
 }
 
 /* ---- visual questions ---- */

@@ -18,11 +18,6 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
  * d_vit], in vlm->features. */
 void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks);
 
-/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
- * one that stopped it. */
-Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                    const GenerateOptions *options, Arena *arena);
-
 /* ---- prompts of a command line ---- */
 
 typedef struct Prompt {
@@ -42,6 +37,9 @@ Sequence prompt_sequence(const Vlm *vlm, const Prompt *prompt, Arena *arena);
 
 /* ---- commands: results in the arena, for report.h ---- */
 
+/* Prints what continues the prompt; json: {"text", "ids"}. */
+void generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options,
+                      bool json, FILE *out);
 /* adapter.safetensors, checkpoint.safetensors, train.csv and timing.csv in options->out. */
 TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
                       const Console *console);

@@ -66,7 +66,7 @@ static void write_files(void) {
     arena_free(arena);
 }
 
-static void remove_tree(const char *path, int depth) {
+void remove_tree(const char *path, int depth) {
     if (depth == 8 || !path_is_directory(path)) {
         (void)unlink(path);
         return;
@@ -107,7 +107,7 @@ static bool tensor_line(const char *line, char name[96], float *mean, float *spr
 
 /* Draws the tensors below a line "> FILE DTYPE", which are normal numbers from a stream of the
  * file's own; returns the next such line. */
-static char **draw_file(char **lines, uint64_t stream) {
+static char **draw_file(Arena *arena, char **lines, uint64_t stream) {
     char path[96], type[8], name[96];
     float mean, spread;
     int rank;
@@ -115,6 +115,7 @@ static char **draw_file(char **lines, uint64_t stream) {
     sscanf(*lines++, "> %95s %7s", path, type);
     Dtype dtype = type[0] == 'B' ? DTYPE_BF16 : strcmp(type, "F16") == 0 ? DTYPE_F16 : DTYPE_F32;
     Random random = random_start(1, RANDOM_TEST + (stream << 32));
+    path_make_directory(path_parent(arena, path));
     TensorWriter *writer = tensor_writer_open(path);
     for (char **line = lines; tensor_line(*line, name, &mean, &spread, &rank, shape); line++) {
         tensor_writer_declare(writer, name, dtype, rank, shape);
@@ -150,7 +151,7 @@ static void draw_checkpoints(void) {
     }
     uint64_t stream = 1;
     for (char **line = lines; *line != NULL;) {
-        line = draw_file(line, stream++);
+        line = draw_file(arena, line, stream++);
     }
     arena_free(arena);
 }
@@ -282,14 +283,32 @@ static void compare(bool json, FILE *out) {
     }
 }
 
-static void run_inside(const Compute *compute, const char *path, int back, bool json, FILE *out) {
+void selftest_inside(const char *path, void (*work)(void *user), void *user) {
+    Error error;
+    int back = open(".", O_RDONLY);
     if (back < 0 || chdir(path) != 0) {
-        fail(STATUS_RESOURCE, "selftest: %s: %s", path, strerror(errno));
+        fail(STATUS_RESOURCE, "%s: %s", path, strerror(errno));
     }
-    write_files();
-    draw_checkpoints();
-    run_stages(compute);
-    compare(json, out);
+    ATTEMPT(&error, write_files(); draw_checkpoints(); work(user));
+    if (fchdir(back) != 0 && error.status == STATUS_OK) {
+        ATTEMPT(&error, fail(STATUS_RESOURCE, "the way back from %s: %s", path, strerror(errno)));
+    }
+    close(back);
+    if (error.status != STATUS_OK) {
+        fail(error.status, "%s", error.text);
+    }
+}
+
+typedef struct Check {
+    const Compute *compute;
+    bool json;
+    FILE *out;
+} Check;
+
+static void check_stages(void *user) {
+    const Check *check = user;
+    run_stages(check->compute);
+    compare(check->json, check->out);
 }
 
 void selftest_run(const Compute *compute, bool json, FILE *out) {
@@ -302,14 +321,8 @@ void selftest_run(const Compute *compute, bool json, FILE *out) {
              base != NULL ? base : "/tmp", strerror(errno));
     }
     Error error, ignored;
-    int back = open(".", O_RDONLY); /* inside the folder every path is the same on every machine */
-    ATTEMPT(&error, run_inside(compute, path, back, json, out));
-    if (back >= 0 && fchdir(back) != 0 && error.status == STATUS_OK) {
-        ATTEMPT(&error, fail(STATUS_RESOURCE, "selftest: the way back: %s", strerror(errno)));
-    }
-    if (back >= 0) {
-        close(back);
-    }
+    Check check = {compute, json, out};
+    ATTEMPT(&error, selftest_inside(path, check_stages, &check));
     ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the test failed */
     if (error.status != STATUS_OK) {
         fail(error.status, "%s", error.text);

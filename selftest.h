@@ -11,4 +11,11 @@
  * other bytes than it should. */
 void selftest_run(const Compute *compute, bool json, FILE *out);
 
+/* Inside the folder, where every path is the same on every machine: writes a world of random
+ * numbers, works on it, and goes back whatever happens. */
+void selftest_inside(const char *path, void (*work)(void *user), void *user);
+
+/* A file, or a folder with all that is in it, eight deep; fine if it is not there. */
+void remove_tree(const char *path, int depth);
+
 #endif

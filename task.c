@@ -743,20 +743,20 @@ void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
 /* ---- prompts.jsonl ---- */
 
 static void write_id_list(JsonOut *json, const char *key, const int32_t *ids, size_t count) {
-    json_out_array(json, key);
+    json_out(json, "%s [", key);
     for (size_t i = 0; i < count; i++) {
-        json_out_int(json, NULL, ids[i]);
+        json_out(json, "%d", (int)ids[i]);
     }
-    json_out_end(json);
+    json_out(json, "]");
 }
 
 /* What follows the ids, and in the clean prompt the values. */
 static void write_form(JsonOut *json, const SageTask *task, const SageForm *form) {
-    json_out_object(json, "positions");
+    json_out(json, "positions {");
     for (size_t p = 0; p < task->n_positions; p++) {
-        json_out_int(json, task->positions[p], (int64_t)form->positions[p]);
+        json_out(json, "%s %zu", task->positions[p], form->positions[p]);
     }
-    json_out_end(json);
+    json_out(json, "}");
     write_id_list(json, "answer", form->answer, form->n_answer);
     write_id_list(json, "wrong", form->wrong, form->n_wrong);
 }
@@ -764,29 +764,25 @@ static void write_form(JsonOut *json, const SageTask *task, const SageForm *form
 static void write_prompt(const SageTask *task, FILE *out, SageSplit split,
                          const SagePrompt *prompt) {
     JsonOut json = json_out_start(out, 0);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "split", split_names[split].name);
-    json_out_text(&json, "text", prompt->text);
+    json_out(&json, "{ split %s text %s", split_names[split].name, prompt->text);
     write_id_list(&json, "ids", prompt->clean.ids, prompt->clean.rows);
-    json_out_object(&json, "values");
+    json_out(&json, "values {");
     for (size_t a = 0; a < task->n_attributes; a++) {
         const SageAttribute *attribute = &task->attributes[a];
-        json_out_text(&json, attribute->name, attribute->values[prompt->values[a]]);
+        json_out(&json, "%s %s", attribute->name, attribute->values[prompt->values[a]]);
     }
-    json_out_end(&json);
+    json_out(&json, "}");
     write_form(&json, task, &prompt->clean);
-    json_out_object(&json, "counterfactual");
+    json_out(&json, "counterfactual {");
     for (size_t a = 0; a < task->n_attributes; a++) {
         const SageAttribute *attribute = &task->attributes[a];
         const SageForm *form = &prompt->counterfactual[a];
-        json_out_object(&json, attribute->name);
-        json_out_text(&json, "value", attribute->values[prompt->changed[a]]);
+        json_out(&json, "%s { value %s", attribute->name, attribute->values[prompt->changed[a]]);
         write_id_list(&json, "ids", form->ids, form->rows);
         write_form(&json, task, form);
-        json_out_end(&json);
+        json_out(&json, "}");
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "} }");
 }
 
 void sage_prompts_write(const SageTask *task, const char *path) {

@@ -36,4 +36,12 @@ char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t co
 int32_t tokenizer_id(const Tokenizer *tokenizer, const char *token); /* -1: no such token */
 int32_t tokenizer_size(const Tokenizer *tokenizer);                  /* largest id + 1 */
 
+typedef struct TokenizeOptions {
+    bool special, jsonl, decode;
+} TokenizeOptions;
+
+/* Text on `in` to ids on `out`, or with decode the other way; jsonl: a JSON string (array of ids) a
+ * line. */
+void tokenize_command(const char *path, const TokenizeOptions *options, FILE *in, FILE *out);
+
 #endif

@@ -401,6 +401,46 @@ static void list_is_dump(const char *model, const char *dump, bool vision) {
     arena_free(arena);
 }
 
+Test(diff, a_trace_holds_digests_in_the_order_of_execution) {
+    static const char dump[] =
+        "dump --llm weights/gpt2 --ids 5,9 --hooks '*' --grad 5,%d --trace @/%s";
+    Arena *arena = arena_new();
+    TensorStore store;
+    char line[2][256], name[128], digest[65];
+    size_t lines = 0;
+    cr_assert_eq(run("dump --llm weights/gpt2 --ids 5,9 --hooks '*' --grad 5,7 --trace @/a "
+                     "--out @/out"),
+                 0);
+    cr_assert_eq(run(dump, 7, "b"), 0);
+    cr_assert_eq(run(dump, 8, "c"), 0);
+    cr_assert_eq(run("dump --llm weights/gpt2 --ids 5,9 --hooks '*' 2>&1"), 2);
+    says("dump needs --out");
+    tensors_open(&store, arena, path_join(arena, folder, "out"));
+    FILE *a = file_open(arena, path_join(arena, folder, "a"));
+    FILE *b = file_open(arena, path_join(arena, folder, "b"));
+    FILE *c = file_open(arena, path_join(arena, folder, "c"));
+    bool same = true;
+    for (; fgets(line[0], sizeof line[0], a) != NULL; lines++) {
+        cr_assert_eq(sscanf(line[0], "%127s", name), 1);
+        const Tensor *t = tensors_find(&store, name);
+        Sha256 sha;
+        sha256_start(&sha);
+        sha256_add(&sha, t->data, t->count * sizeof(float));
+        sha256_end(&sha, digest);
+        cr_assert_str_eq(strrchr(line[0], ' ') + 1, arena_format(arena, "%s\n", digest));
+        cr_assert_not_null(fgets(line[1], sizeof line[1], b));
+        cr_assert_str_eq(line[1], line[0], "the same run twice");
+        cr_assert_not_null(fgets(line[1], sizeof line[1], c));
+        if (same && strcmp(line[1], line[0]) != 0) {
+            cr_assert_str_eq(name, "logits.grad", "the first that another metric changes");
+            same = false;
+        }
+    }
+    cr_assert_eq(lines, store.count);
+    cr_assert(!same);
+    arena_free(arena);
+}
+
 Test(diff, hooks_are_what_dump_writes) {
     static const char *const models[] = {
         "weights/gemma2",

@@ -503,14 +503,8 @@ Test(json, is_written) {
         JsonOut json = json_out_start(m->stream, pretty);
         json_out_object(&json, NULL);
         json_out_text(&json, "a\"", "x\n");
-        json_out_array(&json, "list");
-        json_out_object(&json, NULL);
-        json_out_int(&json, "n", -3);
-        json_out_double(&json, "d", 0.1);
-        json_out_end(&json);
-        json_out_array(&json, NULL);
-        json_out_end(&json);
-        json_out_end(&json);
+        json_out(&json, "list [ { n %d %s %g", -3, "d", 0.1);
+        json_out(&json, "} [ ] %zu %s ]", (size_t)7, "{ %d");
         json_out_float(&json, "f", 0.1F);
         json_out_double(&json, "nan", (double)NAN);
         json_out_bool(&json, "yes", true);
@@ -520,10 +514,12 @@ Test(json, is_written) {
     }
     cr_assert_str_eq(
         memory_text(m),
-        "{\"a\\\"\": \"x\\n\", \"list\": [{\"n\": -3, \"d\": 0.1}, []], \"f\": 0.1, \"nan\": "
+        "{\"a\\\"\": \"x\\n\", \"list\": [{\"n\": -3, \"d\": 0.1}, [], 7, \"{ %d\"], \"f\": 0.1, "
+        "\"nan\": "
         "null, \"yes\": true, \"none\": null, \"bytes\": \"a\\u0000b\"}\n"
-        "{\n  \"a\\\"\": \"x\\n\",\n  \"list\": [\n    {\"n\": -3, \"d\": 0.1},\n    []\n  "
-        "],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
+        "{\n  \"a\\\"\": \"x\\n\",\n  \"list\": [\n    {\"n\": -3, \"d\": 0.1},\n    [],\n    7,\n "
+        "   "
+        "\"{ %d\"\n  ],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
         "\"bytes\": \"a\\u0000b\"\n}\n");
     arena_free(arena);
 }

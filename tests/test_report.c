@@ -80,9 +80,16 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
                              .low = i == 1 ? values : NULL,
                              .high = i == 1 ? values + n / 4 : NULL};
     }
-    LineChart lines[3] = {{name, name, name, name, series, 4, !log, log, !log, name, 1e9}};
+    Chart lines[3] = {{name, name, name, name, series, 4, 4, !log, log, !log, name, 1e9, NULL, 0}};
     lines[1] = lines[2] = lines[0];
-    BarChart bars = {name, name, name, rows, n / 4, series, 4};
+    Chart bars = {.title = name,
+                  .subtitle = name,
+                  .y_label = name,
+                  .series = series,
+                  .series_count = 4,
+                  .shares = true,
+                  .groups = rows,
+                  .group_count = n / 4};
     HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked, 0, !log};
     return kind == LINES    ? svg_lines(arena, lines)
            : kind == PANELS ? svg_panels(arena, name, lines, 3)
@@ -129,14 +136,14 @@ Test(report, line_chart_shows_what_it_is_given) {
     Series series[2] = {
         {.name = "measured", .x = x, .y = y, .count = 4},
         {.name = "published", .x = x, .y = y, .count = 4, .dashed = true, .colour = 1}};
-    LineChart chart = {.title = "T",
-                       .x_label = "layer",
-                       .y_label = "MSE",
-                       .series = series,
-                       .series_count = 2,
-                       .log_y = true,
-                       .marker_label = "convergence: layer 2",
-                       .marker_x = 2};
+    Chart chart = {.title = "T",
+                   .x_label = "layer",
+                   .y_label = "MSE",
+                   .series = series,
+                   .series_count = 2,
+                   .log_y = true,
+                   .marker_label = "convergence: layer 2",
+                   .marker_x = 2};
     char *svg = svg_lines(arena, &chart);
     assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
@@ -181,20 +188,27 @@ static void fill(Page *page) {
     static const bool numbers[] = {false, true, false};
     double x[4] = {0, 1, 2, 3}, y[4] = {1, 2, 3, 4};
     Series series = {.name = hostile, .x = x, .y = y, .count = 4};
-    LineChart chart = {
+    Chart chart = {
         .title = hostile, .x_label = "x", .y_label = "y", .series = &series, .series_count = 1};
     page_section(page, "First");
-    page_value(page, hostile, "%s", hostile);
-    page_value(page, "b", "%d %%", 5);
-    page_paragraph(page, "%s: %zu of %llu, %.1f, %.*s", hostile, (size_t)3, 4ULL, 0.25, 3, "abcd");
-    page_table(page, hostile, "name", titles, numbers, 3);
+    page_item(page, '=', hostile, hostile);
+    page_item(page, '=', "5 %", "b");
+    page_item(page, '*', hostile, "plain");
+    page_table(page, hostile);
+    page_head(page, false, "name");
+    for (size_t i = 0; i < 3; i++) {
+        page_head(page, numbers[i], titles[i]);
+    }
     for (int i = 0; i < 12; i++) {
+        if (i % 4 == 0) {
+            page_row(page);
+        }
         page_cell(page, i % 4 == 2, i % 4 == 2 ? "−1.000" : hostile);
     }
     page_figure(page, hostile, svg_lines(arena, &chart));
     page_section(page, hostile);
     page_fact(page, hostile, "%s", hostile);
-    page_fact(page, "seed", "%d", 475);
+    page_fact(page, "seed", "%zu of %llu, %.1f, %.*s", (size_t)3, 4ULL, 0.25, 2, "abcd");
     page_raw(page, "<b>as it stands</b>");
 }
 
@@ -220,10 +234,10 @@ Test(report, html_is_whole_and_escaped) {
                                        "<desc>",
                                        "class=\"values\">",
                                        "<b>as it stands</b>",
-                                       ": 3 of 4, 0.2, ab…</p>",
+                                       "</b> plain</p>",
                                        "<b>5 %</b>",
                                        "<th scope=\"col\" class=\"n\">value</th>",
-                                       "<dd>475</dd>"};
+                                       "<dd>3 of 4, 0.2, ab</dd>"};
     for (size_t i = 0; i < sizeof once / sizeof *once; i++) {
         cr_assert_eq(count_of(html, once[i]), 1, "%s: %d", once[i], count_of(html, once[i]));
     }

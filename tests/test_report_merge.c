@@ -207,9 +207,9 @@ Test(report_merge, pictures_with_answers_and_features) {
         "Layer of 2 from which on the two are within a factor of 1.5: 1 (published: 22).<", 1,
         "at most 30.0 % of the examples (layer 1)", 1, "at most 80.0 % (layer 0)", 1,
         "<img alt=\"p0.png\" src=\"data:image/png;base64,iVBORw0KGgphYg==\">", 1,
-        "<td>Who?</td><td>y (wrong)</td><td>100 &#60;seen&#62;</td>", 1,
-        "<td>p1.png</td><td>What?</td><td>star (right)</td><td>101 &#60;seen&#62;</td>", 1,
-        "<td>p2.png</td><td></td><td></td><td>102 ", 1, "103", 0, "777", 0);
+        "<td>100 &#60;seen&#62;</td><td>Who?</td><td>y (wrong)</td>", 1,
+        "<td>p1.png</td><td>101 &#60;seen&#62;</td><td>What?</td><td>star (right)</td>", 1,
+        "<td>p2.png</td><td>102 &#60;seen&#62;</td><td></td><td></td>", 1, "103", 0, "777", 0);
     static const char *const lines[] = {"a/answers.jsonl", "a/features.jsonl"};
     for (size_t i = 0; i < 2; i++) { /* what is there and damaged is not left out */
         Error error;
@@ -242,7 +242,7 @@ static void put_sage(const char *name, const char *task, double sufficiency, int
 
 /* SAEs are compared where task and model are the same. */
 Test(report_merge, saes_side_by_side) {
-    static const char cells[] = "<td>L12.H3 z at END −1.5; L0 mlp_out at IO</td><td class=\"n\">"
+    static const char cells[] = "<td>L12.H3 z at END −1.5; L0 mlp_out at IO</td><td>"
                                 "0.50 (none 0.25, supervised 0.75; IO, k = 2)</td>";
     make_folder("x");
     make_folder("y");
@@ -258,12 +258,13 @@ Test(report_merge, saes_side_by_side) {
         "<b>other in m</b> (z): 87.5 %", 1,
         "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 1,
         ">folder</th>", 1,
-        arena_format(arena,
-                     "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">–</td>"
-                     "<td class=\"n\">0.5000</td><td class=\"n\">5</td></tr>\n"
-                     "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">–</td>"
-                     "<td class=\"n\">0.5000</td><td class=\"n\">7</td></tr>\n</tbody>",
-                     cells, cells),
+        arena_format(
+            arena,
+            "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">0.5000</td>"
+            "<td class=\"n\">–</td><td class=\"n\">5</td></tr>\n"
+            "<tr><td>IO</td><td>y</td>%s<td class=\"n\">0.7500</td><td class=\"n\">0.5000</td>"
+            "<td class=\"n\">–</td><td class=\"n\">7</td></tr>\n</tbody>",
+            cells, cells),
         1,
         arena_format(
             arena,

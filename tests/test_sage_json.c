@@ -466,8 +466,18 @@ Test(sage_json, report_and_heat_maps) {
         cr_assert_eq(assert_xml(slurp(w, figures[i]), "svg"), 1);
     }
     char *html = slurp(w, "report.html");
-    static const char *const parts[] = {"refsae sage --task ioi", "97.0 %", "475", "Zebulon",
-                                        "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)"};
+    static const char *const parts[] = {"refsae sage --task ioi",
+                                        "97.0 %",
+                                        "475",
+                                        "Zebulon",
+                                        "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)",
+                                        "SAGE: ioi, weights/gpt2",
+                                        "mean m (nats) [3, 3.5]",
+                                        "<b>100 + 50</b>",
+                                        "carries 51.0 % of all |score|; of the nodes walked, 8 ",
+                                        "correlation of 0.93 (",
+                                        "mean m is 0.5 [0.25, 0.75]: a resolution",
+                                        "The best 30 of 40 interpretations"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         cr_assert_not_null(strstr(html, parts[i]), "%s", parts[i]);
     }
