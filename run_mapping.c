@@ -865,7 +865,7 @@ static void eval_question(Evaluation *e, const Question *q, size_t i, size_t tot
     Error cause = {.status = STATUS_OK};
     volatile size_t image = 0;
     size_t length = 0;
-    char *text = NULL;
+    const char *text = "";
     if (turn == SHARD_SKIP) {
         return;
     }
