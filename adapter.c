@@ -138,19 +138,16 @@ Hooks image_hooks(ImageHook *hook) {
 /* ---- the adapter ---- */
 
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena) {
-    *adapter =
-        (Adapter){arena_floats(arena, d_llm, d_vit), arena_floats(arena, d_llm, 1), d_llm, d_vit};
+    float *all = arena_floats(arena, d_llm, d_vit + 1);
+    *adapter = (Adapter){all, all != NULL ? all + d_llm * d_vit : NULL, d_llm, d_vit};
 }
 
 /* W, b ~ U(-1/sqrt(d_vit), 1/sqrt(d_vit)), as torch.nn.Linear begins. */
 void adapter_init(Adapter *adapter, uint64_t seed) {
     Random random = random_start(seed, RANDOM_ADAPTER_INIT);
     float bound = 1.0f / sqrtf((float)adapter->d_vit);
-    for (size_t i = 0; i < adapter->d_llm * adapter->d_vit; i++) {
+    for (size_t i = 0; i < adapter_size(adapter); i++) {
         adapter->weight[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
-    }
-    for (size_t i = 0; i < adapter->d_llm; i++) {
-        adapter->bias[i] = (2.0f * random_uniform(&random) - 1.0f) * bound;
     }
 }
 
@@ -185,8 +182,8 @@ static void head_losses(TrainRun *t, size_t n) {
 /* Of one example with T model turns, |t| the tokens of turn t, each predicted by the row before it:
  *   L = 1/T sum_t 1/|t| sum_{r in t} -log softmax(logits[r - 1])[id_r]
  *   dL/dlogits[r - 1] = 1/(T |t|) (softmax(logits[r - 1]) - one-hot(id_r))
- * An example without a turn adds 0. */
-static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+ * An example without a turn has loss 0. */
+static void train_head(TrainRun *t, size_t count) {
     size_t n = 0;
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
@@ -205,6 +202,7 @@ static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
         double turns = 0.0;
+        t->found[e] = (TrainLoss){0.0, 0};
         for (size_t a = 0; a < s->n_answers; a++) {
             Range turn = s->answers[a];
             double sum = 0.0;
@@ -212,42 +210,44 @@ static void train_head(TrainRun *t, size_t count, double *loss, uint64_t *tokens
                 sum += *row_loss++;
             }
             turns += sum / (double)(turn.end - turn.begin);
+            t->found[e].tokens += turn.end - turn.begin;
         }
-        *loss += s->n_answers > 0 ? turns / (double)s->n_answers : 0.0;
+        t->found[e].loss = s->n_answers > 0 ? turns / (double)s->n_answers : 0.0;
     }
-    *tokens += n;
 }
 
-/* Only the adapter moves; the language model is run backward to its image rows y = x W^T + b:
- *   dW[d_llm, d_vit] = sum over image rows, examples in order, of dy^T x     db = sum of dy
- * dW is one chain of fmaf over a whole step, so that neither threads nor the number of examples run
- * at once changes a bit. */
-void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens) {
+/* Only the adapter moves; the language model is run backward to its image rows y = x W^T + b. */
+void train_micro(TrainRun *t, size_t count) {
     const Vlm *vlm = t->vlm;
-    size_t patches = vlm->vit.config.n_patches, d = vlm->llm.config.d_model, rows = 0, turns = 0;
+    size_t patches = vlm->vit.config.n_patches, rows = 0;
     for (size_t e = 0; e < count; e++) {
         t->start[e] = rows;
         memcpy(t->ids + rows, t->sequence[e].ids, t->sequence[e].rows * sizeof(int32_t));
         rows += t->sequence[e].rows;
-        turns += t->sequence[e].n_answers;
     }
     t->start[count] = rows;
-    if (turns == 0) {
-        return;
-    }
     LlmBatch batch = {.n_sequences = count, .start = t->start, .ids = t->ids};
-    ImageHook image = {&batch, patches, d, t->images, t->dimages, NULL};
+    ImageHook image = {&batch, patches, vlm->llm.config.d_model, t->images, t->dimages, NULL};
     Hooks hooks = image_hooks(&image);
     adapter_forward(vlm->compute, &vlm->adapter, t->features, t->images, count * patches);
     llm_forward(t->run, &batch, 0, vlm->llm.config.n_layers, NULL, &hooks);
-    train_head(t, count, loss, tokens);
+    train_head(t, count);
     llm_backward(t->run, 0, &hooks);
-    product_run_one(vlm->compute, product_tn(t->grad.weight, t->dimages, t->features,
-                                             count * patches, d, vlm->vit.config.d_model));
-    for (size_t r = 0; r < count * patches; r++) {
-        for (size_t i = 0; i < d; i++) {
-            t->bias_grad[i] += (double)t->dimages[r * d + i];
+}
+
+/* Of one example:   dW[d_llm, d_vit] = dy^T x     db = sum of dy     over its image rows */
+void train_gradient(TrainRun *t, size_t e) {
+    Adapter *g = &t->grad;
+    size_t patches = t->vlm->vit.config.n_patches, d = g->d_llm;
+    const float *dy = t->dimages + e * patches * d, *x = t->features + e * patches * g->d_vit;
+    memset(g->weight, 0, d * g->d_vit * sizeof(float));
+    product_run_one(t->vlm->compute, product_tn(g->weight, dy, x, patches, d, g->d_vit));
+    for (size_t i = 0; i < d; i++) {
+        double sum = 0.0;
+        for (size_t r = 0; r < patches; r++) {
+            sum += (double)dy[r * d + i];
         }
+        g->bias[i] = (float)sum;
     }
 }
 
@@ -265,27 +265,23 @@ double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
     return options->min_lr + (options->lr - options->min_lr) * (1.0 + cos_pi_f64(turn)) / 2.0;
 }
 
-void train_start(TrainRun *t) {
-    memset(t->grad.weight, 0, t->grad.d_llm * t->grad.d_vit * sizeof(float));
-    memset(t->bias_grad, 0, t->grad.d_llm * sizeof(double));
+/* In the order of the examples: neither where they run, nor how many at once, changes a bit. */
+void train_add(TrainRun *t) {
+    for (size_t i = 0; i < adapter_size(&t->grad); i++) {
+        t->sum[i] += (double)t->grad.weight[i];
+    }
 }
 
 /* g = sum of the examples' gradients / n, then AdamW as torch has it by default. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step) {
     static const double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
-    const Compute *compute = t->vlm->compute;
-    Adapter *p = &t->vlm->adapter, *g = &t->grad, *m = &t->m, *v = &t->v;
-    size_t n = p->d_llm * p->d_vit;
+    size_t n = adapter_size(&t->grad);
     for (size_t i = 0; i < n; i++) {
-        g->weight[i] /= (float)count;
+        t->grad.weight[i] = (float)(t->sum[i] / (double)count);
+        t->sum[i] = 0.0;
     }
-    for (size_t i = 0; i < p->d_llm; i++) {
-        g->bias[i] = (float)(t->bias_grad[i] / (double)count);
-    }
-    adamw_step(compute, p->weight, g->weight, m->weight, v->weight, n, lr, beta1, beta2, eps,
-               weight_decay, step);
-    adamw_step(compute, p->bias, g->bias, m->bias, v->bias, p->d_llm, lr, beta1, beta2, eps,
-               weight_decay, step);
+    adamw_step(t->vlm->compute, t->vlm->adapter.weight, t->grad.weight, t->m.weight, t->v.weight, n,
+               lr, beta1, beta2, eps, weight_decay, step);
 }
 
 void train_layout(Arena *arena, void *run) {
@@ -303,7 +299,8 @@ void train_layout(Arena *arena, void *run) {
     adapter_layout(&t->grad, d_llm, d_vit, arena);
     adapter_layout(&t->m, d_llm, d_vit, arena);
     adapter_layout(&t->v, d_llm, d_vit, arena);
-    t->bias_grad = arena_alloc(arena, d_llm, sizeof(double));
+    t->sum = arena_alloc(arena, adapter_size(&t->grad), sizeof(double));
+    t->found = arena_alloc(arena, t->micro, sizeof(TrainLoss));
     t->sequence = arena_alloc(arena, t->micro, sizeof(Sequence));
     t->features = arena_floats(arena, t->micro * patches, d_vit);
     t->images = arena_floats(arena, t->micro * patches, d_llm);
@@ -617,51 +614,56 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
             (d->text[j] == NULL || (double)d->density[j] > result->options->max_density));
 }
 
-/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
- * equal activations the earlier row, then the lower j. */
-size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature *found) {
+/* Each feature that is rare enough where it is strongest: peaks[0 .. n), by rising number. */
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x,
+                     size_t rows) {
     size_t d_sae = layer->sae->d_sae, n = 0;
     sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
-    for (size_t j = 0; j < d_sae; j++) { /* each feature where it is strongest; 0: nowhere */
-        size_t considered = left_out(a->result, layer, group, j) ? 0 : rows;
-        a->best[j] = 0.0f;
-        a->best_row[j] = 0;
+    for (size_t j = 0; j < d_sae; j++) {
+        TopFeature peak = {(uint32_t)j, 0, 0.0f};
+        size_t considered = left_out(a->result, layer, g, j) ? 0 : rows;
         for (size_t r = 0; r < considered; r++) {
-            if (a->acts[r * d_sae + j] > a->best[j]) {
-                a->best[j] = a->acts[r * d_sae + j];
-                a->best_row[j] = r;
-            }
+            float f = a->acts[r * d_sae + j];
+            peak = f > peak.activation ? (TopFeature){(uint32_t)j, (uint32_t)r, f} : peak;
         }
-    }
-    for (; n < a->result->options->features; n++) {
-        size_t top = 0;
-        for (size_t j = 1; j < d_sae; j++) {
-            bool higher = a->best[j] > a->best[top];
-            bool earlier = a->best[j] == a->best[top] && a->best_row[j] < a->best_row[top];
-            top = higher || earlier ? j : top;
-        }
-        if (!(a->best[top] > 0.0f)) {
-            break;
-        }
-        found[n] = (TopFeature){top, a->best_row[top], a->best[top]};
-        a->best[top] = 0.0f;
+        a->peaks[n] = peak;
+        n += peak.activation > 0.0f;
     }
     return n;
 }
 
+static int by_activation(const void *a, const void *b) {
+    const TopFeature *x = a, *y = b;
+    int order = (x->activation < y->activation) - (x->activation > y->activation);
+    order = order != 0 ? order : (x->row > y->row) - (x->row < y->row);
+    return order != 0 ? order : (x->feature > y->feature) - (x->feature < y->feature);
+}
+
+/* The first --features distinct features, walking down all activations f[r, j] of the rows; of
+ * equal activations the earlier row, then the lower j. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        a->peaks[kept] = a->peaks[i];
+        kept += !left_out(a->result, layer, group, a->peaks[i].feature);
+    }
+    qsort(a->peaks, kept, sizeof *a->peaks, by_activation);
+    return kept < a->result->options->features ? kept : a->result->options->features;
+}
+
 /* ---- curves over layers ---- */
 
-double mean_of(double sum, size_t n) {
-    return n > 0 ? sum / (double)n : NAN;
+double mean_of(double sum, double n) {
+    return n > 0.0 ? sum / n : NAN;
 }
 
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant) {
     const Sums *sums = &layer->sums[variant][group];
     return metric == METRIC_MSE        ? mean_of(sums->mse, sums->n)
            : metric == METRIC_SPARSITY ? mean_of(sums->sparsity, sums->n)
-           : variant == VARIANT_CLEAN ? mean_of((double)layer->matched[group], layer->judged[group])
-                                      : NAN;
+           : variant != VARIANT_CLEAN
+               ? NAN
+               : mean_of((double)layer->matched[group], (double)layer->judged[group]);
 }
 
 LayerTable layer_table(Arena *arena, const AnalyzeResult *result) {
@@ -692,8 +694,7 @@ double table_value(const LayerTable *table, Metric metric, Group group, double l
 /* Mean over layers of |log10(ours / theirs)|; for the match rate of |ours - theirs|. */
 double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric,
                       Group group) {
-    double sum = 0.0;
-    size_t n = 0;
+    double sum = 0.0, n = 0.0;
     bool ratio = metric != METRIC_MATCH;
     for (size_t i = 0; i < ours->n; i++) {
         double a = table_value(ours, metric, group, ours->layer[i]);
@@ -743,6 +744,5 @@ void analyze_layout(Arena *arena, void *run) {
     a->edited = arena_floats(arena, a->longest, d);
     a->acts = arena_floats(arena, a->longest, a->widest);
     a->logits = arena_floats(arena, LOGIT_ROWS, a->llm->config.d_vocab);
-    a->best = arena_floats(arena, a->widest, 1);
-    a->best_row = arena_alloc(arena, a->widest, sizeof(size_t));
+    a->peaks = arena_alloc(arena, a->widest, sizeof(TopFeature));
 }

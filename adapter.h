@@ -14,6 +14,7 @@
 
 /* ---- the adapter (struct Adapter: data.h) and the models around it ---- */
 
+/* The bias stands behind the weight. */
 void adapter_layout(Adapter *adapter, size_t d_llm, size_t d_vit, Arena *arena);
 /* U(-1/sqrt(d_vit), 1/sqrt(d_vit)), weight then bias. */
 void adapter_init(Adapter *adapter, uint64_t seed);
@@ -81,14 +82,21 @@ typedef struct TrainOptions {
     double lr, min_lr, warmup;
     size_t batch, accumulate, epochs, steps, tokens, save_every;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } TrainOptions;
+
+typedef struct TrainLoss { /* of an example, and the tokens that it predicts */
+    double loss;
+    uint64_t tokens;
+} TrainLoss;
 
 typedef struct TrainRun { /* what a step computes with */
     const TrainOptions *options;
     Vlm *vlm;
     size_t micro;            /* examples at once */
     Adapter grad, m, v;      /* gradient and AdamW's moments, shaped like the adapter */
-    double *bias_grad;       /* [d_llm] sums over the image rows of a step */
+    double *sum;             /* [adapter_size] of the gradients of a step's examples */
+    TrainLoss *found;        /* [micro] */
     Sequence *sequence;      /* [micro] */
     float *features;         /* [micro, P, d_vit] */
     float *images, *dimages; /* [micro, P, d_llm] */
@@ -108,10 +116,11 @@ typedef struct TrainRun { /* what a step computes with */
 size_t train_plan(TrainRun *t);
 void train_layout(Arena *arena, void *run);
 
-void train_start(TrainRun *t); /* of a step */
-/* Forward and backward of `count` examples whose sequences and features are in place: adds to the
- * gradient, the sum of the losses and the tokens predicted. */
-void train_micro(TrainRun *t, size_t count, double *loss, uint64_t *tokens);
+/* Forward and backward of `count` examples, at least one, whose sequences and features are in
+ * place; then found[e], and the gradient of each in t->grad, which train_add adds to the step's. */
+void train_micro(TrainRun *t, size_t count);
+void train_gradient(TrainRun *t, size_t e);
+void train_add(TrainRun *t);
 /* AdamW's step (from 1) with the mean gradient of `count` examples. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step);
 /* The rate of step s (from 0) of `steps`. */
@@ -151,6 +160,7 @@ typedef struct EvalOptions {
     bool strict;
     ImageText image_text;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } EvalOptions;
 
 /* ---- the layer analysis: SAEs of the language model on groups of positions ---- */
@@ -168,6 +178,7 @@ typedef struct AnalyzeOptions {
     ImageText image_text;
     SaeOptions sae;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } AnalyzeOptions;
 
 typedef enum Group {
@@ -193,15 +204,13 @@ typedef enum Metric { /* of a layer's rows */
 extern const char *const group_names[GROUPS];     /* vlm_img, vlm_imgtext, llm_text */
 extern const char *const variant_names[VARIANTS]; /* "", permuted, gaussian */
 
-typedef struct Sums { /* over examples, in their order */
-    double mse, sparsity, l0, cosine, norm, fvu;
-    size_t n, n_fvu;
+typedef struct Sums { /* over examples, in their order; counts as numbers beside the rest */
+    double mse, sparsity, l0, cosine, norm, fvu, n, n_fvu;
 } Sums;
 
 /* Mean cross-entropy of the first answer's tokens, summed over examples. */
 typedef struct LossSums {
-    double clean, sae, zero, mean;
-    size_t n;
+    double clean, sae, zero, mean, n;
 } LossSums;
 
 typedef struct LayerResult {
@@ -225,6 +234,11 @@ typedef struct AnalyzeResult {
     size_t verdicts, verdicts_used; /* of a judge outside: lines, and those that say something */
 } AnalyzeResult;
 
+typedef struct TopFeature {
+    uint32_t feature, row;
+    float activation;
+} TopFeature;
+
 typedef struct AnalyzeRun { /* what the passes compute with */
     const Llm *llm;
     const Compute *compute;
@@ -236,8 +250,7 @@ typedef struct AnalyzeRun { /* what the passes compute with */
     float *target, *recon, *stream, *edited; /* [longest, d_model] */
     float *acts;                             /* [longest, widest] */
     float *logits;                           /* [LOGIT_ROWS, d_vocab] */
-    float *best;                             /* [widest] */
-    size_t *best_row;
+    TopFeature *peaks;                       /* [widest] */
 } AnalyzeRun;
 
 void analyze_layout(Arena *arena, void *run);
@@ -271,16 +284,13 @@ void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images)
  * when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
-typedef struct TopFeature {
-    size_t feature, row;
-    float activation;
-} TopFeature;
+/* The features of x [rows, d_model] that are rare enough as far as result->active says, each where
+ * it is strongest: how many of a->peaks. */
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x, size_t rows);
+/* The strongest of a->peaks[n] that are rare enough come first: how many. */
+size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n);
 
-/* The strongest features of x [rows, d_model] that are rare enough: how many of top[features]. */
-size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, const float *x,
-                    size_t rows, TopFeature *top);
-
-double mean_of(double sum, size_t n); /* NaN of none */
+double mean_of(double sum, double n); /* NaN of none */
 /* The mean over examples; NaN where none was measured. */
 double layer_metric(const LayerResult *layer, Metric metric, Group group, Variant variant);
 

@@ -573,6 +573,10 @@ Verdict verdict_read(const Json *line) {
 
 /* ---- an adapter's file ---- */
 
+size_t adapter_size(const Adapter *adapter) {
+    return adapter->d_llm * (adapter->d_vit + 1);
+}
+
 const char *adapter_prefix(const TensorStore *store) {
     return tensors_find(store, "module.weight") != NULL ? "module." : "";
 }

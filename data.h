@@ -92,6 +92,8 @@ typedef struct Adapter {
     size_t d_llm, d_vit;
 } Adapter;
 
+size_t adapter_size(const Adapter *adapter); /* numbers of both */
+
 /* What stands before their names: "module." where the released code trained on several devices,
  * else "". */
 const char *adapter_prefix(const TensorStore *store);

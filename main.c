@@ -37,6 +37,7 @@ typedef struct Arguments {
     const char *values[OPTIONS_MAX]; /* by place, as option_at counts */
     char **positional;
     int n_positional;
+    Shard *shard; /* NULL: the whole run */
 } Arguments;
 
 struct Command {
@@ -242,6 +243,12 @@ static const char *need(Arguments *a, const char *name) {
     return text;
 }
 
+/* Where the command writes: --out, or there the folder of its shard. */
+static const char *need_out(Arguments *a) {
+    const char *out = need(a, "out");
+    return shard_is_part(a->shard) ? a->shard->folder : out;
+}
+
 static ImageText get_image_text(Arguments *a) {
     return get_first(a, "image-text", "keep", "drop") ? IMAGE_TEXT_KEEP : IMAGE_TEXT_DROP;
 }
@@ -269,6 +276,9 @@ static SaeOptions get_sae_options(Arguments *a) {
         {"dict-class", "NAME", NULL,                                                               \
          "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE"},                \
         {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches"}
+#define SHARD_OPTION                                                                               \
+    {"shard", "I/N", NULL,                                                                         \
+     "do part I of N (from 1) and leave it in --out; refsae merge makes the whole of all N"}
 #define SAMPLING_OPTIONS                                                                           \
     {"max-new-tokens", "N", "128", "stop after so many tokens"},                                   \
         {"temperature", "X", "0", "0: greedy"},                                                    \
@@ -306,6 +316,77 @@ static Prompt get_prompt(Arguments *a) {
                     .image_text = get_image_text(a)};
 }
 
+/* ---- shards ---- */
+
+/* A line for each option that a result may depend on, with digests of the files that it names; but
+ * images, of which there may be more than a run looks at, by their folder's name alone. */
+static char *shard_settings(Arena *arena, Arguments *a) {
+    static const char free_ones[] = " threads quiet json out shard wait resume write-questions ";
+    MemoryStream *text = memory_open(arena);
+    fprintf(text->stream, "refsae %s %s\n", REFSAE_VERSION, a->command->name);
+    for (size_t i = 0; i < a->command->n_options + N_COMMON; i++) {
+        const Option *option = option_at(a->command, i);
+        const char *name = option->name, *value = a->values[i];
+        char hex[65] = "";
+        if (value == NULL || strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
+            continue;
+        }
+        bool path =
+            option->argument != NULL && strcmp(name, "images") != 0 &&
+            (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
+             strstr(option->argument, "ADAPTER") != NULL);
+        if (path && path_exists(value)) {
+            path_digest(value, hex);
+        }
+        fprintf(text->stream, "--%s %s%s%s\n", name, value, hex[0] != '\0' ? " of SHA-256 " : "",
+                hex);
+    }
+    return memory_text(text);
+}
+
+/* By --shard; the whole run's words are those of the command line without it. */
+static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
+    const char *text = get(a, "shard");
+    unsigned index, count;
+    int end = 0;
+    if (text == NULL) {
+        return NULL;
+    }
+    if (sscanf(text, "%5u/%5u%n", &index, &count, &end) != 2 || text[end] != '\0' || index == 0 ||
+        index > count) {
+        bad_value(a, "shard", "I/N, part I of N, from 1");
+    }
+    Shard *shard = shard_open(arena, need(a, "out"), index, count);
+    MemoryStream *words = memory_open(arena);
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--shard") == 0) {
+            i++;
+        } else if (strncmp(argv[i], "--shard=", 8) != 0) {
+            fwrite(argv[i], 1, strlen(argv[i]) + 1, words->stream);
+        }
+    }
+    shard->command = memory_text(words);
+    shard->command_size = words->length;
+    shard->settings = shard_settings(arena, a);
+    shard->wait = get_double(a, "wait");
+    return shard;
+}
+
+static void shard_start(const Arguments *a) {
+    if (shard_is_part(a->shard)) {
+        shard_write(a->shard, "journal");
+    } else if (shard_is_merge(a->shard)) {
+        shard_read(a->shard, "journal");
+    }
+}
+
+static void shard_tell(const Arguments *a, const Console *console) {
+    if (shard_is_part(a->shard)) {
+        console_line(console, "shard %zu of %zu is done; after all of them: refsae merge %s",
+                     a->shard->index, a->shard->count, a->shard->out);
+    }
+}
+
 /* ---- train ---- */
 
 static const Option train_options[] = {
@@ -329,10 +410,13 @@ static const Option train_options[] = {
     {"steps", "N", "0", "length of the run in steps instead of epochs; 0: by epochs"},
     {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)"},
     {"shuffle", "yes|no", "yes", "a new seeded order each epoch"},
-    {"save-every", "N", "100", "steps between checkpoints; 0: only at the end"},
+    {"save-every", "N", "100",
+     "steps between checkpoints; 0: only at the end. A shard saves each and resumes by itself"},
     {"softcap", "off|model", "off",
      "final soft-cap in the training loss; the released code leaves it out"},
     {"strict", NULL, NULL, "an image that cannot be read ends the run"},
+    {"wait", "SECONDS", "3600", "a shard gives up when another is so much later than itself"},
+    SHARD_OPTION,
     IMAGE_TEXT_OPTION,
 };
 
@@ -340,6 +424,17 @@ static const Option train_options[] = {
 static void set_preset(Arguments *a, const char *name, const char *value) {
     const char **at = &a->values[option_find(a->command, name, strlen(name))];
     *at = *at != NULL ? *at : value;
+}
+
+/* Every shard has all results. */
+static void merge_train(Arguments *a) {
+    static const char *const files[] = {"adapter.safetensors", "checkpoint.safetensors",
+                                        "train.csv", "loss.svg", "timing.csv"};
+    shard_start(a);
+    shard_end(a->shard);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        shard_copy(a->shard, files[i], strcmp(files[i], "timing.csv") != 0);
+    }
 }
 
 static void command_train(Arguments *a, const Compute *compute, const Console *console) {
@@ -353,9 +448,9 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .vision = need(a, "vision"),
                             .data = need(a, "data"),
                             .images = need(a, "images"),
-                            .out = need(a, "out"),
+                            .out = need_out(a),
                             .init = pretrain ? get(a, "init") : need(a, "init"),
-                            .resume = get_flag(a, "resume"),
+                            .resume = get_flag(a, "resume") || a->shard != NULL,
                             .shuffle = get_yes(a, "shuffle"),
                             .strict = get_flag(a, "strict"),
                             .softcap = !get_first(a, "softcap", "off", "model"),
@@ -369,10 +464,18 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .steps = get_count(a, "steps"),
                             .tokens = get_count(a, "tokens"),
                             .save_every = get_count(a, "save-every"),
-                            .seed = get_seed(a)};
+                            .seed = get_seed(a),
+                            .shard = a->shard};
     Arena *arena = arena_new();
-    TrainResult result = run_train(arena, compute, &options, console);
-    report_train(&result);
+    if (shard_is_merge(a->shard)) {
+        merge_train(a);
+    } else {
+        TrainResult result = run_train(arena, compute, &options, console);
+        report_train(&result);
+        shard_start(a);
+        shard_end(a->shard);
+    }
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -403,6 +506,7 @@ static const Option analyze_options[] = {
     {"max-density", "X", "0.005", "leave out features with a larger frac_nonzero"},
     {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs"},
     {"strict", NULL, NULL, "an example that cannot be used ends the run"},
+    SHARD_OPTION,
     IMAGE_TEXT_OPTION,
     SAE_OPTIONS,
 };
@@ -414,7 +518,7 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .saes = need(a, "saes"),
                               .data = need(a, "data"),
                               .images = need(a, "images"),
-                              .out = need(a, "out"),
+                              .out = need_out(a),
                               .layers = get(a, "layers"),
                               .descriptions = get(a, "descriptions"),
                               .judge = get(a, "judge"),
@@ -430,11 +534,16 @@ static void command_analyze(Arguments *a, const Compute *compute, const Console 
                               .strict = get_flag(a, "strict"),
                               .image_text = get_image_text(a),
                               .sae = get_sae_options(a),
-                              .seed = get_seed(a)};
+                              .seed = get_seed(a),
+                              .shard = a->shard};
     Arena *arena = arena_new();
     LayerTable published = published_read(arena, get(a, "compare"));
+    shard_start(a);
     AnalyzeResult result = run_analyze(arena, compute, &options, console);
-    report_analyze(&result, &published);
+    if (!shard_is_part(a->shard)) {
+        report_analyze(&result, &published);
+    }
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -463,6 +572,7 @@ static const Option sage_options[] = {
     {"bos", "yes|no", NULL,
      "<bos> before each prompt; Gemma's always, others' if an SAE's cfg says prepend_bos"},
     {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs"},
+    SHARD_OPTION,
     SAE_OPTIONS,
 };
 
@@ -487,7 +597,7 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
     SageOptions options = {.llm = need(a, "llm"),
                            .saes = need(a, "saes"),
                            .task = need(a, "task"),
-                           .out = need(a, "out"),
+                           .out = need_out(a),
                            .prompts = get(a, "prompts"),
                            .cross_sections = get(a, "cross-sections"),
                            .nodes = get(a, "nodes"),
@@ -498,14 +608,19 @@ static void command_sage(Arguments *a, const Compute *compute, const Console *co
                            .bos = get_bos(a),
                            .canonical = get_flag(a, "canonical"),
                            .sae = get_sae_options(a),
-                           .seed = get_seed(a)};
+                           .seed = get_seed(a),
+                           .shard = a->shard};
     get_thresholds(a, &options);
     if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
         bad_value(a, options.n[0] > (1u << 20) ? "train" : "test", "at most 1048576 prompts");
     }
     Arena *arena = arena_new();
+    shard_start(a);
     SageResult result = sage_run(arena, compute, &options, console);
-    report_sage(&result);
+    if (!shard_is_part(a->shard)) {
+        report_sage(&result);
+    }
+    shard_tell(a, console);
     arena_free(arena);
 }
 
@@ -547,6 +662,7 @@ static const Option eval_options[] = {
     {"permute-images", NULL, NULL,
      "control: every image token comes from another question's image"},
     {"strict", NULL, NULL, "an image that cannot be read ends the run"},
+    SHARD_OPTION,
     IMAGE_TEXT_OPTION,
     SAMPLING_OPTIONS,
 };
@@ -557,14 +673,17 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
                            .adapter = need(a, "adapter"),
                            .questions = need(a, "questions"),
                            .images = need(a, "images"),
-                           .out = need(a, "out"),
+                           .out = need_out(a),
                            .generate = get_generate(a),
                            .permute = get_flag(a, "permute-images"),
                            .strict = get_flag(a, "strict"),
                            .image_text = get_image_text(a),
-                           .seed = get_seed(a)};
+                           .seed = get_seed(a),
+                           .shard = a->shard};
     options.generate.stop_at_end_of_turn = true;
+    shard_start(a);
     run_eval(compute, &options, console);
+    shard_tell(a, console);
 }
 
 /* ---- hooks, dump, diff ---- */
@@ -676,6 +795,33 @@ static void command_report(Arguments *a, const Compute *compute, const Console *
     }
 }
 
+/* ---- merge ---- */
+
+static const Command *command_find(const char *name);
+static char *command_line(Arena *arena, int argc, char **argv);
+
+/* The command whose shards lie in the folder, once more, from their journals. */
+static void command_merge(Arguments *a, const Compute *compute, const Console *console) {
+    Arena *arena = arena_new();
+    Shard *shard = shard_open(arena, a->positional[0], 0, 0);
+    int argc;
+    char **argv = shard_command(arena, shard, &argc);
+    const Command *command = argc > 1 ? command_find(argv[1]) : NULL;
+    int out = command != NULL ? option_find(command, "out", 3) : -1;
+    if (out < 0 || option_find(command, "shard", 5) < 0) {
+        fail(STATUS_INPUT, "%s: shard 1 is of no command that can be merged", shard->out);
+    }
+    Arguments whole = {.command = command,
+                       .positional = arena_alloc(arena, (size_t)argc, sizeof(char *)),
+                       .shard = shard};
+    arguments_parse(&whole, argc - 2, argv + 2);
+    whole.values[out] = shard->out; /* the folder may have moved */
+    shard->settings = shard_settings(arena, &whole);
+    Console told = {console->quiet, command_line(arena, argc, argv), console->json};
+    command->run(&whole, compute, &told);
+    arena_free(arena);
+}
+
 /* ---- tokenize ---- */
 
 static const Option tokenize_options[] = {
@@ -758,6 +904,8 @@ static const Command commands[] = {
             "compare two files of tensors; exit 1 if they differ by more than allowed", 2, 2),
     COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
             "one page from what other commands left in folders", 1, -1),
+    {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", NULL,
+     0, 1, 1, command_merge},
     {"info", "info PATH...",
      "what a checkpoint, SAE, adapter, image, task or file of data is, and what it takes to run",
      NULL, 0, 1, -1, command_info},
@@ -1007,6 +1155,7 @@ static void run_command(const Command *command, int argc, char **argv) {
                          ? "interrupted; the same command with --resume goes on from the last "
                            "checkpoint"
                          : "interrupted; no file is left half-written");
+    arguments.shard = get_shard(&arguments, arena, argc, argv);
     command->run(&arguments, &compute, &console);
     flush_output();
     arena_free(arena);

@@ -32,17 +32,22 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
     }
 }
 
-void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
-    Arena *scratch = arena_new();
+/* What the tower reads of a picture, [3, size, size]. */
+static float *vlm_pixels(const Vlm *vlm, Arena *arena, const char *path) {
     size_t height, width, expected = vlm->vit.config.image_size;
-    Image image = image_read(scratch, path);
-    float *pixels = preprocess_apply(scratch, &height, &width, &vlm->preprocess, &image);
+    Image image = image_read(arena, path);
+    float *pixels = preprocess_apply(arena, &height, &width, &vlm->preprocess, &image);
     if (height != expected || width != expected) {
         fail(STATUS_INPUT,
              "%s: preprocessor_config.json gives %zu x %zu pixels, the tower reads %zu x %zu",
              vlm->vit.path, height, width, expected, expected);
     }
-    vit_forward(vlm->vit_run, pixels, vlm->features, hooks);
+    return pixels;
+}
+
+void vlm_image(Vlm *vlm, const char *path, const Hooks *hooks) {
+    Arena *scratch = arena_new();
+    vit_forward(vlm->vit_run, vlm_pixels(vlm, scratch, path), vlm->features, hooks);
     arena_free(scratch);
 }
 
@@ -168,23 +173,26 @@ typedef struct Trainer {
     double *seconds;     /* [steps]; NaN: not known */
     unsigned char *skip; /* [examples] */
     size_t without_image;
+    bool counting;
     LeftOut left_out;
     const char *settings;                  /* a line each: what is set, its value */
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
-/* The picture of an example; features NULL: only whether it can be read, or with --steps, whose
- * schedule does not depend on that, nothing but its name. */
+/* The picture of an example; features NULL: only whether it can be used, or where examples are
+ * counted and the schedule, by --steps, does not depend on that, nothing but its name. */
 static void train_image(Trainer *t, const Conversation *conversation, float *features) {
     if (conversation->n_images > 1) {
         fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL && t->options->steps == 0) {
-        (void)image_read(t->examples, path);
-    }
     if (features == NULL) {
+        Arena *scratch = arena_new();
+        if (!t->counting || t->options->steps == 0) {
+            (void)vlm_pixels(&t->vlm, scratch, path);
+        }
+        arena_free(scratch);
         return;
     }
     vlm_image(&t->vlm, path, NULL);
@@ -229,21 +237,69 @@ static void train_order(Trainer *t) {
     }
 }
 
+/* What example k of `want` in the step came to, where it is known. */
+static void train_take(Trainer *t, size_t k, size_t want, TrainLoss *found, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    shard_value(shard, k, want, found, sizeof *found);
+    shard_value(shard, k, want, t->run.grad.weight, adapter_size(&t->run.grad) * sizeof(float));
+    if (shard_turn(shard, k, want) == SHARD_READ || shard == NULL) {
+        train_add(&t->run);
+        sum->loss += found->loss;
+        sum->tokens += found->tokens;
+    }
+}
+
+/* The step's journal, which the other shards wait for. */
+static char *step_name(const Trainer *t, uint64_t step) {
+    return arena_format(t->examples, "step-%" PRIu64, step);
+}
+
+/* All examples of the step, from the journals of all shards. That each has come so far says that it
+ * has saved the step before, so nobody reads of that any more. */
+static void train_gather(Trainer *t, size_t count, size_t want, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    TrainLoss found;
+    shard_end(shard);
+    shard_read(shard, step_name(t, t->state.step + 1));
+    for (size_t k = 0; k < count; k++) {
+        train_take(t, k, want, &found, sum);
+    }
+    shard_end(shard);
+    (void)remove(path_join(t->examples, shard->folder, step_name(t, t->state.step)));
+}
+
 /* Sums gradients over the next batch x accumulate usable examples of this epoch: how many there
- * were. */
-static size_t train_collect(Trainer *t, double *loss, uint64_t *tokens) {
-    size_t want = t->options->batch * t->options->accumulate, count = 0;
+ * were. Those of other shards are only looked at. */
+static size_t train_collect(Trainer *t, TrainLoss *sum) {
+    Shard *shard = t->options->shard;
+    size_t want = t->options->batch * t->options->accumulate, count = 0, mine, end;
     size_t block = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
-    train_start(&t->run);
+    shard_range(shard, want, &mine, &end);
     while (count < want && t->state.position < t->data.count) {
         size_t n = 0;
+        bool first = count == 0;
         arena_reset(t->examples);
-        while (n < t->run.micro && count + n < want && t->state.position < t->data.count) {
-            n += train_example(t, t->order[t->state.position++], &t->run.sequence[n],
-                               t->run.features + n * block);
+        while (n < t->run.micro && count < want && t->state.position < t->data.count) {
+            float *features = t->run.features + n * block;
+            bool own = shard_turn(shard, count, want) == SHARD_COMPUTE,
+                 used = train_example(t, t->order[t->state.position++], &t->run.sequence[n],
+                                      own ? features : NULL);
+            n += own && used;
+            count += used;
         }
-        train_micro(&t->run, n, loss, tokens);
-        count += n;
+        if (shard != NULL && first && count > 0) {
+            shard_write(shard, step_name(t, t->state.step + 1));
+        }
+        if (n > 0) {
+            train_micro(&t->run, n);
+        }
+        for (size_t e = 0; e < n; e++) {
+            train_gradient(&t->run, e);
+            train_take(t, mine++, want, &t->run.found[e], sum);
+        }
+    }
+    if (shard != NULL && count > 0) {
+        train_gather(t, count, want, sum);
     }
     return count;
 }
@@ -260,6 +316,7 @@ static void train_count(Trainer *t) {
     const TrainOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
+    t->counting = true;
     for (size_t i = 0; i < t->data.count; i++) {
         Sequence sequence;
         arena_reset(t->examples);
@@ -270,6 +327,7 @@ static void train_count(Trainer *t) {
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
+    t->counting = false;
     if (usable == 0) {
         fail(STATUS_INPUT, "%s: no example can be used%s%s", o->data,
              t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
@@ -330,19 +388,13 @@ static void train_rows(Trainer *t) {
     t->seconds = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->seconds);
 }
 
-/* Both have the same lines in the same order; names the first whose values differ. */
-static void settings_compare(Trainer *t, const char *then, const char *path) {
-    const char *now = t->settings;
-    while (*now != '\0' && strcmp(then, now) != 0) {
-        int a = (int)strcspn(then, "\n"), b = (int)strcspn(now, "\n");
-        if (a != b || memcmp(then, now, (size_t)a) != 0) {
-            fail(STATUS_INPUT,
-                 "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or "
-                 "leave --resume out to start anew",
-                 path, a, then, b, now);
-        }
-        then += a + (then[a] == '\n' ? 1 : 0);
-        now += b + 1;
+static void settings_compare(const char *then, const char *now, const char *path) {
+    int a, b;
+    if (lines_differ(&then, &now, &a, &b)) {
+        fail(STATUS_INPUT,
+             "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or leave "
+             "--resume out to start anew",
+             path, a, then, b, now);
     }
 }
 
@@ -357,7 +409,7 @@ static void checkpoint_read(Trainer *t) {
         rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow)) {
         fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
     }
-    settings_compare(t, arena_copy(scratch, settings->data, settings->count), store.path);
+    settings_compare(arena_copy(scratch, settings->data, settings->count), t->settings, store.path);
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
     if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
@@ -519,12 +571,14 @@ static void train_begin(Trainer *t) {
 static size_t train_step(Trainer *t, Progress *progress) {
     TrainState *s = &t->state;
     TrainRow row = {.epoch = s->epoch, .lr = train_lr(t->options, s->step, s->steps)};
-    double before = progress_now(), loss = 0.0;
-    size_t count = train_collect(t, &loss, &row.tokens);
+    double before = progress_now();
+    TrainLoss sum = {0.0, 0};
+    size_t count = train_collect(t, &sum);
     if (count == 0) {
         return 0;
     }
-    row.loss = loss / (double)count;
+    row.loss = sum.loss / (double)count;
+    row.tokens = sum.tokens;
     if (!isfinite(row.loss)) {
         fail(STATUS_INPUT, "step %" PRIu64 ": the loss is not finite; lower --lr", s->step + 1);
     }
@@ -558,7 +612,8 @@ static void train_loop(Trainer *t) {
             s->position = 0;
             train_order(t);
         }
-        if (o->save_every > 0 && s->step % o->save_every == 0 && count > 0 && s->step < s->steps) {
+        bool due = o->shard != NULL || (o->save_every > 0 && s->step % o->save_every == 0);
+        if (due && count > 0 && s->step < s->steps) {
             train_save(t);
         }
     }
@@ -785,7 +840,8 @@ typedef struct Evaluation {
     Scores scores;
 } Evaluation;
 
-static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *out) {
+/* What the model says. */
+static char *eval_answer(Evaluation *e, const Question *q, size_t image, size_t *length) {
     if (e->options->permute) {
         image_pool_permuted(&e->pool, image, e->options->seed, e->images);
     } else {
@@ -796,9 +852,11 @@ static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *ou
     conversation_place_image(e->question, &c);
     Sequence sequence = vlm_sequence(&e->vlm, c.turns, c.count, true, 0, e->question);
     Tokens tokens = vlm_generate(&e->vlm, &sequence, e->images, &e->options->generate, e->question);
-    size_t length;
-    char *text =
-        tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, &length);
+    return tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, length);
+}
+
+static void eval_score(Evaluation *e, const Question *q, const char *text, size_t length,
+                       FILE *out) {
     bool exact = score_answer(&e->scores, text, length, q);
     JsonOut json = json_out_start(out, 0);
     json_out_object(&json, NULL);
@@ -811,18 +869,36 @@ static void eval_answer(Evaluation *e, const Question *q, size_t image, FILE *ou
     e->scores.asked++;
 }
 
-static void eval_question(Evaluation *e, const Question *q, FILE *out) {
-    Error cause;
+/* Question i of `total`; out NULL: only looks whether its image can be read. */
+static void eval_question(Evaluation *e, const Question *q, size_t i, size_t total, FILE *out) {
+    Shard *shard = e->options->shard;
+    ShardTurn turn = out == NULL ? SHARD_COMPUTE : shard_turn(shard, i, total);
+    Error cause = {.status = STATUS_OK};
     volatile size_t image = 0;
-    char *path = path_join(e->question, e->options->images, q->image);
-    ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-    if (cause.status != STATUS_OK && out == NULL) {
-        may_leave_out(&cause, e->options->strict);
-    } else if (cause.status != STATUS_OK) {
+    size_t length = 0;
+    const char *text = "";
+    if (turn == SHARD_SKIP) {
+        return;
+    }
+    if (turn == SHARD_COMPUTE) {
+        char *path = path_join(e->question, e->options->images, q->image);
+        ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
+        if (cause.status != STATUS_OK) {
+            may_leave_out(&cause, e->options->strict);
+        } else if (out != NULL) {
+            text = eval_answer(e, q, image, &length);
+        }
+    }
+    if (out == NULL) {
+        return;
+    }
+    shard_error(shard, i, total, &cause);
+    const void *bytes = shard_bytes(shard, i, total, text, &length);
+    if (cause.status != STATUS_OK) {
         leave_out(&e->left_out, e->arena, e->options->strict, &cause);
         e->scores.skipped++;
-    } else if (out != NULL) {
-        eval_answer(e, q, image, out);
+    } else {
+        eval_score(e, q, arena_copy(e->question, bytes, length), length, out);
     }
 }
 
@@ -833,13 +909,14 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     Arena *scratch = arena_new();
     FILE *file = file_open(scratch, o->questions);
     size_t line = 0, count = 0;
+    bool look = out != NULL || (o->permute && !shard_is_merge(o->shard));
     Progress progress = progress_start(out != NULL ? "answering" : "reading images", "questions", 0,
-                                       total, e->console->quiet || (out == NULL && !o->permute));
+                                       total, e->console->quiet || !look);
     const Json *value;
     while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
         Question question = question_parse(e->question, value, o->questions, line);
-        if (out != NULL || o->permute) {
-            eval_question(e, &question, out);
+        if (look) {
+            eval_question(e, &question, count, total, out);
         }
         progress_set(&progress, ++count, NULL);
         arena_reset(e->question);
@@ -879,7 +956,8 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     }
     OutFile *answers = out_open(path_join(arena, o->out, "answers.jsonl"));
     (void)eval_pass(&e, count, answers->stream);
-    if (e.scores.asked == 0) {
+    shard_end(o->shard);
+    if (e.scores.asked == 0 && !shard_is_part(o->shard)) {
         fail(STATUS_INPUT, "%s: 0 questions asked: no image of the %zu can be read: %s",
              o->questions, count, e.left_out.why[0]);
     }
@@ -929,13 +1007,14 @@ typedef struct Analysis {
     size_t first;            /* examples of the file among which those are that are judged */
     unsigned char *verdicts; /* [first, layers, groups]: Verdict; NULL: lexical */
     OutFile *questions;      /* for a judge outside, or NULL */
-    TopFeature *top;         /* [options->features] */
+    LayerResult *before;     /* [layers]: the sums without the current example */
     /* what the hook is doing */
     const Sequence *sequence;
     Variant variant;
     const Example *current;
-    size_t example_number;
-    FILE *features_out; /* NULL: it measures */
+    size_t example_number, pass_size; /* of examples in the pass */
+    bool measuring, reading;          /* statistics; what others found */
+    FILE *features_out;
 } Analysis;
 
 /* It stands in a->example, until the next is read. */
@@ -969,6 +1048,11 @@ static Example example_read(Analysis *a, size_t index) {
                      .control_full = vlm_sequence(&a->vlm, control, first + 1, false, 0, arena)};
 }
 
+static void use_example(Analysis *a, size_t index, size_t image) {
+    a->used[a->result.examples++] = (UsedExample){index, image};
+    a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
+}
+
 /* The example's sizes and its image, if they can be read. */
 static void scan_example(Analysis *a, size_t index) {
     Example e = example_read(a, index);
@@ -979,21 +1063,27 @@ static void scan_example(Analysis *a, size_t index) {
     }
     image_pool_get(&a->pool, image, a->images);
     moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
-    a->used[a->result.examples++] = (UsedExample){index, image};
-    a->result.judged += a->options->descriptions != NULL && index < a->options->judge_examples;
+    use_example(a, index, image);
 }
 
-static void scan_or_leave_out(Analysis *a, size_t index) {
-    Error cause;
-    ATTEMPT(&cause, scan_example(a, index));
+/* Every shard scans all: it draws image tokens from other examples' images. */
+static void scan_or_leave_out(Analysis *a, size_t index, size_t n, bool merge) {
+    Error cause = {.status = STATUS_OK};
+    if (!merge) {
+        ATTEMPT(&cause, scan_example(a, index));
+    }
+    shard_error(a->options->shard, index, n, &cause);
     if (cause.status != STATUS_OK) {
         leave_out(&a->left_out, a->arena, a->options->strict, &cause);
+    } else if (merge) {
+        use_example(a, index, 0);
     }
 }
 
 static void scan(Analysis *a) {
     size_t n = a->options->examples < a->data.count ? a->options->examples : a->data.count;
     size_t d = a->vlm.llm.config.d_model;
+    bool merge = shard_is_merge(a->options->shard);
     a->used = arena_alloc(a->arena, n + 1, sizeof *a->used);
     a->images = arena_floats(a->arena, image_size(&a->vlm), 1);
     a->moments = (Moments){.sum = arena_alloc(a->arena, d, sizeof(double)),
@@ -1001,7 +1091,7 @@ static void scan(Analysis *a) {
                            .d_model = d};
     Progress progress = progress_start("reading", "examples", 0, n, a->result.console->quiet);
     for (size_t i = 0; i < n; i++) {
-        scan_or_leave_out(a, i);
+        scan_or_leave_out(a, i, n, merge);
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
@@ -1026,7 +1116,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     json_out_text(&json, "group", group_names[group]);
     json_out_array(&json, "features");
     for (size_t i = 0; i < n; i++) {
-        const TopFeature *top = &a->top[i];
+        const TopFeature *top = &a->run.peaks[i];
         json_out_object(&json, NULL);
         json_out_int(&json, "feature", (int64_t)top->feature);
         json_out_int(&json, "position", (int64_t)(first_row + top->row));
@@ -1057,7 +1147,7 @@ static void write_judge_question(Analysis *a, const LayerResult *layer, Group gr
     json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
     json_out_array(&json, "descriptions");
     for (size_t i = 0; i < n; i++) {
-        json_out_text(&json, NULL, layer->descriptions.text[a->top[i].feature]);
+        json_out_text(&json, NULL, layer->descriptions.text[a->run.peaks[i].feature]);
     }
     json_out_end(&json);
     json_out_end(&json);
@@ -1068,15 +1158,37 @@ static unsigned char *verdict_at(const Analysis *a, size_t index, size_t slot, G
     return &a->verdicts[(index * a->result.n_layers + slot) * GROUPS + (size_t)group];
 }
 
+/* What is left of the n peaks, of which a shard knows too little to choose. */
+static size_t share_peaks(Analysis *a, const LayerResult *layer, size_t n) {
+    TopFeature *peaks = a->run.peaks;
+    size_t size = n * sizeof *peaks;
+    const void *all = shard_bytes(a->options->shard, a->example_number, a->pass_size, peaks, &size);
+    bool fits = size <= layer->sae->d_sae * sizeof *peaks;
+    memmove(peaks, all, fits ? size : 0);
+    for (n = 0; fits && n < size / sizeof *peaks; n++) {
+        fits = peaks[n].feature < layer->sae->d_sae;
+    }
+    if (!fits) {
+        fail(STATUS_INPUT, "%s: a shard has features that layer %d's SAE does not have",
+             a->options->out, layer->layer);
+    }
+    return n;
+}
+
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
                           const float *x, size_t rows) {
-    size_t n = top_features(&a->run, layer, group, x, rows, a->top);
+    size_t n = a->reading ? 0 : peak_features(&a->run, layer, group, x, rows);
+    n = share_peaks(a, layer, n);
+    if (shard_is_part(a->options->shard)) {
+        return;
+    }
+    n = top_features(&a->run, layer, group, n);
     size_t index = a->used[a->example_number].index, slot = (size_t)(layer - a->result.layers);
     bool judged = a->example_number < a->result.judged && layer->descriptions.text != NULL;
     bool match = judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_YES;
     for (size_t i = 0; i < n && judged && a->verdicts == NULL; i++) {
-        match |=
-            lexical_match(layer->descriptions.text[a->top[i].feature], a->current->answer.text);
+        match |= lexical_match(layer->descriptions.text[a->run.peaks[i].feature],
+                               a->current->answer.text);
     }
     layer->matched[group] += judged && match;
     layer->judged[group] += judged;
@@ -1092,19 +1204,22 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
 }
 
 /* At blocks.L.hook_resid_post: each group's rows through the SAE of the layer. */
-static void analysis_call(void *user, const HookPoint *point, float *data) {
-    Analysis *a = user;
-    LayerResult *layer = a->run.of_layer[point->layer];
+static void analysis_layer(Analysis *a, LayerResult *layer, const float *data) {
     for (Group g = 0; g < GROUPS; g++) {
         Range rows = group_rows(a->sequence, g, a->sequence->rows);
         size_t n = rows.end - rows.begin;
-        const float *x = data + rows.begin * a->vlm.llm.config.d_model;
-        if (n > 0 && a->features_out != NULL) {
-            find_features(a, layer, g, rows.begin, x, n);
-        } else if (n > 0) {
+        const float *x = a->reading ? NULL : data + rows.begin * a->vlm.llm.config.d_model;
+        if (n > 0 && a->measuring) {
             measure_group(&a->run, layer, a->variant, g, x, n);
+        } else if (n > 0) {
+            find_features(a, layer, g, rows.begin, x, n);
         }
     }
+}
+
+static void analysis_call(void *user, const HookPoint *point, float *data) {
+    Analysis *a = user;
+    analysis_layer(a, a->run.of_layer[point->layer], data);
 }
 
 /* One forward pass with the current images, where the sequence has room for them. */
@@ -1116,6 +1231,12 @@ static void analysis_forward(Analysis *a, const Sequence *sequence) {
                        NULL,   &measure};
     Hooks hooks = image_hooks(&image);
     a->sequence = sequence;
+    for (size_t i = 0; i < a->result.n_layers && a->reading; i++) {
+        analysis_layer(a, &a->result.layers[i], NULL);
+    }
+    if (a->reading) {
+        return;
+    }
     llm_forward(a->run.run, &batch, 0, a->vlm.llm.config.n_layers, NULL, &hooks);
 }
 
@@ -1149,19 +1270,76 @@ static void features_example(Analysis *a) {
     analysis_forward(a, &a->current->control);
 }
 
+/* Of Sums and LossSums, which are nothing but doubles. */
+static void add_doubles(void *to, const void *from, size_t size) {
+    double *x = to;
+    const double *y = from;
+    for (size_t i = 0; i < size / sizeof *x; i++) {
+        x[i] += y[i];
+    }
+}
+
+/* What one example adds to the sums, measured or as another measured it. */
+static void measure_one(Analysis *a, void (*visit)(Analysis *a)) {
+    Shard *shard = a->options->shard;
+    size_t e = a->example_number, n = a->pass_size;
+    for (size_t i = 0; i < a->result.n_layers; i++) {
+        LayerResult *layer = &a->result.layers[i];
+        a->before[i] = *layer;
+        memset(layer->sums, 0, sizeof layer->sums);
+        memset(layer->loss, 0, sizeof layer->loss);
+    }
+    if (!a->reading) {
+        visit(a);
+    }
+    for (size_t i = 0; i < a->result.n_layers; i++) {
+        LayerResult *layer = &a->result.layers[i];
+        shard_value(shard, e, n, layer->sums, sizeof layer->sums);
+        shard_value(shard, e, n, layer->loss, sizeof layer->loss);
+        add_doubles(layer->sums, a->before[i].sums, sizeof layer->sums);
+        add_doubles(layer->loss, a->before[i].loss, sizeof layer->loss);
+    }
+}
+
 /* visit() sees each of the first n examples with its images in place. */
 static void analysis_pass(Analysis *a, const char *what, size_t n, void (*visit)(Analysis *a)) {
     n = n < a->result.examples ? n : a->result.examples;
     Progress progress = progress_start(what, "examples", 0, n, a->result.console->quiet);
+    a->pass_size = n;
     for (size_t e = 0; e < n; e++) {
+        ShardTurn turn = shard_turn(a->options->shard, e, n);
+        if (turn == SHARD_SKIP) {
+            continue;
+        }
         Example example = example_read(a, a->used[e].index);
         a->example_number = e;
         a->current = &example;
-        image_pool_get(&a->pool, a->used[e].image, a->images);
-        visit(a);
+        a->reading = turn == SHARD_READ;
+        if (!a->reading) {
+            image_pool_get(&a->pool, a->used[e].image, a->images);
+        }
+        a->measuring ? measure_one(a, visit) : visit(a);
         progress_set(&progress, e + 1, NULL);
     }
     progress_end(&progress);
+}
+
+/* How often features are active, of all shards. */
+static void add_active(Analysis *a) {
+    Shard *shard = a->options->shard;
+    size_t n = shard != NULL ? shard->count : 0;
+    Arena *scratch = arena_new();
+    uint32_t *counts = arena_alloc(scratch, a->run.widest, sizeof *counts);
+    for (size_t i = 0; i < a->result.n_layers * GROUPS * n; i++) {
+        const LayerResult *layer = &a->result.layers[i / n / GROUPS];
+        uint32_t *active = layer->active[i / n % GROUPS];
+        bool reading = shard_turn(shard, i % n, n) == SHARD_READ;
+        shard_value(shard, i % n, n, reading ? counts : active, layer->sae->d_sae * sizeof *active);
+        for (size_t j = 0; j < layer->sae->d_sae && reading; j++) {
+            active[j] += counts[j];
+        }
+    }
+    arena_free(scratch);
 }
 
 /* ---- a judge outside ---- */
@@ -1235,6 +1413,11 @@ static void features_pass(Analysis *a) {
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
+    shard_end(o->shard);
+    if (shard_is_part(o->shard)) {
+        arena_free(features->arena);
+        return;
+    }
     if (a->questions != NULL) {
         out_commit(a->questions);
     }
@@ -1338,20 +1521,20 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     if (o->examples == 0 || o->features == 0 || !(o->converge >= 1.0)) {
         fail(STATUS_INPUT, "--examples, --features and --converge must be at least 1");
     }
-    a.top = arena_alloc(arena, o->features, sizeof *a.top);
     out_folder(arena, o->out);
     path_need_directory(o->images);
     vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
     a.vlm.image_text = o->image_text;
-    a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result};
+    a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result, .longest = 1};
     open_layers(&a);
+    a.before = arena_alloc(arena, a.result.n_layers, sizeof *a.before);
     json_array_open(&a.data, arena, o->data);
     a.first = o->examples < a.data.count ? o->examples : a.data.count;
     a.first = o->judge_examples < a.first ? o->judge_examples : a.first;
     if (strcmp(o->judge, "lexical") != 0) {
         verdicts_read(&a);
     }
-    if (o->write_questions != NULL) {
+    if (o->write_questions != NULL && !shard_is_part(o->shard)) {
         a.questions = out_open(o->write_questions);
     }
     a.pool = image_pool_open(&a.vlm, arena);
@@ -1360,8 +1543,11 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
         verdicts_count(&a);
     }
     Arena *block = arena_plan(analyze_layout, &a.run);
+    a.measuring = true;
     analysis_pass(&a, "measuring", o->examples, measure_example);
     analysis_pass(&a, "loss recovered", o->loss_examples, loss_example);
+    a.measuring = false;
+    add_active(&a);
     features_pass(&a);
     tell_left_out(console, &a.left_out, "examples that cannot be used");
     arena_free(block);

@@ -660,17 +660,18 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
 }
 
 /* One batch: the counterfactuals first, so that the keys and values that patches stand on are the
- * clean ones. */
-static void effects_batch(SageRun *r, Slice **others, const size_t *count, size_t first, size_t n) {
+ * clean ones. m of every patch, [patches, n_train], and of the clean prompts. */
+static void effects_batch(SageRun *r, Slice **others, const size_t *count, double *patched,
+                          double *clean, size_t first, size_t n) {
     Arena *scratch = arena_new();
-    size_t all = 0;
+    size_t all = 0, n_train = r->task->n_prompts[SAGE_TRAIN];
     for (size_t a = 0; a < r->task->n_attributes; a++) {
         batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
         pass_whole(r, others[a], count[a], NULL, NULL);
         all += count[a];
     }
     batch_take(r, SAGE_TRAIN, -1, first, n, true);
-    pass_streams(r, r->m, NULL);
+    pass_streams(r, clean + first, NULL);
     Patch *patches = arena_alloc(scratch, all, sizeof(Patch));
     size_t *taken = arena_alloc(scratch, r->task->n_attributes, sizeof(size_t));
     for (size_t i = 0, place = 0; i < r->result.n_nodes; i++) { /* by rising layer */
@@ -678,46 +679,52 @@ static void effects_batch(SageRun *r, Slice **others, const size_t *count, size_
             if (!isnan(r->result.effect[a * r->result.n_nodes + i])) {
                 Slice *slice = &others[a][taken[a]++];
                 slice->write = true;
-                patches[place] = (Patch){slice, 1, arena_alloc(scratch, n, sizeof(double)), NULL};
+                patches[place] = (Patch){slice, 1, patched + place * n_train + first, NULL};
                 patch_add_all(r, &patches[place++]);
             }
         }
     }
     patches_run(r);
-    for (size_t i = 0, place = 0; i < r->result.n_nodes; i++) {
-        for (size_t a = 0; a < r->task->n_attributes; a++) {
-            double *effect = &r->result.effect[a * r->result.n_nodes + i];
-            if (!isnan(*effect)) {
-                patches[place].slices->write = false;
-                sage_effect_add(effect, patches[place++].m, r->m, n);
-            }
-        }
+    for (size_t place = 0; place < all; place++) {
+        patches[place].slices->write = false;
     }
     arena_free(scratch);
 }
 
 static void measure_effects(SageRun *r) {
     size_t n_train = r->task->n_prompts[SAGE_TRAIN], n_attributes = r->task->n_attributes,
-           n_nodes = r->result.n_nodes;
+           n_nodes = r->result.n_nodes, all = 0, begin, end;
     Arena *scratch = arena_new();
     Slice **others = arena_alloc(scratch, n_attributes, sizeof(Slice *));
     size_t *count = arena_alloc(scratch, n_attributes, sizeof(size_t));
     for (size_t a = 0; a < n_attributes; a++) {
         others[a] = batch_slices(r, r->result.effect + a * n_nodes, &count[a], scratch);
+        all += count[a];
     }
-    Progress progress = progress_start("patching", "prompts", 0, n_train, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, n_train, first)) > 0; first += n) {
-        effects_batch(r, others, count, first, n);
+    double *clean = arena_alloc(scratch, n_train, sizeof(double)),
+           *m = arena_alloc(scratch, size_product(all, n_train), sizeof(double));
+    shard_range(r->options->shard, n_train, &begin, &end);
+    Progress progress = progress_start("patching", "prompts", begin, end, r->console->quiet);
+    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
+        effects_batch(r, others, count, m, clean, first, n);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    for (size_t a = 0; a < n_attributes; a++) {
-        const double *score = r->result.score + a * n_nodes;
-        double *effect = r->result.effect + a * n_nodes;
-        for (size_t i = 0; i < n_nodes; i++) {
-            effect[i] /= (double)n_train;
+    shard_rows(r->options->shard, clean, n_train, sizeof(double));
+    for (size_t i = 0; i < n_nodes; i++) {
+        for (size_t a = 0; a < n_attributes; a++) {
+            double *effect = &r->result.effect[a * n_nodes + i];
+            if (!isnan(*effect)) {
+                shard_rows(r->options->shard, m, n_train, sizeof(double));
+                sage_effect_add(effect, m, clean, n_train);
+                m += n_train;
+            }
+            *effect /= (double)n_train;
         }
-        r->result.cross[a].spearman = sage_spearman(score, effect, n_nodes);
+    }
+    for (size_t a = 0; a < n_attributes; a++) {
+        r->result.cross[a].spearman =
+            sage_spearman(r->result.score + a * n_nodes, r->result.effect + a * n_nodes, n_nodes);
     }
     arena_free(scratch);
 }
@@ -736,9 +743,9 @@ static void sort_slices(const SageRun *r, Slice *slices, size_t n, Arena *arena)
     memcpy(slices, sorted, n * sizeof(Slice));
 }
 
-/* The first 1, 2, 4 .. nodes of every walk patched together, and all of them: m by how many, summed
- * over the test prompts; of the clean prompts in *clean. */
-static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean, size_t first,
+/* The first 1, 2, 4 .. nodes of every walk patched together, and all of them: m by how many,
+ * [cross-sections, points, n_test]; of the clean prompts in clean[n_test]. */
+static void curve_batch(SageRun *r, Slice **others, double *patched, double *clean, size_t first,
                         size_t n) {
     SageResult *result = &r->result;
     Arena *scratch = arena_new();
@@ -749,14 +756,11 @@ static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean,
         pass_whole(r, others[a], result->n_nodes, NULL, NULL);
     }
     batch_take(r, SAGE_TEST, -1, first, n, true);
-    pass_streams(r, r->m, NULL);
-    for (size_t s = 0; s < n; s++) {
-        *clean += r->m[s];
-    }
+    pass_streams(r, clean + first, NULL);
     for (size_t i = 0; i < result->n_cross * points; i++) {
         size_t a = i / points, count = result->cross[a].curve[i % points].nodes;
         patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count,
-                             arena_alloc(scratch, n, sizeof(double)), NULL};
+                             patched + i * r->task->n_prompts[SAGE_TEST] + first, NULL};
         for (size_t k = 0; k < count; k++) {
             patches[i].slices[k] = others[a][r->order[a * result->n_nodes + k]];
             patches[i].slices[k].write = true;
@@ -765,25 +769,32 @@ static void curve_batch(SageRun *r, Slice **others, double *sums, double *clean,
         patch_add_all(r, &patches[i]);
     }
     patches_run(r);
-    for (size_t i = 0; i < result->n_cross * points; i++) {
-        for (size_t s = 0; s < n; s++) {
-            sums[i] += patches[i].m[s];
-        }
-    }
     arena_free(scratch);
+}
+
+/* The sum over the test prompts, of all shards. */
+static double shared_sum(const SageRun *r, double *m, size_t n) {
+    double sum = 0.0;
+    shard_rows(r->options->shard, m, n, sizeof(double));
+    for (size_t s = 0; s < n; s++) {
+        sum += m[s];
+    }
+    return sum;
 }
 
 /* How many nodes carry an attribute, whatever --share says. */
 static void measure_curves(SageRun *r) {
     SageResult *result = &r->result;
-    size_t n_test = r->task->n_prompts[SAGE_TEST], points = 1, count;
-    double clean = 0.0;
+    size_t n_test = r->task->n_prompts[SAGE_TEST], points = 1, count, begin, end;
     Arena *scratch = arena_new();
     Slice **others = arena_alloc(scratch, result->n_cross, sizeof(Slice *));
     for (size_t nodes = 1; nodes < result->n_nodes; nodes *= 2) {
         points++;
     }
-    double *sums = arena_alloc(scratch, result->n_cross * points, sizeof(double));
+    double *clean = arena_alloc(scratch, n_test, sizeof(double)),
+           *m =
+               arena_alloc(scratch, size_product(result->n_cross * points, n_test), sizeof(double)),
+           *sums = arena_alloc(scratch, result->n_cross * points, sizeof(double));
     for (size_t a = 0; a < result->n_cross; a++) {
         SageCross *cross = &result->cross[a];
         others[a] = batch_slices(r, NULL, &count, scratch);
@@ -793,16 +804,21 @@ static void measure_curves(SageRun *r) {
             cross->curve[k].nodes = k + 1 < points ? (size_t)1 << k : result->n_nodes;
         }
     }
-    Progress progress = progress_start("curve", "prompts", 0, n_test, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, n_test, first)) > 0; first += n) {
-        curve_batch(r, others, sums, &clean, first, n);
+    shard_range(r->options->shard, n_test, &begin, &end);
+    Progress progress = progress_start("curve", "prompts", begin, end, r->console->quiet);
+    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
+        curve_batch(r, others, m, clean, first, n);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
+    double untouched = shared_sum(r, clean, n_test);
+    for (size_t i = 0; i < result->n_cross * points; i++) {
+        sums[i] = shared_sum(r, m + i * n_test, n_test);
+    }
     for (size_t a = 0; a < result->n_cross; a++) {
         for (size_t k = 0; k < points; k++) {
             result->cross[a].curve[k].share =
-                sage_curve_share(sums[a * points + k], sums[a * points + points - 1], clean);
+                sage_curve_share(sums[a * points + k], sums[a * points + points - 1], untouched);
         }
     }
     arena_free(scratch);
@@ -1067,8 +1083,10 @@ static void edits_run(SageRun *r, SageSection *section, size_t n, Arena *scratch
 /* Every edit over the test prompts, batch by batch. */
 static void section_run(SageRun *r, SageSection *section) {
     Arena *scratch = arena_new();
-    Progress progress = progress_start("testing", "prompts", 0, section->n_test, r->console->quiet);
-    for (size_t first = 0, n; (n = batch_size(r, section->n_test, first)) > 0; first += n) {
+    size_t begin, end;
+    shard_range(r->options->shard, section->n_test, &begin, &end);
+    Progress progress = progress_start("testing", "prompts", begin, end, r->console->quiet);
+    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
         batch_take(r, SAGE_TEST, -1, first, n, true);
         pass_streams(r, section->edits[0].m + first, section->edits[0].predicted + first);
         sage_edit(section, first, n);
@@ -1077,6 +1095,17 @@ static void section_run(SageRun *r, SageSection *section) {
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
+    for (size_t i = 0; i < section->n_edits; i++) {
+        const SageEdit *e = &section->edits[i];
+        size_t n_test = section->n_test;
+        shard_rows(r->options->shard, e->m, n_test, sizeof *e->m);
+        if (e->predicted != NULL) {
+            shard_rows(r->options->shard, e->predicted, n_test, sizeof *e->predicted);
+        }
+        for (size_t k = 0; k < section->n_subjects && e->magnitude != NULL; k++) {
+            shard_rows(r->options->shard, e->magnitude + k * n_test, n_test, sizeof *e->magnitude);
+        }
+    }
     arena_free(scratch);
 }
 
@@ -1140,6 +1169,10 @@ static void test_cross(SageRun *r, SageCross *cross) {
     }
     sage_prepare(&section, cross->fits);
     section_run(r, &section);
+    if (shard_is_part(r->options->shard)) {
+        arena_free(arena);
+        return;
+    }
     cross_layout(r, cross);
     sage_judge(&section, cross);
     result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
@@ -1382,6 +1415,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t c = 0; c < r.result.n_cross; c++) {
         test_cross(&r, &r.result.cross[c]);
     }
+    shard_end(options->shard);
     sage_prompts_write(task, path_join(arena, options->out, "prompts.jsonl"));
     arena_free(block);
     arena_free(files);

@@ -24,6 +24,7 @@ typedef struct SageOptions {
     bool canonical;
     SaeOptions sae;
     uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
 } SageOptions;
 
 typedef enum SageMethod {
