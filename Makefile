@@ -184,6 +184,15 @@ prove: $(BUILD)/prove
 $(BUILD)/prove: $(BUILD)/prove.o $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lmpfr -lm
 
+# What fails, fails as SPEC section 10 says: by tests/faults/run.sh, on Linux. FAULTS=0: every failure, hours.
+FAULTS ?= 4
+KILLS  ?= 4
+faults: $(PROGRAM) $(BUILD)/faults.so
+	sh tests/faults/run.sh ./$(PROGRAM) $(BUILD)/faults.so $(FAULTS) $(KILLS)
+
+$(BUILD)/faults.so: tests/faults/faults.c | $(BUILD)
+	$(CC) -std=gnu99 $(OPT) $(WARN) $(CFLAGS) -shared -fPIC $(LDFLAGS) -o $@ $<
+
 clean:
 	rm -rf $(BUILD) $(PROGRAM) $(DEMO)
 
@@ -193,4 +202,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install uninstall prove clean
+.PHONY: all test check deps demo bench install uninstall prove faults clean
