@@ -193,6 +193,13 @@ faults: $(PROGRAM) $(BUILD)/faults.so
 $(BUILD)/faults.so: tests/faults/faults.c | $(BUILD)
 	$(CC) -std=gnu99 $(OPT) $(WARN) $(CFLAGS) -shared -fPIC $(LDFLAGS) -o $@ $<
 
+# Branches of the source that the tests take, by Clang; what that counts, and the bars: tests/coverage.sh.
+COVERAGE := CC=clang OPENMP=no OPT=-O1 SAN="-g -fprofile-instr-generate -fcoverage-mapping" \
+    BUILD=build-coverage PROGRAM=build-coverage/refsae
+coverage:
+	$(MAKE) $(COVERAGE) build-coverage/refsae build-coverage/tests build-coverage/faults.so
+	sh tests/coverage.sh build-coverage
+
 clean:
 	rm -rf $(BUILD) $(PROGRAM) $(DEMO)
 
@@ -202,4 +209,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install uninstall prove faults clean
+.PHONY: all test check deps demo bench install uninstall prove faults coverage clean

@@ -291,7 +291,13 @@ char *arena_format(Arena *arena, const char *format, ...) {
 }
 
 void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
-    Deferred *deferred = arena_alloc(arena, 1, sizeof *deferred);
+    Deferred *volatile deferred = NULL;
+    Error error;
+    ATTEMPT(&error, deferred = arena_alloc(arena, 1, sizeof *deferred));
+    if (error.status != STATUS_OK) { /* else nobody would own it */
+        release(what);
+        fail(error.status, "%s", error.text);
+    }
     *deferred = (Deferred){arena->deferred, release, what};
     arena->deferred = deferred;
 }
