@@ -181,7 +181,7 @@ FILE *file_open(Arena *arena,
 typedef struct MemoryStream {
     FILE *stream;
     char *text;
-    size_t length;
+    size_t length, room;
 } MemoryStream;
 
 MemoryStream *memory_open(Arena *arena);

@@ -231,6 +231,7 @@ static int disturbed_main(int argc, char **argv, char **environment) {
     if (getenv("FAULT_LOG") != NULL) {
         atexit(leave);
     }
+    setenv("OMP_WAIT_POLICY", "passive", 0); /* else the program starts itself once more */
     signal(SIGINT, SIG_DFL); /* a shell lets what runs in the background ignore it */
     if (!filter()) {
         fprintf(stderr, "faults: this system has no seccomp\n");
