@@ -200,6 +200,16 @@ coverage:
 	$(MAKE) $(COVERAGE) build-coverage/refsae build-coverage/tests build-coverage/faults.so
 	sh tests/coverage.sh build-coverage
 
+# What analysers and provers say of the source (tests/analyze.sh, tests/proofs), and what valgrind and Clang's
+# MemorySanitizer say of selftest. A part whose tool is missing says so.
+MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory" BUILD=build-msan PROGRAM=build-msan/refsae
+analyze-static: $(PROGRAM)
+	sh tests/analyze.sh
+	sh tests/proofs/run.sh
+	OMP_WAIT_POLICY=passive REFSAE_ISA=scalar valgrind -q --leak-check=full --error-exitcode=1 ./$(PROGRAM) selftest --threads 1 >/dev/null
+	$(MAKE) $(MEMORY) build-msan/refsae
+	build-msan/refsae selftest >/dev/null
+
 clean:
 	rm -rf $(BUILD) $(PROGRAM) $(DEMO)
 
@@ -209,4 +219,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test check deps demo bench install uninstall prove faults coverage clean
+.PHONY: all test check deps demo bench install uninstall prove faults coverage analyze-static clean
