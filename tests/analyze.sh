@@ -7,12 +7,11 @@ cd "$(dirname "$0")/.."
 build=build
 all=$#
 [ $# -gt 0 ] || set -- $(ls ./*.c | sed 's|^\./||' | grep -v kernels_simd) # that file is made of macros
-flags="-std=c99 -D_POSIX_C_SOURCE=200809L -I$build -DKERNELS_SIMD"
-one() {
-    gcc $flags -O1 -fanalyzer -c -o /dev/null "$1" 2>&1 || echo "$1:1:1: warning: gcc failed"
-    clang-tidy -quiet "$1" -- $flags 2>/dev/null || echo "$1:1:1: warning: clang-tidy failed"
-}
-for file in "$@"; do one "$file"; done | sed -n "s|^$PWD/||; s|^\([a-z_]*\.[ch]\):\([0-9]*\):[0-9]*: warning: |\1 \2 |p" |
+export flags="-std=c99 -D_POSIX_C_SOURCE=200809L -I$build -DKERNELS_SIMD"
+printf '%s\n' "$@" | xargs -P "$(getconf _NPROCESSORS_ONLN)" -I FILE sh -c '
+    gcc $flags -O1 -fanalyzer -c -o /dev/null FILE 2>&1 || echo "FILE:1:1: warning: gcc failed"
+    clang-tidy -quiet FILE -- $flags 2>/dev/null || echo "FILE:1:1: warning: clang-tidy failed"' |
+    sed -n "s|^$PWD/||; s|^\([a-z_]*\.[ch]\):\([0-9]*\):[0-9]*: warning: |\1 \2 |p" |
     LC_ALL=C sort -u >$build/findings.txt
 awk -v all="$all" '
     function trim(text) { gsub(/^ +| +$/, "", text); return text }
