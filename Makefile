@@ -231,6 +231,32 @@ prove: $(BUILD)/prove
 $(BUILD)/prove: $(BUILD)/prove.o $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lmpfr -lm
 
+# What fails, fails as SPEC section 10 says: by tests/faults/run.sh, on Linux. FAULTS=0: every failure, hours.
+FAULTS ?= 4
+KILLS  ?= 4
+faults: $(PROGRAM) $(BUILD)/faults.so
+	sh tests/faults/run.sh ./$(PROGRAM) $(BUILD)/faults.so $(FAULTS) $(KILLS)
+
+$(BUILD)/faults.so: tests/faults/faults.c | $(BUILD)
+	$(CC) -std=gnu99 $(OPT) $(WARN) $(CFLAGS) -shared -fPIC $(LDFLAGS) -o $@ $<
+
+# Branches of the source that the tests take, by Clang; what that counts, and the bars: tests/coverage.sh.
+COVERAGE := CC=clang OPENMP=no OPT=-O1 SAN="-g -fprofile-instr-generate -fcoverage-mapping" \
+    BUILD=build-coverage PROGRAM=build-coverage/refsae
+coverage:
+	$(MAKE) $(COVERAGE) build-coverage/refsae build-coverage/tests build-coverage/faults.so
+	sh tests/coverage.sh build-coverage
+
+# What analysers and provers say of the source (tests/analyze.sh, tests/proofs), and what valgrind and Clang's
+# MemorySanitizer say of selftest. A part whose tool is missing says so.
+MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory" BUILD=build-msan PROGRAM=build-msan/refsae
+analyze-static: $(PROGRAM)
+	sh tests/analyze.sh
+	sh tests/proofs/run.sh
+	OMP_WAIT_POLICY=passive REFSAE_ISA=scalar valgrind -q --leak-check=full --error-exitcode=1 ./$(PROGRAM) selftest --threads 1 >/dev/null
+	$(MAKE) $(MEMORY) build-msan/refsae
+	build-msan/refsae selftest >/dev/null
+
 clean:
 	rm -rf $(BUILD) $(PROGRAM) $(DEMO) build-bits
 
@@ -240,4 +266,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test fuzz check deps demo bits bench install uninstall prove clean
+.PHONY: all test fuzz check deps demo bits bench install uninstall prove faults coverage analyze-static clean

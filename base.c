@@ -1,6 +1,6 @@
 /* base.c: see base.h. */
 #define _XOPEN_SOURCE 700 /* realpath */
-#define _DEFAULT_SOURCE   /* madvise */
+#define _GNU_SOURCE       /* fopencookie, madvise */
 #define _DARWIN_C_SOURCE  /* flock */
 #include "base.h"
 
@@ -322,7 +322,13 @@ char *arena_format(Arena *arena, const char *format, ...) {
 }
 
 void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
-    Deferred *deferred = arena_alloc(arena, 1, sizeof *deferred);
+    Deferred *volatile deferred = NULL;
+    Error error;
+    ATTEMPT(&error, deferred = arena_alloc(arena, 1, sizeof *deferred));
+    if (error.status != STATUS_OK) { /* else nobody would own it */
+        release(what);
+        fail(error.status, "%s", error.text);
+    }
     *deferred = (Deferred){arena->deferred, release, what};
     arena->deferred = deferred;
 }
@@ -831,10 +837,42 @@ static void release_memory(void *what) {
     free(memory->text);
 }
 
+#ifdef __linux__
+/* open_memstream of glibc and musl leaves out what there was no memory for, and the stream then
+ * tells of no error. */
+static ssize_t write_memory(void *what, const char *bytes, size_t size) {
+    MemoryStream *memory = what;
+    if (size >= memory->room - memory->length) {
+        size_t room = memory->length + memory->length / 2 + size + 128;
+        char *text = realloc(memory->text, room);
+        if (text == NULL) {
+            return 0;
+        }
+        memory->text = text;
+        memory->room = room;
+    }
+    memcpy(memory->text + memory->length, bytes, size);
+    memory->length += size;
+    memory->text[memory->length] = '\0';
+    return (ssize_t)size;
+}
+
+static FILE *memory_stream(MemoryStream *memory) {
+    cookie_io_functions_t functions = {.write = write_memory};
+    (void)write_memory(memory, "", 0);
+    return memory->text == NULL ? NULL : fopencookie(memory, "w", functions);
+}
+#else
+static FILE *memory_stream(MemoryStream *memory) {
+    return open_memstream(&memory->text, &memory->length);
+}
+#endif
+
 MemoryStream *memory_open(Arena *arena) {
     MemoryStream *memory = arena_alloc(arena, 1, sizeof *memory);
-    memory->stream = open_memstream(&memory->text, &memory->length);
+    memory->stream = memory_stream(memory);
     if (memory->stream == NULL) {
+        free(memory->text);
         fail(STATUS_RESOURCE, "out of memory");
     }
     arena_defer(arena, release_memory, memory);

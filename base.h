@@ -114,6 +114,7 @@ void *arena_grow(Arena *arena, void *old, size_t *capacity, size_t needed, size_
 float *arena_floats(Arena *arena, size_t rows, size_t cols);
 char *arena_copy(Arena *arena, const char *text, size_t length); /* with a 0 byte after it */
 char *arena_format(Arena *arena, const char *format, ...) REFSAE_PRINTF(2, 3);
+/* The arena owns `what` from here on; where that fails, it is released at once. */
 void arena_defer(Arena *arena, void (*release)(void *what), void *what);
 
 /* The memory of a run is one block. layout() only takes pointers: it is called on an arena that
@@ -202,7 +203,7 @@ FILE *file_open(Arena *arena,
 typedef struct MemoryStream {
     FILE *stream;
     char *text;
-    size_t length;
+    size_t length, room;
 } MemoryStream;
 
 MemoryStream *memory_open(Arena *arena);

@@ -534,7 +534,7 @@ static bool info_descriptions(Teller *t, const char *path) {
     bool any = false;
     for (size_t i = 0; i < count; i++) {
         size_t digits = strspn(names[i], "0123456789"), described = 0;
-        if (digits == 0 || (names[i][digits] != '-' && names[i][digits] != '\0')) {
+        if (digits == 0 || digits > 9 || (names[i][digits] != '-' && names[i][digits] != '\0')) {
             continue;
         }
         Arena *arena = arena_new(); /* of one layer */

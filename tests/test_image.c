@@ -8,6 +8,7 @@
 #include "image.h"
 #include "jpeg.h"
 #include "png.h"
+#include "zip.h"
 
 #define GOLDEN "tests/golden/image/"
 
@@ -163,9 +164,54 @@ Test(image, impossible_sizes_are_refused) {
     expect_refusal("P5 1 -1 255\n1", 13, "number");
     expect_refusal("P5 1 1 65536\nab", 15, "maximum");
     expect_refusal("P5 99999999999 1 255\n", 21, "number");
+    expect_refusal("P5 99999999999999 1 255\n", 24, "number");
+    expect_refusal("P5 # no end", 11, "ends before");
+    expect_refusal("P5  \n1 1 255\n", 13, "ends before");
     static const unsigned char jpeg[] = {0xff, 0xd8, 0xff, 0xc0, 0, 11,   8, 0,
                                          0,    0,    9,    1,    1, 0x11, 0};
     expect_refusal(jpeg, sizeof jpeg, "no pixels");
+}
+
+/* Chunks with their checksums right, so that what is said is said of what they hold. */
+Test(image, png_chunks_that_cannot_be) {
+    static const struct {
+        const char *header, *type,
+            *body; /* header: depth to interlacing; type: of a second chunk */
+        size_t header_size, size;
+        const char *what;
+    } cases[] = {
+        {"\10\0\0\0\0", "IEND", "", 4, 0, "the header is too short"},
+        {"\10\7\0\0\0", "IEND", "", 5, 0, "no colour type 7 with 8 bits exists"},
+        {"\40\0\0\0\0", "IEND", "", 5, 0, "no colour type 0 with 32 bits exists"},
+        {"\10\0\1\0\0", "IEND", "", 5, 0, "unknown compression or filter method"},
+        {"\10\0\0\1\0", "IEND", "", 5, 0, "unknown compression or filter method"},
+        {"\10\0\0\0\0", "IEND", "", 5, 0, "the file holds no picture"},
+        {"\10\0\0\0\0", "IHDR", "", 5, 0, "the header is too short"},
+        {"\10\0\0\0\0", "PLTE", "abc", 5, 3, "before the picture begins"},
+        {"\10\3\0\0\0", "PLTE", NULL, 5, 769, "the palette has more than 256 entries"},
+        {"\10\0\0\0\0", "IDAT", "\x78\1\1\2\0\xfd\xff\5\0\0\14\0\6", 5, 13, "unknown filter 5"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        unsigned char file[1024] = "\x89PNG\r\n\x1a\n", *at = file + 8;
+        for (int second = 0; second < 2; second++) {
+            size_t n = second ? cases[i].size : 8 + cases[i].header_size;
+            at[2] = (unsigned char)(n >> 8);
+            at[3] = (unsigned char)n;
+            memcpy(at + 4, second ? cases[i].type : "IHDR", 4);
+            if (second && cases[i].body != NULL) {
+                memcpy(at + 8, cases[i].body, n);
+            } else if (!second) {
+                at[11] = at[15] = 1; /* width and height */
+                memcpy(at + 16, cases[i].header, cases[i].header_size);
+            }
+            uint32_t crc = crc32_of(0, at + 4, n + 4);
+            for (size_t k = 0; k < 4; k++) {
+                at[8 + n + k] = (unsigned char)(crc >> (24 - 8 * k));
+            }
+            at += 12 + n;
+        }
+        expect_refusal(file, (size_t)(at - file), cases[i].what);
+    }
 }
 
 /* golden file, offset or -1 - n for the n-th last byte, bytes put there, what the sentence must say

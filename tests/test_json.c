@@ -62,6 +62,10 @@ Test(json, strings) {
     cr_assert_str_eq(parse(arena, "\"\\udc00\\ud800x\"")->text, "\xEF\xBF\xBD\xEF\xBF\xBDx");
     cr_assert_str_eq(parse(arena, "\"\\ud800\\u0041\"")->text, "\xEF\xBF\xBD"
                                                                "A");
+    cr_assert_str_eq(parse(arena, "\"\\ud800abcdef\"")->text, "\xEF\xBF\xBD"
+                                                              "abcdef");
+    cr_assert_str_eq(parse(arena, "\"\\ud800\\nabcd\"")->text, "\xEF\xBF\xBD\nabcd");
+    cr_assert_str_eq(parse(arena, "\"\\ud800\\ue000\"")->text, "\xEF\xBF\xBD\xEE\x80\x80");
     v = parse(arena, "{\"k\\u0000\": 1}");
     cr_assert_eq(v->child->key_length, 2);
     arena_free(arena);
@@ -137,6 +141,10 @@ Test(json, errors_name_the_place) {
         cr_assert_eq(strncmp(error.text, "T: ", 3), 0);
         cr_assert_str_eq(error.text + 3, cases[i][1], "%s: %s", cases[i][0], error.text);
     }
+    Error error;
+    try_parse(arena, "\"\\\0\"", 4, &error);
+    cr_assert_str_eq(error.text, "T: line 1, column 2: expected an escape such as \\n or \\u00e9, "
+                                 "found '\\'");
     arena_free(arena);
 }
 

@@ -195,8 +195,10 @@ Test(tensor, npz_that_cannot_be_used) {
                      GOLDEN "object.npz: tensor 'x': expected F32, BF16 or F16, found |O");
 }
 
-/* A zip of one stored member x.npy with this header and so many bytes after it. */
-static void write_npz(const char *path, const char *header, size_t data) {
+#define NPY "\x93NUMPY\1"
+
+/* A zip of one stored member x.npy with this magic and header and so many bytes after it. */
+static void write_npz(const char *path, const char *magic, const char *header, size_t data) {
     unsigned char file[512] = {0}, *p = file;
     size_t length = strlen(header), npy = 10 + length + data, head = 30 + 5;
     const struct {
@@ -208,7 +210,7 @@ static void write_npz(const char *path, const char *header, size_t data) {
                    {head + npy + 59, 1, 2},   {head + npy + 61, 1, 2},
                    {head + npy + 63, 51, 4},  {head + npy + 67, head + npy, 4}};
     memcpy(p + 30, "x.npy", 5);
-    memcpy(p + head, "\x93NUMPY\1", 7);
+    memcpy(p + head, magic, 7);
     memcpy(p + head + 10, header, length);
     memcpy(p + head + npy + 46, "x.npy", 5);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
@@ -251,7 +253,7 @@ Test(tensor, npy_headers) {
     };
     const char *path = in(directory_new(), "x.npz");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_npz(path, cases[i].header, 8);
+        write_npz(path, NPY, cases[i].header, 8);
         if (cases[i].says != NULL) {
             assert_refused(path, cases[i].says);
             continue;
@@ -262,9 +264,26 @@ Test(tensor, npy_headers) {
         cr_assert_eq(memcmp(data, "\0\0\0\0\0\0\0", 8), 0);
     }
     TensorStore store; /* no dtype: BF16 and others have no name in npy */
-    write_npz(path, "{'descr': '<', 'fortran_order': False, 'shape': (2, 1)}", 8);
+    write_npz(path, NPY, "{'descr': '<', 'fortran_order': False, 'shape': (2, 1)}", 8);
     open_good(&store, path);
     cr_assert_eq(tensors_find(&store, "x")->dtype, DTYPE_OTHER);
+    write_npz(path, NPY, "{'descr': '|O', 'fortran_order': True, 'shape': (2, 1)}", 8);
+    open_good(&store, path);
+    cr_assert_null(tensors_find(&store, "x")->data);
+    write_npz(path, NPY, "{'descr': '<f4', 'fortran_order': True, 'shape': (2,)}", 8);
+    open_good(&store, path);
+    assert_tensor(&store, "x", DTYPE_F32, 1, 2, 0, 0, 0);
+    write_npz(path, NPY, "{'descr': '<f4', 'fortran_order': True, 'shape': (0, 2)}", 0);
+    open_good(&store, path);
+    assert_tensor(&store, "x", DTYPE_F32, 2, 0, 2, 0, 0);
+    static const char *const magics[] = {"\x93NUMPX\1", "\x93NUMPY\0", "\x93NUMPY\4",
+                                         "\x93NUMPY\2" /* its header would be longer */};
+    for (size_t i = 0; i < sizeof magics / sizeof *magics; i++) {
+        write_npz(path, magics[i], "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1)}", 8);
+        assert_refused(path, "tensor 'x': not an npy file");
+    }
+    write_npz(path, NPY, "", 0);
+    assert_refused(path, "tensor 'x': not an npy file");
 }
 
 Test(tensor, need_says_what_it_expected_and_found) {
@@ -368,6 +387,15 @@ Test(tensor, broken_safetensors) {
          "8 bytes after the last tensor"},
         {"{\"__metadata__\":{\"a\":1}}", 0, "__metadata__ is not an object of strings"},
         {"{\"__metadata__\":{},\"__metadata__\":{}}", 0, "__metadata__ is there twice"},
+        {"{\"__metadata__\":null}", 0, NULL},
+        {"{\"__metadata__\":[]}", 0, "__metadata__ is not an object of strings"},
+        {"{\"__metadata__\":{\"a\":1,\"b\":\"c\"}}", 0, "__metadata__ is not an object of strings"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[-1,8]}}", 8,
+         "are not two sizes"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,\"8\"]}}", 8,
+         "are not two sizes"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,2],\"data_offsets\":[0,0]}}",
+         0, "its shape overflows"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}", 4,
          "header: line 1, column 54"}};
     const char *parent = directory_new();
@@ -400,6 +428,9 @@ Test(tensor, broken_safetensors) {
         write_file(path, file, size);
         assert_refused(path, "its header would take");
     }
+    write_file(path, "\x01\xE1\xF5\x05\0\0\0\0", 8); /* a header of 100,000,001 bytes, all there */
+    cr_assert_eq(truncate(path, 100000020), 0);
+    assert_refused(path, "its header would take 100000001 bytes");
     write_file(path, "", 0);
     assert_refused(path, "not a safetensors file: 0 bytes");
     write_file(path, "hello, world", 12);
@@ -525,6 +556,30 @@ Test(tensor, writer_errors) {
 }
 
 /* ---- inflate ---- */
+
+static Error try_zlib(const unsigned char *in_data, size_t size) {
+    unsigned char out[8];
+    Error error;
+    ATTEMPT(&error, (void)inflate_zlib(out, sizeof out, in_data, size, "Z"));
+    return error;
+}
+
+Test(tensor, headers_of_zlib) {
+    static const struct {
+        const char *bytes;
+        size_t size;
+    } cases[] = {{"\x78", 1},
+                 {"\x79\x01\3\0", 4},
+                 {"\x88\x1c\3\0", 4},
+                 {"\x78\x02\3\0", 4},
+                 {"\x78\x20\3\0", 4} /* needs a dictionary */};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Error error = try_zlib((const unsigned char *)cases[i].bytes, cases[i].size);
+        cr_assert_eq(error.status, STATUS_INPUT, "%zu", i);
+    }
+    Error error = try_zlib((const unsigned char *)"\x78\1\3\0\0\0\0\1", 8);
+    cr_assert_eq(error.status, STATUS_OK, "%s", error.text);
+}
 
 static Error try_inflate(unsigned char *out, size_t capacity, size_t *length,
                          const unsigned char *in_data, size_t size) {
