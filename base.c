@@ -655,6 +655,46 @@ static bool path_look(const char *path, struct stat *info) {
     return false;
 }
 
+static struct Notes {
+    Arena *arena; /* NULL: nothing is noted */
+    FileNote *root, *first, **end;
+} notes;
+
+static void release_notes(void *what) {
+    (void)what;
+    notes = (struct Notes){NULL};
+}
+
+void files_note(Arena *arena) {
+    notes = (struct Notes){.arena = arena, .end = &notes.first};
+    arena_defer(arena, release_notes, NULL);
+}
+
+const FileNote *files_noted(void) {
+    return notes.first;
+}
+
+/* Speed: a data set has many images, so they stand in a tree by the bits of a hash (FNV-1a). */
+static void note_file(const char *path, bool written) {
+    FileNote **at = &notes.root;
+    uint64_t hash = 14695981039346656037U;
+    if (notes.arena == NULL) {
+        return;
+    }
+    for (const char *c = path; *c != '\0'; c++) {
+        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
+    }
+    for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
+        at = &(*at)->branch[hash & 1];
+    }
+    if (*at == NULL) {
+        *at = *notes.end = arena_alloc(notes.arena, 1, sizeof **at);
+        (*at)->path = arena_copy(notes.arena, path, strlen(path));
+        notes.end = &(*at)->next;
+    }
+    (*at)->written |= written;
+}
+
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
 static int open_regular(const char *path, size_t *size) {
@@ -679,6 +719,7 @@ static int open_regular(const char *path, size_t *size) {
         fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
     refuse_foreign(file, path);
+    note_file(path, false);
     *size = (size_t)info.st_size;
     return file;
 }
@@ -765,7 +806,7 @@ char *memory_text(MemoryStream *memory) {
 }
 
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
-void sha256_file(const char *path, char hex[65]) {
+uint64_t sha256_file(const char *path, char hex[65]) {
     Arena *arena = arena_new();
     FILE *stream = file_open(arena, path);
     size_t size = 32768, got;
@@ -778,8 +819,10 @@ void sha256_file(const char *path, char hex[65]) {
     if (ferror(stream)) {
         fail_errno(errno, path, "cannot read");
     }
+    uint64_t length = sha.length;
     sha256_end(&sha, hex);
     arena_free(arena);
+    return length;
 }
 
 static void release_directory(void *stream) {
@@ -912,6 +955,7 @@ OutFile *out_open(const char *path) {
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         free(target);
         remove_abandoned(arena, out->path);
+        note_file(path, true);
         file = open_temporary(out);
     }
     if (file < 0) {

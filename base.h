@@ -138,7 +138,7 @@ typedef struct Sha256 {
 void sha256_start(Sha256 *sha);
 void sha256_add(Sha256 *sha, const void *data, size_t length);
 void sha256_end(Sha256 *sha, char hex[65]);
-void sha256_file(const char *path, char hex[65]);
+uint64_t sha256_file(const char *path, char hex[65]); /* how many bytes it has */
 
 /* ---- UTF-8 ---- */
 /* Bytes of the well-formed sequence at `text` (1 to 4) and its code point; 0 if it is none
@@ -176,6 +176,18 @@ typedef struct FileMap {
 FileMap file_map(Arena *arena, const char *path);
 FILE *file_open(Arena *arena,
                 const char *path); /* a regular file, to read; closed with the arena */
+
+/* From here until the arena goes every regular file is noted, once, that is opened to be read or
+ * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
+typedef struct FileNote {
+    const char *path;      /* as it was opened */
+    bool written;          /* it may have been read as well */
+    struct FileNote *next; /* in the order of opening */
+    struct FileNote *branch[2];
+} FileNote;
+
+void files_note(Arena *arena);
+const FileNote *files_noted(void); /* the first; NULL: none */
 /* Text gathered by stdio; it goes with the arena. */
 typedef struct MemoryStream {
     FILE *stream;

@@ -90,12 +90,7 @@ void page_paragraph(Page *page, const char *format, ...) REFSAE_PRINTF(2, 3);
 void page_value(Page *page, const char *label, const char *format, ...) REFSAE_PRINTF(3, 4);
 /* Names and what they are: exact command, seeds, digests. Several in a row make one list. */
 void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* A fact: the file, with its SHA-256 if it is there; nothing for NULL. Of a model's directory its
- * checkpoint (or the index of its shards). */
-void page_digest(Page *page, const char *name, const char *path);
 void page_figure(Page *page, const char *caption, const char *svg);
-/* HTML that refsae wrote before, as it stands. */
-void page_raw(Page *page, const char *html);
 
 /* A table: its cells follow row by row. keys: titles of first columns, "attribute|method"; NULL:
  * there are none. */

@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* ---- what reports and their page share ---- */
 
@@ -83,11 +82,7 @@ static bool is_control(const Json *value) {
     return json_get(value, "score") != NULL;
 }
 
-/* ---- what lies in a folder ----
- * How the files came about stands in none of them: it is copied from page to page, between marks.
- */
-
-#define MADE "<!--refsae made-->\n"
+/* ---- what lies in a folder ---- */
 
 typedef struct Folder {
     Page *page;
@@ -559,6 +554,9 @@ static void show_sage(const Folder *f, const Json *sage) {
         "as with the counterfactual in more than 0.9 of the prompts, figures cannot tell "
         "methods apart: they say so, and what cannot be computed is left out.",
         name);
+    for (const Json *v = json_first(json_get(prompts, "dropped")); v != NULL; v = v->next) {
+        page_fact(f->page, "dropped: not one token", "%s", json_string(v));
+    }
     for (const Json *c = json_first_member(crosses); c != NULL; c = c->next) {
         show_cross_section(f, c, json_get(tests, c->key), a++);
     }
@@ -912,21 +910,301 @@ static void show_findings(const Folder *all, size_t count) {
     }
 }
 
-/* ---- the page: how results came about ---- */
+/* ---- manifest.json: what runs read and wrote ---- */
 
-static bool same_file(const char *a, const char *b) {
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+/* Named without a digest: a machine's times; and what shows or is the manifest itself. */
+static bool is_undigested(const char *name) {
+    return strcmp(name, "timing.csv") == 0 || strcmp(name, "report.html") == 0 ||
+           strcmp(name, "manifest.json") == 0;
 }
 
-/* From the folder's own page. If that is the one that will be replaced, the marks stay, so that
- * the next page finds them. */
-static void show_made(const Folder *f, const char *out) {
-    char *made = text_between(f->arena, folder_text(f, "report.html"), MADE, FOLDER_MADE_END);
-    bool own = same_file(path_join(f->arena, f->path, "report.html"), out);
-    if (*made != '\0') {
+static int compare_notes(const void *a, const void *b) {
+    return strcmp((*(const FileNote *const *)a)->path, (*(const FileNote *const *)b)->path);
+}
+
+/* The name of an output: in the folder its last part, elsewhere a path, which has a slash. */
+static const char *output_name(const char *out, const char *path, Arena *arena) {
+    const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
+    return strcmp(path_join(arena, out, name), path) == 0 ? name
+           : slash == NULL                                ? path_join(arena, ".", path)
+                                                          : path;
+}
+
+/* Where it is now. */
+static const char *output_path(const Folder *f, const char *name) {
+    return strchr(name, '/') == NULL ? path_join(f->arena, f->path, name) : name;
+}
+
+/* The run of each command; NULL: none. */
+static const Json *manifest_runs(const Folder *f) {
+    return json_get(folder_json(f, "manifest.json"), "runs");
+}
+
+static void manifest_file(JsonOut *json, const char *path, int64_t bytes, const char *sha256) {
+    json_out_object(json, NULL);
+    json_out_text(json, "path", path);
+    if (*sha256 != '\0') {
+        json_out_int(json, "bytes", bytes);
+        json_out_text(json, "sha256", sha256);
+    }
+    json_out_end(json);
+}
+
+static void manifest_files(JsonOut *json, const Folder *f, bool written, const FileNote **notes,
+                           size_t count, Progress *progress) {
+    json_out_array(json, written ? "outputs" : "inputs");
+    for (size_t i = 0; i < count; i++) {
+        const char *path = notes[i]->path;
+        if (notes[i]->written == written) {
+            const char *name = written ? output_name(f->path, path, f->arena) : path;
+            bool digested = !written || !is_undigested(name);
+            char hex[65] = "";
+            int64_t bytes = digested ? (int64_t)sha256_file(path, hex) : 0;
+            manifest_file(json, name, bytes, hex);
+            progress_set(progress, progress->done + 1, NULL);
+        }
+    }
+    json_out_end(json);
+}
+
+/* Another command's, as it stands. */
+static void copy_run(JsonOut *json, const Json *run) {
+    json_out_object(json, run->key);
+    for (const Json *v = json_first_member(run); v != NULL; v = v->next) {
+        if (json_is(v, JSON_STRING)) {
+            json_out_text(json, v->key, v->text);
+            continue;
+        }
+        json_out_array(json, v->key);
+        for (const Json *e = json_first(v); e != NULL; e = e->next) {
+            int64_t bytes = 0;
+            (void)json_int64(json_get(e, "bytes"), &bytes);
+            manifest_file(json, json_string(json_get(e, "path")), bytes,
+                          json_string(json_get(e, "sha256")));
+        }
+        json_out_end(json);
+    }
+    json_out_end(json);
+}
+
+/* NULL: it is as it was written. */
+static const char *file_change(const char *path, const Json *file) {
+    const char *sha256 = json_string(json_get(file, "sha256"));
+    char hex[65];
+    if (!path_exists(path)) {
+        return "is missing";
+    }
+    if (*sha256 == '\0') {
+        return NULL;
+    }
+    sha256_file(path, hex);
+    return strcmp(hex, sha256) == 0 ? NULL : "has changed";
+}
+
+/* Figures that the last run of this command drew and this one did not would pass for its own. */
+static void remove_stale(const Folder *f, const Json *before) {
+    for (const Json *v = json_first(json_get(before, "outputs")); v != NULL; v = v->next) {
+        const char *name = json_string(json_get(v, "path")), *path = output_path(f, name),
+                   *ending = strrchr(name, '.');
+        const FileNote *note = files_noted();
+        while (note != NULL && strcmp(note->path, path) != 0) {
+            note = note->next;
+        }
+        if (note == NULL && strchr(name, '/') == NULL && ending != NULL &&
+            strcmp(ending, ".svg") == 0 && file_change(path, v) == NULL) {
+            remove(path);
+        }
+    }
+}
+
+/* "analyze" */
+static const char *run_name(const Console *console, Arena *arena) {
+    const char *word = strchr(console->command, ' ') + 1;
+    return arena_copy(arena, word, strcspn(word, " "));
+}
+
+void manifest_write(const char *out, uint64_t seed, const Console *console) {
+    Arena *arena = arena_new();
+    Folder f = {.path = out, .arena = arena};
+    const Json *volatile before = NULL; /* what cannot be read is replaced */
+    Error unread;
+    ATTEMPT(&unread, before = manifest_runs(&f));
+    fail_for_resources(&unread);
+    OutFile *file = out_open(path_join(arena, out, "manifest.json"));
+    const char *name = run_name(console, arena);
+    size_t count = 0, room = 0;
+    const FileNote **notes = NULL;
+    for (const FileNote *n = files_noted(); n != NULL; n = n->next) {
+        notes = arena_grow(arena, notes, &room, count + 1, sizeof *notes);
+        notes[count++] = n;
+    }
+    if (count > 0) {
+        qsort(notes, count, sizeof *notes, compare_notes);
+    }
+    remove_stale(&f, json_get(before, name));
+    Progress progress = progress_start("digests", "files", 0, count, console->quiet);
+    JsonOut json = json_out_start(file->stream, 4);
+    json_out_object(&json, NULL);
+    json_out_object(&json, "runs");
+    for (const Json *run = json_first_member(before); run != NULL; run = run->next) {
+        if (strcmp(run->key, name) != 0) {
+            copy_run(&json, run);
+        }
+    }
+    json_out_object(&json, name);
+    json_out_text(&json, "command", console->command);
+    json_out_text(&json, "version", REFSAE_VERSION);
+    json_out_text(&json, "seed", arena_format(arena, "%llu", (unsigned long long)seed));
+    manifest_files(&json, &f, false, notes, count, &progress);
+    manifest_files(&json, &f, true, notes, count, &progress);
+    json_out_end(&json);
+    json_out_end(&json);
+    json_out_end(&json);
+    progress_end(&progress);
+    out_commit(file);
+    arena_free(arena);
+}
+
+/* Of files from v up to end, those with a digest, as sha256sum lists them. */
+static void list_digest(const Json *v, const Json *end, char hex[65]) {
+    Sha256 sha;
+    sha256_start(&sha);
+    for (; v != end; v = v->next) {
+        const char *path = json_string(json_get(v, "path")), *slash = strrchr(path, '/'),
+                   *name = slash == NULL ? path : slash + 1,
+                   *digest = json_string(json_get(v, "sha256"));
+        if (*digest != '\0') {
+            sha256_add(&sha, digest, strlen(digest));
+            sha256_add(&sha, "  ", 2);
+            sha256_add(&sha, name, strlen(name));
+            sha256_add(&sha, "\n", 1);
+        }
+    }
+    sha256_end(&sha, hex);
+}
+
+/* How many files of a run are not as it read or wrote them. */
+static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const Console *console) {
+    static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
+    size_t count[2] = {0}, bad[2] = {0};
+    char hex[65];
+    json_out_object(json, run->key);
+    json_out_array(json, "problems");
+    for (int k = 0; k < 2; k++) {
+        for (const Json *v = json_first(json_get(run, keys[k])); v != NULL; v = v->next) {
+            const char *path = json_string(json_get(v, "path")),
+                       *change = file_change(k == 0 ? path : output_path(f, path), v);
+            count[k]++;
+            if (change != NULL) {
+                const char *problem = arena_format(f->arena, "%s %s %s", names[k], path, change);
+                console_result(console, "%s: %s", run->key, problem);
+                json_out_text(json, NULL, problem);
+                bad[k]++;
+            }
+        }
+    }
+    json_out_end(json);
+    json_out_int(json, "inputs", (int64_t)count[0]);
+    json_out_int(json, "outputs", (int64_t)count[1]);
+    if (bad[0] + bad[1] == 0) {
+        console_result(console, "%s: %zu inputs and %zu outputs as written", run->key, count[0],
+                       count[1]);
+    }
+    if (bad[1] == 0) {
+        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
+        console_result(console, "%s: outputs: sha256 %s", run->key, hex);
+        json_out_text(json, "outputs_sha256", hex);
+    }
+    json_out_end(json);
+    return bad[0] + bad[1];
+}
+
+/* What lies in the folder and is no run's. */
+static void verify_others(const Folder *f, const Json *runs, JsonOut *json,
+                          const Console *console) {
+    size_t count;
+    char **names = path_list(f->arena, f->path, &count);
+    json_out_array(json, "others");
+    for (size_t i = 0; i < count; i++) {
+        bool known = path_is_directory(path_join(f->arena, f->path, names[i]));
+        for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+            for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
+                known |= json_text_is(json_get(v, "path"), names[i]);
+            }
+        }
+        if (!known) {
+            console_result(console, "%s: written by none of these runs", names[i]);
+            json_out_text(json, NULL, names[i]);
+        }
+    }
+    json_out_end(json);
+}
+
+void folder_verify(const char *directory, const Console *console) {
+    Arena *arena = arena_new();
+    Folder f = {.path = directory, .arena = arena};
+    MemoryStream *memory = memory_open(arena);
+    JsonOut json = json_out_start(memory->stream, 3);
+    size_t bad = 0;
+    path_need_directory(directory);
+    const Json *runs = manifest_runs(&f);
+    if (json_first_member(runs) == NULL) {
+        fail(STATUS_INPUT, "%s: no manifest.json of a run", directory);
+    }
+    json_out_object(&json, NULL);
+    json_out_object(&json, "runs");
+    for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+        bad += verify_run(&f, run, &json, console);
+    }
+    json_out_end(&json);
+    verify_others(&f, runs, &json, console);
+    json_out_end(&json);
+    fputs(console->json ? memory_text(memory) : "", stdout);
+    if (bad > 0) {
+        fail(STATUS_CHECK, "%s: files that are not as the runs left them: %zu", directory, bad);
+    }
+    arena_free(arena);
+}
+
+/* ---- the page: how results came about ---- */
+
+/* Of a folder with more than a reader would look at, one line. */
+static void show_inputs(const Folder *f, const Json *inputs) {
+    const size_t most = 8;
+    const char *title = "inputs";
+    for (const Json *v = json_first(inputs), *next; v != NULL; v = next, title = "") {
+        const char *path = json_string(json_get(v, "path")), *parent = path_parent(f->arena, path);
+        size_t n = 0;
+        for (next = v; next != NULL; next = next->next, n++) {
+            const char *other = json_string(json_get(next, "path"));
+            if (strcmp(path_parent(f->arena, other), parent) != 0) {
+                break;
+            }
+        }
+        if (n > most) {
+            char hex[65];
+            list_digest(v, next, hex);
+            page_fact(f->page, title, "%s: %zu files  sha256 of all %s", parent, n, hex);
+        } else {
+            next = v->next;
+            page_fact(f->page, title, "%s  sha256 %s", path, json_string(json_get(v, "sha256")));
+        }
+    }
+}
+
+static void show_made(const Folder *f) {
+    const Json *run = json_first_member(manifest_runs(f));
+    char hex[65];
+    if (run != NULL) {
         page_section(f->page, "How this was made");
-        page_raw(f->page, own ? arena_format(f->arena, MADE "%s" FOLDER_MADE_END, made) : made);
+    }
+    for (; run != NULL; run = run->next) {
+        page_fact(f->page, "command", "%s", json_string(json_get(run, "command")));
+        page_fact(f->page, "version", "%s", json_string(json_get(run, "version")));
+        page_fact(f->page, "seed", "%s", json_string(json_get(run, "seed")));
+        show_inputs(f, json_get(run, "inputs"));
+        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
+        page_fact(f->page, "outputs", "sha256 of all %s", hex);
     }
 }
 
@@ -971,17 +1249,19 @@ static Folder folder_open(Page *page, const char *path, Arena *arena) {
     return f;
 }
 
-Page folder_page(const char *out, const char *title, const char *command, Arena *arena) {
+void folder_page(const char *out, uint64_t seed, const Console *console) {
     Page page;
-    page_open(&page, path_join(arena, out, "report.html"), title);
+    Arena *arena = arena_new();
+    page_open(&page, path_join(arena, out, "report.html"),
+              arena_format(arena, "refsae %s", run_name(console, arena)));
+    manifest_write(out, seed, console);
     Folder folder = folder_open(&page, out, arena);
     page_section(&page, "What was found");
     show_findings(&folder, 1);
     show_folder(&folder);
-    page_section(&page, "How this was made");
-    page_raw(&page, MADE);
-    page_fact(&page, "command", "%s", command);
-    return page;
+    show_made(&folder);
+    page_commit(&page);
+    arena_free(arena);
 }
 
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count) {
@@ -998,7 +1278,7 @@ void folders_merge(const char *out, const char *title, char *const *directories,
     for (size_t i = 0; i < count; i++) {
         page_chapter(&page, folders[i].name);
         show_folder(&folders[i]);
-        show_made(&folders[i], out);
+        show_made(&folders[i]);
     }
     page_commit(&page);
 }

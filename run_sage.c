@@ -905,20 +905,6 @@ static void site_interpret(SageRun *r, const SageSite *site) {
     }
 }
 
-static void note_sae(SageRun *r, const Sae *sae) {
-    SageResult *result = &r->result;
-    char hook[HOOK_NAME_MAX];
-    hook_name(hook, sae->hook, sae->layer, false, false);
-    char *text = arena_format(r->arena, "%s: %s (%s, %zu features)", hook, sae->path,
-                              sae_source_name(sae->source), sae->d_sae);
-    for (size_t i = 0; i < result->n_saes; i++) {
-        if (strcmp(result->sae_names[i], text) == 0) {
-            return;
-        }
-    }
-    result->sae_names[result->n_saes++] = text;
-}
-
 /* The section's site of an SAE at a position. */
 static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, size_t position,
                               bool native, Arena *arena) {
@@ -931,7 +917,6 @@ static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, 
         site++;
     }
     if (site == section->sites + section->n_sites) {
-        note_sae(r, sae);
         *site = (SageSite){.sae = sae, .position = position, .native = native};
         site->codes = arena_alloc(arena, 1 + r->task->n_attributes, sizeof(SageCodes));
         if (sae->hook == HOOK_Z && sae->fold_value_biases == SAE_CENTRE_YES) {
@@ -1284,7 +1269,6 @@ static void open_saes(SageRun *r, Arena *arena) {
                  d);
         }
     }
-    r->result.sae_names = arena_alloc(r->arena, r->saes.count, sizeof(char *));
 }
 
 static void open_prompts(SageRun *r) {

@@ -46,13 +46,11 @@ static char *slurp(const char *name) {
     return read_text(arena, at(name));
 }
 
-/* A page with how its results came about. */
-static void put_report(const char *name, const char *mark) {
+/* How its results came about. */
+static void put_manifest(const char *name, const char *mark) {
     char text[256];
     snprintf(text, sizeof text,
-             "<h2>old</h2>\n<!--refsae made-->\n<dl>\n<dt>command</dt><dd>%s made</dd>\n</dl>\n"
-             "<!--/refsae made-->\n",
-             mark);
+             "{\"runs\": {\"a\": {\"command\": \"%s made\", \"seed\": \"475\"}}}", mark);
     put(name, text);
 }
 
@@ -83,8 +81,8 @@ static void make_demo(void) {
         "0.25}}}, "
         "\"sae\": {\"sufficiency\": 0.75, \"sufficiency_ci\": [0.5, 1], \"control\": {\"S\": "
         "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}}}}}}");
-    put_report("demo/report.html", "ALPHA");
-    put_report("demo/sage/report.html", "BETA");
+    put_manifest("demo/manifest.json", "ALPHA");
+    put_manifest("demo/sage/manifest.json", "BETA");
 }
 
 Test(report_merge, shows_every_part_once) {
@@ -281,27 +279,24 @@ Test(report_merge, again_is_the_same) {
     merge("all.html", "demo", "demo/permuted", "demo/sage");
     merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
     char *first = slurp("demo/report.html");
-    assert_counts(first, 3, "ALPHA made", 1, "BETA made", 1, "<!--refsae made-->", 1);
+    assert_counts(first, 2, "ALPHA made", 1, "BETA made", 1);
     for (int i = 0; i < 3; i++) {
         merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
         char *next = slurp("demo/report.html");
         cr_assert_str_eq(first, next);
     }
-    merge("other.html", "demo/sage", "demo", "demo/permuted");
-    char *html = slurp("other.html"); /* of a merged page only what stems from that folder */
-    assert_counts(html, 2, "ALPHA made", 1, "BETA made", 1);
 }
 
 Test(report_merge, what_is_missing_or_broken) {
-    static const char *const foreign[] = {"", "<html>", "<!--refsae made-->\nnever closed",
-                                          "<!--refsae made-->\n<!--/refsae made-->\n"};
+    static const char *const odd[] = {"{}", "{\"runs\": 1}", "{\"runs\": {\"a\": 1}}",
+                                      "{\"runs\": {\"a\": {\"inputs\": [1, {}]}, \"b\": null}}"};
     Error error;
     make_folder("a");
     make_folder("b");
     make_folder("c");
     put("a/loss.svg", "<svg><script>alert(1)</script></svg>");
-    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
-        put("a/report.html", foreign[i]);
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        put("a/manifest.json", odd[i]);
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
         assert_counts(html, 3, "<script", 0, "neither train.csv", 3, "</html>", 1);
@@ -325,7 +320,7 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
                  {"train.csv", "", "no column 'loss'"},
                  {"train.csv", "noise\n1\n", "no column 'loss'"},
                  {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
-                 {"report.html", "<b>\xFF</b>", "not UTF-8"},
+                 {"manifest.json", "[1]", "expected an object"},
                  {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
                   "ends too early"}};
     make_folder("b");
@@ -343,10 +338,10 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
         cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
         cr_assert(!path_exists(at("all.html")));
     }
-    make_folder("d/report.html");
+    make_folder("d/manifest.json");
     Error error;
     ATTEMPT(&error, merge("all.html", "b", "d", "c"));
-    cr_assert_not_null(strstr(error.text, "d/report.html: is a directory"), "%s", error.text);
+    cr_assert_not_null(strstr(error.text, "d/manifest.json: is a directory"), "%s", error.text);
 }
 
 /* JSON of another form than ours is shown as far as it goes. */
