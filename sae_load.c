@@ -1073,7 +1073,8 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
     }
     if (wanted == 0) {
         fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s.count,
-             options->sage ? "of the residual stream" : "for a hook point and layer asked for");
+             options->sage ? "of the residual stream or a node"
+                           : "for a hook point and layer asked for");
     }
     qsort(s.found, wanted, sizeof *s.found, hook_order);
     *set = (SaeSet){.saes = arena_alloc(arena, wanted, sizeof *set->saes)};
