@@ -118,6 +118,20 @@ int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int compare_natural(const void *a, const void *b) {
+    static const char digits[] = "0123456789";
+    const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+    size_t i = 0;
+    while (x[i] != '\0' && x[i] == y[i]) {
+        i++;
+    }
+    while (i > 0 && strchr(digits, x[i - 1]) != NULL) {
+        i--;
+    }
+    size_t m = strspn(x + i, digits), n = strspn(y + i, digits);
+    return m > 0 && n > 0 && m != n ? (m < n ? -1 : 1) : strcmp(x + i, y + i);
+}
+
 size_t size_larger(size_t a, size_t b) {
     return a > b ? a : b;
 }

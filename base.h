@@ -73,8 +73,10 @@ Error attempt_end(Attempt *attempt);
 bool size_mul(size_t *product, size_t a, size_t b); /* false on overflow */
 bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
 size_t size_larger(size_t a, size_t b);
-size_t size_product(size_t a, size_t b);           /* STATUS_RESOURCE on overflow */
-int compare_doubles(const void *a, const void *b); /* for qsort: rising */
+size_t size_product(size_t a, size_t b); /* STATUS_RESOURCE on overflow */
+/* For qsort: rising. Of texts (char *) numbers count by their value: layer.2 before layer.10. */
+int compare_doubles(const void *a, const void *b);
+int compare_natural(const void *a, const void *b);
 
 /* ---- arenas: the one owner of memory and of what must be closed ----
  * Memory is zeroed and aligned to 64 bytes; none to be had is STATUS_RESOURCE, never NULL. What is
