@@ -87,15 +87,20 @@ static const char *const needs[][2] = {
     {"fold-value-biases", "sae"},
 };
 
-static void check_needs(const Arguments *a) {
-    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
-        const char *name = needs[i][0], *other = needs[i][1];
+/* An option, and one that then says what it would have found. */
+static const char *const idle[][2] = {
+    {"nodes", "cross-sections"}, {"share", "cross-sections"}, {"max-nodes", "cross-sections"}};
+
+/* Each first option with the second missing, or with it there. */
+static void check_pairs(const Arguments *a, const char *const (*pairs)[2], size_t n, bool there) {
+    for (size_t i = 0; i < n; i++) {
+        const char *name = pairs[i][0], *other = pairs[i][1];
         int place = option_find(a->command, name, strlen(name));
-        int needed = option_find(a->command, other, strlen(other));
-        if (place >= 0 && needed >= 0 && a->values[needed] == NULL &&
+        int second = option_find(a->command, other, strlen(other));
+        if (place >= 0 && second >= 0 && (a->values[second] != NULL) == there &&
             a->values[place] != option_at(a->command, (size_t)place)->fallback) {
-            fail(STATUS_INPUT, "--%s needs --%s (see 'refsae help %s')", name, other,
-                 a->command->name);
+            fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", name,
+                 there ? "has no effect beside" : "needs", other, a->command->name);
         }
     }
 }
@@ -151,7 +156,8 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
     if (a->n_positional < command->min_positional) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
-    check_needs(a);
+    check_pairs(a, needs, sizeof needs / sizeof *needs, false);
+    check_pairs(a, idle, sizeof idle / sizeof *idle, true);
 }
 
 /* ---- values ---- */

@@ -293,6 +293,9 @@ Test(program, options_that_cannot_hold) {
         {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out @/o --examples "
          "0",
          "--examples, --features and --converge must be at least 1"},
+        {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
+        {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
+        {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
         {"generate --llm x --prompt p --max-new-tokens 0", "--max-new-tokens 0: expected"},
         {"generate --llm x --prompt p --adapter a", "--adapter needs --image"},
@@ -1478,8 +1481,8 @@ Test(program, verify_says_what_is_not_as_written) {
  * put there stays. */
 Test(program, stale_figures_go) {
     static const char form[] = "sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi "
-                               "--train 4 --test 4 --nodes z --max-nodes 1 --out @/o %s";
-    cr_assert_eq(run("", form, ""), 0);
+                               "--train 4 --test 4 --out @/o %s";
+    cr_assert_eq(run("", form, "--nodes z --max-nodes 1"), 0);
     cr_assert(there("o/nodes.svg") && there("o/heat_IO.svg") && there("o/heat_S.svg"));
     shell("cd %s/o && echo >>heat_S.svg && cp nodes.svg own.svg && cp cross_sections.json ..",
           folder);
