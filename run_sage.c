@@ -1286,7 +1286,7 @@ static void open_prompts(SageRun *r) {
                      r->task->dropped[i].attribute, r->task->dropped[i].value);
     }
     if (o->prompts != NULL) {
-        sage_prompts_read(r->task, o->prompts, r->llm.config.d_vocab);
+        sage_prompts_read(r->task, o->prompts, r->tokenizer, r->llm.config.d_vocab);
     } else {
         sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
     }

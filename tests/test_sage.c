@@ -815,7 +815,7 @@ Test(sage, a_file_of_cross_sections_is_refused_with_a_sentence) {
     "\"ids\": [11, 12, 13], \"positions\": {\"A\": 0, \"B1\": 1, \"B2\": 1, \"END\": 2}, "         \
     "\"answer\": [4], \"wrong\": [5]"
 #define ROW(split, other)                                                                          \
-    "{\"split\": \"" split "\", \"text\": \"t\", " FORM                                            \
+    "{\"split\": \"" split "\", \"text\": \",-.\", " FORM                                            \
     ", \"values\": {\"A\": \"Mary\", \"B\": \"Anna\"}, "                                           \
     "\"counterfactual\": {\"A\": {\"value\": \"Tom\", " FORM                                       \
     "}, \"B\": {\"value\": \"Luke\", " other "}}}\n"
