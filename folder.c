@@ -291,6 +291,8 @@ static void show_layers(const Folder *f, const Json *result) {
         page_value(f->page, "verdicts used", "%.0f of %.0f",
                    json_double(json_get(verdicts, "used")),
                    json_double(json_get(verdicts, "given")));
+        page_value(f->page, "questions without one: no", "%.0f",
+                   json_double(json_get(verdicts, "missing")));
     }
     page_value(f->page, "layers with an SAE", "%zu", layers == NULL ? 0 : layers->length / GROUPS);
     page_paragraph(

@@ -198,6 +198,7 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
         json_out_object(&json, "verdicts");
         json_out_int(&json, "given", (int64_t)result->verdicts);
         json_out_int(&json, "used", (int64_t)result->verdicts_used);
+        json_out_int(&json, "missing", (int64_t)result->verdicts_missing);
         json_out_end(&json);
     }
     json_out_array(&json, "left_out");
@@ -1002,8 +1003,9 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
                    convergence_text(arena, convergence, "mse_layer"),
                    convergence_text(arena, convergence, "sparsity_layer"));
     if (result->verdicts > 0) {
-        console_line(result->console, "%zu of %zu verdicts used", result->verdicts_used,
-                     result->verdicts);
+        console_line(result->console,
+                     "%zu of %zu verdicts used; %zu questions without one count as no",
+                     result->verdicts_used, result->verdicts, result->verdicts_missing);
     }
     console_result(result->console, "%zu examples, %zu of them judged, %zu left out",
                    result->examples, result->judged, result->n_failures);

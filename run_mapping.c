@@ -1029,6 +1029,8 @@ static void find_features(Analysis *a, LayerResult *layer, Group group, size_t f
     }
     layer->matched[group] += judged && match;
     layer->judged[group] += judged;
+    a->result.verdicts_missing +=
+        judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_NONE;
     write_features(a, layer, group, first_row, n, judged ? &match : NULL);
     if (a->questions != NULL && judged) {
         write_judge_question(a, layer, group, n);

@@ -1180,8 +1180,10 @@ Test(program, analyze_asks_about_the_first_examples) {
     snprintf(options, sizeof options, judging, "--judge-examples 3 --judge @/verdicts.jsonl");
     cr_assert_eq(run("", analysis, "o", options), 0);
     assert_judged(arena, "o", 2);
-    cr_assert(says("o/layers.json", "\"verdicts\": {\n    \"given\": 2,\n    \"used\": 1\n"));
+    cr_assert(says("o/layers.json",
+                   "\"verdicts\": {\n    \"given\": 2,\n    \"used\": 1,\n    \"missing\": 5\n"));
     cr_assert(says("o/report.html", "<b>1 of 2</b><span>verdicts used"));
+    cr_assert(says("o/report.html", "<b>5</b><span>questions without one: no"));
     const Json *layers = json_read_file(arena, path_join(arena, folder, "o/layers.json"));
     const Json *image = json_get(layers, "layers")->child;
     cr_assert_eq(json_double(json_get(image, "match")), 0.5);
@@ -1196,7 +1198,7 @@ Test(program, analyze_counts_verdicts) {
     } cases[] = {
         {VERDICT("0", "1", "vlm_img", "\"yes\"") VERDICT("0", "1", "llm_text", "false")
              VERDICT("2", "1", "vlm_img", "\"perhaps\"") "{bad\n\n" VERDICT("0", "0", "x", "1"),
-         "2 of 5 verdicts used"},
+         "2 of 5 verdicts used; 4 questions without one count as no\n"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "0"),
          "1 of 2 verdicts used"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "\"Yes.\""),
