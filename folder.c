@@ -595,10 +595,11 @@ static void find_answers(const Folder *f, const Folder *all, size_t count) {
     if (isnan(exact) || is_permuted(f)) {
         return;
     }
-    page_paragraph(f->page,
-                   "<b>Seeing.</b> Of %.0f questions about pictures, %.1f %% are answered in the "
-                   "reference's own words with the picture's own image tokens.",
-                   json_double(questions), exact);
+    page_paragraph(
+        f->page,
+        "<b>Seeing</b> (%s). Of %.0f questions about pictures, %.1f %% are answered in the "
+        "reference's own words with the picture's own image tokens.",
+        f->name, json_double(questions), exact);
     for (size_t i = 0; i < count; i++) {
         if (are_partners(f->scores, all[i].scores)) {
             page_paragraph(f->page,
@@ -721,15 +722,24 @@ static void find_meeting(const Folder *f, Metric m) {
     }
     page_paragraph(
         f->page,
-        "<b>%s.</b> Image tokens: %.3g in layer %.0f, %.3g in layer %.0f; the text-only control "
+        "<b>%s</b> (%s). Image tokens: %.3g in layer %.0f, %.3g in layer %.0f; the text-only "
+        "control "
         "there: %.3g. Layer of %zu from which on the two are within a factor of %.3g: %s.%s",
-        layer_metrics[m].title, begin.value, begin.layer, end.value, end.layer,
+        layer_metrics[m].title, f->name, begin.value, begin.layer, end.value, end.layer,
         layer_pick(layers, GROUP_TEXT, key, 1).value, layers->length / GROUPS,
         json_double(json_get(convergence, "factor")), convergence_text(f->arena, convergence, name),
         isnan(met) ? " In these layers image tokens do not come to look like text." : "");
 }
 
-static void find_layers(const Folder *f) {
+/* Are the answers of `other` those of the adapter that f was analysed with? */
+static bool is_answered_by(const Folder *f, const Folder *other) {
+    const char *adapter = json_string(json_get(other->scores, "adapter_sha256"));
+    return !is_permuted(other) &&
+           (f == other ||
+            (*adapter != '\0' && strstr(folder_text(f, "manifest.json"), adapter) != NULL));
+}
+
+static void find_layers(const Folder *f, const Folder *all, size_t count) {
     const Json *layers = json_get(f->layers, "layers");
     LayerValue match = layer_pick(layers, GROUP_IMG, "match", 0),
                text = layer_pick(layers, GROUP_TEXT, "match", 0);
@@ -742,13 +752,18 @@ static void find_layers(const Folder *f) {
     if (isnan(match.value)) {
         return;
     }
-    page_paragraph(f->page,
-                   "<b>Meaning.</b> A strong feature on image tokens is described by the answer in "
-                   "at most %.1f %% of the examples (layer %.0f); on the text that states the "
-                   "answer in at most %.1f %% (layer %.0f).",
-                   100 * match.value, match.layer, 100 * text.value, text.layer);
+    page_paragraph(
+        f->page,
+        "<b>Meaning</b> (%s). A strong feature on image tokens is described by the answer in "
+        "at most %.1f %% of the examples (layer %.0f); on the text that states the "
+        "answer in at most %.1f %% (layer %.0f).",
+        f->name, 100 * match.value, match.layer, 100 * text.value, text.layer);
     take_lines(f, "features.jsonl", &e, take_features);
-    take_lines(f, "answers.jsonl", &e, take_answer);
+    for (size_t i = 0; i < count; i++) {
+        if (is_answered_by(f, &all[i])) {
+            take_lines(&all[i], "answers.jsonl", &e, take_answer);
+        }
+    }
     if (e.count > 0) {
         page_table(f->page,
                    arena_format(f->arena,
@@ -907,7 +922,7 @@ static void find_sage(const Folder *all, size_t count, size_t at) {
 static void show_findings(const Folder *all, size_t count) {
     for (size_t i = 0; i < count; i++) {
         find_answers(&all[i], all, count);
-        find_layers(&all[i]);
+        find_layers(&all[i], all, count);
         find_sage(all, count, i);
     }
 }

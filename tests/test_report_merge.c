@@ -208,6 +208,17 @@ Test(report_merge, pictures_with_answers_and_features) {
         "<td>Who?</td><td>y (wrong)</td><td>100 &#60;seen&#62;</td>", 1,
         "<td>p1.png</td><td>What?</td><td>star (right)</td><td>101 &#60;seen&#62;</td>", 1,
         "<td>p2.png</td><td></td><td></td><td>102 ", 1, "103", 0, "777", 0);
+    put("b/layers.json", "{\"layers\": [{\"layer\": 0, \"group\": \"vlm_img\", \"match\": 1}]}");
+    html = findings("a", "b", "c"); /* each says which it is of */
+    assert_counts(html, 3, "<b>Meaning</b> (a).", 1, "<b>Meaning</b> (b).", 1, "(a). Image t", 1);
+    rename(at("a/answers.jsonl"), at("c/answers.jsonl")); /* another folder has the answers */
+    put_scores("c/scores.json", "own", "5ad", 0.5);
+    assert_counts(findings("a", "b", "c"), 1, "<td>What?</td>", 0);
+    put("a/manifest.json", "{\"runs\": {\"analyze\": {\"inputs\": [{\"sha256\": \"5ad\"}]}}}");
+    assert_counts(findings("c", "a", "b"), 1, "<td>Who?</td><td>y (wrong)</td><td>100 ", 1);
+    put_scores("c/scores.json", "permuted", "5ad", 0.5);
+    assert_counts(findings("a", "b", "c"), 1, "<td>What?</td>", 0);
+    rename(at("c/answers.jsonl"), at("a/answers.jsonl"));
     static const char *const lines[] = {"a/answers.jsonl", "a/features.jsonl"};
     for (size_t i = 0; i < 2; i++) { /* what is there and damaged is not left out */
         Error error;
