@@ -1225,8 +1225,10 @@ static void show_made(const Folder *f) {
     }
 }
 
-/* All that the folder holds. */
-static void show_folder(const Folder *f) {
+static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
+
+/* All that the folder holds; whether that is anything. */
+static bool show_folder(const Folder *f) {
     int before = f->page->sections;
     show_training(f);
     if (f->scores != NULL) {
@@ -1241,10 +1243,11 @@ static void show_folder(const Folder *f) {
     if (f->sage != NULL) {
         show_sage(f, f->sage);
     }
-    if (f->page->sections == before) {
-        page_paragraph(f->page, "This folder holds neither train.csv, scores.json, layers.json nor "
-                                "sage.json.");
+    bool any = f->page->sections > before;
+    if (!any) {
+        page_paragraph(f->page, "This folder %s.", nothing);
     }
+    return any;
 }
 
 /* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
@@ -1275,7 +1278,7 @@ void folder_page(const char *out, uint64_t seed, const Console *console) {
     Folder folder = folder_open(&page, out, arena);
     page_section(&page, "What was found");
     show_findings(&folder, 1);
-    show_folder(&folder);
+    (void)show_folder(&folder);
     show_made(&folder);
     page_commit(&page);
     arena_free(arena);
@@ -1290,12 +1293,16 @@ void folders_merge(const char *out, const char *title, char *const *directories,
         path_need_directory(directories[i]);
         folders[i] = folder_open(&page, directories[i], arena);
     }
+    bool any = false;
     page_chapter(&page, "What was found");
     show_findings(folders, count);
     for (size_t i = 0; i < count; i++) {
         page_chapter(&page, folders[i].name);
-        show_folder(&folders[i]);
+        any |= show_folder(&folders[i]);
         show_made(&folders[i]);
+    }
+    if (!any) {
+        fail(STATUS_INPUT, "%s: %s", directories[0], nothing);
     }
     page_commit(&page);
 }

@@ -34,7 +34,8 @@ void folder_page(const char *out, uint64_t seed, const Console *console);
 void folder_verify(const char *directory, const Console *console);
 /* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
  * with their figures, whichever are there, and from its manifest.json how it was made. `out` may
- * lie in one of them; merging once more gives the same page. */
+ * lie in one of them; merging once more gives the same page. None of them holding anything is an
+ * error. */
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count);
 
 #endif

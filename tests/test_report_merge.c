@@ -305,12 +305,17 @@ Test(report_merge, what_is_missing_or_broken) {
     make_folder("a");
     make_folder("b");
     make_folder("c");
+    ATTEMPT(&error, merge("all.html", "a", "b", "c"));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_not_null(strstr(error.text, "/a: holds neither train.csv"));
+    cr_assert(!path_exists(at("all.html")));
     put("a/loss.svg", "<svg><script>alert(1)</script></svg>");
+    put("c/scores.json", "{}");
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         put("a/manifest.json", odd[i]);
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
-        assert_counts(html, 3, "<script", 0, "neither train.csv", 3, "</html>", 1);
+        assert_counts(html, 3, "<script", 0, "neither train.csv", 2, "</html>", 1);
     }
     ATTEMPT(&error, merge("all.html", "a", "nowhere", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
