@@ -10,6 +10,7 @@
 #include "report.h"
 #include "run_sage.h"
 #include "selftest.h"
+#include "zip.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -50,6 +51,8 @@ struct Command {
 static const Option common_options[] = {
     {"threads", "N", "0", "threads; 0: one for each core. Never changes a result"},
     {"seed", "N", "475", "seed of every random stream"},
+    {"unpack", "N", "100",
+     "most bytes that a byte of a file may unpack to (and MiB, if it is small)"},
     {"quiet", NULL, NULL, "say nothing but errors"},
     {"json", NULL, NULL, "results on standard output as JSON instead of text"},
 };
@@ -999,6 +1002,11 @@ static void run_command(const Command *command, int argc, char **argv) {
     if (threads > 1024) {
         bad_value(&arguments, "threads", "at most 1024");
     }
+    uint64_t unpack = get_count(&arguments, "unpack");
+    if (unpack < 1) {
+        bad_value(&arguments, "unpack", "at least 1");
+    }
+    inflate_most(unpack);
     Compute compute;
     compute_open(&compute, arena, (int)threads);
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
