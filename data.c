@@ -583,12 +583,13 @@ const char *adapter_prefix(const TensorStore *store) {
     return tensors_find(store, "module.weight") != NULL ? "module." : "";
 }
 
-void adapter_read(Adapter *adapter, const char *path) {
+void adapter_read(Adapter *adapter, const char *path, const char *models) {
     static const char *const names[] = {"weight", "bias"};
     float *to[] = {adapter->weight, adapter->bias};
     TensorStore store;
     Arena *scratch = arena_new();
     tensors_open(&store, scratch, path);
+    store.settings = models;
     for (int p = 0; p < 2; p++) {
         char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
         const Tensor *t =

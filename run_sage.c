@@ -1265,8 +1265,8 @@ static void open_saes(SageRun *r, Arena *arena) {
         if (sae->d_in != d) {
             char name[HOOK_NAME_MAX];
             hook_name(name, sae->hook, sae->layer, false, false);
-            fail(STATUS_INPUT, "%s: reads %zu dimensions, %s has %zu", sae->path, sae->d_in, name,
-                 d);
+            fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
+                 name, r->options->llm, d);
         }
     }
 }

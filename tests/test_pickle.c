@@ -80,17 +80,18 @@ Test(pickle, adapters_with_and_without_module) {
     float weight[4][6], bias[4][3];
     Error error;
     for (size_t i = 0; i < 4; i++) {
-        adapter_read(&(Adapter){weight[i], bias[i], 2, 3}, paths[i]);
+        adapter_read(&(Adapter){weight[i], bias[i], 2, 3}, paths[i], "L and V");
         if (i < 3) { /* the checkpoint has taken a step */
             cr_assert_arr_eq(weight[i], weight[0], sizeof weight[0]);
             cr_assert_arr_eq(bias[i], bias[0], 2 * sizeof(float));
         }
     }
     Adapter turned = {weight[0], bias[0], 3, 2};
-    ATTEMPT(&error, adapter_read(&turned, paths[2]));
+    ATTEMPT(&error, adapter_read(&turned, paths[2], "L and V"));
     cr_assert_eq(error.status, STATUS_INPUT);
-    cr_assert_not_null(strstr(error.text, "'module.weight': expected [3, 2], found [2, 3]"), "%s",
-                       error.text);
+    cr_assert_not_null(strstr(error.text, "'module.weight': expected [3, 2], found [2, 3]; the "
+                                          "sizes are from L and V"),
+                       "%s", error.text);
 }
 
 /* ---- what it never writes ---- */
