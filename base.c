@@ -676,7 +676,7 @@ static struct Notes {
 
 static void release_notes(void *what) {
     (void)what;
-    notes = (struct Notes){NULL};
+    notes = (struct Notes){.arena = NULL};
 }
 
 void files_note(Arena *arena) {
