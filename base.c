@@ -119,6 +119,20 @@ int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int compare_natural(const void *a, const void *b) {
+    static const char digits[] = "0123456789";
+    const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+    size_t i = 0;
+    while (x[i] != '\0' && x[i] == y[i]) {
+        i++;
+    }
+    while (i > 0 && strchr(digits, x[i - 1]) != NULL) {
+        i--;
+    }
+    size_t m = strspn(x + i, digits), n = strspn(y + i, digits);
+    return m > 0 && n > 0 && m != n ? (m < n ? -1 : 1) : strcmp(x + i, y + i);
+}
+
 size_t size_larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
@@ -677,6 +691,46 @@ static bool path_look(const char *path, struct stat *info) {
     return false;
 }
 
+static struct Notes {
+    Arena *arena; /* NULL: nothing is noted */
+    FileNote *root, *first, **end;
+} notes;
+
+static void release_notes(void *what) {
+    (void)what;
+    notes = (struct Notes){.arena = NULL};
+}
+
+void files_note(Arena *arena) {
+    notes = (struct Notes){.arena = arena, .end = &notes.first};
+    arena_defer(arena, release_notes, NULL);
+}
+
+const FileNote *files_noted(void) {
+    return notes.first;
+}
+
+/* Speed: a data set has many images, so they stand in a tree by the bits of a hash (FNV-1a). */
+static void note_file(const char *path, bool written) {
+    FileNote **at = &notes.root;
+    uint64_t hash = 14695981039346656037U;
+    if (notes.arena == NULL) {
+        return;
+    }
+    for (const char *c = path; *c != '\0'; c++) {
+        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
+    }
+    for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
+        at = &(*at)->branch[hash & 1];
+    }
+    if (*at == NULL) {
+        *at = *notes.end = arena_alloc(notes.arena, 1, sizeof **at);
+        (*at)->path = arena_copy(notes.arena, path, strlen(path));
+        notes.end = &(*at)->next;
+    }
+    (*at)->written |= written;
+}
+
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
 static int open_regular(const char *path, size_t *size) {
@@ -701,6 +755,7 @@ static int open_regular(const char *path, size_t *size) {
         fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
     refuse_foreign(file, path);
+    note_file(path, false);
     *size = (size_t)info.st_size;
     return file;
 }
@@ -787,7 +842,7 @@ char *memory_text(MemoryStream *memory) {
 }
 
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
-void sha256_file(const char *path, char hex[65]) {
+uint64_t sha256_file(const char *path, char hex[65]) {
     Arena *arena = arena_new();
     FILE *stream = file_open(arena, path);
     size_t size = 32768, got;
@@ -800,8 +855,10 @@ void sha256_file(const char *path, char hex[65]) {
     if (ferror(stream)) {
         fail_errno(errno, path, "cannot read");
     }
+    uint64_t length = sha.length;
     sha256_end(&sha, hex);
     arena_free(arena);
+    return length;
 }
 
 static void release_directory(void *stream) {
@@ -934,6 +991,7 @@ OutFile *out_open(const char *path) {
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         free(target);
         remove_abandoned(arena, out->path);
+        note_file(path, true);
         file = open_temporary(out);
     }
     if (file < 0) {

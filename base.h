@@ -73,8 +73,10 @@ Error attempt_end(Attempt *attempt);
 bool size_mul(size_t *product, size_t a, size_t b); /* false on overflow */
 bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
 size_t size_larger(size_t a, size_t b);
-size_t size_product(size_t a, size_t b);           /* STATUS_RESOURCE on overflow */
-int compare_doubles(const void *a, const void *b); /* for qsort: rising */
+size_t size_product(size_t a, size_t b); /* STATUS_RESOURCE on overflow */
+/* For qsort: rising. Of texts (char *) numbers count by their value: layer.2 before layer.10. */
+int compare_doubles(const void *a, const void *b);
+int compare_natural(const void *a, const void *b);
 
 /* ---- arenas: the one owner of memory and of what must be closed ----
  * Memory is zeroed and aligned to 64 bytes; none to be had is STATUS_RESOURCE, never NULL. What is
@@ -138,7 +140,7 @@ typedef struct Sha256 {
 void sha256_start(Sha256 *sha);
 void sha256_add(Sha256 *sha, const void *data, size_t length);
 void sha256_end(Sha256 *sha, char hex[65]);
-void sha256_file(const char *path, char hex[65]);
+uint64_t sha256_file(const char *path, char hex[65]); /* how many bytes it has */
 
 /* ---- UTF-8 ---- */
 /* Bytes of the well-formed sequence at `text` (1 to 4) and its code point; 0 if it is none
@@ -176,6 +178,18 @@ typedef struct FileMap {
 FileMap file_map(Arena *arena, const char *path);
 FILE *file_open(Arena *arena,
                 const char *path); /* a regular file, to read; closed with the arena */
+
+/* From here until the arena goes every regular file is noted, once, that is opened to be read or
+ * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
+typedef struct FileNote {
+    const char *path;      /* as it was opened */
+    bool written;          /* it may have been read as well */
+    struct FileNote *next; /* in the order of opening */
+    struct FileNote *branch[2];
+} FileNote;
+
+void files_note(Arena *arena);
+const FileNote *files_noted(void); /* the first; NULL: none */
 /* Text gathered by stdio; it goes with the arena. */
 typedef struct MemoryStream {
     FILE *stream;

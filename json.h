@@ -77,8 +77,8 @@ const Json *json_need(const Json *object, const char *key, JsonKind kind);
 REFSAE_NORETURN void json_refuse(const Json *object, const char *key, const char *expected);
 
 /* ---- JSON lines ----
- * The next line that is not blank; NULL: the end. *line is 0 at first and counts lines; messages
- * begin with "NAME:LINE: ". */
+ * The next line that is not blank, which may be no list; NULL: the end. *line is 0 at first and
+ * counts lines; messages begin with "NAME:LINE: ". */
 const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line);
 
 /* ---- conversations: a file that is one array; elements are read by index ----

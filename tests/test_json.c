@@ -203,7 +203,8 @@ Test(json, lines) {
     cr_assert(json_text_is(json_line(arena, stream, "F", &line), "b"));
     cr_assert_eq(line, 5);
     SAYS(json_line(arena, stream, "F", &line), "F:6: line 1, column 6: expected ':', found '2'");
-    cr_assert_eq(json_line(arena, stream, "F", &line)->length, 1, "a torn line may be skipped");
+    SAYS(json_line(arena, stream, "F", &line),
+         "F:7: is a list: expected JSON lines, an object on each"); /* a torn line may be skipped */
     cr_assert_eq(line, 7);
     cr_assert_null(json_line(arena, stream, "F", &line));
     fclose(stream);
