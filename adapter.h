@@ -232,6 +232,7 @@ typedef struct AnalyzeResult {
     size_t n_failures;
     size_t judged;                  /* examples that have verdicts: the first of them all */
     size_t verdicts, verdicts_used; /* of a judge outside: lines, and those that say something */
+    size_t verdicts_missing;        /* questions that it left open */
 } AnalyzeResult;
 
 typedef struct TopFeature {

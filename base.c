@@ -122,6 +122,20 @@ int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int compare_natural(const void *a, const void *b) {
+    static const char digits[] = "0123456789";
+    const char *x = *(const char *const *)a, *y = *(const char *const *)b;
+    size_t i = 0;
+    while (x[i] != '\0' && x[i] == y[i]) {
+        i++;
+    }
+    while (i > 0 && strchr(digits, x[i - 1]) != NULL) {
+        i--;
+    }
+    size_t m = strspn(x + i, digits), n = strspn(y + i, digits);
+    return m > 0 && n > 0 && m != n ? (m < n ? -1 : 1) : strcmp(x + i, y + i);
+}
+
 size_t size_larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
@@ -745,6 +759,46 @@ static bool path_look(const char *path, struct stat *info) {
     return false;
 }
 
+static struct Notes {
+    Arena *arena; /* NULL: nothing is noted */
+    FileNote *root, *first, **end;
+} notes;
+
+static void release_notes(void *what) {
+    (void)what;
+    notes = (struct Notes){.arena = NULL};
+}
+
+void files_note(Arena *arena) {
+    notes = (struct Notes){.arena = arena, .end = &notes.first};
+    arena_defer(arena, release_notes, NULL);
+}
+
+const FileNote *files_noted(void) {
+    return notes.first;
+}
+
+/* Speed: a data set has many images, so they stand in a tree by the bits of a hash (FNV-1a). */
+static void note_file(const char *path, bool written) {
+    FileNote **at = &notes.root;
+    uint64_t hash = 14695981039346656037U;
+    if (notes.arena == NULL) {
+        return;
+    }
+    for (const char *c = path; *c != '\0'; c++) {
+        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
+    }
+    for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
+        at = &(*at)->branch[hash & 1];
+    }
+    if (*at == NULL) {
+        *at = *notes.end = arena_alloc(notes.arena, 1, sizeof **at);
+        (*at)->path = arena_copy(notes.arena, path, strlen(path));
+        notes.end = &(*at)->next;
+    }
+    (*at)->written |= written;
+}
+
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
  * waited for. */
 static int open_regular(const char *path, size_t *size) {
@@ -769,6 +823,7 @@ static int open_regular(const char *path, size_t *size) {
         fail(STATUS_RESOURCE, "%s: too large for this machine's addresses", path);
     }
     refuse_foreign(file, path);
+    note_file(path, false);
     *size = (size_t)info.st_size;
     return file;
 }
@@ -887,7 +942,7 @@ char *memory_text(MemoryStream *memory) {
 }
 
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
-void sha256_file(const char *path, char hex[65]) {
+uint64_t sha256_file(const char *path, char hex[65]) {
     Arena *arena = arena_new();
     FILE *stream = file_open(arena, path);
     size_t size = 32768, got;
@@ -900,8 +955,10 @@ void sha256_file(const char *path, char hex[65]) {
     if (ferror(stream)) {
         fail_errno(errno, path, "cannot read");
     }
+    uint64_t length = sha.length;
     sha256_end(&sha, hex);
     arena_free(arena);
+    return length;
 }
 
 static void release_directory(void *stream) {
@@ -1037,6 +1094,7 @@ OutFile *out_open(const char *path) {
         }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
         remove_abandoned(arena, out->path);
+        note_file(path, true);
         file = open_temporary(out);
     }
     if (file < 0) {
@@ -1243,6 +1301,15 @@ static char *shard_folder(Arena *arena, const Shard *s, size_t k) {
     return path_join(arena, s->out, arena_format(arena, "shard-%zu-of-%zu", k, s->count));
 }
 
+/* What lies between shards is neither input nor output of the run. */
+static FileMap map_unnoted(Arena *arena, const char *path) {
+    const struct Notes kept = notes;
+    notes.arena = NULL;
+    FileMap map = file_map(arena, path);
+    notes = kept;
+    return map;
+}
+
 static Journal journal_open(const Shard *s, Arena *arena, size_t k, const char *name) {
     Journal j = {.path = path_join(arena, shard_folder(arena, s, k), name)};
     double until = progress_now() + s->wait;
@@ -1255,7 +1322,7 @@ static Journal journal_open(const Shard *s, Arena *arena, size_t k, const char *
         }
         nanosleep(&pause, NULL);
     }
-    FileMap map = file_map(arena, j.path);
+    FileMap map = map_unnoted(arena, j.path);
     j.next = map.data;
     j.left = map.size;
     if (memcmp(journal_take(&j, sizeof journal_mark), &journal_mark, sizeof journal_mark) != 0) {
@@ -1336,6 +1403,31 @@ void shard_read(Shard *s, const char *name) {
     s->journals = journals;
 }
 
+void shard_inputs(Shard *s) {
+    if (shard_is_part(s)) {
+        OutFile *out = out_open(path_join(s->arena, s->folder, "inputs"));
+        for (const FileNote *n = files_noted(); n != NULL; n = n->next) {
+            if (!n->written) {
+                journal_write(out->stream, n->path, strlen(n->path));
+            }
+        }
+        out_commit(out);
+        return;
+    }
+    files_note(s->arena);
+    for (size_t k = 1; k <= s->count; k++) {
+        Journal j = {.path = path_join(s->arena, shard_folder(s->arena, s, k), "inputs")};
+        FileMap map = map_unnoted(s->arena, j.path);
+        j.next = map.data;
+        j.left = map.size;
+        while (j.left > 0) {
+            size_t size;
+            const char *path = journal_block(&j, &size);
+            note_file(arena_copy(s->arena, path, size), false);
+        }
+    }
+}
+
 void shard_end(Shard *s) {
     if (s == NULL) {
         return;
@@ -1404,10 +1496,10 @@ void shard_rows(Shard *s, void *rows, size_t n, size_t size) {
 void shard_copy(const Shard *s, const char *name, bool same) {
     Arena *arena = arena_new();
     const char *first = path_join(arena, shard_folder(arena, s, 1), name);
-    FileMap map = file_map(arena, first);
+    FileMap map = map_unnoted(arena, first);
     for (size_t k = 2; k <= s->count && same; k++) {
         const char *path = path_join(arena, shard_folder(arena, s, k), name);
-        FileMap other = file_map(arena, path);
+        FileMap other = map_unnoted(arena, path);
         if (other.size != map.size || memcmp(other.data, map.data, map.size) != 0) {
             fail(STATUS_INPUT, "%s: is not the same as %s", path, first);
         }

@@ -74,8 +74,10 @@ Error attempt_end(Attempt *attempt);
 bool size_mul(size_t *product, size_t a, size_t b); /* false on overflow */
 bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
 size_t size_larger(size_t a, size_t b);
-size_t size_product(size_t a, size_t b);           /* STATUS_RESOURCE on overflow */
-int compare_doubles(const void *a, const void *b); /* for qsort: rising */
+size_t size_product(size_t a, size_t b); /* STATUS_RESOURCE on overflow */
+/* For qsort: rising. Of texts (char *) numbers count by their value: layer.2 before layer.10. */
+int compare_doubles(const void *a, const void *b);
+int compare_natural(const void *a, const void *b);
 
 /* ---- the order of bytes ----
  * Every file is little-endian; memory is as the machine has it, from the moment a reader hands it
@@ -161,7 +163,7 @@ typedef struct Sha256 {
 void sha256_start(Sha256 *sha);
 void sha256_add(Sha256 *sha, const void *data, size_t length);
 void sha256_end(Sha256 *sha, char hex[65]);
-void sha256_file(const char *path, char hex[65]);
+uint64_t sha256_file(const char *path, char hex[65]); /* how many bytes it has */
 
 /* ---- UTF-8 ---- */
 /* Bytes of the well-formed sequence at `text` (1 to 4) and its code point; 0 if it is none
@@ -199,6 +201,18 @@ typedef struct FileMap {
 FileMap file_map(Arena *arena, const char *path);
 FILE *file_open(Arena *arena,
                 const char *path); /* a regular file, to read; closed with the arena */
+
+/* From here until the arena goes every regular file is noted, once, that is opened to be read or
+ * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
+typedef struct FileNote {
+    const char *path;      /* as it was opened */
+    bool written;          /* it may have been read as well */
+    struct FileNote *next; /* in the order of opening */
+    struct FileNote *branch[2];
+} FileNote;
+
+void files_note(Arena *arena);
+const FileNote *files_noted(void); /* the first; NULL: none */
 /* Text gathered by stdio; it goes with the arena. */
 typedef struct MemoryStream {
     FILE *stream;
@@ -277,6 +291,9 @@ bool shard_is_part(const Shard *shard);
 bool shard_is_merge(const Shard *shard);
 void shard_write(Shard *shard, const char *name); /* begins a journal */
 void shard_end(Shard *shard);                     /* of writing, or of reading: all was read */
+/* Leaves the names of the inputs that were noted; a merge notes those of all shards instead of its
+ * own, since it does not open all that they did. */
+void shard_inputs(Shard *shard);
 /* Begins to read the journals of this name of all shards. One that is not there within shard->wait
  * seconds, or has other settings, is an error. */
 void shard_read(Shard *shard, const char *name);

@@ -190,7 +190,7 @@ static const Json *first_of(const Json *object, const char *const *names) {
     return NULL;
 }
 
-/* As Python's str(), which the metrics' own code calls: True, 3, 2.5. NULL: it is no reference. */
+/* As Python's str(), which the metrics' own code calls: True, 3, 2.5. NULL: it is none of these. */
 static const Json *reference_text(Arena *arena, const Json *value) {
     char buffer[JSON_NUMBER_SIZE];
     const char *text = buffer;
@@ -236,7 +236,12 @@ Question question_parse(Arena *arena, const Json *line, const char *name, size_t
     question.answers = arena_alloc(arena, list ? answer->length + 1 : 1, sizeof(Json *));
     for (const Json *a = list ? answer->child : answer; a != NULL; a = list ? a->next : NULL) {
         const Json *string = json_is(a, JSON_OBJECT) ? json_get(a, "answer") : a;
-        question.answers[question.n_answers++] = reference_text(arena, string);
+        const Json *reference = reference_text(arena, string);
+        if (reference == NULL) {
+            fail(STATUS_INPUT, "%s:%zu: an answer is neither text nor number, true or false", name,
+                 number);
+        }
+        question.answers[question.n_answers++] = reference;
     }
     return question;
 }
@@ -369,7 +374,7 @@ static bool answer_is_yes(const char *text) {
 /* exact: [given is one of the references]; VQA accuracy; and where the first reference is yes or
  * no, the four counts of accuracy, precision, recall and F1 of yes. */
 bool score_answer(Scores *scores, const char *given, size_t length, const Question *question) {
-    if (question->n_answers == 0 || question->answers[0] == NULL) {
+    if (question->n_answers == 0) {
         return false;
     }
     Arena *scratch = arena_new();
@@ -377,10 +382,8 @@ bool score_answer(Scores *scores, const char *given, size_t length, const Questi
     size_t matches = 0;
     for (size_t i = 0; i < question->n_answers; i++) {
         const Json *a = question->answers[i];
-        if (a != NULL) {
-            exact |= same_answer(given, length, a->text, a->length);
-            matches += same_vqa_form(given, length, a->text, a->length, scratch);
-        }
+        exact |= same_answer(given, length, a->text, a->length);
+        matches += same_vqa_form(given, length, a->text, a->length, scratch);
     }
     arena_free(scratch);
     scores->with_answer++;
@@ -581,12 +584,13 @@ const char *adapter_prefix(const TensorStore *store) {
     return tensors_find(store, "module.weight") != NULL ? "module." : "";
 }
 
-void adapter_read(Adapter *adapter, const char *path) {
+void adapter_read(Adapter *adapter, const char *path, const char *models) {
     static const char *const names[] = {"weight", "bias"};
     float *to[] = {adapter->weight, adapter->bias};
     TensorStore store;
     Arena *scratch = arena_new();
     tensors_open(&store, scratch, path);
+    store.settings = models;
     for (int p = 0; p < 2; p++) {
         char *name = arena_format(scratch, "%s%s", adapter_prefix(&store), names[p]);
         const Tensor *t =

@@ -97,9 +97,9 @@ size_t adapter_size(const Adapter *adapter); /* numbers of both */
 /* What stands before their names: "module." where the released code trained on several devices,
  * else "". */
 const char *adapter_prefix(const TensorStore *store);
-/* Into an adapter that has its memory. Other shapes and values that are not finite are
- * STATUS_INPUT. */
-void adapter_read(Adapter *adapter, const char *path);
+/* Into an adapter that has its memory, of the size of `models` ("LLM and VISION", for messages).
+ * Other shapes and values that are not finite are STATUS_INPUT. */
+void adapter_read(Adapter *adapter, const char *path, const char *models);
 void adapter_write(const Adapter *adapter, const char *path);
 
 #endif

@@ -901,26 +901,12 @@ static bool diff_pair(const Diff *d, DiffPair *p, bool first_line) {
 
 /* ---- diff: where it began ---- */
 
-/* A number counts by its value: layer.2 before layer.10. */
-static int natural_order(const char *a, const char *b) {
-    static const char digits[] = "0123456789";
-    size_t i = 0;
-    while (a[i] != '\0' && a[i] == b[i]) {
-        i++;
-    }
-    while (i > 0 && strchr(digits, a[i - 1]) != NULL) {
-        i--;
-    }
-    size_t m = strspn(a + i, digits), n = strspn(b + i, digits);
-    return m > 0 && n > 0 && m != n ? (m < n ? -1 : 1) : strcmp(a + i, b + i);
-}
-
 static int compare_pairs(const void *a, const void *b) {
     const DiffPair *x = a, *y = b;
     if (x->known != y->known) {
         return x->known ? -1 : 1;
     }
-    return x->known ? compare_points(&x->point, &y->point) : natural_order(x->name, y->name);
+    return x->known ? compare_points(&x->point, &y->point) : compare_natural(&x->name, &y->name);
 }
 
 static bool parse_point(HookPoint *point, const char *name) {

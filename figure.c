@@ -889,43 +889,10 @@ void page_chapter(Page *page, const char *heading) {
     page->level = 3;
 }
 
-void page_fact(Page *page, const char *name, const char *format, ...) {
-    MemoryStream *fact = memory_open(page->out->arena);
-    va_list list;
-    va_start(list, format);
-    vfprintf(fact->stream, format, list);
-    va_end(list);
-    page_item(page, ':', name, memory_text(fact));
-}
-
-void page_digest(Page *page, const char *name, const char *path) {
-    static const char *const checkpoints[] = {"model.safetensors", "model.safetensors.index.json"};
-    Arena *scratch = arena_new();
-    char hex[65];
-    bool directory = path != NULL && path_is_directory(path);
-    const char *file = directory ? NULL : path;
-    for (size_t i = 0; i < 2 && directory && file == NULL; i++) {
-        char *checkpoint = path_join(scratch, path, checkpoints[i]);
-        file = path_exists(checkpoint) ? checkpoint : NULL;
-    }
-    if (file != NULL && path_exists(file)) {
-        sha256_file(file, hex);
-        page_fact(page, name, "%s  sha256 %s", file, hex);
-    } else if (file != NULL) {
-        page_fact(page, name, "%s", file);
-    }
-    arena_free(scratch);
-}
-
 void page_figure(Page *page, const char *caption, const char *svg) {
     page_item(page, 0, "", "");
     markup(page->body->stream, "<figure><figcaption>%s</figcaption><div>\n", caption);
     fprintf(page->body->stream, "%s</div></figure>\n", svg);
-}
-
-void page_raw(Page *page, const char *html) {
-    page_item(page, 0, "", "");
-    fputs(html, page->body->stream);
 }
 
 void page_table(Page *page, const char *caption) {

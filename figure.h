@@ -81,14 +81,7 @@ void page_chapter(Page *page, const char *heading);
 /* ' ': a paragraph; '*': one with words in bold before it; '=': a figure that a reader should see
  * first, and its name; ':': a fact. Several in a row make one block. */
 void page_item(Page *page, char mark, const char *first, const char *second);
-/* Names and what they are: exact command, seeds, digests. */
-void page_fact(Page *page, const char *name, const char *format, ...) REFSAE_PRINTF(3, 4);
-/* A fact: the file, with its SHA-256 if it is there; nothing for NULL. Of a model's directory its
- * checkpoint (or the index of its shards). */
-void page_digest(Page *page, const char *name, const char *path);
 void page_figure(Page *page, const char *caption, const char *svg);
-/* HTML that refsae wrote before, as it stands. */
-void page_raw(Page *page, const char *html);
 
 /* A table: titles, then row by row its cells. */
 void page_table(Page *page, const char *caption);

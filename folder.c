@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* ---- what reports and their page share ---- */
 
@@ -50,11 +49,7 @@ bool figure_is_interval(const Json *value) {
     return length > 3 && strcmp(value->key + length - 3, "_ci") == 0;
 }
 
-/* ---- what lies in a folder ----
- * How the files came about stands in none of them: it is copied from page to page, between marks.
- */
-
-#define MADE "<!--refsae made-->\n"
+/* ---- what lies in a folder ---- */
 
 typedef struct Folder {
     Page *page;
@@ -448,6 +443,251 @@ static void show_page(const Folder *f, const Json *root) {
     show_blocks(f, &scope, (const char *)page_text[0].text, true);
 }
 
+/* ---- manifest.json: what runs read and wrote ---- */
+
+/* Named without a digest: a machine's times; and what shows or is the manifest itself. */
+static bool is_undigested(const char *name) {
+    return strcmp(name, "timing.csv") == 0 || strcmp(name, "report.html") == 0 ||
+           strcmp(name, "manifest.json") == 0;
+}
+
+static int compare_notes(const void *a, const void *b) {
+    return strcmp((*(const FileNote *const *)a)->path, (*(const FileNote *const *)b)->path);
+}
+
+/* The name of an output: in the folder its last part, elsewhere a path, which has a slash. */
+static const char *output_name(const char *out, const char *path, Arena *arena) {
+    const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
+    return strcmp(path_join(arena, out, name), path) == 0 ? name
+           : slash == NULL                                ? path_join(arena, ".", path)
+                                                          : path;
+}
+
+/* Where it is now. */
+static const char *output_path(const Folder *f, const char *name) {
+    return strchr(name, '/') == NULL ? path_join(f->arena, f->path, name) : name;
+}
+
+/* The run of each command; NULL: none. */
+static const Json *manifest_runs(const Folder *f) {
+    return json_get(folder_json(f, "manifest.json"), "runs");
+}
+
+static void manifest_file(JsonOut *json, const char *path, size_t bytes, const char *sha256) {
+    json_out(json, "{ path %s", path);
+    if (*sha256 != '\0') {
+        json_out(json, "bytes %zu sha256 %s", bytes, sha256);
+    }
+    json_out(json, "}");
+}
+
+static void manifest_files(JsonOut *json, const Folder *f, bool written, const FileNote **notes,
+                           size_t count, Progress *progress) {
+    json_out(json, "%s [", written ? "outputs" : "inputs");
+    for (size_t i = 0; i < count; i++) {
+        const char *path = notes[i]->path;
+        if (notes[i]->written == written) {
+            const char *name = written ? output_name(f->path, path, f->arena) : path;
+            bool digested = !written || !is_undigested(name);
+            char hex[65] = "";
+            size_t bytes = digested ? (size_t)sha256_file(path, hex) : 0;
+            manifest_file(json, name, bytes, hex);
+            progress_set(progress, progress->done + 1, NULL);
+        }
+    }
+    json_out(json, "]");
+}
+
+/* Another command's, as it stands. */
+static void copy_run(JsonOut *json, const Json *run) {
+    json_out(json, "%s {", run->key);
+    for (const Json *v = json_first_member(run); v != NULL; v = v->next) {
+        if (json_is(v, JSON_STRING)) {
+            json_out(json, "%s %s", v->key, v->text);
+            continue;
+        }
+        json_out(json, "%s [", v->key);
+        for (const Json *e = json_first(v); e != NULL; e = e->next) {
+            int64_t bytes = 0;
+            (void)json_int64(json_get(e, "bytes"), &bytes);
+            manifest_file(json, json_string(json_get(e, "path")), (size_t)bytes,
+                          json_string(json_get(e, "sha256")));
+        }
+        json_out(json, "]");
+    }
+    json_out(json, "}");
+}
+
+/* NULL: it is as it was written. */
+static const char *file_change(const char *path, const Json *file) {
+    const char *sha256 = json_string(json_get(file, "sha256"));
+    char hex[65];
+    if (!path_exists(path)) {
+        return "is missing";
+    }
+    if (*sha256 == '\0') {
+        return NULL;
+    }
+    sha256_file(path, hex);
+    return strcmp(hex, sha256) == 0 ? NULL : "has changed";
+}
+
+/* Figures that the last run of this command drew and this one did not would pass for its own. */
+static void remove_stale(const Folder *f, const Json *before) {
+    for (const Json *v = json_first(json_get(before, "outputs")); v != NULL; v = v->next) {
+        const char *name = json_string(json_get(v, "path")), *path = output_path(f, name),
+                   *ending = strrchr(name, '.');
+        const FileNote *note = files_noted();
+        while (note != NULL && strcmp(note->path, path) != 0) {
+            note = note->next;
+        }
+        if (note == NULL && strchr(name, '/') == NULL && ending != NULL &&
+            strcmp(ending, ".svg") == 0 && file_change(path, v) == NULL) {
+            remove(path);
+        }
+    }
+}
+
+/* "analyze" */
+static const char *run_name(const Console *console, Arena *arena) {
+    const char *word = strchr(console->command, ' ') + 1;
+    return arena_copy(arena, word, strcspn(word, " "));
+}
+
+void manifest_write(const char *out, uint64_t seed, const Console *console) {
+    Arena *arena = arena_new();
+    Folder f = {.path = out, .arena = arena};
+    const Json *volatile before = NULL; /* what cannot be read is replaced */
+    Error unread;
+    ATTEMPT(&unread, before = manifest_runs(&f));
+    fail_for_resources(&unread);
+    OutFile *file = out_open(path_join(arena, out, "manifest.json"));
+    const char *name = run_name(console, arena);
+    size_t count = 0, room = 0;
+    const FileNote **notes = NULL;
+    for (const FileNote *n = files_noted(); n != NULL; n = n->next) {
+        notes = arena_grow(arena, notes, &room, count + 1, sizeof *notes);
+        notes[count++] = n;
+    }
+    if (count > 0) {
+        qsort(notes, count, sizeof *notes, compare_notes);
+    }
+    remove_stale(&f, json_get(before, name));
+    Progress progress = progress_start("digests", "files", 0, count, console->quiet);
+    JsonOut json = json_out_start(file->stream, 4);
+    json_out(&json, "{ runs {");
+    for (const Json *run = json_first_member(before); run != NULL; run = run->next) {
+        if (strcmp(run->key, name) != 0) {
+            copy_run(&json, run);
+        }
+    }
+    json_out(&json, "%s { command %s version %s seed %s", name, console->command, REFSAE_VERSION,
+             arena_format(arena, "%llu", (unsigned long long)seed));
+    manifest_files(&json, &f, false, notes, count, &progress);
+    manifest_files(&json, &f, true, notes, count, &progress);
+    json_out(&json, "} } }");
+    progress_end(&progress);
+    out_commit(file);
+    arena_free(arena);
+}
+
+/* Of files from v up to end, those with a digest, as sha256sum lists them. */
+static void list_digest(const Json *v, const Json *end, char hex[65]) {
+    Sha256 sha;
+    sha256_start(&sha);
+    for (; v != end; v = v->next) {
+        const char *path = json_string(json_get(v, "path")), *slash = strrchr(path, '/'),
+                   *name = slash == NULL ? path : slash + 1,
+                   *digest = json_string(json_get(v, "sha256"));
+        if (*digest != '\0') {
+            sha256_add(&sha, digest, strlen(digest));
+            sha256_add(&sha, "  ", 2);
+            sha256_add(&sha, name, strlen(name));
+            sha256_add(&sha, "\n", 1);
+        }
+    }
+    sha256_end(&sha, hex);
+}
+
+/* How many files of a run are not as it read or wrote them. */
+static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const Console *console) {
+    static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
+    size_t count[2] = {0}, bad[2] = {0};
+    char hex[65];
+    json_out(json, "%s { problems [", run->key);
+    for (int k = 0; k < 2; k++) {
+        for (const Json *v = json_first(json_get(run, keys[k])); v != NULL; v = v->next) {
+            const char *path = json_string(json_get(v, "path")),
+                       *change = file_change(k == 0 ? path : output_path(f, path), v);
+            count[k]++;
+            if (change != NULL) {
+                const char *problem = arena_format(f->arena, "%s %s %s", names[k], path, change);
+                console_result(console, "%s: %s", run->key, problem);
+                json_out(json, "%s", problem);
+                bad[k]++;
+            }
+        }
+    }
+    json_out(json, "] inputs %zu outputs %zu", count[0], count[1]);
+    if (bad[0] + bad[1] == 0) {
+        console_result(console, "%s: %zu inputs and %zu outputs as written", run->key, count[0],
+                       count[1]);
+    }
+    if (bad[1] == 0) {
+        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
+        console_result(console, "%s: outputs: sha256 %s", run->key, hex);
+        json_out(json, "outputs_sha256 %s", hex);
+    }
+    json_out(json, "}");
+    return bad[0] + bad[1];
+}
+
+/* What lies in the folder and is no run's. */
+static void verify_others(const Folder *f, const Json *runs, JsonOut *json,
+                          const Console *console) {
+    size_t count;
+    char **names = path_list(f->arena, f->path, &count);
+    json_out(json, "others [");
+    for (size_t i = 0; i < count; i++) {
+        bool known = path_is_directory(path_join(f->arena, f->path, names[i]));
+        for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+            for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
+                known |= json_text_is(json_get(v, "path"), names[i]);
+            }
+        }
+        if (!known) {
+            console_result(console, "%s: written by none of these runs", names[i]);
+            json_out(json, "%s", names[i]);
+        }
+    }
+    json_out(json, "]");
+}
+
+void folder_verify(const char *directory, const Console *console) {
+    Arena *arena = arena_new();
+    Folder f = {.path = directory, .arena = arena};
+    MemoryStream *memory = memory_open(arena);
+    JsonOut json = json_out_start(memory->stream, 3);
+    size_t bad = 0;
+    path_need_directory(directory);
+    const Json *runs = manifest_runs(&f);
+    if (json_first_member(runs) == NULL) {
+        fail(STATUS_INPUT, "%s: no manifest.json of a run", directory);
+    }
+    json_out(&json, "{ runs {");
+    for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+        bad += verify_run(&f, run, &json, console);
+    }
+    json_out(&json, "}");
+    verify_others(&f, runs, &json, console);
+    json_out(&json, "}");
+    fputs(console->json ? memory_text(memory) : "", stdout);
+    if (bad > 0) {
+        fail(STATUS_CHECK, "%s: files that are not as the runs left them: %zu", directory, bad);
+    }
+    arena_free(arena);
+}
+
 /* ---- what was found, in words, before all figures ---- */
 
 static bool is_permuted(const Json *scores) {
@@ -522,12 +762,21 @@ static const Json *lines_next(LineFile *file) {
                                 : json_line(file->one, file->stream, file->path, &file->number);
 }
 
+/* Are the answers of `other` those of the adapter that f was analysed with? */
+static bool is_answered_by(const Folder *f, const Folder *other) {
+    const char *adapter = json_string(json_get(other->scores, "adapter_sha256"));
+    return !is_permuted(other->scores) &&
+           (f == other ||
+            (*adapter != '\0' && strstr(folder_text(f, "manifest.json"), adapter) != NULL));
+}
+
 /* The first pictures, with their image tokens' features in a layer and the first answer. */
-static void find_pictures(Record *record, const Folder *f, double layer) {
+static void find_pictures(Record *record, const Folder *f, const Folder *others, size_t n_others,
+                          double layer) {
     Record all = record_object(record, "pictures"), pictures[3];
     const size_t most = sizeof pictures / sizeof *pictures;
     size_t count = 0, answered = 0;
-    LineFile features = lines_open(f, "features.jsonl"), answers = lines_open(f, "answers.jsonl");
+    LineFile features = lines_open(f, "features.jsonl");
     const Json *line;
     while (count < most && (line = lines_next(&features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
@@ -540,15 +789,21 @@ static void find_pictures(Record *record, const Folder *f, double layer) {
                         features_text(line, f->arena));
         }
     }
-    while (answered < count && (line = lines_next(&answers)) != NULL) {
-        size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
-        if (i < count && json_get(pictures[i].object, "question") == NULL) {
-            const char *text = json_string(json_get(line, "text")),
-                       *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
-            record_text(&pictures[i], "question",
-                        arena_format(f->arena, "%s", json_string(json_get(line, "prompt"))));
-            record_text(&pictures[i], "answer", arena_format(f->arena, "%s (%s)", text, exact));
-            answered++;
+    for (size_t o = 0; o < n_others; o++) {
+        if (!is_answered_by(f, &others[o])) {
+            continue;
+        }
+        LineFile answers = lines_open(&others[o], "answers.jsonl");
+        while (answered < count && (line = lines_next(&answers)) != NULL) {
+            size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
+            if (i < count && json_get(pictures[i].object, "question") == NULL) {
+                const char *text = json_string(json_get(line, "text")),
+                           *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
+                record_text(&pictures[i], "question",
+                            arena_format(f->arena, "%s", json_string(json_get(line, "prompt"))));
+                record_text(&pictures[i], "answer", arena_format(f->arena, "%s (%s)", text, exact));
+                answered++;
+            }
         }
     }
 }
@@ -574,7 +829,7 @@ static const Json *layer_pick(const Json *layers, Group g, const char *key, int 
 }
 
 /* How image tokens' curves run and where they meet the text control's, and their features. */
-static void find_layers(Record *record, const Folder *f) {
+static void find_layers(Record *record, const Folder *f, const Folder *all, size_t count) {
     const Json *layers = json_get(f->layers, "layers"),
                *convergence = json_get(f->layers, "convergence"),
                *image = layer_pick(layers, GROUP_IMG, "match", 0);
@@ -594,7 +849,7 @@ static void find_layers(Record *record, const Folder *f) {
     record_add(record, "image", image);
     record_add(record, "text", layer_pick(layers, GROUP_TEXT, "match", 0));
     if (image != NULL) {
-        find_pictures(record, f, json_double(json_get(image, "layer")));
+        find_pictures(record, f, all, count, json_double(json_get(image, "layer")));
     }
 }
 
@@ -703,7 +958,6 @@ static void find_sage(Record *record, const Folder *all, size_t count, size_t at
         return;
     }
     record_add(record, "sage", f->sage);
-    record_text(record, "name", f->name);
     record_text(record, "prompt", example_text(f));
     Record rows = record_object(record, "saes");
     for (size_t i = at; i < count; i++) {
@@ -781,24 +1035,60 @@ static void find_best(Record *record, const Json *interpretations) {
 
 /* ---- the page: how results came about ---- */
 
-static bool same_file(const char *a, const char *b) {
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-/* From the folder's own page. If that is the one that will be replaced, the marks stay, so that
- * the next page finds them. */
-static void show_made(const Folder *f, const char *out) {
-    char *made = text_between(f->arena, folder_text(f, "report.html"), MADE, FOLDER_MADE_END);
-    bool own = same_file(path_join(f->arena, f->path, "report.html"), out);
-    if (*made != '\0') {
-        page_section(f->page, "How this was made");
-        page_raw(f->page, own ? arena_format(f->arena, MADE "%s" FOLDER_MADE_END, made) : made);
+/* Of a folder with more than a reader would look at, one line. */
+static void find_inputs(Record *record, const Json *inputs) {
+    const size_t most = 8;
+    Record rows = record_object(record, "inputs");
+    for (const Json *v = json_first(inputs), *next; v != NULL; v = next) {
+        const char *parent = path_parent(record->arena, json_string(json_get(v, "path")));
+        size_t n = 0;
+        for (next = v; next != NULL; next = next->next, n++) {
+            const char *other = json_string(json_get(next, "path"));
+            if (strcmp(path_parent(record->arena, other), parent) != 0) {
+                break;
+            }
+        }
+        Record row = record_object(&rows, NULL);
+        if (n > most) {
+            char hex[65];
+            list_digest(v, next, hex);
+            record_text(&row, "path", parent);
+            record_number(&row, "files", (double)n);
+            record_text(&row, "sha256", arena_copy(record->arena, hex, 64));
+        } else {
+            next = v->next;
+            record_add(&row, "path", json_get(v, "path"));
+            record_add(&row, "sha256", json_get(v, "sha256"));
+        }
+        record_add(&row, "first", v == json_first(inputs) ? v : NULL);
     }
 }
 
-/* All that the folder holds. */
-static void show_folder(const Folder *f) {
+static void show_made(const Folder *f) {
+    const Json *run = json_first_member(manifest_runs(f));
+    Json root = {.kind = JSON_OBJECT};
+    Record all = {f->arena, &root, NULL};
+    if (run == NULL) {
+        return;
+    }
+    Record made = record_object(&all, "made");
+    for (; run != NULL; run = run->next) {
+        char hex[65];
+        Record record = record_object(&made, NULL);
+        record_add(&record, "command", json_get(run, "command"));
+        record_add(&record, "version", json_get(run, "version"));
+        record_add(&record, "seed", json_get(run, "seed"));
+        find_inputs(&record, json_get(run, "inputs"));
+        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
+        record_text(&record, "outputs", arena_copy(f->arena, hex, 64));
+    }
+    show_page(f, &root);
+}
+
+static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
+
+/* All that the folder holds; whether that is anything. */
+static bool show_folder(const Folder *f) {
     int before = f->page->sections;
     const Json *tests = json_get(f->sage, "tests");
     Json root = {.kind = JSON_OBJECT};
@@ -814,20 +1104,20 @@ static void show_folder(const Folder *f) {
     find_edits(&edits, "control_aware", tests);
     find_best(&record, json_get(f->sage, "interpretations"));
     show_page(f, &root);
-    if (f->page->sections == before) {
-        page_item(f->page, ' ',
-                  "This folder holds neither train.csv, scores.json, layers.json nor "
-                  "sage.json.",
-                  "");
+    bool any = f->page->sections > before;
+    if (!any) {
+        page_item(f->page, ' ', arena_format(f->arena, "This folder %s.", nothing), "");
     }
+    return any;
 }
 
 static void show_findings(const Folder *all, size_t count) {
     for (size_t i = 0; i < count; i++) {
         Json root = {.kind = JSON_OBJECT};
         Record record = {all[i].arena, &root, NULL}, found = record_object(&record, "found");
+        record_text(&found, "name", all[i].name);
         find_answers(&found, &all[i], all, count);
-        find_layers(&found, &all[i]);
+        find_layers(&found, &all[i], all, count);
         find_sage(&found, all, count, i);
         show_page(&all[i], &root);
     }
@@ -851,17 +1141,19 @@ static Folder folder_open(Page *page, const char *path, Arena *arena) {
     return f;
 }
 
-Page folder_page(const char *out, const char *title, const char *command, Arena *arena) {
+void folder_page(const char *out, uint64_t seed, const Console *console) {
     Page page;
-    page_open(&page, path_join(arena, out, "report.html"), title);
+    Arena *arena = arena_new();
+    page_open(&page, path_join(arena, out, "report.html"),
+              arena_format(arena, "refsae %s", run_name(console, arena)));
+    manifest_write(out, seed, console);
     Folder folder = folder_open(&page, out, arena);
     page_section(&page, "What was found");
     show_findings(&folder, 1);
-    show_folder(&folder);
-    page_section(&page, "How this was made");
-    page_raw(&page, MADE);
-    page_fact(&page, "command", "%s", command);
-    return page;
+    (void)show_folder(&folder);
+    show_made(&folder);
+    page_commit(&page);
+    arena_free(arena);
 }
 
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count) {
@@ -873,12 +1165,16 @@ void folders_merge(const char *out, const char *title, char *const *directories,
         path_need_directory(directories[i]);
         folders[i] = folder_open(&page, directories[i], arena);
     }
+    bool any = false;
     page_chapter(&page, "What was found");
     show_findings(folders, count);
     for (size_t i = 0; i < count; i++) {
         page_chapter(&page, folders[i].name);
-        show_folder(&folders[i]);
-        show_made(&folders[i], out);
+        any |= show_folder(&folders[i]);
+        show_made(&folders[i]);
+    }
+    if (!any) {
+        fail(STATUS_INPUT, "%s: %s", directories[0], nothing);
     }
     page_commit(&page);
 }

@@ -23,12 +23,19 @@ const char *untold(const Json *cross, const char *attribute, Arena *arena);
 /* "3", or with a published table "none (published: 22)". */
 char *convergence_text(Arena *arena, const Json *convergence, const char *key);
 
-/* report.html of the folder `out`, up to how it came about: that follows, up to this mark. */
-#define FOLDER_MADE_END "<!--/refsae made-->\n"
-Page folder_page(const char *out, const char *title, const char *command, Arena *arena);
+/* manifest.json of the folder `out`: the command, and the digests of all that files_noted says it
+ * read and wrote. Runs of other commands keep their parts; what only an earlier run of the same
+ * command wrote is removed. Nothing in it depends on time or machine. */
+void manifest_write(const char *out, uint64_t seed, const Console *console);
+/* The same, and report.html. */
+void folder_page(const char *out, uint64_t seed, const Console *console);
+/* Says which files are not as manifest.json has them (then STATUS_CHECK), or that all are, and a
+ * digest of each run's outputs. */
+void folder_verify(const char *directory, const Console *console);
 /* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
- * with their figures, whichever are there, and from its report.html how it was made. `out` may be
- * one of these reports; merging once more gives the same page. */
+ * with their figures, whichever are there, and from its manifest.json how it was made. `out` may
+ * lie in one of them; merging once more gives the same page. None of them holding anything is an
+ * error. */
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count);
 
 #endif

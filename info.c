@@ -451,6 +451,7 @@ static const struct {
     {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections"},
     {"a prompt of sage", {"tokens", "positions"}, "tokens"},
     {"measures by layer and group", {"examples", "convergence", "layers"}, "layers"},
+    {"manifest of runs", {"runs"}, "runs"},
     {"scores", {"scored", "exact_match", "vqa_accuracy"}, NULL},
 };
 

@@ -467,16 +467,20 @@ int json_choice(const Json *object, const char *key, int absent, const JsonName 
 const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line) {
     char *text = NULL;
     size_t length = 0, capacity = 0;
-    bool blank = true;
+    int first = EOF;
     for (int c = getc(stream); c != EOF || length > 0; c = getc(stream)) {
         if (c != '\n' && c != EOF) {
             text = arena_grow(arena, text, &capacity, length + 1, 1);
             text[length++] = (char)c;
-            blank = blank && (c == ' ' || c == '\t' || c == '\r');
+            first = first == EOF && c != ' ' && c != '\t' && c != '\r' ? c : first;
             continue;
         }
         (*line)++;
-        if (!blank) {
+        if (first == '[') {
+            fail(STATUS_INPUT, "%s:%zu: is a list: expected JSON lines, an object on each", name,
+                 *line);
+        }
+        if (first != EOF) {
             const char *place = arena_format(arena, "%s:%zu", name, *line);
             const Json *value = json_parse(arena, text, length, place);
             if (value->kind != JSON_OBJECT) {

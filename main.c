@@ -10,6 +10,7 @@
 #include "run_sage.h"
 #include "selftest.h"
 #include "vectors.h"
+#include "zip.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -51,6 +52,8 @@ struct Command {
 static const Option common_options[] = {
     {"threads", "N", "0", "threads; 0: one for each core. Never changes a result"},
     {"seed", "N", "475", "seed of every random stream"},
+    {"unpack", "N", "100",
+     "most bytes that a byte of a file may unpack to (and MiB, if it is small)"},
     {"quiet", NULL, NULL, "say nothing but errors"},
     {"json", NULL, NULL, "results on standard output as JSON instead of text"},
 };
@@ -88,15 +91,20 @@ static const char *const needs[][2] = {
     {"fold-value-biases", "sae"},
 };
 
-static void check_needs(const Arguments *a) {
-    for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
-        const char *name = needs[i][0], *other = needs[i][1];
+/* An option, and one that then says what it would have found. */
+static const char *const idle[][2] = {
+    {"nodes", "cross-sections"}, {"share", "cross-sections"}, {"max-nodes", "cross-sections"}};
+
+/* Each first option with the second missing, or with it there. */
+static void check_pairs(const Arguments *a, const char *const (*pairs)[2], size_t n, bool there) {
+    for (size_t i = 0; i < n; i++) {
+        const char *name = pairs[i][0], *other = pairs[i][1];
         int place = option_find(a->command, name, strlen(name));
-        int needed = option_find(a->command, other, strlen(other));
-        if (place >= 0 && needed >= 0 && a->values[needed] == NULL &&
+        int second = option_find(a->command, other, strlen(other));
+        if (place >= 0 && second >= 0 && (a->values[second] != NULL) == there &&
             a->values[place] != option_at(a->command, (size_t)place)->fallback) {
-            fail(STATUS_INPUT, "--%s needs --%s (see 'refsae help %s')", name, other,
-                 a->command->name);
+            fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", name,
+                 there ? "has no effect beside" : "needs", other, a->command->name);
         }
     }
 }
@@ -152,7 +160,8 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
     if (a->n_positional < command->min_positional) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
-    check_needs(a);
+    check_pairs(a, needs, sizeof needs / sizeof *needs, false);
+    check_pairs(a, idle, sizeof idle / sizeof *idle, true);
 }
 
 /* ---- values ---- */
@@ -377,11 +386,13 @@ static void shard_start(const Arguments *a) {
         shard_write(a->shard, "journal");
     } else if (shard_is_merge(a->shard)) {
         shard_read(a->shard, "journal");
+        shard_inputs(a->shard);
     }
 }
 
 static void shard_tell(const Arguments *a, const Console *console) {
     if (shard_is_part(a->shard)) {
+        shard_inputs(a->shard);
         console_line(console, "shard %zu of %zu is done; after all of them: refsae merge %s",
                      a->shard->index, a->shard->count, a->shard->out);
     }
@@ -395,7 +406,7 @@ static const Option train_options[] = {
     {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
     {"images", "DIR", NULL, "folder of the images"},
     {"out", "DIR", NULL,
-     "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg"},
+     "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg, manifest.json"},
     {"stage", "pretrain|finetune", "pretrain",
      "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
      "--init"},
@@ -475,6 +486,9 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
         shard_start(a);
         shard_end(a->shard);
     }
+    if (!shard_is_part(a->shard)) {
+        manifest_write(options.out, options.seed, console);
+    }
     shard_tell(a, console);
     arena_free(arena);
 }
@@ -489,7 +503,8 @@ static const Option analyze_options[] = {
     {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
     {"images", "DIR", NULL, "folder of the images"},
     {"out", "DIR", NULL,
-     "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, report.html"},
+     "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, manifest.json, "
+     "report.html"},
     {"examples", "N", "5000", "the first N examples; what cannot be read is left out"},
     {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE"},
     {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json"},
@@ -557,7 +572,7 @@ static const Option sage_options[] = {
      "a task that comes with the program, or one's own"},
     {"out", "DIR", NULL,
      "prompts.jsonl, example.json, cross_sections.csv and .json, sage.json, sage.csv, figures, "
-     "report.html"},
+     "manifest.json, report.html"},
     {"train", "N", "500", "training prompts"},
     {"test", "N", "200", "test prompts"},
     {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them"},
@@ -658,7 +673,7 @@ static const Option eval_options[] = {
     {"questions", "FILE.jsonl", NULL,
      "a line a question: question_id, image, text, answer or answers"},
     {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL, "answers.jsonl, scores.json"},
+    {"out", "DIR", NULL, "answers.jsonl, scores.json, manifest.json"},
     {"permute-images", NULL, NULL,
      "control: every image token comes from another question's image"},
     {"strict", NULL, NULL, "an image that cannot be read ends the run"},
@@ -683,6 +698,9 @@ static void command_eval(Arguments *a, const Compute *compute, const Console *co
     options.generate.stop_at_end_of_turn = true;
     shard_start(a);
     run_eval(compute, &options, console);
+    if (!shard_is_part(a->shard)) {
+        manifest_write(options.out, options.seed, console);
+    }
     shard_tell(a, console);
 }
 
@@ -822,6 +840,13 @@ static void command_merge(Arguments *a, const Compute *compute, const Console *c
     arena_free(arena);
 }
 
+/* ---- verify ---- */
+
+static void command_verify(Arguments *a, const Compute *compute, const Console *console) {
+    (void)compute;
+    folder_verify(a->positional[0], console);
+}
+
 /* ---- tokenize ---- */
 
 static const Option tokenize_options[] = {
@@ -906,6 +931,10 @@ static const Command commands[] = {
             "one page from what other commands left in folders", 1, -1),
     {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", NULL,
      0, 1, 1, command_merge},
+    {"verify", "verify DIR",
+     "whether what a run read and wrote is as its manifest.json has it; exit 1 if not. Inputs are "
+     "looked for from here",
+     NULL, 0, 1, 1, command_verify},
     {"info", "info PATH...",
      "what a checkpoint, SAE, adapter, image, task or file of data is, and what it takes to run",
      NULL, 0, 1, -1, command_info},
@@ -1149,6 +1178,11 @@ static void run_command(const Command *command, int argc, char **argv) {
     arguments_parse(&arguments, argc - 2, argv + 2);
     Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
                        get_flag(&arguments, "json")};
+    uint64_t unpack = get_count(&arguments, "unpack");
+    if (unpack < 1) {
+        bad_value(&arguments, "unpack", "at least 1");
+    }
+    inflate_most(unpack);
     Compute compute;
     compute_open(&compute, arena, (int)get_whole(&arguments, "threads", 1024));
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
@@ -1156,6 +1190,7 @@ static void run_command(const Command *command, int argc, char **argv) {
                            "checkpoint"
                          : "interrupted; no file is left half-written");
     arguments.shard = get_shard(&arguments, arena, argc, argv);
+    files_note(arena);
     command->run(&arguments, &compute, &console);
     flush_output();
     arena_free(arena);

@@ -21,11 +21,10 @@ enum {
     OPCODES_MOST = 1 << 24,
     VALUES_MOST = 1 << 21,
     MEMO_MOST = 1 << 22,
-    VISITS_MOST = 4,         /* of the walk, to each object on average */
-    DEPTH_MOST = 32,         /* of dicts in dicts */
-    NAME_MOST = 1024,        /* bytes of a tensor's name */
-    PICKLE_MOST = 256 << 20, /* bytes */
-    UNPACKED_FREE = 64 << 20 /* bytes; see spend */
+    VISITS_MOST = 4,        /* of the walk, to each object on average */
+    DEPTH_MOST = 32,        /* of dicts in dicts */
+    NAME_MOST = 1024,       /* bytes of a tensor's name */
+    PICKLE_MOST = 256 << 20 /* bytes */
 };
 
 /* ---- what a pickle may name ---- */
@@ -502,19 +501,20 @@ typedef struct Walk {
     const char *path, *folder; /* of the members */
     Arena *scratch;
     const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
-    uint64_t budget;                /* bytes that copies may still take */
+    uint64_t file_size, spent;      /* bytes of copies */
     size_t steps;                   /* that the walk may still take */
     char name[NAME_MOST + 1];
 } Walk;
 
-/* Copies (strides, deflated storages) together may take 16 times the file and 64 MiB: a
- * state dict stays far below, a few numbers expanded to a terabyte do not. */
+/* Of copies (strides, deflated storages) together: a state dict stays far below, a few numbers
+ * expanded to a terabyte do not. */
 static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
-    if (bytes > w->budget) {
-        tensor_fail(tensor, "unpacking it would take %llu bytes, far more than the file",
+    w->spent = bytes < UINT64_MAX - w->spent ? w->spent + bytes : UINT64_MAX;
+    if (inflates_too_far(w->spent, w->file_size)) {
+        tensor_fail(tensor,
+                    "unpacking it would take %llu bytes, far more than the file (see --unpack)",
                     (unsigned long long)bytes);
     }
-    w->budget -= bytes;
 }
 
 /* torch.load asks no CRC-32 of what is stored, and torch.save may leave it out (set_crc32_options).
@@ -743,7 +743,7 @@ void pickle_read(TensorStore *store, const Zip *zip, size_t file_size, const cha
     *w = (Walk){.store = store, .zip = zip, .path = path, .scratch = scratch};
     w->folder = arena_copy(scratch, member->name, folder);
     w->unpacked = arena_alloc(scratch, zip->count, sizeof *w->unpacked);
-    w->budget = 16 * (uint64_t)file_size + UNPACKED_FREE;
+    w->file_size = file_size;
     check_archive(w);
     if (member->size > PICKLE_MOST) {
         fail(STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,

@@ -29,7 +29,8 @@ static inline void image_check_size(size_t width, size_t height, const char *nam
 
 static inline void image_check_memory(size_t bytes, size_t packed, const char *name) {
     if (inflates_too_far(bytes, packed)) {
-        fail(STATUS_INPUT, "%s: the picture takes %zu bytes of memory, too many for %zu of data",
+        fail(STATUS_INPUT,
+             "%s: the picture takes %zu bytes of memory, too many for %zu of data (see --unpack)",
              name, bytes, packed);
     }
 }

@@ -160,7 +160,8 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     JsonOut json = json_out_start(out->stream, 2);
     json_out(&json, "{ examples %zu judged %zu", result->examples, result->judged);
     if (result->verdicts > 0) {
-        json_out(&json, "verdicts { given %zu used %zu }", result->verdicts, result->verdicts_used);
+        json_out(&json, "verdicts { given %zu used %zu missing %zu }", result->verdicts,
+                 result->verdicts_used, result->verdicts_missing);
     }
     json_out(&json, "left_out [");
     for (size_t i = 0; i < result->n_failures; i++) {
@@ -906,20 +907,7 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
         write_figure(arena, o->out, arena_format(arena, "%s.svg", layer_metrics[m].name),
                      layer_figure(result, &ours, published, convergence, m, arena));
     }
-    Page page = folder_page(o->out, "refsae analyze", result->console->command, arena);
-    page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
-    page_digest(&page, "language model", o->llm);
-    page_digest(&page, "vision tower", o->vision);
-    page_digest(&page, "adapter", o->adapter);
-    page_digest(&page, "data", o->data);
-    for (size_t i = 0; i < result->n_layers; i++) {
-        const Sae *sae = result->layers[i].sae;
-        page_fact(&page, arena_format(arena, "SAE of layer %d", result->layers[i].layer),
-                  "%s, %zu features", sae_source_name(sae->source), sae->d_sae);
-        page_digest(&page, "", sae->store.count > 0 ? sae->store.tensors[0].file : sae->path);
-    }
-    page_raw(&page, FOLDER_MADE_END);
-    page_commit(&page);
+    folder_page(o->out, o->seed, result->console);
     for (const Json *v = json_first(json_get(json, "distance")); v != NULL; v = v->next) {
         console_result(result->console, "distance to the published %s: %.3f", v->key,
                        json_double(v));
@@ -928,8 +916,9 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
                    convergence_text(arena, convergence, "mse_layer"),
                    convergence_text(arena, convergence, "sparsity_layer"));
     if (result->verdicts > 0) {
-        console_line(result->console, "%zu of %zu verdicts used", result->verdicts_used,
-                     result->verdicts);
+        console_line(result->console,
+                     "%zu of %zu verdicts used; %zu questions without one count as no",
+                     result->verdicts_used, result->verdicts, result->verdicts_missing);
     }
     console_result(result->console, "%zu examples, %zu of them judged, %zu left out",
                    result->examples, result->judged, result->n_failures);
@@ -962,7 +951,6 @@ static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
 void report_sage(const SageResult *result) {
     Arena *arena = arena_new();
     const SageOptions *o = result->options;
-    const SageTask *task = result->task;
     char *json = path_join(arena, o->out, "sage.json");
     write_sage(result, json);
     write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
@@ -976,25 +964,7 @@ void report_sage(const SageResult *result) {
     }
     report_sage_figures(o->out, o->f1[0]);
     const Json *tests = json_get(json_read_file(arena, json), "tests");
-    Page page = folder_page(o->out, "refsae sage", result->console->command, arena);
-    page_digest(&page, "model", o->llm);
-    page_fact(&page, "task", "%s", task->file);
-    page_fact(&page, "seed", "%llu", (unsigned long long)o->seed);
-    page_fact(&page, "nodes", "%zu of %s, share %g, at most %zu", result->n_nodes, o->nodes,
-              o->share, o->max_nodes);
-    page_fact(&page, "projection", "%s", o->projection);
-    page_digest(&page, "prompts from", o->prompts);
-    page_digest(&page, "cross-sections from", o->cross_sections);
-    page_digest(&page, "prompts", path_join(arena, o->out, "prompts.jsonl"));
-    for (size_t i = 0; i < task->n_dropped; i++) {
-        page_fact(&page, i == 0 ? "dropped: not one token" : "", "%s=%s",
-                  task->dropped[i].attribute, task->dropped[i].value);
-    }
-    for (size_t i = 0; i < result->n_saes; i++) {
-        page_fact(&page, i == 0 ? "SAEs" : "", "%s", result->sae_names[i]);
-    }
-    page_raw(&page, FOLDER_MADE_END);
-    page_commit(&page);
+    folder_page(o->out, o->seed, result->console);
     tell_tests(result, tests, arena);
     tell_file(result->console, json, arena);
     arena_free(arena);

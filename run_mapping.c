@@ -28,7 +28,8 @@ void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *pa
     }
     if (paths->adapter != NULL) {
         adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
-        adapter_read(&vlm->adapter, paths->adapter);
+        adapter_read(&vlm->adapter, paths->adapter,
+                     arena_format(arena, "%s and %s", paths->llm, paths->vision));
     }
 }
 
@@ -551,7 +552,8 @@ static void train_open(Trainer *t, const Compute *compute) {
 static void train_begin(Trainer *t) {
     const TrainOptions *o = t->options;
     if (o->init != NULL) {
-        adapter_read(&t->vlm.adapter, o->init);
+        adapter_read(&t->vlm.adapter, o->init,
+                     arena_format(t->arena, "%s and %s", o->llm, o->vision));
     } else {
         adapter_init(&t->vlm.adapter, o->seed);
     }
@@ -1192,6 +1194,8 @@ static void find_features(Analysis *a, LayerResult *layer, Group group, size_t f
     }
     layer->matched[group] += judged && match;
     layer->judged[group] += judged;
+    a->result.verdicts_missing +=
+        judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_NONE;
     write_features(a, layer, group, first_row, n, judged ? &match : NULL);
     if (a->questions != NULL && judged) {
         write_judge_question(a, layer, group, n);
@@ -1471,8 +1475,8 @@ static void layer_open(Analysis *a, const Sae *sae, int layer) {
     *result = (LayerResult){.layer = layer, .sae = sae};
     a->run.widest = size_larger(sae->d_sae, a->run.widest);
     if (sae->d_in != a->vlm.llm.config.d_model) {
-        fail(STATUS_INPUT, "%s: reads %zu dimensions, the model's stream has %zu", sae->path,
-             sae->d_in, a->vlm.llm.config.d_model);
+        fail(STATUS_INPUT, "%s: reads %zu dimensions, the stream of %s has %zu", sae->path,
+             sae->d_in, o->llm, a->vlm.llm.config.d_model);
     }
     if (o->descriptions != NULL) {
         open_descriptions(a, result);

@@ -928,20 +928,6 @@ static void site_interpret(SageRun *r, const SageSite *site) {
     }
 }
 
-static void note_sae(SageRun *r, const Sae *sae) {
-    SageResult *result = &r->result;
-    char hook[HOOK_NAME_MAX];
-    hook_name(hook, sae->hook, sae->layer, false, false);
-    char *text = arena_format(r->arena, "%s: %s (%s, %zu features)", hook, sae->path,
-                              sae_source_name(sae->source), sae->d_sae);
-    for (size_t i = 0; i < result->n_saes; i++) {
-        if (strcmp(result->sae_names[i], text) == 0) {
-            return;
-        }
-    }
-    result->sae_names[result->n_saes++] = text;
-}
-
 /* The section's site of an SAE at a position. */
 static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, size_t position,
                               bool native, Arena *arena) {
@@ -954,7 +940,6 @@ static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, 
         site++;
     }
     if (site == section->sites + section->n_sites) {
-        note_sae(r, sae);
         *site = (SageSite){.sae = sae, .position = position, .native = native};
         site->codes = arena_alloc(arena, 1 + r->task->n_attributes, sizeof(SageCodes));
         if (sae->hook == HOOK_Z && sae->fold_value_biases == SAE_CENTRE_YES) {
@@ -1320,11 +1305,10 @@ static void open_saes(SageRun *r, Arena *arena) {
         if (sae->d_in != d) {
             char name[HOOK_NAME_MAX];
             hook_name(name, sae->hook, sae->layer, false, false);
-            fail(STATUS_INPUT, "%s: reads %zu dimensions, %s has %zu", sae->path, sae->d_in, name,
-                 d);
+            fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
+                 name, r->options->llm, d);
         }
     }
-    r->result.sae_names = arena_alloc(r->arena, r->saes.count, sizeof(char *));
 }
 
 static void open_prompts(SageRun *r) {
@@ -1342,7 +1326,7 @@ static void open_prompts(SageRun *r) {
                      r->task->dropped[i].attribute, r->task->dropped[i].value);
     }
     if (o->prompts != NULL) {
-        sage_prompts_read(r->task, o->prompts, r->llm.config.d_vocab);
+        sage_prompts_read(r->task, o->prompts, r->tokenizer, r->llm.config.d_vocab);
     } else {
         sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
     }

@@ -1075,7 +1075,8 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
     }
     if (wanted == 0) {
         fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s.count,
-             options->sage ? "of the residual stream" : "for a hook point and layer asked for");
+             options->sage ? "of the residual stream or a node"
+                           : "for a hook point and layer asked for");
     }
     qsort(s.found, wanted, sizeof *s.found, hook_order);
     *set = (SaeSet){.saes = arena_alloc(arena, wanted, sizeof *set->saes)};
@@ -1090,29 +1091,13 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
     }
 }
 
-/* Layer 10 after layer 2: runs of digits compare as numbers. */
-static int path_order(const void *a, const void *b) {
-    const char *x = *(char *const *)a, *y = *(char *const *)b;
-    while (*x != 0 && *y != 0) {
-        size_t m = strspn(x, "0123456789"), n = strspn(y, "0123456789");
-        if (m != n && m > 0 && n > 0) {
-            return m < n ? -1 : 1;
-        }
-        if (*x != *y) {
-            break;
-        }
-        x++, y++;
-    }
-    return (int)(unsigned char)*x - (int)(unsigned char)*y;
-}
-
 const char **sae_list(Arena *arena, const char *directory, size_t *count) {
     Search s = search_run(arena, directory, NULL);
     const char **paths = arena_alloc(arena, s.count, sizeof *paths);
     for (size_t i = 0; i < s.count; i++) {
         paths[i] = s.found[i].sae.path;
     }
-    qsort(paths, s.count, sizeof *paths, path_order);
+    qsort(paths, s.count, sizeof *paths, compare_natural);
     *count = s.count;
     return paths;
 }

@@ -150,8 +150,6 @@ typedef struct SageResult {
     size_t n_cross;
     SageInterpretation *interpretations;
     size_t n_interpretations;
-    const char **sae_names; /* "blocks.3.hook_resid_pre: PATH (format)" of those used */
-    size_t n_saes;
     char **example; /* [rows]: the first test prompt, token by token; NULL: not told */
 } SageResult;
 

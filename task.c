@@ -885,7 +885,21 @@ static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
     return prompt;
 }
 
-void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
+/* The ids are those of the text, if it is there, behind <bos> or nothing. */
+static void check_text(const SagePrompt *prompt, const char *place, const Tokenizer *tokenizer,
+                       Arena *scratch) {
+    const SageForm *form = &prompt->clean;
+    size_t length = strlen(prompt->text);
+    Tokens tokens = tokenizer_encode(tokenizer, prompt->text, length, false, scratch);
+    size_t lead = form->rows - tokens.count; /* wraps to many */
+    if (length > 0 &&
+        (lead > 1 || memcmp(form->ids + lead, tokens.id, tokens.count * sizeof *tokens.id) != 0)) {
+        fail(STATUS_INPUT, "%s: 'ids' are not those of 'text' in this model's tokenizer", place);
+    }
+}
+
+void sage_prompts_read(SageTask *task, const char *path, const Tokenizer *tokenizer,
+                       size_t d_vocab) {
     Arena *scratch = arena_new(), *line = arena_within(scratch);
     FILE *file = file_open(scratch, path);
     size_t number = 0, room[SAGE_SPLITS] = {0};
@@ -896,6 +910,7 @@ void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab) {
                                       task->n_prompts[s] + 1, sizeof(SagePrompt));
         SagePrompt *prompt = &task->prompts[s][task->n_prompts[s]++];
         *prompt = read_prompt(task, row, d_vocab);
+        check_text(prompt, row->text, tokenizer, line);
         find_places(task, (SageSplit)s, prompt);
         arena_reset(line);
     }

@@ -88,7 +88,9 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
 /* Draws prompts; bos: id put before each, -1: none. */
 void sage_prompts_draw(SageTask *task, const Tokenizer *tokenizer, int32_t bos,
                        const size_t n[SAGE_SPLITS], uint64_t seed);
-void sage_prompts_read(SageTask *task, const char *path, size_t d_vocab);
+/* d_vocab: of the model. Refuses ids that are not those of their text. */
+void sage_prompts_read(SageTask *task, const char *path, const Tokenizer *tokenizer,
+                       size_t d_vocab);
 void sage_prompts_write(const SageTask *task, const char *path);
 /* Kinds of predicates and where each holds; the seed is of `order`. */
 SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena);

@@ -1348,6 +1348,10 @@ static void refuse_changed(const Tokenizer *t, String content) {
     arena_free(scratch);
 }
 
+static bool may_flag(const Json *token, const char *key) {
+    return json_bool(token, key, false);
+}
+
 /* Of an added token every flag must be said, as `tokenizers` asks. */
 static bool need_flag(const Json *token, const char *key) {
     if (json_set(token, key) == NULL) {
@@ -1356,41 +1360,112 @@ static bool need_flag(const Json *token, const char *key) {
     return json_bool(token, key, false);
 }
 
-/* Ids are those of the vocabulary, or count on from its size. */
-static void load_added(Tokenizer *t, const Json *list) {
-    size_t most = list == NULL ? 0 : list->length;
+static bool is_added(const Tokenizer *t, String content) {
+    uint32_t id = token_find(t, content.text, content.length);
+    return id != NONE && t->tokens[id].added;
+}
+
+/* Ids are those of the vocabulary, or count on from its size. flags NULL: a special token. */
+static void add_added(Tokenizer *t, String content, const Json *flags, bool all_flags) {
+    uint32_t id = token_find(t, content.text, content.length);
+    bool (*flag)(const Json *, const char *) = all_flags ? need_flag : may_flag;
+    if (id == NONE) {
+        id = (uint32_t)t->count;
+        add_token(t, id, (Token){.text = content});
+    }
+    bool said = all_flags || json_set(flags, "normalized") != NULL,
+         normalized = said ? flag(flags, "normalized") : flags != NULL && !flag(flags, "special");
+    if (normalized) {
+        refuse_changed(t, content);
+    }
+    t->tokens[id].added = true;
+    t->tokens[id].special = flags == NULL || flag(flags, "special");
+    AddedSet *set = &t->added[normalized];
+    set->list[set->count++] =
+        (AddedToken){.text = content,
+                     .id = id,
+                     .single_word = flags != NULL && flag(flags, "single_word"),
+                     .lstrip = flags != NULL && flag(flags, "lstrip"),
+                     .rstrip = flags != NULL && flag(flags, "rstrip")};
+}
+
+/* What tokenizer_config.json declares, as transformers 5.23 takes it over tokenizer.json: flags of
+ * the tokens there, and tokens beside them: first those of added_tokens_decoder, whose order counts
+ * and not their ids, then the special ones. */
+static const char *const special_names[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                            "pad_token", "cls_token", "mask_token"};
+
+static size_t declared_most(const Json *config) {
+    size_t most = sizeof special_names / sizeof *special_names;
+    for (const Json *v = json_first(config); v != NULL; v = v->next) {
+        most += json_is(v, JSON_ARRAY) || json_is(v, JSON_OBJECT) ? v->length : 0;
+    }
+    return most;
+}
+
+static void add_special(Tokenizer *t, const Json *token) {
+    bool named = json_is(token, JSON_OBJECT);
+    if (named || json_is(token, JSON_STRING)) {
+        const Json *text = named ? json_need(token, "content", JSON_STRING) : token;
+        String content = {arena_copy(t->arena, text->text, text->length), text->length};
+        if (content.length > 0 && !is_added(t, content)) {
+            add_added(t, content, named ? token : NULL, false);
+        }
+    }
+}
+
+typedef struct Declared { /* of added_tokens_decoder, by id */
+    const char *id;
+    const Json *token;
+    String content;
+} Declared;
+
+static void load_declared(Tokenizer *t, const Json *config, const Declared *list, size_t count) {
+    const Json *others = json_get(config, "extra_special_tokens");
+    others = others != NULL ? others : json_get(config, "additional_special_tokens");
+    for (size_t i = 0; i < count; i++) {
+        add_special(t, list[i].token);
+    }
+    for (size_t i = 0; i < sizeof special_names / sizeof *special_names; i++) {
+        add_special(t, json_get(config, special_names[i]));
+    }
+    for (const Json *v = json_first(others); v != NULL; v = v->next) {
+        add_special(t, v);
+    }
+}
+
+static void load_added(Tokenizer *t, const Json *list, const Json *config, Arena *scratch) {
+    const Json *decoder = json_member(config, "added_tokens_decoder", JSON_OBJECT);
+    size_t most = (list == NULL ? 0 : list->length) + declared_most(config), count = 0;
     t->added[0].list = arena_alloc(t->arena, most, sizeof(AddedToken));
     t->added[1].list = arena_alloc(t->arena, most, sizeof(AddedToken));
+    Declared *declared = arena_alloc(scratch, most, sizeof *declared);
+    for (const Json *v = json_first(decoder); v != NULL; v = v->next) {
+        (void)json_need(decoder, v->key, JSON_OBJECT);
+        declared[count++] = (Declared){v->key, v, read_string(t, v, "content")};
+    }
+    qsort(declared, count, sizeof *declared, compare_natural);
     for (const Json *json = list == NULL ? NULL : list->child; json != NULL; json = json->next) {
         if (!json_is(json, JSON_OBJECT)) {
             fail(STATUS_INPUT, "%s: added_tokens: each must be an object", t->path);
         }
         String content = read_string(t, json, "content");
-        uint32_t id = token_find(t, content.text, content.length);
-        if (id == NONE) {
-            id = (uint32_t)t->count;
-            add_token(t, id, (Token){.text = content});
-        }
+        uint32_t known = token_find(t, content.text, content.length),
+                 id = known != NONE ? known : (uint32_t)t->count;
         (void)json_need(json, "id", JSON_NUMBER);
-        if (content.length == 0 || t->tokens[id].added ||
+        if (content.length == 0 || is_added(t, content) ||
             json_size(json, "id", 0, 0, INT32_MAX) != id) {
             fail(STATUS_INPUT,
                  "%s: added_tokens: '%s' is empty, or there twice, or its id is not %lu", t->path,
                  content.text, (unsigned long)id);
         }
-        bool normalized = need_flag(json, "normalized");
-        if (normalized) {
-            refuse_changed(t, content);
+        const Json *flags = json;
+        for (size_t i = 0; i < count; i++) {
+            flags = same_string(declared[i].content, content) ? declared[i].token : flags;
         }
-        t->tokens[id].added = true;
-        t->tokens[id].special = need_flag(json, "special");
-        AddedSet *set = &t->added[normalized];
-        set->list[set->count++] = (AddedToken){.text = content,
-                                               .id = id,
-                                               .single_word = need_flag(json, "single_word"),
-                                               .lstrip = need_flag(json, "lstrip"),
-                                               .rstrip = need_flag(json, "rstrip")};
+        add_added(t, content, flags, flags == json);
     }
+    load_declared(t, config, declared, count);
     sort_added(&t->added[0]);
     sort_added(&t->added[1]);
 }
@@ -1434,12 +1509,10 @@ static void load_padding(Tokenizer *t, const Json *root) {
 /* tokenizer_config.json beside it: what transformers takes from there over tokenizer.json. The
  * classes of GPT-2 and GPT-NeoX, which are also taken where none is named, set add_prefix_space
  * whether it is there or not; classes that are of no model leave tokenizer.json as it is. */
-static void load_config(Tokenizer *t, const char *directory, Arena *scratch) {
-    const char *path = path_join(scratch, directory, "tokenizer_config.json");
-    const Json *config = path_exists(path) ? json_read_file(scratch, path) : NULL;
+static void load_config(Tokenizer *t, const Json *config) {
     const char *class = json_text(config, "tokenizer_class", "");
     if (json_bool(config, "split_special_tokens", false)) {
-        fail(STATUS_INPUT, "%s: 'split_special_tokens' is not supported", path);
+        fail(STATUS_INPUT, "%s: 'split_special_tokens' is not supported", config->text);
     }
     if (t->byte_level && strcmp(class, "TokenizersBackend") != 0 &&
         strcmp(class, "PreTrainedTokenizerFast") != 0) {
@@ -1468,10 +1541,13 @@ Tokenizer *tokenizer_open(Arena *arena, const char *path) {
     load_pre_tokenizer(t, root);
     load_decoder(t, root);
     load_post_processor(t, root);
-    load_model(t, json_need(root, "model", JSON_OBJECT), added == NULL ? 0 : added->length);
-    load_added(t, added);
+    const char *beside = path_join(scratch, path, "tokenizer_config.json");
+    const Json *config = path_exists(beside) ? json_read_file(scratch, beside) : NULL;
+    load_model(t, json_need(root, "model", JSON_OBJECT),
+               (added == NULL ? 0 : added->length) + declared_most(config));
+    load_added(t, added, config, scratch);
     if (path_is_directory(path)) {
-        load_config(t, path, scratch);
+        load_config(t, config);
     }
     arena_free(scratch);
     return t;

@@ -256,6 +256,7 @@ static void run_sage(const Inputs *in, Outcome *outcome) {
                                .max_nodes = in_size(in, "max_nodes"),
                                .bos = 1,
                                .seed = in_size(in, "seed")};
+        files_note(in->arena); /* for its manifest.json: those of this run alone */
         SageResult result = sage_run(in->arena, in->compute, &options, &console);
         report_sage(&result);
         keep(in, "prompts.jsonl", "prompts");

@@ -362,8 +362,14 @@ static uint32_t adler32_of(const unsigned char *data, size_t size) {
     return b << 16 | a;
 }
 
+static uint64_t most_factor = 100;
+
+void inflate_most(uint64_t factor) {
+    most_factor = factor;
+}
+
 bool inflates_too_far(uint64_t size, uint64_t packed) {
-    return size / 100 > packed + (1u << 20);
+    return size / most_factor > packed + (1u << 20);
 }
 
 uint32_t big32(const unsigned char *p) {
@@ -554,8 +560,9 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
         uint64_t deflated = members[i].method != 0 ? members[i].size : 0;
         unpacked = deflated < UINT64_MAX - unpacked ? unpacked + deflated : UINT64_MAX;
         if (unpacked > SIZE_MAX || inflates_too_far(unpacked, map->size)) {
-            fail(STATUS_INPUT, "%s: zip member '%s': unpacks to %llu bytes, too many for %zu", path,
-                 members[i].name, (unsigned long long)members[i].size, map->size);
+            fail(STATUS_INPUT,
+                 "%s: zip member '%s': unpacks to %llu bytes, too many for %zu (see --unpack)",
+                 path, members[i].name, (unsigned long long)members[i].size, map->size);
         }
         entry += size;
         left -= size;
@@ -631,7 +638,8 @@ FileMap gzip_unpack(Arena *arena, const FileMap *map, const char *path) {
     }
     size_t size = (size_t)read_little(data + end + 4, 4);
     if (inflates_too_far(size, map->size)) {
-        fail(STATUS_INPUT, "%s: unpacks to %zu bytes, too many for %zu", path, size, map->size);
+        fail(STATUS_INPUT, "%s: unpacks to %zu bytes, too many for %zu (see --unpack)", path, size,
+             map->size);
     }
     unsigned char *unpacked = arena_alloc(arena, size, 1);
     size_t length = inflate_raw(unpacked, size, data + at, end - at, &used, path);

@@ -7,9 +7,10 @@
 
 /* ---- inflate ---- */
 
-/* Whether `packed` bytes would take more memory than any honest file: above 100 MiB and 100 bytes a
- * byte, of which deflate makes up to 1032. */
+/* Whether `packed` bytes would take more memory than any honest file: above --unpack, 100, MiB and
+ * so many bytes a byte, of which deflate makes up to 1032. */
 bool inflates_too_far(uint64_t size, uint64_t packed);
+void inflate_most(uint64_t factor); /* at least 1: other than 100 */
 
 /* Decodes into out[capacity] and returns the bytes that came; more than fit are an error (no
  * bombs). `used` (may be NULL): bytes of input consumed. Messages start with `name`. */

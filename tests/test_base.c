@@ -362,6 +362,19 @@ static void digest(const void *data, size_t size, size_t piece, char hex[65]) {
     sha256_end(&sha, hex);
 }
 
+Test(base, numbers_in_names_count_by_their_value) {
+    static const char *const rising[] = {"",      "a",      "a2",     "a2b",    "a10",
+                                         "a10.2", "a10.10", "a10.11", "layer2", "layer10"};
+    size_t n = sizeof rising / sizeof *rising;
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++) {
+            int order = compare_natural(&rising[i], &rising[j]);
+            cr_assert((order > 0) - (order < 0) == (i > j) - (i < j), "%s, %s", rising[i],
+                      rising[j]);
+        }
+    }
+}
+
 Test(base, sha256_known_answers) {
     char hex[65], whole[65];
     digest("", 0, 1, hex);

@@ -165,6 +165,7 @@ Test(conversation, image_rows_and_answers) {
 /* References that are no strings: as Python's str() writes what json.loads reads. */
 Test(question, references_as_python_has_them) {
     static const char *const cases[][2] = {
+        /* NULL: none; "": refused */
         {"true", "True"},
         {"false", "False"},
         {"3", "3"},
@@ -183,11 +184,13 @@ Test(question, references_as_python_has_them) {
         {"\"as it is\"", "as it is"},
         {"[{\"answer\": 2.5}]", "2.5"},
         {"null", NULL},
-        {"[null]", NULL},
-        {"NaN", NULL},
-        {"1e999", NULL},
-        {"[[1]]", NULL},
-        {"{\"text\": 1}", NULL},
+        {"[]", NULL},
+        {"[null]", ""},
+        {"NaN", ""},
+        {"1e999", ""},
+        {"[[1]]", ""},
+        {"[\"a\", {}]", ""},
+        {"{\"text\": 1}", ""},
     };
     Arena *arena = arena_new();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -195,7 +198,16 @@ Test(question, references_as_python_has_them) {
         const char *expected = cases[i][1];
         snprintf(text, sizeof text, "{\"image\": \"a\", \"text\": \"q\", \"answer\": %s}",
                  cases[i][0]);
-        Question q = question_parse(arena, json_parse(arena, text, strlen(text), "q"), "q", 1);
+        const Json *line = json_parse(arena, text, strlen(text), "q");
+        Question q;
+        Error error;
+        ATTEMPT(&error, q = question_parse(arena, line, "q", 1));
+        cr_assert_eq(error.status != STATUS_OK, expected != NULL && *expected == '\0', "%s", text);
+        if (error.status != STATUS_OK) {
+            cr_assert_str_eq(error.text,
+                             "q:1: an answer is neither text nor number, true or false");
+            continue;
+        }
         const Json *found = q.n_answers > 0 ? q.answers[0] : NULL;
         cr_assert_eq(found == NULL, expected == NULL, "%s", cases[i][0]);
         cr_assert(found == NULL || strcmp(found->text, expected) == 0, "%s: %s", cases[i][0],

@@ -48,7 +48,7 @@ static const Json *report(size_t n, double scale, double factor, const char *com
                 (Sums){.mse = image * v[g], .sparsity = image * v[GROUPS + g], .n = 1};
         }
     }
-    Console console = {.quiet = true, .command = "none"};
+    Console console = {.quiet = true, .command = "refsae analyze"};
     AnalyzeOptions options = {.out = folder, .converge = factor};
     LayerTable table = published_read(arena, compare);
     AnalyzeResult result = {.options = &options,

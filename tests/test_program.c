@@ -56,6 +56,15 @@ static char *slurp(const char *name, size_t *size) {
     return text;
 }
 
+static void shell(const char *format, ...) {
+    char command[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(command, sizeof command, format, arguments);
+    va_end(arguments);
+    cr_assert_eq(system(command), 0, "%s", command);
+}
+
 static bool there(const char *name) {
     char path[256];
     snprintf(path, sizeof path, "%s/%s", folder, name);
@@ -284,6 +293,10 @@ Test(program, options_that_cannot_hold) {
         {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out @/o --examples "
          "0",
          "--examples, --features and --converge must be at least 1"},
+        {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
+        {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
+        {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
+        {"info x --unpack 0", "--unpack 0: expected at least 1"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
         {"generate --llm x --prompt p --max-new-tokens 0", "--max-new-tokens 0: expected"},
         {"generate --llm x --prompt p --adapter a", "--adapter needs --image"},
@@ -752,6 +765,12 @@ Test(program, killed_and_resumed_gives_the_same_bytes) {
     same_file("whole/checkpoint.safetensors", "cut/checkpoint.safetensors");
     same_file("whole/train.csv", "cut/train.csv");
     same_file("whole/loss.svg", "cut/loss.svg");
+    cr_assert_eq(run("", "verify @/whole"), 0);
+    shell("sed -n 's/.*outputs: //p' %s/stdout >%s/first", folder, folder);
+    cr_assert_eq(run("", "verify @/cut"), 0);
+    shell("sed -n 's/.*outputs: //p' %s/stdout >%s/second", folder, folder);
+    same_file("first", "second");
+    cr_assert(says("first", "sha256 "));
     static const char *const others[][2] = {
         {"--lr 0.02", "was written with '--lr 0.01', this run has '--lr 0.02'"},
         {"--shuffle no", "was written with '--shuffle yes', this run has '--shuffle no'"},
@@ -1172,8 +1191,10 @@ Test(program, analyze_asks_about_the_first_examples) {
     snprintf(options, sizeof options, judging, "--judge-examples 3 --judge @/verdicts.jsonl");
     cr_assert_eq(run("", analysis, "o", options), 0);
     assert_judged(arena, "o", 2);
-    cr_assert(says("o/layers.json", "\"verdicts\": {\n    \"given\": 2,\n    \"used\": 1\n"));
+    cr_assert(says("o/layers.json",
+                   "\"verdicts\": {\n    \"given\": 2,\n    \"used\": 1,\n    \"missing\": 5\n"));
     cr_assert(says("o/report.html", "<b>1 of 2</b><span>verdicts used"));
+    cr_assert(says("o/report.html", "<b>5</b><span>questions without one: no"));
     const Json *layers = json_read_file(arena, path_join(arena, folder, "o/layers.json"));
     const Json *image = json_get(layers, "layers")->child;
     cr_assert_eq(json_double(json_get(image, "match")), 0.5);
@@ -1188,7 +1209,7 @@ Test(program, analyze_counts_verdicts) {
     } cases[] = {
         {VERDICT("0", "1", "vlm_img", "\"yes\"") VERDICT("0", "1", "llm_text", "false")
              VERDICT("2", "1", "vlm_img", "\"perhaps\"") "{bad\n\n" VERDICT("0", "0", "x", "1"),
-         "2 of 5 verdicts used"},
+         "2 of 5 verdicts used; 4 questions without one count as no\n"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "0"),
          "1 of 2 verdicts used"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "\"Yes.\""),
@@ -1340,15 +1361,6 @@ Test(program, full_disk_leaves_nothing_half_written) {
 
 /* ---- what cannot be looked at is not what is not there ---- */
 
-static void shell(const char *format, ...) {
-    char command[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(command, sizeof command, format, arguments);
-    va_end(arguments);
-    cr_assert_eq(system(command), 0, "%s", command);
-}
-
 /* Else the first file opened would be descriptor 2, and what is said would stand in it. */
 Test(program, closed_standard_streams) {
     static const char *const closed[] = {"2>&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"};
@@ -1420,6 +1432,97 @@ Test(program, settings_and_weights_that_contradict_each_other_are_both_named) {
     cr_assert_eq(run("", "info @/sae"), 2);
     one_sentence("/sae/sae_weights.safetensors: tensor 'W_enc': expected ");
     one_sentence("/sae/cfg.json");
+}
+
+/* ---- manifest.json ---- */
+
+Test(program, verify_says_what_is_not_as_written) {
+    static const char form[] = "%s --llm weights/gemma2 --vision weights/clip --adapter @/a --out "
+                               "@/%s --images weights/images %s";
+    static const char asked[] = "--questions @/q --max-new-tokens 2";
+    static const struct {
+        const char *command, *says; /* done in the folder; of the line that verify prints */
+        int status;
+    } cases[] = {
+        {"true", "eval: 11 inputs and 3 outputs as written\neval: outputs: sha256 ", 0},
+        {"echo >o/notes", "notes: written by none of these runs\n", 0},
+        {"cp q kept; echo >>q", "eval: input @/q has changed\neval: outputs: sha256 ", 1},
+        {"rm q", "eval: input @/q is missing\neval: outputs: ", 1},
+        {"mv kept q; cp o/answers.jsonl kept; echo >>o/answers.jsonl",
+         "eval: output answers.jsonl has changed\nnotes: ", 1},
+        {"rm o/answers.jsonl", "eval: output answers.jsonl is missing\nnotes: ", 1},
+        {"mv kept o/answers.jsonl", "3 outputs as written\n", 0},
+    };
+    shell("head -n 3 weights/questions.jsonl >%s/q", folder);
+    cr_assert_eq(run("", "train " TOY " --out @/t --steps 1 --batch 2 --accumulate 1"), 0);
+    shell("cp %s/t/adapter.safetensors %s/a", folder, folder);
+    cr_assert_eq(run("", form, "eval", "o", asked), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char expected[256], *at = expected;
+        for (const char *p = cases[i].says; *p != '\0'; p++) {
+            at += *p == '@' ? sprintf(at, "%s", folder) : sprintf(at, "%c", *p);
+        }
+        shell("cd %s && %s", folder, cases[i].command);
+        cr_assert_eq(run("", "verify @/o"), cases[i].status, "%s", cases[i].command);
+        cr_assert(says("stdout", expected), "%s", cases[i].command);
+        cr_assert_eq(run("", "verify @/o --json"), cases[i].status);
+        cr_assert(says("stdout", cases[i].status == 1 ? "\"problems\": [\"" : "\"problems\": []"));
+    }
+    cr_assert_eq(run("", "verify @/t/x"), 2);
+    shell("mv %s/o/manifest.json %s/kept", folder, folder);
+    cr_assert_eq(run("", "verify @/o"), 2);
+    one_sentence("/o: no manifest.json of a run");
+    /* another command's run in the folder leaves the first one's part; broken ones are replaced */
+    shell("echo '{\"eval\": ' >%s/o/manifest.json", folder);
+    cr_assert_eq(run("", form, "eval", "o", asked), 0);
+    same_file("kept", "o/manifest.json");
+    cr_assert_eq(run("", form, "analyze", "o",
+                     "--saes weights/saes/gemma2 --data weights/heldout.json --examples 1 "
+                     "--layers 0 --write-questions @/questions --descriptions weights/descriptions "
+                     "--max-density 1 --max-frequency 1"),
+                 0);
+    cr_assert(says("o/report.html", "refsae eval") && says("o/report.html", "refsae analyze"));
+    cr_assert_eq(run("", "verify @/o"), 0);
+    cr_assert(says("stdout", "eval: 11 inputs") && says("stdout", "analyze: 16 inputs and 9 out"));
+    shell("echo >>%s/questions", folder);
+    cr_assert_eq(run("", "verify @/o"), 1);
+    cr_assert(says("stdout", "/questions has changed"));
+}
+
+/* Figures of a search do not stand beside cross-sections that were given; what others changed or
+ * put there stays. */
+Test(program, stale_figures_go) {
+    static const char form[] = "sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi "
+                               "--train 4 --test 4 --out @/o %s";
+    cr_assert_eq(run("", form, "--nodes z --max-nodes 1"), 0);
+    cr_assert(there("o/nodes.svg") && there("o/heat_IO.svg") && there("o/heat_S.svg"));
+    shell("cd %s/o && echo >>heat_S.svg && cp nodes.svg own.svg && cp cross_sections.json ..",
+          folder);
+    cr_assert_eq(run("", form, "--cross-sections @/cross_sections.json"), 0);
+    cr_assert(!there("o/nodes.svg") && !there("o/heat_IO.svg") && !there("o/heat_Pos.svg"));
+    cr_assert(there("o/heat_S.svg") && there("o/own.svg") && there("o/edits.svg"));
+    cr_assert_eq(run("", "verify @/o"), 0);
+    cr_assert(says("stdout", "heat_S.svg: written by none of these runs\nown.svg: written by "));
+}
+
+/* Nothing in it depends on the folder's place, on what was there before, or on the machine. */
+Test(program, manifest_has_digests_as_sha256sum_prints_them) {
+    cr_assert_eq(run("", "train " TOY " --out @/t --steps 1 --batch 2 --accumulate 1"), 0);
+    cr_assert_eq(run("", "verify @/t"), 0);
+    shell("cd %s/t && sha256sum adapter.safetensors checkpoint.safetensors loss.svg train.csv | "
+          "sha256sum | sed 's/ .*//' >../digest && grep -qF \"outputs: sha256 $(cat ../digest)\" "
+          "../stdout && cp manifest.json ../first && rm -r ../t",
+          folder);
+    cr_assert_eq(run("OMP_NUM_THREADS=1 REFSAE_ISA=scalar",
+                     "train " TOY " --out @/t --steps 1 --batch 2 --accumulate 1"),
+                 0);
+    same_file("first", "t/manifest.json");
+    cr_assert_eq(run("", "report --out @/page.html @/t"), 0);
+    size_t size;
+    char *digest = slurp("digest", &size);
+    digest[64] = '\0';
+    cr_assert(says("page.html", digest), "the page and verify say the same");
+    free(digest);
 }
 
 Test(program, two_runs_into_one_folder) {

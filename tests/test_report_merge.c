@@ -46,13 +46,11 @@ static char *slurp(const char *name) {
     return read_text(arena, at(name));
 }
 
-/* A page with how its results came about. */
-static void put_report(const char *name, const char *mark) {
+/* How its results came about. */
+static void put_manifest(const char *name, const char *mark) {
     char text[256];
     snprintf(text, sizeof text,
-             "<h2>old</h2>\n<!--refsae made-->\n<dl>\n<dt>command</dt><dd>%s made</dd>\n</dl>\n"
-             "<!--/refsae made-->\n",
-             mark);
+             "{\"runs\": {\"a\": {\"command\": \"%s made\", \"seed\": \"475\"}}}", mark);
     put(name, text);
 }
 
@@ -83,8 +81,8 @@ static void make_demo(void) {
         "0.25}}}, "
         "\"sae\": {\"sufficiency\": 0.75, \"sufficiency_ci\": [0.5, 1], \"control\": {\"S\": "
         "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}}}}}}");
-    put_report("demo/report.html", "ALPHA");
-    put_report("demo/sage/report.html", "BETA");
+    put_manifest("demo/manifest.json", "ALPHA");
+    put_manifest("demo/sage/manifest.json", "BETA");
 }
 
 Test(report_merge, shows_every_part_once) {
@@ -210,6 +208,19 @@ Test(report_merge, pictures_with_answers_and_features) {
         "<td>100 &#60;seen&#62;</td><td>Who?</td><td>y (wrong)</td>", 1,
         "<td>p1.png</td><td>101 &#60;seen&#62;</td><td>What?</td><td>star (right)</td>", 1,
         "<td>p2.png</td><td>102 &#60;seen&#62;</td><td></td><td></td>", 1, "103", 0, "777", 0);
+    put("b/layers.json", "{\"layers\": [{\"layer\": 0, \"group\": \"vlm_img\", \"match\": 1},"
+                         "{\"layer\": 0, \"group\": \"llm_text\", \"match\": 1}]}");
+    html = findings("a", "b", "c"); /* each says which it is of */
+    assert_counts(html, 3, "<b>Meaning</b> (a).", 1, "<b>Meaning</b> (b).", 1, "(a). Image t", 1);
+    rename(at("a/answers.jsonl"), at("c/answers.jsonl")); /* another folder has the answers */
+    put_scores("c/scores.json", "own", "5ad", 0.5);
+    assert_counts(findings("a", "b", "c"), 1, "<td>What?</td>", 0);
+    put("a/manifest.json", "{\"runs\": {\"analyze\": {\"inputs\": [{\"sha256\": \"5ad\"}]}}}");
+    assert_counts(findings("c", "a", "b"), 1,
+                  "<td>100 &#60;seen&#62;</td><td>Who?</td><td>y (wrong)", 1);
+    put_scores("c/scores.json", "permuted", "5ad", 0.5);
+    assert_counts(findings("a", "b", "c"), 1, "<td>What?</td>", 0);
+    rename(at("c/answers.jsonl"), at("a/answers.jsonl"));
     static const char *const lines[] = {"a/answers.jsonl", "a/features.jsonl"};
     for (size_t i = 0; i < 2; i++) { /* what is there and damaged is not left out */
         Error error;
@@ -282,30 +293,32 @@ Test(report_merge, again_is_the_same) {
     merge("all.html", "demo", "demo/permuted", "demo/sage");
     merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
     char *first = slurp("demo/report.html");
-    assert_counts(first, 3, "ALPHA made", 1, "BETA made", 1, "<!--refsae made-->", 1);
+    assert_counts(first, 2, "ALPHA made", 1, "BETA made", 1);
     for (int i = 0; i < 3; i++) {
         merge("demo/report.html", "demo", "demo/permuted", "demo/sage");
         char *next = slurp("demo/report.html");
         cr_assert_str_eq(first, next);
     }
-    merge("other.html", "demo/sage", "demo", "demo/permuted");
-    char *html = slurp("other.html"); /* of a merged page only what stems from that folder */
-    assert_counts(html, 2, "ALPHA made", 1, "BETA made", 1);
 }
 
 Test(report_merge, what_is_missing_or_broken) {
-    static const char *const foreign[] = {"", "<html>", "<!--refsae made-->\nnever closed",
-                                          "<!--refsae made-->\n<!--/refsae made-->\n"};
+    static const char *const odd[] = {"{}", "{\"runs\": 1}", "{\"runs\": {\"a\": 1}}",
+                                      "{\"runs\": {\"a\": {\"inputs\": [1, {}]}, \"b\": null}}"};
     Error error;
     make_folder("a");
     make_folder("b");
     make_folder("c");
+    ATTEMPT(&error, merge("all.html", "a", "b", "c"));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    cr_assert_not_null(strstr(error.text, "/a: holds neither train.csv"));
+    cr_assert(!path_exists(at("all.html")));
     put("a/loss.svg", "<svg><script>alert(1)</script></svg>");
-    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
-        put("a/report.html", foreign[i]);
+    put("c/scores.json", "{}");
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
+        put("a/manifest.json", odd[i]);
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
-        assert_counts(html, 3, "<script", 0, "neither train.csv", 3, "</html>", 1);
+        assert_counts(html, 3, "<script", 0, "neither train.csv", 2, "</html>", 1);
     }
     ATTEMPT(&error, merge("all.html", "a", "nowhere", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
@@ -326,7 +339,7 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
                  {"train.csv", "", "no column 'loss'"},
                  {"train.csv", "noise\n1\n", "no column 'loss'"},
                  {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
-                 {"report.html", "<b>\xFF</b>", "not UTF-8"},
+                 {"manifest.json", "[1]", "expected an object"},
                  {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
                   "ends too early"}};
     make_folder("b");
@@ -344,10 +357,10 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
         cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
         cr_assert(!path_exists(at("all.html")));
     }
-    make_folder("d/report.html");
+    make_folder("d/manifest.json");
     Error error;
     ATTEMPT(&error, merge("all.html", "b", "d", "c"));
-    cr_assert_not_null(strstr(error.text, "d/report.html: is a directory"), "%s", error.text);
+    cr_assert_not_null(strstr(error.text, "d/manifest.json: is a directory"), "%s", error.text);
 }
 
 /* JSON of another form than ours is shown as far as it goes. */

@@ -357,7 +357,7 @@ Test(sage, an_sae_of_another_width_than_its_point_is_refused) {
     write_pairs("narrow", "blocks.1.attn.hook_z", STANDARD "\"none\"", 16, 16, true, unit);
     write_pairs_everywhere("narrow", gpt2_hooks, HOOKS, STANDARD "\"none\"", 64, 64);
     assert_refused(run("--llm weights/gpt2 --saes @/narrow --task ioi --out @/out"),
-                   "reads 16 dimensions, blocks.1.attn.hook_z has 64");
+                   "reads 16 dimensions, blocks.1.attn.hook_z of weights/gpt2 has 64");
 }
 
 /* Half of the directions: what is orthonormal and tied projects by its encoder as onto its span. */
@@ -815,7 +815,7 @@ Test(sage, a_file_of_cross_sections_is_refused_with_a_sentence) {
     "\"ids\": [11, 12, 13], \"positions\": {\"A\": 0, \"B1\": 1, \"B2\": 1, \"END\": 2}, "         \
     "\"answer\": [4], \"wrong\": [5]"
 #define ROW(split, other)                                                                          \
-    "{\"split\": \"" split "\", \"text\": \"t\", " FORM                                            \
+    "{\"split\": \"" split "\", \"text\": \",-.\", " FORM                                          \
     ", \"values\": {\"A\": \"Mary\", \"B\": \"Anna\"}, "                                           \
     "\"counterfactual\": {\"A\": {\"value\": \"Tom\", " FORM                                       \
     "}, \"B\": {\"value\": \"Luke\", " other "}}}\n"
@@ -870,7 +870,7 @@ Test(sage, saes_of_other_places_are_passed_over) {
     write_pairs("mixed/b", other, STANDARD "\"none\"", 64, 64, true, unit);
     assert_refused(
         run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"),
-        "none of the 2 SAEs below it is of the residual stream");
+        "none of the 2 SAEs below it is of the residual stream or a node");
     write_pairs_everywhere("mixed", gpt2_hooks, HOOKS, STANDARD "\"none\"", 64, 64);
     assert_done(run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"));
 }
@@ -889,6 +889,7 @@ Test(sage, nodes_that_no_sae_serves_are_named) {
                    "needs: add one, or search other nodes (--nodes z)");
     write_pairs("wide", "hook_embed", STANDARD "\"none\"", 80, 80, true, unit);
     write_pairs("wide", last, STANDARD "\"none\"", 64, 64, true, unit);
-    assert_refused(run("%s --saes @/wide", gpt2), "reads 80 dimensions, hook_embed has 64");
+    assert_refused(run("%s --saes @/wide", gpt2),
+                   "reads 80 dimensions, hook_embed of weights/gpt2 has 64");
     assert_refused(run("%s --saes @", gpt2), "SAEs for ");
 }

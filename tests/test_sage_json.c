@@ -28,7 +28,7 @@ typedef struct World {
     SageTask task;
     SageResult result;
     SageAttribute attributes[ATTRIBUTES];
-    const char *positions[POSITIONS], *saes[2];
+    const char *positions[POSITIONS];
     SageDropped dropped[3];
     SageNode nodes[NODES];
     double score[ATTRIBUTES * NODES], effect[ATTRIBUTES * NODES], weights[ATTRIBUTES];
@@ -164,8 +164,6 @@ static World *world_make(const char *odd) {
     w->dropped[0] = w->dropped[1] = (SageDropped){"IO", odd != NULL ? odd : "Zebulon"};
     w->dropped[1].attribute = "S";
     w->dropped[2] = (SageDropped){"S", "Hezekiah"};
-    w->saes[0] = "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
-    w->saes[1] = odd != NULL ? odd : "blocks.3.hook_resid_pre: weights/saes/gpt2 (sae-lens)";
     make_nodes(w);
     for (size_t i = 0; i < CURVE; i++) {
         w->curve[i] = (SageCurve){(size_t)1 << i, i == 0 ? (double)NAN : 0.5 * (double)i};
@@ -220,9 +218,7 @@ static World *world_make(const char *odd) {
                              .cross = w->cross,
                              .n_cross = ATTRIBUTES,
                              .interpretations = w->found,
-                             .n_interpretations = FOUND,
-                             .sae_names = w->saes,
-                             .n_saes = 2};
+                             .n_interpretations = FOUND};
     return w;
 }
 
@@ -454,7 +450,7 @@ static void assert_report(World *w) {
         snprintf(end, sizeof end, "</%s>", paired[i]);
         cr_assert_eq(count_of(html, open) + count_of(html, with), count_of(html, end), "%s", open);
     }
-    cr_assert_eq(count_of(html, "<!--refsae made-->"), 1);
+    cr_assert_eq(count_of(html, "How this was made</h2>"), 1);
 }
 
 Test(sage_json, report_and_heat_maps) {
@@ -470,7 +466,6 @@ Test(sage_json, report_and_heat_maps) {
                                         "97.0 %",
                                         "475",
                                         "Zebulon",
-                                        "blocks.2.hook_resid_pre: weights/saes/gpt2 (sae-lens)",
                                         "SAGE: ioi, weights/gpt2",
                                         "mean m (nats) [3, 3.5]",
                                         "<b>100 + 50</b>",
@@ -512,7 +507,6 @@ Test(sage_json, nothing_found) {
         w->cross[a].n_curve = 0;
     }
     w->result.n_interpretations = 0;
-    w->result.n_saes = 0;
     w->task.n_dropped = 0;
     report_sage(&w->result);
     cr_assert(json_is(at(read_json(w), "tests/S/mean/sufficiency"), JSON_NULL));

@@ -126,7 +126,7 @@ Test(planted, dictionaries_return_the_planted_vectors) {
     compute_open(&compute, arena, 1);
     tensors_open(&truth, arena, PLANTED "truth.safetensors");
     sage_task_open(&task, arena, PLANTED "task.json", tokenizer);
-    sage_prompts_read(&task, PLANTED "prompts.jsonl", 1000);
+    sage_prompts_read(&task, PLANTED "prompts.jsonl", tokenizer, 1000);
     float *train = arena_floats(arena, task.n_prompts[SAGE_TRAIN], WIDTH), *none = NULL;
     for (size_t i = 0; i < truth.count; i++) {
         char *name = arena_format(arena, "%s", truth.tensors[i].name), *end = strstr(name, ".base");

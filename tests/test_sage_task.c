@@ -268,7 +268,7 @@ Test(sage_task, prompts_come_back_as_they_were) {
         sage_prompts_write(&task, path);
         sha256_file(path, first);
         sage_task_open(&read, arena, tasks[k], tokenizer);
-        sage_prompts_read(&read, path, vocabulary);
+        sage_prompts_read(&read, path, tokenizer, vocabulary);
         for (int s = 0; s < SAGE_SPLITS; s++) {
             cr_assert_eq(read.n_prompts[s], task.n_prompts[s]);
             for (size_t i = 0; i < task.n_prompts[s]; i++) {
@@ -667,24 +667,46 @@ Test(sage_task, hostile_files) {
 #define FORM                                                                                       \
     "\"ids\": [1, 2, 3], \"positions\": {\"S2\": 1, \"END\": 2}, \"answer\": [4], \"wrong\": [5]"
 #define OTHER(value) "{\"value\": \"" value "\", " FORM "}"
-#define ROW_OF(split, text)                                                                        \
-    "{\"split\": \"" split "\", \"text\": \"" text "\", " FORM                                     \
+#define ROW(split)                                                                                 \
+    "{\"split\": \"" split "\", \"text\": \"\\\"#$\", " FORM                                       \
     ", \"values\": {\"A\": \"Mary\", \"B\": \"John\"}, "                                           \
     "\"counterfactual\": {\"A\": " OTHER("Tom") ", \"B\": " OTHER("Tom") "}}\n"
-#define ROW(split) ROW_OF(split, "t")
+
+/* A row like those, with the ids of its text. */
+static char *row_of(const char *split, const char *text) {
+    Tokens tokens = tokenizer_encode(tokenizer, text, strlen(text), false, arena);
+    const char *row = split[1] == 'r' ? ROW("train") : ROW("test"), *at;
+    char *ids = "1, 2, 3", *made = "";
+    for (size_t i = 0; i < tokens.count; i++) {
+        ids = arena_format(arena, i == 0 ? "%.0s%d" : "%s, %d", ids, (int)tokens.id[i]);
+    }
+    for (; (at = strpbrk(row, "1\\")) != NULL; row = at) {
+        bool list = strncmp(at, "1, 2, 3", 7) == 0, quoted = strncmp(at, "\\\"#$", 4) == 0;
+        made = arena_format(arena, "%s%.*s%s", made, (int)(at - row), row,
+                            list     ? ids
+                            : quoted ? text
+                                     : "1");
+        at += list ? 7 : quoted ? 4 : 1;
+    }
+    return arena_format(arena, "%s%s", made, row);
+}
 
 /* A text has places if the templates and fillers of its split and its values give it, whole. */
 Test(sage_task, places_of_texts_that_are_read) {
-    static const char rows[] = ROW_OF("train",
-                                      "Then, Mary and John went to the store. John gave a ring to")
-        ROW_OF("train", "Then, Mary and John went to the park. John gave a ring to")
-            ROW_OF("test", "Then, Mary and John went to the park. John gave a ring to")
-                ROW_OF("test", "Then, Mary and John went to the store. John gave a ring to")
-                    ROW_OF("test", "Then, John and Mary went to the park. Mary gave a ring to")
-                        ROW_OF("test", "Then, Mary and John went to the park. John gave a ring")
-                            ROW_OF("test",
-                                   "Then, Mary and John went to the park. John gave a ring to to")
-                                ROW_OF("test", "");
+    static const char *const tests[] = {
+        "Then, Mary and John went to the park. John gave a ring to",
+        "Then, Mary and John went to the store. John gave a ring to",
+        "Then, John and Mary went to the park. Mary gave a ring to",
+        "Then, Mary and John went to the park. John gave a ring",
+        "Then, Mary and John went to the park. John gave a ring to to",
+        ""};
+    const char *rows =
+        arena_format(arena, "%s%s",
+                     row_of("train", "Then, Mary and John went to the store. John gave a ring to"),
+                     row_of("train", tests[0]));
+    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+        rows = arena_format(arena, "%s%s", rows, row_of("test", tests[i]));
+    }
     char prompts[96];
     SageTask task;
     put(rows);
@@ -692,7 +714,7 @@ Test(sage_task, places_of_texts_that_are_read) {
     cr_assert_eq(rename(path, prompts), 0);
     put_parts(good);
     sage_task_open(&task, arena, path, tokenizer);
-    sage_prompts_read(&task, prompts, (size_t)tokenizer_size(tokenizer));
+    sage_prompts_read(&task, prompts, tokenizer, (size_t)tokenizer_size(tokenizer));
     cr_assert_eq(task.prompts[SAGE_TRAIN][0].n_places, 3);
     cr_assert_eq(task.prompts[SAGE_TRAIN][1].n_places, 0);
     cr_assert_eq(task.n_prompts[SAGE_TEST], 6);
@@ -711,7 +733,13 @@ Test(sage_task, mistakes_in_prompts) {
     static const struct {
         const char *part, *by, *expected;
     } cases[] = {
-        {"\"t\"", "\"t\"", NULL},
+        {"\"t", "\"t", NULL},
+        {"[1, 2, 3]", "[1, 2, 4]",
+         "prompts.jsonl:1: 'ids' are not those of 'text' in this model's"},
+        {"\\\"#$", "#$", NULL}, /* behind <bos> */
+        {"\\\"#$", "$", "prompts.jsonl:1: 'ids' are not those of 'text'"},
+        {"\\\"#$", "%\\\"#$", "prompts.jsonl:1: 'ids' are not those of 'text'"},
+        {"text", "words", NULL},
         {"\"train\"", "\"dev\"", "split"},
         {"\"train\"", "\"test\"", "needs prompts of both splits"},
         {"[1, 2, 3]", "[1, 2, 300000]", "an id outside the vocabulary in 'ids'"},
@@ -720,11 +748,11 @@ Test(sage_task, mistakes_in_prompts) {
         {"[1, 2, 3]", "[]", "expected token ids in 'ids'"},
         {"[1, 2, 3]", "\"abc\"", "'ids': expected an array"},
         {"[1, 2, 3]", "[1, 2, 3, 4]", "differ in length in attribute 'A': 4 and 3 tokens"},
-        {"[5]", "[6, 4]", "prompts.jsonl:1: the prompt 't' has token 4 as answer and as wrong"},
-        {"[5]", "[7, 5, 7]", "prompts.jsonl:1: the prompt 't' has token 7 as wrong twice"},
-        {OTHER("Tom"), OTHER("Mary"), "prompts.jsonl:1: the prompt 't' has the same A in its"},
+        {"[5]", "[6, 4]", "prompts.jsonl:1: the prompt '\"#$' has token 4 as answer and as wrong"},
+        {"[5]", "[7, 5, 7]", "prompts.jsonl:1: the prompt '\"#$' has token 7 as wrong twice"},
+        {OTHER("Tom"), OTHER("Mary"), "prompts.jsonl:1: the prompt '\"#$' has the same A in its"},
         {OTHER("Tom"), "{\"value\": \"Tom\", " FORM ", \"answer\": [6, 5]}",
-         "prompts.jsonl:1: the prompt 't' with another A has token 5 as answer and as wrong"},
+         "prompts.jsonl:1: the prompt '\"#$' with another A has token 5 as answer and as wrong"},
         {"\"END\": 2", "\"END\": 3", "positions: 'END': expected a whole number from 0 to 2"},
         {"\"END\": 2", "\"END\": -1", "positions: 'END': expected a whole number from 0 to 2"},
         {"\"END\": 2", "\"end\": 1", "positions: 'END': expected a number, found nothing"},
@@ -752,7 +780,7 @@ Test(sage_task, mistakes_in_prompts) {
         fclose(f);
         sage_task_open(&task, arena, path, tokenizer);
         size_t vocabulary = (size_t)tokenizer_size(tokenizer);
-        ATTEMPT(&error, sage_prompts_read(&task, prompts, vocabulary));
+        ATTEMPT(&error, sage_prompts_read(&task, prompts, tokenizer, vocabulary));
         cr_assert_eq(error.status, cases[i].expected == NULL ? STATUS_OK : STATUS_INPUT, "%zu: %s",
                      i, error.text);
         if (cases[i].expected != NULL) {

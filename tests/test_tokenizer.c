@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "base.h"
+#include "json.h"
 #include "tokenizer.h"
 
 #define FOLDER "tests/golden/tokenizer/"
@@ -534,6 +534,40 @@ Test(tokenizer, settings_of_the_folder) {
     cr_assert_not_null(strstr(error.text, "tokenizer_config.json: 'split_special_tokens'"));
     cr_assert_eq(remove(json), 0);
     cr_assert_eq(remove(config), 0);
+    cr_assert_eq(remove(folder), 0);
+    arena_free(arena);
+}
+
+/* Tokens that tokenizer_config.json declares, alone or with other flags. */
+Test(tokenizer, declared_tokens_as_transformers_has_them) {
+    Arena *arena = arena_new();
+    JsonArrayFile cases;
+    char folder[] = "/tmp/refsae_tokenizer_XXXXXX";
+    cr_assert_not_null(mkdtemp(folder));
+    const char *json = path_join(arena, folder, "tokenizer.json"),
+               *beside = path_join(arena, folder, "tokenizer_config.json");
+    json_array_open(&cases, arena, "tests/golden/tokenizer_config.json");
+    cr_assert_gt(cases.count, 40);
+    for (size_t i = 0; i < cases.count; i++) {
+        const Json *one = json_array_read(&cases, i, arena), *ids = json_get(one, "ids");
+        const char *model = json_get(one, "model")->text, *text = json_get(one, "text")->text;
+        OutFile *config = out_open(beside);
+        fputs(json_get(one, "config")->text, config->stream);
+        out_commit(config);
+        FileMap map = file_map(arena, arena_format(arena, "weights/%s/tokenizer.json", model));
+        OutFile *rest = out_open(json);
+        fwrite(map.data, 1, map.size, rest->stream);
+        out_commit(rest);
+        Tokens tokens =
+            tokenizer_encode(tokenizer_open(arena, folder), text, strlen(text), false, arena);
+        cr_assert_eq(tokens.count, ids->length, "%zu", i);
+        size_t k = 0;
+        for (const Json *id = ids->child; id != NULL; id = id->next) {
+            cr_assert_eq(tokens.id[k++], (int32_t)json_double(id), "case %zu", i);
+        }
+    }
+    cr_assert_eq(remove(json), 0);
+    cr_assert_eq(remove(beside), 0);
     cr_assert_eq(remove(folder), 0);
     arena_free(arena);
 }

@@ -178,7 +178,7 @@ static void read_inflate(Arena *arena, const char *path) {
 
 static void read_adapter(Arena *arena, const char *path) {
     Adapter adapter = {arena_floats(arena, 2, 3), arena_floats(arena, 2, 1), 2, 3};
-    adapter_read(&adapter, path);
+    adapter_read(&adapter, path, "the models");
 }
 
 static void read_image(Arena *arena, const char *path) {
@@ -241,7 +241,7 @@ static void read_task(Arena *arena, const char *path) {
 static void read_prompts(Arena *arena, const char *path) {
     SageTask task = induction; /* what is read is not left in the one that stays */
     task.arena = arena;
-    sage_prompts_read(&task, path, 1 << 16);
+    sage_prompts_read(&task, path, tokenizers[0], 1 << 16);
 }
 
 static void read_descriptions(Arena *arena, const char *path) {
