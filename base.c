@@ -1267,7 +1267,13 @@ char **path_list(Arena *arena, const char *directory, size_t *count) {
 
 /* ---- shards ---- */
 
-static const uint64_t journal_mark = 0x72656673616500 | sizeof(size_t); /* in this byte order */
+/* In this byte order. Then follow I and N, blocks and values, and the SHA-256 of all that as text.
+ */
+static const uint64_t journal_mark = 0x72656673616510 | sizeof(size_t);
+
+enum {
+    DIGEST_SIZE = 64
+};
 
 typedef struct Journal {
     const char *path;
@@ -1291,10 +1297,15 @@ static const void *journal_block(Journal *j, size_t *size) {
     return journal_take(j, *size);
 }
 
-static void journal_write(FILE *stream, const void *data, size_t size) {
+static void journal_put(Shard *s, const void *data, size_t size) {
+    sha256_add(&s->sha, data, size);
+    fwrite(data, 1, size, s->own->stream);
+}
+
+static void journal_write(Shard *s, const void *data, size_t size) {
     uint64_t stored = size;
-    fwrite(&stored, sizeof stored, 1, stream);
-    fwrite(data, 1, size, stream);
+    journal_put(s, &stored, sizeof stored);
+    journal_put(s, data, size);
 }
 
 static char *shard_folder(Arena *arena, const Shard *s, size_t k) {
@@ -1317,7 +1328,8 @@ static Journal journal_open(const Shard *s, Arena *arena, size_t k, const char *
     for (; !path_exists(j.path); pause.tv_nsec *= pause.tv_nsec < 250000000 ? 2 : 1) {
         if (progress_now() >= until) {
             fail(STATUS_INPUT,
-                 "%s: shard %zu of %zu left none within %g s: if it runs no more, start it again",
+                 "%s: shard %zu of %zu left no such file within %g s: if it runs no more, start it "
+                 "again",
                  j.path, k, s->count, s->wait);
         }
         nanosleep(&pause, NULL);
@@ -1327,6 +1339,20 @@ static Journal journal_open(const Shard *s, Arena *arena, size_t k, const char *
     j.left = map.size;
     if (memcmp(journal_take(&j, sizeof journal_mark), &journal_mark, sizeof journal_mark) != 0) {
         fail(STATUS_INPUT, "%s: not a journal of this program on such a machine", j.path);
+    }
+    const uint64_t self[2] = {k, s->count};
+    if (memcmp(journal_take(&j, sizeof self), self, sizeof self) != 0) {
+        fail(STATUS_INPUT, "%s: is not of shard %zu of %zu", j.path, k, s->count);
+    }
+    Sha256 sha;
+    char hex[DIGEST_SIZE + 1];
+    (void)journal_take(&j, DIGEST_SIZE);
+    j.next -= DIGEST_SIZE;
+    sha256_start(&sha);
+    sha256_add(&sha, map.data, map.size - DIGEST_SIZE);
+    sha256_end(&sha, hex);
+    if (memcmp(map.data + map.size - DIGEST_SIZE, hex, DIGEST_SIZE) != 0) {
+        fail(STATUS_INPUT, "%s: is damaged: its SHA-256 is not the one at its end", j.path);
     }
     return j;
 }
@@ -1379,10 +1405,13 @@ bool shard_is_merge(const Shard *s) {
 }
 
 void shard_write(Shard *s, const char *name) {
+    const uint64_t self[2] = {s->index, s->count};
     s->own = out_open(path_join(s->arena, s->folder, name));
-    fwrite(&journal_mark, sizeof journal_mark, 1, s->own->stream);
-    journal_write(s->own->stream, s->settings, strlen(s->settings));
-    journal_write(s->own->stream, s->command, s->command_size);
+    sha256_start(&s->sha);
+    journal_put(s, &journal_mark, sizeof journal_mark);
+    journal_put(s, self, sizeof self);
+    journal_write(s, s->settings, strlen(s->settings));
+    journal_write(s, s->command, s->command_size);
 }
 
 void shard_read(Shard *s, const char *name) {
@@ -1404,26 +1433,25 @@ void shard_read(Shard *s, const char *name) {
 }
 
 void shard_inputs(Shard *s) {
+    size_t size;
     if (shard_is_part(s)) {
-        OutFile *out = out_open(path_join(s->arena, s->folder, "inputs"));
+        shard_write(s, "inputs");
         for (const FileNote *n = files_noted(); n != NULL; n = n->next) {
             if (!n->written) {
-                journal_write(out->stream, n->path, strlen(n->path));
+                journal_write(s, n->path, strlen(n->path));
             }
         }
-        out_commit(out);
+        shard_end(s);
         return;
     }
     files_note(s->arena);
     for (size_t k = 1; k <= s->count; k++) {
-        Journal j = {.path = path_join(s->arena, shard_folder(s->arena, s, k), "inputs")};
-        FileMap map = map_unnoted(s->arena, j.path);
-        j.next = map.data;
-        j.left = map.size;
-        while (j.left > 0) {
-            size_t size;
+        Journal j = journal_open(s, s->arena, k, "inputs");
+        for (size_t i = 0; j.left > 0; i++) { /* behind settings and command */
             const char *path = journal_block(&j, &size);
-            note_file(arena_copy(s->arena, path, size), false);
+            if (i > 1) {
+                note_file(arena_copy(s->arena, path, size), false);
+            }
         }
     }
 }
@@ -1433,6 +1461,9 @@ void shard_end(Shard *s) {
         return;
     }
     if (s->journals == NULL) {
+        char hex[DIGEST_SIZE + 1];
+        sha256_end(&s->sha, hex);
+        fwrite(hex, 1, DIGEST_SIZE, s->own->stream);
         out_commit(s->own);
         return;
     }
@@ -1462,7 +1493,7 @@ void shard_value(Shard *s, size_t i, size_t n, void *data, size_t size) {
     if (turn == SHARD_READ) {
         memcpy(data, journal_take(&s->journals[shard_of(s, i, n) - 1], size), size);
     } else if (turn == SHARD_COMPUTE && s != NULL) {
-        fwrite(data, 1, size, s->own->stream);
+        journal_put(s, data, size);
     }
 }
 
@@ -1472,14 +1503,21 @@ const void *shard_bytes(Shard *s, size_t i, size_t n, const void *data, size_t *
         return journal_block(&s->journals[shard_of(s, i, n) - 1], size);
     }
     if (turn == SHARD_COMPUTE && s != NULL) {
-        journal_write(s->own->stream, data, *size);
+        journal_write(s, data, *size);
     }
     return data;
 }
 
 void shard_error(Shard *s, size_t i, size_t n, Error *error) {
-    shard_value(s, i, n, error, sizeof *error);
-    error->text[sizeof error->text - 1] = '\0';
+    Error told; /* without what lies behind the text */
+    memset(&told, 0, sizeof told);
+    told.status = error->status;
+    if (told.status != STATUS_OK) {
+        snprintf(told.text, sizeof told.text, "%s", error->text);
+    }
+    shard_value(s, i, n, &told, sizeof told);
+    told.text[sizeof told.text - 1] = '\0';
+    *error = told;
 }
 
 void shard_range(const Shard *s, size_t n, size_t *begin, size_t *end) {
@@ -1656,9 +1694,13 @@ void progress_end(Progress *progress) {
     progress->quiet = true;
 }
 
+/* Names in it may be hostile: see `sentence`. */
 static void print_line(FILE *stream, const char *format, va_list arguments) {
-    vfprintf(stream, format, arguments);
-    fputc('\n', stream);
+    char raw[8192] = "", line[8192];
+    int written = vsnprintf(raw, sizeof raw, format, arguments);
+    bool cut = written < 0 || (size_t)written >= sizeof raw;
+    sentence(line, sizeof line, raw, strlen(raw), cut);
+    fprintf(stream, "%s\n", line);
 }
 
 void console_line(const Console *console, const char *format, ...) {

@@ -273,6 +273,7 @@ typedef struct Shard {
     size_t command_size;
     double wait; /* seconds until a journal that is not there is given up */
     OutFile *own;
+    Sha256 sha;               /* of what was written into it */
     Arena *reading;           /* holds the journals */
     struct Journal *journals; /* [count]; NULL: none is being read */
 } Shard;

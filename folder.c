@@ -616,6 +616,10 @@ static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const 
     char hex[65];
     json_out(json, "%s { problems [", run->key);
     for (int k = 0; k < 2; k++) {
+        if (!json_is(json_get(run, keys[k]), JSON_ARRAY)) {
+            fail(STATUS_INPUT, "%s: manifest.json: run '%s': no list of %s", f->path, run->key,
+                 keys[k]);
+        }
         for (const Json *v = json_first(json_get(run, keys[k])); v != NULL; v = v->next) {
             const char *path = json_string(json_get(v, "path")),
                        *change = file_change(k == 0 ? path : output_path(f, path), v);

@@ -365,7 +365,7 @@ static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
         index > count) {
         bad_value(a, "shard", "I/N, part I of N, from 1");
     }
-    Shard *shard = shard_open(arena, need(a, "out"), index, count);
+    Shard *shard = shard_open(arena, need_out(a), index, count);
     MemoryStream *words = memory_open(arena);
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--shard") == 0) {
@@ -754,6 +754,9 @@ static void command_dump(Arguments *a, const Compute *compute, const Console *co
                            .sae_options = get_sae_options(a),
                            .fold_value_biases = get_centre(a, "fold-value-biases")};
     options.out = options.trace == NULL ? need(a, "out") : get(a, "out");
+    if (options.out != NULL && options.trace != NULL && strcmp(options.out, options.trace) == 0) {
+        bad_value(a, "trace", "another file than --out");
+    }
     if (options.sae == NULL) {
         (void)need(a, "hooks");
     }

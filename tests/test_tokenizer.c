@@ -547,7 +547,7 @@ Test(tokenizer, declared_tokens_as_transformers_has_them) {
     const char *json = path_join(arena, folder, "tokenizer.json"),
                *beside = path_join(arena, folder, "tokenizer_config.json");
     json_array_open(&cases, arena, "tests/golden/tokenizer_config.json");
-    cr_assert_gt(cases.count, 40);
+    cr_assert(cases.count > 40);
     for (size_t i = 0; i < cases.count; i++) {
         const Json *one = json_array_read(&cases, i, arena), *ids = json_get(one, "ids");
         const char *model = json_get(one, "model")->text, *text = json_get(one, "text")->text;
