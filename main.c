@@ -337,17 +337,21 @@ static char *shard_settings(Arena *arena, Arguments *a) {
         const Option *option = option_at(a->command, i);
         const char *name = option->name, *value = a->values[i];
         char hex[65] = "";
-        if (value == NULL || strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
+        if (strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
             continue;
         }
         bool path =
-            option->argument != NULL && strcmp(name, "images") != 0 &&
+            value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
             (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
              strstr(option->argument, "ADAPTER") != NULL);
-        if (path && path_exists(value)) {
+        bool there = path && path_exists(value);
+        if (there) {
             path_digest(value, hex);
         }
-        fprintf(text->stream, "--%s %s%s%s\n", name, value, hex[0] != '\0' ? " of SHA-256 " : "",
+        fprintf(text->stream, "--%s %s%s%s\n", name, value != NULL ? value : "(not given)",
+                there  ? " of SHA-256 "
+                : path ? " (no such file)"
+                       : "",
                 hex);
     }
     return memory_text(text);
