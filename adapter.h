@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "llm.h"
 #include "sae_load.h"
+#include "shard.h"
 #include "tokenizer.h"
 #include "vit.h"
 

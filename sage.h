@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "llm.h"
 #include "sae_load.h"
+#include "shard.h"
 #include "task.h"
 
 /* ---- what is asked and what is found ---- */

@@ -9,7 +9,7 @@ mkdir -p build
 
 # From the ground up; what a room has beside FILE.c and FILE.h (private headers) stands in brackets.
 floors='base
-elementary linalg hooks
+elementary linalg hooks shard
 json zip unicode(unicode_tables.h)
 tensor pixels
 pickle kernels(kernelset.h) png jpeg tokenizer
