@@ -161,6 +161,13 @@ typedef struct TrainState { /* numbers of a checkpoint */
     uint64_t step, steps, epoch, position, usable, examples;
 } TrainState;
 
+/* What is looked at of an image that is not to be computed with. */
+typedef enum TrainLook {
+    LOOK_PIXELS, /* whether it can be used */
+    LOOK_FILE,   /* whether it can be opened: so it is noted among what the run has read */
+    LOOK_NAME
+} TrainLook;
+
 typedef struct Trainer {
     const TrainOptions *options;
     const Console *console;
@@ -174,14 +181,13 @@ typedef struct Trainer {
     double *seconds;     /* [steps]; NaN: not known */
     unsigned char *skip; /* [examples] */
     size_t without_image;
-    bool counting;
+    TrainLook look;
     LeftOut left_out;
     const char *settings;                  /* a line each: what is set, its value */
     const char *checkpoint, *csv, *timing; /* paths */
 } Trainer;
 
-/* The picture of an example; features NULL: only whether it can be used, or where examples are
- * counted and the schedule, by --steps, does not depend on that, nothing but its name. */
+/* The picture of an example; features NULL: what t->look says. */
 static void train_image(Trainer *t, const Conversation *conversation, float *features) {
     if (conversation->n_images > 1) {
         fail(STATUS_INPUT, "%s: example '%s': has %zu images, expected one", t->options->data,
@@ -190,8 +196,10 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
     char *path = path_join(t->examples, t->options->images, conversation->image);
     if (features == NULL) {
         Arena *scratch = arena_new();
-        if (!t->counting || t->options->steps == 0) {
+        if (t->look == LOOK_PIXELS) {
             (void)vlm_pixels(&t->vlm, scratch, path);
+        } else if (t->look == LOOK_FILE) {
+            (void)file_open(scratch, path);
         }
         arena_free(scratch);
         return;
@@ -202,7 +210,7 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
 }
 
 /* Reads example `index` into sequence and its image into features. False: left out (and why is
- * noted). features NULL: only whether it can be used. */
+ * noted). features NULL: t->look. */
 static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float *features) {
     if (t->skip[index]) {
         return false;
@@ -312,12 +320,13 @@ static size_t train_steps(const TrainOptions *o, size_t usable) {
 }
 
 /* Looks at each example once: how many can be used, on which without --steps the length of the
- * schedule depends, and whether --tokens leaves them something to predict. */
+ * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
+ * something to predict. */
 static void train_count(Trainer *t) {
     const TrainOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
-    t->counting = true;
+    t->look = o->steps > 0 ? LOOK_NAME : LOOK_PIXELS;
     for (size_t i = 0; i < t->data.count; i++) {
         Sequence sequence;
         arena_reset(t->examples);
@@ -328,7 +337,7 @@ static void train_count(Trainer *t) {
         progress_set(&progress, i + 1, NULL);
     }
     progress_end(&progress);
-    t->counting = false;
+    t->look = LOOK_PIXELS;
     if (usable == 0) {
         fail(STATUS_INPUT, "%s: no example can be used%s%s", o->data,
              t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
@@ -393,8 +402,8 @@ static void settings_compare(const char *then, const char *now, const char *path
     int a, b;
     if (lines_differ(&then, &now, &a, &b)) {
         fail(STATUS_INPUT,
-             "%s: --resume: was written with '%.*s', this run has '%.*s': give the same, or leave "
-             "--resume out to start anew",
+             "%s: was written with '%.*s', this run has '%.*s': give the same, or another "
+             "--out to start anew",
              path, a, then, b, now);
     }
 }
@@ -487,6 +496,21 @@ static void train_settings(Trainer *t) {
         map_digest(t, t->vlm.vit.store.maps, t->vlm.vit.store.map_count));
 }
 
+/* Opens the images that were looked at up to the checkpoint, so that the run's inputs are noted
+ * though others have read them. */
+static void train_recall(Trainer *t) {
+    const TrainState *s = &t->state;
+    uint64_t count = t->options->steps == 0 || s->epoch > 0 ? s->examples : s->position;
+    train_order(t);
+    t->look = LOOK_FILE;
+    for (uint64_t i = 0; i < count; i++) {
+        Sequence sequence;
+        arena_reset(t->examples);
+        (void)train_example(t, t->order[i], &sequence, NULL);
+    }
+    t->look = LOOK_PIXELS;
+}
+
 static void train_save(Trainer *t) {
     checkpoint_write(t);
     OutFile *out = out_open(t->csv), *times = out_open(t->timing);
@@ -561,6 +585,7 @@ static void train_begin(Trainer *t) {
     if (o->resume && path_exists(t->checkpoint)) {
         checkpoint_read(t);
         timing_read(t);
+        train_recall(t);
         console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
                      t->state.steps);
         return;
