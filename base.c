@@ -1353,11 +1353,11 @@ void progress_set(Progress *progress, uint64_t done, const char *note) {
 
 void progress_end(Progress *progress) {
     char took[48];
-    if (progress->quiet) {
-        return;
-    }
     double seconds = progress_now() - progress->started;
     uint64_t done = progress->done - progress->first;
+    if (progress->quiet || done == 0) {
+        return;
+    }
     format_seconds(took, seconds);
     fprintf(stderr, "%s%*s%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r" : "",
             progress->terminal ? progress->width : 0, "", progress->terminal ? "\r" : "",

@@ -278,7 +278,7 @@ void console_result(const Console *console, const char *format, ...) REFSAE_PRIN
 
 /* ---- progress on stderr ----
  * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most
- * every 30 seconds. progress_end leaves a last line with the whole time. */
+ * every 30 seconds. progress_end leaves a last line with the whole time, if anything was done. */
 typedef struct Progress {
     const char *what, *unit;
     uint64_t total, done, first; /* total 0: unknown */

@@ -206,6 +206,14 @@ static uint64_t get_seed(Arguments *a) {
     return get_whole(a, "seed", UINT64_MAX);
 }
 
+static void set_unpack(Arguments *a) {
+    uint64_t unpack = get_count(a, "unpack");
+    if (unpack < 1) {
+        bad_value(a, "unpack", "at least 1");
+    }
+    inflate_most(unpack);
+}
+
 static double get_double(Arguments *a, const char *name) {
     const char *text = get(a, name);
     char *end;
@@ -369,6 +377,10 @@ static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
         index > count) {
         bad_value(a, "shard", "I/N, part I of N, from 1");
     }
+    double wait = get_double(a, "wait");
+    if (wait < 0.0) {
+        bad_value(a, "wait", "at least 0");
+    }
     Shard *shard = shard_open(arena, need_out(a), index, count);
     MemoryStream *words = memory_open(arena);
     for (int i = 0; i < argc; i++) {
@@ -381,7 +393,7 @@ static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
     shard->command = memory_text(words);
     shard->command_size = words->length;
     shard->settings = shard_settings(arena, a);
-    shard->wait = get_double(a, "wait");
+    shard->wait = wait;
     return shard;
 }
 
@@ -441,15 +453,12 @@ static void set_preset(Arguments *a, const char *name, const char *value) {
     *at = *at != NULL ? *at : value;
 }
 
-/* Every shard has all results. */
-static void merge_train(Arguments *a) {
-    static const char *const files[] = {"adapter.safetensors", "checkpoint.safetensors",
-                                        "train.csv", "loss.svg", "timing.csv"};
+/* Every shard has come to the same end, from which the whole run goes on. */
+static void merge_train(const Arguments *a) {
     shard_start(a);
     shard_end(a->shard);
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        shard_copy(a->shard, files[i], strcmp(files[i], "timing.csv") != 0);
-    }
+    shard_copy(a->shard, "checkpoint.safetensors", true);
+    shard_copy(a->shard, "timing.csv", false);
 }
 
 static void command_train(Arguments *a, const Compute *compute, const Console *console) {
@@ -480,17 +489,17 @@ static void command_train(Arguments *a, const Compute *compute, const Console *c
                             .tokens = get_count(a, "tokens"),
                             .save_every = get_count(a, "save-every"),
                             .seed = get_seed(a),
-                            .shard = a->shard};
+                            .shard = shard_is_part(a->shard) ? a->shard : NULL};
     Arena *arena = arena_new();
     if (shard_is_merge(a->shard)) {
         merge_train(a);
-    } else {
-        TrainResult result = run_train(arena, compute, &options, console);
-        report_train(&result);
+    }
+    TrainResult result = run_train(arena, compute, &options, console);
+    report_train(&result);
+    if (shard_is_part(a->shard)) {
         shard_start(a);
         shard_end(a->shard);
-    }
-    if (!shard_is_part(a->shard)) {
+    } else {
         manifest_write(options.out, options.seed, console);
     }
     shard_tell(a, console);
@@ -841,6 +850,13 @@ static void command_merge(Arguments *a, const Compute *compute, const Console *c
                        .shard = shard};
     arguments_parse(&whole, argc - 2, argv + 2);
     whole.values[out] = shard->out; /* the folder may have moved */
+    for (size_t i = 0; i < N_COMMON; i++) {
+        const char *given = a->values[a->command->n_options + i];
+        if (given != common_options[i].fallback) {
+            whole.values[command->n_options + i] = given;
+        }
+    }
+    set_unpack(&whole);
     shard->settings = shard_settings(arena, &whole);
     Console told = {console->quiet, command_line(arena, argc, argv), console->json};
     command->run(&whole, compute, &told);
@@ -1185,11 +1201,7 @@ static void run_command(const Command *command, int argc, char **argv) {
     arguments_parse(&arguments, argc - 2, argv + 2);
     Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
                        get_flag(&arguments, "json")};
-    uint64_t unpack = get_count(&arguments, "unpack");
-    if (unpack < 1) {
-        bad_value(&arguments, "unpack", "at least 1");
-    }
-    inflate_most(unpack);
+    set_unpack(&arguments);
     Compute compute;
     compute_open(&compute, arena, (int)get_whole(&arguments, "threads", 1024));
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0

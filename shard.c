@@ -57,10 +57,10 @@ static Journal journal_open(const Shard *s, Arena *arena, size_t k, const char *
     struct timespec pause = {0, 1000000};
     for (; !path_exists(j.path); pause.tv_nsec *= pause.tv_nsec < 250000000 ? 2 : 1) {
         if (progress_now() >= until) {
+            const char *within = s->wait > 0 ? arena_format(arena, " within %g s", s->wait) : "";
             fail(STATUS_INPUT,
-                 "%s: shard %zu of %zu left no such file within %g s: if it runs no more, start it "
-                 "again",
-                 j.path, k, s->count, s->wait);
+                 "%s: shard %zu of %zu left no such file%s: if it runs no more, start it again",
+                 j.path, k, s->count, within);
         }
         nanosleep(&pause, NULL);
     }
@@ -98,7 +98,9 @@ Shard *shard_open(Arena *arena, const char *out, size_t index, size_t count) {
     char **names = path_list(arena, out, &count);
     for (size_t i = 0; i < count; i++) {
         size_t k, n;
-        if (sscanf(names[i], "shard-%zu-of-%zu", &k, &n) == 2 && n > 0) {
+        int end = 0;
+        if (sscanf(names[i], "shard-%zu-of-%zu%n", &k, &n, &end) == 2 && names[i][end] == '\0' &&
+            n > 0) {
             if (s->count != 0 && n != s->count) {
                 fail(STATUS_INPUT, "%s: holds shards of %zu and of %zu: remove those of one", out,
                      s->count, n);

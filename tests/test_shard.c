@@ -56,12 +56,13 @@ static bool says(const char *text) {
 static void same_bytes(const char *command) {
     cr_assert_eq(
         shell("set -e\ncommand='%s'\n"
-              "$REFSAE $command --out run\n"
+              "$REFSAE $command --out run >found\n"
               "mv run whole\n"
               "for n in 1 2 3 5; do\n"
               "    for i in $(seq $n); do $REFSAE $command --out run --shard $i/$n & done\n"
               "    wait\n"
-              "    $REFSAE merge run\n"
+              "    $REFSAE merge run >merged\n"
+              "    cmp found merged\n"
               "    rm -r run/shard-*\n"
               "    diff -r -x timing.csv run whole\n"
               "    rm -r run\n"
@@ -116,8 +117,8 @@ Test(shard, train_killed_and_started_again) {
         "$REFSAE $command --out run --shard 1/2 &\n"
         "$REFSAE $command --out run --shard 2/2 &\n"
         "wait\n"
-        "$REFSAE merge run\nrm -r run/shard-*\n" /* a restart notes what it reads itself */
-        "diff -r -x timing.csv -x manifest.json run whole\n";
+        "$REFSAE merge run\nrm -r run/shard-*\n"
+        "diff -r -x timing.csv run whole\n";
     cr_assert_eq(shell(form, "train " VLM " --data weights/train.json --batch 4 --accumulate 1 "
                              "--steps 60 --tokens 64"),
                  0, "%s%s", read_text(arena, "stdout"), read_text(arena, "stderr"));
@@ -127,11 +128,12 @@ Test(shard, what_does_not_belong_together_is_refused) {
     static const struct {
         const char *script, *sentence;
     } cases[] = {
-        {"", "run/shard-2-of-2/journal: shard 2 of 2 left no such file within 0 s"},
+        {"", "run/shard-2-of-2/journal: shard 2 of 2 left no such file: if it runs no more"},
         {"$REFSAE $command --max-new-tokens 4 --out run --shard 2/2",
          "run/shard-2-of-2/journal: was made with '--max-new-tokens 4', this run has "
          "'--max-new-tokens 3'"},
         {"$REFSAE $command --out run --shard 2/3", "run: holds shards of 2 and of 3"},
+        {"mv run/shard-1-of-2 run/shard-1-of-2.bak", "run: holds no shard-1-of-N"},
         {"rm -r run/shard-*", "run: holds no shard-1-of-N, as --shard 1/N --out run leaves it"},
         {"$REFSAE $command --out run --shard 2/2; truncate -s -1 run/shard-2-of-2/journal",
          "run/shard-2-of-2/journal: is damaged"},
@@ -160,6 +162,11 @@ Test(shard, options_are_checked) {
         cr_assert_eq(shell("$REFSAE " EVAL " --out run --shard %s", parts[i]), 2);
         cr_assert(says("expected I/N"), "%s", read_text(arena, "stderr"));
     }
+    cr_assert_eq(shell("%s", "$REFSAE " TRAIN " --out run --shard 1/2 --wait -1"), 2);
+    cr_assert(says("--wait -1: expected at least 0"));
+    cr_assert_eq(shell("%s", "$REFSAE " EVAL " --out run --shard 1/1; $REFSAE merge run --seed 7"),
+                 2);
+    cr_assert(says("was made with '--seed 475', this run has '--seed 7'"));
     /* workers whose settings differ find each other out */
     cr_assert_eq(shell("%s",
                        "$REFSAE " TRAIN " --out run --shard 1/2 --lr 1e-3 --wait 60 &\n"
