@@ -5,5 +5,9 @@ set -eu
 n=$1 out=$2
 shift 2
 refsae=${REFSAE:-refsae}
-seq "$n" | parallel --quote --halt now,fail=1 --jobs "$n" "$refsae" "$@" --out "$out" --shard "{}/$n"
+line=
+for word in "$refsae" "$@" --out "$out"; do # as lines to run: in arguments, parallel replaces {} and its kin
+    line="$line '$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
+done
+for i in $(seq "$n"); do printf '%s\0' "$line --shard $i/$n"; done | parallel --null --halt now,fail=1 --jobs "$n"
 "$refsae" merge "$out"

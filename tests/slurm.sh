@@ -28,9 +28,10 @@ analyze $tuned --saes weights/saes/gemma2 --data weights/heldout.json --examples
 sage --llm weights/gpt2 --saes weights/saes/gpt2 --task ioi --train 12 --test 7
 END
 mkdir whole
+out="run {#}" # nobody is to expand it
 while read -r command options; do
-    "$REFSAE" "$command" $options --out run </dev/null >said 2>&1
-    mv run "whole/$command"
+    "$REFSAE" "$command" $options --out "$out" </dev/null >said 2>&1
+    mv "$out" "whole/$command"
 done <commands
 
 installed() {
@@ -40,11 +41,11 @@ installed() {
 }
 compare() { # STARTER
     while read -r command options; do
-        "$examples/$1" 3 run "$command" $options </dev/null >said 2>&1 || { cat said slurm-*.out; exit 1; }
+        "$examples/$1" 3 "$out" "$command" $options </dev/null >said 2>&1 || { cat said slurm-*.out; exit 1; }
         while [ -n "$started" ] && squeue -h 2>/dev/null | grep -q .; do sleep 0.2; done
-        rm -r run/shard-*
-        diff -r -x timing.csv run "whole/$command" || { cat slurm-*.out; exit 1; }
-        rm -r run
+        rm -r "$out"/shard-*
+        diff -r -x timing.csv "$out" "whole/$command" || { cat slurm-*.out; exit 1; }
+        rm -r "$out"
         echo "$1 $command: same bytes"
     done <commands
 }
