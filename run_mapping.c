@@ -1263,10 +1263,9 @@ static void analysis_forward(Analysis *a, const Sequence *sequence) {
     for (size_t i = 0; i < a->result.n_layers && a->reading; i++) {
         analysis_layer(a, &a->result.layers[i], NULL);
     }
-    if (a->reading) {
-        return;
+    if (!a->reading) {
+        llm_forward(a->run.run, &batch, 0, a->vlm.llm.config.n_layers, NULL, &hooks);
     }
-    llm_forward(a->run.run, &batch, 0, a->vlm.llm.config.n_layers, NULL, &hooks);
 }
 
 /* ---- passes ---- */

@@ -170,8 +170,6 @@ Test(shard, options_are_checked) {
     /* workers whose settings differ find each other out */
     cr_assert_eq(shell("%s",
                        "$REFSAE " TRAIN " --out run --shard 1/2 --lr 1e-3 --wait 60 &\n"
-                       "echo '{\"IO\": {\"nodes\": [{\"node\": \"blocks.1.attn.hook_z\", "
-                       "\"head\": 0, \"position\": \"END\"}]}}' >readers.json\n"
                        "$REFSAE " TRAIN " --out run --shard 2/2 --lr 2e-3 --wait 60; wait $!"),
                  2);
     cr_assert(says("step-1: was made with '--lr "), "%s", read_text(arena, "stderr"));
