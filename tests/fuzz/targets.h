@@ -7,7 +7,6 @@
 #include "data.h"
 #include "image.h"
 #include "model_load.h"
-#include "pickle.h"
 #include "sae_load.h"
 #include "task.h"
 
