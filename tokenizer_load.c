@@ -189,6 +189,42 @@ static void load_post_processor(Tokenizer *t, const Json *root) {
     }
 }
 
+static void load_truncation(Tokenizer *t, const Json *root) {
+    const Json *part = json_member(root, "truncation", JSON_OBJECT);
+    if (part == NULL) {
+        return;
+    }
+    const char *strategy = json_need(part, "strategy", JSON_STRING)->text;
+    t->truncation = (Truncation){.there = true,
+                                 .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
+                                 .only_second = strcmp(strategy, "OnlySecond") == 0,
+                                 .length = json_size(part, "max_length", 0, 0, SETTING_MOST),
+                                 .stride = json_size(part, "stride", 0, 0, SETTING_MOST)};
+    if (!t->truncation.only_second && strcmp(strategy, "OnlyFirst") != 0 &&
+        strcmp(strategy, "LongestFirst") != 0) {
+        unsupported(t, "truncation strategy", strategy);
+    }
+}
+
+static void load_padding(Tokenizer *t, const Json *root) {
+    const Json *part = json_member(root, "padding", JSON_OBJECT);
+    if (part == NULL) {
+        return;
+    }
+    const Json *strategy = json_get(part, "strategy");
+    t->padding = (Padding){.there = true,
+                           .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
+                           .id = (int32_t)json_size(part, "pad_id", 0, 0, INT32_MAX)};
+    if (json_is(strategy, JSON_OBJECT)) {
+        t->padding.length = json_size(strategy, "Fixed", 0, 0, SETTING_MOST);
+    } else if (!json_text_is(strategy, "BatchLongest")) {
+        unsupported(t, "padding", "strategy that is neither BatchLongest nor Fixed");
+    }
+    if (json_set(part, "pad_to_multiple_of") != NULL) {
+        t->padding.multiple = json_size(part, "pad_to_multiple_of", 0, 0, SETTING_MOST);
+    }
+}
+
 /* ---- model ---- */
 
 static void add_token(Tokenizer *t, uint32_t id, Token token) {
@@ -504,42 +540,6 @@ static void load_added(Tokenizer *t, const Json *list, const Json *config, Arena
     load_declared(t, config, declared, count);
     sort_added(&t->added[0]);
     sort_added(&t->added[1]);
-}
-
-static void load_truncation(Tokenizer *t, const Json *root) {
-    const Json *part = json_member(root, "truncation", JSON_OBJECT);
-    if (part == NULL) {
-        return;
-    }
-    const char *strategy = json_need(part, "strategy", JSON_STRING)->text;
-    t->truncation = (Truncation){.there = true,
-                                 .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
-                                 .only_second = strcmp(strategy, "OnlySecond") == 0,
-                                 .length = json_size(part, "max_length", 0, 0, SETTING_MOST),
-                                 .stride = json_size(part, "stride", 0, 0, SETTING_MOST)};
-    if (!t->truncation.only_second && strcmp(strategy, "OnlyFirst") != 0 &&
-        strcmp(strategy, "LongestFirst") != 0) {
-        unsupported(t, "truncation strategy", strategy);
-    }
-}
-
-static void load_padding(Tokenizer *t, const Json *root) {
-    const Json *part = json_member(root, "padding", JSON_OBJECT);
-    if (part == NULL) {
-        return;
-    }
-    const Json *strategy = json_get(part, "strategy");
-    t->padding = (Padding){.there = true,
-                           .left = strcmp(json_text(part, "direction", "Right"), "Left") == 0,
-                           .id = (int32_t)json_size(part, "pad_id", 0, 0, INT32_MAX)};
-    if (json_is(strategy, JSON_OBJECT)) {
-        t->padding.length = json_size(strategy, "Fixed", 0, 0, SETTING_MOST);
-    } else if (!json_text_is(strategy, "BatchLongest")) {
-        unsupported(t, "padding", "strategy that is neither BatchLongest nor Fixed");
-    }
-    if (json_set(part, "pad_to_multiple_of") != NULL) {
-        t->padding.multiple = json_size(part, "pad_to_multiple_of", 0, 0, SETTING_MOST);
-    }
 }
 
 /* tokenizer_config.json beside it: what transformers takes from there over tokenizer.json. The
