@@ -56,28 +56,33 @@ static bool collector_wants(void *user, HookKind kind, int layer, bool gradient)
     return gradient && collector_matches(c, name);
 }
 
-static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
-                           const size_t *shape, const void *data) {
-    Tensor t = {.dtype = dtype, .rank = rank, .count = 1};
-    for (int i = 0; i < rank; i++) {
-        t.shape[i] = shape[i];
-        t.count *= shape[i];
-    }
-    t.name = arena_copy(c->arena, name, strlen(name));
-    float *values = arena_alloc(c->arena, t.count + 1, dtype_size(dtype));
-    memcpy(values, data, t.count * dtype_size(dtype));
-    for (size_t i = 0; dtype == DTYPE_F32 && i < t.count; i++) {
-        values[i] = isnan(values[i]) ? NAN : values[i]; /* files hold the one quiet NaN */
-    }
-    t.data = values;
+static Tensor *collector_add(Collector *c, const char *name, Dtype dtype, int rank,
+                             const size_t *shape) {
     c->kept = arena_grow(c->arena, c->kept, &c->capacity, c->count + 1, sizeof *c->kept);
-    c->kept[c->count++] = t;
+    Tensor *t = &c->kept[c->count++];
+    *t = (Tensor){.dtype = dtype, .rank = rank, .count = 1};
+    t->name = arena_copy(c->arena, name, strlen(name));
+    for (int i = 0; i < rank; i++) {
+        t->shape[i] = shape[i];
+        t->count *= shape[i];
+    }
+    return t;
+}
+
+static void collector_keep(Collector *c, const char *name, int rank, const size_t *shape,
+                           const float *data) {
+    Tensor *t = collector_add(c, name, DTYPE_F32, rank, shape);
+    float *values = arena_alloc(c->arena, t->count + 1, sizeof *values);
+    for (size_t i = 0; i < t->count; i++) {
+        values[i] = isnan(data[i]) ? NAN : data[i]; /* files hold the one quiet NaN */
+    }
+    t->data = values;
 }
 
 static void collector_call(void *user, const HookPoint *point, float *data) {
     char name[HOOK_NAME_MAX];
     hook_name(name, point->kind, point->layer, point->vision, point->gradient);
-    collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
+    collector_keep(user, name, point->rank, point->shape, data);
 }
 
 static void collector_write(const Collector *c, const char *path) {
@@ -366,13 +371,11 @@ static void check_globs(const Collector *c, Points *points, bool image, bool gra
 /* ---- images and models ---- */
 
 static void dump_image(Collector *c, const char *path) {
-    Arena *arena = arena_new();
-    Image image = image_read(arena, path);
+    Image image = image_read(c->arena, path);
     if (collector_matches(c, image_rgb)) {
-        collector_keep(c, image_rgb, DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
-                       image.rgb);
+        size_t shape[] = {image.height, image.width, 3};
+        collector_add(c, image_rgb, DTYPE_U8, 3, shape)->data = image.rgb;
     }
-    arena_free(arena);
 }
 
 /* From the metric logits[T-1, A] - logits[T-1, B] down to the first layer. */
@@ -551,9 +554,9 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
     }
     sae_encode(&sae, run, x, pre, acts, rows);
     sae_decode(&sae, run, acts, recon, rows);
-    collector_keep(c, "pre", DTYPE_F32, 2, (size_t[]){rows, latent}, pre);
-    collector_keep(c, "acts", DTYPE_F32, 2, (size_t[]){rows, latent}, acts);
-    collector_keep(c, "recon", DTYPE_F32, 2, (size_t[]){rows, in}, recon);
+    collector_keep(c, "pre", 2, (size_t[]){rows, latent}, pre);
+    collector_keep(c, "acts", 2, (size_t[]){rows, latent}, acts);
+    collector_keep(c, "recon", 2, (size_t[]){rows, in}, recon);
     arena_free(arena);
 }
 

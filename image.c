@@ -191,7 +191,7 @@ static void resize_part(const Image *out, const Image *in, size_t width, size_t 
 
 static Image resize_window(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
                            size_t y0, size_t window_width, size_t window_height) {
-    Image out = image_new(arena, window_width, window_height, in->format);
+    Image out = image_new(arena, window_width, window_height, in->format, 0);
     Arena *scratch = arena_new();
     resize_part(&out, in, width, height, x0, y0, scratch);
     arena_free(scratch);

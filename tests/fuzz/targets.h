@@ -186,7 +186,7 @@ static void read_image(Arena *arena, const char *path) {
 
 static void read_preprocess(Arena *arena, const char *path) {
     size_t height, width;
-    Image image = image_new(arena, 5, 4, "PPM");
+    Image image = image_new(arena, 5, 4, "PPM", 0);
     Preprocess settings = preprocess_open(path_parent(arena, path), 32);
     (void)preprocess_apply(arena, &height, &width, &settings, &image);
 }
