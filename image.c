@@ -367,9 +367,9 @@ float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Prepr
     }
     size_t out_h = p->do_center_crop ? p->crop_height : h;
     size_t out_w = p->do_center_crop ? p->crop_width : w;
-    if (out_w < 1 || out_h < 1 || out_w > MAX_EDGE || out_h > MAX_EDGE) {
-        fail(STATUS_INPUT, "the settings of the image processor make %zu x %zu pixels of one",
-             out_w, out_h);
+    if (out_w > MAX_EDGE || out_h > MAX_EDGE) {
+        fail(STATUS_INPUT, "the image processor makes %zu x %zu pixels of %zu x %zu, at most %d",
+             out_w, out_h, image->width, image->height, MAX_EDGE);
     }
 
     /* Only what the crop keeps is resized; what it adds around the picture is 0. */
