@@ -1,4 +1,4 @@
-/* checkpoint.h: opens a file of tensors by what it holds. Floor 6. */
+/* checkpoint.h: opens a file of tensors by what it holds. Floor 5. */
 #ifndef REFSAE_CHECKPOINT_H
 #define REFSAE_CHECKPOINT_H
 

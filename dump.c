@@ -1,5 +1,5 @@
 /* dump.c: the hook points of a model; one forward (and backward) pass with every wanted one written
- * to safetensors; and the comparison of two such files. */
+ * to safetensors; the comparison of two such files; and texts as a tokenizer has them. */
 #include "dump.h"
 #include "model_load.h"
 
@@ -56,28 +56,33 @@ static bool collector_wants(void *user, HookKind kind, int layer, bool gradient)
     return gradient && collector_matches(c, name);
 }
 
-static void collector_keep(Collector *c, const char *name, Dtype dtype, int rank,
-                           const size_t *shape, const void *data) {
-    Tensor t = {.dtype = dtype, .rank = rank, .count = 1};
-    for (int i = 0; i < rank; i++) {
-        t.shape[i] = shape[i];
-        t.count *= shape[i];
-    }
-    t.name = arena_copy(c->arena, name, strlen(name));
-    float *values = arena_alloc(c->arena, t.count + 1, dtype_size(dtype));
-    memcpy(values, data, t.count * dtype_size(dtype));
-    for (size_t i = 0; dtype == DTYPE_F32 && i < t.count; i++) {
-        values[i] = isnan(values[i]) ? NAN : values[i]; /* files hold the one quiet NaN */
-    }
-    t.data = values;
+static Tensor *collector_add(Collector *c, const char *name, Dtype dtype, int rank,
+                             const size_t *shape) {
     c->kept = arena_grow(c->arena, c->kept, &c->capacity, c->count + 1, sizeof *c->kept);
-    c->kept[c->count++] = t;
+    Tensor *t = &c->kept[c->count++];
+    *t = (Tensor){.dtype = dtype, .rank = rank, .count = 1};
+    t->name = arena_copy(c->arena, name, strlen(name));
+    for (int i = 0; i < rank; i++) {
+        t->shape[i] = shape[i];
+        t->count *= shape[i];
+    }
+    return t;
+}
+
+static void collector_keep(Collector *c, const char *name, int rank, const size_t *shape,
+                           const float *data) {
+    Tensor *t = collector_add(c, name, DTYPE_F32, rank, shape);
+    float *values = arena_alloc(c->arena, t->count + 1, sizeof *values);
+    for (size_t i = 0; i < t->count; i++) {
+        values[i] = isnan(data[i]) ? NAN : data[i]; /* files hold the one quiet NaN */
+    }
+    t->data = values;
 }
 
 static void collector_call(void *user, const HookPoint *point, float *data) {
     char name[HOOK_NAME_MAX];
     hook_name(name, point->kind, point->layer, point->vision, point->gradient);
-    collector_keep(user, name, DTYPE_F32, point->rank, point->shape, data);
+    collector_keep(user, name, point->rank, point->shape, data);
 }
 
 static void collector_write(const Collector *c, const char *path) {
@@ -366,13 +371,11 @@ static void check_globs(const Collector *c, Points *points, bool image, bool gra
 /* ---- images and models ---- */
 
 static void dump_image(Collector *c, const char *path) {
-    Arena *arena = arena_new();
-    Image image = image_read(arena, path);
+    Image image = image_read(c->arena, path);
     if (collector_matches(c, image_rgb)) {
-        collector_keep(c, image_rgb, DTYPE_U8, 3, (size_t[]){image.height, image.width, 3},
-                       image.rgb);
+        size_t shape[] = {image.height, image.width, 3};
+        collector_add(c, image_rgb, DTYPE_U8, 3, shape)->data = image.rgb;
     }
-    arena_free(arena);
 }
 
 /* From the metric logits[T-1, A] - logits[T-1, B] down to the first layer. */
@@ -551,9 +554,9 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
     }
     sae_encode(&sae, run, x, pre, acts, rows);
     sae_decode(&sae, run, acts, recon, rows);
-    collector_keep(c, "pre", DTYPE_F32, 2, (size_t[]){rows, latent}, pre);
-    collector_keep(c, "acts", DTYPE_F32, 2, (size_t[]){rows, latent}, acts);
-    collector_keep(c, "recon", DTYPE_F32, 2, (size_t[]){rows, in}, recon);
+    collector_keep(c, "pre", 2, (size_t[]){rows, latent}, pre);
+    collector_keep(c, "acts", 2, (size_t[]){rows, latent}, acts);
+    collector_keep(c, "recon", 2, (size_t[]){rows, in}, recon);
     arena_free(arena);
 }
 
@@ -1121,6 +1124,127 @@ void diff_run(const DiffOptions *o, FILE *out) {
     if (bad != NULL) {
         fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed, first %s", n_bad, total,
              beyond != NULL ? beyond->name : bad->name);
+    }
+    arena_free(arena);
+}
+
+/* ---- tokenize: the command ---- */
+
+/* All of a stream (line false) or its next line without the newline. *end: nothing was left. */
+static char *read_input(Arena *arena, FILE *in, bool line, size_t *length, bool *end) {
+    size_t capacity = 0;
+    int c = 0;
+    char *text = arena_grow(arena, NULL, &capacity, 1, 1);
+    *length = 0;
+    while ((c = getc_unlocked(in)) != EOF && !(line && c == '\n')) {
+        text = arena_grow(arena, text, &capacity, *length + 2, 1);
+        text[(*length)++] = (char)c;
+    }
+    *end = c == EOF && *length == 0;
+    if (ferror(in)) {
+        fail(STATUS_RESOURCE, "standard input cannot be read");
+    }
+    return text;
+}
+
+/* Separated by a space, or by a comma and a space. fprintf would take a third of the whole
+ * tokenizing. */
+static void print_ids(FILE *out, const int32_t *ids, size_t count, bool comma) {
+    char buffer[4096];
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        char digits[10]; /* from the last to the first */
+        size_t n = 0;
+        for (uint32_t id = (uint32_t)ids[i]; n == 0 || id > 0; id /= 10) {
+            digits[n++] = (char)('0' + id % 10);
+        }
+        if (i > 0 && comma) {
+            buffer[used++] = ',';
+        }
+        if (i > 0) {
+            buffer[used++] = ' ';
+        }
+        while (n > 0) {
+            buffer[used++] = digits[--n];
+        }
+        if (used + 12 > sizeof buffer || i + 1 == count) {
+            fwrite(buffer, 1, used, out);
+            used = 0;
+        }
+    }
+}
+
+/* Ids in any of the forms that people paste: separated by white space, commas, brackets. Unlike
+ * `tokenizers`, which passes over ids from `size` on. */
+static int32_t *ids_from_text(Arena *arena, const char *text, size_t length, int32_t size,
+                              size_t *count) {
+    int32_t *ids = arena_alloc(arena, length / 2 + 1, sizeof(int32_t));
+    *count = 0;
+    for (size_t i = 0; i < length;) {
+        uint64_t id = 0;
+        size_t digits = 0;
+        for (; i < length && text[i] >= '0' && text[i] <= '9'; i++, digits++) {
+            id = id <= INT32_MAX ? id * 10 + (uint64_t)(text[i] - '0') : id;
+        }
+        if (digits > 0 && id >= (uint64_t)size) {
+            fail(STATUS_INPUT, "standard input: the tokenizer has no id %.*s", (int)digits,
+                 text + i - digits);
+        }
+        if (digits > 0) {
+            ids[(*count)++] = (int32_t)id;
+        } else if (text[i] == '\0' || strchr(" \t\r\n,[]", text[i]) == NULL) {
+            fail(STATUS_INPUT, "standard input: expected token ids");
+        } else {
+            i++;
+        }
+    }
+    return ids;
+}
+
+static void tokenize_unit(const Tokenizer *tokenizer, const char *text, size_t length,
+                          const TokenizeOptions *o, size_t number, FILE *out, Arena *arena) {
+    size_t count, text_length;
+    if (o->jsonl) {
+        char name[48];
+        snprintf(name, sizeof name, "standard input, line %zu", number);
+        const Json *value = json_parse(arena, text, length, name);
+        if (!json_is(value, o->decode ? JSON_ARRAY : JSON_STRING)) {
+            fail(STATUS_INPUT, "%s: expected a JSON %s", name,
+                 o->decode ? "array of ids" : "string");
+        }
+        text = o->decode ? text : value->text;
+        length = o->decode ? length : value->length;
+    }
+    if (!o->decode) {
+        Tokens tokens = tokenizer_encode(tokenizer, text, length, o->special, arena);
+        tokens = tokenizer_fit(tokenizer, &tokens, o->special, arena);
+        fputs(o->jsonl ? "[" : "", out);
+        print_ids(out, tokens.id, tokens.count, o->jsonl);
+        fputs(o->jsonl ? "]\n" : "\n", out);
+        return;
+    }
+    int32_t *ids = ids_from_text(arena, text, length, tokenizer_size(tokenizer), &count);
+    char *decoded = tokenizer_decode(tokenizer, ids, count, !o->special, arena, &text_length);
+    if (o->jsonl) {
+        json_write_string(out, decoded, text_length);
+        fputc('\n', out);
+    } else {
+        fwrite(decoded, 1, text_length, out);
+    }
+}
+
+void tokenize_command(const char *path, const TokenizeOptions *o, FILE *in, FILE *out) {
+    Arena *arena = arena_new(), *unit = arena_within(arena);
+    Tokenizer *tokenizer = tokenizer_open(arena, path);
+    bool end = false;
+    for (size_t number = 1; !end && (o->jsonl || number == 1); number++) {
+        arena_reset(unit);
+        size_t length;
+        char *text = read_input(unit, in, o->jsonl, &length, &end);
+        bool blank = length == 0 || strspn(text, " \t\r") >= length;
+        if (!(o->jsonl && (end || blank))) {
+            tokenize_unit(tokenizer, text, length, o, number, out, unit);
+        }
     }
     arena_free(arena);
 }

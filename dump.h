@@ -1,4 +1,4 @@
-/* dump.h: taking activations out of the program and comparing them with another's. Floor 15. */
+/* dump.h: taking ids and activations out of the program, and comparing with another's. Floor 15. */
 #ifndef REFSAE_DUMP_H
 #define REFSAE_DUMP_H
 
@@ -34,5 +34,13 @@ typedef struct DiffOptions {
  * allowed, with its inputs. A leading dimension of 1 counts as none; other dtypes are widened.
  * STATUS_CHECK if a tensor is missing, has another shape, or differs by more than allowed. */
 void diff_run(const DiffOptions *options, FILE *out);
+
+typedef struct TokenizeOptions {
+    bool special, jsonl, decode;
+} TokenizeOptions;
+
+/* Text on `in` to ids on `out`, or with decode the other way; jsonl: a JSON string (array of ids) a
+ * line. */
+void tokenize_command(const char *path, const TokenizeOptions *options, FILE *in, FILE *out);
 
 #endif

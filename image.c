@@ -191,7 +191,7 @@ static void resize_part(const Image *out, const Image *in, size_t width, size_t 
 
 static Image resize_window(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
                            size_t y0, size_t window_width, size_t window_height) {
-    Image out = image_new(arena, window_width, window_height, in->format);
+    Image out = image_new(arena, window_width, window_height, in->format, 0);
     Arena *scratch = arena_new();
     resize_part(&out, in, width, height, x0, y0, scratch);
     arena_free(scratch);
@@ -367,9 +367,9 @@ float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Prepr
     }
     size_t out_h = p->do_center_crop ? p->crop_height : h;
     size_t out_w = p->do_center_crop ? p->crop_width : w;
-    if (out_w < 1 || out_h < 1 || out_w > MAX_EDGE || out_h > MAX_EDGE) {
-        fail(STATUS_INPUT, "the settings of the image processor make %zu x %zu pixels of one",
-             out_w, out_h);
+    if (out_w > MAX_EDGE || out_h > MAX_EDGE) {
+        fail(STATUS_INPUT, "the image processor makes %zu x %zu pixels of %zu x %zu, at most %d",
+             out_w, out_h, image->width, image->height, MAX_EDGE);
     }
 
     /* Only what the crop keeps is resized; what it adds around the picture is 0. */

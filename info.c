@@ -559,7 +559,7 @@ static void info_image(Teller *t, const char *path) {
     tell(t, "format", image.format);
     tell_count(t, "width", image.width);
     tell_count(t, "height", image.height);
-    tell_memory(t, "dump", "pixels", 3 * image.width * image.height);
+    tell_memory(t, "dump", "pixels", image.memory);
 }
 
 /* ---- deciding ---- */

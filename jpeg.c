@@ -192,7 +192,7 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         fail(STATUS_INPUT, "%s: JPEG: %d components are not supported", j->name, (int)s[5]);
     }
     image_check_size(j->width, j->height, j->name);
-    image_check_memory(3 * j->width * j->height, j->size, j->name);
+    image_check_memory(image_memory(j->width, j->height, 0), j->size, j->name);
     j->h_max = j->v_max = 1;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
@@ -850,8 +850,8 @@ static void convert_row(JpegColour colour, const unsigned char *const p[4], size
     }
 }
 
-static Image make_picture(const Jpeg *j, Arena *arena) {
-    Image image = image_new(arena, j->width, j->height, "JPEG");
+static Image make_picture(const Jpeg *j, size_t beside, Arena *arena) {
+    Image image = image_new(arena, j->width, j->height, "JPEG", beside);
     JpegColour colour = guess_colour(j);
     unsigned char *row[MAX_COMPONENTS] = {NULL};
     for (size_t i = 0; i < j->n_components; i++) {
@@ -876,10 +876,13 @@ Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const ch
         jpeg_fail(j, "the file holds no picture");
     }
     bool single = !j->progressive && j->in_scan == j->n_components; /* the scan is the picture */
+    size_t beside = 0;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
-        c->coef = arena_alloc(j->scratch, j->mcu_rows * c->v * c->stride, 64 * sizeof *c->coef);
-        c->plane = arena_alloc(j->scratch, c->blocks_high * c->blocks_wide, 64);
+        size_t blocks = j->mcu_rows * c->v * c->stride, seen = c->blocks_high * c->blocks_wide;
+        c->coef = arena_alloc(j->scratch, blocks, 64 * sizeof *c->coef);
+        c->plane = arena_alloc(j->scratch, seen, 64);
+        beside += 64 * (blocks * sizeof *c->coef + seen);
     }
     while (more) {
         decode_scan(j);
@@ -892,7 +895,7 @@ Image jpeg_decode(Arena *arena, const unsigned char *data, size_t size, const ch
     for (size_t i = 0; i < j->n_components; i++) {
         transform_component(&j->component[i]);
     }
-    Image image = make_picture(j, arena);
+    Image image = make_picture(j, beside, arena);
     arena_free(j->scratch);
     return image;
 }

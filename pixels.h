@@ -11,6 +11,7 @@ typedef struct Image {
     size_t width, height;
     unsigned char *rgb;
     const char *format; /* "JPEG", "PNG", "PPM" ... for info */
+    size_t memory;      /* bytes that decoding takes beside the data; the pixels of them stay */
 } Image;
 
 /* Pillow's decompression-bomb error bound, 2 * 89478485 */
@@ -27,6 +28,11 @@ static inline void image_check_size(size_t width, size_t height, const char *nam
     }
 }
 
+/* Bytes of the pixels and of what they are made from. */
+static inline size_t image_memory(size_t width, size_t height, size_t beside) {
+    return 3 * width * height + beside;
+}
+
 static inline void image_check_memory(size_t bytes, size_t packed, const char *name) {
     if (inflates_too_far(bytes, packed)) {
         fail(STATUS_INPUT,
@@ -35,8 +41,10 @@ static inline void image_check_memory(size_t bytes, size_t packed, const char *n
     }
 }
 
-static inline Image image_new(Arena *arena, size_t width, size_t height, const char *format) {
-    return (Image){width, height, arena_alloc(arena, width * height, 3), format};
+static inline Image image_new(Arena *arena, size_t width, size_t height, const char *format,
+                              size_t beside) {
+    return (Image){width, height, arena_alloc(arena, width * height, 3), format,
+                   image_memory(width, height, beside)};
 }
 
 #endif

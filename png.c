@@ -154,13 +154,13 @@ static Image unpack_image(const Png *png, const unsigned char *stream, size_t si
         size_t height = pass_size(png->height, passes[i].y, passes[i].dy);
         expected += width > 0 ? height * (1 + row_bytes(png, width)) : 0;
     }
-    image_check_memory(expected + 3 * png->width * png->height, size, png->name);
+    image_check_memory(image_memory(png->width, png->height, expected), size, png->name);
     unsigned char *raw = arena_alloc(scratch, expected, 1);
     unsigned char *zeros = arena_alloc(scratch, row_bytes(png, png->width), 1);
     if (inflate_zlib(raw, expected, stream, size, png->name) < expected) {
         png_fail(png, "the file ends before the picture is complete");
     }
-    Image image = image_new(arena, png->width, png->height, "PNG");
+    Image image = image_new(arena, png->width, png->height, "PNG", expected);
     for (size_t i = first; i < last; i++) {
         unpack_pass(png, passes[i], &raw, zeros, image.rgb);
     }
@@ -289,7 +289,7 @@ Image pnm_decode(Arena *arena, const unsigned char *data, size_t size, const cha
     if ((size - pnm.at) / bytes < samples) {
         pnm_fail(&pnm, "the file ends before the picture is complete");
     }
-    Image image = image_new(arena, width, height, gray ? "PGM" : "PPM");
+    Image image = image_new(arena, width, height, gray ? "PGM" : "PPM", 0);
     const unsigned char *p = data + pnm.at;
     double scale = gray && bytes == 2 ? 65535 : 255;
     for (size_t i = 0; i < samples; i++, p += bytes) {

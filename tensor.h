@@ -59,7 +59,7 @@ const Tensor *tensors_find(const TensorStore *store, const char *name); /* NULL:
 const Tensor *tensors_need(const TensorStore *store, const char *name, int rank,
                            const size_t *shape);
 
-/* ---- reading: for checkpoint.c and pickle.c ---- */
+/* ---- reading: for checkpoint.c ---- */
 
 /* A header whose length fits and which starts as an object. */
 bool safetensors_is(const FileMap *map);

@@ -14,9 +14,10 @@ typedef struct Tokens {
     size_t count, capacity;
 } Tokens;
 
-/* path: tokenizer.json, or a directory that holds it. What the files of those models do not ask for
- * (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks a byte) is refused by
- * name. Of a directory, add_prefix_space is what transformers makes of tokenizer_config.json. */
+/* In tokenizer_load.c. path: tokenizer.json, or a directory that holds it. What the files of those
+ * models do not ask for (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks
+ * a byte) is refused by name. Of a directory, add_prefix_space is what transformers makes of
+ * tokenizer_config.json. */
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
@@ -35,13 +36,5 @@ char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t co
 
 int32_t tokenizer_id(const Tokenizer *tokenizer, const char *token); /* -1: no such token */
 int32_t tokenizer_size(const Tokenizer *tokenizer);                  /* largest id + 1 */
-
-typedef struct TokenizeOptions {
-    bool special, jsonl, decode;
-} TokenizeOptions;
-
-/* Text on `in` to ids on `out`, or with decode the other way; jsonl: a JSON string (array of ids) a
- * line. */
-void tokenize_command(const char *path, const TokenizeOptions *options, FILE *in, FILE *out);
 
 #endif

@@ -12,8 +12,8 @@ floors='base
 elementary linalg hooks shard
 json zip unicode(unicode_tables.h)
 tensor pixels
-pickle kernels(kernelset.h) png jpeg tokenizer
-checkpoint image kernels_simd(simd.h)
+checkpoint kernels(kernelset.h) png jpeg tokenizer(tokenizer_tables.h)
+image kernels_simd(simd.h) tokenizer_load
 vit llm sae
 model_load sae_load
 data task

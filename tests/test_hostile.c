@@ -109,13 +109,9 @@ static char *without_folder(Arena *arena, const char *text, const char *target) 
 }
 
 static const Target *target_of(const char *name) {
-    for (size_t i = 0; i < TARGETS; i++) {
-        if (strcmp(targets[i].name, name) == 0) {
-            return &targets[i];
-        }
-    }
-    cr_assert_fail("no target %s", name);
-    return NULL;
+    const Target *target = target_among(targets, TARGETS, name);
+    cr_assert_not_null(target, "no target %s", name);
+    return target;
 }
 
 /* What the program says of the file, for readers that only a command reaches. */

@@ -52,7 +52,7 @@ Test(image, resize_equals_pillow) {
         Preprocess exact = {.do_resize = true, .resize_height = height, .resize_width = width};
         size_t h, w;
         float *values = preprocess_apply(arena, &h, &w, &exact, &image);
-        Image resized = image_new(arena, w, h, "none");
+        Image resized = image_new(arena, w, h, "none", 0);
         for (size_t i = 0; i < h * w * 3; i++) { /* planes of whole numbers */
             resized.rgb[i] = (unsigned char)values[i % 3 * h * w + i / 3];
         }

@@ -117,8 +117,10 @@ Test(info, knows_every_kind) {
         {"weights/planted/prompts.jsonl", {"kind", "prompts", "entries", "*"}},
         {"weights/gemma2/tokenizer.json", {"kind", "tokenizer", "vocabulary", "1200"}},
         {"weights/images/held_000.png",
-         {"kind", "image", "format", "PNG", "width", "77", "height", "77"}},
-        {"weights/images/held_001.jpg", {"kind", "image", "format", "JPEG"}},
+         {"kind", "image", "format", "PNG", "width", "77", "height", "77", "memory.dump",
+          "20867"}}, /* 3 x 77 x 77 and rows of 1 + 39 */
+        {"weights/images/held_001.jpg",
+         {"kind", "image", "format", "JPEG", "memory.dump", "74028"}}, /* 300 blocks of 192 */
         {"tests/golden/image/raw.pgm", {"kind", "image"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

@@ -579,6 +579,13 @@ Test(program, tokenize) {
     char *text = slurp("stdout", &size);
     cr_assert_str_eq(text, "a red circle");
     free(text);
+    /* as `tokenizers` has them of this file, which truncates and pads on the left */
+    cr_assert_eq(run("printf a |", "tokenize tests/golden/tokenizer/fitted.json"), 0);
+    cr_assert(says("stdout", "3 3 3 3 3 3 3 3 3 3 3 65\n"));
+    cr_assert_eq(run("printf 'a red circle and a blue square of no size at all' |",
+                     "tokenize tests/golden/tokenizer/fitted.json"),
+                 0);
+    cr_assert(says("stdout", "79 268 73 90 69 221 65 84 221 65 76 76\n"));
     cr_assert_eq(run("echo 5 99999 |", "tokenize weights/gpt2 --decode"), 2);
     one_sentence("standard input: the tokenizer has no id 99999");
     cr_assert_eq(run("echo '[5]\n[5, 4294967301]' |", "tokenize weights/gpt2 --decode --jsonl"), 2);

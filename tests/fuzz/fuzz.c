@@ -49,23 +49,19 @@ static void read_checkpoint(Arena *arena, const char *path) {
 }
 
 static const Target within[] = {
-    {"cross_sections", "cross.json", read_cross_file, NULL, {{NULL}}},
-    {"judge", "judge.jsonl", read_verdicts, NULL, {{NULL}}},
-    {"checkpoint", "checkpoint.safetensors", read_checkpoint, pack_safetensors, {{NULL}}},
+    {"cross_sections", "cross.json", read_cross_file, NULL, NULL},
+    {"judge", "judge.jsonl", read_verdicts, NULL, NULL},
+    {"checkpoint", "checkpoint.safetensors", read_checkpoint, pack_safetensors, NULL},
 };
 
 static const Target *target_find(const char *name) {
-    for (size_t i = 0; name != NULL && i < sizeof within / sizeof *within; i++) {
-        if (strcmp(within[i].name, name) == 0) {
-            return &within[i];
-        }
+    name = name != NULL ? name : "";
+    const Target *target = target_among(targets, TARGETS, name);
+    target = target != NULL ? target : target_among(within, sizeof within / sizeof *within, name);
+    if (target == NULL) {
+        fail(STATUS_INPUT, "FUZZ_TARGET: no target '%s' in tests/fuzz", name);
     }
-    for (size_t i = 0; name != NULL && i < TARGETS; i++) {
-        if (strcmp(targets[i].name, name) == 0) {
-            return &targets[i];
-        }
-    }
-    fail(STATUS_INPUT, "FUZZ_TARGET: no target '%s' in tests/fuzz", name != NULL ? name : "");
+    return target;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -7,7 +7,6 @@
 #include "data.h"
 #include "image.h"
 #include "model_load.h"
-#include "pickle.h"
 #include "sae_load.h"
 #include "task.h"
 
@@ -21,7 +20,7 @@ typedef struct Target {
     const char *name, *file; /* file: what the input is called in its folder */
     void (*read)(Arena *arena, const char *path);
     void (*pack)(FILE *file, const unsigned char *data, size_t size); /* NULL: as it is */
-    const char *beside[4][2]; /* links: name in the folder, valid file; NULL: to the input */
+    const char *beside; /* a folder whose other files stand beside it; NULL: none */
 } Target;
 
 /* ---- what no mutation gets through: lengths and checksums, which are made to fit ---- */
@@ -187,7 +186,7 @@ static void read_image(Arena *arena, const char *path) {
 
 static void read_preprocess(Arena *arena, const char *path) {
     size_t height, width;
-    Image image = image_new(arena, 5, 4, "PPM");
+    Image image = image_new(arena, 5, 4, "PPM", 0);
     Preprocess settings = preprocess_open(path_parent(arena, path), 32);
     (void)preprocess_apply(arena, &height, &width, &settings, &image);
 }
@@ -250,83 +249,51 @@ static void read_descriptions(Arena *arena, const char *path) {
 
 #define GOLDEN "tests/golden/"
 static const Target targets[] = {
-    {"json", "input.json", read_json, NULL, {{NULL}}},
-    {"conversations", "input.json", read_conversations, NULL, {{NULL}}},
-    {"questions", "input.jsonl", read_questions, NULL, {{NULL}}},
-    {"prompt_option", "input", read_prompt_option, NULL, {{NULL}}},
-    {"glob", "input", read_glob, NULL, {{NULL}}},
-    {"tensors", "input", read_tensors, NULL, {{NULL}}},
-    {"safetensors", "x.safetensors", read_tensors, pack_safetensors, {{NULL}}},
-    {"npy", "x.npz", read_tensors, pack_npz, {{NULL}}},
-    {"pickle", "x.pt", read_tensors, pack_pickle, {{NULL}}},
-    {"inflate", "input", read_inflate, NULL, {{NULL}}},
-    {"adapter", "adapter.safetensors", read_adapter, pack_safetensors, {{NULL}}},
-    {"jpeg", "x.jpg", read_image, NULL, {{NULL}}},
-    {"png", "x.png", read_image, pack_png, {{NULL}}},
-    {"pnm", "x.ppm", read_image, NULL, {{NULL}}},
-    {"preprocess", "preprocessor_config.json", read_preprocess, NULL, {{NULL}}},
-    {"tokenizer", "tokenizer.json", read_tokenizer, NULL, {{NULL}}},
-    {"tokenizer_config",
-     "tokenizer_config.json",
-     read_tokenizer,
-     NULL,
-     {{"tokenizer.json", GOLDEN "tokenizer/prefix.json"}}},
-    {"text", "input.txt", read_text, NULL, {{NULL}}},
-    {"gpt2",
-     "config.json",
-     read_llm,
-     NULL,
-     {{"model.safetensors", GOLDEN "models/gpt2_untied/model.safetensors"}}},
-    {"gpt_neox",
-     "config.json",
-     read_llm,
-     NULL,
-     {{"model.safetensors", GOLDEN "models/neox_nobias/model.safetensors"}}},
-    {"gemma2",
-     "config.json",
-     read_llm,
-     NULL,
-     {{"model.safetensors", GOLDEN "models/gemma2_plain/model.safetensors"}}},
-    {"clip",
-     "config.json",
-     read_vit,
-     NULL,
-     {{"model.safetensors", GOLDEN "models/clip_odd/model.safetensors"}}},
-    {"index",
-     "model.safetensors.index.json",
-     read_shards,
-     NULL,
-     {{"model-00001-of-00002.safetensors", GOLDEN "tensor/shards/model-00001-of-00002.safetensors"},
-      {"model-00002-of-00002.safetensors",
-       GOLDEN "tensor/shards/model-00002-of-00002.safetensors"}}},
-    {"saelens",
-     "cfg.json",
-     read_sae,
-     NULL,
-     {{"sae_weights.safetensors", GOLDEN "sae/saelens/standard/sae_weights.safetensors"}}},
-    {"sae_weights",
-     "sae_weights.safetensors",
-     read_sae,
-     pack_safetensors,
-     {{"cfg.json", GOLDEN "sae/saelens/jumprelu/cfg.json"}}},
-    {"sparsify",
-     "cfg.json",
-     read_sae,
-     NULL,
-     {{"sae.safetensors", "weights/saes/gpt_neox/embed_in/sae.safetensors"}}},
-    {"dictionary",
-     "config.json",
-     read_sae,
-     NULL,
-     {{"ae.pt", GOLDEN
-       "sae/dictionary/Standard_pythia-70m-deduped__0108/resid_post_layer_3/trainer_0/ae.pt"}}},
-    {"task", "task.json", read_task, NULL, {{NULL}}},
-    {"prompts", "prompts.jsonl", read_prompts, NULL, {{NULL}}},
-    {"descriptions", "3-layer/0-8.json", read_descriptions, NULL, {{NULL}}},
+    {"json", "input.json", read_json, NULL, NULL},
+    {"conversations", "input.json", read_conversations, NULL, NULL},
+    {"questions", "input.jsonl", read_questions, NULL, NULL},
+    {"prompt_option", "input", read_prompt_option, NULL, NULL},
+    {"glob", "input", read_glob, NULL, NULL},
+    {"tensors", "input", read_tensors, NULL, NULL},
+    {"safetensors", "x.safetensors", read_tensors, pack_safetensors, NULL},
+    {"npy", "x.npz", read_tensors, pack_npz, NULL},
+    {"pickle", "x.pt", read_tensors, pack_pickle, NULL},
+    {"inflate", "input", read_inflate, NULL, NULL},
+    {"adapter", "adapter.safetensors", read_adapter, pack_safetensors, NULL},
+    {"jpeg", "x.jpg", read_image, NULL, NULL},
+    {"png", "x.png", read_image, pack_png, NULL},
+    {"pnm", "x.ppm", read_image, NULL, NULL},
+    {"preprocess", "preprocessor_config.json", read_preprocess, NULL, NULL},
+    {"tokenizer", "tokenizer.json", read_tokenizer, NULL, NULL},
+    {"tokenizer_config", "tokenizer_config.json", read_tokenizer, NULL, "vectors/tokenizers/added"},
+    {"text", "input.txt", read_text, NULL, NULL},
+    {"gpt2", "config.json", read_llm, NULL, GOLDEN "models/gpt2_untied"},
+    {"gpt_neox", "config.json", read_llm, NULL, GOLDEN "models/neox_nobias"},
+    {"gemma2", "config.json", read_llm, NULL, GOLDEN "models/gemma2_plain"},
+    {"clip", "config.json", read_vit, NULL, GOLDEN "models/clip_odd"},
+    {"index", "model.safetensors.index.json", read_shards, NULL, GOLDEN "tensor/shards"},
+    {"saelens", "cfg.json", read_sae, NULL, GOLDEN "sae/saelens/standard"},
+    {"sae_weights", "sae_weights.safetensors", read_sae, pack_safetensors,
+     GOLDEN "sae/saelens/jumprelu"},
+    {"sparsify", "cfg.json", read_sae, NULL, "weights/saes/gpt_neox/embed_in"},
+    {"dictionary", "config.json", read_sae, NULL,
+     GOLDEN "sae/dictionary/Standard_pythia-70m-deduped__0108/resid_post_layer_3/trainer_0"},
+    {"task", "task.json", read_task, NULL, NULL},
+    {"prompts", "prompts.jsonl", read_prompts, NULL, NULL},
+    {"descriptions", "3-layer/0-8.json", read_descriptions, NULL, NULL},
 };
 enum {
     TARGETS = sizeof targets / sizeof *targets
 };
+
+static const Target *target_among(const Target *list, size_t count, const char *name) {
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(list[i].name, name) == 0) {
+            return &list[i];
+        }
+    }
+    return NULL;
+}
 
 /* ---- folders ---- */
 
@@ -363,12 +330,14 @@ static const char *target_write(const Target *target, Arena *arena, const unsign
     const char *path = path_join(arena, folder, target->file);
     if (!path_exists(folder)) {
         char here[4096] = "";
+        size_t count = 0;
         path_make_directory(path_parent(arena, path));
-        for (int i = 0; i < 4 && target->beside[i][0] != NULL; i++) {
-            const char *valid = target->beside[i][1];
-            if (getcwd(here, sizeof here) == NULL ||
-                symlink(valid == NULL ? path : path_join(arena, here, valid),
-                        path_join(arena, folder, target->beside[i][0])) != 0) {
+        char **names = target->beside != NULL ? path_list(arena, target->beside, &count) : NULL;
+        for (size_t i = 0; i < count; i++) {
+            if (strcmp(names[i], target->file) != 0 &&
+                (getcwd(here, sizeof here) == NULL ||
+                 symlink(arena_format(arena, "%s/%s/%s", here, target->beside, names[i]),
+                         path_join(arena, folder, names[i])) != 0)) {
                 fail_errno(errno, folder, "cannot link the files beside the input");
             }
         }
