@@ -498,26 +498,6 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
     json_out(json, "]");
 }
 
-/* Another command's, as it stands. */
-static void copy_run(JsonOut *json, const Json *run) {
-    json_out(json, "%s {", run->key);
-    for (const Json *v = json_first_member(run); v != NULL; v = v->next) {
-        if (json_is(v, JSON_STRING)) {
-            json_out(json, "%s %s", v->key, v->text);
-            continue;
-        }
-        json_out(json, "%s [", v->key);
-        for (const Json *e = json_first(v); e != NULL; e = e->next) {
-            int64_t bytes = 0;
-            (void)json_int64(json_get(e, "bytes"), &bytes);
-            manifest_file(json, json_string(json_get(e, "path")), (size_t)bytes,
-                          json_string(json_get(e, "sha256")));
-        }
-        json_out(json, "]");
-    }
-    json_out(json, "}");
-}
-
 /* NULL: it is as it was written. */
 static const char *file_change(const char *path, const Json *file) {
     const char *sha256 = json_string(json_get(file, "sha256"));
@@ -578,7 +558,7 @@ void manifest_write(const char *out, uint64_t seed, const Console *console) {
     json_out(&json, "{ runs {");
     for (const Json *run = json_first_member(before); run != NULL; run = run->next) {
         if (strcmp(run->key, name) != 0) {
-            copy_run(&json, run);
+            json_out_value(&json, run->key, run);
         }
     }
     json_out(&json, "%s { command %s version %s seed %s", name, console->command, REFSAE_VERSION,
