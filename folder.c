@@ -78,15 +78,6 @@ static const char *folder_text(const Folder *f, const char *name) {
     return arena_copy(f->arena, (const char *)map.data, map.size);
 }
 
-/* From the first `open` up to the next `close`, both left out; empty if either is missing. */
-static char *text_between(Arena *arena, const char *text, const char *open, const char *close) {
-    const char *begin = strstr(text, open);
-    const char *end = begin == NULL ? NULL : strstr(begin + strlen(open), close);
-    return end == NULL
-               ? arena_copy(arena, "", 0)
-               : arena_copy(arena, begin + strlen(open), (size_t)(end - begin) - strlen(open));
-}
-
 static const Json *folder_json(const Folder *f, const char *name) {
     const char *path = folder_file(f, name);
     const Json *json = path != NULL ? json_read_file(f->arena, path) : NULL;
@@ -377,15 +368,15 @@ static void show_figure(const Folder *f, const Scope *scope, const char *name,
         name = figure_name(f->arena, arena_copy(f->arena, name, strlen(name) - 2),
                            scope->value->key, scope->place);
     }
-    const char *text = folder_text(f, name);
+    const char *text = folder_text(f, name), *end = strstr(text, "</svg>");
     if (strncmp(text, begin, strlen(begin)) != 0) {
         return;
     }
-    char *inside = text_between(f->arena, text, begin, "</svg>");
-    if (*inside == '\0') {
+    if (end == NULL) {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
+    text = arena_copy(f->arena, text, (size_t)(end - text));
+    page_figure(f->page, caption, arena_format(f->arena, "%s</svg>\n", text));
 }
 
 /* Nothing if one of its values is missing. */
