@@ -464,14 +464,6 @@ static const Json *manifest_runs(const Folder *f) {
     return json_get(folder_json(f, "manifest.json"), "runs");
 }
 
-static void manifest_file(JsonOut *json, const char *path, size_t bytes, const char *sha256) {
-    json_out(json, "{ path %s", path);
-    if (*sha256 != '\0') {
-        json_out(json, "bytes %zu sha256 %s", bytes, sha256);
-    }
-    json_out(json, "}");
-}
-
 static void manifest_files(JsonOut *json, const Folder *f, bool written, const FileNote **notes,
                            size_t count, Progress *progress) {
     json_out(json, "%s [", written ? "outputs" : "inputs");
@@ -479,10 +471,13 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
         const char *path = notes[i]->path;
         if (notes[i]->written == written) {
             const char *name = written ? output_name(f->path, path, f->arena) : path;
-            bool digested = !written || !is_undigested(name);
-            char hex[65] = "";
-            size_t bytes = digested ? (size_t)sha256_file(path, hex) : 0;
-            manifest_file(json, name, bytes, hex);
+            char hex[65];
+            json_out(json, "{ path %s", name);
+            if (!written || !is_undigested(name)) {
+                size_t bytes = (size_t)sha256_file(path, hex);
+                json_out(json, "bytes %zu sha256 %s", bytes, hex);
+            }
+            json_out(json, "}");
             progress_set(progress, progress->done + 1, NULL);
         }
     }
