@@ -460,7 +460,9 @@ static void description_add(DescriptionReader *r, const Json *f, const char *nam
     }
     if (j < 0 || (uint64_t)j >= r->d_sae) {
         fail(STATUS_INPUT, "%s: feature %.20s is outside the SAE's %zu", name,
-             json_is(index, JSON_STRING) || json_is(index, JSON_NUMBER) ? index->text : "index",
+             index == NULL ? arena_format(r->arena, "%lld", (long long)place)
+             : json_is(index, JSON_STRING) || json_is(index, JSON_NUMBER) ? index->text
+                                                                          : "index",
              r->d_sae);
     }
     if ((json_is(layer, JSON_STRING) || json_is(layer, JSON_NUMBER)) &&

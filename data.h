@@ -37,8 +37,7 @@ Turn turn_replace_image(Arena *arena, const Turn *turn, const char *text, size_t
 typedef struct Question {
     const char *id, *image; /* id "": none */
     Turn text;
-    const Json **answers; /* [n_answers] strings, numbers and booleans as Python's str() has them;
-                             NULL where an entry holds none */
+    const Json **answers; /* [n_answers] strings, numbers and booleans as Python's str() has them */
     size_t n_answers;
 } Question;
 

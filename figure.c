@@ -36,40 +36,30 @@ static void svg_text(FILE *f, const char *text, size_t most) {
     }
 }
 
-/* printf whose format is markup. What %s brings is text: it is escaped, what XML cannot hold
- * becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
-static void markup_list(FILE *f, const char *format, va_list list) {
+/* printf of %s, %d and %f whose format is markup. What %s brings is text: it is escaped, what XML
+ * cannot hold becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
+REFSAE_PRINTF(2, 3)
+static void markup(FILE *f, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
     for (; *format != '\0'; format++) {
         if (*format != '%') {
             putc(*format, f);
             continue;
         }
         char directive[16];
-        size_t length = 1 + strspn(format + 1, "#+-.0123456789*lz");
+        size_t length = 1 + strspn(format + 1, ".0123456789*");
         snprintf(directive, sizeof directive, "%.*s", (int)length + 1, format);
         format += length;
-        if (*format == '%') {
-            putc('%', f);
-        } else if (*format == 's') {
-            size_t most = strchr(directive, '*') != NULL ? (size_t)va_arg(list, int) : SIZE_MAX;
+        if (*format == 's') {
+            size_t most = length > 1 ? (size_t)va_arg(list, int) : SIZE_MAX;
             svg_text(f, va_arg(list, const char *), most);
-        } else if (strchr("efg", *format) != NULL) {
-            fprintf(f, directive, va_arg(list, double));
-        } else if (strchr(directive, 'z') != NULL) {
-            fprintf(f, directive, va_arg(list, size_t));
-        } else if (strstr(directive, "ll") != NULL) {
-            fprintf(f, directive, va_arg(list, unsigned long long));
-        } else {
+        } else if (*format == 'd') {
             fprintf(f, directive, va_arg(list, int));
+        } else {
+            fprintf(f, directive, va_arg(list, double));
         }
     }
-}
-
-REFSAE_PRINTF(2, 3)
-static void markup(FILE *f, const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    markup_list(f, format, list);
     va_end(list);
 }
 

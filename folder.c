@@ -78,15 +78,6 @@ static const char *folder_text(const Folder *f, const char *name) {
     return arena_copy(f->arena, (const char *)map.data, map.size);
 }
 
-/* From the first `open` up to the next `close`, both left out; empty if either is missing. */
-static char *text_between(Arena *arena, const char *text, const char *open, const char *close) {
-    const char *begin = strstr(text, open);
-    const char *end = begin == NULL ? NULL : strstr(begin + strlen(open), close);
-    return end == NULL
-               ? arena_copy(arena, "", 0)
-               : arena_copy(arena, begin + strlen(open), (size_t)(end - begin) - strlen(open));
-}
-
 static const Json *folder_json(const Folder *f, const char *name) {
     const char *path = folder_file(f, name);
     const Json *json = path != NULL ? json_read_file(f->arena, path) : NULL;
@@ -377,15 +368,15 @@ static void show_figure(const Folder *f, const Scope *scope, const char *name,
         name = figure_name(f->arena, arena_copy(f->arena, name, strlen(name) - 2),
                            scope->value->key, scope->place);
     }
-    const char *text = folder_text(f, name);
+    const char *text = folder_text(f, name), *end = strstr(text, "</svg>");
     if (strncmp(text, begin, strlen(begin)) != 0) {
         return;
     }
-    char *inside = text_between(f->arena, text, begin, "</svg>");
-    if (*inside == '\0') {
+    if (end == NULL) {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    page_figure(f->page, caption, arena_format(f->arena, "%s%s</svg>\n", begin, inside));
+    text = arena_copy(f->arena, text, (size_t)(end - text));
+    page_figure(f->page, caption, arena_format(f->arena, "%s</svg>\n", text));
 }
 
 /* Nothing if one of its values is missing. */
@@ -473,14 +464,6 @@ static const Json *manifest_runs(const Folder *f) {
     return json_get(folder_json(f, "manifest.json"), "runs");
 }
 
-static void manifest_file(JsonOut *json, const char *path, size_t bytes, const char *sha256) {
-    json_out(json, "{ path %s", path);
-    if (*sha256 != '\0') {
-        json_out(json, "bytes %zu sha256 %s", bytes, sha256);
-    }
-    json_out(json, "}");
-}
-
 static void manifest_files(JsonOut *json, const Folder *f, bool written, const FileNote **notes,
                            size_t count, Progress *progress) {
     json_out(json, "%s [", written ? "outputs" : "inputs");
@@ -488,34 +471,17 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
         const char *path = notes[i]->path;
         if (notes[i]->written == written) {
             const char *name = written ? output_name(f->path, path, f->arena) : path;
-            bool digested = !written || !is_undigested(name);
-            char hex[65] = "";
-            size_t bytes = digested ? (size_t)sha256_file(path, hex) : 0;
-            manifest_file(json, name, bytes, hex);
+            char hex[65];
+            json_out(json, "{ path %s", name);
+            if (!written || !is_undigested(name)) {
+                size_t bytes = (size_t)sha256_file(path, hex);
+                json_out(json, "bytes %zu sha256 %s", bytes, hex);
+            }
+            json_out(json, "}");
             progress_set(progress, progress->done + 1, NULL);
         }
     }
     json_out(json, "]");
-}
-
-/* Another command's, as it stands. */
-static void copy_run(JsonOut *json, const Json *run) {
-    json_out(json, "%s {", run->key);
-    for (const Json *v = json_first_member(run); v != NULL; v = v->next) {
-        if (json_is(v, JSON_STRING)) {
-            json_out(json, "%s %s", v->key, v->text);
-            continue;
-        }
-        json_out(json, "%s [", v->key);
-        for (const Json *e = json_first(v); e != NULL; e = e->next) {
-            int64_t bytes = 0;
-            (void)json_int64(json_get(e, "bytes"), &bytes);
-            manifest_file(json, json_string(json_get(e, "path")), (size_t)bytes,
-                          json_string(json_get(e, "sha256")));
-        }
-        json_out(json, "]");
-    }
-    json_out(json, "}");
 }
 
 /* NULL: it is as it was written. */
@@ -578,7 +544,7 @@ void manifest_write(const char *out, uint64_t seed, const Console *console) {
     json_out(&json, "{ runs {");
     for (const Json *run = json_first_member(before); run != NULL; run = run->next) {
         if (strcmp(run->key, name) != 0) {
-            copy_run(&json, run);
+            json_out_value(&json, run->key, run);
         }
     }
     json_out(&json, "%s { command %s version %s seed %s", name, console->command, REFSAE_VERSION,

@@ -24,8 +24,8 @@ const char *untold(const Json *cross, const char *attribute, Arena *arena);
 char *convergence_text(Arena *arena, const Json *convergence, const char *key);
 
 /* manifest.json of the folder `out`: the command, and the digests of all that files_noted says it
- * read and wrote. Runs of other commands keep their parts; what only an earlier run of the same
- * command wrote is removed. Nothing in it depends on time or machine. */
+ * read and wrote. Runs of other commands keep their parts; figures that only an earlier run of the
+ * same command drew are removed. Nothing in it depends on time or machine. */
 void manifest_write(const char *out, uint64_t seed, const Console *console);
 /* The same, and report.html. */
 void folder_page(const char *out, uint64_t seed, const Console *console);

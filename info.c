@@ -40,7 +40,7 @@ static const char *key_of(Teller *t, const char *name) {
 
 static void tell(Teller *t, const char *name, const char *text) {
     if (t->json) {
-        json_out_text(&t->object, key_of(t, name), text);
+        json_out(&t->object, "%s %s", key_of(t, name), text);
     } else {
         fprintf(t->out, "  %-26s %s\n", name, text);
     }
@@ -48,7 +48,7 @@ static void tell(Teller *t, const char *name, const char *text) {
 
 static void tell_count(Teller *t, const char *name, size_t count) {
     if (t->json) {
-        json_out_int(&t->object, key_of(t, name), (int64_t)count);
+        json_out(&t->object, "%s %zu", key_of(t, name), count);
     } else {
         fprintf(t->out, "  %-26s %zu\n", name, count);
     }
@@ -56,7 +56,7 @@ static void tell_count(Teller *t, const char *name, size_t count) {
 
 static void tell_number(Teller *t, const char *name, float number) {
     if (t->json) {
-        json_out_float(&t->object, key_of(t, name), number);
+        json_out(&t->object, "%s %f", key_of(t, name), (double)number);
     } else {
         fprintf(t->out, "  %-26s %.9g\n", name, (double)number);
     }
@@ -64,28 +64,16 @@ static void tell_number(Teller *t, const char *name, float number) {
 
 static void tell_flag(Teller *t, const char *name, bool flag) {
     if (t->json) {
-        json_out_bool(&t->object, key_of(t, name), flag);
+        json_out(&t->object, flag ? "%s true" : "%s false", key_of(t, name));
     } else {
         tell(t, name, flag ? "yes" : "no");
     }
 }
 
-/* What only JSON has: an array or an object, up to its tell_end. */
-static void tell_array(Teller *t, const char *key) {
+/* What only JSON has: a shape of json_out that brings one text at most. */
+static void tell_json(Teller *t, const char *shape, const char *text) {
     if (t->json) {
-        json_out_array(&t->object, key);
-    }
-}
-
-static void tell_object(Teller *t, const char *key) {
-    if (t->json) {
-        json_out_object(&t->object, key);
-    }
-}
-
-static void tell_end(Teller *t) {
-    if (t->json) {
-        json_out_end(&t->object);
+        json_out(&t->object, shape, text);
     }
 }
 
@@ -97,11 +85,8 @@ static void tell_memory(Teller *t, const char *command, const char *sizes, size_
                 sizes);
         return;
     }
-    if (!t->memory) {
-        tell_object(t, "memory");
-        t->memory = true;
-    }
-    json_out_int(&t->object, key_of(t, command), (int64_t)bytes);
+    json_out(&t->object, t->memory ? "%s %zu" : "memory { %s %zu", key_of(t, command), bytes);
+    t->memory = true;
 }
 
 static void tell_store(Teller *t, const TensorStore *store) {
@@ -198,14 +183,14 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
         tell_count(t, "bos", (size_t)c->bos);
     }
     const char *eos = "";
-    tell_array(t, "eos");
+    tell_json(t, "eos [", "");
     for (size_t i = 0; i < c->eos_count; i++) {
         if (t->json) {
-            json_out_int(&t->object, NULL, c->eos[i]);
+            json_out(&t->object, "%d", (int)c->eos[i]);
         }
         eos = arena_format(t->arena, "%s%s%d", eos, i > 0 ? ", " : "", c->eos[i]);
     }
-    tell_end(t);
+    tell_json(t, "]", "");
     if (!t->json) {
         tell(t, "eos", eos);
     }
@@ -320,14 +305,11 @@ static Error tell_sae_row(Teller *t, const char *path) {
     if (opened && sae.hook_known) {
         hook_name(hook, sae.hook, sae.layer, false, false);
     }
-    tell_object(t, NULL);
-    if (t->json) {
-        tell(t, "folder", path);
-    }
+    tell_json(t, "{ folder %s", path);
     if (!opened) {
         tell(t, "error", error.text);
     } else if (t->json) {
-        sae.hook_known ? tell(t, "hook_point", hook) : json_out_null(&t->object, "hook_point");
+        tell_json(t, sae.hook_known ? "hook_point %s" : "hook_point null", hook);
         tell(t, "format", sae_source_name(sae.source));
         tell_count(t, "d_in", sae.d_in);
         tell_count(t, "d_sae", sae.d_sae);
@@ -336,7 +318,7 @@ static Error tell_sae_row(Teller *t, const char *path) {
              arena_format(arena, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source),
                           sae.d_in, sae.d_sae, path));
     }
-    tell_end(t);
+    tell_json(t, "}", "");
     arena_free(arena);
     return error;
 }
@@ -346,12 +328,12 @@ static void info_saes(Teller *t, const char **paths, size_t count) {
     Error first = {0};
     tell(t, "kind", "sparse autoencoders");
     tell_count(t, "count", count);
-    tell_array(t, "saes");
+    tell_json(t, "saes [", "");
     for (size_t i = 0; i < count; i++) {
         Error error = tell_sae_row(t, paths[i]);
         first = first.status == STATUS_OK ? error : first;
     }
-    tell_end(t);
+    tell_json(t, "]", "");
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -377,29 +359,24 @@ static void info_sae(Teller *t, const Compute *compute, const char *path) {
 /* ---- files ---- */
 
 static void tell_tensors(Teller *t, const TensorStore *store) {
-    tell_array(t, "shapes");
+    tell_json(t, "shapes [", "");
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
         const char *shape = "";
-        if (t->json) {
-            tell_object(t, NULL);
-            tell(t, "name", tensor->name);
-            tell(t, "dtype", tensor->type);
-            tell_array(t, "shape");
-        }
+        tell_json(t, "{ name %s", tensor->name);
+        tell_json(t, "dtype %s shape [", tensor->type);
         for (int k = 0; k < tensor->rank; k++) {
             if (t->json) {
-                json_out_int(&t->object, NULL, (int64_t)tensor->shape[k]);
+                json_out(&t->object, "%zu", tensor->shape[k]);
             }
             shape = arena_format(t->arena, "%s%s%zu", shape, k > 0 ? ", " : "", tensor->shape[k]);
         }
-        tell_end(t);
-        tell_end(t);
+        tell_json(t, "] }", "");
         if (!t->json) {
             tell(t, tensor->name, arena_format(t->arena, "%s [%s]", tensor->type, shape));
         }
     }
-    tell_end(t);
+    tell_json(t, "]", "");
 }
 
 static void info_tensors(Teller *t, const Compute *compute, const char *path) {
@@ -657,21 +634,19 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
 static Error info_one(Teller *t, const Compute *compute, const char *path) {
     Error error;
     t->arena = arena_new();
-    tell_object(t, NULL);
-    if (t->json) {
-        tell(t, "path", path);
-    } else {
+    tell_json(t, "{ path %s", path);
+    if (!t->json) {
         fprintf(t->out, "%s\n", path);
     }
     ATTEMPT(&error, info_path(t, compute, path));
     if (t->memory) {
-        tell_end(t);
+        tell_json(t, "}", "");
         t->memory = false;
     }
-    if (error.status != STATUS_OK && t->json) {
-        tell(t, "error", error.text);
+    if (error.status != STATUS_OK) {
+        tell_json(t, "error %s", error.text);
     }
-    tell_end(t);
+    tell_json(t, "}", "");
     arena_free(t->arena);
     return error;
 }
@@ -679,7 +654,7 @@ static Error info_one(Teller *t, const Compute *compute, const char *path) {
 void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out) {
     Teller t = {.out = out, .json = json, .object = json_out_start(out, 2)};
     Error last = {0};
-    tell_array(&t, NULL);
+    tell_json(&t, "[", "");
     for (size_t i = 0; i < count; i++) {
         Error error = info_one(&t, compute, paths[i]);
         if (error.status != STATUS_OK) {
@@ -689,7 +664,7 @@ void info_run(const Compute *compute, char *const *paths, size_t count, bool jso
             last = error;
         }
     }
-    tell_end(&t);
+    tell_json(&t, "]", "");
     if (last.status != STATUS_OK) {
         fail(last.status, "%s", last.text);
     }

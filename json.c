@@ -702,46 +702,39 @@ static void json_indent(const JsonOut *json) {
 }
 
 static void json_next(JsonOut *json, const char *key) {
-    uint64_t level = (uint64_t)1 << json->depth;
     if (json->depth > 0) {
-        bool first = (json->has_children & level) == 0;
+        bool first = (json->has_children & 1) == 0;
         fputs(first ? "" : json->depth > json->pretty ? ", " : ",", json->stream);
         if (json->depth <= json->pretty) {
             json_indent(json);
         }
     }
-    json->has_children |= level;
+    json->has_children |= 1;
     if (key != NULL) {
         json_write_string(json->stream, key, strlen(key));
         fputs(": ", json->stream);
     }
 }
 
-static void json_open(JsonOut *json, const char *key, bool array) {
-    json_next(json, key);
-    putc(array ? '[' : '{', json->stream);
+static void json_open(JsonOut *json, char bracket) {
+    if (json->depth == 63) {
+        fail(STATUS_INPUT, "JSON that is to be written again is more than 63 levels deep");
+    }
+    putc(bracket, json->stream);
     json->depth++;
-    uint64_t level = (uint64_t)1 << json->depth;
-    json->has_children &= ~level;
-    json->is_array = array ? json->is_array | level : json->is_array & ~level;
+    json->has_children <<= 1;
+    json->is_array = json->is_array << 1 | (bracket == '[');
 }
 
-void json_out_object(JsonOut *json, const char *key) {
-    json_open(json, key, false);
-}
-
-void json_out_array(JsonOut *json, const char *key) {
-    json_open(json, key, true);
-}
-
-void json_out_end(JsonOut *json) {
-    uint64_t level = (uint64_t)1 << json->depth;
-    bool indent = json->depth <= json->pretty && (json->has_children & level) != 0;
+static void json_close(JsonOut *json) {
+    bool indent = json->depth <= json->pretty && (json->has_children & 1) != 0;
     json->depth--;
     if (indent) {
         json_indent(json);
     }
-    putc((json->is_array & level) != 0 ? ']' : '}', json->stream);
+    putc((json->is_array & 1) != 0 ? ']' : '}', json->stream);
+    json->has_children >>= 1;
+    json->is_array >>= 1;
     fputs(json->depth == 0 ? "\n" : "", json->stream);
 }
 
@@ -750,62 +743,63 @@ void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t len
     json_write_string(json->stream, text, length);
 }
 
-void json_out_text(JsonOut *json, const char *key, const char *text) {
-    json_out_bytes(json, key, text, strlen(text));
-}
-
-void json_out_int(JsonOut *json, const char *key, int64_t value) {
+void json_out_value(JsonOut *json, const char *key, const Json *value) {
+    static const char *const words[] = {"null", "false", "true"};
+    bool object = value->kind == JSON_OBJECT;
+    int64_t whole;
+    if (value->kind == JSON_STRING) {
+        json_out_bytes(json, key, value->text, value->length);
+        return;
+    }
     json_next(json, key);
-    fprintf(json->stream, "%lld", (long long)value);
-}
-
-void json_out_float(JsonOut *json, const char *key, float value) {
-    char text[JSON_NUMBER_SIZE];
-    format_number(text, (double)value, true);
-    json_next(json, key);
-    fputs(text, json->stream);
-}
-
-void json_out_double(JsonOut *json, const char *key, double value) {
-    json_next(json, key);
-    json_write_double(json->stream, value);
-}
-
-void json_out_bool(JsonOut *json, const char *key, bool value) {
-    json_next(json, key);
-    fputs(value ? "true" : "false", json->stream);
-}
-
-void json_out_null(JsonOut *json, const char *key) {
-    json_next(json, key);
-    fputs("null", json->stream);
+    if (object || value->kind == JSON_ARRAY) {
+        json_open(json, object ? '{' : '[');
+        for (const Json *v = value->child; v != NULL; v = v->next) {
+            json_out_value(json, v->key, v);
+        }
+        json_close(json);
+    } else if (value->kind != JSON_NUMBER) {
+        fputs(words[value->kind], json->stream);
+    } else if (json_int64(value, &whole)) {
+        fprintf(json->stream, "%lld", (long long)whole);
+    } else {
+        json_write_double(json->stream, json_double(value));
+    }
 }
 
 void json_out(JsonOut *json, const char *shape, ...) {
     const char *key = NULL;
-    char name[64];
+    char name[64], number[JSON_NUMBER_SIZE];
     va_list list;
     va_start(list, shape);
     for (size_t n; (n = strcspn(shape, " ")) > 0; shape += n, shape += strspn(shape, " ")) {
-        bool in_object = json->depth > 0 && (json->is_array >> json->depth & 1) == 0;
+        bool in_object = json->depth > 0 && (json->is_array & 1) == 0;
         char last = shape[n - 1];
         if (last == '}' || last == ']') {
-            json_out_end(json);
-        } else if (in_object && key == NULL) {
+            json_close(json);
+            continue;
+        }
+        if (in_object && key == NULL) {
             snprintf(name, sizeof name, "%.*s", (int)n, shape);
             key = strcmp(name, "%s") == 0 ? va_arg(list, const char *) : name;
+            continue;
+        }
+        json_next(json, key);
+        key = NULL;
+        if (last == '{' || last == '[') {
+            json_open(json, last);
+        } else if (*shape != '%') {
+            fprintf(json->stream, "%.*s", (int)n, shape);
+        } else if (last == 's') {
+            const char *text = va_arg(list, const char *);
+            json_write_string(json->stream, text, strlen(text));
+        } else if (last == 'd') {
+            fprintf(json->stream, "%d", va_arg(list, int));
+        } else if (last == 'u') {
+            fprintf(json->stream, "%zu", va_arg(list, size_t));
         } else {
-            if (last == '{' || last == '[') {
-                json_open(json, key, last == '[');
-            } else if (last == 's') {
-                json_out_text(json, key, va_arg(list, const char *));
-            } else if (last == 'g') {
-                json_out_double(json, key, va_arg(list, double));
-            } else {
-                json_out_int(json, key,
-                             last == 'd' ? va_arg(list, int) : (int64_t)va_arg(list, size_t));
-            }
-            key = NULL;
+            format_number(number, va_arg(list, double), last == 'f');
+            fputs(number, json->stream);
         }
     }
     va_end(list);

@@ -109,31 +109,25 @@ enum {
 };
 void json_format_double(char text[JSON_NUMBER_SIZE], double value);
 
-/* ---- JSON: `key` is NULL inside arrays and at the top ----
+/* ---- JSON ----
  * Objects and arrays to `pretty` levels deep are indented, deeper ones stay on their line; 0 gives
- * one line (JSONL: call json_out_start anew for each line). NaN and infinities become null. The
- * newline after the outermost value is written by its json_out_end. */
+ * one line (JSONL: call json_out_start anew for each line). NaN and infinities become null. A
+ * newline stands after the outermost value. */
 typedef struct JsonOut {
     FILE *stream;
     int depth, pretty;
-    uint64_t is_array, has_children; /* a bit for each level; at most 63 levels */
+    uint64_t is_array, has_children; /* a bit for each level, the innermost's lowest */
 } JsonOut;
 
 JsonOut json_out_start(FILE *stream, int pretty);
-void json_out_object(JsonOut *json, const char *key);
-void json_out_array(JsonOut *json, const char *key);
-void json_out_end(JsonOut *json); /* of the innermost object or array */
-void json_out_text(JsonOut *json, const char *key, const char *text);
-void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
-void json_out_int(JsonOut *json, const char *key, int64_t value);
-void json_out_float(JsonOut *json, const char *key, float value);
-void json_out_double(JsonOut *json, const char *key, double value);
-void json_out_bool(JsonOut *json, const char *key, bool value);
-void json_out_null(JsonOut *json, const char *key);
-/* Several at once, as they are read: "{ layer %d loss { clean %g } words [ %s". Between spaces
- * stand brackets, keys of objects (%s: brought) and values: %s a text, %d, %zu, %g a double as
- * above. What a shape leaves open the next goes on with. */
+/* As it is read: "{ layer %d loss { clean %g } words [ %s". Between spaces stand brackets, keys of
+ * objects (%s: brought) and values: true, false, null, %s a text, %d, %zu, %g a double, %f a float.
+ * What a shape leaves open the next goes on with. */
 void json_out(JsonOut *json, const char *shape, ...) REFSAE_PRINTF(2, 3);
+/* `key` is NULL in arrays, here and below. A text that may hold 0 bytes. */
+void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
+/* What was read, once more; numbers in the shortest form. */
+void json_out_value(JsonOut *json, const char *key, const Json *value);
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
  *   Csv csv = csv_start(out->stream, "step,epoch,loss");

@@ -818,14 +818,11 @@ static void command_report(Arguments *a, const Compute *compute, const Console *
     folders_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
     if (console->json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out_object(&json, NULL);
-        json_out_text(&json, "out", out);
-        json_out_array(&json, "folders");
+        json_out(&json, "{ out %s folders [", out);
         for (int i = 0; i < a->n_positional; i++) {
-            json_out_text(&json, NULL, a->positional[i]);
+            json_out(&json, "%s", a->positional[i]);
         }
-        json_out_end(&json);
-        json_out_end(&json);
+        json_out(&json, "] }");
     }
 }
 

@@ -655,11 +655,7 @@ static void train_tell(const Trainer *t) {
                    epochs, loss);
     if (t->console->json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out_object(&json, NULL);
-        json_out_int(&json, "steps", (int64_t)s->step);
-        json_out_int(&json, "epochs", (int64_t)epochs);
-        json_out_double(&json, "loss", loss);
-        json_out_end(&json);
+        json_out(&json, "{ steps %zu epochs %zu loss %g }", (size_t)s->step, (size_t)epochs, loss);
     }
     if (t->without_image > 0) {
         console_line(t->console, "left out %zu examples without an image", t->without_image);
@@ -839,14 +835,13 @@ void generate_command(const Compute *compute, const Prompt *prompt, const Genera
     char *text = tokenizer_decode(vlm.tokenizer, tokens.id, tokens.count, true, arena, &length);
     if (json) {
         JsonOut j = json_out_start(out, 0);
-        json_out_object(&j, NULL);
+        json_out(&j, "{");
         json_out_bytes(&j, "text", text, length);
-        json_out_array(&j, "ids");
+        json_out(&j, "ids [");
         for (size_t i = 0; i < tokens.count; i++) {
-            json_out_int(&j, NULL, tokens.id[i]);
+            json_out(&j, "%d", (int)tokens.id[i]);
         }
-        json_out_end(&j);
-        json_out_end(&j);
+        json_out(&j, "] }");
     } else {
         fwrite(text, 1, length, out);
         fputc('\n', out);
@@ -886,13 +881,10 @@ static void eval_score(Evaluation *e, const Question *q, const char *text, size_
                        FILE *out) {
     bool exact = score_answer(&e->scores, text, length, q);
     JsonOut json = json_out_start(out, 0);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "question_id", q->id);
-    json_out_text(&json, "image", q->image);
+    json_out(&json, "{ question_id %s image %s", q->id, q->image);
     json_out_bytes(&json, "prompt", q->text.text, q->text.length);
     json_out_bytes(&json, "text", text, length);
-    json_out_bool(&json, "exact", exact);
-    json_out_end(&json);
+    json_out(&json, exact ? "exact true }" : "exact false }");
     e->scores.asked++;
 }
 
@@ -1133,51 +1125,36 @@ static void scan(Analysis *a) {
 /* ---- the hook at hook_resid_post ---- */
 
 static void write_features(Analysis *a, const LayerResult *layer, Group group, size_t first_row,
-                           size_t n, const bool *match) {
+                           size_t n, bool judged, bool match) {
     JsonOut json = json_out_start(a->features_out, 0);
-    json_out_object(&json, NULL);
-    json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
-    json_out_text(&json, "id", a->current->id);
-    json_out_text(&json, "image", a->current->image);
-    json_out_int(&json, "layer", layer->layer);
-    json_out_text(&json, "group", group_names[group]);
-    json_out_array(&json, "features");
+    json_out(&json, "{ example %zu id %s image %s layer %d group %s features [",
+             a->used[a->example_number].index, a->current->id, a->current->image, layer->layer,
+             group_names[group]);
     for (size_t i = 0; i < n; i++) {
         const TopFeature *top = &a->run.peaks[i];
-        json_out_object(&json, NULL);
-        json_out_int(&json, "feature", (int64_t)top->feature);
-        json_out_int(&json, "position", (int64_t)(first_row + top->row));
-        json_out_float(&json, "activation", top->activation);
+        json_out(&json, "{ feature %zu position %zu activation %f", (size_t)top->feature,
+                 first_row + top->row, (double)top->activation);
         if (layer->descriptions.text != NULL) {
-            json_out_text(&json, "description", layer->descriptions.text[top->feature]);
+            json_out(&json, "description %s }", layer->descriptions.text[top->feature]);
         } else {
-            json_out_null(&json, "description");
+            json_out(&json, "description null }");
         }
-        json_out_end(&json);
     }
-    json_out_end(&json);
-    if (match != NULL) {
-        json_out_bool(&json, "match", *match);
-    }
-    json_out_end(&json);
+    json_out(&json, !judged ? "] }" : match ? "] match true }" : "] match false }");
 }
 
 static void write_judge_question(Analysis *a, const LayerResult *layer, Group group, size_t n) {
     const Example *e = a->current;
     JsonOut json = json_out_start(a->questions->stream, 0);
-    json_out_object(&json, NULL);
-    json_out_int(&json, "example", (int64_t)a->used[a->example_number].index);
-    json_out_int(&json, "layer", layer->layer);
-    json_out_text(&json, "group", group_names[group]);
-    json_out_text(&json, "image", e->image);
+    json_out(&json, "{ example %zu layer %d group %s image %s", a->used[a->example_number].index,
+             layer->layer, group_names[group], e->image);
     json_out_bytes(&json, "question", e->question.text, e->question.length);
     json_out_bytes(&json, "answer", e->answer.text, e->answer.length);
-    json_out_array(&json, "descriptions");
+    json_out(&json, "descriptions [");
     for (size_t i = 0; i < n; i++) {
-        json_out_text(&json, NULL, layer->descriptions.text[a->run.peaks[i].feature]);
+        json_out(&json, "%s", layer->descriptions.text[a->run.peaks[i].feature]);
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "] }");
 }
 
 /* Of an example of the file; the first of [n_layers, GROUPS] is that of layer 0 and group 0. */
@@ -1221,7 +1198,7 @@ static void find_features(Analysis *a, LayerResult *layer, Group group, size_t f
     layer->judged[group] += judged;
     a->result.verdicts_missing +=
         judged && a->verdicts != NULL && *verdict_at(a, index, slot, group) == VERDICT_NONE;
-    write_features(a, layer, group, first_row, n, judged ? &match : NULL);
+    write_features(a, layer, group, first_row, n, judged, match);
     if (a->questions != NULL && judged) {
         write_judge_question(a, layer, group, n);
     }

@@ -550,7 +550,7 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
     for (size_t a = 0; a < task->n_attributes; a++) {
         values += task->attributes[a].count;
     }
-    if (values * templates > TRIED_MOST) {
+    if (values > TRIED_MOST / templates) {
         fail(STATUS_INPUT, "%s: %zu values in %zu templates are too many to try: at most 2^18",
              task->file, values, templates);
     }
@@ -885,7 +885,7 @@ static SagePrompt read_prompt(SageTask *task, const Json *row, size_t d_vocab) {
     return prompt;
 }
 
-/* The ids are those of the text, if it is there, behind <bos> or nothing. */
+/* The ids are those of the text, if it is there, behind one token (<bos>) or none. */
 static void check_text(const SagePrompt *prompt, const char *place, const Tokenizer *tokenizer,
                        Arena *scratch) {
     const SageForm *form = &prompt->clean;

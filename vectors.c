@@ -292,48 +292,19 @@ static Outcome outcome_of(const Inputs *in, size_t kind) {
 
 /* ---- variants: a folder once more, with other settings and tensors ---- */
 
-static void copy_json(JsonOut *out, const char *key, const Json *value) {
-    int64_t whole;
-    switch (value->kind) {
-    case JSON_OBJECT:
-    case JSON_ARRAY:
-        value->kind == JSON_OBJECT ? json_out_object(out, key) : json_out_array(out, key);
-        for (const Json *v = value->child; v != NULL; v = v->next) {
-            copy_json(out, value->kind == JSON_OBJECT ? v->key : NULL, v);
-        }
-        json_out_end(out);
-        break;
-    case JSON_STRING:
-        json_out_bytes(out, key, value->text, value->length);
-        break;
-    case JSON_NUMBER:
-        if (json_int64(value, &whole)) {
-            json_out_int(out, key, whole);
-        } else {
-            json_out_double(out, key, json_double(value));
-        }
-        break;
-    case JSON_NULL:
-        json_out_null(out, key);
-        break;
-    default:
-        json_out_bool(out, key, value->kind == JSON_TRUE);
-    }
-}
-
 static void vary_settings(const char *from, const char *to, const Json *set, Arena *arena) {
     OutFile *file = out_open(to);
     JsonOut out = json_out_start(file->stream, 1);
-    json_out_object(&out, NULL);
+    json_out(&out, "{");
     for (const Json *v = json_read_file(arena, from)->child; v != NULL; v = v->next) {
         if (json_get(set, v->key) == NULL) {
-            copy_json(&out, v->key, v);
+            json_out_value(&out, v->key, v);
         }
     }
     for (const Json *v = set->child; v != NULL; v = v->next) {
-        copy_json(&out, v->key, v);
+        json_out_value(&out, v->key, v);
     }
-    json_out_end(&out);
+    json_out(&out, "}");
     out_commit(file);
 }
 
@@ -411,27 +382,19 @@ static void vary(const Json *variant, const char *as) {
 /* ---- the index ---- */
 
 static void write_outcome(JsonOut *out, const Outcome *outcome) {
-    json_out_object(out, "expected");
+    json_out(out, "expected {");
     for (const Tensor *t = outcome->tensors; t < outcome->tensors + outcome->count; t++) {
-        json_out_object(out, t->name);
-        json_out_array(out, "shape");
+        json_out(out, "%s { shape [", t->name);
         for (int d = 0; d < t->rank; d++) {
-            json_out_int(out, NULL, (int64_t)t->shape[d]);
+            json_out(out, "%zu", t->shape[d]);
         }
-        json_out_end(out);
-        json_out_array(out, "values");
+        json_out(out, "] values [");
         for (size_t i = 0; i < t->count; i++) {
-            double x = number_at(t, i);
-            if (t->dtype == DTYPE_F32) {
-                json_out_float(out, NULL, (float)x);
-            } else {
-                json_out_double(out, NULL, x);
-            }
+            json_out(out, t->dtype == DTYPE_F32 ? "%f" : "%g", number_at(t, i));
         }
-        json_out_end(out);
-        json_out_end(out);
+        json_out(out, "] }");
     }
-    json_out_end(out);
+    json_out(out, "}");
 }
 
 /* The file, or those in a folder; nothing where there is neither. */
@@ -443,7 +406,7 @@ static void list_path(JsonOut *out, const char *path, Arena *arena) {
             list_path(out, path_join(arena, path, names[i]), arena);
         }
     } else if (path_exists(path)) {
-        json_out_text(out, NULL, path);
+        json_out(out, "%s", path);
     }
 }
 
@@ -459,23 +422,18 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         vary(json_get(vector, "variant"), json_text(json_get(vector, "variant"), "as", name));
     }
     Outcome right = outcome_of(&in, k);
-    json_out_object(out, NULL);
-    json_out_text(out, "name", name);
-    json_out_text(out, "convention", json_text(vector, "convention", ""));
-    json_out_text(out, "sentence", json_text(vector, "sentence", ""));
-    json_out_text(out, "kind", kind);
-    copy_json(out, "inputs", in.own);
-    json_out_array(out, "files");
+    json_out(out, "{ name %s convention %s sentence %s kind %s", name,
+             json_text(vector, "convention", ""), json_text(vector, "sentence", ""), kind);
+    json_out_value(out, "inputs", in.own);
+    json_out(out, "files [");
     for (const Json *v = json_first(in.own); v != NULL; v = v->next) {
         if (json_is(v, JSON_STRING)) {
             list_path(out, v->text, arena);
         }
     }
-    json_out_end(out);
-    double tolerance = json_number(vector, "tolerance", kinds[k].tolerance, 0.0, 1.0);
-    json_out_double(out, "tolerance", tolerance);
+    json_out(out, "] tolerance %g", json_number(vector, "tolerance", kinds[k].tolerance, 0.0, 1.0));
     write_outcome(out, &right);
-    json_out_array(out, "wrong");
+    json_out(out, "wrong [");
     for (const Json *wrong = json_first(json_get(vector, "wrong")); wrong != NULL;
          wrong = wrong->next) {
         if (json_get(wrong, "of") != NULL) {
@@ -484,13 +442,11 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         in.instead = json_get(wrong, "inputs");
         Outcome other = outcome_of(&in, k);
         remove_tree(wrong_folder, 0);
-        json_out_object(out, NULL);
-        json_out_text(out, "reading", json_text(wrong, "reading", ""));
+        json_out(out, "{ reading %s", json_text(wrong, "reading", ""));
         write_outcome(out, &other);
-        json_out_end(out);
+        json_out(out, "}");
     }
-    json_out_end(out);
-    json_out_end(out);
+    json_out(out, "] }");
     remove_tree(tensor_file, 0);
     remove_tree(run_folder, 0);
     arena_free(arena);
@@ -511,12 +467,12 @@ static void write_inside(void *user) {
     remove_tree(sage_folder, 0); /* of a run that was left */
     OutFile *file = out_open("index.json");
     JsonOut out = json_out_start(file->stream, 3);
-    json_out_array(&out, NULL);
+    json_out(&out, "[");
     const Json *vectors = json_read_file(arena, "vectors.json");
     for (const Json *vector = vectors->child; vector != NULL; vector = vector->next) {
         write_vector(&out, *compute, vector);
     }
-    json_out_end(&out);
+    json_out(&out, "]");
     out_commit(file);
     tidy();
     arena_free(arena);

@@ -104,6 +104,7 @@ Test(descriptions, what_is_none_is_refused) {
         {"all.json", "[{\"description\": \"a cat\"}]", "all.json: a feature without 'index'"},
         {"batch-0.jsonl", "\n{\"description\": \"a cat\"}", "batch-0.jsonl:2: a feature without"},
         {"batch-0.jsonl", "{\"index\": 4, \"description\": \"a cat\"}", "outside the SAE's 4"},
+        {"3-4.json", "[{\"explanations\": []}, {\"explanations\": []}]", "feature 4 is outside"},
         {"batch-0.jsonl", "{\"index\": 0, \"layer\": \"2-x\", \"description\": \"a cat\"}",
          "feature 0 is of layer '2-x', but its folder of layer 3"},
         {"batch-0.jsonl", "{\"index\": 0,", "batch-0.jsonl:1"},

@@ -248,7 +248,7 @@ Test(json, depth_is_limited) {
 static void format_float(char text[JSON_NUMBER_SIZE], float value) {
     FILE *stream = fmemopen(text, JSON_NUMBER_SIZE, "w");
     JsonOut json = json_out_start(stream, 0);
-    json_out_float(&json, NULL, value);
+    json_out(&json, "%f", (double)value);
     fclose(stream);
 }
 
@@ -510,16 +510,11 @@ Test(json, is_written) {
     MemoryStream *m = memory_open(arena);
     for (int pretty = 0; pretty < 3; pretty += 2) {
         JsonOut json = json_out_start(m->stream, pretty);
-        json_out_object(&json, NULL);
-        json_out_text(&json, "a\"", "x\n");
-        json_out(&json, "list [ { n %d %s %g", -3, "d", 0.1);
+        json_out(&json, "{ %s %s list [ { n %d %s %g", "a\"", "x\n", -3, "d", 0.1);
         json_out(&json, "} [ ] %zu %s ]", (size_t)7, "{ %d");
-        json_out_float(&json, "f", 0.1F);
-        json_out_double(&json, "nan", (double)NAN);
-        json_out_bool(&json, "yes", true);
-        json_out_null(&json, "none");
+        json_out(&json, "f %f nan %g yes true none null", (double)0.1F, (double)NAN);
         json_out_bytes(&json, "bytes", "a\0b", 3);
-        json_out_end(&json);
+        json_out(&json, "}");
     }
     cr_assert_str_eq(
         memory_text(m),
@@ -530,5 +525,29 @@ Test(json, is_written) {
         "   "
         "\"{ %d\"\n  ],\n  \"f\": 0.1,\n  \"nan\": null,\n  \"yes\": true,\n  \"none\": null,\n  "
         "\"bytes\": \"a\\u0000b\"\n}\n");
+    arena_free(arena);
+}
+
+/* What was read is written as it was, but for numbers that have a shorter form. */
+Test(json, is_written_again) {
+    static const char text[] = "{\"a\": [1, 0.5, \"x\\u0000\", [], {}], \"b\": {\"c\": null, "
+                               "\"d\": false, \"e\": true}, \"f\": -12345678901}\n";
+    Arena *arena = arena_new();
+    MemoryStream *m = memory_open(arena);
+    JsonOut json = json_out_start(m->stream, 0);
+    json_out_value(&json, NULL, parse(arena, text));
+    json_out_value(&json, NULL, parse(arena, "[1.0, 5e-1]"));
+    cr_assert_str_eq(memory_text(m), arena_format(arena, "%s[1, 0.5]\n", text));
+    for (int depth = 62; depth < 65; depth++) {
+        char deep[160];
+        memset(deep, '[', (size_t)depth);
+        memset(deep + depth, ']', (size_t)depth);
+        deep[2 * depth] = '\0';
+        Error error;
+        const Json *value = parse(arena, deep);
+        json = json_out_start(m->stream, 0);
+        ATTEMPT(&error, json_out_value(&json, NULL, value));
+        cr_assert_eq(error.status, depth < 64 ? STATUS_OK : STATUS_INPUT, "%d", depth);
+    }
     arena_free(arena);
 }

@@ -31,22 +31,17 @@ static char *slurp(const char *name) {
 /* ---- sage.json ---- */
 
 static void write_share(JsonOut *json, const char *key, double value) {
-    json_out_double(json, key, value);
-    json_out_array(json, arena_format(arena, "%s_ci", key));
-    json_out_double(json, NULL, value - 0.0625);
-    json_out_double(json, NULL, value + 0.0625);
-    json_out_end(json);
+    json_out(json, "%s %g %s [ %g %g ]", key, value, arena_format(arena, "%s_ci", key),
+             value - 0.0625, value + 0.0625);
 }
 
 /* k = 1, 2; a score without rescaled ones where none already agrees. */
 static void write_edits(JsonOut *json, double score, bool rescaled) {
     for (int k = 1; k <= 8; k *= 2) {
-        json_out_object(json, arena_format(arena, "%d", k));
+        json_out(json, "%s {", arena_format(arena, "%d", k));
         write_share(json, "score", score);
-        json_out_double(json, "magnitude", 0.125 * k);
-        json_out_double(json, "score_rescaled", rescaled ? score / 2 : (double)NAN);
-        json_out_double(json, "magnitude_rescaled", rescaled ? 0.125 * k - 0.25 : (double)NAN);
-        json_out_end(json);
+        json_out(json, "magnitude %g score_rescaled %g magnitude_rescaled %g }", 0.125 * k,
+                 rescaled ? score / 2 : (double)NAN, rescaled ? 0.125 * k - 0.25 : (double)NAN);
     }
 }
 
@@ -54,44 +49,40 @@ static void write_edits(JsonOut *json, double score, bool rescaled) {
 static void write_method(JsonOut *json, const char *method, const char *const attributes[2],
                          bool resolved) {
     bool none = strcmp(method, "none") == 0, supervised = strcmp(method, "weighted") == 0;
-    json_out_object(json, method);
+    json_out(json, "%s {", method);
     write_share(json, "sufficiency", none ? 1 : 0.75);
     if (resolved) {
         write_share(json, "necessity", none ? 0 : 0.5);
     } else {
-        json_out_null(json, "necessity");
-        json_out_null(json, "necessity_ci");
+        json_out(json, "necessity null necessity_ci null");
     }
     for (int aware = 0; aware < (none || supervised ? 1 : 2); aware++) {
-        json_out_object(json, aware ? "control_aware" : "control");
+        json_out(json, "%s {", aware ? "control_aware" : "control");
         for (int a = 0; a < 2; a++) {
-            json_out_object(json, attributes[a]);
+            json_out(json, "%s {", attributes[a]);
             if (!aware) {
                 write_share(json, "none", a == 0 ? 0.25 : 0.96875);
-                json_out_object(json, "supervised");
+                json_out(json, "supervised {");
                 write_share(json, "score", 0.875);
-                json_out_double(json, "magnitude", 0.25);
-                json_out_end(json);
+                json_out(json, "magnitude %g }", 0.25);
             }
             if (!supervised) {
                 write_edits(json, none ? 0.25 : 0.625, a == 0);
             }
-            json_out_end(json);
+            json_out(json, "}");
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
     if (!none && !supervised) {
-        json_out_object(json, "f1");
+        json_out(json, "f1 {");
         for (int t = 0; t < 2; t++) {
-            json_out_object(json, t == 0 ? "0" : "0.8");
+            json_out(json, "%s {", t == 0 ? "0" : "0.8");
             write_share(json, "sufficiency", 1 - 0.25 * t);
-            json_out_double(json, "necessity", resolved ? 0.5 : (double)NAN);
-            json_out_int(json, "features", 7 - t);
-            json_out_end(json);
+            json_out(json, "necessity %g features %d }", resolved ? 0.5 : (double)NAN, 7 - t);
         }
-        json_out_end(json);
+        json_out(json, "}");
     }
-    json_out_end(json);
+    json_out(json, "}");
 }
 
 /* Two cross-sections: ablating the second moves nothing, and only the first has native SAEs. Its
@@ -102,51 +93,29 @@ static void write_json(const char *a, const char *b) {
     static const char *const predicates[] = {"=x", "=x & Pos=ABB", "#1=x", "(IO)=f", " in {x, y}"};
     OutFile *out = out_open(path_join(arena, folder, "sage.json"));
     JsonOut json = json_out_start(out->stream, 4);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "task", a);
-    json_out_object(&json, "cross_sections");
+    json_out(&json, "{ task %s cross_sections {", a);
     for (int c = 0; c < 2; c++) {
-        json_out_object(&json, names[c]);
-        json_out_array(&json, "curve");
+        json_out(&json, "%s { curve [", names[c]);
         for (int n = 1; n <= 4; n *= 2) {
-            json_out_object(&json, NULL);
-            json_out_int(&json, "nodes", n);
-            json_out_double(&json, "share", c == 0 ? 0.25 * n : (double)NAN);
-            json_out_end(&json);
+            json_out(&json, "{ nodes %d share %g }", n, c == 0 ? 0.25 * n : (double)NAN);
         }
-        json_out_end(&json);
-        json_out_end(&json);
+        json_out(&json, "] }");
     }
-    json_out_end(&json);
-    json_out_object(&json, "tests");
+    json_out(&json, "} tests {");
     for (int c = 0; c < 2; c++) {
-        json_out_object(&json, names[c]);
-        json_out_double(&json, "resolution", c == 0 ? 0.5 : 0.0625);
+        json_out(&json, "%s { resolution %g", names[c], c == 0 ? 0.5 : 0.0625);
         for (int m = 0; m < (c == 0 ? 5 : 4); m++) {
             write_method(&json, methods[m], names, c == 0);
         }
-        json_out_end(&json);
+        json_out(&json, "}");
     }
-    json_out_end(&json);
-    json_out_array(&json, "interpretations");
+    json_out(&json, "} interpretations [");
     for (int i = 0; i < 40; i++) { /* 36, 35, 34 are the best; 0.3 is reached by 7 */
-        json_out_object(&json, NULL);
-        json_out_text(&json, "hook", "blocks.2.hook_resid_pre");
-        json_out_text(&json, "position", i % 2 == 0 ? "END" : b);
-        json_out_int(&json, "feature", i);
-        json_out_double(&json, "f1", 0.01 * (i % 37));
-        json_out_int(&json, "support", 100 + i);
-        json_out_text(&json, "predicate", arena_format(arena, "%s%s", a, predicates[i % 5]));
-        json_out_end(&json);
+        json_out(&json, "{ hook %s position %s", "blocks.2.hook_resid_pre", i % 2 == 0 ? "END" : b);
+        json_out(&json, "feature %d f1 %g support %d predicate %s }", i, 0.01 * (i % 37), 100 + i,
+                 arena_format(arena, "%s%s", a, predicates[i % 5]));
     }
-    json_out_end(&json);
-    json_out_object(&json, "interpretations_by_chance");
-    json_out_object(&json, "0.8");
-    json_out_int(&json, "features", 164);
-    json_out_int(&json, "permuted", 3);
-    json_out_end(&json);
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "] interpretations_by_chance { 0.8 { features %d permuted %d } } }", 164, 3);
     out_commit(out);
     report_sage_figures(folder, 0.3);
 }
@@ -157,7 +126,6 @@ static char *page(void) {
     return slurp("page.html");
 }
 
-/* n parts with how often each is in the text. */
 /* ---- tests ---- */
 
 Test(sage_report, csv_has_a_row_for_every_figure) {

@@ -94,13 +94,7 @@ static SageTask induction;
 
 static void read_json(Arena *arena, const char *path) {
     JsonOut out = json_out_start(memory_open(arena)->stream, 0);
-    json_out_array(&out, NULL);
-    for (const Json *v = json_first(json_read_file(arena, path)); v != NULL; v = v->next) {
-        int64_t whole;
-        json_out_double(&out, NULL, json_int64(v, &whole) ? (double)whole : json_double(v));
-        json_out_bytes(&out, NULL, json_string(v), json_is(v, JSON_STRING) ? v->length : 0);
-    }
-    json_out_end(&out);
+    json_out_value(&out, NULL, json_read_file(arena, path));
 }
 
 static void read_conversations(Arena *arena, const char *path) {
