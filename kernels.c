@@ -378,14 +378,22 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     return sets[index].set;
 }
 
+size_t cache_size(int level) {
+    long size = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE,
+                                _SC_LEVEL3_CACHE_SIZE};
+    size = sysconf(names[level - 1]);
+#endif
+    (void)level;
+    return size > 0 ? (size_t)size : 0;
+}
+
 /* Rows of A whose block of BLOCK_K values lies in the second cache beside the packed panels of B,
  * if the machine says how large that is; else in 1 MiB. They change no bit. */
 static size_t block_rows(void) {
-    long cache = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    const size_t row = BLOCK_K * sizeof(float), whole = (cache > 0 ? (size_t)cache : 1 << 20) / row;
+    const size_t cache = cache_size(2), row = BLOCK_K * sizeof(float);
+    const size_t whole = (cache > 0 ? cache : 1 << 20) / row;
     const size_t rows = whole / 8 * 7, beside = rows < BLOCK_N ? 0 : rows - BLOCK_N;
     const size_t even = beside / BLOCK_STEP * BLOCK_STEP;
     return even < 2 * BLOCK_STEP ? 2 * BLOCK_STEP : even > BLOCK_M ? BLOCK_M : even;

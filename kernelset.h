@@ -1,5 +1,6 @@
-/* kernelset.h: what kernels.c and kernels_simd.c agree on; nobody else includes it. kernels_simd.c
- * is compiled once for each instruction set and exports one KernelSet from each. Floor 5. */
+/* kernelset.h: what kernels.c and kernels_simd.c agree on; beside them only `bench` looks at it.
+ * kernels_simd.c is compiled once for each instruction set and exports one KernelSet from each.
+ * Floor 5. */
 #ifndef REFSAE_KERNELSET_H
 #define REFSAE_KERNELSET_H
 
