@@ -444,8 +444,7 @@ const char *compute_isa(const Compute *compute) {
  */
 enum {
     WORTH_PRODUCTS = 1 << 21, /* multiply-adds */
-    WORTH_ELEMENTS = 1 << 16,
-    PIECE_WIDTH = 384 /* columns */
+    WORTH_ELEMENTS = 1 << 16
 };
 
 static void run_pieces(const Compute *compute, bool worth, size_t count,
@@ -565,9 +564,12 @@ static void product_body(void *user, size_t i, int thread) {
 }
 
 /* Blocks of rows and of columns of all products, handed out to the threads: eight pieces a thread,
- * so that one which is held up does not hold up all, but none so narrow that packing A, which each
- * does for itself, would show. */
+ * so that one which is held up does not hold up all; but where each thread has one, none narrower
+ * than PIECE_WIDTH columns, or packing A, which each piece does for itself, would show. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
+    enum {
+        PIECE_WIDTH = 384
+    };
     const size_t threads = (size_t)compute->threads;
     size_t blocks = 1, widest = 0;
     double work = 0.0;
@@ -576,10 +578,10 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
         blocks = size_larger(row_blocks(compute, &products[i]), blocks);
         widest = size_larger(products[i].n, widest);
     }
-    const size_t jobs = size_larger(count * blocks, 1), wide = widest / PIECE_WIDTH;
+    const size_t jobs = size_larger(count * blocks, 1), most = widest / PIECE_WIDTH;
     size_t splits = threads == 1 ? 1 : (8 * threads + jobs - 1) / jobs;
-    if (splits > wide) {
-        splits = size_larger(wide / threads * threads, (threads + jobs - 1) / jobs);
+    if (splits > most) {
+        splits = size_larger(most / threads * threads, (threads + jobs - 1) / jobs);
     }
     ProductRun job = {compute, products, blocks * splits, splits};
     run_pieces(compute, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body, &job);

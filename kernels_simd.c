@@ -408,11 +408,12 @@ static void sparse_blocks(const Task *t, size_t first, size_t last) {
     }
 }
 
-/* A tile of at most PANEL columns; the next tile's rows of C are fetched meanwhile. */
-static void tile_at(size_t rows, float *c, size_t ldc, size_t columns, size_t next_rows,
-                    const float *a, const float *panel, size_t depth, bool start) {
+/* The first tile of C[left, columns]; the rows of the one below it are fetched meanwhile. */
+static void tile_at(size_t left, float *c, size_t ldc, size_t columns, const float *a,
+                    const float *panel, size_t depth, bool start) {
+    const size_t rows = left < TILE_M ? left : TILE_M;
     if (columns >= PANEL) {
-        for (size_t r = rows; r < rows + next_rows; r++) {
+        for (size_t r = TILE_M; r < 2 * TILE_M && r < left; r++) {
             prefetch(c + r * ldc, PANEL * sizeof(float));
         }
         tile_rows(rows, c, ldc, a, panel, depth, start);
@@ -458,12 +459,10 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
             const size_t next = n1 - end < GROUP ? n1 - end : GROUP;
             pack_panels(panel, p, n, end - n, k0, depth);
             for (size_t m = m0; m < m1; m += TILE_M) {
-                const size_t rows = m1 - m < TILE_M ? m1 - m : TILE_M;
                 prefetch_panels(p, end, next, k0, depth, m - m0, m1 - m0);
                 for (size_t i = n; i < end; i += PANEL) {
-                    tile_at(rows, p->c + m * p->ldc + i, p->ldc, end - i,
-                            m1 - m - rows < rows ? m1 - m - rows : rows, block + (m - m0) * depth,
-                            panel + (i - n) * depth, depth, start);
+                    tile_at(m1 - m, p->c + m * p->ldc + i, p->ldc, end - i,
+                            block + (m - m0) * depth, panel + (i - n) * depth, depth, start);
                 }
             }
         }

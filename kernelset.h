@@ -66,8 +66,8 @@ typedef struct Task {
 
 /* Rows (at most: see block_rows) and k of A that are packed at a time; rows are split evenly in
  * multiples of BLOCK_STEP, which every tile divides. A longer k would spare passes over C; then
- * panel and block leave the caches. BLOCK_N columns of B are packed together (at most), so that a
- * row of them is several lines of memory. */
+ * panels and block leave the caches. BLOCK_N columns of B (at most) are packed together, so that
+ * what is read of a row is several lines of memory. */
 enum {
     BLOCK_M = 560,
     BLOCK_K = 576,
