@@ -213,6 +213,10 @@ typedef struct FileNote {
 
 void files_note(Arena *arena);
 const FileNote *files_noted(void); /* the first; NULL: none */
+/* Before a file is written that is named by itself, not by its folder: STATUS_INPUT if it is one
+ * that was only read. */
+void files_spare(const char *path);
+
 /* Text gathered by stdio; it goes with the arena. */
 typedef struct MemoryStream {
     FILE *stream;

@@ -81,6 +81,7 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
 }
 
 static void collector_write(const Collector *c, const char *path) {
+    files_spare(path);
     TensorWriter *writer = tensor_writer_open(path);
     for (size_t i = 0; i < c->count; i++) {
         const Tensor *t = &c->kept[i];
@@ -260,6 +261,7 @@ static void print_shape(FILE *out, const size_t *shape, int rank, const char *ze
 
 /* A line each: name, shape, SHA-256 of the values as a file holds them, little-endian. */
 static void collector_trace(const Collector *c, const char *path) {
+    files_spare(path);
     OutFile *file = out_open(path);
     for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
         const unsigned char *at = t->data;
@@ -268,11 +270,7 @@ static void collector_trace(const Collector *c, const char *path) {
         Sha256 sha;
         sha256_start(&sha);
         for (size_t i = 0, size = dtype_size(t->dtype); i < t->count; i++, at += size) {
-            uint32_t bits = *at;
-            memcpy(&bits, at, size == sizeof bits ? size : 0);
-            for (size_t b = 0; b < size; b++) {
-                bytes[b] = (unsigned char)(bits >> 8 * b);
-            }
+            little_copy(bytes, at, size, 1);
             sha256_add(&sha, bytes, size);
         }
         sha256_end(&sha, digest);
