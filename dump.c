@@ -96,18 +96,15 @@ static void collector_write(const Collector *c, const char *path) {
 
 static void collector_list(const Collector *c, const char *path) {
     JsonOut json = json_out_start(stdout, 2);
-    json_out_object(&json, NULL);
-    json_out_text(&json, "out", path);
-    json_out_object(&json, "tensors");
-    for (size_t i = 0; i < c->count; i++) {
-        json_out_array(&json, c->kept[i].name);
-        for (int d = 0; d < c->kept[i].rank; d++) {
-            json_out_int(&json, NULL, (int64_t)c->kept[i].shape[d]);
+    json_out(&json, "{ out %s tensors {", path);
+    for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
+        json_out(&json, "%s [", t->name);
+        for (int d = 0; d < t->rank; d++) {
+            json_out(&json, "%zu", t->shape[d]);
         }
-        json_out_end(&json);
+        json_out(&json, "]");
     }
-    json_out_end(&json);
-    json_out_end(&json);
+    json_out(&json, "} }");
 }
 
 /* ---- the hook points that there are ---- */

@@ -808,14 +808,11 @@ static void command_report(Arguments *a, const Compute *compute, const Console *
     folders_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
     if (console->json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out_object(&json, NULL);
-        json_out_text(&json, "out", out);
-        json_out_array(&json, "folders");
+        json_out(&json, "{ out %s folders [", out);
         for (int i = 0; i < a->n_positional; i++) {
-            json_out_text(&json, NULL, a->positional[i]);
+            json_out(&json, "%s", a->positional[i]);
         }
-        json_out_end(&json);
-        json_out_end(&json);
+        json_out(&json, "] }");
     }
 }
 
@@ -881,8 +878,12 @@ static const Option vectors_options[] = {
 };
 
 static void command_vectors(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
-    vectors_write(compute, need(a, "out"));
+    const char *out = need(a, "out");
+    vectors_write(compute, out);
+    if (console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out(&json, "{ out %s }", out);
+    }
 }
 
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {

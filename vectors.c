@@ -410,16 +410,16 @@ static void vary(const Json *variant, const char *as) {
 
 /* ---- the index ---- */
 
-static void write_outcome(JsonOut *out, const Outcome *outcome) {
-    json_out_object(out, "expected");
-    for (const Tensor *t = outcome->tensors; t < outcome->tensors + outcome->count; t++) {
-        json_out_object(out, t->name);
-        json_out_array(out, "shape");
+/* Under the names of `right`, which a misreading may have taken from elsewhere. */
+static void write_outcome(JsonOut *out, const Outcome *outcome, const Outcome *right) {
+    json_out(out, "expected {");
+    for (size_t k = 0; k < outcome->count && k < right->count; k++) {
+        const Tensor *t = &outcome->tensors[k];
+        json_out(out, "%s { shape [", right->tensors[k].name);
         for (int d = 0; d < t->rank; d++) {
-            json_out_int(out, NULL, (int64_t)t->shape[d]);
+            json_out(out, "%zu", t->shape[d]);
         }
-        json_out_end(out);
-        json_out_array(out, "values");
+        json_out(out, "] values [");
         for (size_t i = 0; i < t->count; i++) {
             double x = number_at(t, i);
             if (t->dtype == DTYPE_F32) {
@@ -428,10 +428,9 @@ static void write_outcome(JsonOut *out, const Outcome *outcome) {
                 json_out_double(out, NULL, x);
             }
         }
-        json_out_end(out);
-        json_out_end(out);
+        json_out(out, "] }");
     }
-    json_out_end(out);
+    json_out(out, "}");
 }
 
 /* The file, or those in a folder; nothing where there is neither. */
@@ -459,23 +458,18 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         vary(json_get(vector, "variant"), json_text(json_get(vector, "variant"), "as", name));
     }
     Outcome right = outcome_of(&in, k);
-    json_out_object(out, NULL);
-    json_out_text(out, "name", name);
-    json_out_text(out, "convention", json_text(vector, "convention", ""));
-    json_out_text(out, "sentence", json_text(vector, "sentence", ""));
-    json_out_text(out, "kind", kind);
+    json_out(out, "{ name %s convention %s sentence %s kind %s", name,
+             json_text(vector, "convention", ""), json_text(vector, "sentence", ""), kind);
     copy_json(out, "inputs", in.own);
-    json_out_array(out, "files");
+    json_out(out, "files [");
     for (const Json *v = json_first(in.own); v != NULL; v = v->next) {
         if (json_is(v, JSON_STRING)) {
             list_path(out, v->text, arena);
         }
     }
-    json_out_end(out);
-    double tolerance = json_number(vector, "tolerance", kinds[k].tolerance, 0.0, 1.0);
-    json_out_double(out, "tolerance", tolerance);
-    write_outcome(out, &right);
-    json_out_array(out, "wrong");
+    json_out(out, "] tolerance %g", json_number(vector, "tolerance", kinds[k].tolerance, 0.0, 1.0));
+    write_outcome(out, &right, &right);
+    json_out(out, "wrong [");
     for (const Json *wrong = json_first(json_get(vector, "wrong")); wrong != NULL;
          wrong = wrong->next) {
         if (json_get(wrong, "of") != NULL) {
@@ -484,13 +478,11 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         in.instead = json_get(wrong, "inputs");
         Outcome other = outcome_of(&in, k);
         remove_tree(wrong_folder, 0);
-        json_out_object(out, NULL);
-        json_out_text(out, "reading", json_text(wrong, "reading", ""));
-        write_outcome(out, &other);
-        json_out_end(out);
+        json_out(out, "{ reading %s", json_text(wrong, "reading", ""));
+        write_outcome(out, &other, &right);
+        json_out(out, "}");
     }
-    json_out_end(out);
-    json_out_end(out);
+    json_out(out, "] }");
     remove_tree(tensor_file, 0);
     remove_tree(run_folder, 0);
     arena_free(arena);
