@@ -1160,6 +1160,18 @@ void out_commit(OutFile *out) {
     arena_free(out->arena);
 }
 
+void files_spare(const char *path) {
+    Arena *arena = arena_new();
+    const char *target = path_real(arena, path);
+    for (const FileNote *n = files_noted(); n != NULL && target != NULL; n = n->next) {
+        const char *read = n->written ? NULL : path_real(arena, n->path);
+        if (read != NULL && strcmp(read, target) == 0) {
+            fail(STATUS_INPUT, "%s: is read by this run, expected another file to write", path);
+        }
+    }
+    arena_free(arena);
+}
+
 bool path_is_directory(const char *path) {
     struct stat info;
     return path_look(path, &info) && S_ISDIR(info.st_mode);

@@ -216,6 +216,9 @@ const FileNote *files_noted(void); /* the first; NULL: none */
 void file_note(const char *path, bool written);
 /* file_map of what lies between processes, which is neither input nor output of a run. */
 FileMap file_map_unnoted(Arena *arena, const char *path);
+/* Before a file is written that is named by itself, not by its folder: STATUS_INPUT if it is one
+ * that was only read. */
+void files_spare(const char *path);
 
 /* Text gathered by stdio; it goes with the arena. */
 typedef struct MemoryStream {

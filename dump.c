@@ -86,6 +86,7 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
 }
 
 static void collector_write(const Collector *c, const char *path) {
+    files_spare(path);
     TensorWriter *writer = tensor_writer_open(path);
     for (size_t i = 0; i < c->count; i++) {
         const Tensor *t = &c->kept[i];
@@ -101,10 +102,10 @@ static void collector_write(const Collector *c, const char *path) {
 static void collector_list(const Collector *c, const char *path) {
     JsonOut json = json_out_start(stdout, 2);
     json_out(&json, "{ out %s tensors {", path);
-    for (size_t i = 0; i < c->count; i++) {
-        json_out(&json, "%s [", c->kept[i].name);
-        for (int d = 0; d < c->kept[i].rank; d++) {
-            json_out(&json, "%zu", c->kept[i].shape[d]);
+    for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
+        json_out(&json, "%s [", t->name);
+        for (int d = 0; d < t->rank; d++) {
+            json_out(&json, "%zu", t->shape[d]);
         }
         json_out(&json, "]");
     }
@@ -262,6 +263,7 @@ static void print_shape(FILE *out, const size_t *shape, int rank, const char *ze
 
 /* A line each: name, shape, SHA-256 of the values as a file holds them, little-endian. */
 static void collector_trace(const Collector *c, const char *path) {
+    files_spare(path);
     OutFile *file = out_open(path);
     for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
         const unsigned char *at = t->data;
@@ -270,11 +272,7 @@ static void collector_trace(const Collector *c, const char *path) {
         Sha256 sha;
         sha256_start(&sha);
         for (size_t i = 0, size = dtype_size(t->dtype); i < t->count; i++, at += size) {
-            uint32_t bits = *at;
-            memcpy(&bits, at, size == sizeof bits ? size : 0);
-            for (size_t b = 0; b < size; b++) {
-                bytes[b] = (unsigned char)(bits >> 8 * b);
-            }
+            little_copy(bytes, at, size, 1);
             sha256_add(&sha, bytes, size);
         }
         sha256_end(&sha, digest);

@@ -121,8 +121,8 @@ float erf_f32(float x) {
     return erf_one(x);
 }
 
-/* By its series around the nearest of 0, 1/2 and 1:
- *   cos(pi t) = -cos(pi (1 - t)),   and for u > 1/4 cos(pi u) = sin(pi (1/2 - u)) */
+/* By its series around the nearest of 0, 1/2 and 1: the cosine of pi t is minus that of pi (1 - t)
+ * and, from t = 1/4, the sine of pi (1/2 - t). */
 double cos_pi_f64(double t) {
     bool flip = t > 0.5;
     double u = flip ? 1.0 - t : t;

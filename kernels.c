@@ -378,14 +378,22 @@ const KernelSet *kernel_set_at(size_t index, bool *usable) {
     return sets[index].set;
 }
 
+size_t cache_size(int level) {
+    long size = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE,
+                                _SC_LEVEL3_CACHE_SIZE};
+    size = sysconf(names[level - 1]);
+#endif
+    (void)level;
+    return size > 0 ? (size_t)size : 0;
+}
+
 /* Rows of A whose block of BLOCK_K values lies in the second cache beside the packed panels of B,
  * if the machine says how large that is; else in 1 MiB. They change no bit. */
 static size_t block_rows(void) {
-    long cache = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    const size_t row = BLOCK_K * sizeof(float), whole = (cache > 0 ? (size_t)cache : 1 << 20) / row;
+    const size_t cache = cache_size(2), row = BLOCK_K * sizeof(float);
+    const size_t whole = (cache > 0 ? cache : 1 << 20) / row;
     const size_t rows = whole / 8 * 7, beside = rows < BLOCK_N ? 0 : rows - BLOCK_N;
     const size_t even = beside / BLOCK_STEP * BLOCK_STEP;
     return even < 2 * BLOCK_STEP ? 2 * BLOCK_STEP : even > BLOCK_M ? BLOCK_M : even;
@@ -436,8 +444,7 @@ const char *compute_isa(const Compute *compute) {
  */
 enum {
     WORTH_PRODUCTS = 1 << 21, /* multiply-adds */
-    WORTH_ELEMENTS = 1 << 16,
-    PIECE_WIDTH = 384 /* columns */
+    WORTH_ELEMENTS = 1 << 16
 };
 
 static void run_pieces(const Compute *compute, bool worth, size_t count,
@@ -557,9 +564,12 @@ static void product_body(void *user, size_t i, int thread) {
 }
 
 /* Blocks of rows and of columns of all products, handed out to the threads: eight pieces a thread,
- * so that one which is held up does not hold up all, but none so narrow that packing A, which each
- * does for itself, would show. */
+ * so that one which is held up does not hold up all; but where each thread has one, none narrower
+ * than PIECE_WIDTH columns, or packing A, which each piece does for itself, would show. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
+    enum {
+        PIECE_WIDTH = 384
+    };
     const size_t threads = (size_t)compute->threads;
     size_t blocks = 1, widest = 0;
     double work = 0.0;
@@ -568,10 +578,10 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
         blocks = size_larger(row_blocks(compute, &products[i]), blocks);
         widest = size_larger(products[i].n, widest);
     }
-    const size_t jobs = size_larger(count * blocks, 1), wide = widest / PIECE_WIDTH;
+    const size_t jobs = size_larger(count * blocks, 1), most = widest / PIECE_WIDTH;
     size_t splits = threads == 1 ? 1 : (8 * threads + jobs - 1) / jobs;
-    if (splits > wide) {
-        splits = size_larger(wide / threads * threads, (threads + jobs - 1) / jobs);
+    if (splits > most) {
+        splits = size_larger(most / threads * threads, (threads + jobs - 1) / jobs);
     }
     ProductRun job = {compute, products, blocks * splits, splits};
     run_pieces(compute, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body, &job);

@@ -20,6 +20,8 @@ typedef struct Compute {
  */
 void compute_open(Compute *compute, Arena *arena, int threads);
 const char *compute_isa(const Compute *compute);
+/* Bytes of the data cache of level 1, 2 or 3; 0: the system does not say. */
+size_t cache_size(int level);
 /* Calls body(user, i, thread) for i in [0, count), handed out by a counter; i must not share
  * output. */
 void compute_parallel(const Compute *compute, size_t count,

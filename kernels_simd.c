@@ -12,10 +12,33 @@ enum {
     GROUPS = (TILE_M + VW - 1) / VW  /* vectors that hold a tile's rows */
 };
 
+/* f(dtype, ...) with a dtype that the compiler knows, so that each has its own loop. */
+#define BY_DTYPE(dtype, f, ...)                                                                    \
+    do {                                                                                           \
+        if ((dtype) == DTYPE_F32) {                                                                \
+            f(DTYPE_F32, __VA_ARGS__);                                                             \
+        } else if ((dtype) == DTYPE_BF16) {                                                        \
+            f(DTYPE_BF16, __VA_ARGS__);                                                            \
+        } else {                                                                                   \
+            f(DTYPE_F16, __VA_ARGS__);                                                             \
+        }                                                                                          \
+    } while (0)
+
 INLINE vf load_widened(Dtype dtype, const unsigned char *p) {
     return dtype == DTYPE_F32    ? vu_float(vu_load(p))
            : dtype == DTYPE_BF16 ? vf_load_bf16(p)
                                  : vf_load_f16(p);
+}
+
+/* The first number of every word; and the second, of two that are 16 bits each. */
+INLINE vf first_widened(Dtype dtype, vu words) {
+    return dtype == DTYPE_F32    ? vu_float(words)
+           : dtype == DTYPE_BF16 ? vu_bf16_low(words)
+                                 : vu_f16_low(words);
+}
+
+INLINE vf second_widened(Dtype dtype, vu words) {
+    return dtype == DTYPE_BF16 ? vu_bf16_high(words) : vu_f16_high(words);
 }
 
 /* VW rows of VW words each, transposed: a lane is a row. A row that does not exist (rows < VW)
@@ -38,6 +61,14 @@ INLINE void load_transposed(vu r[VW], const unsigned char *p, ptrdiff_t stride, 
     vu_transpose(r);
 }
 
+/* What a word holds, a row of the panel each, unless fewer are `left`. */
+INLINE void store_widened(Dtype dtype, float *out, vu words, size_t left) {
+    vf_store(out, first_widened(dtype, words));
+    if (dtype != DTYPE_F32 && left > 1) {
+        vf_store(out + PANEL, second_widened(dtype, words));
+    }
+}
+
 /* panel[k][PANEL] = B(n0 .. n0 + columns - 1, k0 .. k0 + depth - 1), rows of B that are
  * k-contiguous. */
 INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff_t stride,
@@ -52,28 +83,12 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
             load_transposed(r, p + k * size, stride, columns - n, left * size);
             if (left >= VW * each) {
                 UNROLL(16) for (size_t i = 0; i < VW; i++) {
-                    if (dtype == DTYPE_F32) {
-                        vf_store(out + i * PANEL, vu_float(r[i]));
-                    } else {
-                        const bool bf16 = dtype == DTYPE_BF16;
-                        vf_store(out + 2 * i * PANEL, bf16 ? vu_bf16_low(r[i]) : vu_f16_low(r[i]));
-                        vf_store(out + (2 * i + 1) * PANEL,
-                                 bf16 ? vu_bf16_high(r[i]) : vu_f16_high(r[i]));
-                    }
+                    store_widened(dtype, out + i * each * PANEL, r[i], each);
                 }
                 continue;
             }
             for (size_t i = 0; i * each < left; i++) {
-                if (dtype == DTYPE_F32) {
-                    vf_store(out + i * PANEL, vu_float(r[i]));
-                    continue;
-                }
-                const bool bf16 = dtype == DTYPE_BF16;
-                vf_store(out + 2 * i * PANEL, bf16 ? vu_bf16_low(r[i]) : vu_f16_low(r[i]));
-                if (2 * i + 1 < left) {
-                    vf_store(out + (2 * i + 1) * PANEL,
-                             bf16 ? vu_bf16_high(r[i]) : vu_f16_high(r[i]));
-                }
+                store_widened(dtype, out + i * each * PANEL, r[i], left - i * each);
             }
         }
     }
@@ -102,31 +117,11 @@ static void pack_panels(float *panel, const Product *p, size_t n0, size_t column
     size_t done = 0; /* columns */
     for (; p->b_col == 1 && done < columns; done += PANEL, from += PANEL * p->b_row * size) {
         const size_t wide = columns - done < PANEL ? columns - done : PANEL;
-        switch (p->b.dtype) {
-        case DTYPE_F32:
-            pack_rows(DTYPE_F32, panel + done * depth, from, p->b_row * size, wide, depth);
-            break;
-        case DTYPE_BF16:
-            pack_rows(DTYPE_BF16, panel + done * depth, from, p->b_row * size, wide, depth);
-            break;
-        default:
-            pack_rows(DTYPE_F16, panel + done * depth, from, p->b_row * size, wide, depth);
-            break;
-        }
+        BY_DTYPE(p->b.dtype, pack_rows, panel + done * depth, from, p->b_row * size, wide, depth);
     }
     if (p->b_row == 1 && p->b_col != 1) {
         done = columns / PANEL * PANEL;
-        switch (p->b.dtype) {
-        case DTYPE_F32:
-            pack_columns(DTYPE_F32, panel, from, p->b_col * size, columns / PANEL, depth);
-            break;
-        case DTYPE_BF16:
-            pack_columns(DTYPE_BF16, panel, from, p->b_col * size, columns / PANEL, depth);
-            break;
-        default:
-            pack_columns(DTYPE_F16, panel, from, p->b_col * size, columns / PANEL, depth);
-            break;
-        }
+        BY_DTYPE(p->b.dtype, pack_columns, panel, from, p->b_col * size, columns / PANEL, depth);
     }
     for (size_t k = 0; k < depth; k++) {
         for (size_t n = done; n < columns; n++) {
@@ -242,22 +237,19 @@ INLINE void stream_step(Dtype dtype, int rows, vf acc[STREAM_MAX], const float *
                         ptrdiff_t a_col, const unsigned char *b, ptrdiff_t stride, size_t columns,
                         size_t left) {
     const size_t each = dtype == DTYPE_F32 ? 1 : 2, size = 4 / each;
-    const bool bf16 = dtype == DTYPE_BF16, whole = left >= VW * each;
+    const bool whole = left >= VW * each;
     vu r[VW];
     load_transposed(r, b, stride, columns, left * size);
     UNROLL(16) for (size_t i = 0; i < VW; i++) {
         if (!whole && i * each >= left) {
             break;
         }
-        const vf low = dtype == DTYPE_F32 ? vu_float(r[i])
-                       : bf16             ? vu_bf16_low(r[i])
-                                          : vu_f16_low(r[i]);
-        const vf high = bf16 ? vu_bf16_high(r[i]) : vu_f16_high(r[i]);
+        const vf first = first_widened(dtype, r[i]), second = second_widened(dtype, r[i]);
         UNROLL(8) for (int m = 0; m < rows; m++) {
             const float *x = a + m * a_row + (ptrdiff_t)(i * each) * a_col;
-            acc[m] = vf_fma(vf_set(*x), low, acc[m]);
+            acc[m] = vf_fma(vf_set(*x), first, acc[m]);
             if (each == 2 && (whole || i * each + 1 < left)) {
-                acc[m] = vf_fma(vf_set(x[a_col]), high, acc[m]);
+                acc[m] = vf_fma(vf_set(x[a_col]), second, acc[m]);
             }
         }
     }
@@ -392,27 +384,19 @@ static void sparse_blocks(const Task *t, size_t first, size_t last) {
          c0 += SPARSE_COLUMNS) {
         const size_t c1 = c0 + SPARSE_COLUMNS;
         if (t->w_col == 1 && c1 <= t->cols) {
-            switch (t->w.dtype) {
-            case DTYPE_F32:
-                sparse_block(DTYPE_F32, t, c0);
-                continue;
-            case DTYPE_BF16:
-                sparse_block(DTYPE_BF16, t, c0);
-                continue;
-            default:
-                sparse_block(DTYPE_F16, t, c0);
-                continue;
-            }
+            BY_DTYPE(t->w.dtype, sparse_block, t, c0);
+        } else {
+            sparse_columns(t, c0, c1);
         }
-        sparse_columns(t, c0, c1);
     }
 }
 
-/* A tile of at most PANEL columns; the next tile's rows of C are fetched meanwhile. */
-static void tile_at(size_t rows, float *c, size_t ldc, size_t columns, size_t next_rows,
-                    const float *a, const float *panel, size_t depth, bool start) {
+/* The first tile of C[left, columns]; the rows of the one below it are fetched meanwhile. */
+static void tile_at(size_t left, float *c, size_t ldc, size_t columns, const float *a,
+                    const float *panel, size_t depth, bool start) {
+    const size_t rows = left < TILE_M ? left : TILE_M;
     if (columns >= PANEL) {
-        for (size_t r = rows; r < rows + next_rows; r++) {
+        for (size_t r = TILE_M; r < 2 * TILE_M && r < left; r++) {
             prefetch(c + r * ldc, PANEL * sizeof(float));
         }
         tile_rows(rows, c, ldc, a, panel, depth, start);
@@ -432,17 +416,7 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
                           void *scratch) {
     float *panel = scratch, *block = panel + BLOCK_K * GROUP;
     if (m1 - m0 <= STREAM_MAX && p->b_col == 1) {
-        switch (p->b.dtype) {
-        case DTYPE_F32:
-            stream_typed(DTYPE_F32, p, m0, m1 - m0, n0, n1);
-            break;
-        case DTYPE_BF16:
-            stream_typed(DTYPE_BF16, p, m0, m1 - m0, n0, n1);
-            break;
-        default:
-            stream_typed(DTYPE_F16, p, m0, m1 - m0, n0, n1);
-            break;
-        }
+        BY_DTYPE(p->b.dtype, stream_typed, p, m0, m1 - m0, n0, n1);
         add_bias(p, m0, m1, n0, n1);
         return;
     }
@@ -458,12 +432,10 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
             const size_t next = n1 - end < GROUP ? n1 - end : GROUP;
             pack_panels(panel, p, n, end - n, k0, depth);
             for (size_t m = m0; m < m1; m += TILE_M) {
-                const size_t rows = m1 - m < TILE_M ? m1 - m : TILE_M;
                 prefetch_panels(p, end, next, k0, depth, m - m0, m1 - m0);
                 for (size_t i = n; i < end; i += PANEL) {
-                    tile_at(rows, p->c + m * p->ldc + i, p->ldc, end - i,
-                            m1 - m - rows < rows ? m1 - m - rows : rows, block + (m - m0) * depth,
-                            panel + (i - n) * depth, depth, start);
+                    tile_at(m1 - m, p->c + m * p->ldc + i, p->ldc, end - i,
+                            block + (m - m0) * depth, panel + (i - n) * depth, depth, start);
                 }
             }
         }

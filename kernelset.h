@@ -1,5 +1,6 @@
-/* kernelset.h: what kernels.c and kernels_simd.c agree on; nobody else includes it. kernels_simd.c
- * is compiled once for each instruction set and exports one KernelSet from each. Floor 5. */
+/* kernelset.h: what kernels.c and kernels_simd.c agree on; beside them only `bench` looks at it.
+ * kernels_simd.c is compiled once for each instruction set and exports one KernelSet from each.
+ * Floor 5. */
 #ifndef REFSAE_KERNELSET_H
 #define REFSAE_KERNELSET_H
 
@@ -65,8 +66,8 @@ typedef struct Task {
 
 /* Rows (at most: see block_rows) and k of A that are packed at a time; rows are split evenly in
  * multiples of BLOCK_STEP, which every tile divides. A longer k would spare passes over C; then
- * panel and block leave the caches. BLOCK_N columns of B are packed together (at most), so that a
- * row of them is several lines of memory. */
+ * panels and block leave the caches. BLOCK_N columns of B (at most) are packed together, so that
+ * what is read of a row is several lines of memory. */
 enum {
     BLOCK_M = 560,
     BLOCK_K = 576,

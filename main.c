@@ -1,6 +1,5 @@
 /* main.c: commands, options, help and exit codes. No mathematics: each command fills the options of
  * the module that does it. */
-#include "bench.h"
 #include "dump.h"
 #include "folder.h"
 #include "formats.h"
@@ -895,8 +894,12 @@ static const Option vectors_options[] = {
 };
 
 static void command_vectors(Arguments *a, const Compute *compute, const Console *console) {
-    (void)console;
-    vectors_write(compute, need(a, "out"));
+    const char *out = need(a, "out");
+    vectors_write(compute, out);
+    if (console->json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out(&json, "{ out %s }", out);
+    }
 }
 
 static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {

@@ -1540,6 +1540,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
         verdicts_read(&a);
     }
     if (o->write_questions != NULL && !shard_is_part(o->shard)) {
+        files_spare(o->write_questions);
         a.questions = out_open(o->write_questions);
     }
     a.pool = image_pool_open(&a.vlm, arena);

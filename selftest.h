@@ -1,5 +1,5 @@
-/* selftest.h: `refsae selftest`: every stage on this machine against the digests that the program
- * carries. Floor 16. */
+/* selftest.h: what this machine does: `refsae selftest`, whether its bits are right, and `refsae
+ * bench`, how fast. Floor 16. */
 #ifndef REFSAE_SELFTEST_H
 #define REFSAE_SELFTEST_H
 
@@ -14,6 +14,10 @@ void selftest_run(const Compute *compute, bool json, FILE *out);
 /* Inside the folder, where every path is the same on every machine: writes a world of random
  * numbers, works on it, and goes back whatever happens. */
 void selftest_inside(const char *path, void (*work)(void *user), void *user);
+
+/* The kernels on 1 thread and on all of `compute`, interleaved, best of ten, with the multiply-add
+ * and memory limits measured in the same rounds. json: one object, else a table. */
+void bench_kernels(const Compute *compute, bool json, FILE *out);
 
 /* A file, or a folder with all that is in it, eight deep; fine if it is not there. */
 void remove_tree(const char *path, int depth);

@@ -381,10 +381,12 @@ static void vary(const Json *variant, const char *as) {
 
 /* ---- the index ---- */
 
-static void write_outcome(JsonOut *out, const Outcome *outcome) {
+/* Under the names of `right`, which a misreading may have taken from elsewhere. */
+static void write_outcome(JsonOut *out, const Outcome *outcome, const Outcome *right) {
     json_out(out, "expected {");
-    for (const Tensor *t = outcome->tensors; t < outcome->tensors + outcome->count; t++) {
-        json_out(out, "%s { shape [", t->name);
+    for (size_t k = 0; k < outcome->count && k < right->count; k++) {
+        const Tensor *t = &outcome->tensors[k];
+        json_out(out, "%s { shape [", right->tensors[k].name);
         for (int d = 0; d < t->rank; d++) {
             json_out(out, "%zu", t->shape[d]);
         }
@@ -432,7 +434,7 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         }
     }
     json_out(out, "] tolerance %g", json_number(vector, "tolerance", kinds[k].tolerance, 0.0, 1.0));
-    write_outcome(out, &right);
+    write_outcome(out, &right, &right);
     json_out(out, "wrong [");
     for (const Json *wrong = json_first(json_get(vector, "wrong")); wrong != NULL;
          wrong = wrong->next) {
@@ -443,7 +445,7 @@ static void write_vector(JsonOut *out, const Compute *compute, const Json *vecto
         Outcome other = outcome_of(&in, k);
         remove_tree(wrong_folder, 0);
         json_out(out, "{ reading %s", json_text(wrong, "reading", ""));
-        write_outcome(out, &other);
+        write_outcome(out, &other, &right);
         json_out(out, "}");
     }
     json_out(out, "] }");

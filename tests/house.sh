@@ -22,7 +22,7 @@ run_mapping run_sage
 figure
 folder
 report
-dump info bench
+dump info
 selftest
 vectors
 main'

@@ -441,6 +441,24 @@ Test(diff, a_trace_holds_digests_in_the_order_of_execution) {
     arena_free(arena);
 }
 
+Test(diff, a_dump_spares_what_it_reads) {
+    static const char *const ways[] = {"--out @/x", "--out @/link", "--trace @/./x"};
+    const float rows[2][64] = {{1}, {2}};
+    Arena *arena = arena_new();
+    put("x", &(Given){"x", DTYPE_F32, 2, {2, 64}, rows}, 1);
+    put("same", &(Given){"x", DTYPE_F32, 2, {2, 64}, rows}, 1);
+    cr_assert_eq(symlink("x", path_join(arena, folder, "link")), 0);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        const char *way = arena_format(
+            arena, "dump --sae weights/saes/gpt2/blocks.0.hook_resid_pre --input @/x %s 2>&1",
+            ways[i]);
+        cr_assert_eq(run("%s", way), 2, "%s", way);
+        says(": is read by this run");
+        cr_assert_eq(run("diff @/x @/same"), 0, "%s", way);
+    }
+    arena_free(arena);
+}
+
 Test(diff, hooks_are_what_dump_writes) {
     static const char *const models[] = {
         "weights/gemma2",

@@ -1,10 +1,10 @@
 /* Behaviour: what `info` says of every kind of file, for people and as JSON. */
 #include <criterion/criterion.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "info.h"
 #include "json.h"
+#include "scratch.h"
 
 typedef struct Told {
     char *text;
@@ -154,23 +154,23 @@ Test(info, what_is_none_is_said) {
 
 /* Folders that only have numbers are SAEs by what is in them, not descriptions of layers. */
 Test(info, a_damaged_sae_of_a_numbered_folder_is_named) {
-    char folder[] = "/tmp/refsae-info-XXXXXX", file[64], expected[128];
-    cr_assert_not_null(mkdtemp(folder));
+    Told t;
+    Arena *arena = arena_new();
+    folder_new();
     for (int i = 0; i < 2; i++) {
-        snprintf(file, sizeof file, "%s/%d", folder, i);
-        path_make_directory(file);
-        snprintf(file, sizeof file, "%s/%d/params.npz", folder, i);
+        const char *file = arena_format(arena, "%s/%d/params.npz", folder, i);
+        path_make_directory(path_parent(arena, file));
         OutFile *out = out_open(file);
         fputs("PK", out->stream);
         out_commit(out);
     }
-    Told t;
     ask(&t, folder, true);
     cr_assert_eq(t.error.status, STATUS_INPUT);
-    snprintf(expected, sizeof expected, "%s/0/params.npz: not a safetensors file: 2 bytes", folder);
-    cr_assert_str_eq(t.error.text, expected);
+    cr_assert_str_eq(
+        t.error.text,
+        arena_format(arena, "%s/0/params.npz: not a safetensors file: 2 bytes", folder));
     member_is(&t, "kind", "sparse autoencoders", folder);
     forget(&t);
-    snprintf(expected, sizeof expected, "rm -r '%s'", folder);
-    cr_assert_eq(system(expected), 0);
+    arena_free(arena);
+    folder_remove();
 }

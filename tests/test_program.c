@@ -1185,6 +1185,9 @@ Test(program, analyze_asks_about_the_first_examples) {
     const Json *lines[MOST_LINES];
     Arena *arena = arena_new();
     five_examples();
+    snprintf(options, sizeof options, judging, "--write-questions @/./five.json");
+    cr_assert_eq(run("", analysis, "o", options), 2);
+    one_sentence("/five.json: is read by this run");
     snprintf(options, sizeof options, judging, "--judge-examples 3 --write-questions @/questions");
     cr_assert_eq(run("", analysis, "o", options), 0);
     assert_judged(arena, "o", 2); /* by words all the same */

@@ -34,17 +34,21 @@ Test(vectors, are_what_is_written) {
     cr_assert_eq(run(arena_format(arena, "vectors --out %s/v", folder)), 0);
     const char *compare = arena_format(arena, "diff -r -x README.md vectors %s/v", folder);
     cr_assert_eq(system(compare), 0);
-    cr_assert_eq(run(arena_format(arena, "vectors --out %s/v --threads 1", folder)), 0);
+    const char *again = arena_format(arena, "vectors --out %s/v --threads 1 --json", folder);
+    cr_assert_eq(run(arena_format(arena, "%s >%s/said", again, folder)), 0);
     cr_assert_eq(system(compare), 0, "once more, over what is there");
+    const Json *said = json_read_file(arena, path_join(arena, folder, "said"));
+    cr_assert_str_eq(json_string(json_get(said, "out")), path_join(arena, folder, "v"));
     cr_assert_eq(run("vectors 2>/dev/null"), 2);
     cr_assert_eq(run("vectors --out tests 2>/dev/null"), 2, "a folder of something else");
 }
 
-/* The largest difference of all numbers, over the largest of a. */
+/* The largest difference of all numbers under the same names, over the largest of a. */
 static double apart(const Json *a, const Json *b) {
     double largest = 0.0, most = 0.0;
-    for (const Json *t = a->child, *u = b->child; t != NULL; t = t->next, u = u->next) {
-        const Json *x = json_get(t, "values")->child, *y = json_get(u, "values")->child;
+    for (const Json *t = a->child; t != NULL; t = t->next) {
+        const Json *x = json_get(t, "values")->child;
+        const Json *y = json_need(json_need(b, t->key, JSON_OBJECT), "values", JSON_ARRAY)->child;
         for (; x != NULL && y != NULL; x = x->next, y = y->next) {
             largest = fmax(largest, fabs(json_double(x)));
             most = fmax(most, fabs(json_double(x) - json_double(y)));

@@ -170,4 +170,5 @@ def main():
          drop=("k", "threshold"))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,37 +9,16 @@ Written for dictionary-learning 0.1.0, torch 2.13.0, numpy 2.4.6, Pillow 13.0.0.
     python3 tests/reference/make_vector_inputs.py
 """
 
-import importlib.machinery
 import json
 import os
 import shutil
-import sys
-import types
 
 import numpy as np
 import torch
+from make_dictionary_golden import AutoEncoder, AutoEncoderTopK, BatchTopKSAE, GatedAutoEncoder, JumpReluAutoEncoder
 from PIL import Image
 
 D_IN, D_SAE, K = 6, 10, 3
-
-
-class StandIn(types.ModuleType):
-    """For what the library imports only to collect activations."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-for module in ("nnsight", "zstandard", "circuitsvis", "umap", "plotly", "wandb", "pandas", "datasets"):
-    if module not in sys.modules:
-        sys.modules[module] = StandIn(module)
-        sys.modules[module].__spec__ = importlib.machinery.ModuleSpec(module, None)
-
-from dictionary_learning.dictionary import AutoEncoder, GatedAutoEncoder, JumpReluAutoEncoder
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
 
 def dictionaries(generator):

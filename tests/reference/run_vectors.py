@@ -19,13 +19,11 @@ import argparse
 import contextlib
 import fnmatch
 import importlib.metadata
-import importlib.machinery
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import types
 import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,15 +61,6 @@ KNOWN = {
     ),
     ("dictionary-unit-decoder", "SAELens"): ("choice", "it loads decoder columns as they are stored."),
 }
-
-
-class StandIn(types.ModuleType):
-    """For what dictionary_learning imports only to collect activations."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
 
 
 def ids_of(inputs):
@@ -121,7 +110,6 @@ def run_transformers(vector):
 def run_training(inputs):
     import hf_hooks
     import train_adapter
-    from PIL import Image
 
     model, tower = (hf_hooks.load(inputs[key]) for key in ("llm", "vision"))
     tokenizer, size = fast_tokenizer(inputs["llm"]), hf_hooks.vision_size(inputs["vision"])
@@ -253,17 +241,10 @@ def run_dictionary_learning(vector):
     inputs = vector["inputs"]
     if not inputs.get("sae", "").startswith("dictionary/"):
         return None
-    for module in ("nnsight", "zstandard", "circuitsvis", "umap", "plotly", "wandb", "pandas", "datasets"):
-        if module not in sys.modules:
-            sys.modules[module] = StandIn(module)
-            sys.modules[module].__spec__ = importlib.machinery.ModuleSpec(module, None)
-    from dictionary_learning import dictionary
-    from dictionary_learning.trainers import batch_top_k, top_k
+    import make_dictionary_golden
 
     name, path = os.path.basename(inputs["sae"]), os.path.join(inputs["sae"], "ae.pt")
-    for module in (dictionary, batch_top_k, top_k):
-        if hasattr(module, name):
-            load = getattr(module, name).from_pretrained
+    load = getattr(make_dictionary_golden, name).from_pretrained
     with torch.no_grad():
         sae = load(path, k=3) if "TopK" in name else load(path)
         acts = sae.encode(rows_of(inputs))
