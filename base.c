@@ -1367,8 +1367,8 @@ Shard *shard_open(Arena *arena, const char *out, size_t index, size_t count) {
     }
     char **names = path_list(arena, out, &count);
     for (size_t i = 0; i < count; i++) {
-        size_t k, n;
-        if (sscanf(names[i], "shard-%zu-of-%zu", &k, &n) == 2 && n > 0) {
+        size_t n;
+        if (sscanf(names[i], "shard-%*5u-of-%5zu", &n) == 1 && n > 0) {
             if (s->count != 0 && n != s->count) {
                 fail(STATUS_INPUT, "%s: holds shards of %zu and of %zu: remove those of one", out,
                      s->count, n);
