@@ -249,7 +249,7 @@ coverage:
 
 # What analysers and provers say of the source (tests/analyze.sh, tests/proofs), and what valgrind and Clang's
 # MemorySanitizer say of selftest. A part whose tool is missing says so.
-MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory" BUILD=build-msan PROGRAM=build-msan/refsae
+MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory -U_FILE_OFFSET_BITS" BUILD=build-msan PROGRAM=build-msan/refsae
 analyze-static: $(PROGRAM)
 	sh tests/analyze.sh
 	sh tests/proofs/run.sh

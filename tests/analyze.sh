@@ -16,6 +16,7 @@ printf '%s\n' "$@" | xargs -P "$(getconf _NPROCESSORS_ONLN)" -I FILE sh -c '
 awk -v all="$all" '
     function trim(text) { gsub(/^ +| +$/, "", text); return text }
     FILENAME == "tests/explained.txt" {
+        if (/^#/) next
         cut = index($0, ": because ")
         if (cut > 0) explained[trim(substr($0, 1, cut - 1))] = 0
         next

@@ -157,7 +157,7 @@ Test(program, makefile_without_openmp) {
     snprintf(command, sizeof command,
              "cd %s && printf '#!/bin/sh\\ncase \" $* \" in *\" -fopenmp \"*) exit 1; esac\\n"
              "exec cc \"$@\"\\n' >none && chmod +x none && cd \"$OLDPWD\" || exit 1; unset OPENMP "
-             "MAKEFLAGS; "
+             "SMALL MAKEFLAGS; "
              "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p >%s/probed && "
              "make -n CC=%s/none BUILD=%s/b PROGRAM=%s/p OPENMP=no >%s/told",
              folder, folder, folder, folder, folder, folder, folder, folder, folder);
