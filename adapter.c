@@ -21,7 +21,7 @@ const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
 const char *const variant_names[VARIANTS] = {"", "permuted", "gaussian"};
 
 enum {
-    LOGIT_ROWS = 112 /* rows of logits that are held at once: fewer read the head more often */
+    LOGIT_ROWS = 256 /* rows of logits that are held at once: fewer read the head more often */
 };
 
 /* ---- the sequence ---- */
