@@ -349,35 +349,32 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
 
 /* ---- nodes ---- */
 
-static const struct {
-    const char *name;
-    HookKind kind;
-} components[] = {{"q", HOOK_Q},
-                  {"k", HOOK_K},
-                  {"v", HOOK_V},
-                  {"z", HOOK_Z},
-                  {"attn_out", HOOK_ATTN_OUT},
-                  {"mlp_out", HOOK_MLP_OUT}};
-enum {
-    N_COMPONENTS = sizeof components / sizeof *components
-};
+static const JsonName components[] = {{"q", HOOK_Q},
+                                      {"k", HOOK_K},
+                                      {"v", HOOK_V},
+                                      {"z", HOOK_Z},
+                                      {"attn_out", HOOK_ATTN_OUT},
+                                      {"mlp_out", HOOK_MLP_OUT},
+                                      {NULL, HOOK_KINDS}};
 
 static bool is_component(HookKind kind) {
-    bool found = false;
-    for (size_t c = 0; c < N_COMPONENTS; c++) {
-        found |= components[c].kind == kind;
+    const JsonName *c = components;
+    while (c->name != NULL && c->value != (int)kind) {
+        c++;
     }
-    return found;
+    return c->name != NULL;
 }
 
-/* Does *list, "a,b,c", begin with the name? Then it goes on to the next, NULL behind the last. */
-static bool list_next(const char **list, const char *name) {
+/* What the first name of *list, "a,b,c", stands for, or what ends the table; *list goes on to the
+ * next, NULL behind the last. */
+static int list_next(const char **list, const JsonName *names) {
     size_t length = strcspn(*list, ",");
-    if (strlen(name) != length || memcmp(name, *list, length) != 0) {
-        return false;
+    while (names->name != NULL &&
+           (strlen(names->name) != length || memcmp(names->name, *list, length) != 0)) {
+        names++;
     }
     *list = (*list)[length] == ',' ? *list + length + 1 : NULL;
-    return true;
+    return names->value;
 }
 
 /* A block's output, of all heads together. */
@@ -401,25 +398,22 @@ static size_t node_heads(const SageRun *r, HookKind kind) {
 static void list_nodes(SageRun *r) {
     const LlmConfig *config = &r->llm.config;
     SageResult *result = &r->result;
-    bool wanted[N_COMPONENTS] = {false};
+    bool wanted[HOOK_KINDS] = {false};
     for (const char *list = r->options->nodes; list != NULL;) {
-        size_t c = 0;
-        while (c < N_COMPONENTS && !list_next(&list, components[c].name)) {
-            c++;
-        }
-        if (c == N_COMPONENTS) {
+        int kind = list_next(&list, components);
+        if (kind == HOOK_KINDS) {
             fail(STATUS_INPUT, "--nodes %s: expected some of q,k,v,z,attn_out,mlp_out",
                  r->options->nodes);
         }
-        wanted[c] = true;
+        wanted[kind] = true;
     }
-    size_t most = config->n_layers * N_COMPONENTS * config->n_heads * r->task->n_positions;
+    size_t most = config->n_layers * 6 * config->n_heads * r->task->n_positions;
     result->nodes = arena_alloc(r->arena, most, sizeof(SageNode));
     for (size_t layer = 0; layer < config->n_layers; layer++) {
-        for (size_t c = 0; c < N_COMPONENTS; c++) {
-            HookKind kind = components[c].kind;
+        for (const JsonName *c = components; c->name != NULL; c++) {
+            HookKind kind = (HookKind)c->value;
             size_t count = node_heads(r, kind) * r->task->n_positions;
-            for (size_t i = 0; wanted[c] && i < count; i++) {
+            for (size_t i = 0; wanted[kind] && i < count; i++) {
                 int head = is_whole(kind) ? -1 : (int)(i / r->task->n_positions);
                 result->nodes[result->n_nodes++] =
                     (SageNode){kind, (int)layer, head, i % r->task->n_positions};
@@ -887,16 +881,8 @@ static SageSite *section_site(const SageRun *r, SageSection *section, const Sae 
     return sae != NULL ? site : NULL;
 }
 
-static float *ones(Arena *arena, size_t n) {
-    float *x = arena_floats(arena, 1, n);
-    for (size_t i = 0; i < n; i++) {
-        x[i] = 1.0f;
-    }
-    return x;
-}
-
 static void section_open(SageRun *r, SageSection *section, SageCross *cross, Arena *arena) {
-    size_t rows = section->n_test * (1 + r->task->n_attributes);
+    size_t rows = section->n_test * (1 + r->task->n_attributes) + section->n_train;
     section->n_subjects = cross->n_nodes;
     section->subjects = arena_alloc(arena, cross->n_nodes, sizeof(SageSubject));
     section->sites = arena_alloc(arena, 2 * cross->n_nodes, sizeof(SageSite));
@@ -908,38 +894,37 @@ static void section_open(SageRun *r, SageSection *section, SageCross *cross, Are
                   *native = sae_set_find(&r->saes, node->kind, node->layer);
         size_t width = node_width(r, node->kind);
         cross->fits[i].w = arena_alloc(r->arena, r->task->n_attributes, sizeof(double));
+        SageSubject *subject = &section->subjects[i];
         section->native &= native != NULL;
-        section->subjects[i] =
-            (SageSubject){.node = node,
-                          .site = section_site(r, section, sae, node->position, false, arena),
-                          .native = section_site(r, section, native, node->position, true, arena),
-                          .width = width,
-                          .train = arena_floats(arena, section->n_train, width),
-                          .a = arena_floats(arena, rows, width),
-                          .train_scale = ones(arena, section->n_train),
-                          .scale = ones(arena, rows),
-                          .w = cross->fits[i].w};
+        subject->node = node;
+        subject->site = section_site(r, section, sae, node->position, false, arena);
+        subject->native = section_site(r, section, native, node->position, true, arena);
+        subject->width = width;
+        subject->a = arena_floats(arena, rows, width);
+        subject->scale = arena_floats(arena, rows, 1);
+        subject->w = cross->fits[i].w;
+        for (size_t row = 0; row < rows; row++) {
+            subject->scale[row] = 1.0f;
+        }
     }
 }
 
-/* Activations of all subjects in the training prompts (side SIZE_MAX) or on a side, and what their
- * SAEs read there. */
+/* Activations of all subjects on a side, and what their SAEs read there; the side behind the last
+ * are the training prompts, of which SAEs read nothing. */
 static void section_capture(SageRun *r, SageSection *section, size_t side, Arena *arena) {
     Arena *scratch = arena_new();
-    bool train = side == SIZE_MAX, post = r->llm.config.kind == LLM_GEMMA2;
-    size_t n = 0, count = train ? section->n_train : section->n_test,
-           row = train ? 0 : side * count;
+    bool train = side > r->task->n_attributes, post = r->llm.config.kind == LLM_GEMMA2;
+    size_t n = 0, row = side * section->n_test, count = train ? section->n_train : section->n_test;
     Slice *slices = arena_alloc(scratch, 2 * section->n_subjects + section->n_sites, sizeof(Slice));
     for (size_t i = 0; i < section->n_subjects; i++) {
         const SageSubject *subject = &section->subjects[i];
         const SageNode *node = subject->node;
-        float *scale = (train ? subject->train_scale : subject->scale) + row;
         bool reads = sage_node_reads(node);
         HookKind kind = reads ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
-        slices[n++] = node_slice(
-            r, node, (train ? subject->train : subject->a) + row * subject->width, false);
-        if (reads ? !train : post && node->kind == HOOK_Z) {
-            slices[n++] = (Slice){kind, node->layer, -1, node->position, 1, false, false, scale};
+        slices[n++] = node_slice(r, node, subject->a + row * subject->width, false);
+        if (reads || (post && node->kind == HOOK_Z)) {
+            slices[n++] = (Slice){kind,  node->layer, -1,    node->position,
+                                  1,     false,       false, subject->scale + row};
         }
     }
     Slice *read = slices + n;
@@ -982,12 +967,13 @@ static void section_run(SageRun *r, SageSection *section) {
 /* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
  * reached. */
 static SageWay writes_by(const SageOptions *options) {
-    SageWay first = SAGE_BY_WEIGHTS;
+    static const JsonName names[] = {{"auto", SAGE_BY_SPAN},       {"span", SAGE_BY_SPAN},
+                                     {"encoder", SAGE_BY_ENCODER}, {"weights", SAGE_BY_WEIGHTS},
+                                     {NULL, SAGE_WAYS}};
+    int first = SAGE_BY_WEIGHTS;
     for (const char *list = options->projection; list != NULL;) {
-        SageWay way = list_next(&list, "span") || list_next(&list, "auto") ? SAGE_BY_SPAN
-                      : list_next(&list, "encoder")                        ? SAGE_BY_ENCODER
-                                                                           : SAGE_BY_WEIGHTS;
-        if (way == SAGE_BY_WEIGHTS && !list_next(&list, "weights")) {
+        int way = list_next(&list, names);
+        if (way == SAGE_WAYS) {
             fail(STATUS_INPUT, "--projection %s: expected auto, or some of weights,span,encoder",
                  options->projection);
         }
@@ -1025,8 +1011,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
                            .batch = r->batch,
                            .writes = writes_by(r->options)};
     section_open(r, &section, cross, arena);
-    section_capture(r, &section, SIZE_MAX, arena);
-    for (size_t side = 0; side < 1 + r->task->n_attributes; side++) {
+    for (size_t side = 0; side < 2 + r->task->n_attributes; side++) {
         section_capture(r, &section, side, arena);
     }
     for (size_t i = 0; i < section.n_sites; i++) {
@@ -1063,6 +1048,11 @@ static void test_cross(SageRun *r, SageCross *cross) {
  */
 static void settle_centring(SageRun *r, Sae *sae) {
     size_t n = r->task->n_prompts[SAGE_TRAIN], d = sae->d_in, n_positions = r->task->n_positions;
+    if (sae->layer >= (int)r->llm.config.n_layers || is_component(sae->hook) ||
+        (sae->hook == HOOK_RESID_MID && r->llm.config.parallel) ||
+        sae->centre != SAE_CENTRE_UNKNOWN || r->llm.config.rms_norm) {
+        return;
+    }
     n = n < CENTRING_PROMPTS ? n : CENTRING_PROMPTS;
     size_t rows = n * n_positions;
     double fvu[2];
@@ -1153,24 +1143,22 @@ static Arena *run_open(SageRun *r) {
     return arena_plan(run_layout, r);
 }
 
-/* 0, 0.1 .. 1 for the figure, and those of --f1, each once. */
+/* 0, 0.1 .. 1 for the figure, and those of --f1, each once, rising. */
 static void list_thresholds(SageResult *result) {
     const SageOptions *o = result->options;
     double *t = result->thresholds;
-    size_t n = 0, kept = 0;
-    for (int i = 0; i <= 10; i++) {
-        t[n++] = (double)i / 10.0;
-    }
-    for (size_t i = 0; i < o->n_f1; i++) {
-        t[n++] = o->f1[i];
-    }
-    qsort(t, n, sizeof(double), compare_doubles);
-    for (size_t i = 0; i < n; i++) {
-        if (kept == 0 || t[i] != t[kept - 1]) {
-            t[kept++] = t[i];
+    for (size_t i = 0; i < 11 + o->n_f1; i++) {
+        double next = i < 11 ? (double)i / 10.0 : o->f1[i - 11];
+        size_t at = 0, n = result->n_thresholds;
+        while (at < n && t[at] < next) {
+            at++;
+        }
+        if (at == n || t[at] > next) {
+            memmove(t + at + 1, t + at, (n - at) * sizeof *t);
+            t[at] = next;
+            result->n_thresholds++;
         }
     }
-    result->n_thresholds = kept;
 }
 
 static void open_saes(SageRun *r, Arena *arena) {
@@ -1238,7 +1226,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
                  .task = task,
                  .result = {.options = options, .console = console, .task = task},
                  .arena = arena};
-    Arena *files = arena_new();
+    Arena *files = arena_new(); /* what is not of the caller */
     if (options->n[SAGE_TRAIN] == 0 || options->n[SAGE_TEST] == 0 || options->max_nodes == 0 ||
         !(options->share > 0.0 && options->share <= 1.0)) {
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
@@ -1254,12 +1242,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     open_nodes(&r);
     list_thresholds(&r.result);
     for (size_t i = 0; i < r.saes.count; i++) {
-        Sae *sae = &r.saes.saes[i];
-        bool here = sae->layer < (int)r.llm.config.n_layers && !is_component(sae->hook) &&
-                    !(sae->hook == HOOK_RESID_MID && r.llm.config.parallel);
-        if (here && sae->centre == SAE_CENTRE_UNKNOWN && !r.llm.config.rms_norm) {
-            settle_centring(&r, sae);
-        }
+        settle_centring(&r, &r.saes.saes[i]);
     }
     r.kinds = sage_kinds(task, options->seed, files);
     if (options->cross_sections == NULL) {

@@ -269,6 +269,11 @@ double sage_curve_share(double patched, double all, double clean) {
  *
  * from the training activations A of a node. */
 
+/* Test prompts and their counterfactuals; the training prompts follow. */
+static size_t rows_of(const SageSection *s) {
+    return s->n_test * (1 + s->task->n_attributes);
+}
+
 /* The row of u that serves prompt p in attribute a. */
 static size_t value_row(const SageSection *s, SageSplit split, size_t p, size_t a) {
     return s->first_value[a] + s->task->prompts[split][p].values[a];
@@ -277,10 +282,11 @@ static size_t value_row(const SageSection *s, SageSplit split, size_t p, size_t 
 /* mean: u(i, v) = mean of a over prompts with v_i = v, minus abar; 0 for a value without prompts */
 static void dictionary_mean(const SageSection *s, SageSubject *node) {
     size_t d = node->width;
+    const float *train = node->a + rows_of(s) * d;
     double *features = node->dictionary[SAGE_MEAN].rows;
     for (size_t i = 0; i < d; i++) {
         for (size_t p = 0; p < s->n_train; p++) {
-            node->mean[i] += (double)node->train[p * d + i];
+            node->mean[i] += (double)train[p * d + i];
         }
         node->mean[i] /= (double)s->n_train;
     }
@@ -291,7 +297,7 @@ static void dictionary_mean(const SageSection *s, SageSubject *node) {
                 bool has = value_row(s, SAGE_TRAIN, p, a) == row;
                 count += has ? 1.0 : 0.0;
                 for (size_t i = 0; has && i < d; i++) {
-                    u[i] += (double)node->train[p * d + i];
+                    u[i] += (double)train[p * d + i];
                 }
             }
             for (size_t i = 0; count > 0.0 && i < d; i++) {
@@ -305,6 +311,7 @@ static void dictionary_mean(const SageSection *s, SageSubject *node) {
  */
 static void dictionary_mse(const SageSection *s, SageSubject *node) {
     size_t d = node->width, n = s->n_values, n_attributes = s->task->n_attributes;
+    const float *train = node->a + rows_of(s) * d;
     double *gram = s->work->gram, *rhs = s->work->rhs;
     memset(gram, 0, n * n * sizeof(double));
     memset(rhs, 0, n * d * sizeof(double));
@@ -315,7 +322,7 @@ static void dictionary_mse(const SageSection *s, SageSubject *node) {
                 gram[row * n + value_row(s, SAGE_TRAIN, p, b)] += 1.0;
             }
             for (size_t i = 0; i < d; i++) {
-                rhs[row * d + i] += (double)node->train[p * d + i] - node->mean[i];
+                rhs[row * d + i] += (double)train[p * d + i] - node->mean[i];
             }
         }
     }
@@ -330,6 +337,7 @@ static void dictionary_mse(const SageSection *s, SageSubject *node) {
  * whose normal equations are (sum_p u_i . u_j) w = sum_p u_i . (a_p - abar) */
 static void dictionary_weighted(const SageSection *s, SageSubject *node) {
     size_t d = node->width, n = s->task->n_attributes;
+    const float *train = node->a + rows_of(s) * d;
     double *gram = s->work->gram, *rhs = s->work->rhs;
     const double *mean_features = node->dictionary[SAGE_MEAN].rows;
     memset(gram, 0, n * n * sizeof(double));
@@ -344,7 +352,7 @@ static void dictionary_weighted(const SageSection *s, SageSubject *node) {
                 }
             }
             for (size_t i = 0; i < d; i++) {
-                rhs[a] += u[i] * ((double)node->train[p * d + i] - node->mean[i]);
+                rhs[a] += u[i] * ((double)train[p * d + i] - node->mean[i]);
             }
         }
     }
@@ -494,7 +502,8 @@ static void written_mean(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model;
     double *o = s->work->thread[0].o[0];
     for (size_t p = 0; p < s->n_train; p++) {
-        written(node, node->train + p * node->width, node->train_scale[p], o, d);
+        size_t row = rows_of(s) + p;
+        written(node, node->a + row * node->width, node->scale[row], o, d);
         for (size_t i = 0; i < d; i++) {
             node->o_mean[i] += o[i];
         }

@@ -195,8 +195,8 @@ typedef struct SagePredicate {
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch);
 
 /* ---- steps 2 to 4: a cross-section under test ----
- * Prompts under test are numbered through, as `rows`: test prompt p is row p, its counterfactual in
- * attribute a row (1 + a) n_test + p. */
+ * Prompts are numbered through: test prompt p is row p, its counterfactual in attribute a row
+ * (1 + a) n_test + p; `rows` are these. Behind them stand the training prompts. */
 
 typedef struct SageCode {
     uint32_t feature; /* place in the site's union */
@@ -233,16 +233,13 @@ typedef struct SageSubject { /* a node under test */
     const SageNode *node;
     SageSite *site, *native; /* native NULL: none */
     size_t width;
-    float *train, *a; /* [training prompts, width], [rows, width]: activations */
-    /* [the same prompts]: q, k, v: ln1's scale (not of training); z in Gemma-2: ln1_post's; else 1
-     */
-    float *train_scale, *scale;
+    float *a;       /* [rows + n_train, width]: activations */
+    float *scale;   /* [the same]: q, k, v: ln1's; z in Gemma-2: ln1_post's; else 1 */
     double *mean;   /* [width]: of the training prompts */
     double *w;      /* [attributes]: the weights of weighted */
     double *write;  /* [d_model, width]: z to o, without a post-norm's scale; NULL: no z */
     double *o_mean; /* [d_model]: of what the node writes, o, over the training prompts */
-    /* Rows of mean, mse, weighted: [values]; of sae, random, native: [n_union + 2], as the site's
-     */
+    /* Rows of mean, mse, weighted: [values]; of sae, random, native: as the site's. */
     SageDictionary dictionary[SAGE_METHODS];
 } SageSubject;
 

@@ -576,13 +576,11 @@ static World *world_make(void) {
                                  .site = &w->sites[2 * i],
                                  .native = &w->sites[2 * i + 1],
                                  .width = D,
-                                 .train = made_rows(w, TRAIN),
-                                 .a = made_rows(w, ROWS),
-                                 .train_scale = arena_floats(arena, 1, TRAIN),
-                                 .scale = arena_floats(arena, 1, ROWS)};
+                                 .a = made_rows(w, ROWS + TRAIN),
+                                 .scale = arena_floats(arena, 1, ROWS + TRAIN)};
         subject->w = w->fits[i].w = arena_alloc(arena, ATTRIBUTES, sizeof(double));
-        for (size_t row = 0; row < ROWS; row++) {
-            subject->scale[row] = subject->train_scale[row % TRAIN] = 1.0f;
+        for (size_t row = 0; row < ROWS + TRAIN; row++) {
+            subject->scale[row] = 1.0f;
         }
         *subject->site = (SageSite){.sae = &w->stream, .position = i};
         *subject->native = (SageSite){.sae = &w->native, .position = i, .native = true};
@@ -746,7 +744,7 @@ Test(sage_section, edits_are_their_formulas) {
     for (size_t n = 0; n < NODES; n++) {
         double mean[D] = {0.0};
         for (size_t i = 0; i < TRAIN * D; i++) {
-            mean[i % D] += (double)w->subjects[n].train[i] / TRAIN;
+            mean[i % D] += (double)w->subjects[n].a[ROWS * D + i] / TRAIN;
         }
         for (size_t p = 0; p < TEST; p++) {
             double c[FEATURES * D], base[D], x[D], recon[D];
@@ -892,7 +890,7 @@ Test(sage_section, supervised_edits_are_their_definition) {
     world_open(w);
     for (size_t n = 0; n < NODES; n++) {
         double u[ATTRIBUTES][3][D] = {{{0.0}}}, count[ATTRIBUTES][3] = {{0.0}}, mean[D] = {0.0};
-        const float *train = w->subjects[n].train;
+        const float *train = w->subjects[n].a + ROWS * D;
         for (size_t i = 0; i < TRAIN * D; i++) {
             mean[i % D] += (double)train[i] / TRAIN;
         }

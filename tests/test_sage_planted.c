@@ -84,7 +84,7 @@ static void assert_dictionaries(SageSection *section, const TensorStore *truth, 
     static const char *const others[] = {"S", "IO", "none"};
     const float *base = features_of(truth, node, "base", arena);
     for (size_t p = 0; p < section->n_train; p++) {
-        float *a = subject->train + p * WIDTH;
+        float *a = subject->a + p * WIDTH;
         memcpy(a, base, WIDTH * sizeof(float));
         for (size_t i = 0; i < task->n_attributes; i++) {
             const float *rows = features_of(truth, node, task->attributes[i].name, arena);
@@ -139,7 +139,7 @@ Test(planted, dictionaries_return_the_planted_vectors) {
         }
         *end = '\0';
         SageSubject subject = {
-            .node = &node, .site = &site, .width = WIDTH, .train = train, .train_scale = scale};
+            .node = &node, .site = &site, .width = WIDTH, .a = train, .scale = scale};
         subject.w = arena_alloc(arena, task.n_attributes, sizeof(double));
         SageSection section = {.compute = &compute,
                                .llm = &llm,
