@@ -335,6 +335,16 @@ char *arena_format(Arena *arena, const char *format, ...) {
     return text;
 }
 
+char *arena_sizes(Arena *arena, const size_t *sizes, int count, const char *zero) {
+    char *text = arena_copy(arena, "", 0);
+    for (int i = 0; i < count; i++) {
+        const char *comma = i > 0 ? ", " : "";
+        text = sizes[i] == 0 ? arena_format(arena, "%s%s%s", text, comma, zero)
+                             : arena_format(arena, "%s%s%zu", text, comma, sizes[i]);
+    }
+    return text;
+}
+
 void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
     Deferred *volatile deferred = NULL;
     Error error;

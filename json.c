@@ -701,17 +701,21 @@ static void json_indent(const JsonOut *json) {
     fprintf(json->stream, "\n%*s", 2 * json->depth, "");
 }
 
-static void json_next(JsonOut *json, const char *key) {
-    if (json->depth > 0) {
+/* Before a value: what stands between it and the last, and its key; nothing behind a key that
+ * stands there already. */
+static void json_next(JsonOut *json, const char *key, size_t length) {
+    bool follows = json->keyed;
+    json->keyed = false;
+    if (json->depth > 0 && !follows) {
         bool first = (json->has_children & 1) == 0;
         fputs(first ? "" : json->depth > json->pretty ? ", " : ",", json->stream);
         if (json->depth <= json->pretty) {
             json_indent(json);
         }
+        json->has_children |= 1;
     }
-    json->has_children |= 1;
     if (key != NULL) {
-        json_write_string(json->stream, key, strlen(key));
+        json_write_string(json->stream, key, length);
         fputs(": ", json->stream);
     }
 }
@@ -739,19 +743,18 @@ static void json_close(JsonOut *json) {
 }
 
 void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length) {
-    json_next(json, key);
+    json_next(json, key, key == NULL ? 0 : strlen(key));
     json_write_string(json->stream, text, length);
 }
 
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
     bool object = value->kind == JSON_OBJECT;
-    int64_t whole;
     if (value->kind == JSON_STRING) {
         json_out_bytes(json, key, value->text, value->length);
         return;
     }
-    json_next(json, key);
+    json_next(json, key, key == NULL ? 0 : strlen(key));
     if (object || value->kind == JSON_ARRAY) {
         json_open(json, object ? '{' : '[');
         for (const Json *v = value->child; v != NULL; v = v->next) {
@@ -760,16 +763,15 @@ void json_out_value(JsonOut *json, const char *key, const Json *value) {
         json_close(json);
     } else if (value->kind != JSON_NUMBER) {
         fputs(words[value->kind], json->stream);
-    } else if (json_int64(value, &whole)) {
-        fprintf(json->stream, "%lld", (long long)whole);
+    } else if (strspn(value->text, "-0123456789") == strlen(value->text)) {
+        fputs(value->text, json->stream); /* whole numbers as they are, however large */
     } else {
         json_write_double(json->stream, json_double(value));
     }
 }
 
 void json_out(JsonOut *json, const char *shape, ...) {
-    const char *key = NULL;
-    char name[64], number[JSON_NUMBER_SIZE];
+    char number[JSON_NUMBER_SIZE];
     va_list list;
     va_start(list, shape);
     for (size_t n; (n = strcspn(shape, " ")) > 0; shape += n, shape += strspn(shape, " ")) {
@@ -779,13 +781,13 @@ void json_out(JsonOut *json, const char *shape, ...) {
             json_close(json);
             continue;
         }
-        if (in_object && key == NULL) {
-            snprintf(name, sizeof name, "%.*s", (int)n, shape);
-            key = strcmp(name, "%s") == 0 ? va_arg(list, const char *) : name;
+        if (in_object && !json->keyed) {
+            const char *key = *shape == '%' ? va_arg(list, const char *) : shape;
+            json_next(json, key, *shape == '%' ? strlen(key) : n);
+            json->keyed = true;
             continue;
         }
-        json_next(json, key);
-        key = NULL;
+        json_next(json, NULL, 0);
         if (last == '{' || last == '[') {
             json_open(json, last);
         } else if (*shape != '%') {
@@ -795,14 +797,22 @@ void json_out(JsonOut *json, const char *shape, ...) {
             json_write_string(json->stream, text, strlen(text));
         } else if (last == 'd') {
             fprintf(json->stream, "%d", va_arg(list, int));
-        } else if (last == 'u') {
+        } else if (n == strlen("%zu") && last == 'u') {
             fprintf(json->stream, "%zu", va_arg(list, size_t));
+        } else if (last == 'u') {
+            fprintf(json->stream, "%llu", va_arg(list, unsigned long long));
         } else {
             format_number(number, va_arg(list, double), last == 'f');
             fputs(number, json->stream);
         }
     }
     va_end(list);
+}
+
+void json_out_sizes(JsonOut *json, const size_t *sizes, int count) {
+    for (int i = 0; i < count; i++) {
+        json_out(json, "%zu", sizes[i]);
+    }
 }
 
 /* ---- CSV ---- */
