@@ -511,10 +511,16 @@ static void scan_next(ArrayScan *s) {
     s->c = getc_unlocked(s->file->stream);
 }
 
+/* To the byte that is next and no white space. */
 static void scan_space(ArrayScan *s) {
     while (s->c == ' ' || s->c == '\n' || s->c == '\r' || s->c == '\t') {
         scan_next(s);
     }
+}
+
+static void scan_past(ArrayScan *s) {
+    scan_next(s);
+    scan_space(s);
 }
 
 REFSAE_NORETURN static void scan_fail(const ArrayScan *s, const char *what) {
@@ -575,14 +581,14 @@ void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
     }
     scan_space(&s);
     bool lines = s.c == '{';
-    if (!lines) {
-        if (s.c != '[') {
-            scan_fail(&s, "expected '[', the begin of an array");
-        }
-        scan_next(&s);
-        scan_space(&s);
+    int close = lines ? EOF : ']';
+    if (!lines && s.c != '[') {
+        scan_fail(&s, "expected '[', the begin of an array");
     }
-    for (bool comma = false; s.c != (lines ? EOF : ']') || comma;) {
+    if (!lines) {
+        scan_past(&s);
+    }
+    for (bool comma = false; s.c != close || comma;) {
         if (s.c == EOF || strchr(",]}:", s.c) != NULL) {
             scan_fail(&s, "expected a value");
         }
@@ -593,20 +599,15 @@ void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
         scan_space(&s);
         comma = !lines && s.c == ',';
         if (comma) {
-            scan_next(&s);
-            scan_space(&s);
-        } else if (!lines && s.c != ']') {
+            scan_past(&s);
+        } else if (!lines && s.c != close) {
             scan_fail(&s, "expected ',' or ']'");
         }
     }
     if (!lines) {
-        scan_next(&s);
-        scan_space(&s);
+        scan_past(&s);
     }
-    if (ferror(file->stream)) {
-        fail_errno(errno, file->name, "cannot read");
-    }
-    if (s.c != EOF) {
+    if (s.c != EOF || ferror(file->stream)) {
         scan_fail(&s, "expected nothing after the array");
     }
     offset_set(file, &room, end);
@@ -667,7 +668,7 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
+/* Any of up to 15 digits (6 for binary32) survives the way through the binary
  * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
  * and start at 1. */
 static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
@@ -685,12 +686,6 @@ static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single
 
 void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
     format_number(text, value, false);
-}
-
-void json_write_double(FILE *stream, double value) {
-    char text[JSON_NUMBER_SIZE];
-    format_number(text, value, false);
-    fputs(text, stream);
 }
 
 JsonOut json_out_start(FILE *stream, int pretty) {
@@ -749,6 +744,7 @@ void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t len
 
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
+    char number[JSON_NUMBER_SIZE];
     bool object = value->kind == JSON_OBJECT;
     if (value->kind == JSON_STRING) {
         json_out_bytes(json, key, value->text, value->length);
@@ -766,7 +762,8 @@ void json_out_value(JsonOut *json, const char *key, const Json *value) {
     } else if (strspn(value->text, "-0123456789") == strlen(value->text)) {
         fputs(value->text, json->stream); /* whole numbers as they are, however large */
     } else {
-        json_write_double(json->stream, json_double(value));
+        json_format_double(number, json_double(value));
+        fputs(number, json->stream);
     }
 }
 

@@ -102,8 +102,6 @@ const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */
 void json_write_string(FILE *stream, const char *text, size_t length);
 /* Shortest decimal that reads back as the same binary64; NaN and infinities as null. */
-void json_write_double(FILE *stream, double value);
-/* The same into a buffer. */
 enum {
     JSON_NUMBER_SIZE = 32
 };
