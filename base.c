@@ -167,12 +167,12 @@ enum {
     ARENA_LARGEST_STEP = 1 << 24
 };
 
-/* Bytes below `dirty` have been handed out before a reset and must be zeroed again; those above
- * still are as calloc gave them, so that untouched pages cost nothing. */
+/* What was handed out is zeroed at a reset; the rest still is as calloc gave it, so that untouched
+ * pages cost nothing. */
 typedef struct ArenaBlock {
     struct ArenaBlock *next;
     unsigned char *data; /* aligned to ARENA_ALIGN */
-    size_t size, used, dirty;
+    size_t size, used;
 } ArenaBlock;
 
 typedef struct Deferred {
@@ -187,8 +187,8 @@ struct Arena {
     size_t used;        /* bytes handed out, with their alignment */
     bool measuring;
     uint64_t serial;
-    Deferred *within;     /* what frees it with its parent; NULL: no parent */
-    Arena *older, *newer; /* all arenas, so that a failure finds them */
+    Deferred *within; /* what frees it with its parent; NULL: no parent */
+    Arena *older;     /* all arenas, so that a failure finds them */
 };
 
 static Arena *newest;
@@ -228,9 +228,6 @@ Arena *arena_new(void) {
     }
     arena->serial = next_serial++;
     arena->older = newest;
-    if (newest != NULL) {
-        newest->newer = arena;
-    }
     newest = arena;
     return arena;
 }
@@ -246,44 +243,39 @@ Arena *arena_within(Arena *parent) {
     return arena;
 }
 
+static size_t round_up(size_t bytes, size_t align) {
+    return (bytes + align - 1) / align * align;
+}
+
 /* Bytes from a block, or NULL if they do not fit there. */
 static void *block_take(ArenaBlock *block, size_t bytes, size_t align) {
-    size_t start, end;
-    if (block == NULL || !size_add(&start, block->used, (align - block->used % align) % align) ||
-        !size_add(&end, start, bytes) || end > block->size) {
+    size_t start = block == NULL ? 0 : round_up(block->used, align);
+    if (block == NULL || start > block->size || bytes > block->size - start) {
         return NULL;
     }
-    if (start < block->dirty) {
-        memset(block->data + start, 0, (end < block->dirty ? end : block->dirty) - start);
-    }
-    block->used = end;
-    block->dirty = end > block->dirty ? end : block->dirty;
+    block->used = start + bytes;
     return block->data + start;
 }
 
 static void *arena_take(Arena *arena, size_t bytes, size_t align) {
-    size_t rounded;
+    const size_t most = SIZE_MAX - ARENA_ALIGN;
     bytes += bytes == 0; /* so that no two arrays have one address */
-    if (!size_add(&rounded, arena->used, (align - arena->used % align) % align) ||
-        !size_add(&rounded, rounded, bytes)) {
+    if (arena->used > most || bytes > most - arena->used) {
         fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
     }
+    arena->used = round_up(arena->used, align) + bytes;
     void *place = arena->measuring ? NULL : block_take(arena->blocks, bytes, align);
     if (place == NULL && !arena->measuring) {
         size_t size = arena->blocks == NULL ? ARENA_FIRST_BLOCK : arena->blocks->size;
         size = size < ARENA_LARGEST_STEP / 2 ? 2 * size : ARENA_LARGEST_STEP;
         bool large = bytes > size / 4;
         ArenaBlock *block = block_new(large ? bytes : size);
-        if (large && arena->blocks != NULL) { /* behind the newest, whose room stays in use */
-            block->next = arena->blocks->next;
-            arena->blocks->next = block;
-        } else {
-            block->next = arena->blocks;
-            arena->blocks = block;
-        }
+        /* A large one goes behind the newest, whose room stays in use. */
+        ArenaBlock **at = large && arena->blocks != NULL ? &arena->blocks->next : &arena->blocks;
+        block->next = *at;
+        *at = block;
         place = block_take(block, bytes, align);
     }
-    arena->used = rounded;
     return place;
 }
 
@@ -367,6 +359,7 @@ void arena_reset(Arena *arena) {
         free(block);
     }
     if (arena->blocks != NULL) {
+        memset(arena->blocks->data, 0, arena->blocks->used);
         arena->blocks->used = 0;
     }
     arena->used = 0;
@@ -379,12 +372,16 @@ void arena_free(Arena *arena) {
     if (arena->within != NULL) {
         arena->within->what = NULL;
     }
+    if (arena->blocks != NULL) {
+        arena->blocks->used = 0; /* so that it is not zeroed */
+    }
     arena_reset(arena);
     free(arena->blocks);
-    *(arena->newer != NULL ? &arena->newer->older : &newest) = arena->older;
-    if (arena->older != NULL) {
-        arena->older->newer = arena->newer;
+    Arena **at = &newest;
+    while (*at != arena) {
+        at = &(*at)->older;
     }
+    *at = arena->older;
     free(arena);
 }
 
@@ -1158,8 +1155,9 @@ void out_commit(OutFile *out) {
     errno = 0;
     bool done = fflush(out->stream) == 0 && ferror(out->stream) == 0 &&
                 (!replaces || fsync(fileno(out->stream)) == 0 || errno == EINVAL) &&
-                (!replaces || rename(out->temporary, out->path) == 0); /* it gives the lock back */
+                (!replaces || rename(out->temporary, out->path) == 0);
     int code = done ? 0 : errno;
+    /* After the rename, since this gives the lock back. */
     if (fclose(out->stream) != 0 && done) {
         done = false;
         code = errno;
@@ -1319,9 +1317,6 @@ Progress progress_start(const char *what, const char *unit, uint64_t first, uint
 }
 
 static void progress_print(Progress *progress, double now, const char *note) {
-    enum {
-        COLUMNS = 79
-    };
     char line[256], share[80], time[48], left[64] = "";
     double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
     uint64_t done = progress->done, total = progress->total;
@@ -1337,14 +1332,7 @@ static void progress_print(Progress *progress, double now, const char *note) {
     snprintf(line, sizeof line, "%.40s: %llu%s, %.1f/%s%s%s%.80s", progress->what,
              (unsigned long long)done, share, rate < 1 ? 60 * rate : rate, rate < 1 ? "min" : "s",
              left, note != NULL ? ", " : "", note != NULL ? note : "");
-    if (progress->terminal) {
-        int length = (int)strlen(line) < COLUMNS ? (int)strlen(line) : COLUMNS;
-        fprintf(stderr, "\r%.*s%*s", COLUMNS, line,
-                progress->width > length ? progress->width - length : 0, "");
-        progress->width = length;
-    } else {
-        fprintf(stderr, "%s\n", line);
-    }
+    fprintf(stderr, progress->terminal ? "\r\033[K%.79s" : "%s\n", line);
     fflush(stderr);
     progress->printed = now;
 }
@@ -1368,8 +1356,7 @@ void progress_end(Progress *progress) {
         return;
     }
     format_seconds(took, seconds);
-    fprintf(stderr, "%s%*s%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r" : "",
-            progress->terminal ? progress->width : 0, "", progress->terminal ? "\r" : "",
+    fprintf(stderr, "%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r\033[K" : "",
             progress->what, (unsigned long long)done, progress->unit, took);
     progress->quiet = true;
 }

@@ -289,7 +289,6 @@ typedef struct Progress {
     uint64_t total, done, first; /* total 0: unknown */
     double started, printed;     /* seconds */
     bool terminal, quiet;
-    int width; /* of the line on the terminal */
 } Progress;
 
 /* first: what a resumed run had done before; it does not count for the rate. */
