@@ -37,9 +37,12 @@ static bool code_is_control(uint32_t code) {
            (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
 }
 
-/* The sentence as it may be shown; "..." where it does not fit. */
-static void sentence(char *out, size_t size, const char *raw, size_t length, bool cut) {
-    size_t room = size - 4, used = 0; /* "..." and the 0 byte */
+/* The sentence as it may be shown, names in it may be hostile; "..." where it does not fit. */
+static void sentence(char *out, size_t size, const char *format, va_list arguments) {
+    char raw[8192] = "";
+    int written = vsnprintf(raw, sizeof raw, format, arguments);
+    bool cut = written < 0 || (size_t)written >= sizeof raw;
+    size_t length = strlen(raw), room = size - 4, used = 0; /* "..." and the 0 byte */
     for (size_t i = 0; i < length;) {
         uint32_t code;
         size_t step = utf8_decode(raw + i, length - i, &code);
@@ -75,15 +78,11 @@ Error attempt_end(Attempt *attempt) {
 }
 
 void fail(Status status, const char *format, ...) {
-    char raw[2048];
     Error alone, *error = innermost != NULL ? &innermost->error : &alone;
     va_list arguments;
     va_start(arguments, format);
-    int written = vsnprintf(raw, sizeof raw, format, arguments);
+    sentence(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
-    bool cut = written < 0 || (size_t)written >= sizeof raw;
-    size_t length = written < 0 ? 0 : cut ? sizeof raw - 1 : (size_t)written;
-    sentence(error->text, sizeof error->text, raw, length, cut);
     error->status = status;
     arenas_free_from(innermost != NULL ? innermost->first_arena : 0);
     if (innermost == NULL) {
@@ -168,12 +167,12 @@ enum {
     ARENA_LARGEST_STEP = 1 << 24
 };
 
-/* Bytes below `dirty` have been handed out before a reset and must be zeroed again; those above
- * still are as calloc gave them, so that untouched pages cost nothing. */
+/* What was handed out is zeroed at a reset; the rest still is as calloc gave it, so that untouched
+ * pages cost nothing. */
 typedef struct ArenaBlock {
     struct ArenaBlock *next;
     unsigned char *data; /* aligned to ARENA_ALIGN */
-    size_t size, used, dirty;
+    size_t size, used;
 } ArenaBlock;
 
 typedef struct Deferred {
@@ -188,8 +187,8 @@ struct Arena {
     size_t used;        /* bytes handed out, with their alignment */
     bool measuring;
     uint64_t serial;
-    Deferred *within;     /* what frees it with its parent; NULL: no parent */
-    Arena *older, *newer; /* all arenas, so that a failure finds them */
+    Deferred *within; /* what frees it with its parent; NULL: no parent */
+    Arena *older;     /* all arenas, so that a failure finds them */
 };
 
 static Arena *newest;
@@ -229,9 +228,6 @@ Arena *arena_new(void) {
     }
     arena->serial = next_serial++;
     arena->older = newest;
-    if (newest != NULL) {
-        newest->newer = arena;
-    }
     newest = arena;
     return arena;
 }
@@ -247,44 +243,39 @@ Arena *arena_within(Arena *parent) {
     return arena;
 }
 
+static size_t round_up(size_t bytes, size_t align) {
+    return (bytes + align - 1) / align * align;
+}
+
 /* Bytes from a block, or NULL if they do not fit there. */
 static void *block_take(ArenaBlock *block, size_t bytes, size_t align) {
-    size_t start, end;
-    if (block == NULL || !size_add(&start, block->used, (align - block->used % align) % align) ||
-        !size_add(&end, start, bytes) || end > block->size) {
+    size_t start = block == NULL ? 0 : round_up(block->used, align);
+    if (block == NULL || start > block->size || bytes > block->size - start) {
         return NULL;
     }
-    if (start < block->dirty) {
-        memset(block->data + start, 0, (end < block->dirty ? end : block->dirty) - start);
-    }
-    block->used = end;
-    block->dirty = end > block->dirty ? end : block->dirty;
+    block->used = start + bytes;
     return block->data + start;
 }
 
 static void *arena_take(Arena *arena, size_t bytes, size_t align) {
-    size_t rounded;
+    const size_t most = SIZE_MAX - ARENA_ALIGN;
     bytes += bytes == 0; /* so that no two arrays have one address */
-    if (!size_add(&rounded, arena->used, (align - arena->used % align) % align) ||
-        !size_add(&rounded, rounded, bytes)) {
+    if (arena->used > most || bytes > most - arena->used) {
         fail(STATUS_RESOURCE, "out of memory: sizes beyond this machine's addresses are needed");
     }
+    arena->used = round_up(arena->used, align) + bytes;
     void *place = arena->measuring ? NULL : block_take(arena->blocks, bytes, align);
     if (place == NULL && !arena->measuring) {
         size_t size = arena->blocks == NULL ? ARENA_FIRST_BLOCK : arena->blocks->size;
         size = size < ARENA_LARGEST_STEP / 2 ? 2 * size : ARENA_LARGEST_STEP;
         bool large = bytes > size / 4;
         ArenaBlock *block = block_new(large ? bytes : size);
-        if (large && arena->blocks != NULL) { /* behind the newest, whose room stays in use */
-            block->next = arena->blocks->next;
-            arena->blocks->next = block;
-        } else {
-            block->next = arena->blocks;
-            arena->blocks = block;
-        }
+        /* A large one goes behind the newest, whose room stays in use. */
+        ArenaBlock **at = large && arena->blocks != NULL ? &arena->blocks->next : &arena->blocks;
+        block->next = *at;
+        *at = block;
         place = block_take(block, bytes, align);
     }
-    arena->used = rounded;
     return place;
 }
 
@@ -335,6 +326,16 @@ char *arena_format(Arena *arena, const char *format, ...) {
     return text;
 }
 
+char *arena_sizes(Arena *arena, const size_t *sizes, int count, const char *zero) {
+    char *text = arena_copy(arena, "", 0);
+    for (int i = 0; i < count; i++) {
+        const char *comma = i > 0 ? ", " : "";
+        text = sizes[i] == 0 ? arena_format(arena, "%s%s%s", text, comma, zero)
+                             : arena_format(arena, "%s%s%zu", text, comma, sizes[i]);
+    }
+    return text;
+}
+
 void arena_defer(Arena *arena, void (*release)(void *what), void *what) {
     Deferred *volatile deferred = NULL;
     Error error;
@@ -358,6 +359,7 @@ void arena_reset(Arena *arena) {
         free(block);
     }
     if (arena->blocks != NULL) {
+        memset(arena->blocks->data, 0, arena->blocks->used);
         arena->blocks->used = 0;
     }
     arena->used = 0;
@@ -370,12 +372,16 @@ void arena_free(Arena *arena) {
     if (arena->within != NULL) {
         arena->within->what = NULL;
     }
+    if (arena->blocks != NULL) {
+        arena->blocks->used = 0; /* so that it is not zeroed */
+    }
     arena_reset(arena);
     free(arena->blocks);
-    *(arena->newer != NULL ? &arena->newer->older : &newest) = arena->older;
-    if (arena->older != NULL) {
-        arena->older->newer = arena->newer;
+    Arena **at = &newest;
+    while (*at != arena) {
+        at = &(*at)->older;
     }
+    *at = arena->older;
     free(arena);
 }
 
@@ -540,24 +546,23 @@ __attribute__((target("sha,sse4.1"))) static void sha_block_x86(uint32_t state[8
     _mm_storeu_si128((__m128i *)state + 1, efgh);
 }
 
+#endif
+
 static void sha_blocks(uint32_t state[8], const unsigned char *bytes, size_t count) {
     static void (*block)(uint32_t state[8], const unsigned char *block); /* asking takes long */
-    unsigned a, b = 0, c, d;
     if (block == NULL) {
-        block = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29) != 0 ? sha_block_x86
-                                                                               : sha_block;
+        block = sha_block;
+#if defined(KERNELS_X86_64) && defined(KERNELS_SIMD)
+        unsigned a, b = 0, c, d;
+        if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29) != 0) {
+            block = sha_block_x86;
+        }
+#endif
     }
     for (size_t i = 0; i < count; i++) {
         block(state, bytes + 64 * i);
     }
 }
-#else
-static void sha_blocks(uint32_t state[8], const unsigned char *bytes, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        sha_block(state, bytes + 64 * i);
-    }
-}
-#endif
 
 void sha256_start(Sha256 *sha) {
     static const uint32_t start[8] = {0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A,
@@ -568,23 +573,18 @@ void sha256_start(Sha256 *sha) {
 
 void sha256_add(Sha256 *sha, const void *data, size_t length) {
     const unsigned char *bytes = data;
-    size_t fill = (size_t)(sha->length % 64);
-    sha->length += length;
-    if (fill != 0) {
-        size_t take = length < 64 - fill ? length : 64 - fill;
-        if (take != 0) {
+    while (length > 0) {
+        size_t fill = (size_t)(sha->length % 64), take = 64 - fill < length ? 64 - fill : length;
+        if (fill == 0 && length >= 64) {
+            take = length / 64 * 64;
+            sha_blocks(sha->state, bytes, length / 64);
+        } else {
             memcpy(sha->block + fill, bytes, take);
-            bytes += take;
-            length -= take;
+            sha_blocks(sha->state, sha->block, fill + take == 64 ? 1 : 0);
         }
-        if (fill + take < 64) {
-            return;
-        }
-        sha_blocks(sha->state, sha->block, 1);
-    }
-    sha_blocks(sha->state, bytes, length / 64);
-    if (length % 64 != 0) {
-        memcpy(sha->block, bytes + length / 64 * 64, length % 64);
+        sha->length += take;
+        bytes += take;
+        length -= take;
     }
 }
 
@@ -832,9 +832,8 @@ static void release_stream(void *stream) {
     fclose(stream);
 }
 
-FILE *file_open(Arena *arena, const char *path) {
-    size_t size;
-    int file = open_regular(path, &size);
+static FILE *open_stream(Arena *arena, const char *path, size_t *size) {
+    int file = open_regular(path, size);
     FILE *stream = fdopen(file, "rb");
     if (stream == NULL) {
         int code = errno;
@@ -845,12 +844,16 @@ FILE *file_open(Arena *arena, const char *path) {
     return stream;
 }
 
+FILE *file_open(Arena *arena, const char *path) {
+    size_t size;
+    return open_stream(arena, path, &size);
+}
+
 #ifdef REFSAE_NO_MMAP
 FileMap file_map(Arena *arena, const char *path) {
     Arena *scratch = arena_new();
-    size_t size = 0;
-    close(open_regular(path, &size));
-    FILE *stream = file_open(scratch, path);
+    size_t size;
+    FILE *stream = open_stream(scratch, path, &size);
     unsigned char *data = arena_alloc(arena, size, 1);
     if (fread(data, 1, size, stream) != size) {
         if (ferror(stream)) {
@@ -973,6 +976,29 @@ static void release_directory(void *stream) {
     closedir(stream);
 }
 
+/* The names in a directory, without . and ..; errno: 0, or why some are missing. */
+static char **directory_names(Arena *arena, const char *directory, size_t *count) {
+    Arena *scratch = arena_new();
+    char **names = NULL;
+    size_t capacity = 0;
+    DIR *stream = opendir(directory);
+    *count = 0;
+    if (stream != NULL) {
+        arena_defer(scratch, release_directory, stream);
+    }
+    for (const struct dirent *entry;
+         stream != NULL && (errno = 0, entry = readdir(stream)) != NULL;) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            names = arena_grow(arena, names, &capacity, *count + 1, sizeof *names);
+            names[(*count)++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
+        }
+    }
+    int code = errno;
+    arena_free(scratch);
+    errno = code;
+    return names;
+}
+
 static OutFile *volatile unfinished; /* newest first; the handler of signals walks it */
 static char interrupt_hint[256];
 
@@ -1030,21 +1056,17 @@ static bool lock_file(int file, bool wait) {
 /* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
 static void remove_abandoned(Arena *arena, const char *path) {
     const char *slash = strrchr(path, '/'), *base = slash != NULL ? slash + 1 : path;
-    DIR *stream = opendir(path_parent(arena, path));
-    if (stream == NULL) {
-        return; /* opening the file says why */
-    }
-    arena_defer(arena, release_directory, stream);
-    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
-        size_t length = strlen(base);
+    size_t length = strlen(base), count;
+    char **names = directory_names(arena, path_parent(arena, path), &count);
+    for (size_t i = 0; i < count; i++) { /* of a folder that cannot be read none */
         long process = 0;
         int n, end = 0;
-        if (strncmp(entry->d_name, base, length) != 0 ||
-            sscanf(entry->d_name + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
-            entry->d_name[length + (size_t)end] != '\0' || process == (long)getpid()) {
+        if (strncmp(names[i], base, length) != 0 ||
+            sscanf(names[i] + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
+            names[i][length + (size_t)end] != '\0' || process == (long)getpid()) {
             continue;
         }
-        const char *name = arena_format(arena, "%.*s%s", (int)(base - path), path, entry->d_name);
+        const char *name = path_join(arena, path_parent(arena, path), names[i]);
         int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
         if (file >= 0 && lock_file(file, false)) {
             unlink(name);
@@ -1129,32 +1151,24 @@ static void sync_directory(OutFile *out) {
 }
 
 void out_commit(OutFile *out) {
-    int code = 0;
-    bool failed = ferror(out->stream) != 0;
-    if (fflush(out->stream) != 0) {
-        failed = true;
-        code = errno;
-    }
-    if (!failed && out->temporary != NULL && fsync(fileno(out->stream)) != 0 && errno != EINVAL) {
-        failed = true;
-        code = errno;
-    }
-    /* Before the close, which gives the lock back. */
-    if (!failed && out->temporary != NULL && rename(out->temporary, out->path) != 0) {
-        failed = true;
-        code = errno;
-    }
-    if (fclose(out->stream) != 0 && !failed) {
-        failed = true;
+    bool replaces = out->temporary != NULL;
+    errno = 0;
+    bool done = fflush(out->stream) == 0 && ferror(out->stream) == 0 &&
+                (!replaces || fsync(fileno(out->stream)) == 0 || errno == EINVAL) &&
+                (!replaces || rename(out->temporary, out->path) == 0);
+    int code = done ? 0 : errno;
+    /* After the rename, since this gives the lock back. */
+    if (fclose(out->stream) != 0 && done) {
+        done = false;
         code = errno;
     }
     out->stream = NULL;
-    if (failed) {
+    if (!done) {
         fail(STATUS_RESOURCE, "%s: cannot write: %s", out->path,
              code == 0 ? "the disk refused part of it" : strerror(code));
     }
-    if (out->temporary != NULL) {
-        out->temporary = NULL;
+    out->temporary = NULL;
+    if (replaces) {
         sync_directory(out);
     }
     arena_free(out->arena);
@@ -1178,11 +1192,12 @@ bool path_is_directory(const char *path) {
 }
 
 void path_need_directory(const char *path) {
+    struct stat info;
     size_t size;
-    if (!path_exists(path)) {
+    if (!path_look(path, &info)) {
         fail(STATUS_INPUT, "%s: no such folder", path);
     }
-    if (!path_is_directory(path)) {
+    if (!S_ISDIR(info.st_mode)) {
         close(open_regular(path, &size));
         fail(STATUS_INPUT, "%s: is a file, not a folder", path);
     }
@@ -1260,28 +1275,13 @@ static int compare_names(const void *a, const void *b) {
 }
 
 char **path_list(Arena *arena, const char *directory, size_t *count) {
-    Arena *scratch = arena_new();
-    DIR *stream = opendir(directory);
-    if (stream == NULL) {
-        fail_errno(errno, directory, "cannot read this directory");
-    }
-    arena_defer(scratch, release_directory, stream);
-    char **names = NULL;
-    size_t used = 0, capacity = 0;
-    for (const struct dirent *entry; errno = 0, (entry = readdir(stream)) != NULL;) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
-            names = arena_grow(arena, names, &capacity, used + 1, sizeof *names);
-            names[used++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
-        }
-    }
+    char **names = directory_names(arena, directory, count);
     if (errno != 0) {
         fail_errno(errno, directory, "cannot read this directory");
     }
-    arena_free(scratch);
-    if (used > 0) {
-        qsort(names, used, sizeof *names, compare_names);
+    if (*count > 0) {
+        qsort(names, *count, sizeof *names, compare_names);
     }
-    *count = used;
     return names;
 }
 
@@ -1332,37 +1332,22 @@ Progress progress_start(const char *what, const char *unit, uint64_t first, uint
 }
 
 static void progress_print(Progress *progress, double now, const char *note) {
-    enum {
-        COLUMNS = 79
-    };
-    char line[256], left[48] = "";
+    char line[256], share[80], time[48], left[64] = "";
     double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
-    size_t used = (size_t)snprintf(line, sizeof line, "%.40s: %llu", progress->what,
-                                   (unsigned long long)progress->done);
-    if (progress->total != 0) {
-        used += (size_t)snprintf(line + used, sizeof line - used, "/%llu %.20s, %.0f %%",
-                                 (unsigned long long)progress->total, progress->unit,
-                                 100 * (double)progress->done / (double)progress->total);
-    } else {
-        used += (size_t)snprintf(line + used, sizeof line - used, " %.20s", progress->unit);
+    uint64_t done = progress->done, total = progress->total;
+    snprintf(share, sizeof share, " %.20s", progress->unit);
+    if (total != 0) {
+        snprintf(share, sizeof share, "/%llu %.20s, %.0f %%", (unsigned long long)total,
+                 progress->unit, 100 * (double)done / (double)total);
     }
-    used += (size_t)snprintf(line + used, sizeof line - used, rate < 1 ? ", %.1f/min" : ", %.1f/s",
-                             rate < 1 ? 60 * rate : rate);
-    if (progress->total > progress->done && rate > 0) {
-        format_seconds(left, (double)(progress->total - progress->done) / rate);
-        used += (size_t)snprintf(line + used, sizeof line - used, ", %s left", left);
+    if (total > done && rate > 0) {
+        format_seconds(time, (double)(total - done) / rate);
+        snprintf(left, sizeof left, ", %s left", time);
     }
-    if (note != NULL) {
-        snprintf(line + used, sizeof line - used, ", %.80s", note);
-    }
-    if (progress->terminal) {
-        int length = (int)strlen(line) < COLUMNS ? (int)strlen(line) : COLUMNS;
-        fprintf(stderr, "\r%.*s%*s", COLUMNS, line,
-                progress->width > length ? progress->width - length : 0, "");
-        progress->width = length;
-    } else {
-        fprintf(stderr, "%s\n", line);
-    }
+    snprintf(line, sizeof line, "%.40s: %llu%s, %.1f/%s%s%s%.80s", progress->what,
+             (unsigned long long)done, share, rate < 1 ? 60 * rate : rate, rate < 1 ? "min" : "s",
+             left, note != NULL ? ", " : "", note != NULL ? note : "");
+    fprintf(stderr, progress->terminal ? "\r\033[K%.79s" : "%s\n", line);
     fflush(stderr);
     progress->printed = now;
 }
@@ -1387,18 +1372,14 @@ void progress_end(Progress *progress) {
         return;
     }
     format_seconds(took, seconds);
-    fprintf(stderr, "%s%*s%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r" : "",
-            progress->terminal ? progress->width : 0, "", progress->terminal ? "\r" : "",
+    fprintf(stderr, "%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r\033[K" : "",
             progress->what, (unsigned long long)done, progress->unit, took);
     progress->quiet = true;
 }
 
-/* Names in it may be hostile: see `sentence`. */
 static void print_line(FILE *stream, const char *format, va_list arguments) {
-    char raw[8192] = "", line[8192];
-    int written = vsnprintf(raw, sizeof raw, format, arguments);
-    bool cut = written < 0 || (size_t)written >= sizeof raw;
-    sentence(line, sizeof line, raw, strlen(raw), cut);
+    char line[8192];
+    sentence(line, sizeof line, format, arguments);
     fprintf(stream, "%s\n", line);
 }
 

@@ -116,6 +116,8 @@ void *arena_grow(Arena *arena, void *old, size_t *capacity, size_t needed, size_
 float *arena_floats(Arena *arena, size_t rows, size_t cols);
 char *arena_copy(Arena *arena, const char *text, size_t length); /* with a 0 byte after it */
 char *arena_format(Arena *arena, const char *format, ...) REFSAE_PRINTF(2, 3);
+/* "3, 4"; `zero` stands for a 0. */
+char *arena_sizes(Arena *arena, const size_t *sizes, int count, const char *zero);
 /* The arena owns `what` from here on; where that fails, it is released at once. */
 void arena_defer(Arena *arena, void (*release)(void *what), void *what);
 
@@ -287,7 +289,6 @@ typedef struct Progress {
     uint64_t total, done, first; /* total 0: unknown */
     double started, printed;     /* seconds */
     bool terminal, quiet;
-    int width; /* of the line on the terminal */
 } Progress;
 
 /* first: what a resumed run had done before; it does not count for the rate. */

@@ -18,29 +18,16 @@ static const char image_rgb[] = "image.rgb";
 
 typedef struct Collector {
     Arena *arena;
-    const char **globs;
-    size_t n_globs, globs_room;
+    const char **globs; /* NULL behind the last */
     bool vision;
     Tensor *kept;
     size_t count, capacity;
 } Collector;
 
-static void collector_globs(Collector *c, const char *hooks) {
-    for (const char *at = hooks;; at++) {
-        size_t length = glob_length(at);
-        c->globs = arena_grow(c->arena, c->globs, &c->globs_room, c->n_globs + 1, sizeof *c->globs);
-        c->globs[c->n_globs++] = arena_copy(c->arena, at, length);
-        at += length;
-        if (*at == '\0') {
-            return;
-        }
-    }
-}
-
 static bool collector_matches(const Collector *c, const char *name) {
     bool matches = false;
-    for (size_t i = 0; i < c->n_globs && !matches; i++) {
-        matches = glob_match(c->globs[i], name);
+    for (const char **glob = c->globs; *glob != NULL && !matches; glob++) {
+        matches = glob_match(*glob, name);
     }
     return matches;
 }
@@ -56,27 +43,27 @@ static bool collector_wants(void *user, HookKind kind, int layer, bool gradient)
     return gradient && collector_matches(c, name);
 }
 
-static Tensor *collector_add(Collector *c, const char *name, Dtype dtype, int rank,
-                             const size_t *shape) {
+static void collector_add(Collector *c, const char *name, Dtype dtype, int rank,
+                          const size_t *shape, const void *data) {
+    Tensor t = {.dtype = dtype, .rank = rank, .data = data};
+    t.name = arena_copy(c->arena, name, strlen(name));
+    memcpy(t.shape, shape, (size_t)rank * sizeof *shape);
+    tensor_measure(&t);
     c->kept = arena_grow(c->arena, c->kept, &c->capacity, c->count + 1, sizeof *c->kept);
-    Tensor *t = &c->kept[c->count++];
-    *t = (Tensor){.dtype = dtype, .rank = rank, .count = 1};
-    t->name = arena_copy(c->arena, name, strlen(name));
-    for (int i = 0; i < rank; i++) {
-        t->shape[i] = shape[i];
-        t->count *= shape[i];
-    }
-    return t;
+    c->kept[c->count++] = t;
 }
 
 static void collector_keep(Collector *c, const char *name, int rank, const size_t *shape,
                            const float *data) {
-    Tensor *t = collector_add(c, name, DTYPE_F32, rank, shape);
-    float *values = arena_alloc(c->arena, t->count + 1, sizeof *values);
-    for (size_t i = 0; i < t->count; i++) {
+    size_t count = 1;
+    for (int i = 0; i < rank; i++) {
+        count *= shape[i];
+    }
+    float *values = arena_floats(c->arena, 1, count);
+    for (size_t i = 0; i < count; i++) {
         values[i] = isnan(data[i]) ? NAN : data[i]; /* files hold the one quiet NaN */
     }
-    t->data = values;
+    collector_add(c, name, DTYPE_F32, rank, shape, values);
 }
 
 static void collector_call(void *user, const HookPoint *point, float *data) {
@@ -88,12 +75,10 @@ static void collector_call(void *user, const HookPoint *point, float *data) {
 static void collector_write(const Collector *c, const char *path) {
     files_spare(path);
     TensorWriter *writer = tensor_writer_open(path);
-    for (size_t i = 0; i < c->count; i++) {
-        const Tensor *t = &c->kept[i];
+    for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
         tensor_writer_declare(writer, t->name, t->dtype, t->rank, t->shape);
     }
-    for (size_t i = 0; i < c->count; i++) {
-        const Tensor *t = &c->kept[i];
+    for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
         tensor_writer_data(writer, t->data, dtype_size(t->dtype), t->count);
     }
     tensor_writer_commit(writer);
@@ -104,161 +89,10 @@ static void collector_list(const Collector *c, const char *path) {
     json_out(&json, "{ out %s tensors {", path);
     for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
         json_out(&json, "%s [", t->name);
-        for (int d = 0; d < t->rank; d++) {
-            json_out(&json, "%zu", t->shape[d]);
-        }
+        json_out_sizes(&json, t->shape, t->rank);
         json_out(&json, "]");
     }
     json_out(&json, "} }");
-}
-
-/* ---- the hook points that there are ---- */
-
-/* Sizes of a model; rows 0: as many as there are tokens. */
-typedef struct ModelShape {
-    bool vision, absent[HOOK_KINDS];
-    size_t n_layers, rows, d, heads, kv_heads, d_head, d_mlp, d_vocab, image_size;
-} ModelShape;
-
-static ModelShape llm_shape(const LlmConfig *c) {
-    ModelShape x = {.n_layers = c->n_layers,
-                    .d = c->d_model,
-                    .heads = c->n_heads,
-                    .kv_heads = c->n_kv_heads,
-                    .d_head = c->d_head,
-                    .d_mlp = c->d_mlp,
-                    .d_vocab = c->d_vocab};
-    bool rotates = c->rotary_dim > 0, post_norms = c->kind == LLM_GEMMA2;
-    x.absent[HOOK_POS_EMBED] = rotates;
-    x.absent[HOOK_ROT_Q] = x.absent[HOOK_ROT_K] = !rotates;
-    x.absent[HOOK_LN1_POST_SCALE] = x.absent[HOOK_LN1_POST_NORMALIZED] = !post_norms;
-    x.absent[HOOK_LN2_POST_SCALE] = x.absent[HOOK_LN2_POST_NORMALIZED] = !post_norms;
-    x.absent[HOOK_RESID_MID] = c->parallel;
-    x.absent[HOOK_PRE_LINEAR] = !c->gated;
-    return x;
-}
-
-static ModelShape vit_shape(const VitConfig *c) {
-    return (ModelShape){.vision = true,
-                        .n_layers = c->n_layers,
-                        .rows = c->n_patches + 1,
-                        .d = c->d_model,
-                        .heads = c->n_heads,
-                        .kv_heads = c->n_heads,
-                        .d_head = c->d_head,
-                        .d_mlp = c->d_mlp,
-                        .image_size = c->image_size};
-}
-
-static HookPoint shaped(HookPoint p, int rank, size_t a, size_t b, size_t c) {
-    p.rank = rank;
-    p.shape[0] = a;
-    p.shape[1] = b;
-    p.shape[2] = c;
-    return p;
-}
-
-/* As the forward pass shows it. */
-static HookPoint point_of_model(const ModelShape *x, HookKind kind, int layer) {
-    HookPoint p = {.kind = kind, .layer = layer, .vision = x->vision};
-    switch (kind) {
-    case HOOK_PIXEL_VALUES:
-        return shaped(p, 3, VIT_CHANNELS, x->image_size, x->image_size);
-    case HOOK_Q:
-    case HOOK_ROT_Q:
-    case HOOK_Z:
-        return shaped(p, 3, x->rows, x->heads, x->d_head);
-    case HOOK_K:
-    case HOOK_V:
-    case HOOK_ROT_K:
-        return shaped(p, 3, x->rows, x->kv_heads, x->d_head);
-    case HOOK_ATTN_SCORES:
-    case HOOK_PATTERN:
-        return shaped(p, 3, x->heads, x->rows, x->rows);
-    case HOOK_RESULT:
-        return shaped(p, 3, x->rows, x->heads, x->d);
-    case HOOK_LN_PRE_SCALE:
-    case HOOK_LN1_SCALE:
-    case HOOK_LN1_POST_SCALE:
-    case HOOK_LN2_SCALE:
-    case HOOK_LN2_POST_SCALE:
-    case HOOK_LN_FINAL_SCALE:
-        return shaped(p, 2, x->rows, 1, 0);
-    case HOOK_PRE:
-    case HOOK_PRE_LINEAR:
-    case HOOK_POST:
-        return shaped(p, 2, x->rows, x->d_mlp, 0);
-    case HOOK_LOGITS:
-        return shaped(p, 2, x->rows, x->d_vocab, 0);
-    default:
-        return shaped(p, 2, x->rows, x->d, 0);
-    }
-}
-
-typedef struct Points {
-    Arena *arena;
-    HookPoint *list;
-    size_t count, room;
-} Points;
-
-static void points_add(Points *points, HookPoint point) {
-    points->list = arena_grow(points->arena, points->list, &points->room, points->count + 1,
-                              sizeof *points->list);
-    points->list[points->count++] = point;
-}
-
-static int compare_points(const void *a, const void *b) {
-    int64_t x = hook_place(a), y = hook_place(b);
-    return (x > y) - (x < y);
-}
-
-static void points_sort(Points *points) {
-    if (points->count > 0) {
-        qsort(points->list, points->count, sizeof *points->list, compare_points);
-    }
-}
-
-/* Adds every point of a model, in the order of the pass. */
-static void points_add_model(Points *points, const ModelShape *x) {
-    char name[HOOK_NAME_MAX];
-    for (size_t i = 0; i < x->n_layers; i++) {
-        for (int k = 0; k < HOOK_KINDS; k++) {
-            HookKind kind;
-            int layer;
-            bool vision;
-            hook_name(name, (HookKind)k, (int)i, x->vision, false);
-            bool has = hook_parse(name, &kind, &layer, &vision) && !x->absent[k];
-            if (has && (layer >= 0 || i == 0)) {
-                points_add(points, point_of_model(x, kind, layer));
-            }
-        }
-    }
-    points_sort(points);
-}
-
-/* For --hooks; with `any` a * for layer 0. */
-static char *point_name(Arena *arena, const HookPoint *p, bool any) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, p->kind, p->layer, p->vision, p->gradient);
-    char *at = any ? strstr(name, "blocks.0.") : NULL;
-    if (at != NULL) {
-        at[strlen("blocks.")] = '*';
-    }
-    return arena_copy(arena, name, strlen(name));
-}
-
-/* [T, 4, 24]; `zero` stands for a 0. */
-static void print_shape(FILE *out, const size_t *shape, int rank, const char *zero) {
-    fputc('[', out);
-    for (int i = 0; i < rank; i++) {
-        fputs(i > 0 ? ", " : "", out);
-        if (shape[i] == 0) {
-            fputs(zero, out);
-        } else {
-            fprintf(out, "%zu", shape[i]);
-        }
-    }
-    fputc(']', out);
 }
 
 /* A line each: name, shape, SHA-256 of the values as a file holds them, little-endian. */
@@ -266,61 +100,107 @@ static void collector_trace(const Collector *c, const char *path) {
     files_spare(path);
     OutFile *file = out_open(path);
     for (const Tensor *t = c->kept; t < c->kept + c->count; t++) {
-        const unsigned char *at = t->data;
-        unsigned char bytes[4];
+        size_t size = dtype_size(t->dtype);
         char digest[65];
         Sha256 sha;
         sha256_start(&sha);
-        for (size_t i = 0, size = dtype_size(t->dtype); i < t->count; i++, at += size) {
-            little_copy(bytes, at, size, 1);
-            sha256_add(&sha, bytes, size);
-        }
+        sha256_add(&sha, little_elements(c->arena, t->data, size, t->count), size * t->count);
         sha256_end(&sha, digest);
-        fprintf(file->stream, "%s ", t->name);
-        print_shape(file->stream, t->shape, t->rank, "0");
-        fprintf(file->stream, " %s\n", digest);
+        fprintf(file->stream, "%s [%s] %s\n", t->name,
+                arena_sizes(c->arena, t->shape, t->rank, "0"), digest);
     }
     out_commit(file);
 }
 
+/* ---- the hook points that there are ---- */
+
+static HookModel llm_points(const LlmConfig *c) {
+    HookModel m = {.n_layers = c->n_layers,
+                   .size = {['1'] = 1,
+                            ['d'] = c->d_model,
+                            ['h'] = c->n_heads,
+                            ['g'] = c->n_kv_heads,
+                            ['k'] = c->d_head,
+                            ['m'] = c->d_mlp,
+                            ['v'] = c->d_vocab}};
+    bool rotates = c->rotary_dim > 0, post_norms = c->kind == LLM_GEMMA2;
+    m.absent[HOOK_POS_EMBED] = rotates;
+    m.absent[HOOK_ROT_Q] = m.absent[HOOK_ROT_K] = !rotates;
+    m.absent[HOOK_LN1_POST_SCALE] = m.absent[HOOK_LN1_POST_NORMALIZED] = !post_norms;
+    m.absent[HOOK_LN2_POST_SCALE] = m.absent[HOOK_LN2_POST_NORMALIZED] = !post_norms;
+    m.absent[HOOK_RESID_MID] = c->parallel;
+    m.absent[HOOK_PRE_LINEAR] = !c->gated;
+    return m;
+}
+
+static HookModel vit_points(const VitConfig *c) {
+    return (HookModel){.vision = true,
+                       .n_layers = c->n_layers,
+                       .size = {['1'] = 1,
+                                ['T'] = c->n_patches + 1,
+                                ['d'] = c->d_model,
+                                ['h'] = c->n_heads,
+                                ['g'] = c->n_heads,
+                                ['k'] = c->d_head,
+                                ['m'] = c->d_mlp,
+                                ['c'] = VIT_CHANNELS,
+                                ['s'] = c->image_size}};
+}
+
+static char *point_name(Arena *arena, const HookPoint *p, bool any_layer) {
+    char name[HOOK_NAME_MAX];
+    hook_name(name, p->kind, any_layer ? -1 : p->layer, p->vision, p->gradient);
+    return arena_copy(arena, name, strlen(name));
+}
+
 void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *out) {
     Arena *arena = arena_new();
-    Points points = {.arena = arena};
-    ModelShape x[2] = {{0}, {0}};
+    HookModel models[2] = {{.vision = true}};
+    HookPoint *points;
     if (vision_path != NULL) {
         Vit vit;
         vit_open(&vit, arena, vision_path);
-        x[1] = vit_shape(&vit.config);
+        models[0] = vit_points(&vit.config);
     }
     if (llm_path != NULL) {
         Llm llm;
         llm_open(&llm, arena, llm_path);
-        x[0] = llm_shape(&llm.config);
+        models[1] = llm_points(&llm.config);
     }
-    points_add_model(&points, &x[1]);
-    points_add_model(&points, &x[0]);
+    JsonOut object = json_out_start(out, 2);
     if (json) {
-        fprintf(out, "{\"layers\": %zu, \"vision_layers\": %zu, \"points\": [", x[0].n_layers,
-                x[1].n_layers);
+        json_out(&object, "{ layers %zu vision_layers %zu points [", models[1].n_layers,
+                 models[0].n_layers);
     }
-    const char *separator = "";
-    for (const HookPoint *p = points.list; p < points.list + points.count; p++) {
-        const char *name = point_name(arena, p, true);
-        if (p->layer > 0) {
-            continue; /* as layer 0 */
+    for (const HookModel *m = models; m < models + 2; m++) {
+        size_t count = hook_points(arena, m, &points);
+        for (const HookPoint *p = points; p < points + count; p++) {
+            const char *name = point_name(arena, p, true);
+            if (p->layer > 0) {
+                continue; /* as layer 0 */
+            }
+            if (!json) {
+                fprintf(out, "%-38s [%s]\n", name, arena_sizes(arena, p->shape, p->rank, "T"));
+                continue;
+            }
+            json_out(&object, "{ name %s shape [", name);
+            for (int i = 0; i < p->rank; i++) {
+                if (p->shape[i] == 0) {
+                    json_out(&object, "\"T\"");
+                } else {
+                    json_out_sizes(&object, &p->shape[i], 1);
+                }
+            }
+            json_out(&object, "] }");
         }
-        fprintf(out, json ? "%s\n  {\"name\": \"%s\", \"shape\": " : "%s%-38s ", separator, name);
-        print_shape(out, p->shape, p->rank, json ? "\"T\"" : "T");
-        fputs(json ? "}" : "\n", out);
-        separator = json ? "," : "";
     }
     if (json) {
-        fputs("]}\n", out);
+        json_out(&object, "] }");
     }
-    for (int v = 1; v >= 0 && !json; v--) {
-        if (x[v].n_layers > 0) {
-            fprintf(out, "%sblocks.*: layers 0 to %zu\n", v == 1 ? "vision." : "",
-                    x[v].n_layers - 1);
+    for (const HookModel *m = models; m < models + 2 && !json; m++) {
+        if (m->n_layers > 0) {
+            fprintf(out, "%sblocks.*: layers 0 to %zu\n", m->vision ? "vision." : "",
+                    m->n_layers - 1);
         }
     }
     arena_free(arena);
@@ -328,38 +208,48 @@ void hooks_list(const char *llm_path, const char *vision_path, bool json, FILE *
 
 /* ---- names that there are not ---- */
 
-REFSAE_NORETURN static void refuse_glob(const char *glob, const Points *points, bool image) {
-    bool any = strpbrk(glob, "*?[{") != NULL;
-    Nearest nearest = {.arena = points->arena, .text = glob, .within = true, .most = SIZE_MAX};
-    for (size_t i = 0; i < points->count; i++) {
-        if (!any || points->list[i].layer <= 0) {
-            nearest_add(&nearest, point_name(points->arena, &points->list[i], any));
+/* What --hooks chooses from, NULL behind the last; with `any_layer` once for all layers. */
+static const char **hook_names(Arena *arena, const HookModel models[2], const DumpOptions *o,
+                               bool any_layer) {
+    HookPoint *points[2];
+    const size_t n[2] = {hook_points(arena, &models[0], &points[0]),
+                         hook_points(arena, &models[1], &points[1])};
+    const char **names = arena_alloc(arena, 2 * (n[0] + n[1]) + 2, sizeof *names);
+    size_t count = 0;
+    for (int pass = 0; pass < (o->grad != NULL ? 2 : 1); pass++) {
+        for (int m = pass; m < 2; m++) { /* the tower has no gradients */
+            for (HookPoint *p = points[m]; p < points[m] + n[m]; p++) {
+                p->gradient = pass > 0;
+                if (!any_layer || p->layer <= 0) {
+                    names[count++] = point_name(arena, p, any_layer);
+                }
+            }
         }
     }
-    if (image) {
-        nearest_add(&nearest, image_rgb);
+    if (o->prompt.image != NULL) {
+        names[count] = image_rgb;
     }
-    fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", glob,
-         nearest.list);
+    return names;
 }
 
-/* Each glob must choose one of the points, or with `gradients` the gradient of one. */
-static void check_globs(const Collector *c, Points *points, bool image, bool gradients) {
-    for (size_t i = 0, n = points->count; i < n && gradients; i++) {
-        HookPoint p = points->list[i];
-        p.gradient = true;
-        if (!p.vision) {
-            points_add(points, p);
+/* Each glob must choose one of the points of tower and language model. */
+static void check_globs(const Collector *c, const HookModel models[2], const DumpOptions *o) {
+    const char **names = hook_names(c->arena, models, o, false);
+    for (const char **glob = c->globs; *glob != NULL; glob++) {
+        const char **name = names;
+        while (*name != NULL && !glob_match(*glob, *name)) {
+            name++;
         }
-    }
-    for (size_t i = 0; i < c->n_globs; i++) {
-        bool found = image && glob_match(c->globs[i], image_rgb);
-        for (size_t k = 0; k < points->count && !found; k++) {
-            found = glob_match(c->globs[i], point_name(points->arena, &points->list[k], false));
+        if (*name != NULL) {
+            continue;
         }
-        if (!found) {
-            refuse_glob(c->globs[i], points, image);
+        Nearest nearest = {.arena = c->arena, .text = *glob, .within = true, .most = SIZE_MAX};
+        name = hook_names(c->arena, models, o, strpbrk(*glob, "*?[{") != NULL);
+        for (; *name != NULL; name++) {
+            nearest_add(&nearest, *name);
         }
+        fail(STATUS_INPUT, "--hooks %s: no hook point here has such a name; nearest: %s", *glob,
+             nearest.list);
     }
 }
 
@@ -369,7 +259,7 @@ static void dump_image(Collector *c, const char *path) {
     Image image = image_read(c->arena, path);
     if (collector_matches(c, image_rgb)) {
         size_t shape[] = {image.height, image.width, 3};
-        collector_add(c, image_rgb, DTYPE_U8, 3, shape)->data = image.rgb;
+        collector_add(c, image_rgb, DTYPE_U8, 3, shape, image.rgb);
     }
 }
 
@@ -440,11 +330,8 @@ static void dump_models(Collector *c, const Compute *compute, const DumpOptions 
     } else {
         vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = p->vision});
     }
-    Points points = {.arena = arena};
-    const ModelShape llm = llm_shape(&vlm.llm.config), vit = vit_shape(&vlm.vit.config);
-    points_add_model(&points, &vit);
-    points_add_model(&points, &llm);
-    check_globs(c, &points, p->image != NULL, o->grad != NULL);
+    const HookModel models[2] = {vit_points(&vlm.vit.config), llm_points(&vlm.llm.config)};
+    check_globs(c, models, o);
     if (p->image != NULL) {
         c->vision = true;
         vlm_image(&vlm, p->image, &hooks);
@@ -561,14 +448,14 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
     if (o->sae != NULL) {
         dump_sae(&c, compute, o, console);
     } else {
-        collector_globs(&c, o->hooks);
+        c.globs = glob_list(arena, o->hooks);
         if (o->prompt.image != NULL) {
             dump_image(&c, o->prompt.image);
         }
         if (o->prompt.llm != NULL || (o->prompt.image != NULL && o->prompt.vision != NULL)) {
             dump_models(&c, compute, o);
         } else if (o->prompt.image != NULL) {
-            check_globs(&c, &(Points){.arena = arena}, true, false);
+            check_globs(&c, (const HookModel[2]){{0}}, o);
         } else {
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");
         }
@@ -711,140 +598,139 @@ static Worst diff_tensor(const Tensor *a, const Tensor *b, Dtype wide, const Dif
 typedef struct DiffPair {
     const char *name;
     Tensor a, b; /* leading dimensions of 1 that the other has not are dropped */
-    bool in_a, in_b, compared, bad;
-    bool known; /* a hook point, or its gradient */
+    bool in_a, in_b, bad;
+    const char *problem; /* why they are not compared; NULL: they are */
+    bool known;          /* a hook point, or its gradient */
     HookPoint point;
 } DiffPair;
+
+/* What was looked at on the way up the pass from the first tensor beyond what is allowed. */
+typedef enum StepKind {
+    STEP_THROUGH, /* not compared, and not every model has it: the way goes on */
+    STEP_AGREES,
+    STEP_LOST,  /* a model has it, but it was not compared */
+    STEP_BEFORE /* agrees, behind one that is lost */
+} StepKind;
+
+typedef struct Step {
+    HookPoint point;
+    const DiffPair *pair; /* NULL: in neither file */
+    StepKind kind;
+} Step;
 
 typedef struct Diff {
     const DiffOptions *options;
     FILE *out;
+    JsonOut json;
     Arena *arena;
     DiffPair *pairs; /* in the order of the pass */
     size_t count, room;
     int n_layers[2]; /* of the language model and the tower, as the names have them */
+    Step *steps;
+    size_t n_steps, steps_room;
 } Diff;
 
-static void print_index(FILE *out, const Tensor *t, size_t flat) {
-    size_t index[TENSOR_MAX_RANK];
-    for (int i = t->rank; i-- > 0; flat /= t->shape[i]) {
-        index[i] = flat % t->shape[i];
-    }
-    print_shape(out, index, t->rank, "0");
-}
-
-/* Integers whole. */
-static void print_element(FILE *out, const Tensor *t, size_t i, bool json) {
+/* Integers whole; in JSON enough digits for what lies between the numbers of binary32. */
+static const char *element_text(const Diff *d, const Tensor *t, size_t i) {
     Element e = element_at(t, i, DTYPE_I64);
-    if (t->dtype > DTYPE_F64) {
-        fprintf(out, "%s%" PRIu64, e.negative ? "-" : "", e.magnitude);
-    } else if (json) {
-        json_write_double(out, e.value);
-    } else {
-        fprintf(out, "%.*g", t->dtype == DTYPE_F64 ? 17 : 9, e.value);
+    int digits = t->dtype == DTYPE_F64 || d->options->json ? 17 : 9;
+    return t->dtype > DTYPE_F64
+               ? arena_format(d->arena, "%s%" PRIu64, e.negative ? "-" : "", e.magnitude)
+               : arena_format(d->arena, "%.*g", digits, e.value);
+}
+
+/* "[0, 3] 0.5 0.25": an index and what both have there; in JSON "KEY" and "KEY_values". */
+static const char *tell_place(Diff *d, const DiffPair *p, size_t flat, const char *key) {
+    size_t index[TENSOR_MAX_RANK], rest = flat;
+    for (int i = p->a.rank; i-- > 0; rest /= p->a.shape[i]) {
+        index[i] = rest % p->a.shape[i];
     }
-}
-
-/* `, "first": [0, 3], "first_values": [0.5, 0.25]`; nothing where none differs. */
-static void place_json(FILE *out, const char *key, const DiffPair *p, size_t flat, bool differs) {
-    if (differs) {
-        fprintf(out, ", \"%s\": ", key);
-        print_index(out, &p->a, flat);
-        fprintf(out, ", \"%s_values\": [", key);
-        print_element(out, &p->a, flat, true);
-        fputs(", ", out);
-        print_element(out, &p->b, flat, true);
-        fputc(']', out);
+    const char *a = element_text(d, &p->a, flat), *b = element_text(d, &p->b, flat);
+    if (!d->options->json) {
+        return arena_format(d->arena, "[%s] %s %s", arena_sizes(d->arena, index, p->a.rank, "0"), a,
+                            b);
     }
+    json_out(&d->json, "%s [", key);
+    json_out_sizes(&d->json, index, p->a.rank);
+    json_out(&d->json, "] %s [", arena_format(d->arena, "%s_values", key));
+    json_out_value(&d->json, NULL, &(Json){.kind = JSON_NUMBER, .text = a});
+    json_out_value(&d->json, NULL, &(Json){.kind = JSON_NUMBER, .text = b});
+    json_out(&d->json, "]");
+    return NULL;
 }
 
-/* [0, 3] 0.5 0.25: an index and what both have there. */
-static void place_text(FILE *out, const DiffPair *p, size_t flat) {
-    print_index(out, &p->a, flat);
-    fputc(' ', out);
-    print_element(out, &p->a, flat, false);
-    fputc(' ', out);
-    print_element(out, &p->b, flat, false);
-}
-
-/* How many elements are how far apart: 0: 180, 1: 7, 2-3: 5; as JSON by the least of each. */
-static void print_histogram(FILE *out, const size_t *histogram, bool json) {
-    const char *separator = "";
+/* How many elements are how far apart: "0: 180, 1: 7, 2-3: 5"; in JSON by the least of each. */
+static const char *tell_histogram(Diff *d, const size_t *histogram) {
+    const char *text = "";
     for (int i = 0; i < ULP_BUCKETS; i++) {
         uint64_t low = i == 0 ? 0 : UINT64_C(1) << (i - 1) % 64;
+        const char *range = arena_format(d->arena, "%" PRIu64, low);
         if (histogram[i] == 0) {
             continue;
         }
-        fputs(separator, out);
         if (i == ULP_BUCKETS - 1) {
-            fputs(json ? "\"no number\"" : "no number", out);
-        } else if (json) {
-            fprintf(out, "\"%" PRIu64 "\"", low);
-        } else if (i < 2) {
-            fprintf(out, "%" PRIu64, low);
-        } else {
-            fprintf(out, "%" PRIu64 "-%" PRIu64, low, low + (low - 1));
+            range = "no number";
+        } else if (!d->options->json && i > 1) {
+            range = arena_format(d->arena, "%s-%" PRIu64, range, low + (low - 1));
         }
-        fprintf(out, ": %zu", histogram[i]);
-        separator = ", ";
+        if (d->options->json) {
+            json_out(&d->json, "%s %zu", range, histogram[i]);
+        } else {
+            text = arena_format(d->arena, "%s%s%s: %zu", text, text[0] != 0 ? ", " : "", range,
+                                histogram[i]);
+        }
     }
+    return text;
 }
 
-static void pair_json(const Diff *d, const DiffPair *p, const char *problem, const Worst *w) {
-    FILE *out = d->out;
-    fputs("\n  {\"name\": ", out);
-    json_write_string(out, p->name, strlen(p->name));
-    if (problem != NULL) {
-        fputs(", \"problem\": ", out);
-        json_write_string(out, problem, strlen(problem));
-        fputc('}', out);
+static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
+    JsonOut *json = &d->json;
+    json_out(json, "{ name %s", p->name);
+    if (p->problem != NULL) {
+        json_out(json, "problem %s }", p->problem);
         return;
     }
-    fprintf(out, ", \"dtypes\": [\"%s\", \"%s\"]", dtype_name(p->a.dtype), dtype_name(p->b.dtype));
-    fprintf(out, ", \"elements\": %zu, \"differing\": %zu, \"beyond\": %zu, \"ulp\": %" PRIu64,
-            p->a.count, w->differing, w->beyond, w->ulp);
-    fputs(", \"absolute\": ", out);
-    json_write_double(out, w->absolute);
-    fputs(", \"relative\": ", out);
-    json_write_double(out, w->relative);
-    place_json(out, "first", p, w->first, w->differing > 0);
-    place_json(out, "worst", p, w->at, w->differing > 0);
-    fputs(", \"histogram\": {", out);
-    print_histogram(out, w->histogram, true);
-    fputs("}}", out);
+    json_out(
+        json,
+        "dtypes [ %s %s ] elements %zu differing %zu beyond %zu ulp %llu absolute %g relative %g",
+        dtype_name(p->a.dtype), dtype_name(p->b.dtype), p->a.count, w->differing, w->beyond,
+        (unsigned long long)w->ulp, w->absolute, w->relative);
+    if (w->differing > 0) {
+        tell_place(d, p, w->first, "first");
+        tell_place(d, p, w->at, "worst");
+    }
+    json_out(json, "histogram {");
+    tell_histogram(d, w->histogram);
+    json_out(json, "} }");
 }
 
-static void pair_text(const Diff *d, const DiffPair *p, const char *problem, const Worst *w) {
-    FILE *out = d->out;
-    Dtype wide = wide_dtype(p->a.dtype, p->b.dtype);
-    const char *as = wide == DTYPE_I64 ? "integers" : dtype_name(wide), *note = "";
-    if (problem != NULL) {
-        fprintf(out, "%s: %s\n", p->name, problem);
+static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
+    const char *a = dtype_name(p->a.dtype), *b = dtype_name(p->b.dtype), *note = "";
+    if (p->problem != NULL) {
+        fprintf(d->out, "%s: %s\n", p->name, p->problem);
         return;
     }
     if (p->a.dtype != p->b.dtype) {
-        note = arena_format(d->arena, " (%s and %s, compared as %s)", dtype_name(p->a.dtype),
-                            dtype_name(p->b.dtype), as);
+        Dtype wide = wide_dtype(p->a.dtype, p->b.dtype);
+        note = arena_format(d->arena, " (%s and %s, compared as %s)", a, b,
+                            wide == DTYPE_I64 ? "integers" : dtype_name(wide));
     }
     if (w->differing == 0) {
-        fprintf(out, "%s: equal%s\n", p->name, note);
+        fprintf(d->out, "%s: equal%s\n", p->name, note);
         return;
     }
-    fprintf(out, "%s: %zu of %zu differ%s, %zu beyond what is allowed; first ", p->name,
-            w->differing, p->a.count, note, w->beyond);
-    place_text(out, p, w->first);
-    fputs("; worst ", out);
-    place_text(out, p, w->at);
+    fprintf(d->out,
+            "%s: %zu of %zu differ%s, %zu beyond what is allowed; first %s; worst %s: ", p->name,
+            w->differing, p->a.count, note, w->beyond, tell_place(d, p, w->first, NULL),
+            tell_place(d, p, w->at, NULL));
     if (w->gap.number) {
-        fprintf(out, ": %" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->gap.ulp,
+        fprintf(d->out, "%" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->gap.ulp,
                 w->gap.absolute, w->gap.relative);
     } else {
-        fputs(": one of them is no number\n", out);
+        fputs("one of them is no number\n", d->out);
     }
     if (d->options->histogram) {
-        fputs("  ulp ", out);
-        print_histogram(out, w->histogram, false);
-        fputc('\n', out);
+        fprintf(d->out, "  ulp %s\n", tell_histogram(d, w->histogram));
     }
 }
 
@@ -856,48 +742,39 @@ static void drop_ones(Tensor *t, int rank) {
 
 /* Why two tensors cannot be compared; NULL: they can. */
 static const char *pair_problem(const Diff *d, const DiffPair *p) {
+    const Tensor *a = &p->a, *b = &p->b;
     if (!p->in_a || !p->in_b) {
         return p->in_a ? "only in A" : "only in B";
     }
-    if (p->a.dtype == DTYPE_OTHER || p->b.dtype == DTYPE_OTHER) {
-        return arena_format(d->arena, "not compared: %s in A, %s in B", p->a.type, p->b.type);
+    if (a->dtype == DTYPE_OTHER || b->dtype == DTYPE_OTHER) {
+        return arena_format(d->arena, "not compared: %s in A, %s in B", a->type, b->type);
     }
-    if (p->a.rank == p->b.rank &&
-        memcmp(p->a.shape, p->b.shape, (size_t)p->a.rank * sizeof *p->a.shape) == 0) {
+    if (a->rank == b->rank && memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0) {
         return NULL;
     }
-    MemoryStream *text = memory_open(d->arena);
-    fputs("other shape: ", text->stream);
-    print_shape(text->stream, p->a.shape, p->a.rank, "0");
-    fputs(" in A, ", text->stream);
-    print_shape(text->stream, p->b.shape, p->b.rank, "0");
-    fputs(" in B", text->stream);
-    return memory_text(text);
+    return arena_format(d->arena, "other shape: [%s] in A, [%s] in B",
+                        arena_sizes(d->arena, a->shape, a->rank, "0"),
+                        arena_sizes(d->arena, b->shape, b->rank, "0"));
 }
 
-/* One line (or JSON object) a tensor, unless only bad ones are wanted; whether it was printed. */
-static bool diff_pair(const Diff *d, DiffPair *p, bool first_line) {
-    const DiffOptions *o = d->options;
-    const char *problem = pair_problem(d, p);
+/* One line (or JSON object) a tensor, unless only bad ones are wanted. */
+static void diff_pair(Diff *d, DiffPair *p) {
     Worst worst = {0};
-    if (problem == NULL) {
-        worst = diff_tensor(&p->a, &p->b, wide_dtype(p->a.dtype, p->b.dtype), o);
+    if (p->problem == NULL) {
+        worst = diff_tensor(&p->a, &p->b, wide_dtype(p->a.dtype, p->b.dtype), d->options);
     }
-    p->compared = problem == NULL;
-    p->bad = problem != NULL || worst.beyond > 0;
-    if (o->bad_only && !p->bad) {
-        return false;
+    p->bad = p->problem != NULL || worst.beyond > 0;
+    if (p->bad || !d->options->bad_only) {
+        (d->options->json ? pair_json : pair_text)(d, p, &worst);
     }
-    if (o->json) {
-        fputs(first_line ? "" : ",", d->out);
-        pair_json(d, p, problem, &worst);
-    } else {
-        pair_text(d, p, problem, &worst);
-    }
-    return true;
 }
 
 /* ---- diff: where it began ---- */
+
+static int compare_points(const void *a, const void *b) {
+    int64_t x = hook_place(a), y = hook_place(b);
+    return (x > y) - (x < y);
+}
 
 static int compare_pairs(const void *a, const void *b) {
     const DiffPair *x = a, *y = b;
@@ -936,6 +813,7 @@ static void diff_add(Diff *d, const Tensor *a, const Tensor *b) {
         drop_ones(&p.a, b->rank);
         drop_ones(&p.b, a->rank);
     }
+    p.problem = pair_problem(d, &p);
     d->pairs = arena_grow(d->arena, d->pairs, &d->room, d->count + 1, sizeof *d->pairs);
     d->pairs[d->count++] = p;
 }
@@ -963,34 +841,35 @@ enum {
     TRACE_MOST = 1024 /* points looked at: the blocks that are near */
 };
 
-static bool points_have(const Points *points, const HookPoint *p) {
-    bool has = false;
-    for (size_t i = 0; i < points->count && !has; i++) {
-        has = compare_points(&points->list[i], p) == 0;
-    }
-    return has;
-}
-
-/* From `points` up the pass: `found` are the first that were compared, `lost` those that a model
- * has but were not; without `lost` the way goes on through them. */
-static void trace(const Diff *d, Points *points, Points *seen, Points *found, Points *lost) {
-    for (size_t i = 0; i < points->count && seen->count < TRACE_MOST; i++) {
-        HookPoint inputs[HOOK_INPUTS_MAX], at = points->list[i];
-        size_t n = hook_inputs(&at, d->n_layers, inputs);
-        for (size_t k = 0; k < n; k++) {
-            const DiffPair *pair = pair_of(d, &inputs[k]);
-            bool compared = pair != NULL && pair->compared;
-            if (points_have(seen, &inputs[k])) {
-                continue;
-            }
-            points_add(seen, inputs[k]);
-            points_add(compared                                    ? found
-                       : lost != NULL && kind_there(d, &inputs[k]) ? lost
-                                                                   : points,
-                       inputs[k]);
+static void step_add(Diff *d, const HookPoint *point, StepKind found, bool behind) {
+    const DiffPair *pair = pair_of(d, point);
+    for (size_t i = 0; i < d->n_steps; i++) {
+        if (compare_points(&d->steps[i].point, point) == 0) {
+            return;
         }
     }
-    points_sort(found);
+    StepKind kind = pair != NULL && pair->problem == NULL ? found
+                    : !behind && kind_there(d, point)     ? STEP_LOST
+                                                          : STEP_THROUGH;
+    d->steps = arena_grow(d->arena, d->steps, &d->steps_room, d->n_steps + 1, sizeof *d->steps);
+    d->steps[d->n_steps++] = (Step){*point, pair, kind};
+}
+
+/* Up the pass from the steps of kind `from`: the first points that were compared are `found`. */
+static void trace(Diff *d, StepKind from, StepKind found) {
+    for (size_t i = 0, begin = d->n_steps; i < d->n_steps && d->n_steps < TRACE_MOST; i++) {
+        HookPoint inputs[HOOK_INPUTS_MAX], at = d->steps[i].point;
+        bool open = d->steps[i].kind == (i < begin ? from : STEP_THROUGH);
+        size_t n = open ? hook_inputs(&at, d->n_layers, inputs) : 0;
+        for (size_t k = 0; k < n; k++) {
+            step_add(d, &inputs[k], found, from == STEP_LOST);
+        }
+    }
+}
+
+static int compare_steps(const void *a, const void *b) {
+    const Step *x = a, *y = b;
+    return compare_points(&x->point, &y->point);
 }
 
 /* Without the groups that both names begin with: hook_q beside blocks.0.attn.hook_rot_q. */
@@ -1004,62 +883,64 @@ static const char *name_beside(Arena *arena, const HookPoint *p, const DiffPair 
     return name + shared;
 }
 
-/* "; its inputs hook_q, hook_k agree"; nothing where there are none. */
-static void print_names(const Diff *d, const char *before, const Points *points,
-                        const DiffPair *first, const char *after) {
-    if (points->count == 0) {
-        return;
+/* " hook_q, hook_k", and why they were not compared; nothing where there are none. In JSON a list
+ * of whole names. */
+static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, const char *key) {
+    const char *text = "";
+    if (d->options->json) {
+        json_out(&d->json, "%s [", key);
     }
-    fputs(before, d->out);
-    for (size_t i = 0; i < points->count; i++) {
-        const HookPoint *p = &points->list[i];
-        const DiffPair *pair = pair_of(d, p);
-        const char *why = pair == NULL     ? " (in neither file)"
-                          : pair->compared ? ""
-                          : !pair->in_b    ? " (only in A)"
-                          : !pair->in_a    ? " (only in B)"
-                                           : " (of other shape or dtype)";
-        fprintf(d->out, "%s %s%s", i > 0 ? "," : "", name_beside(d->arena, p, first), why);
+    for (const Step *s = d->steps; s < d->steps + d->n_steps; s++) {
+        const char *why = s->pair == NULL            ? " (in neither file)"
+                          : s->pair->problem == NULL ? ""
+                          : !s->pair->in_b           ? " (only in A)"
+                          : !s->pair->in_a           ? " (only in B)"
+                                                     : " (of other shape or dtype)";
+        if (s->kind == kind && d->options->json) {
+            json_out(&d->json, "%s", point_name(d->arena, &s->point, false));
+        } else if (s->kind == kind) {
+            text = arena_format(d->arena, "%s%s %s%s", text, text[0] != 0 ? "," : "",
+                                name_beside(d->arena, &s->point, first), why);
+        }
     }
-    fputs(after, d->out);
-}
-
-static void print_name_list(const Diff *d, const char *key, const Points *points) {
-    fprintf(d->out, ", \"%s\": [", key);
-    for (size_t i = 0; i < points->count; i++) {
-        fprintf(d->out, "%s\"%s\"", i > 0 ? ", " : "",
-                point_name(d->arena, &points->list[i], false));
+    if (d->options->json) {
+        json_out(&d->json, "]");
     }
-    fputc(']', d->out);
+    return text;
 }
 
 /* The first tensor beyond what is allowed, and how what it was computed from compares. */
-static void print_first(const Diff *d, const DiffPair *first) {
-    Points start = {.arena = d->arena}, seen = start, agree = start, lost = start, before = start;
-    FILE *out = d->out;
+static void tell_first(Diff *d, const DiffPair *first) {
     if (first->known) {
-        points_add(&start, first->point);
-        trace(d, &start, &seen, &agree, &lost);
-        Points behind = lost; /* its list grows behind what `lost` has of it */
-        trace(d, &behind, &seen, &before, NULL);
+        step_add(d, &first->point, STEP_THROUGH, true);
+        trace(d, STEP_THROUGH, STEP_AGREES);
+        trace(d, STEP_LOST, STEP_BEFORE);
+        qsort(d->steps, d->n_steps, sizeof *d->steps, compare_steps);
     }
     if (d->options->json) {
-        fputs("{\"name\": ", out);
-        json_write_string(out, first->name, strlen(first->name));
-        print_name_list(d, "inputs_that_agree", &agree);
-        print_name_list(d, "inputs_not_compared", &lost);
-        print_name_list(d, "before_them_agree", &before);
-        fputc('}', out);
+        json_out(&d->json, "{ name %s", first->name);
+    }
+    const char *agree = tell_steps(d, first, STEP_AGREES, "inputs_that_agree");
+    const char *lost = tell_steps(d, first, STEP_LOST, "inputs_not_compared");
+    const char *before = tell_steps(d, first, STEP_BEFORE, "before_them_agree");
+    if (d->options->json) {
+        json_out(&d->json, "}");
         return;
     }
-    fprintf(out, "first beyond: %s", first->name);
-    if (first->known && agree.count + lost.count == 0) {
-        fputs("; no hook point comes before it", out);
+    fprintf(d->out, "first beyond: %s", first->name);
+    if (first->known && agree[0] == 0 && lost[0] == 0) {
+        fputs("; no hook point comes before it", d->out);
     }
-    print_names(d, "; its inputs", &agree, first, " agree");
-    print_names(d, agree.count > 0 ? "," : "; its inputs", &lost, first, " were not compared");
-    print_names(d, "; before them", &before, first, " agree");
-    fputc('\n', out);
+    if (agree[0] != 0) {
+        fprintf(d->out, "; its inputs%s agree", agree);
+    }
+    if (lost[0] != 0) {
+        fprintf(d->out, "%s%s were not compared", agree[0] != 0 ? "," : "; its inputs", lost);
+    }
+    if (before[0] != 0) {
+        fprintf(d->out, "; before them%s agree", before);
+    }
+    fputc('\n', d->out);
 }
 
 /* Returns how many tensors are in both. */
@@ -1083,38 +964,40 @@ static size_t diff_open(Diff *d) {
 
 void diff_run(const DiffOptions *o, FILE *out) {
     Arena *arena = arena_new();
-    Diff d = {.options = o, .out = out, .arena = arena};
+    Diff d = {.options = o, .out = out, .json = json_out_start(out, 2), .arena = arena};
     const DiffPair *bad = NULL, *beyond = NULL; /* the first of each */
-    size_t n_bad = 0, total = 0, lines = 0;
+    size_t n_bad = 0, total = 0;
     if (diff_open(&d) == 0 && o->common) {
         fail(STATUS_INPUT, "%s and %s: no tensor is in both", o->a, o->b);
     }
-    fputs(o->json ? "{\"tensors\": [" : "", out);
+    if (o->json) {
+        json_out(&d.json, "{ tensors [");
+    }
     for (DiffPair *p = d.pairs; p < d.pairs + d.count; p++) {
         if (o->common && !(p->in_a && p->in_b)) {
             continue;
         }
-        lines += diff_pair(&d, p, lines == 0) ? 1 : 0;
+        diff_pair(&d, p);
         bad = bad == NULL && p->bad ? p : bad;
-        beyond = beyond == NULL && p->bad && p->compared ? p : beyond;
+        beyond = beyond == NULL && p->bad && p->problem == NULL ? p : beyond;
         n_bad += p->bad ? 1 : 0;
         total++;
     }
     if (o->json) {
-        fprintf(out, "],\n \"total\": %zu, \"allowed\": %zu, \"first_beyond\": ", total,
-                total - n_bad);
-        fputs(beyond == NULL ? "null" : "", out);
+        json_out(&d.json, "] total %zu allowed %zu first_beyond", total, total - n_bad);
     } else {
         fprintf(out, "%zu of %zu tensors as allowed", total - n_bad, total);
         fprintf(out, total < d.count ? "; %zu in one file only\n" : "\n", d.count - total);
     }
     if (beyond != NULL) {
-        print_first(&d, beyond);
-    } else if (bad != NULL && !o->json) {
+        tell_first(&d, beyond);
+    } else if (o->json) {
+        json_out(&d.json, "null");
+    } else if (bad != NULL) {
         fprintf(out, "nothing beyond in what could be compared, which %s could not\n", bad->name);
     }
     if (o->json) {
-        fprintf(out, ",\n \"equal\": %s}\n", bad == NULL ? "true" : "false");
+        json_out(&d.json, bad == NULL ? "equal true }" : "equal false }");
     }
     if (bad != NULL) {
         fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed, first %s", n_bad, total,

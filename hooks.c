@@ -3,6 +3,7 @@
 #include "hooks.h"
 
 #include <fnmatch.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Which models have a point: language models, the vision tower, both. */
@@ -12,54 +13,50 @@ typedef enum Owner {
     BOTH
 } Owner;
 
-enum {
-    GLOB_DEPTH = 16,
-    GLOB_LONGEST = 1 << 14
-};
 #define IN(kind) (UINT64_C(1) << HOOK_##kind)
 
-/* In the order of HookKind. */
+/* In the order of HookKind; those from HOOK_RESID_PRE to HOOK_RESID_POST are in every block. */
 static const struct {
     const char *name;
-    bool block;
     Owner owner;
-    bool absent;     /* in some models or most dumps: then its inputs stand for it */
-    uint64_t inputs; /* the kinds from which it is computed */
+    bool absent;       /* in some models or most dumps: then its inputs stand for it */
+    const char *shape; /* a letter of HookModel for each dimension */
+    uint64_t inputs;   /* the kinds from which it is computed */
 } points[HOOK_KINDS] = {
-    {"pixel_values", false, VISION, false, 0},
-    {"hook_embed", false, BOTH, false, IN(PIXEL_VALUES)},
-    {"hook_pos_embed", false, BOTH, true, 0},
-    {"ln_pre.hook_scale", false, VISION, false, IN(EMBED) | IN(POS_EMBED)},
-    {"ln_pre.hook_normalized", false, VISION, false, IN(EMBED) | IN(POS_EMBED) | IN(LN_PRE_SCALE)},
-    {"hook_resid_pre", true, BOTH, false,
+    {"pixel_values", VISION, false, "css", 0},
+    {"hook_embed", BOTH, false, "Td", IN(PIXEL_VALUES)},
+    {"hook_pos_embed", BOTH, true, "Td", 0},
+    {"ln_pre.hook_scale", VISION, false, "T1", IN(EMBED) | IN(POS_EMBED)},
+    {"ln_pre.hook_normalized", VISION, false, "Td", IN(EMBED) | IN(POS_EMBED) | IN(LN_PRE_SCALE)},
+    {"hook_resid_pre", BOTH, false, "Td",
      IN(EMBED) | IN(POS_EMBED) | IN(LN_PRE_NORMALIZED) | IN(RESID_POST)},
-    {"ln1.hook_scale", true, BOTH, false, IN(RESID_PRE)},
-    {"ln1.hook_normalized", true, BOTH, false, IN(RESID_PRE) | IN(LN1_SCALE)},
-    {"attn.hook_q", true, BOTH, false, IN(LN1_NORMALIZED)},
-    {"attn.hook_k", true, BOTH, false, IN(LN1_NORMALIZED)},
-    {"attn.hook_v", true, BOTH, false, IN(LN1_NORMALIZED)},
-    {"attn.hook_rot_q", true, LM, true, IN(Q)},
-    {"attn.hook_rot_k", true, LM, true, IN(K)},
-    {"attn.hook_attn_scores", true, BOTH, false, IN(ROT_Q) | IN(ROT_K)},
-    {"attn.hook_pattern", true, BOTH, false, IN(ATTN_SCORES)},
-    {"attn.hook_z", true, BOTH, false, IN(V) | IN(PATTERN)},
-    {"attn.hook_result", true, BOTH, true, IN(Z)},
-    {"ln1_post.hook_scale", true, LM, true, IN(RESULT)},
-    {"ln1_post.hook_normalized", true, LM, true, IN(RESULT) | IN(LN1_POST_SCALE)},
-    {"hook_attn_out", true, BOTH, false, IN(LN1_POST_NORMALIZED)},
-    {"hook_resid_mid", true, BOTH, true, IN(RESID_PRE) | IN(ATTN_OUT)},
-    {"ln2.hook_scale", true, BOTH, false, IN(RESID_MID)},
-    {"ln2.hook_normalized", true, BOTH, false, IN(RESID_MID) | IN(LN2_SCALE)},
-    {"mlp.hook_pre", true, BOTH, false, IN(LN2_NORMALIZED)},
-    {"mlp.hook_pre_linear", true, LM, true, IN(LN2_NORMALIZED)},
-    {"mlp.hook_post", true, BOTH, false, IN(PRE) | IN(PRE_LINEAR)},
-    {"ln2_post.hook_scale", true, LM, true, IN(POST)},
-    {"ln2_post.hook_normalized", true, LM, true, IN(POST) | IN(LN2_POST_SCALE)},
-    {"hook_mlp_out", true, BOTH, false, IN(LN2_POST_NORMALIZED)},
-    {"hook_resid_post", true, BOTH, false, IN(RESID_MID) | IN(MLP_OUT)},
-    {"ln_final.hook_scale", false, LM, false, IN(RESID_POST)},
-    {"ln_final.hook_normalized", false, LM, false, IN(RESID_POST) | IN(LN_FINAL_SCALE)},
-    {"logits", false, LM, false, IN(LN_FINAL_NORMALIZED)},
+    {"ln1.hook_scale", BOTH, false, "T1", IN(RESID_PRE)},
+    {"ln1.hook_normalized", BOTH, false, "Td", IN(RESID_PRE) | IN(LN1_SCALE)},
+    {"attn.hook_q", BOTH, false, "Thk", IN(LN1_NORMALIZED)},
+    {"attn.hook_k", BOTH, false, "Tgk", IN(LN1_NORMALIZED)},
+    {"attn.hook_v", BOTH, false, "Tgk", IN(LN1_NORMALIZED)},
+    {"attn.hook_rot_q", LM, true, "Thk", IN(Q)},
+    {"attn.hook_rot_k", LM, true, "Tgk", IN(K)},
+    {"attn.hook_attn_scores", BOTH, false, "hTT", IN(ROT_Q) | IN(ROT_K)},
+    {"attn.hook_pattern", BOTH, false, "hTT", IN(ATTN_SCORES)},
+    {"attn.hook_z", BOTH, false, "Thk", IN(V) | IN(PATTERN)},
+    {"attn.hook_result", BOTH, true, "Thd", IN(Z)},
+    {"ln1_post.hook_scale", LM, true, "T1", IN(RESULT)},
+    {"ln1_post.hook_normalized", LM, true, "Td", IN(RESULT) | IN(LN1_POST_SCALE)},
+    {"hook_attn_out", BOTH, false, "Td", IN(LN1_POST_NORMALIZED)},
+    {"hook_resid_mid", BOTH, true, "Td", IN(RESID_PRE) | IN(ATTN_OUT)},
+    {"ln2.hook_scale", BOTH, false, "T1", IN(RESID_MID)},
+    {"ln2.hook_normalized", BOTH, false, "Td", IN(RESID_MID) | IN(LN2_SCALE)},
+    {"mlp.hook_pre", BOTH, false, "Tm", IN(LN2_NORMALIZED)},
+    {"mlp.hook_pre_linear", LM, true, "Tm", IN(LN2_NORMALIZED)},
+    {"mlp.hook_post", BOTH, false, "Tm", IN(PRE) | IN(PRE_LINEAR)},
+    {"ln2_post.hook_scale", LM, true, "T1", IN(POST)},
+    {"ln2_post.hook_normalized", LM, true, "Td", IN(POST) | IN(LN2_POST_SCALE)},
+    {"hook_mlp_out", BOTH, false, "Td", IN(LN2_POST_NORMALIZED)},
+    {"hook_resid_post", BOTH, false, "Td", IN(RESID_MID) | IN(MLP_OUT)},
+    {"ln_final.hook_scale", LM, false, "T1", IN(RESID_POST)},
+    {"ln_final.hook_normalized", LM, false, "Td", IN(RESID_POST) | IN(LN_FINAL_SCALE)},
+    {"logits", LM, false, "Tv", IN(LN_FINAL_NORMALIZED)},
 };
 
 bool hooks_want(const Hooks *hooks, HookKind kind, int layer, bool gradient) {
@@ -91,45 +88,40 @@ bool hooks_change(const Hooks *hooks, HookPoint point, float *data) {
     return fingerprint(data, size) != before;
 }
 
+static bool in_block(HookKind kind) {
+    return kind >= HOOK_RESID_PRE && kind <= HOOK_RESID_POST;
+}
+
+static bool has_point(bool vision, HookKind kind) {
+    return points[kind].owner == BOTH || (points[kind].owner == VISION) == vision;
+}
+
 void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient) {
     char block[32] = "";
-    if (points[kind].block) {
-        snprintf(block, sizeof block, "blocks.%d.", layer);
+    if (in_block(kind)) {
+        snprintf(block, sizeof block, layer < 0 ? "blocks.*." : "blocks.%d.", layer);
     }
     snprintf(name, HOOK_NAME_MAX, "%s%s%s%s", vision ? "vision." : "", block, points[kind].name,
              gradient ? ".grad" : "");
 }
 
-/* What follows `prefix` in `text`; NULL if it does not begin so. */
-static const char *after(const char *text, const char *prefix) {
-    size_t length = strlen(prefix);
-    return strncmp(text, prefix, length) == 0 ? text + length : NULL;
-}
-
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision) {
-    const char *rest = after(name, "vision.");
-    *vision = rest != NULL;
-    name = rest != NULL ? rest : name;
-
+    static const char tower[] = "vision.", block[] = "blocks.";
+    char again[HOOK_NAME_MAX];
+    *vision = strncmp(name, tower, strlen(tower)) == 0;
+    const char *rest = name + (*vision ? strlen(tower) : 0);
     *layer = -1;
-    rest = after(name, "blocks.");
-    if (rest != NULL) {
-        int value = 0, digits = 0;
-        while (*rest >= '0' && *rest <= '9' && digits < 9) {
-            value = value * 10 + (*rest++ - '0');
-            digits++;
-        }
-        bool leading_zero = digits > 1 && rest[-digits] == '0';
-        if (digits == 0 || leading_zero || *rest != '.') {
-            return false;
-        }
-        *layer = value;
-        name = rest + 1;
+    if (strncmp(rest, block, strlen(block)) == 0) {
+        char *end;
+        long number = strtol(rest + strlen(block), &end, 10);
+        *layer = number < 1000000000 ? (int)number : -1;
+        rest = end + (*end == '.' ? 1 : 0);
     }
     for (int k = 0; k < HOOK_KINDS; k++) {
-        if (strcmp(points[k].name, name) == 0 && points[k].block == (*layer >= 0)) {
+        if (strcmp(points[k].name, rest) == 0 && has_point(*vision, (HookKind)k)) {
             *kind = (HookKind)k;
-            return points[k].owner == BOTH || (points[k].owner == VISION) == *vision;
+            hook_name(again, *kind, *layer, *vision, false);
+            return strcmp(again, name) == 0; /* no sign, no 0 before the number */
         }
     }
     return false;
@@ -139,7 +131,7 @@ bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision) {
 
 /* The block that a point is in; -1 before the first, n_layers behind the last. */
 static int depth_of(const HookPoint *point, int n_layers) {
-    return points[point->kind].block ? point->layer : point->kind < HOOK_RESID_PRE ? -1 : n_layers;
+    return in_block(point->kind) ? point->layer : point->kind < HOOK_RESID_PRE ? -1 : n_layers;
 }
 
 int64_t hook_place(const HookPoint *point) {
@@ -174,13 +166,13 @@ size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[
     size_t count = 0;
     for (int k = 0; k < 2 * HOOK_KINDS; k++) {
         HookPoint p = {.kind = (HookKind)(k % HOOK_KINDS), .vision = k < HOOK_KINDS};
-        int most = n_layers[p.vision] - 1;
-        int near = p.vision == of->vision ? depth_of(of, most + 1) : most, end = near + 1;
-        bool there = points[p.kind].owner == BOTH || (points[p.kind].owner == VISION) == p.vision;
+        int last = n_layers[p.vision] - 1;
+        int near = p.vision == of->vision ? depth_of(of, last + 1) : last, end = near + 1;
         p.gradient = of->gradient;
-        p.layer = !points[p.kind].block ? -1 : near > 0 ? near - 1 : 0;
-        end = !points[p.kind].block ? -1 : end < most ? end : most;
-        for (; there && p.layer <= end && count < HOOK_INPUTS_MAX; p.layer++) {
+        p.layer = !in_block(p.kind) ? -1 : near > 0 ? near - 1 : 0;
+        end = !in_block(p.kind) ? -1 : end < last ? end : last;
+        for (; has_point(p.vision, p.kind) && p.layer <= end && count < HOOK_INPUTS_MAX;
+             p.layer++) {
             if (of->gradient ? feeds(of, &p, n_layers) : feeds(&p, of, n_layers)) {
                 inputs[count++] = p;
             }
@@ -189,9 +181,31 @@ size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[
     return count;
 }
 
+size_t hook_points(Arena *arena, const HookModel *model, HookPoint **list) {
+    size_t count = 0;
+    int n_layers = (int)model->n_layers;
+    *list = arena_alloc(arena, model->n_layers + 2, HOOK_KINDS * sizeof **list);
+    for (int depth = -1; n_layers > 0 && depth <= n_layers; depth++) {
+        for (int k = 0; k < HOOK_KINDS; k++) {
+            HookPoint p = {.kind = (HookKind)k, .layer = depth, .vision = model->vision};
+            bool here =
+                in_block(p.kind) ? depth >= 0 && depth < n_layers : depth_of(&p, n_layers) == depth;
+            if (!here || model->absent[k] || !has_point(p.vision, p.kind)) {
+                continue;
+            }
+            for (const char *dim = points[k].shape; *dim != '\0'; dim++) {
+                p.shape[p.rank++] = model->size[(unsigned char)*dim];
+            }
+            p.layer = in_block(p.kind) ? depth : -1;
+            (*list)[count++] = p;
+        }
+    }
+    return count;
+}
+
 /* ---- globs: the shell's braces, *, ? and sets; time grows with pattern times name ---- */
 
-/* Behind the set that opens at pattern[at]; at + 1 if it does not close. */
+/* The ']' of the set that opens at pattern[at]; `at` if it does not close. */
 static size_t set_end(const char *pattern, size_t at) {
     size_t i = at + 1;
     i += pattern[i] == '!' || pattern[i] == '^';
@@ -202,95 +216,87 @@ static size_t set_end(const char *pattern, size_t at) {
                                 : NULL;
         i = close != NULL ? (size_t)(close + 1 - pattern) : i;
     }
-    return pattern[i] == ']' ? i + 1 : at + 1;
+    return pattern[i] == ']' ? i : at;
 }
 
-typedef struct Glob {
-    const char *pattern, *name;
-    size_t n;      /* of the name */
-    size_t *close; /* of each '{' and '[' of the pattern its end; 0: it stands for itself */
-    Arena *arena;
-} Glob;
-
-static Glob glob_open(Arena *arena, const char *pattern, const char *name) {
+/* Of each '{' and ',' of a group of alternatives the next ',' or '}' of it, of the '}' what follows
+ * it, of a set's '[' its ']'; 0: the byte stands for itself. */
+static size_t *glob_links(Arena *arena, const char *pattern) {
     size_t length = strlen(pattern), depth = 0;
-    Glob g = {pattern, name, strlen(name), arena_alloc(arena, length + 1, sizeof(size_t)), arena};
+    size_t *next = arena_alloc(arena, length + 1, sizeof *next);
     size_t *open = arena_alloc(arena, length + 1, sizeof *open);
-    if (length > GLOB_LONGEST) {
-        fail(STATUS_INPUT, "glob '%.100s': %zu bytes, at most %d", pattern, length, GLOB_LONGEST);
-    }
+    size_t *last = arena_alloc(arena, length + 1, sizeof *last);
     for (size_t i = 0; i < length; i++) {
-        if (pattern[i] == '[' && set_end(pattern, i) > i + 1) {
-            g.close[i] = set_end(pattern, i) - 1;
-            i = g.close[i];
+        if (pattern[i] == '[') {
+            size_t end = set_end(pattern, i);
+            next[i] = end > i ? end : 0;
+            i = end;
         } else if (pattern[i] == '{') {
-            open[depth++] = i;
-        } else if (pattern[i] == '}' && depth > 0) {
-            g.close[open[--depth]] = i;
+            open[depth] = last[depth] = i;
+            depth++;
+        } else if (depth > 0 && (pattern[i] == ',' || pattern[i] == '}')) {
+            next[last[depth - 1]] = i;
+            last[depth - 1] = i;
+            next[i] = pattern[i] == '}' ? i + 1 : 0;
+            depth -= pattern[i] == '}' ? 1 : 0;
         }
     }
-    return g;
-}
-
-/* The next comma from `at` on in no inner group and no set, or `end`. */
-static size_t glob_comma(const Glob *g, size_t at, size_t end) {
-    while (at < end && g->pattern[at] != ',') {
-        at = g->close[at] > 0 ? g->close[at] + 1 : at + 1;
-    }
-    return at;
-}
-
-/* ends[i]: what was matched so far can end before name[i]. Matches pattern[at, end) more. */
-static void match_part(const Glob *g, size_t at, size_t end, bool *ends, int depth) {
-    if (depth > GLOB_DEPTH) {
-        fail(STATUS_INPUT, "glob '%.100s': braces within more than %d others", g->pattern,
-             GLOB_DEPTH);
-    }
-    while (at < end) {
-        size_t close = g->close[at], next = close > 0 ? close + 1 : at + 1;
-        char c = g->pattern[at];
-        if (c == '{' && close > 0) {
-            bool *any = arena_alloc(g->arena, g->n + 1, sizeof *any);
-            bool *one = arena_alloc(g->arena, g->n + 1, sizeof *one);
-            for (size_t comma; at < close; at = comma) {
-                comma = glob_comma(g, at + 1, close);
-                memcpy(one, ends, g->n + 1);
-                match_part(g, at + 1, comma, one, depth + 1);
-                for (size_t i = 0; i <= g->n; i++) {
-                    any[i] |= one[i];
-                }
-            }
-            memcpy(ends, any, g->n + 1);
-            at = next;
-            continue;
+    while (depth > 0) { /* groups that do not close */
+        for (size_t i = open[--depth], after; (after = next[i]) > 0; i = after) {
+            next[i] = 0;
         }
-        next += c == '\\' && next < end;
-        const char *piece = arena_copy(g->arena, g->pattern + at, next - at);
-        for (size_t k = 0; k <= g->n; k++) {
-            size_t i = c == '*' ? k : g->n - k; /* a run from the left, one from the right */
-            const char one[2] = {i > 0 ? g->name[i - 1] : '\0', '\0'};
-            ends[i] = c == '*' ? ends[i] || (i > 0 && ends[i - 1])
-                               : i > 0 && ends[i - 1] && fnmatch(piece, one, 0) == 0;
-        }
-        at = next;
     }
+    return next;
 }
 
-size_t glob_length(const char *globs) {
-    Arena *arena = arena_new();
-    Glob g = glob_open(arena, globs, "");
-    size_t length = glob_comma(&g, 0, strlen(globs));
-    arena_free(arena);
-    return length;
+const char **glob_list(Arena *arena, const char *globs) {
+    const size_t *next = glob_links(arena, globs), length = strlen(globs);
+    const char **list = arena_alloc(arena, length + 2, sizeof *list);
+    for (size_t begin = 0, i = 0, count = 0; i <= length; i++) {
+        if (i == length || (globs[i] == ',' && next[i] == 0)) {
+            list[count++] = arena_copy(arena, globs + begin, i - begin);
+            begin = i + 1;
+        }
+        i = globs[i] == '[' && next[i] > 0 ? next[i] : i;
+    }
+    return list;
 }
 
 bool glob_match(const char *pattern, const char *name) {
     Arena *arena = arena_new();
-    Glob g = glob_open(arena, pattern, name);
-    bool *ends = arena_alloc(arena, g.n + 1, sizeof *ends);
-    ends[0] = true;
-    match_part(&g, 0, strlen(pattern), ends, 0);
-    bool matches = ends[g.n];
+    const size_t *next = glob_links(arena, pattern), length = strlen(pattern);
+    bool *at = arena_alloc(arena, length + 2, 1), *then = arena_alloc(arena, length + 2, 1);
+    char *piece = arena_copy(arena, pattern, length + 1);
+    at[0] = true; /* at[i]: what was read so far can end before pattern[i] */
+    for (;; name++) {
+        for (size_t i = 0; i < length; i++) {
+            char c = pattern[i];
+            for (size_t k = i; at[i] && c == '{' && next[k] > k && pattern[k] != '}'; k = next[k]) {
+                at[k + 1] = true;
+            }
+            if (at[i] && (c == '*' || (next[i] > 0 && (c == ',' || c == '}')))) {
+                at[c == '*' ? i + 1 : next[i]] = true;
+            }
+        }
+        if (*name == '\0') {
+            break;
+        }
+        memset(then, 0, length + 1);
+        for (size_t i = 0; i < length; i++) {
+            char c = pattern[i];
+            size_t after = c == '[' && next[i] > 0 ? next[i] + 1 : i + 1 + (c == '\\');
+            if (at[i] && c == '*') {
+                then[i] = true;
+            } else if (at[i] && (next[i] == 0 || c == '[')) {
+                const char one[2] = {*name, '\0'}, kept = piece[after];
+                piece[after] = '\0';
+                then[after] |= fnmatch(piece + i, one, 0) == 0;
+                piece[after] = kept;
+            }
+        }
+        memcpy(at, then, length + 1);
+    }
+    bool matches = at[length];
     arena_free(arena);
     return matches;
 }

@@ -75,7 +75,8 @@ bool hooks_change(const Hooks *hooks, HookPoint point, float *data);
 enum {
     HOOK_NAME_MAX = 96
 };
-/* "blocks.3.attn.hook_z", "vision.blocks.0.hook_resid_pre", "logits"; gradients end in ".grad". */
+/* "blocks.3.attn.hook_z", "vision.blocks.0.hook_resid_pre", "logits"; gradients end in ".grad"; of
+ * a layer below 0 "blocks.*.attn.hook_z". */
 void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient);
 /* Finds the point of a name (without .grad); false: no such name. */
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision);
@@ -85,6 +86,16 @@ int64_t hook_place(const HookPoint *point);
 enum {
     HOOK_INPUTS_MAX = 8
 };
+/* Sizes by a letter: T rows, d d_model, h heads, g key-value heads, k d_head, m d_mlp, v
+ * vocabulary, c channels and s side of the image, 1 one. */
+typedef struct HookModel {
+    bool vision, absent[HOOK_KINDS];
+    size_t n_layers, size['v' + 1];
+} HookModel;
+
+/* Every point of a model with its shape, in the order of the pass. Returns their number. */
+size_t hook_points(Arena *arena, const HookModel *model, HookPoint **list);
+
 /* The points from which one is computed with no other point between them, in the order of the pass;
  * of a gradient the gradients of what it feeds. n_layers of the language model and of the tower, 0:
  * none. Returns their number. */
@@ -93,7 +104,7 @@ size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[
 bool hook_optional(HookKind kind);
 /* Shell-like: * any run of characters (dots too), ? one, [abc] a set, {a,b} alternatives. */
 bool glob_match(const char *pattern, const char *name);
-/* The length of the first glob of a list, separated by commas outside of braces and sets. */
-size_t glob_length(const char *globs);
+/* Those of a list, separated by commas outside of braces and sets; NULL behind the last. */
+const char **glob_list(Arena *arena, const char *globs);
 
 #endif

@@ -6,87 +6,29 @@
 #include "run_mapping.h"
 #include "run_sage.h"
 
-#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    KEY_MAX = 64
-};
-
-/* Facts, as "name: value" or as JSON members. */
+/* All that is told is the members of one JSON object; people get that without its brackets. */
 typedef struct Teller {
-    FILE *out;
-    bool json, memory; /* memory: the object of memory figures is open */
     JsonOut object;
     Arena *arena; /* of the path that is told */
-    char key[KEY_MAX];
 } Teller;
 
-/* A name in snake case, until the next. */
-static const char *key_of(Teller *t, const char *name) {
-    size_t n = 0;
-    for (const char *c = name; *c != '\0' && n + 1 < KEY_MAX; c++) {
-        if (isalnum((unsigned char)*c)) {
-            t->key[n++] = (char)tolower((unsigned char)*c);
-        } else if (n > 0 && t->key[n - 1] != '_') {
-            t->key[n++] = '_';
-        }
-    }
-    t->key[n] = '\0';
-    return t->key;
-}
-
-static void tell(Teller *t, const char *name, const char *text) {
-    if (t->json) {
-        json_out(&t->object, "%s %s", key_of(t, name), text);
-    } else {
-        fprintf(t->out, "  %-26s %s\n", name, text);
-    }
-}
-
-static void tell_count(Teller *t, const char *name, size_t count) {
-    if (t->json) {
-        json_out(&t->object, "%s %zu", key_of(t, name), count);
-    } else {
-        fprintf(t->out, "  %-26s %zu\n", name, count);
-    }
-}
-
-static void tell_number(Teller *t, const char *name, float number) {
-    if (t->json) {
-        json_out(&t->object, "%s %f", key_of(t, name), (double)number);
-    } else {
-        fprintf(t->out, "  %-26s %.9g\n", name, (double)number);
-    }
-}
+/* The last member, "memory": what commands take of their own, in bytes beside the mapped file, and
+ * for how much of it. */
+static const char *const memory_for[][2] = {{"generate", "512 + 128 tokens"},
+                                            {"dump_grad", "32 tokens, all hook points"},
+                                            {"sage", "prompts of 24 tokens"},
+                                            {"train", "256 image and 512 text tokens"},
+                                            {"analyze", "768 rows, SAE of 16384"},
+                                            {"dump", "one image"},
+                                            {"dump_sae", "256 rows"},
+                                            {"train_index", "all examples"}};
 
 static void tell_flag(Teller *t, const char *name, bool flag) {
-    if (t->json) {
-        json_out(&t->object, flag ? "%s true" : "%s false", key_of(t, name));
-    } else {
-        tell(t, name, flag ? "yes" : "no");
-    }
-}
-
-/* What only JSON has: a shape of json_out that brings one text at most. */
-static void tell_json(Teller *t, const char *shape, const char *text) {
-    if (t->json) {
-        json_out(&t->object, shape, text);
-    }
-}
-
-/* What a command takes of its own, beside the mapped file; `sizes` says for how much of it. The
- * JSON figures, in bytes, are members of "memory". These come last of what is told. */
-static void tell_memory(Teller *t, const char *command, const char *sizes, size_t bytes) {
-    if (!t->json) {
-        fprintf(t->out, "  memory: %-18s %.1f MiB (%s)\n", command, (double)bytes / 1048576.0,
-                sizes);
-        return;
-    }
-    json_out(&t->object, t->memory ? "%s %zu" : "memory { %s %zu", key_of(t, command), bytes);
-    t->memory = true;
+    json_out(&t->object, flag ? "%s true" : "%s false", name);
 }
 
 static void tell_store(Teller *t, const TensorStore *store) {
@@ -105,10 +47,8 @@ static void tell_store(Teller *t, const TensorStore *store) {
                                  dtype_name((Dtype)d));
         }
     }
-    tell_count(t, "tensors", store->count);
-    tell_count(t, "values", values);
-    tell(t, "dtype", types);
-    tell_count(t, "mapped bytes", mapped);
+    json_out(&t->object, "tensors %zu values %zu dtype %s mapped_bytes %zu", store->count, values,
+             types, mapped);
 }
 
 /* ---- models ---- */
@@ -152,48 +92,35 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     Llm llm;
     llm_open(&llm, t->arena, path);
     const LlmConfig *c = &llm.config;
-    tell(t, "kind", "language model");
-    tell(t, "model type", kinds[c->kind]);
-    tell_count(t, "layers", c->n_layers);
-    tell_count(t, "d_model", c->d_model);
-    tell_count(t, "heads", c->n_heads);
-    tell_count(t, "key-value heads", c->n_kv_heads);
-    tell_count(t, "d_head", c->d_head);
-    tell_count(t, "d_mlp", c->d_mlp);
-    tell_count(t, "vocabulary", c->d_vocab);
-    tell_count(t, "positions", c->n_ctx);
-    tell_number(t, "norm eps", c->norm_eps);
-    tell_number(t, "attention scale", c->attn_scale);
+    JsonOut *o = &t->object;
+    json_out(
+        o,
+        "kind %s model_type %s layers %zu d_model %zu heads %zu key_value_heads %zu d_head %zu "
+        "d_mlp %zu vocabulary %zu positions %zu norm_eps %f attention_scale %f",
+        "language model", kinds[c->kind], c->n_layers, c->d_model, c->n_heads, c->n_kv_heads,
+        c->d_head, c->d_mlp, c->d_vocab, c->n_ctx, (double)c->norm_eps, (double)c->attn_scale);
     if (c->rotary_dim > 0) {
-        tell_count(t, "rotary dimensions", c->rotary_dim);
-        tell_number(t, "rope theta", c->rope_theta);
+        json_out(o, "rotary_dimensions %zu rope_theta %f", c->rotary_dim, (double)c->rope_theta);
     }
     if (c->window > 0) {
-        tell_count(t, "sliding window", c->window);
+        json_out(o, "sliding_window %zu", c->window);
     }
     if (c->attn_softcap > 0) {
-        tell_number(t, "attention soft-cap", c->attn_softcap);
+        json_out(o, "attention_soft_cap %f", (double)c->attn_softcap);
     }
     if (c->final_softcap > 0) {
-        tell_number(t, "final soft-cap", c->final_softcap);
+        json_out(o, "final_soft_cap %f", (double)c->final_softcap);
     }
-    tell_flag(t, "parallel blocks", c->parallel);
-    tell_flag(t, "tied head", llm.head.w.data == llm.embed.data);
+    tell_flag(t, "parallel_blocks", c->parallel);
+    tell_flag(t, "tied_head", llm.head.w.data == llm.embed.data);
     if (c->bos >= 0) {
-        tell_count(t, "bos", (size_t)c->bos);
+        json_out(o, "bos %d", (int)c->bos);
     }
-    const char *eos = "";
-    tell_json(t, "eos [", "");
+    json_out(o, "eos [");
     for (size_t i = 0; i < c->eos_count; i++) {
-        if (t->json) {
-            json_out(&t->object, "%d", (int)c->eos[i]);
-        }
-        eos = arena_format(t->arena, "%s%s%d", eos, i > 0 ? ", " : "", c->eos[i]);
+        json_out(o, "%d", (int)c->eos[i]);
     }
-    tell_json(t, "]", "");
-    if (!t->json) {
-        tell(t, "eos", eos);
-    }
+    json_out(o, "]");
     tell_store(t, &llm.store);
     LlmPlan generate = {.max_rows = TEXT_ROWS,
                         .max_sequence = TEXT_ROWS + 128,
@@ -214,38 +141,35 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
                .vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}}};
     TrainRun step = {.options = &train, .vlm = &vlm};
     AnalyzeRun analyze = {.llm = &llm, .compute = compute, .longest = longest, .widest = WIDE_SAE};
-    tell_memory(t, "generate", "512 + 128 tokens", llm_memory(&llm, compute, &generate));
-    tell_memory(t, "dump --grad", "32 tokens, all hook points", llm_memory(&llm, compute, &dump));
-    tell_memory(t, "sage", "prompts of 24 tokens", sage_memory(compute, &llm, 24));
+    json_out(o, "memory { generate %zu dump_grad %zu sage %zu",
+             llm_memory(&llm, compute, &generate), llm_memory(&llm, compute, &dump),
+             sage_memory(compute, &llm, 24));
     if (c->kind == LLM_GEMMA2) {
-        tell_memory(t, "train", "256 image and 512 text tokens", train_plan(&step));
-        tell_memory(t, "analyze", "768 rows, SAE of 16384",
-                    arena_measure(analyze_layout, &analyze));
+        json_out(o, "train %zu analyze %zu", train_plan(&step),
+                 arena_measure(analyze_layout, &analyze));
     }
+    json_out(o, "}");
 }
 
 static void info_vit(Teller *t, const Compute *compute, const char *path) {
     Vit vit;
     vit_open(&vit, t->arena, path);
     const VitConfig *c = &vit.config;
-    tell(t, "kind", "CLIP vision tower");
-    tell_count(t, "layers", c->n_layers);
-    tell_count(t, "d_model", c->d_model);
-    tell_count(t, "heads", c->n_heads);
-    tell_count(t, "d_mlp", c->d_mlp);
-    tell_count(t, "image size", c->image_size);
-    tell_count(t, "patch size", c->patch_size);
-    tell_count(t, "image tokens", c->n_patches);
+    json_out(&t->object,
+             "kind %s layers %zu d_model %zu heads %zu d_mlp %zu image_size %zu patch_size %zu "
+             "image_tokens %zu",
+             "CLIP vision tower", c->n_layers, c->d_model, c->n_heads, c->d_mlp, c->image_size,
+             c->patch_size, c->n_patches);
     tell_store(t, &vit.store);
-    tell_memory(t, "dump", "one image",
-                arena_measure(measured_layout, &(Measured){.compute = compute, .vit = &vit}));
+    json_out(&t->object, "memory { dump %zu }",
+             arena_measure(measured_layout, &(Measured){.compute = compute, .vit = &vit}));
 }
 
 /* ---- SAEs ---- */
 
 static void tell_stated(Teller *t, const char *name, SaeCentre state, const char *unsaid) {
     if (state == SAE_CENTRE_UNKNOWN) {
-        tell(t, name, unsaid);
+        json_out(&t->object, "%s %s", name, unsaid);
     } else {
         tell_flag(t, name, state == SAE_CENTRE_YES);
     }
@@ -260,65 +184,59 @@ static void tell_sae(Teller *t, const Compute *compute, const Sae *sae) {
     if (sae->hook_known) {
         hook_name(hook, sae->hook, sae->layer, false, false);
     }
+    JsonOut *o = &t->object;
     const char *act = acts[sae->act];
-    tell(t, "kind", "sparse autoencoder");
-    tell(t, "folder", sae->path);
-    tell(t, "format", sae_source_name(sae->source));
-    tell(t, "architecture", sae->architecture != NULL ? sae->architecture : act);
-    tell(t, "hook point", hook);
-    tell_count(t, "d_in", sae->d_in);
-    tell_count(t, "d_sae", sae->d_sae);
-    tell(t, "activation", act);
+    json_out(o,
+             "kind %s folder %s format %s architecture %s hook_point %s d_in %zu d_sae %zu "
+             "activation %s",
+             "sparse autoencoder", sae->path, sae_source_name(sae->source),
+             sae->architecture != NULL ? sae->architecture : act, hook, sae->d_in, sae->d_sae, act);
     if (sae->act == SAE_TOPK) {
-        tell_count(t, "k", sae->k);
-        tell_flag(t, "rescale by decoder norm", sae->rescale_by_decoder_norm);
+        json_out(o, "k %zu", sae->k);
+        tell_flag(t, "rescale_by_decoder_norm", sae->rescale_by_decoder_norm);
     }
-    tell_flag(t, "b_dec subtracted", sae->subtract_b_dec);
-    tell(t, "normalization", norms[sae->norm]);
+    tell_flag(t, "b_dec_subtracted", sae->subtract_b_dec);
+    json_out(o, "normalization %s", norms[sae->norm]);
     if (sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0.0f) {
-        tell_number(t, "normalization factor", sae->norm_factor);
+        json_out(o, "normalization_factor %f", (double)sae->norm_factor);
     } else if (sae->norm == SAE_NORM_EXPECTED) {
-        tell(t, "normalization factor", "not in the file: give --norm-factor X");
+        json_out(o, "normalization_factor %s", "not in the file: give --norm-factor X");
     }
-    tell_stated(t, "stream centred", sae->centre, "not said: --centre yes|no");
+    tell_stated(t, "stream_centred", sae->centre, "not said: --centre yes|no");
     if (sae->hook_known && sae->hook == HOOK_Z) {
-        tell_stated(t, "value biases folded", sae->fold_value_biases,
+        tell_stated(t, "value_biases_folded", sae->fold_value_biases,
                     "not said: --fold-value-biases yes|no");
     }
-    tell_flag(t, "prepend bos", sae->prepend_bos);
+    tell_flag(t, "prepend_bos", sae->prepend_bos);
     if (!isnan(sae->average_l0)) {
-        tell_number(t, "average L0", (float)sae->average_l0);
+        json_out(o, "average_l0 %f", sae->average_l0);
     }
     tell_store(t, &sae->store);
-    tell_memory(t, "dump --sae", "256 rows",
-                arena_measure(measured_layout, &(Measured){.compute = compute, .sae = sae}));
+    json_out(o, "memory { dump_sae %zu }",
+             arena_measure(measured_layout, &(Measured){.compute = compute, .sae = sae}));
 }
 
 /* A row of a folder of SAEs: one that cannot be opened says why, and the caller learns it. */
 static Error tell_sae_row(Teller *t, const char *path) {
     Sae sae;
     Error error;
-    char hook[HOOK_NAME_MAX] = "(no hook point: --hook)";
+    char hook[HOOK_NAME_MAX];
     Arena *arena = arena_new();
     ATTEMPT(&error, sae_open(&sae, arena, path, NULL));
-    bool opened = error.status == STATUS_OK;
-    if (opened && sae.hook_known) {
+    json_out(&t->object, "{ folder %s", path);
+    if (error.status != STATUS_OK) {
+        json_out(&t->object, "error %s }", error.text);
+        arena_free(arena);
+        return error;
+    }
+    if (sae.hook_known) {
         hook_name(hook, sae.hook, sae.layer, false, false);
-    }
-    tell_json(t, "{ folder %s", path);
-    if (!opened) {
-        tell(t, "error", error.text);
-    } else if (t->json) {
-        tell_json(t, sae.hook_known ? "hook_point %s" : "hook_point null", hook);
-        tell(t, "format", sae_source_name(sae.source));
-        tell_count(t, "d_in", sae.d_in);
-        tell_count(t, "d_sae", sae.d_sae);
+        json_out(&t->object, "hook_point %s", hook);
     } else {
-        tell(t, hook,
-             arena_format(arena, "%s, d_in %zu, d_sae %zu, %s", sae_source_name(sae.source),
-                          sae.d_in, sae.d_sae, path));
+        json_out(&t->object, "hook_point null");
     }
-    tell_json(t, "}", "");
+    json_out(&t->object, "format %s d_in %zu d_sae %zu }", sae_source_name(sae.source), sae.d_in,
+             sae.d_sae);
     arena_free(arena);
     return error;
 }
@@ -326,14 +244,12 @@ static Error tell_sae_row(Teller *t, const char *path) {
 /* A folder of several: all are told before the first that cannot be opened is an error. */
 static void info_saes(Teller *t, const char **paths, size_t count) {
     Error first = {0};
-    tell(t, "kind", "sparse autoencoders");
-    tell_count(t, "count", count);
-    tell_json(t, "saes [", "");
+    json_out(&t->object, "kind %s count %zu saes [", "sparse autoencoders", count);
     for (size_t i = 0; i < count; i++) {
         Error error = tell_sae_row(t, paths[i]);
         first = first.status == STATUS_OK ? error : first;
     }
-    tell_json(t, "]", "");
+    json_out(&t->object, "]");
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -359,24 +275,13 @@ static void info_sae(Teller *t, const Compute *compute, const char *path) {
 /* ---- files ---- */
 
 static void tell_tensors(Teller *t, const TensorStore *store) {
-    tell_json(t, "shapes [", "");
-    for (size_t i = 0; i < store->count; i++) {
-        const Tensor *tensor = &store->tensors[i];
-        const char *shape = "";
-        tell_json(t, "{ name %s", tensor->name);
-        tell_json(t, "dtype %s shape [", tensor->type);
-        for (int k = 0; k < tensor->rank; k++) {
-            if (t->json) {
-                json_out(&t->object, "%zu", tensor->shape[k]);
-            }
-            shape = arena_format(t->arena, "%s%s%zu", shape, k > 0 ? ", " : "", tensor->shape[k]);
-        }
-        tell_json(t, "] }", "");
-        if (!t->json) {
-            tell(t, tensor->name, arena_format(t->arena, "%s [%s]", tensor->type, shape));
-        }
+    json_out(&t->object, "shapes [");
+    for (const Tensor *tensor = store->tensors; tensor < store->tensors + store->count; tensor++) {
+        json_out(&t->object, "{ name %s dtype %s shape [", tensor->name, tensor->type);
+        json_out_sizes(&t->object, tensor->shape, tensor->rank);
+        json_out(&t->object, "] }");
     }
-    tell_json(t, "]", "");
+    json_out(&t->object, "]");
 }
 
 static void info_tensors(Teller *t, const Compute *compute, const char *path) {
@@ -390,14 +295,13 @@ static void info_tensors(Teller *t, const Compute *compute, const char *path) {
     bool sae =
         tensors_find(&store, "W_enc") != NULL || tensors_find(&store, "encoder.weight") != NULL;
     if (adapter) {
-        tell(t, "kind", "adapter");
-        tell_count(t, "d_llm", weight->shape[0]);
-        tell_count(t, "d_vit", weight->shape[1]);
+        json_out(&t->object, "kind %s d_llm %zu d_vit %zu", "adapter", weight->shape[0],
+                 weight->shape[1]);
         tell_store(t, &store);
     } else if (sae) {
         info_sae(t, compute, path);
     } else {
-        tell(t, "kind", "tensors");
+        json_out(&t->object, "kind %s", "tensors");
         tell_store(t, &store);
         tell_tensors(t, &store);
     }
@@ -405,8 +309,7 @@ static void info_tensors(Teller *t, const Compute *compute, const char *path) {
 
 static void info_tokenizer(Teller *t, const char *path) {
     const Tokenizer *tokenizer = tokenizer_open(t->arena, path);
-    tell(t, "kind", "tokenizer");
-    tell_count(t, "vocabulary", (size_t)tokenizer_size(tokenizer));
+    json_out(&t->object, "kind %s vocabulary %d", "tokenizer", (int)tokenizer_size(tokenizer));
 }
 
 /* What JSON is, by members of its first record: the first kind that fits. Its entries are the
@@ -441,17 +344,14 @@ static void info_conversations(Teller *t, JsonArrayFile *file) {
         images += one.image != NULL ? 1 : 0;
         turns += one.count;
     }
-    tell(t, "kind", "conversations");
-    tell_count(t, "examples", file->count);
-    tell_count(t, "with image", images);
-    tell_count(t, "turns", turns);
-    tell_memory(t, "train", "index of the examples", 17 * file->count); /* place, order, mark */
+    json_out(&t->object, "kind %s examples %zu with_image %zu turns %zu memory { train_index %zu }",
+             "conversations", file->count, images, turns,
+             17 * file->count); /* place, order, mark */
     arena_free(arena);
 }
 
 static void tell_entries(Teller *t, const char *kind, size_t count) {
-    tell(t, "kind", kind);
-    tell_count(t, "entries", count);
+    json_out(&t->object, "kind %s entries %zu", kind, count);
 }
 
 /* An array, JSON lines, or one object. */
@@ -521,10 +421,11 @@ static bool info_descriptions(Teller *t, const char *path) {
             described += d.text[j] != NULL ? 1 : 0;
         }
         if (!any) {
-            tell(t, "kind", "feature descriptions");
+            json_out(&t->object, "kind %s", "feature descriptions");
         }
         any = true;
-        tell_count(t, arena_format(t->arena, "layer %d", atoi(names[i])), described);
+        json_out(&t->object, "%s %zu", arena_format(t->arena, "layer_%d", atoi(names[i])),
+                 described);
         arena_free(arena);
     }
     return any;
@@ -532,11 +433,8 @@ static bool info_descriptions(Teller *t, const char *path) {
 
 static void info_image(Teller *t, const char *path) {
     Image image = image_read(t->arena, path);
-    tell(t, "kind", "image");
-    tell(t, "format", image.format);
-    tell_count(t, "width", image.width);
-    tell_count(t, "height", image.height);
-    tell_memory(t, "dump", "pixels", image.memory);
+    json_out(&t->object, "kind %s format %s width %zu height %zu memory { dump %zu }", "image",
+             image.format, (size_t)image.width, (size_t)image.height, image.memory);
 }
 
 /* ---- deciding ---- */
@@ -630,33 +528,85 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     }
 }
 
-/* One path, with what it is or, in JSON, why that cannot be said. */
-static Error info_one(Teller *t, const Compute *compute, const char *path) {
-    Error error;
-    t->arena = arena_new();
-    tell_json(t, "{ path %s", path);
-    if (!t->json) {
-        fprintf(t->out, "%s\n", path);
+/* ---- telling ---- */
+
+/* A list or an object without names of its own stays on its line. */
+static void print_told(FILE *out, const Json *value) {
+    const char *separator = "";
+    fputs(value->kind == JSON_ARRAY ? "[" : "", out);
+    for (const Json *v = value->child; v != NULL; v = v->next) {
+        fprintf(out, "%s%s%s", separator, v->key != NULL ? v->key : "", v->key != NULL ? " " : "");
+        print_told(out, v);
+        separator = ", ";
     }
-    ATTEMPT(&error, info_path(t, compute, path));
-    if (t->memory) {
-        tell_json(t, "}", "");
-        t->memory = false;
+    fputs(value->kind == JSON_ARRAY   ? "]"
+          : value->kind == JSON_TRUE  ? "yes"
+          : value->kind == JSON_FALSE ? "no"
+          : value->kind == JSON_NULL  ? "not said"
+          : value->child != NULL      ? ""
+                                      : value->text,
+          out);
+}
+
+/* For people: a line for each member and each object of a list; the memory in MiB. */
+static void print_object(FILE *out, const Json *object) {
+    const Json *memory = json_get(object, "memory");
+    fprintf(out, "%s\n", json_string(object->child));
+    for (const Json *v = object->child->next; v != NULL; v = v->next) {
+        if (v == memory || strcmp(v->key, "error") == 0) {
+            continue; /* below, and by whoever ends the program */
+        }
+        bool rows = json_is(v, JSON_ARRAY) && json_is(v->child, JSON_OBJECT);
+        for (const Json *row = rows ? v->child : v; row != NULL; row = rows ? row->next : NULL) {
+            fprintf(out, rows ? "    " : "  %-26s ", v->key);
+            print_told(out, row);
+            fputc('\n', out);
+        }
+    }
+    for (const Json *v = json_first(memory); v != NULL; v = v->next) {
+        size_t k = 0;
+        while (strcmp(memory_for[k][0], v->key) != 0) {
+            k++;
+        }
+        fprintf(out, "  memory: %-18s %.1f MiB (%s)\n", v->key, json_double(v) / 1048576.0,
+                memory_for[k][1]);
+    }
+}
+
+/* One path, with what it is or why that cannot be said. */
+static Error info_one(JsonOut *list, const Compute *compute, const char *path, FILE *text) {
+    Error error;
+    Arena *arena = arena_new();
+    MemoryStream *memory = memory_open(arena);
+    Teller t = {.object = json_out_start(memory->stream, 0), .arena = arena};
+    json_out(&t.object, "{ path %s", path);
+    ATTEMPT(&error, info_path(&t, compute, path));
+    while (t.object.depth > 1) { /* what a failure left open */
+        json_out(&t.object, "]");
     }
     if (error.status != STATUS_OK) {
-        tell_json(t, "error %s", error.text);
+        json_out(&t.object, "error %s", error.text);
     }
-    tell_json(t, "}", "");
-    arena_free(t->arena);
+    json_out(&t.object, "}");
+    const char *told = memory_text(memory);
+    const Json *object = json_parse(arena, told, memory->length, path);
+    if (text == NULL) {
+        json_out_value(list, NULL, object);
+    } else {
+        print_object(text, object);
+    }
+    arena_free(arena);
     return error;
 }
 
 void info_run(const Compute *compute, char *const *paths, size_t count, bool json, FILE *out) {
-    Teller t = {.out = out, .json = json, .object = json_out_start(out, 2)};
+    JsonOut list = json_out_start(out, 2);
     Error last = {0};
-    tell_json(&t, "[", "");
+    if (json) {
+        json_out(&list, "[");
+    }
     for (size_t i = 0; i < count; i++) {
-        Error error = info_one(&t, compute, paths[i]);
+        Error error = info_one(&list, compute, paths[i], json ? NULL : out);
         if (error.status != STATUS_OK) {
             if (last.status != STATUS_OK) {
                 fprintf(stderr, "refsae: %s\n", last.text);
@@ -664,7 +614,9 @@ void info_run(const Compute *compute, char *const *paths, size_t count, bool jso
             last = error;
         }
     }
-    tell_json(&t, "]", "");
+    if (json) {
+        json_out(&list, "]");
+    }
     if (last.status != STATUS_OK) {
         fail(last.status, "%s", last.text);
     }

@@ -511,10 +511,16 @@ static void scan_next(ArrayScan *s) {
     s->c = getc_unlocked(s->file->stream);
 }
 
+/* To the byte that is next and no white space. */
 static void scan_space(ArrayScan *s) {
     while (s->c == ' ' || s->c == '\n' || s->c == '\r' || s->c == '\t') {
         scan_next(s);
     }
+}
+
+static void scan_past(ArrayScan *s) {
+    scan_next(s);
+    scan_space(s);
 }
 
 REFSAE_NORETURN static void scan_fail(const ArrayScan *s, const char *what) {
@@ -575,14 +581,14 @@ void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
     }
     scan_space(&s);
     bool lines = s.c == '{';
-    if (!lines) {
-        if (s.c != '[') {
-            scan_fail(&s, "expected '[', the begin of an array");
-        }
-        scan_next(&s);
-        scan_space(&s);
+    int close = lines ? EOF : ']';
+    if (!lines && s.c != '[') {
+        scan_fail(&s, "expected '[', the begin of an array");
     }
-    for (bool comma = false; s.c != (lines ? EOF : ']') || comma;) {
+    if (!lines) {
+        scan_past(&s);
+    }
+    for (bool comma = false; s.c != close || comma;) {
         if (s.c == EOF || strchr(",]}:", s.c) != NULL) {
             scan_fail(&s, "expected a value");
         }
@@ -593,20 +599,15 @@ void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
         scan_space(&s);
         comma = !lines && s.c == ',';
         if (comma) {
-            scan_next(&s);
-            scan_space(&s);
-        } else if (!lines && s.c != ']') {
+            scan_past(&s);
+        } else if (!lines && s.c != close) {
             scan_fail(&s, "expected ',' or ']'");
         }
     }
     if (!lines) {
-        scan_next(&s);
-        scan_space(&s);
+        scan_past(&s);
     }
-    if (ferror(file->stream)) {
-        fail_errno(errno, file->name, "cannot read");
-    }
-    if (s.c != EOF) {
+    if (s.c != EOF || ferror(file->stream)) {
         scan_fail(&s, "expected nothing after the array");
     }
     offset_set(file, &room, end);
@@ -667,7 +668,7 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
+/* Any of up to 15 digits (6 for binary32) survives the way through the binary
  * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
  * and start at 1. */
 static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
@@ -687,12 +688,6 @@ void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
     format_number(text, value, false);
 }
 
-void json_write_double(FILE *stream, double value) {
-    char text[JSON_NUMBER_SIZE];
-    format_number(text, value, false);
-    fputs(text, stream);
-}
-
 JsonOut json_out_start(FILE *stream, int pretty) {
     return (JsonOut){.stream = stream, .pretty = pretty};
 }
@@ -701,17 +696,21 @@ static void json_indent(const JsonOut *json) {
     fprintf(json->stream, "\n%*s", 2 * json->depth, "");
 }
 
-static void json_next(JsonOut *json, const char *key) {
-    if (json->depth > 0) {
+/* Before a value: what stands between it and the last, and its key; nothing behind a key that
+ * stands there already. */
+static void json_next(JsonOut *json, const char *key, size_t length) {
+    bool follows = json->keyed;
+    json->keyed = false;
+    if (json->depth > 0 && !follows) {
         bool first = (json->has_children & 1) == 0;
         fputs(first ? "" : json->depth > json->pretty ? ", " : ",", json->stream);
         if (json->depth <= json->pretty) {
             json_indent(json);
         }
+        json->has_children |= 1;
     }
-    json->has_children |= 1;
     if (key != NULL) {
-        json_write_string(json->stream, key, strlen(key));
+        json_write_string(json->stream, key, length);
         fputs(": ", json->stream);
     }
 }
@@ -739,19 +738,19 @@ static void json_close(JsonOut *json) {
 }
 
 void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length) {
-    json_next(json, key);
+    json_next(json, key, key == NULL ? 0 : strlen(key));
     json_write_string(json->stream, text, length);
 }
 
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
+    char number[JSON_NUMBER_SIZE];
     bool object = value->kind == JSON_OBJECT;
-    int64_t whole;
     if (value->kind == JSON_STRING) {
         json_out_bytes(json, key, value->text, value->length);
         return;
     }
-    json_next(json, key);
+    json_next(json, key, key == NULL ? 0 : strlen(key));
     if (object || value->kind == JSON_ARRAY) {
         json_open(json, object ? '{' : '[');
         for (const Json *v = value->child; v != NULL; v = v->next) {
@@ -760,16 +759,16 @@ void json_out_value(JsonOut *json, const char *key, const Json *value) {
         json_close(json);
     } else if (value->kind != JSON_NUMBER) {
         fputs(words[value->kind], json->stream);
-    } else if (json_int64(value, &whole)) {
-        fprintf(json->stream, "%lld", (long long)whole);
+    } else if (strspn(value->text, "-0123456789") == strlen(value->text)) {
+        fputs(value->text, json->stream); /* whole numbers as they are, however large */
     } else {
-        json_write_double(json->stream, json_double(value));
+        json_format_double(number, json_double(value));
+        fputs(number, json->stream);
     }
 }
 
 void json_out(JsonOut *json, const char *shape, ...) {
-    const char *key = NULL;
-    char name[64], number[JSON_NUMBER_SIZE];
+    char number[JSON_NUMBER_SIZE];
     va_list list;
     va_start(list, shape);
     for (size_t n; (n = strcspn(shape, " ")) > 0; shape += n, shape += strspn(shape, " ")) {
@@ -779,13 +778,13 @@ void json_out(JsonOut *json, const char *shape, ...) {
             json_close(json);
             continue;
         }
-        if (in_object && key == NULL) {
-            snprintf(name, sizeof name, "%.*s", (int)n, shape);
-            key = strcmp(name, "%s") == 0 ? va_arg(list, const char *) : name;
+        if (in_object && !json->keyed) {
+            const char *key = *shape == '%' ? va_arg(list, const char *) : shape;
+            json_next(json, key, *shape == '%' ? strlen(key) : n);
+            json->keyed = true;
             continue;
         }
-        json_next(json, key);
-        key = NULL;
+        json_next(json, NULL, 0);
         if (last == '{' || last == '[') {
             json_open(json, last);
         } else if (*shape != '%') {
@@ -795,14 +794,22 @@ void json_out(JsonOut *json, const char *shape, ...) {
             json_write_string(json->stream, text, strlen(text));
         } else if (last == 'd') {
             fprintf(json->stream, "%d", va_arg(list, int));
-        } else if (last == 'u') {
+        } else if (n == strlen("%zu") && last == 'u') {
             fprintf(json->stream, "%zu", va_arg(list, size_t));
+        } else if (last == 'u') {
+            fprintf(json->stream, "%llu", va_arg(list, unsigned long long));
         } else {
             format_number(number, va_arg(list, double), last == 'f');
             fputs(number, json->stream);
         }
     }
     va_end(list);
+}
+
+void json_out_sizes(JsonOut *json, const size_t *sizes, int count) {
+    for (int i = 0; i < count; i++) {
+        json_out(json, "%zu", sizes[i]);
+    }
 }
 
 /* ---- CSV ---- */

@@ -102,8 +102,6 @@ const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */
 void json_write_string(FILE *stream, const char *text, size_t length);
 /* Shortest decimal that reads back as the same binary64; NaN and infinities as null. */
-void json_write_double(FILE *stream, double value);
-/* The same into a buffer. */
 enum {
     JSON_NUMBER_SIZE = 32
 };
@@ -117,13 +115,15 @@ typedef struct JsonOut {
     FILE *stream;
     int depth, pretty;
     uint64_t is_array, has_children; /* a bit for each level, the innermost's lowest */
+    bool keyed;                      /* a key stands there, its value does not */
 } JsonOut;
 
 JsonOut json_out_start(FILE *stream, int pretty);
 /* As it is read: "{ layer %d loss { clean %g } words [ %s". Between spaces stand brackets, keys of
- * objects (%s: brought) and values: true, false, null, %s a text, %d, %zu, %g a double, %f a float.
- * What a shape leaves open the next goes on with. */
+ * objects (%s: brought) and values: true, false, null, %s a text, %d, %zu, %llu, %g a double, %f a
+ * float. What a shape leaves open the next goes on with. */
 void json_out(JsonOut *json, const char *shape, ...) REFSAE_PRINTF(2, 3);
+void json_out_sizes(JsonOut *json, const size_t *sizes, int count); /* elements of an array */
 /* `key` is NULL in arrays, here and below. A text that may hold 0 bytes. */
 void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
 /* What was read, once more; numbers in the shortest form. */

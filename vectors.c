@@ -387,9 +387,7 @@ static void write_outcome(JsonOut *out, const Outcome *outcome, const Outcome *r
     for (size_t k = 0; k < outcome->count && k < right->count; k++) {
         const Tensor *t = &outcome->tensors[k];
         json_out(out, "%s { shape [", right->tensors[k].name);
-        for (int d = 0; d < t->rank; d++) {
-            json_out(out, "%zu", t->shape[d]);
-        }
+        json_out_sizes(out, t->shape, t->rank);
         json_out(out, "] values [");
         for (size_t i = 0; i < t->count; i++) {
             json_out(out, t->dtype == DTYPE_F32 ? "%f" : "%g", number_at(t, i));

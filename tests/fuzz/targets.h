@@ -140,8 +140,7 @@ static void read_glob(Arena *arena, const char *path) {
     bool vision;
     text[line] = 0;
     (void)hook_parse(text, &kind, &layer, &vision);
-    text[glob_length(text)] = 0;
-    (void)glob_match(text, name);
+    (void)glob_match(*glob_list(arena, text), name);
 }
 
 static void read_tensors(Arena *arena, const char *path) {
