@@ -640,6 +640,7 @@ static const SaeLayout dictionary_classes[] = {
     {"GatedAutoEncoder", SAE_GATED, LINEAR, "decoder_bias", "gate_bias", "mag_bias"},
     {"JumpReluAutoEncoder", SAE_JUMPRELU, false, false, true, "W_enc", "W_dec", "b_enc", "b_dec",
      "", ""}};
+
 /* What the settings say, else the tensors' names, else --dict-class. */
 static const SaeLayout *dictionary_class(const SaeFound *c, const SaeOptions *options) {
     const Sae *sae = &c->sae;
@@ -938,15 +939,15 @@ static int hook_order(const void *a, const void *b) {
 /* Of `count` for one hook point the only one, or the only canonical one. */
 static SaeFound *choose(SaeFound *same, size_t count, bool canonical, const char *directory) {
     SaeFound *chosen = NULL;
-    size_t canonicals = 0;
+    size_t fit = 0;
     for (size_t i = 0; i < count; i++) {
-        if (is_canonical(&same[i].sae)) {
+        if (count == 1 || (canonical && is_canonical(&same[i].sae))) {
             chosen = &same[i];
-            canonicals++;
+            fit++;
         }
     }
-    if (count == 1 || (canonical && canonicals == 1)) {
-        return count == 1 ? same : chosen;
+    if (fit == 1) {
+        return chosen;
     }
     char name[HOOK_NAME_MAX];
     hook_name(name, same->sae.hook, same->sae.layer, false, false);
