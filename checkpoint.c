@@ -170,6 +170,12 @@ REFSAE_NORETURN static void pickle_fail(const Pickle *p, const char *what) {
     fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
 }
 
+static void pickle_fail_if(bool bad, const Pickle *p, const char *what) {
+    if (bad) {
+        pickle_fail(p, what);
+    }
+}
+
 static bool value_is(const Value *value, const char *word) {
     return value->kind == VALUE_STRING && strlen(word) == value->count &&
            memcmp(value->text, word, value->count) == 0;
@@ -201,9 +207,7 @@ static void push_new(Pickle *p, Value value) {
         SLAB = 256
     };
     size_t place = p->values % SLAB;
-    if (p->values++ == VALUES_MOST) {
-        pickle_fail(p, "more than 2^21 objects");
-    }
+    pickle_fail_if(p->values++ == VALUES_MOST, p, "more than 2^21 objects");
     p->slab = place == 0 ? arena_alloc(p->scratch, SLAB, sizeof value) : p->slab;
     p->slab[place] = value;
     push(p, &p->slab[place]);
@@ -219,10 +223,9 @@ static Value **take_items(Pickle *p, size_t *count) {
         taken++;
         height--;
     }
-    if (*count == MARKED ? height == 0 : taken < *count) {
-        pickle_fail(p, *count == MARKED ? "an opcode finds no mark"
-                                        : "an opcode finds the stack empty");
-    }
+    pickle_fail_if(*count == MARKED ? height == 0 : taken < *count, p,
+                   *count == MARKED ? "an opcode finds no mark"
+                                    : "an opcode finds the stack empty");
     p->stack_count = height - (*count == MARKED);
     *count = taken;
     return p->stack + height;
@@ -250,9 +253,7 @@ static void extend(Pickle *p, Value *into, Value **items, size_t count) {
 /* ---- what opcodes do ---- */
 
 static const unsigned char *operand(Pickle *p, uint64_t count, const char *what) {
-    if (count > (uint64_t)(p->end - p->at)) {
-        pickle_fail(p, what);
-    }
+    pickle_fail_if(count > (uint64_t)(p->end - p->at), p, what);
     p->at += count;
     return p->at - count;
 }
@@ -260,9 +261,7 @@ static const unsigned char *operand(Pickle *p, uint64_t count, const char *what)
 /* A string up to a newline, without it. */
 static Value operand_line(Pickle *p) {
     const unsigned char *newline = memchr(p->at, '\n', (size_t)(p->end - p->at));
-    if (newline == NULL) {
-        pickle_fail(p, "ends within an opcode");
-    }
+    pickle_fail_if(newline == NULL, p, "ends within an opcode");
     size_t length = (size_t)(newline - p->at);
     Value line = {.kind = VALUE_STRING, .text = (const char *)p->at, .count = length};
     p->at = newline + 1;
@@ -294,17 +293,15 @@ static void push_tuple(Pickle *p, size_t count) {
 /* `count` items go into the container below them. */
 static void fill(Pickle *p, ValueKind kind, size_t count) {
     Value **items = take_items(p, &count), *into = top(p);
-    if (into->kind != kind || (kind == VALUE_DICT && count % 2 != 0)) {
-        pickle_fail(p, "items are put into what is no list or dict");
-    }
+    pickle_fail_if(into->kind != kind || (kind == VALUE_DICT && count % 2 != 0), p,
+                   "items are put into what is no list or dict");
     extend(p, into, items, count);
 }
 
 static void push_global(Pickle *p, const Value *module, const Value *name) {
     char text[404];
-    if (module->kind != VALUE_STRING || name->kind != VALUE_STRING) {
-        pickle_fail(p, "a global whose name is no string");
-    }
+    pickle_fail_if(module->kind != VALUE_STRING || name->kind != VALUE_STRING, p,
+                   "a global whose name is no string");
     snprintf(text, sizeof text, "%.*s.%.*s", (int)(module->count < 200 ? module->count : 200),
              module->text, (int)(name->count < 200 ? name->count : 200), name->text);
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
@@ -333,13 +330,11 @@ static void push_tensor(Pickle *p, bool v3, Value args) {
     static const ValueKind kinds[] = {VALUE_STORAGE, VALUE_INTEGER, VALUE_TUPLE, VALUE_TUPLE,
                                       VALUE_OTHER,   VALUE_OTHER,   VALUE_DTYPE};
     size_t known = v3 ? 7 : 6;
-    if (args.count > known + 1 || !items_are(&args, kinds, known)) {
-        pickle_fail(p, "a tensor whose parts are not those of a tensor");
-    }
-    if (args.count > known &&
-        (args.items[known]->kind != VALUE_DICT || args.items[known]->count != 0)) {
-        pickle_fail(p, "a tensor that is to be negated or conjugated");
-    }
+    pickle_fail_if(args.count > known + 1 || !items_are(&args, kinds, known), p,
+                   "a tensor whose parts are not those of a tensor");
+    pickle_fail_if(args.count > known &&
+                       (args.items[known]->kind != VALUE_DICT || args.items[known]->count != 0),
+                   p, "a tensor that is to be negated or conjugated");
     args.kind = VALUE_TENSOR;
     push_new(p, args);
 }
@@ -347,9 +342,8 @@ static void push_tensor(Pickle *p, bool v3, Value args) {
 static void reduce(Pickle *p) {
     Value **pair = take(p, 2), *args = pair[1];
     ValueKind function = pair[0]->kind;
-    if (function < VALUE_CLASS || args->kind != VALUE_TUPLE) {
-        pickle_fail(p, "a call of what is no function");
-    }
+    pickle_fail_if(function < VALUE_CLASS || args->kind != VALUE_TUPLE, p,
+                   "a call of what is no function");
     Value *first = args->count > 0 ? args->items[0] : NULL;
     if (function >= VALUE_TENSOR_V2) {
         push_tensor(p, function == VALUE_TENSOR_V3, *args);
@@ -376,20 +370,18 @@ enum {
 static void push_storage(Pickle *p, Value id) {
     static const ValueKind kinds[STORAGE_PARTS] = {VALUE_STRING, VALUE_CLASS, VALUE_STRING,
                                                    VALUE_OTHER, VALUE_INTEGER};
-    if (id.kind != VALUE_TUPLE || id.count != STORAGE_PARTS ||
-        !items_are(&id, kinds, STORAGE_PARTS) || !value_is(id.items[STORAGE_WORD], "storage") ||
-        id.items[STORAGE_COUNT]->number < 0) {
-        pickle_fail(p, "a persistent id that is no storage");
-    }
+    pickle_fail_if(id.kind != VALUE_TUPLE || id.count != STORAGE_PARTS ||
+                       !items_are(&id, kinds, STORAGE_PARTS) ||
+                       !value_is(id.items[STORAGE_WORD], "storage") ||
+                       id.items[STORAGE_COUNT]->number < 0,
+                   p, "a persistent id that is no storage");
     id.kind = VALUE_STORAGE;
     push_new(p, id);
 }
 
 static void memo_set(Pickle *p, uint64_t index) {
     Value *value = top(p);
-    if (index >= MEMO_MOST) {
-        pickle_fail(p, "a memo of more than 2^22 objects");
-    }
+    pickle_fail_if(index >= MEMO_MOST, p, "a memo of more than 2^22 objects");
     p->memo = arena_grow(p->scratch, p->memo, &p->memo_room, (size_t)index + 1, sizeof *p->memo);
     p->memo_count += p->memo[index] == NULL;
     p->memo[index] = value;
@@ -403,9 +395,7 @@ static void opcode_run(Pickle *p, unsigned char code) {
     const unsigned char *bytes = operand(p, widths[code], "ends within an opcode");
     uint64_t number = read_little(bytes, widths[code]);
     if (code == 0x80) { /* PROTO */
-        if (number > 5) {
-            pickle_fail(p, "a protocol after 5");
-        }
+        pickle_fail_if(number > 5, p, "a protocol after 5");
     } else if (code == '(') { /* MARK */
         push(p, NULL);
     } else if (code == 'N' || code == 0x88 || code == 0x89 || code == 'G') {
@@ -440,9 +430,7 @@ static void opcode_run(Pickle *p, unsigned char code) {
         reduce(p);
     } else if (code == 'b') { /* BUILD: attributes (a state dict has _metadata), not needed */
         take(p, 1);
-        if (top(p)->kind != VALUE_DICT) {
-            pickle_fail(p, "attributes of what is no OrderedDict");
-        }
+        pickle_fail_if(top(p)->kind != VALUE_DICT, p, "attributes of what is no OrderedDict");
     } else if (code == 'Q') { /* BINPERSID */
         push_storage(p, **take(p, 1));
     } else if (code == 'q' || code == 'r') { /* BINPUT, LONG_BINPUT */
@@ -450,9 +438,8 @@ static void opcode_run(Pickle *p, unsigned char code) {
     } else if (code == 0x94) { /* MEMOIZE */
         memo_set(p, p->memo_count);
     } else if (code == 'h' || code == 'j') { /* BINGET, LONG_BINGET */
-        if (number >= p->memo_room || p->memo[number] == NULL) {
-            pickle_fail(p, "an object is taken from the memo before it is there");
-        }
+        pickle_fail_if(number >= p->memo_room || p->memo[number] == NULL, p,
+                       "an object is taken from the memo before it is there");
         push(p, p->memo[number]);
     } else if (code != 0x95) { /* FRAME only says how much to read at once */
         fail(STATUS_INPUT,
@@ -465,9 +452,7 @@ static void opcode_run(Pickle *p, unsigned char code) {
 static Value *pickle_run(Pickle *p) {
     for (size_t steps = 0; p->at < p->end; steps++) {
         unsigned char code = *p->at++;
-        if (steps == OPCODES_MOST) {
-            pickle_fail(p, "more than 2^24 opcodes");
-        }
+        pickle_fail_if(steps == OPCODES_MOST, p, "more than 2^24 opcodes");
         if (code == '.') { /* STOP */
             return *take(p, 1);
         }
@@ -619,9 +604,8 @@ static size_t name_extend(Pickle *p, size_t length, const Value *key) {
 /* Adds the tensors below `value`, whose name is p->name[0 .. length). Of a checkpoint, the
  * state_dict of the outermost dict keeps its own names. */
 static void walk(Pickle *p, const Value *value, size_t length, int depth) {
-    if (p->steps-- == 0 || depth == DEPTH_MOST) {
-        pickle_fail(p, "objects nested too deep or too often");
-    }
+    pickle_fail_if(p->steps-- == 0 || depth == DEPTH_MOST, p,
+                   "objects nested too deep or too often");
     if (value->kind == VALUE_TENSOR) {
         add_tensor(p, value);
     }

@@ -40,6 +40,12 @@ REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
     fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
 }
 
+static inline void inflate_fail_if(bool bad, const Inflate *z, const char *what) {
+    if (bad) {
+        inflate_fail(z, what);
+    }
+}
+
 /* Leaves with what was decoded so far, which may be all that is wanted. */
 REFSAE_NORETURN static void inflate_stop(Inflate *z, size_t used, bool full) {
     z->used = used;
@@ -96,14 +102,11 @@ static void code_build(Inflate *z, Code *code, const unsigned char *length, int 
     int left = 1;
     for (int l = 1; l <= CODE_BITS; l++) {
         left = 2 * left - code->count[l];
-        if (left < 0) {
-            inflate_fail(z, "an impossible set of codes");
-        }
+        inflate_fail_if(left < 0, z, "an impossible set of codes");
         offset[l + 1] = (uint16_t)(offset[l] + code->count[l]);
     }
-    if (left > 0 && longest != 0 && (lengths_code || longest != 1)) {
-        inflate_fail(z, "an impossible set of codes");
-    }
+    inflate_fail_if(left > 0 && longest != 0 && (lengths_code || longest != 1), z,
+                    "an impossible set of codes");
     for (int s = 0; s < n; s++) {
         if (length[s] != 0) {
             code->symbol[offset[length[s]]++] = (uint16_t)s;
@@ -163,9 +166,7 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
     int literals = (int)bits_take(z, 5) + 257, distances = (int)bits_take(z, 5) + 1;
     int lengths = (int)bits_take(z, 4) + 4;
     bits_check(z, z->used);
-    if (literals > 286 || distances > 30) {
-        inflate_fail(z, "too many symbols");
-    }
+    inflate_fail_if(literals > 286 || distances > 30, z, "too many symbols");
     for (int i = 0; i < lengths; i++) {
         refill(z);
         length[order[i]] = (unsigned char)bits_take(z, 3);
@@ -176,22 +177,17 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
     for (int i = 0, repeat; i < literals + distances; i += repeat) {
         refill(z);
         int symbol = decode(z, literal);
-        if (symbol < 0) {
-            inflate_fail(z, "an invalid code length");
-        }
+        inflate_fail_if(symbol < 0, z, "an invalid code length");
         repeat = symbol < 16    ? 1
                  : symbol == 16 ? 3 + (int)bits_take(z, 2)
                  : symbol == 17 ? 3 + (int)bits_take(z, 3)
                                 : 11 + (int)bits_take(z, 7);
         bits_check(z, z->used);
-        if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
-            inflate_fail(z, "an invalid repeat of code lengths");
-        }
+        inflate_fail_if(i + repeat > literals + distances || (symbol == 16 && i == 0), z,
+                        "an invalid repeat of code lengths");
         memset(length + i, symbol < 16 ? symbol : symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
     }
-    if (length[256] == 0) {
-        inflate_fail(z, "a block that cannot end");
-    }
+    inflate_fail_if(length[256] == 0, z, "a block that cannot end");
     code_build(z, literal, length, literals, false);
     code_build(z, distance, length + literals, distances, false);
 }
@@ -205,9 +201,8 @@ static void copy_stored(Inflate *z) {
         inflate_stop(z, z->used, false);
     }
     size_t size = (size_t)z->at[0] | (size_t)z->at[1] << 8;
-    if ((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8)) {
-        inflate_fail(z, "a stored block with a wrong length");
-    }
+    inflate_fail_if((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8), z,
+                    "a stored block with a wrong length");
     z->at += 4;
     size_t room = z->capacity - z->used, left = (size_t)(z->end - z->at);
     size_t most = left < room ? left : room, copied = size < most ? size : most;
@@ -235,9 +230,7 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
     for (;;) {
         refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
         int symbol = decode(z, literal);
-        if (symbol < 0) {
-            inflate_fail(z, "an invalid code");
-        }
+        inflate_fail_if(symbol < 0, z, "an invalid code");
         bits_check(z, used);
         if (symbol == 256) {
             break;
@@ -250,23 +243,17 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
             continue;
         }
         symbol -= 257;
-        if (symbol >= 29) {
-            inflate_fail(z, "an invalid length");
-        }
+        inflate_fail_if(symbol >= 29, z, "an invalid length");
         size_t length = length_base[symbol] + bits_take(z, length_extra[symbol]);
         int far = decode(z, distance);
         bits_check(z, used);
-        if (far < 0 || far >= 30) {
-            inflate_fail(z, "an invalid distance");
-        }
+        inflate_fail_if(far < 0 || far >= 30, z, "an invalid distance");
         size_t back = distance_base[far] + bits_take(z, far < 2 ? 0 : far / 2 - 1);
         bits_check(z, used);
         if (used == capacity) { /* as zlib, before it judges the distance */
             inflate_stop(z, used, true);
         }
-        if (back > used) {
-            inflate_fail(z, "a distance before the start");
-        }
+        inflate_fail_if(back > used, z, "a distance before the start");
         bool full = length > capacity - used;
         length = full ? capacity - used : length;
         unsigned char *to = data + used;
@@ -295,9 +282,7 @@ static void inflate_blocks(Inflate *z) {
         last = bits_take(z, 1) != 0;
         unsigned type = bits_take(z, 2);
         bits_check(z, z->used);
-        if (type == 3) {
-            inflate_fail(z, "an invalid block type");
-        }
+        inflate_fail_if(type == 3, z, "an invalid block type");
         if (type == 0) {
             copy_stored(z);
             continue;
@@ -410,6 +395,12 @@ bool zip_is(const FileMap *map) {
            (read_little(map->data, 4) == 0x04034B50 || read_little(map->data, 4) == 0x06054B50);
 }
 
+static void zip_fail_if(bool bad, const char *path, const char *what) {
+    if (bad) {
+        fail(STATUS_INPUT, "%s: %s", path, what);
+    }
+}
+
 typedef struct Directory {
     uint64_t start, size, count;
 } Directory;
@@ -424,26 +415,22 @@ static Directory zip_directory(const FileMap *map, const char *path) {
         found = map->size - at >= 22 && read_little(data + at, 4) == 0x06054B50 &&
                 read_little(data + at + 20, 2) <= map->size - at - 22;
     }
-    if (!found) {
-        fail(STATUS_INPUT, "%s: a zip whose end is missing", path);
-    }
+    zip_fail_if(!found, path, "a zip whose end is missing");
     Directory directory = {.count = read_little(data + at + 10, 2),
                            .size = read_little(data + at + 12, 4),
                            .start = read_little(data + at + 16, 4)};
     if (at >= 20 && read_little(data + at - 20, 4) == 0x07064B50) {
         uint64_t end64 = read_little(data + at - 12, 8);
-        if (end64 > map->size || map->size - end64 < 56 ||
-            read_little(data + end64, 4) != 0x06064B50) {
-            fail(STATUS_INPUT, "%s: a zip whose zip64 end is broken", path);
-        }
+        zip_fail_if(end64 > map->size || map->size - end64 < 56 ||
+                        read_little(data + end64, 4) != 0x06064B50,
+                    path, "a zip whose zip64 end is broken");
         directory = (Directory){.count = read_little(data + end64 + 32, 8),
                                 .size = read_little(data + end64 + 40, 8),
                                 .start = read_little(data + end64 + 48, 8)};
     }
-    if (directory.start > map->size || directory.size > map->size - directory.start ||
-        directory.count > directory.size / 46) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is not in the file", path);
-    }
+    zip_fail_if(directory.start > map->size || directory.size > map->size - directory.start ||
+                    directory.count > directory.size / 46,
+                path, "a zip whose directory is not in the file");
     return directory;
 }
 
@@ -478,23 +465,19 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
  * the size of the entry. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
-    if (left < 46 || read_little(entry, 4) != 0x02014B50) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
-    }
+    zip_fail_if(left < 46 || read_little(entry, 4) != 0x02014B50, path,
+                "a zip whose directory is broken");
     size_t name = (size_t)read_little(entry + 28, 2), extra = (size_t)read_little(entry + 30, 2);
     size_t entry_size = 46 + name + extra + (size_t)read_little(entry + 32, 2);
-    if (entry_size > left) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
-    }
+    zip_fail_if(entry_size > left, path, "a zip whose directory is broken");
     uint64_t at = read_little(entry + 42, 4);
     *member = (ZipMember){.method = (unsigned)read_little(entry + 10, 2),
                           .crc = (unsigned)read_little(entry + 16, 4),
                           .packed = read_little(entry + 20, 4),
                           .size = read_little(entry + 24, 4)};
     uint64_t *wide[3] = {&member->size, &member->packed, &at};
-    if (!zip64_values(entry + 46 + name, extra, wide)) {
-        fail(STATUS_INPUT, "%s: a zip whose zip64 sizes are broken", path);
-    }
+    zip_fail_if(!zip64_values(entry + 46 + name, extra, wide), path,
+                "a zip whose zip64 sizes are broken");
     member->name = arena_copy(arena, (const char *)entry + 46, name);
     if (strlen(member->name) != name) {
         fail(STATUS_INPUT, "%s: a zip member '%s' with a 0 in its name", path, member->name);
@@ -503,9 +486,9 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
         fail(STATUS_INPUT, "%s: a zip member that is encrypted or packed by method %u", path,
              member->method);
     }
-    if (at > map->size || map->size - at < 30 || read_little(map->data + at, 4) != 0x04034B50) {
-        fail(STATUS_INPUT, "%s: a zip member that is not where the directory says", path);
-    }
+    zip_fail_if(at > map->size || map->size - at < 30 ||
+                    read_little(map->data + at, 4) != 0x04034B50,
+                path, "a zip member that is not where the directory says");
     member->begin = at;
     at += 30 + read_little(map->data + at + 26, 2) + read_little(map->data + at + 28, 2);
     if (at > map->size || member->packed > map->size - at ||
