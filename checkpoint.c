@@ -94,101 +94,107 @@ enum {
     PICKLE_MOST = 256 << 20 /* bytes */
 };
 
-/* ---- what a pickle may name ---- */
-
-typedef enum GlobalKind {
-    GLOBAL_DICT,
-    GLOBAL_FIRST, /* a function that gives back what it is given first */
-    GLOBAL_TENSOR_V2,
-    GLOBAL_TENSOR_V3,
-    GLOBAL_STORAGE,
-    GLOBAL_DTYPE
-} GlobalKind;
-
-typedef struct Global {
-    const char *module, *name;
-    GlobalKind kind;
-    Dtype dtype;
-} Global;
-
-static const Global globals[] = {
-    {"collections", "OrderedDict", GLOBAL_DICT, DTYPE_OTHER},
-    {"torch", "Size", GLOBAL_FIRST, DTYPE_OTHER},
-    {"torch._utils", "_rebuild_tensor_v2", GLOBAL_TENSOR_V2, DTYPE_OTHER},
-    {"torch._utils", "_rebuild_tensor_v3", GLOBAL_TENSOR_V3, DTYPE_OTHER},
-    {"torch._utils", "_rebuild_parameter", GLOBAL_FIRST, DTYPE_OTHER},
-    {"torch._utils", "_rebuild_parameter_with_state", GLOBAL_FIRST, DTYPE_OTHER},
-    {"torch", "FloatStorage", GLOBAL_STORAGE, DTYPE_F32},
-    {"torch", "BFloat16Storage", GLOBAL_STORAGE, DTYPE_BF16},
-    {"torch", "HalfStorage", GLOBAL_STORAGE, DTYPE_F16},
-    {"torch", "DoubleStorage", GLOBAL_STORAGE, DTYPE_F64},
-    {"torch", "LongStorage", GLOBAL_STORAGE, DTYPE_I64},
-    {"torch", "IntStorage", GLOBAL_STORAGE, DTYPE_I32},
-    {"torch", "ShortStorage", GLOBAL_STORAGE, DTYPE_I16},
-    {"torch", "CharStorage", GLOBAL_STORAGE, DTYPE_I8},
-    {"torch", "ByteStorage", GLOBAL_STORAGE, DTYPE_U8},
-    {"torch", "BoolStorage", GLOBAL_STORAGE, DTYPE_BOOL},
-    {"torch", "ComplexFloatStorage", GLOBAL_STORAGE, DTYPE_OTHER},
-    {"torch", "ComplexDoubleStorage", GLOBAL_STORAGE, DTYPE_OTHER},
-    {"torch.storage", "UntypedStorage", GLOBAL_STORAGE, DTYPE_U8},
-    {"torch", "uint16", GLOBAL_DTYPE, DTYPE_U16},
-    {"torch", "uint32", GLOBAL_DTYPE, DTYPE_U32},
-    {"torch", "uint64", GLOBAL_DTYPE, DTYPE_U64},
-    {"torch", "float8_e4m3fn", GLOBAL_DTYPE, DTYPE_OTHER},
-    {"torch", "float8_e5m2", GLOBAL_DTYPE, DTYPE_OTHER},
-    {"torch", "float8_e4m3fnuz", GLOBAL_DTYPE, DTYPE_OTHER},
-    {"torch", "float8_e5m2fnuz", GLOBAL_DTYPE, DTYPE_OTHER},
-    {"torch", "float8_e8m0fnu", GLOBAL_DTYPE, DTYPE_OTHER}};
-
-/* ---- values ---- */
-
 typedef enum ValueKind {
     VALUE_OTHER, /* None, booleans, floats, integers beyond 64 bits: not needed, so not kept */
     VALUE_INTEGER,
     VALUE_STRING,
     VALUE_TUPLE,
     VALUE_LIST,
-    VALUE_DICT, /* items: key, value, key, value ... */
-    VALUE_GLOBAL,
+    VALUE_DICT,    /* items: key, value, key, value ... */
     VALUE_STORAGE, /* items: its persistent id */
-    VALUE_TENSOR   /* items: the arguments of its function */
+    VALUE_TENSOR,  /* items: the arguments of its function */
+    VALUE_CLASS,   /* of a storage; this and what follows are looked up by name */
+    VALUE_DTYPE,
+    VALUE_DICT_CLASS,
+    VALUE_FIRST, /* a function that gives back what it is given first */
+    VALUE_TENSOR_V2,
+    VALUE_TENSOR_V3
 } ValueKind;
-
-typedef struct PickleText {
-    const char *text; /* in the pickle, without a 0 after it */
-    size_t length;
-} PickleText;
 
 typedef struct Value {
     ValueKind kind;
-    union {
-        int64_t integer;
-        PickleText string;
-        struct {
-            struct Value **items;
-            size_t count, room;
-        } list;
-        const Global *global;
-    } as;
+    Dtype dtype;      /* of a class or dtype */
+    const char *text; /* string: in the pickle, without a 0 after it; else the name looked up */
+    struct Value **items;
+    size_t count, room; /* bytes of a string, items */
+    int64_t number;
 } Value;
 
+static const Value globals[] = {
+    {VALUE_DICT_CLASS, DTYPE_OTHER, .text = "collections.OrderedDict"},
+    {VALUE_FIRST, DTYPE_OTHER, .text = "torch.Size"},
+    {VALUE_TENSOR_V2, DTYPE_OTHER, .text = "torch._utils._rebuild_tensor_v2"},
+    {VALUE_TENSOR_V3, DTYPE_OTHER, .text = "torch._utils._rebuild_tensor_v3"},
+    {VALUE_FIRST, DTYPE_OTHER, .text = "torch._utils._rebuild_parameter"},
+    {VALUE_FIRST, DTYPE_OTHER, .text = "torch._utils._rebuild_parameter_with_state"},
+    {VALUE_CLASS, DTYPE_F32, .text = "torch.FloatStorage"},
+    {VALUE_CLASS, DTYPE_BF16, .text = "torch.BFloat16Storage"},
+    {VALUE_CLASS, DTYPE_F16, .text = "torch.HalfStorage"},
+    {VALUE_CLASS, DTYPE_F64, .text = "torch.DoubleStorage"},
+    {VALUE_CLASS, DTYPE_I64, .text = "torch.LongStorage"},
+    {VALUE_CLASS, DTYPE_I32, .text = "torch.IntStorage"},
+    {VALUE_CLASS, DTYPE_I16, .text = "torch.ShortStorage"},
+    {VALUE_CLASS, DTYPE_I8, .text = "torch.CharStorage"},
+    {VALUE_CLASS, DTYPE_U8, .text = "torch.ByteStorage"},
+    {VALUE_CLASS, DTYPE_BOOL, .text = "torch.BoolStorage"},
+    {VALUE_CLASS, DTYPE_OTHER, .text = "torch.ComplexFloatStorage"},
+    {VALUE_CLASS, DTYPE_OTHER, .text = "torch.ComplexDoubleStorage"},
+    {VALUE_CLASS, DTYPE_U8, .text = "torch.storage.UntypedStorage"},
+    {VALUE_DTYPE, DTYPE_U16, .text = "torch.uint16"},
+    {VALUE_DTYPE, DTYPE_U32, .text = "torch.uint32"},
+    {VALUE_DTYPE, DTYPE_U64, .text = "torch.uint64"},
+    {VALUE_DTYPE, DTYPE_OTHER, .text = "torch.float8_e4m3fn"},
+    {VALUE_DTYPE, DTYPE_OTHER, .text = "torch.float8_e5m2"},
+    {VALUE_DTYPE, DTYPE_OTHER, .text = "torch.float8_e4m3fnuz"},
+    {VALUE_DTYPE, DTYPE_OTHER, .text = "torch.float8_e5m2fnuz"},
+    {VALUE_DTYPE, DTYPE_OTHER, .text = "torch.float8_e8m0fnu"}};
+
 typedef struct Pickle {
-    const char *path;
-    const unsigned char *at, *end;
+    TensorStore *store;
+    const Zip *zip;
+    const char *path, *folder; /* of the members */
     Arena *scratch;
+    /* The machine. */
+    const unsigned char *at, *end;
     Value **stack, **memo; /* NULL on the stack: a mark */
-    size_t stack_count, stack_room, memo_count, memo_room;
-    size_t values, slab_left;
-    Value *slab;
+    size_t stack_count, stack_room, memo_count, memo_room, values;
+    Value *slab; /* of the latest values */
+    /* The walk. */
+    const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
+    uint64_t file_size, spent;      /* bytes of copies */
+    size_t steps;                   /* that it may still take */
+    char name[NAME_MOST + 1];
 } Pickle;
 
 REFSAE_NORETURN static void pickle_fail(const Pickle *p, const char *what) {
     fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
 }
 
-static bool text_is(PickleText text, const char *word) {
-    return strlen(word) == text.length && memcmp(text.text, word, text.length) == 0;
+static void pickle_fail_if(bool bad, const Pickle *p, const char *what) {
+    if (bad) {
+        pickle_fail(p, what);
+    }
 }
+
+static bool value_is(const Value *value, const char *word) {
+    return value->kind == VALUE_STRING && strlen(word) == value->count &&
+           memcmp(value->text, word, value->count) == 0;
+}
+
+/* Whether the first items are of these kinds; VALUE_OTHER: any. */
+static bool items_are(const Value *value, const ValueKind *kinds, size_t count) {
+    bool good = value->count >= count;
+    for (size_t i = 0; good && i < count; i++) {
+        good = kinds[i] == VALUE_OTHER || value->items[i]->kind == kinds[i];
+    }
+    return good;
+}
+
+static bool is_container(const Value *value) {
+    return value->kind == VALUE_TUPLE || value->kind == VALUE_LIST || value->kind == VALUE_DICT;
+}
+
+/* ---- the stack ---- */
 
 static void push(Pickle *p, Value *value) {
     p->stack =
@@ -200,16 +206,11 @@ static void push_new(Pickle *p, Value value) {
     enum {
         SLAB = 256
     };
-    if (p->values++ == VALUES_MOST) {
-        pickle_fail(p, "more than 2^21 objects");
-    }
-    if (p->slab_left == 0) {
-        p->slab = arena_alloc(p->scratch, SLAB, sizeof *p->slab);
-        p->slab_left = SLAB;
-    }
-    Value *made = &p->slab[--p->slab_left];
-    *made = value;
-    push(p, made);
+    size_t place = p->values % SLAB;
+    pickle_fail_if(p->values++ == VALUES_MOST, p, "more than 2^21 objects");
+    p->slab = place == 0 ? arena_alloc(p->scratch, SLAB, sizeof value) : p->slab;
+    p->slab[place] = value;
+    push(p, &p->slab[place]);
 }
 
 #define MARKED SIZE_MAX
@@ -222,172 +223,97 @@ static Value **take_items(Pickle *p, size_t *count) {
         taken++;
         height--;
     }
-    if (*count == MARKED ? height == 0 : taken < *count) {
-        pickle_fail(p, *count == MARKED ? "an opcode finds no mark"
-                                        : "an opcode finds the stack empty");
-    }
+    pickle_fail_if(*count == MARKED ? height == 0 : taken < *count, p,
+                   *count == MARKED ? "an opcode finds no mark"
+                                    : "an opcode finds the stack empty");
     p->stack_count = height - (*count == MARKED);
     *count = taken;
     return p->stack + height;
 }
 
-static Value **operand_take(Pickle *p, size_t count) {
+static Value **take(Pickle *p, size_t count) {
     return take_items(p, &count);
 }
 
 static Value *top(Pickle *p) {
-    Value *value = *operand_take(p, 1);
+    Value *value = *take(p, 1);
     p->stack_count++;
     return value;
 }
 
-/* ---- operands ---- */
+/* `count` items are put into the container. */
+static void extend(Pickle *p, Value *into, Value **items, size_t count) {
+    into->items =
+        arena_grow(p->scratch, into->items, &into->room, into->count + count, sizeof *items);
+    for (size_t i = 0; i < count; i++) {
+        into->items[into->count++] = items[i];
+    }
+}
+
+/* ---- what opcodes do ---- */
 
 static const unsigned char *operand(Pickle *p, uint64_t count, const char *what) {
-    if (count > (uint64_t)(p->end - p->at)) {
-        pickle_fail(p, what);
-    }
+    pickle_fail_if(count > (uint64_t)(p->end - p->at), p, what);
     p->at += count;
     return p->at - count;
 }
 
-/* An unsigned number of 1, 2, 4 or 8 bytes. */
-static uint64_t operand_number(Pickle *p, size_t width) {
-    return read_little(operand(p, width, "ends within an opcode"), (int)width);
-}
-
-/* Up to a newline, without it. */
-static PickleText operand_line(Pickle *p) {
-    PickleText line = {.text = (const char *)p->at};
+/* A string up to a newline, without it. */
+static Value operand_line(Pickle *p) {
     const unsigned char *newline = memchr(p->at, '\n', (size_t)(p->end - p->at));
-    if (newline == NULL) {
-        pickle_fail(p, "ends within an opcode");
-    }
-    line.length = (size_t)(newline - p->at);
+    pickle_fail_if(newline == NULL, p, "ends within an opcode");
+    size_t length = (size_t)(newline - p->at);
+    Value line = {.kind = VALUE_STRING, .text = (const char *)p->at, .count = length};
     p->at = newline + 1;
     return line;
 }
 
-/* ---- opcodes: each takes a width of its operand, or what else tells it from its kin ---- */
-
-static void protocol(Pickle *p, size_t width) {
-    if (operand_number(p, width) > 5) {
-        pickle_fail(p, "a protocol after 5");
-    }
-}
-
-/* FRAME: only says how much to read at once. */
-static void skip(Pickle *p, size_t width) {
-    operand_number(p, width);
-}
-
-static void push_mark(Pickle *p, size_t unused) {
-    (void)unused;
-    push(p, NULL);
-}
-
-static void push_empty(Pickle *p, size_t kind) {
-    push_new(p, (Value){.kind = (ValueKind)kind});
-}
-
-static void push_float(Pickle *p, size_t width) {
-    operand_number(p, width);
-    push_empty(p, VALUE_OTHER);
-}
-
-static void push_unsigned(Pickle *p, size_t width) {
-    push_new(p, (Value){.kind = VALUE_INTEGER, .as.integer = (int64_t)operand_number(p, width)});
-}
-
-/* Two's complement of up to 8 bytes. */
-static void push_signed(Pickle *p, const unsigned char *bytes, size_t width) {
-    uint64_t bits = read_little(bytes, (int)width);
+/* Two's complement of up to 8 bytes; of more it is not kept. */
+static void push_signed(Pickle *p, const unsigned char *bytes, uint64_t width) {
+    uint64_t bits = width <= 8 ? read_little(bytes, (int)width) : 0;
     if (width > 0 && width < 8 && bytes[width - 1] >= 0x80) {
         bits |= UINT64_MAX << (8 * width);
     }
-    Value value = {.kind = VALUE_INTEGER};
-    memcpy(&value.as.integer, &bits, sizeof bits);
+    Value value = {.kind = width <= 8 ? VALUE_INTEGER : VALUE_OTHER};
+    memcpy(&value.number, &bits, sizeof bits);
     push_new(p, value);
 }
 
-static void push_int(Pickle *p, size_t width) {
-    push_signed(p, operand(p, width, "ends within an opcode"), width);
-}
-
-/* A length and so many bytes. */
-static void push_long(Pickle *p, size_t width) {
-    uint64_t length = operand_number(p, width);
-    const unsigned char *bytes = operand(p, length, "a number that ends after the file");
-    if (length > 8) {
-        push_empty(p, VALUE_OTHER);
-    } else {
-        push_signed(p, bytes, (size_t)length);
-    }
-}
-
-static void push_string(Pickle *p, size_t width) {
-    uint64_t length = operand_number(p, width);
+static void push_string(Pickle *p, uint64_t length) {
     const void *text = operand(p, length, "a string that ends after the file");
-    push_new(p, (Value){.kind = VALUE_STRING, .as.string = {text, (size_t)length}});
+    push_new(p, (Value){.kind = VALUE_STRING, .text = text, .count = (size_t)length});
 }
 
 static void push_tuple(Pickle *p, size_t count) {
     Value **items = take_items(p, &count), tuple = {.kind = VALUE_TUPLE};
-    tuple.as.list.items = arena_alloc(p->scratch, count, sizeof *items);
-    tuple.as.list.count = count;
-    for (size_t i = 0; i < count; i++) {
-        tuple.as.list.items[i] = items[i];
-    }
+    extend(p, &tuple, items, count);
     push_new(p, tuple);
 }
 
 /* `count` items go into the container below them. */
 static void fill(Pickle *p, ValueKind kind, size_t count) {
     Value **items = take_items(p, &count), *into = top(p);
-    if (into->kind != kind || (kind == VALUE_DICT && count % 2 != 0)) {
-        pickle_fail(p, "items are put into what is no list or dict");
-    }
-    into->as.list.items = arena_grow(p->scratch, into->as.list.items, &into->as.list.room,
-                                     into->as.list.count + count, sizeof *items);
-    for (size_t i = 0; i < count; i++) {
-        into->as.list.items[into->as.list.count++] = items[i];
-    }
+    pickle_fail_if(into->kind != kind || (kind == VALUE_DICT && count % 2 != 0), p,
+                   "items are put into what is no list or dict");
+    extend(p, into, items, count);
 }
 
-static void list_append(Pickle *p, size_t count) {
-    fill(p, VALUE_LIST, count);
-}
-
-static void set_items(Pickle *p, size_t count) {
-    fill(p, VALUE_DICT, count);
-}
-
-static void push_global(Pickle *p, PickleText module, PickleText name) {
+static void push_global(Pickle *p, const Value *module, const Value *name) {
+    char text[404];
+    pickle_fail_if(module->kind != VALUE_STRING || name->kind != VALUE_STRING, p,
+                   "a global whose name is no string");
+    snprintf(text, sizeof text, "%.*s.%.*s", (int)(module->count < 200 ? module->count : 200),
+             module->text, (int)(name->count < 200 ? name->count : 200), name->text);
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
-        if (text_is(module, globals[i].module) && text_is(name, globals[i].name)) {
-            push_new(p, (Value){.kind = VALUE_GLOBAL, .as.global = &globals[i]});
+        if (strcmp(text, globals[i].text) == 0) {
+            push_new(p, globals[i]);
             return;
         }
     }
     fail(STATUS_INPUT,
-         "%s: data.pkl asks for '%.*s.%.*s'; nothing is executed, only tensors, dicts, "
+         "%s: data.pkl asks for '%s'; nothing is executed, only tensors, dicts, "
          "lists, numbers and strings are read: save the state_dict alone",
-         p->path, (int)(module.length < 200 ? module.length : 200), module.text,
-         (int)(name.length < 200 ? name.length : 200), name.text);
-}
-
-static void global(Pickle *p, size_t unused) {
-    (void)unused;
-    PickleText module = operand_line(p), name = operand_line(p);
-    push_global(p, module, name);
-}
-
-static void stack_global(Pickle *p, size_t two) {
-    Value **pair = operand_take(p, two);
-    if (pair[0]->kind != VALUE_STRING || pair[1]->kind != VALUE_STRING) {
-        pickle_fail(p, "a global whose name is no string");
-    }
-    push_global(p, pair[0]->as.string, pair[1]->as.string);
+         p->path, text);
 }
 
 /* The arguments of _rebuild_tensor: storage, offset, size, stride, requires_grad, hooks, then for
@@ -400,40 +326,35 @@ enum {
     TENSOR_DTYPE = 6
 };
 
-static void push_tensor(Pickle *p, bool v3, const Value *args) {
-    size_t count = args->as.list.count, known = v3 ? 7 : 6;
-    Value **items = args->as.list.items;
-    if (count < known || count > known + 1 || items[TENSOR_STORAGE]->kind != VALUE_STORAGE ||
-        items[TENSOR_OFFSET]->kind != VALUE_INTEGER || items[TENSOR_SIZE]->kind != VALUE_TUPLE ||
-        items[TENSOR_STRIDE]->kind != VALUE_TUPLE ||
-        (v3 && (items[TENSOR_DTYPE]->kind != VALUE_GLOBAL ||
-                items[TENSOR_DTYPE]->as.global->kind != GLOBAL_DTYPE))) {
-        pickle_fail(p, "a tensor whose parts are not those of a tensor");
-    }
-    if (count > known && (items[known]->kind != VALUE_DICT || items[known]->as.list.count != 0)) {
-        pickle_fail(p, "a tensor that is to be negated or conjugated");
-    }
-    push_new(p, (Value){.kind = VALUE_TENSOR, .as.list = args->as.list});
+static void push_tensor(Pickle *p, bool v3, Value args) {
+    static const ValueKind kinds[] = {VALUE_STORAGE, VALUE_INTEGER, VALUE_TUPLE, VALUE_TUPLE,
+                                      VALUE_OTHER,   VALUE_OTHER,   VALUE_DTYPE};
+    size_t known = v3 ? 7 : 6;
+    pickle_fail_if(args.count > known + 1 || !items_are(&args, kinds, known), p,
+                   "a tensor whose parts are not those of a tensor");
+    pickle_fail_if(args.count > known &&
+                       (args.items[known]->kind != VALUE_DICT || args.items[known]->count != 0),
+                   p, "a tensor that is to be negated or conjugated");
+    args.kind = VALUE_TENSOR;
+    push_new(p, args);
 }
 
-static void reduce(Pickle *p, size_t two) {
-    Value **pair = operand_take(p, two), *args = pair[1];
-    if (pair[0]->kind != VALUE_GLOBAL || args->kind != VALUE_TUPLE) {
-        pickle_fail(p, "a call of what is no function");
-    }
-    const Global *function = pair[0]->as.global;
-    size_t count = args->as.list.count;
-    Value *first = count > 0 ? args->as.list.items[0] : NULL;
-    if (function->kind == GLOBAL_TENSOR_V2 || function->kind == GLOBAL_TENSOR_V3) {
-        push_tensor(p, function->kind == GLOBAL_TENSOR_V3, args);
-    } else if (function->kind == GLOBAL_DICT && count == 0) {
-        push_empty(p, VALUE_DICT);
-    } else if (function->kind == GLOBAL_FIRST && count > 0 &&
+static void reduce(Pickle *p) {
+    Value **pair = take(p, 2), *args = pair[1];
+    ValueKind function = pair[0]->kind;
+    pickle_fail_if(function < VALUE_CLASS || args->kind != VALUE_TUPLE, p,
+                   "a call of what is no function");
+    Value *first = args->count > 0 ? args->items[0] : NULL;
+    if (function >= VALUE_TENSOR_V2) {
+        push_tensor(p, function == VALUE_TENSOR_V3, *args);
+    } else if (function == VALUE_DICT_CLASS && first == NULL) {
+        push_new(p, (Value){.kind = VALUE_DICT});
+    } else if (function == VALUE_FIRST && first != NULL &&
                (first->kind == VALUE_TENSOR || first->kind == VALUE_TUPLE)) {
         push(p, first);
     } else {
-        fail(STATUS_INPUT, "%s: data.pkl: a call of '%s.%s' in a form not known", p->path,
-             function->module, function->name);
+        fail(STATUS_INPUT, "%s: data.pkl: a call of '%s' in a form not known", p->path,
+             pair[0]->text);
     }
 }
 
@@ -446,138 +367,107 @@ enum {
     STORAGE_PARTS
 };
 
-static void persistent(Pickle *p, size_t one) {
-    Value *id = *operand_take(p, one), **items = id->as.list.items;
-    if (id->kind != VALUE_TUPLE || id->as.list.count != STORAGE_PARTS ||
-        items[STORAGE_WORD]->kind != VALUE_STRING ||
-        !text_is(items[STORAGE_WORD]->as.string, "storage") ||
-        items[STORAGE_CLASS]->kind != VALUE_GLOBAL ||
-        items[STORAGE_CLASS]->as.global->kind != GLOBAL_STORAGE ||
-        items[STORAGE_KEY]->kind != VALUE_STRING || items[STORAGE_COUNT]->kind != VALUE_INTEGER ||
-        items[STORAGE_COUNT]->as.integer < 0) {
-        pickle_fail(p, "a persistent id that is no storage");
-    }
-    push_new(p, (Value){.kind = VALUE_STORAGE, .as.list = id->as.list});
-}
-
-/* An OrderedDict's attributes (a state dict has _metadata): not needed. */
-static void build(Pickle *p, size_t one) {
-    operand_take(p, one);
-    if (top(p)->kind != VALUE_DICT) {
-        pickle_fail(p, "attributes of what is no OrderedDict");
-    }
+static void push_storage(Pickle *p, Value id) {
+    static const ValueKind kinds[STORAGE_PARTS] = {VALUE_STRING, VALUE_CLASS, VALUE_STRING,
+                                                   VALUE_OTHER, VALUE_INTEGER};
+    pickle_fail_if(id.kind != VALUE_TUPLE || id.count != STORAGE_PARTS ||
+                       !items_are(&id, kinds, STORAGE_PARTS) ||
+                       !value_is(id.items[STORAGE_WORD], "storage") ||
+                       id.items[STORAGE_COUNT]->number < 0,
+                   p, "a persistent id that is no storage");
+    id.kind = VALUE_STORAGE;
+    push_new(p, id);
 }
 
 static void memo_set(Pickle *p, uint64_t index) {
     Value *value = top(p);
-    if (index >= MEMO_MOST) {
-        pickle_fail(p, "a memo of more than 2^22 objects");
-    }
+    pickle_fail_if(index >= MEMO_MOST, p, "a memo of more than 2^22 objects");
     p->memo = arena_grow(p->scratch, p->memo, &p->memo_room, (size_t)index + 1, sizeof *p->memo);
     p->memo_count += p->memo[index] == NULL;
     p->memo[index] = value;
 }
 
-static void memo_put(Pickle *p, size_t width) {
-    memo_set(p, operand_number(p, width));
-}
-
-static void memoize(Pickle *p, size_t unused) {
-    (void)unused;
-    memo_set(p, p->memo_count);
-}
-
-static void memo_get(Pickle *p, size_t width) {
-    uint64_t index = operand_number(p, width);
-    if (index >= p->memo_room || p->memo[index] == NULL) {
-        pickle_fail(p, "an object is taken from the memo before it is there");
+/* Runs one opcode, named as in Python's pickletools: those that state dicts need. */
+static void opcode_run(Pickle *p, unsigned char code) {
+    static const unsigned char widths[256] = {
+        [0x80] = 1, [0x95] = 8, ['J'] = 4,  ['K'] = 1, ['M'] = 2, [0x8A] = 1, [0x8B] = 4, ['G'] = 8,
+        [0x8C] = 1, ['X'] = 4,  [0x8D] = 8, ['q'] = 1, ['r'] = 4, ['h'] = 1,  ['j'] = 4};
+    const unsigned char *bytes = operand(p, widths[code], "ends within an opcode");
+    uint64_t number = read_little(bytes, widths[code]);
+    if (code == 0x80) { /* PROTO */
+        pickle_fail_if(number > 5, p, "a protocol after 5");
+    } else if (code == '(') { /* MARK */
+        push(p, NULL);
+    } else if (code == 'N' || code == 0x88 || code == 0x89 || code == 'G') {
+        push_new(p, (Value){.kind = VALUE_OTHER}); /* NONE, NEWTRUE, NEWFALSE, BINFLOAT */
+    } else if (code == 'J') {                      /* BININT */
+        push_signed(p, bytes, 4);
+    } else if (code == 'K' || code == 'M') { /* BININT1, BININT2 */
+        push_new(p, (Value){.kind = VALUE_INTEGER, .number = (int64_t)number});
+    } else if (code == 0x8A || code == 0x8B) { /* LONG1, LONG4 */
+        push_signed(p, operand(p, number, "a number that ends after the file"), number);
+    } else if (code == 0x8C || code == 'X' || code == 0x8D) { /* BINUNICODE, short and long */
+        push_string(p, number);
+    } else if (code == ')') { /* EMPTY_TUPLE */
+        push_tuple(p, 0);
+    } else if (code >= 0x85 && code <= 0x87) { /* TUPLE1, TUPLE2, TUPLE3 */
+        push_tuple(p, code - 0x84U);
+    } else if (code == 't') { /* TUPLE */
+        push_tuple(p, MARKED);
+    } else if (code == ']' || code == '}') { /* EMPTY_LIST, EMPTY_DICT */
+        push_new(p, (Value){.kind = code == ']' ? VALUE_LIST : VALUE_DICT});
+    } else if (code == 'a' || code == 'e') { /* APPEND, APPENDS */
+        fill(p, VALUE_LIST, code == 'a' ? 1 : MARKED);
+    } else if (code == 's' || code == 'u') { /* SETITEM, SETITEMS */
+        fill(p, VALUE_DICT, code == 's' ? 2 : MARKED);
+    } else if (code == 'c') { /* GLOBAL */
+        Value module = operand_line(p), name = operand_line(p);
+        push_global(p, &module, &name);
+    } else if (code == 0x93) { /* STACK_GLOBAL */
+        Value **names = take(p, 2);
+        push_global(p, names[0], names[1]);
+    } else if (code == 'R') { /* REDUCE */
+        reduce(p);
+    } else if (code == 'b') { /* BUILD: attributes (a state dict has _metadata), not needed */
+        take(p, 1);
+        pickle_fail_if(top(p)->kind != VALUE_DICT, p, "attributes of what is no OrderedDict");
+    } else if (code == 'Q') { /* BINPERSID */
+        push_storage(p, **take(p, 1));
+    } else if (code == 'q' || code == 'r') { /* BINPUT, LONG_BINPUT */
+        memo_set(p, number);
+    } else if (code == 0x94) { /* MEMOIZE */
+        memo_set(p, p->memo_count);
+    } else if (code == 'h' || code == 'j') { /* BINGET, LONG_BINGET */
+        pickle_fail_if(number >= p->memo_room || p->memo[number] == NULL, p,
+                       "an object is taken from the memo before it is there");
+        push(p, p->memo[number]);
+    } else if (code != 0x95) { /* FRAME only says how much to read at once */
+        fail(STATUS_INPUT,
+             "%s: data.pkl has the opcode 0x%02X; only what tensors, dicts, lists, numbers and "
+             "strings need is read: save the state_dict alone",
+             p->path, code);
     }
-    push(p, p->memo[index]);
 }
-
-/* ---- the machine ---- */
-
-/* What state dicts need, named as in Python's pickletools. */
-static const struct {
-    void (*run)(Pickle *p, size_t argument);
-    size_t argument;
-} opcodes[256] = {
-    [0x80] = {protocol, 1},             /* PROTO */
-    [0x95] = {skip, 8},                 /* FRAME */
-    ['('] = {push_mark, 0},             /* MARK */
-    ['N'] = {push_empty, VALUE_OTHER},  /* NONE */
-    [0x88] = {push_empty, VALUE_OTHER}, /* NEWTRUE */
-    [0x89] = {push_empty, VALUE_OTHER}, /* NEWFALSE */
-    ['J'] = {push_int, 4},              /* BININT */
-    ['K'] = {push_unsigned, 1},         /* BININT1 */
-    ['M'] = {push_unsigned, 2},         /* BININT2 */
-    [0x8A] = {push_long, 1},            /* LONG1 */
-    [0x8B] = {push_long, 4},            /* LONG4 */
-    ['G'] = {push_float, 8},            /* BINFLOAT */
-    [0x8C] = {push_string, 1},          /* SHORT_BINUNICODE */
-    ['X'] = {push_string, 4},           /* BINUNICODE */
-    [0x8D] = {push_string, 8},          /* BINUNICODE8 */
-    [')'] = {push_empty, VALUE_TUPLE},  /* EMPTY_TUPLE */
-    [0x85] = {push_tuple, 1},           /* TUPLE1 */
-    [0x86] = {push_tuple, 2},           /* TUPLE2 */
-    [0x87] = {push_tuple, 3},           /* TUPLE3 */
-    ['t'] = {push_tuple, MARKED},       /* TUPLE */
-    [']'] = {push_empty, VALUE_LIST},   /* EMPTY_LIST */
-    ['a'] = {list_append, 1},           /* APPEND */
-    ['e'] = {list_append, MARKED},      /* APPENDS */
-    ['}'] = {push_empty, VALUE_DICT},   /* EMPTY_DICT */
-    ['s'] = {set_items, 2},             /* SETITEM */
-    ['u'] = {set_items, MARKED},        /* SETITEMS */
-    ['c'] = {global, 0},                /* GLOBAL */
-    [0x93] = {stack_global, 2},         /* STACK_GLOBAL */
-    ['R'] = {reduce, 2},                /* REDUCE */
-    ['b'] = {build, 1},                 /* BUILD */
-    ['Q'] = {persistent, 1},            /* BINPERSID */
-    ['q'] = {memo_put, 1},              /* BINPUT */
-    ['r'] = {memo_put, 4},              /* LONG_BINPUT */
-    [0x94] = {memoize, 0},              /* MEMOIZE */
-    ['h'] = {memo_get, 1},              /* BINGET */
-    ['j'] = {memo_get, 4},              /* LONG_BINGET */
-};
 
 static Value *pickle_run(Pickle *p) {
     for (size_t steps = 0; p->at < p->end; steps++) {
         unsigned char code = *p->at++;
-        if (steps == OPCODES_MOST) {
-            pickle_fail(p, "more than 2^24 opcodes");
-        }
+        pickle_fail_if(steps == OPCODES_MOST, p, "more than 2^24 opcodes");
         if (code == '.') { /* STOP */
-            return *operand_take(p, 1);
+            return *take(p, 1);
         }
-        if (opcodes[code].run == NULL) {
-            fail(STATUS_INPUT,
-                 "%s: data.pkl has the opcode 0x%02X; only what tensors, dicts, lists, numbers and "
-                 "strings need is read: save the state_dict alone",
-                 p->path, code);
-        }
-        opcodes[code].run(p, opcodes[code].argument);
+        opcode_run(p, code);
     }
     pickle_fail(p, "ends before its STOP");
 }
 
 /* ---- from values to tensors ---- */
 
-typedef struct Walk {
-    TensorStore *store;
-    const Zip *zip;
-    const char *path, *folder; /* of the members */
-    Arena *scratch;
-    const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
-    uint64_t file_size, spent;      /* bytes of copies */
-    size_t steps;                   /* that the walk may still take */
-    char name[NAME_MOST + 1];
-} Walk;
-
 /* Of copies (strides, deflated storages) together: a state dict stays far below, a few numbers
  * expanded to a terabyte do not. */
-static void spend(Walk *w, const Tensor *tensor, uint64_t bytes) {
-    w->spent = bytes < UINT64_MAX - w->spent ? w->spent + bytes : UINT64_MAX;
-    if (inflates_too_far(w->spent, w->file_size)) {
+static void spend(Pickle *p, const Tensor *tensor, uint64_t bytes) {
+    p->spent = bytes < UINT64_MAX - p->spent ? p->spent + bytes : UINT64_MAX;
+    if (inflates_too_far(p->spent, p->file_size)) {
         tensor_fail(tensor,
                     "unpacking it would take %llu bytes, far more than the file (see --unpack)",
                     (unsigned long long)bytes);
@@ -591,13 +481,13 @@ static const unsigned char *member_bytes(Arena *arena, const ZipMember *member, 
 }
 
 /* The bytes of the storage, which holds as many elements of `unit` bytes as it says. */
-static const unsigned char *storage_bytes(Walk *w, const Tensor *tensor, Value *const *storage,
+static const unsigned char *storage_bytes(Pickle *p, const Tensor *tensor, const Value *storage,
                                           size_t unit) {
-    PickleText key = storage[STORAGE_KEY]->as.string;
-    uint64_t count = (uint64_t)storage[STORAGE_COUNT]->as.integer;
-    char *name = arena_format(w->scratch, "%s/data/%.*s", w->folder,
-                              key.length <= 100 ? (int)key.length : 0, key.text);
-    const ZipMember *member = zip_find(w->zip, name);
+    const Value *key = storage->items[STORAGE_KEY];
+    uint64_t count = (uint64_t)storage->items[STORAGE_COUNT]->number;
+    char *name = arena_format(p->scratch, "%s/data/%.*s", p->folder,
+                              key->count <= 100 ? (int)key->count : 0, key->text);
+    const ZipMember *member = zip_find(p->zip, name);
     if (member == NULL) {
         tensor_fail(tensor, "its storage '%s' is missing", name);
     }
@@ -605,41 +495,39 @@ static const unsigned char *storage_bytes(Walk *w, const Tensor *tensor, Value *
         tensor_fail(tensor, "its storage of %llu elements holds %llu bytes",
                     (unsigned long long)count, (unsigned long long)member->size);
     }
-    const unsigned char **unpacked = &w->unpacked[member - w->zip->members];
+    const unsigned char **unpacked = &p->unpacked[member - p->zip->members];
     if (*unpacked == NULL) {
-        spend(w, tensor, member->method != 0 ? member->size : 0);
-        *unpacked =
-            member_bytes(w->store->arena, member,
-                         arena_format(w->scratch, "%s: tensor '%s'", w->path, tensor->name));
+        spend(p, tensor, member->method != 0 ? member->size : 0);
+        name = arena_format(p->scratch, "%s: tensor '%s'", p->path, tensor->name);
+        *unpacked = member_bytes(p->store->arena, member, name);
     }
     return *unpacked;
 }
 
 static bool value_size(const Value *value, size_t *size) {
-    bool good = value->kind == VALUE_INTEGER && value->as.integer >= 0 &&
-                (uint64_t)value->as.integer <= SIZE_MAX;
-    *size = good ? (size_t)value->as.integer : 0;
-    return good;
+    *size = (size_t)value->number;
+    return value->kind == VALUE_INTEGER && value->number >= 0 &&
+           (uint64_t)value->number <= SIZE_MAX;
 }
 
 /* Sets shape, count and strides; returns the highest element of the storage that is reached. */
 static size_t tensor_shape(Tensor *tensor, Value *const *args, size_t *strides) {
     const Value *size = args[TENSOR_SIZE], *stride = args[TENSOR_STRIDE];
-    size_t rank = size->as.list.count, reach, step;
-    if (rank > TENSOR_MAX_RANK) {
-        tensor_fail(tensor, "%zu dimensions; at most %d are read", rank, TENSOR_MAX_RANK);
+    size_t reach, step;
+    if (size->count > TENSOR_MAX_RANK) {
+        tensor_fail(tensor, "%zu dimensions; at most %d are read", size->count, TENSOR_MAX_RANK);
     }
-    bool good = value_size(args[TENSOR_OFFSET], &reach) && stride->as.list.count == rank;
-    for (size_t d = 0; d < rank && good; d++) {
-        good = value_size(size->as.list.items[d], &tensor->shape[d]) &&
-               value_size(stride->as.list.items[d], &strides[d]);
+    bool good = value_size(args[TENSOR_OFFSET], &reach) && stride->count == size->count;
+    for (size_t d = 0; d < size->count && good; d++) {
+        good = value_size(size->items[d], &tensor->shape[d]) &&
+               value_size(stride->items[d], &strides[d]);
     }
     if (!good) {
         tensor_fail(tensor, "its size and strides are not made of sizes");
     }
-    tensor->rank = (int)rank;
+    tensor->rank = (int)size->count;
     tensor_measure(tensor);
-    for (size_t d = 0; d < rank && good && tensor->count > 0; d++) {
+    for (size_t d = 0; d < size->count && good && tensor->count > 0; d++) {
         good = size_mul(&step, tensor->shape[d] - 1, strides[d]) && size_add(&reach, reach, step);
     }
     if (!good) {
@@ -659,117 +547,92 @@ static bool is_row_major(const Tensor *tensor, const size_t *strides) {
     return true;
 }
 
-/* Adds the tensor by the name w->name. */
-static void add_tensor(Walk *w, const Value *rebuild) {
-    Value *const *args = rebuild->as.list.items;
-    Value *const *storage = args[TENSOR_STORAGE]->as.list.items;
-    const Global *stored = storage[STORAGE_CLASS]->as.global, *type = stored;
-    if (rebuild->as.list.count > TENSOR_DTYPE && args[TENSOR_DTYPE]->kind == VALUE_GLOBAL) {
-        type = args[TENSOR_DTYPE]->as.global;
+/* Adds the tensor by the name p->name. */
+static void add_tensor(Pickle *p, const Value *rebuild) {
+    const Value *storage = rebuild->items[TENSOR_STORAGE];
+    const Value *stored = storage->items[STORAGE_CLASS], *type = stored;
+    if (rebuild->count > TENSOR_DTYPE && rebuild->items[TENSOR_DTYPE]->kind == VALUE_DTYPE) {
+        type = rebuild->items[TENSOR_DTYPE];
     }
     bool other = stored->dtype == DTYPE_OTHER || type->dtype == DTYPE_OTHER;
-    Tensor tensor = {.file = w->path,
-                     .name = arena_copy(w->store->arena, w->name, strlen(w->name))};
-    tensor.dtype = other ? DTYPE_OTHER : type->dtype;
-    tensor.type = other ? type->name : dtype_name(type->dtype);
-    size_t strides[TENSOR_MAX_RANK] = {0}, last = tensor_shape(&tensor, args, strides);
+    Tensor tensor = {.file = p->path,
+                     .name = arena_copy(p->store->arena, p->name, strlen(p->name)),
+                     .dtype = other ? DTYPE_OTHER : type->dtype,
+                     .type = other ? strrchr(type->text, '.') + 1 : dtype_name(type->dtype)};
+    size_t strides[TENSOR_MAX_RANK] = {0}, last = tensor_shape(&tensor, rebuild->items, strides);
     if (!other) {
         size_t unit = dtype_size(stored->dtype), element = dtype_size(type->dtype);
-        const unsigned char *data = storage_bytes(w, &tensor, storage, unit);
-        uint64_t held = (uint64_t)storage[STORAGE_COUNT]->as.integer * unit / element;
+        const unsigned char *data = storage_bytes(p, &tensor, storage, unit);
+        uint64_t held = (uint64_t)storage->items[STORAGE_COUNT]->number * unit / element;
         if (tensor.count > 0 && last >= held) {
             tensor_fail(&tensor, "reaches element %zu of a storage of %llu", last,
                         (unsigned long long)held);
         }
-        size_t offset = tensor.count > 0 ? (size_t)args[TENSOR_OFFSET]->as.integer : 0;
+        size_t offset = tensor.count > 0 ? (size_t)rebuild->items[TENSOR_OFFSET]->number : 0;
         tensor.data = data + offset * element;
         if (tensor.count > 0 && !is_row_major(&tensor, strides)) {
-            spend(w, &tensor, (uint64_t)tensor.count * element);
-            tensor_gather(&tensor, strides, w->store->arena);
+            spend(p, &tensor, (uint64_t)tensor.count * element);
+            tensor_gather(&tensor, strides, p->store->arena);
         }
-        tensor.data = little_elements(w->store->arena, tensor.data, element, tensor.count);
+        tensor.data = little_elements(p->store->arena, tensor.data, element, tensor.count);
     }
-    tensors_add(w->store, &tensor);
+    tensors_add(p->store, &tensor);
 }
 
-/* Appends ".key", or of a list ".index", to the name[length]; returns its new length. */
-static size_t name_extend(Walk *w, size_t length, const Value *key, size_t index) {
+/* Appends ".key" to the name[length]; returns its new length. */
+static size_t name_extend(Pickle *p, size_t length, const Value *key) {
     char digits[24];
-    PickleText text = {.text = digits};
-    if (key != NULL && key->kind == VALUE_STRING) {
-        text = key->as.string;
-    } else if (key == NULL || key->kind == VALUE_INTEGER) {
-        text.length = (size_t)snprintf(digits, sizeof digits, "%lld",
-                                       key == NULL ? (long long)index : (long long)key->as.integer);
-    }
-    size_t dot = length > 0, room = NAME_MOST - length;
-    if ((key != NULL && key->kind != VALUE_STRING && key->kind != VALUE_INTEGER) ||
-        text.length > room || text.length + dot > room) {
+    const char *text = key->kind == VALUE_STRING ? key->text : digits;
+    int size = snprintf(digits, sizeof digits, "%lld", (long long)key->number);
+    size_t count = key->kind == VALUE_STRING ? key->count : (size_t)size, dot = length > 0;
+    if ((key->kind != VALUE_STRING && key->kind != VALUE_INTEGER) || count > NAME_MOST ||
+        length + dot + count > NAME_MOST) {
         fail(STATUS_INPUT,
              "%s: '%s' has a key that is longer than %d bytes or neither string nor integer",
-             w->path, w->name, NAME_MOST);
+             p->path, p->name, NAME_MOST);
     }
-    memcpy(w->name + length, ".", dot);
-    memcpy(w->name + length + dot, text.text, text.length);
-    length += dot + text.length;
-    w->name[length] = 0;
-    if (strlen(w->name) != length || !utf8_valid(w->name, length)) {
-        fail(STATUS_INPUT, "%s: tensor '%s': a name that is no text", w->path, w->name);
+    memcpy(p->name + length, ".", dot);
+    memcpy(p->name + length + dot, text, count);
+    length += dot + count;
+    p->name[length] = 0;
+    if (strlen(p->name) != length || !utf8_valid(p->name, length)) {
+        fail(STATUS_INPUT, "%s: tensor '%s': a name that is no text", p->path, p->name);
     }
     return length;
 }
 
-static bool is_container(const Value *value) {
-    return value->kind == VALUE_DICT || value->kind == VALUE_LIST || value->kind == VALUE_TUPLE;
-}
-
-static bool is_state_dict(const Value *key, const Value *value) {
-    return value->kind == VALUE_DICT && key->kind == VALUE_STRING &&
-           (text_is(key->as.string, "state_dict") || text_is(key->as.string, "model_state_dict"));
-}
-
-/* Adds the tensors below `value`, whose name is w->name[0 .. length). */
-static void walk(Walk *w, const Value *value, size_t length, int depth) {
-    if (w->steps-- == 0 || depth == DEPTH_MOST) {
-        fail(STATUS_INPUT, "%s: data.pkl: objects nested too deep or too often", w->path);
-    }
+/* Adds the tensors below `value`, whose name is p->name[0 .. length). Of a checkpoint, the
+ * state_dict of the outermost dict keeps its own names. */
+static void walk(Pickle *p, const Value *value, size_t length, int depth) {
+    pickle_fail_if(p->steps-- == 0 || depth == DEPTH_MOST, p,
+                   "objects nested too deep or too often");
     if (value->kind == VALUE_TENSOR) {
-        add_tensor(w, value);
+        add_tensor(p, value);
     }
-    if (!is_container(value)) {
-        return;
-    }
-    bool dict = value->kind == VALUE_DICT;
-    size_t stride = dict ? 2 : 1;
-    for (size_t i = 0; i < value->as.list.count; i += stride) {
-        const Value *key = dict ? value->as.list.items[i] : NULL;
-        const Value *item = value->as.list.items[i + stride - 1];
-        bool outermost = depth == 0 && dict && is_state_dict(key, item);
-        w->name[length] = 0;
+    size_t dict = value->kind == VALUE_DICT, count = is_container(value) ? value->count : 0;
+    for (size_t i = 0; i < count; i += 1 + dict) {
+        Value index = {.kind = VALUE_INTEGER, .number = (int64_t)i};
+        const Value *key = dict ? value->items[i] : &index, *item = value->items[i + dict];
+        bool names = depth == 0 && item->kind == VALUE_DICT &&
+                     (value_is(key, "state_dict") || value_is(key, "model_state_dict"));
+        p->name[length] = 0;
         if (item->kind == VALUE_TENSOR || is_container(item)) {
-            walk(w, item, outermost ? length : name_extend(w, length, key, i), depth + 1);
+            walk(p, item, names ? length : name_extend(p, length, key), depth + 1);
         }
     }
 }
 
 /* ---- the file ---- */
 
-/* The first member "NAME/data.pkl"; *folder: length of NAME. */
-static const ZipMember *find_pickle(const Zip *zip, size_t *folder) {
-    for (size_t i = 0; i < zip->count; i++) {
-        const char *name = zip->members[i].name, *slash = strchr(name, '/');
-        if (slash != NULL && slash != name && strcmp(slash, "/data.pkl") == 0) {
-            *folder = (size_t)(slash - name);
-            return &zip->members[i];
-        }
-    }
-    return NULL;
+/* The member "FOLDER/NAME"; NULL: there is none. */
+static const ZipMember *beside(const Pickle *p, const char *name) {
+    return zip_find(p->zip, arena_format(p->scratch, "%s/%s", p->folder, name));
 }
 
 /* The member `name` beside data.pkl, if there is one, holds this word. */
-static void check_word(const Walk *w, const char *name, const char *word) {
-    const ZipMember *member = zip_find(w->zip, arena_format(w->scratch, "%s/%s", w->folder, name));
-    char *what = arena_format(w->scratch, "%s: %s", w->path, name);
+static void check_word(const Pickle *p, const char *name, const char *word) {
+    const ZipMember *member = beside(p, name);
+    char *what = arena_format(p->scratch, "%s: %s", p->path, name);
     if (member == NULL) {
         return;
     }
@@ -777,58 +640,58 @@ static void check_word(const Walk *w, const char *name, const char *word) {
         fail(STATUS_INPUT, "%s: %llu bytes, expected a word", what,
              (unsigned long long)member->size);
     }
-    const unsigned char *data = member_bytes(w->scratch, member, what);
-    char *text = arena_copy(w->scratch, (const char *)data, (size_t)member->size);
+    const unsigned char *data = member_bytes(p->scratch, member, what);
+    char *text = arena_copy(p->scratch, (const char *)data, (size_t)member->size);
     text[strcspn(text, "\n")] = 0;
     if (strcmp(text, word) != 0) {
         fail(STATUS_INPUT, "%s is '%s', expected '%s'", what, text, word);
     }
 }
 
-static void check_archive(const Walk *w) {
-    if (zip_find(w->zip, arena_format(w->scratch, "%s/constants.pkl", w->folder)) != NULL) {
+/* The first member "NAME/data.pkl"; NULL: there is none where torch.save puts it. */
+static const ZipMember *find_pickle(const Zip *zip) {
+    for (size_t i = 0; i < zip->count; i++) {
+        const char *name = zip->members[i].name, *slash = strchr(name, '/');
+        if (slash != NULL && slash != name && strcmp(slash, "/data.pkl") == 0) {
+            return &zip->members[i];
+        }
+    }
+    return NULL;
+}
+
+/* Adds every tensor that is reachable from the pickled object through dicts, lists and tuples. Its
+ * name is its path of keys and indices, joined with dots. Data stays in the map; where strides
+ * leave gaps, repeat or reorder, it is a row-major copy in the arena. */
+static void pickle_read(TensorStore *store, const Zip *zip, const ZipMember *member,
+                        size_t file_size, const char *path) {
+    Arena *scratch = arena_new();
+    Pickle *p = arena_alloc(scratch, 1, sizeof *p);
+    *p = (Pickle){.store = store, .zip = zip, .path = path, .scratch = scratch};
+    p->folder = arena_copy(scratch, member->name, strcspn(member->name, "/"));
+    p->unpacked = arena_alloc(scratch, zip->count, sizeof *p->unpacked);
+    p->file_size = file_size;
+    if (beside(p, "constants.pkl") != NULL) {
         fail(STATUS_INPUT,
              "%s: a TorchScript archive holds a program: save its tensors with "
              "torch.save(torch.jit.load(FILE).state_dict(), FILE)",
-             w->path);
+             path);
     }
-    check_word(w, "byteorder", "little");
-    check_word(w, "version", "3");
-}
-
-/* False: the zip holds no data.pkl where torch.save puts it. Adds every tensor that is reachable
- * from the pickled object through dicts, lists and tuples. Its name is its path of keys and
- * indices, joined with dots; of a checkpoint, the state_dict or model_state_dict of the outermost
- * dict keeps its own names. Data stays in the map; where strides leave gaps, repeat or reorder, it
- * is a row-major copy in the arena. */
-static bool pickle_read(TensorStore *store, const Zip *zip, size_t file_size, const char *path) {
-    size_t folder = 0, alone = 0;
-    const ZipMember *member = find_pickle(zip, &folder);
-    if (member == NULL) {
-        return false;
-    }
-    Arena *scratch = arena_new();
+    check_word(p, "byteorder", "little");
+    check_word(p, "version", "3");
     char *what = arena_format(scratch, "%s: data.pkl", path);
-    Walk *w = arena_alloc(scratch, 1, sizeof *w);
-    *w = (Walk){.store = store, .zip = zip, .path = path, .scratch = scratch};
-    w->folder = arena_copy(scratch, member->name, folder);
-    w->unpacked = arena_alloc(scratch, zip->count, sizeof *w->unpacked);
-    w->file_size = file_size;
-    check_archive(w);
     if (member->size > PICKLE_MOST) {
         fail(STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,
              (unsigned long long)member->size);
     }
-    const unsigned char *data = member_bytes(scratch, member, what);
-    Pickle pickle = {.path = path, .scratch = scratch, .at = data, .end = data + member->size};
-    Value *object = pickle_run(&pickle);
+    p->at = member_bytes(scratch, member, what);
+    p->end = p->at + member->size;
+    Value *object = pickle_run(p);
     if (object->kind == VALUE_TENSOR) {
-        alone = (size_t)snprintf(w->name, sizeof w->name, "tensor");
+        strcpy(p->name, "tensor");
     }
-    w->steps = VISITS_MOST * pickle.values;
-    walk(w, object, alone, 0);
+    p->steps = VISITS_MOST * p->values;
+    walk(p, object, strlen(p->name), 0);
     arena_free(scratch);
-    return true;
 }
 
 /* Fails if the file begins like a pickle: torch.save's form before zip files, or any other. */
@@ -911,7 +774,10 @@ void tensors_open(TensorStore *store, Arena *arena, const char *path) {
     } else if (zip_is(&map)) {
         Arena *scratch = arena_new();
         Zip zip = zip_open(scratch, add_map(store, map), path);
-        if (!pickle_read(store, &zip, map.size, path)) {
+        const ZipMember *pickle = find_pickle(&zip);
+        if (pickle != NULL) {
+            pickle_read(store, &zip, pickle, map.size, path);
+        } else {
             npz_read(store, &zip, path);
         }
         arena_free(scratch);

@@ -76,39 +76,19 @@ Conversation conversation_parse(Arena *arena, const Json *element, const char *n
     return c;
 }
 
-static void trim(const char **text, size_t *length, const char *front, const char *back) {
-    while (*length > 0 && (*text)[0] != '\0' && strchr(front, (*text)[0]) != NULL) {
-        (*text)++;
-        (*length)--;
-    }
-    while (*length > 0 && (*text)[*length - 1] != '\0' &&
-           strchr(back, (*text)[*length - 1]) != NULL) {
-        (*length)--;
-    }
-}
-
-/* The first, or the last, character of a text, if Python's str.strip (a template's `trim`) removes
- * it: its bytes; 0: it stays. */
-static size_t python_space(const Turn *turn, bool last) {
-    size_t at = last && turn->length > 0 ? turn->length - 1 : 0;
-    while (at > 0 && last && ((unsigned char)turn->text[at] & 0xC0) == 0x80) {
-        at--;
-    }
-    uint32_t code;
-    size_t size = utf8_decode(turn->text + at, turn->length - at, &code);
-    bool whole = size > 0 && (!last || at + size == turn->length);
-    bool space =
-        whole && ((unicode_class(code) & UNICODE_SPACE) != 0 || (code >= 0x1C && code <= 0x1F));
-    return space ? size : 0;
-}
-
+/* As Python's str.strip, a template's `trim`. */
 static void turn_strip(Turn *turn) {
-    for (size_t n; (n = python_space(turn, false)) > 0; turn->length -= n) {
-        turn->text += n;
+    size_t begin = turn->length, end = begin, size;
+    uint32_t code;
+    for (size_t at = 0; at < turn->length; at += size) {
+        size = utf8_decode(turn->text + at, turn->length - at, &code);
+        bool space = size > 0 &&
+                     ((unicode_class(code) & UNICODE_SPACE) != 0 || (code >= 0x1C && code <= 0x1F));
+        size = size > 0 ? size : 1;
+        begin = space || begin < at ? begin : at;
+        end = space ? end : at + size;
     }
-    for (size_t n; (n = python_space(turn, true)) > 0;) {
-        turn->length -= n;
-    }
+    *turn = (Turn){turn->text + begin, end - begin, turn->model};
 }
 
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed) {
@@ -248,6 +228,17 @@ Question question_parse(Arena *arena, const Json *line, const char *name, size_t
 
 static char lower(char c) {
     return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+}
+
+static void trim(const char **text, size_t *length, const char *front, const char *back) {
+    while (*length > 0 && (*text)[0] != '\0' && strchr(front, (*text)[0]) != NULL) {
+        (*text)++;
+        (*length)--;
+    }
+    while (*length > 0 && (*text)[*length - 1] != '\0' &&
+           strchr(back, (*text)[*length - 1]) != NULL) {
+        (*length)--;
+    }
 }
 
 /* Exact match after trimming, lower-casing (ASCII) and dropping a final full stop. */
@@ -663,48 +654,47 @@ typedef struct Rule {
     const char *from, *to;
 } Rule;
 
-/* Applies the first rule whose suffix fits (the longest stands first), if the measure allows it. */
-static void apply_rules(char *word, const Rule *rules, int above) {
+enum { /* beside a measure */
+    VOWEL = -2,
+    ALWAYS
+};
+
+/* Applies the first rule whose suffix fits (the longest stands first), if the measure of what
+ * stands before it is above the number, or a vowel is in it; whether it did. */
+static bool apply_rules(char *word, const Rule *rules, int above) {
     size_t stem;
-    for (; rules->from != NULL; rules++) {
-        if (has_suffix(word, rules->from, &stem)) {
-            bool fits = strcmp(rules->from, "ion") != 0 ||
-                        (stem > 0 && strchr("st", word[stem - 1]) != NULL);
-            if (fits && measure(word, stem) > above) {
-                strcpy(word + stem, rules->to);
-            }
-            return;
-        }
+    while (rules->from != NULL && !has_suffix(word, rules->from, &stem)) {
+        rules++;
     }
+    bool fits =
+        rules->from != NULL &&
+        (strcmp(rules->from, "ion") != 0 || (stem > 0 && strchr("st", word[stem - 1]) != NULL)) &&
+        (above == VOWEL ? has_vowel(word, stem) : measure(word, stem) > above);
+    if (fits) {
+        strcpy(word + stem, rules->to);
+    }
+    return fits;
 }
 
 static void step_1(char *word) {
+    static const Rule plural[] = {
+        {"sses", "ss"}, {"ies", "i"}, {"ss", "ss"}, {"s", ""}, {NULL, NULL}};
+    static const Rule eed[] = {{"eed", "ee"}, {NULL, NULL}}, y[] = {{"y", "i"}, {NULL, NULL}};
+    static const Rule past[] = {{"ed", ""}, {"ing", ""}, {NULL, NULL}};
+    static const Rule e_lost[] = {{"at", "ate"}, {"bl", "ble"}, {"iz", "ize"}, {NULL, NULL}};
     size_t stem;
-    if (has_suffix(word, "sses", &stem) || has_suffix(word, "ies", &stem)) {
-        word[strlen(word) - 2] = '\0';
-    } else if (!has_suffix(word, "ss", &stem) && has_suffix(word, "s", &stem)) {
-        word[stem] = '\0';
-    }
+    apply_rules(word, plural, ALWAYS);
     if (has_suffix(word, "eed", &stem)) {
-        if (measure(word, stem) > 0) {
-            word[stem + 2] = '\0';
-        }
-    } else if ((has_suffix(word, "ed", &stem) || has_suffix(word, "ing", &stem)) &&
-               has_vowel(word, stem)) {
-        size_t ignored;
-        word[stem] = '\0';
-        if (has_suffix(word, "at", &ignored) || has_suffix(word, "bl", &ignored) ||
-            has_suffix(word, "iz", &ignored)) {
-            strcat(word, "e");
-        } else if (ends_double(word, stem) && strchr("lsz", word[stem - 1]) == NULL) {
-            word[stem - 1] = '\0';
-        } else if (measure(word, stem) == 1 && ends_cvc(word, stem)) {
+        apply_rules(word, eed, 0);
+    } else if (apply_rules(word, past, VOWEL) && !apply_rules(word, e_lost, ALWAYS)) {
+        size_t length = strlen(word);
+        if (ends_double(word, length) && strchr("lsz", word[length - 1]) == NULL) {
+            word[length - 1] = '\0';
+        } else if (measure(word, length) == 1 && ends_cvc(word, length)) {
             strcat(word, "e");
         }
     }
-    if (has_suffix(word, "y", &stem) && has_vowel(word, stem)) {
-        word[stem] = 'i';
-    }
+    apply_rules(word, y, VOWEL);
 }
 
 /* Stems `word` (lower-case, 0-terminated) in place. */

@@ -61,10 +61,10 @@ static size_t heads_share(const char *file, size_t d_model, size_t n_heads) {
 }
 
 /* Before memory is asked for layers that the file cannot hold. */
-static void check_layers(const char *file, size_t n_layers, const TensorStore *store) {
+static void check_layers(size_t n_layers, const TensorStore *store) {
     if (n_layers > store->count) {
-        fail(STATUS_INPUT, "%s: num_hidden_layers is %zu, but %s has only %zu tensors", file,
-             n_layers, store->path, store->count);
+        fail(STATUS_INPUT, "%s: num_hidden_layers is %zu, but %s has only %zu tensors",
+             store->settings, n_layers, store->path, store->count);
     }
 }
 
@@ -77,12 +77,16 @@ typedef struct Loader {
     LlmLayer *layer;    /* that notes its tensors; NULL: none */
 } Loader;
 
-static bool is_stored(const Loader *loader, const char *prefix, const char *name) {
-    return tensors_find(loader->store, arena_format(loader->scratch, "%s%s", prefix, name)) != NULL;
+static bool is_stored(const Loader *loader, const char *prefix, const char *module) {
+    char *name = arena_format(loader->scratch, "%s%s.weight", prefix, module);
+    return tensors_find(loader->store, name) != NULL;
 }
 
-static Weight need_tensor(Loader *loader, const char *name, int rank, const size_t *shape) {
-    const char *full = arena_format(loader->scratch, "%s%s", loader->prefix, name);
+/* "MODULE.NAME", or MODULE itself if NAME is "". */
+static Weight need_tensor(Loader *loader, const char *module, const char *name, int rank,
+                          const size_t *shape) {
+    const char *dot = name[0] != 0 ? "." : "";
+    const char *full = arena_format(loader->scratch, "%s%s%s%s", loader->prefix, module, dot, name);
     const Tensor *tensor = tensors_need(loader->store, full, rank, shape);
     if (loader->layer != NULL) {
         loader->layer->tensors[loader->layer->tensor_count++] = tensor;
@@ -90,51 +94,44 @@ static Weight need_tensor(Loader *loader, const char *name, int rank, const size
     return (Weight){tensor->data, tensor->dtype};
 }
 
-static Weight need_vector(Loader *loader, const char *name, size_t size) {
-    return need_tensor(loader, name, 1, &size);
+static Weight need_table(Loader *loader, const char *module, size_t rows, size_t cols) {
+    return need_tensor(loader, module, "weight", 2, (size_t[]){rows, cols});
 }
 
-static Weight need_table(Loader *loader, const char *name, size_t rows, size_t cols) {
-    return need_tensor(loader, name, 2, (size_t[]){rows, cols});
-}
-
-static Weight need_bias(Loader *loader, const char *module, size_t size) {
-    return need_vector(loader, arena_format(loader->scratch, "%s.bias", module), size);
+static Weight need_bias(Loader *loader, const char *module, size_t size, bool bias) {
+    return bias ? need_tensor(loader, module, "bias", 1, &size) : (Weight){NULL, DTYPE_F32};
 }
 
 static Norm need_norm(Loader *loader, const char *module, size_t size, bool bias) {
-    Norm norm = {.w =
-                     need_vector(loader, arena_format(loader->scratch, "%s.weight", module), size)};
-    norm.b = bias ? need_bias(loader, module, size) : norm.b;
-    return norm;
+    Weight w = need_tensor(loader, module, "weight", 1, &size);
+    return (Norm){w, need_bias(loader, module, size, bias)};
 }
 
 /* torch.nn.Linear: W stored [out, in]. */
 static Matrix need_linear(Loader *loader, const char *module, size_t out, size_t in, bool bias) {
-    const char *name = arena_format(loader->scratch, "%s.weight", module);
-    Matrix m = {.row = (ptrdiff_t)in, .col = 1, .out = out, .in = in};
-    m.w = need_table(loader, name, out, in);
-    m.bias = bias ? need_bias(loader, module, out) : m.bias;
-    return m;
+    Weight w = need_table(loader, module, out, in);
+    return (Matrix){w, need_bias(loader, module, out, bias), (ptrdiff_t)in, 1, out, in};
 }
 
 /* GPT-2's Conv1D: W stored [in, out], always with a bias. */
 static Matrix need_conv1d(Loader *loader, const char *module, size_t out, size_t in) {
-    const char *name = arena_format(loader->scratch, "%s.weight", module);
-    Matrix m = {.row = 1, .col = (ptrdiff_t)out, .out = out, .in = in};
-    m.w = need_table(loader, name, in, out);
-    m.bias = need_bias(loader, module, out);
-    return m;
+    Weight w = need_table(loader, module, in, out);
+    return (Matrix){w, need_bias(loader, module, out, true), 1, (ptrdiff_t)out, out, in};
 }
 
-/* A folder of another program's weights often has no config.json, so those are named first. */
-static const Json *read_config(Arena *arena, const char *directory, const char **file) {
+/* Opens config.json and the tensors, whose sizes it states. A folder of another program's weights
+ * often has none, so those are named first. */
+static const Json *directory_open(TensorStore *store, Arena *arena, Arena *scratch,
+                                  const char *directory) {
     path_need_directory(directory);
-    *file = path_join(arena, directory, "config.json");
-    if (!path_exists(*file)) {
+    const char *file = path_join(arena, directory, "config.json");
+    if (!path_exists(file)) {
         checkpoint_refuse(directory);
     }
-    return json_read_file(arena, *file);
+    const Json *config = json_read_file(scratch, file);
+    tensors_open(store, arena, directory);
+    store->settings = file;
+    return config;
 }
 
 /* ---- config.json of the language models ---- */
@@ -278,84 +275,6 @@ static void config_gpt_neox(const Json *config, LlmConfig *c) {
     c->rotary_dim = (size_t)dim;
 }
 
-static LlmConfig config_read(const Json *config, const char *file) {
-    static const JsonName names[] = {
-        {"gemma2", LLM_GEMMA2}, {"gpt2", LLM_GPT2}, {"gpt_neox", LLM_GPT_NEOX}, {NULL, 0}};
-    static void (*const readers[])(const Json *, LlmConfig *) = {config_gemma2, config_gpt2,
-                                                                 config_gpt_neox};
-    LlmConfig c = {.embed_scale = 1};
-    int kind = json_choice(config, "model_type", -1, names);
-    if (kind < 0) {
-        fail(STATUS_INPUT, "%s: no 'model_type' in it", file);
-    }
-    c.kind = (LlmKind)kind;
-    refuse_settings(config);
-    readers[kind](config, &c);
-    size_t width = 0;
-    if (!size_mul(&width, c.n_heads, c.d_head) || !size_mul(&width, width, 3)) {
-        fail(STATUS_INPUT, "%s: %zu heads of %zu are too many", file, c.n_heads, c.d_head);
-    }
-    return c;
-}
-
-/* An id, or -1 where there is none or it is outside the vocabulary. */
-static int32_t token_id(const Json *value, size_t d_vocab) {
-    int64_t id = -1;
-    bool whole = value != NULL && json_int64(value, &id);
-    return whole && id >= 0 && (uint64_t)id < d_vocab ? (int32_t)id : -1;
-}
-
-/* bos: config.json first; where generation stops: generation_config.json first; then the class. */
-static void config_tokens(LlmConfig *c, Arena *arena, const Json *config, const Json *generation) {
-    static const struct {
-        int32_t bos, eos;
-    } classes[] = {{2, 1}, {50256, 50256}, {0, 2}}; /* by LlmKind */
-    const Json *bos = json_get(config, "bos_token_id");
-    bos = bos != NULL ? bos : json_get(generation, "bos_token_id");
-    c->bos = bos != NULL ? token_id(bos, c->d_vocab) : classes[c->kind].bos;
-    c->bos = c->bos >= 0 && (size_t)c->bos < c->d_vocab ? c->bos : -1;
-
-    const Json *from = generation, *eos = json_get(generation, "eos_token_id");
-    if (eos == NULL || eos->kind == JSON_NULL) {
-        from = config;
-        eos = json_get(config, "eos_token_id");
-    }
-    bool list = json_is(eos, JSON_ARRAY);
-    c->eos = arena_alloc(arena, list ? eos->length + 1 : 1, sizeof *c->eos);
-    if (eos == NULL) {
-        c->eos[c->eos_count++] = classes[c->kind].eos;
-    }
-    for (const Json *e = list ? eos->child : eos; e != NULL; e = list ? e->next : NULL) {
-        int32_t id = token_id(e, c->d_vocab);
-        if (e->kind != JSON_NUMBER && e->kind != JSON_NULL) {
-            json_refuse(from, "eos_token_id", "numbers");
-        }
-        if (id >= 0) {
-            c->eos[c->eos_count++] = id;
-        }
-    }
-}
-
-/* Gemma-2's layer_types, or sliding in every even layer. */
-static void config_layer_types(const Json *config, Llm *llm) {
-    const LlmConfig *c = &llm->config;
-    const Json *types = json_member(config, "layer_types", JSON_ARRAY);
-    if (types != NULL && types->length != c->n_layers) {
-        fail(STATUS_INPUT, "%s: 'layer_types': expected %zu names, found %zu", config->text,
-             c->n_layers, types->length);
-    }
-    const Json *type = types != NULL ? types->child : NULL;
-    for (size_t layer = 0; layer < c->n_layers; layer++) {
-        bool sliding = type != NULL ? json_text_is(type, "sliding_attention") : layer % 2 == 0;
-        if (type != NULL && !sliding && !json_text_is(type, "full_attention")) {
-            fail(STATUS_INPUT, "%s: 'layer_types': %s is not supported", config->text,
-                 type->kind == JSON_STRING ? type->text : "what is no text");
-        }
-        llm->layers[layer].sliding = sliding && c->window > 0;
-        type = type != NULL ? type->next : NULL;
-    }
-}
-
 /* ---- tensors of the language models ---- */
 
 static void layer_gemma2(Loader *t, const LlmConfig *c, const Json *config, LlmLayer *l) {
@@ -399,24 +318,102 @@ static void layer_gpt_neox(Loader *t, const LlmConfig *c, const Json *config, Ll
     l->out = need_linear(t, "mlp.dense_4h_to_h", d, c->d_mlp, true);
 }
 
-/* What the models' classes call things, by LlmKind. */
+/* What differs by LlmKind: how its settings are read and its tensors are called, and its tokens
+ * where no file says them. */
 static const struct {
-    const char *prefix, *embed, *layers, *final;
+    void (*config)(const Json *, LlmConfig *);
     void (*layer)(Loader *, const LlmConfig *, const Json *, LlmLayer *);
-} llm_names[] = {
-    {"model.", "embed_tokens.weight", "layers", "norm", layer_gemma2},
-    {"transformer.", "wte.weight", "h", "ln_f", layer_gpt2},
-    {"gpt_neox.", "embed_in.weight", "layers", "final_layer_norm", layer_gpt_neox},
+    const char *prefix, *embed, *layers, *final;
+    int32_t bos, eos;
+} kinds[] = {
+    {config_gemma2, layer_gemma2, "model.", "embed_tokens", "layers", "norm", 2, 1},
+    {config_gpt2, layer_gpt2, "transformer.", "wte", "h", "ln_f", 50256, 50256},
+    {config_gpt_neox, layer_gpt_neox, "gpt_neox.", "embed_in", "layers", "final_layer_norm", 0, 2},
 };
+
+/* ---- the language models ---- */
+
+static LlmConfig config_read(const Json *config, const char *file) {
+    static const JsonName names[] = {
+        {"gemma2", LLM_GEMMA2}, {"gpt2", LLM_GPT2}, {"gpt_neox", LLM_GPT_NEOX}, {NULL, 0}};
+    LlmConfig c = {.embed_scale = 1};
+    int kind = json_choice(config, "model_type", -1, names);
+    if (kind < 0) {
+        fail(STATUS_INPUT, "%s: no 'model_type' in it", file);
+    }
+    c.kind = (LlmKind)kind;
+    refuse_settings(config);
+    kinds[kind].config(config, &c);
+    size_t width = 0;
+    if (!size_mul(&width, c.n_heads, c.d_head) || !size_mul(&width, width, 3)) {
+        fail(STATUS_INPUT, "%s: %zu heads of %zu are too many", file, c.n_heads, c.d_head);
+    }
+    return c;
+}
+
+/* An id, or -1 where there is none or it is outside the vocabulary. */
+static int32_t token_id(const Json *value, size_t d_vocab) {
+    int64_t id = -1;
+    bool whole = value != NULL && json_int64(value, &id);
+    return whole && id >= 0 && (uint64_t)id < d_vocab ? (int32_t)id : -1;
+}
+
+/* bos: config.json first; where generation stops: generation_config.json first; then the class. */
+static void config_tokens(LlmConfig *c, Arena *arena, const Json *config, const Json *generation) {
+    const Json *bos = json_get(config, "bos_token_id");
+    bos = bos != NULL ? bos : json_get(generation, "bos_token_id");
+    c->bos = bos != NULL ? token_id(bos, c->d_vocab) : kinds[c->kind].bos;
+    c->bos = c->bos >= 0 && (size_t)c->bos < c->d_vocab ? c->bos : -1;
+
+    const Json *from = generation, *eos = json_get(generation, "eos_token_id");
+    if (eos == NULL || eos->kind == JSON_NULL) {
+        from = config;
+        eos = json_get(config, "eos_token_id");
+    }
+    bool list = json_is(eos, JSON_ARRAY);
+    c->eos = arena_alloc(arena, list ? eos->length + 1 : 1, sizeof *c->eos);
+    if (eos == NULL) {
+        c->eos[c->eos_count++] = kinds[c->kind].eos;
+    }
+    for (const Json *e = list ? eos->child : eos; e != NULL; e = list ? e->next : NULL) {
+        int32_t id = token_id(e, c->d_vocab);
+        if (e->kind != JSON_NUMBER && e->kind != JSON_NULL) {
+            json_refuse(from, "eos_token_id", "numbers");
+        }
+        if (id >= 0) {
+            c->eos[c->eos_count++] = id;
+        }
+    }
+}
+
+/* Gemma-2's layer_types, or sliding in every even layer. */
+static void config_layer_types(const Json *config, Llm *llm) {
+    const LlmConfig *c = &llm->config;
+    const Json *types = json_member(config, "layer_types", JSON_ARRAY);
+    if (types != NULL && types->length != c->n_layers) {
+        fail(STATUS_INPUT, "%s: 'layer_types': expected %zu names, found %zu", config->text,
+             c->n_layers, types->length);
+    }
+    const Json *type = types != NULL ? types->child : NULL;
+    for (size_t layer = 0; layer < c->n_layers; layer++) {
+        bool sliding = type != NULL ? json_text_is(type, "sliding_attention") : layer % 2 == 0;
+        if (type != NULL && !sliding && !json_text_is(type, "full_attention")) {
+            fail(STATUS_INPUT, "%s: 'layer_types': %s is not supported", config->text,
+                 type->kind == JSON_STRING ? type->text : "what is no text");
+        }
+        llm->layers[layer].sliding = sliding && c->window > 0;
+        type = type != NULL ? type->next : NULL;
+    }
+}
 
 /* Embedding and head: a stored head counts; without one, where the config ties it, the embedding;
  * and a tied pair may be saved once under the head's name. */
 static void load_embed_and_head(Loader *t, Llm *llm, const Json *config) {
     const LlmConfig *c = &llm->config;
-    const char *prefix = t->prefix, *embed = llm_names[c->kind].embed;
+    const char *prefix = t->prefix, *embed = kinds[c->kind].embed;
     bool tied = json_bool(config, "tie_word_embeddings", c->kind != LLM_GPT_NEOX);
-    bool lm_head = is_stored(t, "", "lm_head.weight");
-    bool embed_out = !lm_head && is_stored(t, "", "embed_out.weight");
+    bool lm_head = is_stored(t, "", "lm_head");
+    bool embed_out = !lm_head && is_stored(t, "", "embed_out");
     bool only_head = lm_head && tied && c->kind != LLM_GPT_NEOX && !is_stored(t, prefix, embed);
     if (!only_head) {
         llm->embed = need_table(t, embed, c->d_vocab, c->d_model);
@@ -436,26 +433,26 @@ static void load_llm(Llm *llm, Arena *arena, Arena *scratch, const Json *config)
     const LlmConfig *c = &llm->config;
     Loader t = {.scratch = scratch, .store = &llm->store};
     /* If no prefix fits, errors name tensors as the model's own class does. */
-    t.prefix = llm_names[c->kind].prefix;
+    t.prefix = kinds[c->kind].prefix;
     const char *const prefixes[] = {"", "gpt_neox.", "transformer.", "model."};
     for (size_t i = 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
-        t.prefix = is_stored(&t, prefixes[i], llm_names[c->kind].embed) ? prefixes[i] : t.prefix;
+        t.prefix = is_stored(&t, prefixes[i], kinds[c->kind].embed) ? prefixes[i] : t.prefix;
     }
     const char *prefix = t.prefix;
     load_embed_and_head(&t, llm, config);
     if (c->kind == LLM_GPT2) {
-        llm->pos_embed = need_table(&t, "wpe.weight", c->n_ctx, c->d_model);
+        llm->pos_embed = need_table(&t, "wpe", c->n_ctx, c->d_model);
     }
-    check_layers(config->text, c->n_layers, &llm->store);
+    check_layers(c->n_layers, &llm->store);
     llm->layers = arena_alloc(arena, c->n_layers, sizeof *llm->layers);
     for (size_t layer = 0; layer < c->n_layers; layer++) {
         t.layer = &llm->layers[layer];
-        t.prefix = arena_format(scratch, "%s%s.%zu.", prefix, llm_names[c->kind].layers, layer);
-        llm_names[c->kind].layer(&t, c, config, t.layer);
+        t.prefix = arena_format(scratch, "%s%s.%zu.", prefix, kinds[c->kind].layers, layer);
+        kinds[c->kind].layer(&t, c, config, t.layer);
     }
     t.layer = NULL;
     t.prefix = prefix;
-    llm->ln_final = need_norm(&t, llm_names[c->kind].final, c->d_model, c->kind != LLM_GEMMA2);
+    llm->ln_final = need_norm(&t, kinds[c->kind].final, c->d_model, c->kind != LLM_GEMMA2);
     if (c->kind == LLM_GEMMA2) {
         config_layer_types(config, llm);
     }
@@ -463,17 +460,14 @@ static void load_llm(Llm *llm, Arena *arena, Arena *scratch, const Json *config)
 
 void llm_open(Llm *llm, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
-    const char *file;
-    const Json *config = read_config(scratch, directory, &file), *generation = NULL;
     *llm = (Llm){.path = arena_copy(arena, directory, strlen(directory))};
-    llm->config = config_read(config, file);
-    file = path_join(scratch, directory, "generation_config.json");
+    const Json *config = directory_open(&llm->store, arena, scratch, directory), *generation = NULL;
+    llm->config = config_read(config, llm->store.settings);
+    const char *file = path_join(scratch, directory, "generation_config.json");
     if (path_exists(file)) {
         generation = json_read_file(scratch, file);
     }
     config_tokens(&llm->config, arena, config, generation);
-    tensors_open(&llm->store, arena, directory);
-    llm->store.settings = path_join(arena, directory, "config.json");
     load_llm(llm, arena, scratch, config);
     arena_free(scratch);
 }
@@ -481,9 +475,9 @@ void llm_open(Llm *llm, Arena *arena, const char *directory) {
 /* ---- CLIP ---- */
 
 static VitConfig config_clip(const Json *config, const char *file) {
-    const JsonName kinds[] = {{"clip", 1}, {"clip_vision_model", 0}, {NULL, 0}};
+    static const JsonName types[] = {{"clip", 1}, {"clip_vision_model", 0}, {NULL, 0}};
     VitConfig c = {0};
-    int kind = json_choice(config, "model_type", -1, kinds);
+    int kind = json_choice(config, "model_type", -1, types);
     if (kind < 0) {
         fail(STATUS_INPUT, "%s: expected an object with 'model_type' in it", file);
     }
@@ -506,21 +500,22 @@ static VitConfig config_clip(const Json *config, const char *file) {
     return c;
 }
 
-static void load_vit(Vit *vit, Arena *scratch) {
+static void load_vit(Vit *vit, Arena *arena, Arena *scratch) {
     const VitConfig *c = &vit->config;
     size_t d = c->d_model, p = c->patch_size, patch = VIT_CHANNELS * p * p;
     Loader t = {.scratch = scratch, .store = &vit->store, .prefix = "vision_model."};
-    if (!is_stored(&t, t.prefix, "embeddings.class_embedding") &&
-        is_stored(&t, "", "embeddings.class_embedding")) {
+    if (is_stored(&t, "", "embeddings.patch_embedding")) {
         t.prefix = "";
     }
     const char *prefix = t.prefix;
-    vit->class_embed = need_vector(&t, "embeddings.class_embedding", d);
-    vit->pos_embed = need_table(&t, "embeddings.position_embedding.weight", c->n_patches + 1, d);
+    vit->class_embed = need_tensor(&t, "embeddings.class_embedding", "", 1, &d);
+    vit->pos_embed = need_table(&t, "embeddings.position_embedding", c->n_patches + 1, d);
     vit->patch = (Matrix){.row = (ptrdiff_t)patch, .col = 1, .out = d, .in = patch};
-    vit->patch.w =
-        need_tensor(&t, "embeddings.patch_embedding.weight", 4, (size_t[]){d, VIT_CHANNELS, p, p});
+    vit->patch.w = need_tensor(&t, "embeddings.patch_embedding", "weight", 4,
+                               (size_t[]){d, VIT_CHANNELS, p, p});
     vit->ln_pre = need_norm(&t, "pre_layrnorm", d, true);
+    check_layers(c->n_layers, &vit->store);
+    vit->layers = arena_alloc(arena, c->n_layers, sizeof *vit->layers);
     for (size_t layer = 0; layer < c->n_layers; layer++) {
         VitLayer *l = &vit->layers[layer];
         t.prefix = arena_format(scratch, "%sencoder.layers.%zu.", prefix, layer);
@@ -537,14 +532,9 @@ static void load_vit(Vit *vit, Arena *scratch) {
 
 void vit_open(Vit *vit, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
-    const char *file;
-    const Json *config = read_config(scratch, directory, &file);
     *vit = (Vit){.path = arena_copy(arena, directory, strlen(directory))};
-    vit->config = config_clip(config, file);
-    tensors_open(&vit->store, arena, directory);
-    vit->store.settings = path_join(arena, directory, "config.json");
-    check_layers(file, vit->config.n_layers, &vit->store);
-    vit->layers = arena_alloc(arena, vit->config.n_layers, sizeof *vit->layers);
-    load_vit(vit, scratch);
+    const Json *config = directory_open(&vit->store, arena, scratch, directory);
+    vit->config = config_clip(config, vit->store.settings);
+    load_vit(vit, arena, scratch);
     arena_free(scratch);
 }

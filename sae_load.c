@@ -23,200 +23,121 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* An SAE where it was found: identified, its weights not yet opened. */
-typedef struct SaeFound {
-    Sae sae;
-    const Json *cfg;      /* NULL: there is none */
-    const char *cfg_file; /* names it in messages; where there is none, the weights */
-    const char *weights_file;
-    const char *below; /* path below the directory of the search */
-    /* What the settings say of the hook point: a name, or a site and a layer. */
-    const char *named; /* NULL: they name none */
-    HookKind site;
-    bool site_known;
-    int layer; /* -1: not said */
-} SaeFound;
-
-static const struct {
-    const char *weights, *cfg;
-    SaeSource source;
-} sae_formats[] = {
-    {"params.npz", NULL, SAE_GEMMASCOPE},
-    {"sae_weights.safetensors", "cfg.json", SAE_SAELENS},
-    {"sae.safetensors", "cfg.json", SAE_SPARSIFY},
-    {"ae.pt", "config.json", SAE_DICTIONARY_LEARNING},
-};
-enum {
-    SAE_FORMATS = sizeof sae_formats / sizeof sae_formats[0]
-};
-
 const char *sae_source_name(SaeSource source) {
     static const char *const names[] = {"GemmaScope", "SAELens", "SAELens before 6",
                                         "EleutherAI sparsify", "dictionary_learning"};
     return names[source];
 }
 
-/* ---- the hook point: sites and layers in names of folders and modules ---- */
+/* An SAE where it was found: identified, its weights not yet opened. */
+typedef struct SaeFound {
+    Sae sae;
+    const struct SaeFormat *format;
+    const Json *cfg;      /* NULL: there is none */
+    const char *cfg_file; /* names it in messages; where there is none, the weights */
+    const char *weights_file;
+    const char *below; /* path below the directory of the search */
+    /* Its hook point: the name that the settings or a folder have for it (NULL: none), or a site
+     * and a layer. */
+    const char *named, *folder;
+    int site;  /* a HookKind, or one of these two */
+    int layer; /* -1: not said */
+} SaeFound;
+enum {
+    SITE_TRANSCODER = HOOK_KINDS,
+    SITE_OPEN
+};
 
-typedef struct SiteWord {
-    const char *word;
-    HookKind kind;
-} SiteWord;
+/* ---- the hook point: sites and layers in names of folders and modules ---- */
 
 static bool ends_with(const char *text, const char *end) {
     size_t length = strlen(text), n = strlen(end);
     return length > n && strcmp(text + length - n, end) == 0;
 }
 
-/* A number in text; -1: none, or none that a layer could have. */
-static int layer_number(const char *text, const char **after) {
-    char *end;
-    long number = *text >= '0' && *text <= '9' ? strtol(text, &end, 10) : -1;
-    if (number < 0 || number > 100000) {
-        return -1;
-    }
-    *after = end;
-    return (int)number;
+static bool begins_word(const char *text, const char *at) {
+    return at == text || strchr("-_. ", at[-1]) != NULL;
 }
 
-/* Which layer a component of a path or of a module's name says: layer_12, layers.12, h.12; *after:
- * what follows. -1: none. */
+/* Which layer a component of a path or of a module's name says: layer_12, layer8, layers.12, h.12;
+ * *after: what follows. -1: none, or none that a layer could have. */
 static int layer_in(const char *text, const char **after) {
-    static const char *const forms[][2] = {{"layer", "_.-"}, {"layers", "_.-"}, {"h", "."}};
-    for (size_t f = 0; f < sizeof forms / sizeof forms[0]; f++) {
-        for (const char *at = text; (at = strstr(at, forms[f][0])) != NULL; at++) {
-            const char *separator = at + strlen(forms[f][0]);
-            bool starts = at == text || strchr("-_. ", at[-1]) != NULL;
-            if (starts && *separator != 0 && strchr(forms[f][1], *separator) != NULL) {
-                int layer = layer_number(separator + 1, after);
-                if (layer >= 0) {
-                    return layer;
-                }
+    static const char *const forms[] = {"layer%6[0-9]%n", "layer%*1[_.-]%6[0-9]%n",
+                                        "layers%*1[_.-]%6[0-9]%n", "h.%6[0-9]%n"};
+    char digits[7];
+    int length;
+    for (const char *at = text; *at != 0; at++) {
+        for (size_t f = 0; begins_word(text, at) && f < sizeof forms / sizeof forms[0]; f++) {
+            if (sscanf(at, forms[f], digits, &length) == 1 && atoi(digits) <= 100000) {
+                *after = at + length;
+                return atoi(digits);
             }
         }
     }
     return -1;
 }
 
-/* GemmaScope's site in a component of the path: the last word of it (gemma-scope-2b-pt-res, mlp),
- * or any word of one that says scope (gemma-scope-2b-pt-res-canonical). HOOK_KINDS: a transcoder.
- */
-static bool gemmascope_site(const char *name, HookKind *kind) {
-    static const SiteWord words[] = {{"res", HOOK_RESID_POST},   {"resid", HOOK_RESID_POST},
-                                     {"mlp", HOOK_MLP_OUT},      {"att", HOOK_Z},
-                                     {"attn", HOOK_Z},           {"embedding", HOOK_EMBED},
-                                     {"transcoder", HOOK_KINDS}, {"transcoders", HOOK_KINDS}};
-    bool scope = strstr(name, "scope") != NULL, found = false;
-    for (size_t length; *name != 0; name += length + (name[length] != 0)) {
-        length = strcspn(name, "-_. ");
-        for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-            if ((scope || name[length] == 0) && strlen(words[i].word) == length &&
-                memcmp(name, words[i].word, length) == 0) {
-                *kind = words[i].kind;
-                found = true;
-            }
-        }
-    }
-    return found;
-}
-
-/* sparsify names a module of the model: layers.12.mlp. *layer is set even where the site is not
- * one of them. */
-static bool module_site(const char *name, HookKind *kind, int *layer) {
-    static const SiteWord modules[] = {{"", HOOK_RESID_POST},
-                                       {".mlp", HOOK_MLP_OUT},
-                                       {".attention", HOOK_ATTN_OUT},
-                                       {".attn", HOOK_ATTN_OUT},
-                                       {".self_attn", HOOK_ATTN_OUT}};
-    const char *after = NULL;
-    *layer = layer_in(name, &after);
-    for (size_t i = 0; *layer >= 0 && i < sizeof modules / sizeof modules[0]; i++) {
-        if (strcmp(after, modules[i].word) == 0) {
-            *kind = modules[i].kind;
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The site in a name that dictionary_learning's users give modules and folders: resid_post_layer_8,
- * mlp_out_layer1, embed; *layer is -1 if the name has none. */
-static bool dictionary_site(const char *name, HookKind *kind, int *layer) {
-    static const SiteWord words[] = {
-        {"resid_post", HOOK_RESID_POST}, {"resid_out", HOOK_RESID_POST},
-        {"resid_pre", HOOK_RESID_PRE},   {"resid_mid", HOOK_RESID_MID},
-        {"mlp_out", HOOK_MLP_OUT},       {"attn_out", HOOK_ATTN_OUT},
-        {"attention_out", HOOK_ATTN_OUT}};
-    const char *after;
-    *layer = -1;
-    for (const char *at = name; *layer < 0 && (at = strstr(at, "layer")) != NULL; at++) {
-        const char *number = at + strlen("layer");
-        *layer = layer_number(number + (*number != 0 && strchr("_.-", *number) != NULL), &after);
-    }
-    if (strcmp(name, "embed") == 0) {
-        *kind = HOOK_EMBED;
-        return true;
-    }
+/* The site that a component of the path or a module's name says, as the format's users write it;
+ * after: what follows its layer (NULL: it has none). */
+static int site_in(SaeSource source, const char *name, const char *after) {
+    enum {
+        WHOLE,
+        AFTER, /* the layer: layers.12.mlp */
+        BEGIN, /* of a word: resid_post_layer_8 */
+        WORD /* the last (gemma-scope-2b-pt-res), or any beside scope (gemma-scope-res-canonical) */
+    };
+    static const struct {
+        SaeSource source;
+        int place;
+        const char *text;
+        int site;
+    } words[] = {{SAE_GEMMASCOPE, WORD, "transcoder", SITE_TRANSCODER},
+                 {SAE_GEMMASCOPE, WORD, "transcoders", SITE_TRANSCODER},
+                 {SAE_GEMMASCOPE, WORD, "embedding", HOOK_EMBED},
+                 {SAE_GEMMASCOPE, WORD, "res", HOOK_RESID_POST},
+                 {SAE_GEMMASCOPE, WORD, "resid", HOOK_RESID_POST},
+                 {SAE_GEMMASCOPE, WORD, "mlp", HOOK_MLP_OUT},
+                 {SAE_GEMMASCOPE, WORD, "att", HOOK_Z},
+                 {SAE_GEMMASCOPE, WORD, "attn", HOOK_Z},
+                 {SAE_SPARSIFY, WHOLE, "embed_tokens", HOOK_EMBED},
+                 {SAE_SPARSIFY, WHOLE, "embed_in", HOOK_EMBED},
+                 {SAE_SPARSIFY, WHOLE, "wte", HOOK_EMBED},
+                 {SAE_SPARSIFY, AFTER, "", HOOK_RESID_POST},
+                 {SAE_SPARSIFY, AFTER, ".mlp", HOOK_MLP_OUT},
+                 {SAE_SPARSIFY, AFTER, ".attention", HOOK_ATTN_OUT},
+                 {SAE_SPARSIFY, AFTER, ".attn", HOOK_ATTN_OUT},
+                 {SAE_SPARSIFY, AFTER, ".self_attn", HOOK_ATTN_OUT},
+                 {SAE_DICTIONARY_LEARNING, WHOLE, "embed", HOOK_EMBED},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_post", HOOK_RESID_POST},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_out", HOOK_RESID_POST},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_pre", HOOK_RESID_PRE},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_mid", HOOK_RESID_MID},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "mlp_out", HOOK_MLP_OUT},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "attn_out", HOOK_ATTN_OUT},
+                 {SAE_DICTIONARY_LEARNING, BEGIN, "attention_out", HOOK_ATTN_OUT}};
+    bool scope = strstr(name, "scope") != NULL;
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-        for (const char *at = name; (at = strstr(at, words[i].word)) != NULL; at++) {
-            if (at == name || strchr("_.-", at[-1]) != NULL) {
-                *kind = words[i].kind;
-                return true;
-            }
+        const char *text = words[i].text, *whole = words[i].place == AFTER ? after : name;
+        bool fits = whole != NULL && strcmp(whole, text) == 0;
+        for (const char *at = name; words[i].place >= BEGIN && (at = strstr(at, text)) != NULL;
+             at++) {
+            char next = at[strlen(text)];
+            fits |= begins_word(name, at) && (words[i].place == BEGIN || next == 0 ||
+                                              (scope && strchr("-_. ", next) != NULL));
+        }
+        if (fits && words[i].source == source) {
+            return words[i].site;
         }
     }
-    return false;
+    return SITE_OPEN;
 }
 
-typedef struct PathFinds {
-    bool hook_known; /* a component that is a hook name */
-    HookKind hook;
-    int hook_layer;
-    int layer; /* -1: none */
-    bool site_known;
-    HookKind site;
-} PathFinds;
-
-/* Reads one component of the path; what deeper ones said stays. */
-static void component_read(PathFinds *finds, Sae *sae, const char *name) {
-    const char *after = NULL;
-    HookKind kind, site = HOOK_KINDS;
-    int hook_layer, named = -1;
-    bool vision = false;
-    if (!finds->hook_known && hook_parse(name, &kind, &hook_layer, &vision) && !vision) {
-        finds->hook_known = true;
-        finds->hook = kind;
-        finds->hook_layer = hook_layer;
-    }
-    int layer = layer_in(name, &after);
-    bool first_layer = finds->layer < 0 && layer >= 0, known = false;
-    finds->layer = first_layer ? layer : finds->layer;
-    if (sae->source == SAE_SPARSIFY && first_layer) {
-        known = module_site(name, &site, &named);
-    } else if (sae->source == SAE_SPARSIFY) {
-        known = strcmp(name, "embed_tokens") == 0 || strcmp(name, "embed_in") == 0 ||
-                strcmp(name, "wte") == 0;
-        site = HOOK_EMBED;
-    } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        known = dictionary_site(name, &site, &named);
-        finds->layer = finds->layer < 0 && !finds->site_known ? named : finds->layer;
-    } else if (sae->source == SAE_GEMMASCOPE) {
-        known = gemmascope_site(name, &site);
-    }
-    if (known && !finds->site_known) {
-        finds->site_known = true;
-        finds->site = site;
-    }
-    sae->width_16k = sae->width_16k || strcmp(name, "width_16k") == 0;
-    if (isnan(sae->average_l0) && strncmp(name, "average_l0_", 11) == 0 &&
-        strchr("0123456789", name[11]) != NULL && name[11] != 0) {
-        sae->average_l0 = strtod(name + 11, NULL);
-    }
-}
-
-/* The components of the SAE's whole path, the deepest first. */
-static PathFinds path_read(Sae *sae) {
-    PathFinds finds = {.layer = -1};
+/* What the settings leave open, from the components of the SAE's whole path, the deepest first. */
+static void path_read(SaeFound *c) {
+    Sae *sae = &c->sae;
+    bool site_open = c->site == SITE_OPEN, vision;
+    int layer;
+    HookKind kind;
     char here[4096] = "";
     sae->average_l0 = (double)NAN;
     if (sae->path[0] != '/' && getcwd(here, sizeof here) == NULL) {
@@ -225,65 +146,192 @@ static PathFinds path_read(Sae *sae) {
     char *path = path_join(sae->arena, here, sae->path);
     for (char *slash = path; slash != NULL;) {
         slash = strrchr(path, '/');
-        component_read(&finds, sae, slash != NULL ? slash + 1 : path);
+        const char *name = slash != NULL ? slash + 1 : path, *after = NULL;
+        if (site_open && c->folder == NULL && hook_parse(name, &kind, &layer, &vision) && !vision) {
+            c->folder = name;
+        }
+        int in = layer_in(name, &after);
+        bool first = c->layer < 0 && in >= 0;
+        c->layer = first ? in : c->layer;
+        if (c->site == SITE_OPEN) {
+            c->site = site_in(sae->source, name, first ? after : NULL);
+        }
+        sae->width_16k |= strcmp(name, "width_16k") == 0;
+        if (isnan(sae->average_l0) && strncmp(name, "average_l0_", 11) == 0 && name[11] >= '0' &&
+            name[11] <= '9') {
+            sae->average_l0 = strtod(name + 11, NULL);
+        }
         if (slash != NULL) {
             *slash = 0;
         }
     }
-    return finds;
 }
 
-static void hook_set(Sae *sae, HookKind kind, int layer) {
-    sae->hook = kind;
-    sae->layer = layer;
-    sae->hook_known = true;
-}
-
-/* Sets sae->hook and layer from a name; blocks.L. stands for the layer of the path. */
-static bool hook_set_name(Sae *sae, const char *name, int path_layer) {
-    HookKind kind;
-    int layer;
+/* Sets sae->hook and layer from a name (NULL: none); blocks.L. stands for path_layer. */
+static bool hook_set(Sae *sae, const char *name, int path_layer) {
     bool vision;
-    if (strncmp(name, "blocks.L.", 9) == 0 && path_layer >= 0) {
+    if (name != NULL && strncmp(name, "blocks.L.", 9) == 0 && path_layer >= 0) {
         name = arena_format(sae->arena, "blocks.%d.%s", path_layer, name + 9);
     }
-    if (!hook_parse(name, &kind, &layer, &vision) || vision) {
-        return false;
-    }
-    hook_set(sae, kind, layer);
-    return true;
+    sae->hook_known = name != NULL && hook_parse(name, &sae->hook, &sae->layer, &vision) && !vision;
+    return sae->hook_known;
 }
 
 /* What the settings say, else the path, else --hook. */
 static void hook_find(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
-    PathFinds finds = path_read(sae);
-    if (c->named != NULL && hook_set_name(sae, c->named, -1)) {
+    path_read(c);
+    if (hook_set(sae, c->named, -1)) {
         return;
     }
-    finds.layer = c->layer >= 0 ? c->layer : finds.layer;
-    if (c->site_known) {
-        finds.hook_known = false;
-        finds.site_known = true;
-        finds.site = c->site;
-    }
-    if (finds.site_known && finds.site == HOOK_KINDS) {
+    if (c->site == SITE_TRANSCODER) {
         fail(STATUS_INPUT, "%s: transcoders are not supported", sae->path);
     }
-    HookKind site = finds.site_known ? finds.site : HOOK_RESID_POST;
-    bool open = !finds.site_known && (sae->source == SAE_SPARSIFY || options->hook != NULL);
-    if (c->named == NULL && finds.hook_known) {
-        hook_set(sae, finds.hook, finds.hook_layer);
-    } else if (c->named == NULL && site == HOOK_EMBED) {
-        hook_set(sae, HOOK_EMBED, -1);
-    } else if (c->named == NULL && finds.layer >= 0 && !open) {
-        hook_set(sae, site, finds.layer);
-    } else if (options->hook != NULL && !hook_set_name(sae, options->hook, finds.layer)) {
+    if (c->named == NULL && hook_set(sae, c->folder, -1)) {
+        return;
+    }
+    bool open = c->site == SITE_OPEN && (sae->source == SAE_SPARSIFY || options->hook != NULL);
+    if (c->named == NULL && (c->site == HOOK_EMBED || (c->layer >= 0 && !open))) {
+        sae->hook = c->site == SITE_OPEN ? HOOK_RESID_POST : (HookKind)c->site;
+        sae->layer = c->site == HOOK_EMBED ? -1 : c->layer;
+        sae->hook_known = true;
+    } else if (options->hook != NULL && !hook_set(sae, options->hook, c->layer)) {
         fail(STATUS_INPUT, "--hook: '%s' is not the name of a hook point", options->hook);
     }
 }
 
-/* ---- identifying ---- */
+/* ---- tensors ---- */
+
+/* What a format calls an architecture, and its tensors. W_enc and W_dec lie as [d_sae, d_in] where
+ * features are rows, else as [d_in, d_sae]. */
+typedef struct SaeLayout {
+    const char *name;
+    SaeAct act;
+    bool subtract_b_dec, enc_rows, dec_rows;
+    const char *w_enc, *w_dec, *b_enc, *b_dec, *b_gate, *b_mag;
+} SaeLayout;
+
+static bool has(const Sae *sae, const char *name) {
+    return tensors_find(&sae->store, name) != NULL;
+}
+
+static Weight of_floats(const float *values) {
+    return (Weight){.data = values, .dtype = DTYPE_F32};
+}
+
+/* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
+ * feature off). */
+static Weight vector_load(const Sae *sae, const char *name, size_t count, bool infinite) {
+    const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
+    float *values = arena_floats(sae->arena, count, 1);
+    weight_widen(values, (Weight){.data = tensor->data, .dtype = tensor->dtype}, 0, count);
+    for (size_t i = 0; i < count; i++) {
+        if (isnan(values[i]) || (!infinite && isinf(values[i]))) {
+            fail(STATUS_INPUT, "%s: tensor '%s': value %zu is not finite", tensor->file, name, i);
+        }
+    }
+    return of_floats(values);
+}
+
+static Weight matrix_load(const Sae *sae, const char *name, bool rows, ptrdiff_t *feature,
+                          ptrdiff_t *input) {
+    size_t shape[2] = {rows ? sae->d_sae : sae->d_in, rows ? sae->d_in : sae->d_sae};
+    const Tensor *tensor = tensors_need(&sae->store, name, 2, shape);
+    *feature = rows ? (ptrdiff_t)sae->d_in : 1;
+    *input = rows ? 1 : (ptrdiff_t)sae->d_sae;
+    return (Weight){.data = tensor->data, .dtype = tensor->dtype};
+}
+
+static void sizes_check(const Sae *sae) {
+    if (sae->d_in == 0 || sae->d_sae == 0 || sae->d_sae > UINT32_MAX) {
+        fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu",
+             sae->store.settings != NULL ? sae->store.settings : sae->store.path, sae->d_in,
+             sae->d_sae);
+    }
+}
+
+/* Sizes that are still 0 come from the shape of W_enc. */
+static void layout_load(Sae *sae, const SaeLayout *layout) {
+    const Tensor *w_enc = tensors_find(&sae->store, layout->w_enc);
+    if (w_enc == NULL) {
+        fail(STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, layout->w_enc);
+    }
+    if (w_enc->rank != 2) {
+        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, found rank %d", w_enc->file, w_enc->name,
+             layout->enc_rows ? "[d_sae, d_in]" : "[d_in, d_sae]", w_enc->rank);
+    }
+    sae->act = layout->act;
+    sae->architecture = layout->name;
+    sae->subtract_b_dec = layout->subtract_b_dec;
+    sae->d_in = sae->d_in != 0 ? sae->d_in : w_enc->shape[layout->enc_rows ? 1 : 0];
+    sae->d_sae = sae->d_sae != 0 ? sae->d_sae : w_enc->shape[layout->enc_rows ? 0 : 1];
+    sizes_check(sae);
+    sae->w_enc =
+        matrix_load(sae, layout->w_enc, layout->enc_rows, &sae->enc_feature, &sae->enc_input);
+    sae->w_dec =
+        matrix_load(sae, layout->w_dec, layout->dec_rows, &sae->dec_feature, &sae->dec_input);
+    sae->b_dec = vector_load(sae, layout->b_dec, sae->d_in, false);
+    if (sae->act == SAE_GATED) {
+        sae->b_gate = vector_load(sae, layout->b_gate, sae->d_sae, false);
+        sae->b_mag = vector_load(sae, layout->b_mag, sae->d_sae, false);
+        Weight r_mag = vector_load(sae, "r_mag", sae->d_sae, false);
+        float *gain = arena_floats(sae->arena, sae->d_sae, 1);
+        for (size_t j = 0; j < sae->d_sae; j++) {
+            gain[j] = exp_f32(weight_at(r_mag, j));
+        }
+        sae->mag_gain = gain;
+    } else {
+        sae->b_enc = vector_load(sae, layout->b_enc, sae->d_sae, false);
+    }
+}
+
+/* |W_dec row| of each feature, summed in binary64. */
+static double *decoder_lengths(const Sae *sae) {
+    bool rows = sae->dec_input == 1;
+    size_t outer = rows ? sae->d_sae : sae->d_in, inner = rows ? sae->d_in : sae->d_sae;
+    double *length = arena_alloc(sae->arena, sae->d_sae, sizeof *length);
+    for (size_t o = 0; o < outer; o++) {
+        for (size_t i = 0; i < inner; i++) {
+            double w = (double)weight_at(sae->w_dec, o * inner + i);
+            length[rows ? o : i] += w * w;
+        }
+    }
+    for (size_t j = 0; j < sae->d_sae; j++) {
+        length[j] = sqrt(length[j]);
+    }
+    return length;
+}
+
+/* ---- GemmaScope ---- */
+
+static void scaled_copy(Sae *sae, Weight *weight, float divisor, float factor) {
+    size_t count = sae->d_in * sae->d_sae; /* both shapes were checked against the file */
+    float *values = arena_floats(sae->arena, count, 1);
+    weight_widen(values, *weight, 0, count);
+    for (size_t i = 0; i < count; i++) {
+        values[i] = values[i] / divisor * factor;
+    }
+    *weight = of_floats(values);
+}
+
+static void gemmascope_load(SaeFound *c, const SaeOptions *options) {
+    static const SaeLayout layouts[] = {
+        {"jumprelu", SAE_JUMPRELU, false, false, true, "W_enc", "W_dec", "b_enc", "b_dec", "", ""},
+        {"jumprelu", SAE_JUMPRELU, false, false, true, "w_enc", "w_dec", "b_enc", "b_dec", "", ""}};
+    Sae *sae = &c->sae;
+    (void)options;
+    sae->prepend_bos = true;
+    layout_load(sae, &layouts[!has(sae, "W_enc") && has(sae, "w_enc")]);
+    if (sae->hook_known && sae->hook == HOOK_EMBED) {
+        /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
+         * corrects it in the same two places. */
+        float root = (float)sqrt((double)sae->d_in);
+        scaled_copy(sae, &sae->w_enc, root, 1);
+        scaled_copy(sae, &sae->w_dec, 1, root);
+    }
+}
+
+/* ---- settings of SAELens and sparsify ---- */
 
 static const Json *settings_read(Arena *arena, const char *path) {
     const Json *settings = json_read_file(arena, path);
@@ -291,6 +339,16 @@ static const Json *settings_read(Arena *arena, const char *path) {
         fail(STATUS_INPUT, "%s: expected a JSON object", path);
     }
     return settings;
+}
+
+/* null is as absent. */
+static size_t size_setting(const Json *object, const char *key, size_t absent) {
+    return json_set(object, key) == NULL ? absent : json_size(object, key, 0, 0, INT32_MAX);
+}
+
+static size_t size_needed(const Json *object, const char *key) {
+    (void)json_need(object, key, JSON_NUMBER);
+    return json_size(object, key, 0, 1, INT32_MAX);
 }
 
 static SaeCentre stated(const Json *object, const char *key) {
@@ -333,198 +391,6 @@ static void saelens_identify(SaeFound *c) {
     sae->fold_value_biases = stated(model, "fold_value_biases");
 }
 
-/* trainer.layer and submodule_name, a free text. Where there is none, the path says the site, or it
- * is the residual stream after the layer, as the library's own get_submodule has it. */
-static void dictionary_identify(SaeFound *c) {
-    const Json *trainer = json_get(c->cfg, "trainer");
-    HookKind kind;
-    int64_t number;
-    int named = -1;
-    bool vision;
-    c->sae.model_name = json_text(trainer, "lm_name", NULL);
-    const char *module = json_text(trainer, "submodule_name", NULL);
-    const char *io = json_text(json_get(c->cfg, "buffer"), "io", "out");
-    if (json_int64(json_get(trainer, "layer"), &number) && number >= 0 && number <= 100000) {
-        c->layer = (int)number;
-    }
-    if (strcmp(io, "in_to_out") == 0) {
-        fail(STATUS_INPUT, "%s: 'io' is 'in_to_out': transcoders are not supported", c->cfg_file);
-    }
-    if (strcmp(io, "out") != 0) {
-        c->named =
-            arena_format(c->sae.arena, "the input of %s", module != NULL ? module : "a module");
-        return;
-    }
-    if (module == NULL || module[0] == 0) {
-        return;
-    }
-    if (!hook_parse(module, &kind, &named, &vision) &&
-        (dictionary_site(module, &c->site, &named) || module_site(module, &c->site, &named))) {
-        c->site_known = true;
-        c->layer = c->layer < 0 ? named : c->layer;
-    } else {
-        c->named = module;
-    }
-}
-
-static void identify(SaeFound *c, const SaeOptions *options) {
-    Sae *sae = &c->sae;
-    sae->centre = sae->fold_value_biases = SAE_CENTRE_UNKNOWN;
-    sae->layer = c->layer = -1;
-    if (c->cfg_file == NULL ||
-        (sae->source == SAE_DICTIONARY_LEARNING && !path_exists(c->cfg_file))) {
-        c->cfg_file = c->weights_file; /* GemmaScope and dictionary_learning's older sets */
-    } else {
-        c->cfg = settings_read(sae->arena, c->cfg_file);
-    }
-    if (sae->source == SAE_SAELENS) {
-        saelens_identify(c);
-    } else if (sae->source == SAE_DICTIONARY_LEARNING) {
-        dictionary_identify(c);
-    } else if (sae->source == SAE_GEMMASCOPE) {
-        sae->prepend_bos = true;
-    }
-    sae->centre = sae->centre == SAE_CENTRE_UNKNOWN ? options->centre : sae->centre;
-    hook_find(c, options);
-}
-
-/* The SAE in `directory`, whose weights are `weights`; options NULL: its place alone. */
-static SaeFound found_start(Arena *arena, const char *directory, const char *weights,
-                            const char *cfg, SaeSource source, const char *below,
-                            const SaeOptions *options) {
-    SaeFound c = {.sae = {.arena = arena, .source = source}};
-    c.sae.path = arena_copy(arena, directory, strlen(directory));
-    c.below = arena_copy(arena, below, strlen(below));
-    c.weights_file = path_join(arena, directory, weights);
-    c.cfg_file = cfg != NULL ? path_join(arena, directory, cfg) : NULL;
-    if (options != NULL) {
-        identify(&c, options);
-    }
-    return c;
-}
-
-/* ---- loading: tensors ---- */
-
-/* The tensors of a convention. linear: nn.Linear's order, W_enc [d_sae, d_in] and W_dec
- * [d_in, d_sae]; else W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]. */
-typedef struct SaeTensors {
-    const char *w_enc, *w_dec;
-    bool enc_linear, dec_linear;
-    const char *b_enc, *b_dec, *b_gate, *b_mag;
-} SaeTensors;
-
-static bool has(const Sae *sae, const char *name) {
-    return tensors_find(&sae->store, name) != NULL;
-}
-
-/* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
- * feature off). */
-static Weight vector_load(const Sae *sae, const char *name, size_t count, bool infinite) {
-    const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
-    float *values = arena_floats(sae->arena, count, 1);
-    weight_widen(values, (Weight){.data = tensor->data, .dtype = tensor->dtype}, 0, count);
-    for (size_t i = 0; i < count; i++) {
-        if (isnan(values[i]) || (!infinite && isinf(values[i]))) {
-            fail(STATUS_INPUT, "%s: tensor '%s': value %zu is not finite", tensor->file, name, i);
-        }
-    }
-    return (Weight){.data = values, .dtype = DTYPE_F32};
-}
-
-/* W [rows, cols], or transposed. */
-static Weight matrix_load(const Sae *sae, const char *name, size_t rows, size_t cols,
-                          bool transposed) {
-    size_t shape[2] = {transposed ? cols : rows, transposed ? rows : cols};
-    const Tensor *tensor = tensors_need(&sae->store, name, 2, shape);
-    return (Weight){.data = tensor->data, .dtype = tensor->dtype};
-}
-
-static void sizes_check(const Sae *sae) {
-    if (sae->d_in == 0 || sae->d_sae == 0 || sae->d_sae > UINT32_MAX) {
-        fail(STATUS_INPUT, "%s: d_in is %zu and d_sae %zu",
-             sae->store.settings != NULL ? sae->store.settings : sae->store.path, sae->d_in,
-             sae->d_sae);
-    }
-}
-
-/* Sizes that are still 0 come from the shape of W_enc. sae->act is known. */
-static void tensors_load(Sae *sae, const SaeTensors *t) {
-    const Tensor *w_enc = tensors_find(&sae->store, t->w_enc);
-    if (w_enc == NULL) {
-        fail(STATUS_INPUT, "%s: tensor '%s' is missing", sae->store.path, t->w_enc);
-    }
-    if (w_enc->rank != 2) {
-        fail(STATUS_INPUT, "%s: tensor '%s': expected %s, found rank %d", w_enc->file, t->w_enc,
-             t->enc_linear ? "[d_sae, d_in]" : "[d_in, d_sae]", w_enc->rank);
-    }
-    sae->d_in = sae->d_in != 0 ? sae->d_in : w_enc->shape[t->enc_linear ? 1 : 0];
-    sae->d_sae = sae->d_sae != 0 ? sae->d_sae : w_enc->shape[t->enc_linear ? 0 : 1];
-    sizes_check(sae);
-    sae->w_enc = matrix_load(sae, t->w_enc, sae->d_in, sae->d_sae, t->enc_linear);
-    sae->w_dec = matrix_load(sae, t->w_dec, sae->d_sae, sae->d_in, t->dec_linear);
-    sae->enc_feature = t->enc_linear ? (ptrdiff_t)sae->d_in : 1;
-    sae->enc_input = t->enc_linear ? 1 : (ptrdiff_t)sae->d_sae;
-    sae->dec_feature = t->dec_linear ? 1 : (ptrdiff_t)sae->d_in;
-    sae->dec_input = t->dec_linear ? (ptrdiff_t)sae->d_sae : 1;
-    sae->b_dec = vector_load(sae, t->b_dec, sae->d_in, false);
-    if (sae->act != SAE_GATED) {
-        sae->b_enc = vector_load(sae, t->b_enc, sae->d_sae, false);
-        return;
-    }
-    sae->b_gate = vector_load(sae, t->b_gate, sae->d_sae, false);
-    sae->b_mag = vector_load(sae, t->b_mag, sae->d_sae, false);
-    Weight r_mag = vector_load(sae, "r_mag", sae->d_sae, false);
-    float *gain = arena_floats(sae->arena, sae->d_sae, 1);
-    for (size_t j = 0; j < sae->d_sae; j++) {
-        gain[j] = exp_f32(weight_at(r_mag, j));
-    }
-    sae->mag_gain = gain;
-}
-
-/* ---- loading: GemmaScope ---- */
-
-static void scaled_copy(Sae *sae, Weight *weight, float divisor, float factor) {
-    size_t count = sae->d_in * sae->d_sae; /* both shapes were checked against the file */
-    float *values = arena_floats(sae->arena, count, 1);
-    weight_widen(values, *weight, 0, count);
-    for (size_t i = 0; i < count; i++) {
-        values[i] = values[i] / divisor * factor;
-    }
-    *weight = (Weight){.data = values, .dtype = DTYPE_F32};
-}
-
-static void gemmascope_load(SaeFound *c) {
-    Sae *sae = &c->sae;
-    bool lower = !has(sae, "W_enc") && has(sae, "w_enc");
-    sae->act = SAE_JUMPRELU;
-    sae->architecture = "jumprelu";
-    tensors_load(sae, &(SaeTensors){.w_enc = lower ? "w_enc" : "W_enc",
-                                    .w_dec = lower ? "w_dec" : "W_dec",
-                                    .b_enc = "b_enc",
-                                    .b_dec = "b_dec"});
-    sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
-    if (sae->hook_known && sae->hook == HOOK_EMBED) {
-        /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
-         * corrects it in the same two places. */
-        float root = (float)sqrt((double)sae->d_in);
-        scaled_copy(sae, &sae->w_enc, root, 1);
-        scaled_copy(sae, &sae->w_dec, 1, root);
-    }
-}
-
-/* ---- loading: settings of SAELens and sparsify ---- */
-
-/* null is as absent. */
-static size_t size_setting(const Json *object, const char *key, size_t absent) {
-    bool null = json_is(json_get(object, key), JSON_NULL);
-    return null ? absent : json_size(object, key, absent, 0, INT32_MAX);
-}
-
-static size_t size_needed(const Json *object, const char *key) {
-    (void)json_need(object, key, JSON_NUMBER);
-    return json_size(object, key, 0, 1, INT32_MAX);
-}
-
 /* Refuses what is no SAE of one whole hook point. */
 static void saelens_refuse(const SaeFound *c) {
     static const JsonName reshapes[] = {{"none", 0}, {"hook_z", 1}, {NULL, 0}};
@@ -537,8 +403,7 @@ static void saelens_refuse(const SaeFound *c) {
              c->cfg_file, hook);
     }
     for (int i = 0; i < 4; i++) {
-        const Json *head = json_get(i < 2 ? cfg : meta, heads[i % 2]);
-        if (head != NULL && !json_is(head, JSON_NULL)) {
+        if (json_set(i < 2 ? cfg : meta, heads[i % 2]) != NULL) {
             fail(STATUS_INPUT, "%s: '%s' is set: an SAE of a single head is not supported",
                  c->cfg_file, heads[i % 2]);
         }
@@ -550,39 +415,48 @@ static void saelens_refuse(const SaeFound *c) {
     }
 }
 
-static void saelens_architecture(SaeFound *c) {
+/* Its architecture, and what of it the settings say. */
+static SaeLayout saelens_layout(SaeFound *c) {
     static const JsonName acts[] = {{"standard", SAE_RELU},
                                     {"jumprelu", SAE_JUMPRELU},
                                     {"gated", SAE_GATED},
                                     {"topk", SAE_TOPK},
                                     {NULL, 0}};
     static const JsonName functions[] = {{"relu", SAE_RELU}, {"topk", SAE_TOPK}, {NULL, 0}};
+    SaeLayout layout = {.dec_rows = true,
+                        .w_enc = "W_enc",
+                        .w_dec = "W_dec",
+                        .b_enc = "b_enc",
+                        .b_dec = "b_dec",
+                        .b_gate = "b_gate",
+                        .b_mag = "b_mag"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *kwargs = json_get(cfg, "activation_fn_kwargs");
     bool old = sae->source == SAE_SAELENS_OLD;
-    sae->architecture = old ? json_text(cfg, "architecture", "standard")
-                            : json_need(cfg, "architecture", JSON_STRING)->text;
-    if (strstr(sae->architecture, "batchtopk") != NULL) {
+    layout.name = old ? json_text(cfg, "architecture", "standard")
+                      : json_need(cfg, "architecture", JSON_STRING)->text;
+    if (strstr(layout.name, "batchtopk") != NULL) {
         fail(STATUS_INPUT,
              "%s: architecture '%s' is a training checkpoint: load the SAE that SAELens saves "
              "for inference, as jumprelu",
-             c->cfg_file, sae->architecture);
+             c->cfg_file, layout.name);
     }
     sae->k = size_setting(cfg, "k", 100); /* SAELens' default */
     int function = json_choice(cfg, "activation_fn", SAE_RELU, functions);
     function = json_choice(cfg, "activation_fn_str", function, functions);
     if (old && renamed_text(c, "activation_fn", "activation_fn_str") != NULL &&
         function == SAE_TOPK) {
-        sae->act = SAE_TOPK;
-        sae->architecture = "topk";
+        layout.act = SAE_TOPK;
+        layout.name = "topk";
         kwargs = json_need(cfg, "activation_fn_kwargs", JSON_OBJECT);
     } else {
-        sae->act = (SaeAct)json_choice(cfg, "architecture", SAE_RELU, acts);
+        layout.act = (SaeAct)json_choice(cfg, "architecture", SAE_RELU, acts);
     }
-    if (sae->act == SAE_TOPK) {
+    if (layout.act == SAE_TOPK) {
         sae->k = old && kwargs != NULL ? size_needed(kwargs, "k") : sae->k;
         sae->rescale_by_decoder_norm = json_bool(cfg, "rescale_acts_by_decoder_norm", false);
     }
+    return layout;
 }
 
 /* normalize_activations; files of 2024-04 had a flag. */
@@ -592,11 +466,12 @@ static SaeNorm saelens_norm(const Json *cfg, bool old) {
                                      {"constant_norm_rescale", SAE_NORM_CONSTANT},
                                      {"layer_norm", SAE_NORM_LAYER},
                                      {NULL, 0}};
-    const Json *value = json_get(cfg, "normalize_activations");
-    return old && json_is(value, JSON_TRUE) ? SAE_NORM_EXPECTED
-           : old && json_is(value, JSON_FALSE)
-               ? SAE_NORM_NONE
-               : (SaeNorm)json_choice(cfg, "normalize_activations", SAE_NORM_NONE, norms);
+    const char *key = "normalize_activations";
+    if (old && json_is(json_get(cfg, key), JSON_TRUE)) {
+        return SAE_NORM_EXPECTED;
+    }
+    bool none = old && json_is(json_get(cfg, key), JSON_FALSE);
+    return none ? SAE_NORM_NONE : (SaeNorm)json_choice(cfg, key, SAE_NORM_NONE, norms);
 }
 
 /* An old file's factor of finetuning: ignored when it is one everywhere, as SAELens does. */
@@ -632,6 +507,19 @@ static float saelens_norm_factor(const SaeFound *c, const SaeOptions *options) {
     return stored > 0 ? stored : given;
 }
 
+/* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it
+ * in (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
+static void decoder_norms(Sae *sae) {
+    double scale =
+        sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
+    double *length = decoder_lengths(sae);
+    float *norm = arena_floats(sae->arena, sae->d_sae, 1);
+    for (size_t j = 0; j < sae->d_sae; j++) {
+        norm[j] = (float)(length[j] / scale);
+    }
+    sae->dec_norm = norm;
+}
+
 /* As SAELens does: with a tensor that its architecture lacks, cfg.json is another SAE's. */
 static void saelens_tensors_check(const SaeFound *c) {
     enum {
@@ -639,58 +527,54 @@ static void saelens_tensors_check(const SaeFound *c) {
         UNGATED = GATED - 1,
         ALL = GATED | UNGATED
     };
-    static const struct {
-        const char *name;
-        int acts; /* a bit for each SaeAct that has it */
-    } known[] = {{"W_enc", ALL},         {"W_dec", ALL},
-                 {"b_dec", ALL},         {"b_enc", UNGATED},
-                 {"b_gate", GATED},      {"b_mag", GATED},
-                 {"r_mag", GATED},       {"threshold", 1 << SAE_JUMPRELU},
-                 {"scaling_factor", ALL}};
-    const Sae *sae = &c->sae;
-    for (size_t i = 0; i < sae->store.count; i++) {
-        const char *name = sae->store.tensors[i].name;
+    static const JsonName known[] = {
+        /* and a bit for each SaeAct that has it */
+        {"W_enc", ALL},          {"W_dec", ALL},     {"b_dec", ALL},
+        {"scaling_factor", ALL}, {"b_enc", UNGATED}, {"b_gate", GATED},
+        {"b_mag", GATED},        {"r_mag", GATED},   {"threshold", 1 << SAE_JUMPRELU}};
+    for (size_t i = 0; i < c->sae.store.count; i++) {
+        const char *name = c->sae.store.tensors[i].name;
         bool fits = false;
         for (size_t k = 0; k < sizeof known / sizeof known[0]; k++) {
-            fits |= strcmp(name, known[k].name) == 0 && (known[k].acts >> sae->act & 1) != 0;
+            fits |= strcmp(name, known[k].name) == 0 && (known[k].value >> c->sae.act & 1) != 0;
         }
         if (!fits) {
             fail(STATUS_INPUT, "%s: tensor '%s': the architecture in %s, '%s', has none",
-                 c->weights_file, name, c->cfg_file, sae->architecture);
+                 c->weights_file, name, c->cfg_file, c->sae.architecture);
         }
     }
 }
 
 static void saelens_load(SaeFound *c, const SaeOptions *options) {
-    static const SaeTensors names = {"W_enc", "W_dec", false,    false,
-                                     "b_enc", "b_dec", "b_gate", "b_mag"};
     Sae *sae = &c->sae;
-    saelens_architecture(c);
+    SaeLayout layout = saelens_layout(c);
     saelens_refuse(c);
     sae->norm = saelens_norm(c->cfg, sae->source == SAE_SAELENS_OLD);
     sae->norm_factor = sae->norm == SAE_NORM_EXPECTED ? saelens_norm_factor(c, options) : 0;
-    sae->subtract_b_dec = json_bool(c->cfg, "apply_b_dec_to_input", true);
+    layout.subtract_b_dec = json_bool(c->cfg, "apply_b_dec_to_input", true);
     sae->d_in = size_needed(c->cfg, "d_in");
     sae->d_sae = size_needed(c->cfg, "d_sae");
-    tensors_load(sae, &names);
+    layout_load(sae, &layout);
     saelens_tensors_check(c);
-    if (sae->act == SAE_JUMPRELU) {
-        sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
-    }
     saelens_scaling(c);
 }
 
-static void sparsify_load(SaeFound *c) {
-    static const SaeTensors names = {.w_enc = "encoder.weight",
+static void sparsify_load(SaeFound *c, const SaeOptions *options) {
+    static const SaeLayout layout = {.name = "topk",
+                                     .act = SAE_TOPK,
+                                     .subtract_b_dec = true,
+                                     .enc_rows = true,
+                                     .dec_rows = true,
+                                     .w_enc = "encoder.weight",
                                      .w_dec = "W_dec",
-                                     .enc_linear = true,
                                      .b_enc = "encoder.bias",
                                      .b_dec = "b_dec"};
     static const JsonName activations[] = {{"topk", SAE_TOPK}, {NULL, 0}};
     static const char *const refused[] = {"signed", "skip_connection", "transcode"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg;
-    sae->act = (SaeAct)json_choice(cfg, "activation", SAE_TOPK, activations);
+    (void)options;
+    json_choice(cfg, "activation", SAE_TOPK, activations);
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
         if (json_bool(cfg, refused[i], false)) {
             fail(STATUS_INPUT, "%s: '%s' is set, which is not supported", c->cfg_file, refused[i]);
@@ -700,8 +584,6 @@ static void sparsify_load(SaeFound *c) {
         fail(STATUS_INPUT, "%s: tensor 'W_skip': skip_connection is not supported",
              c->weights_file);
     }
-    sae->architecture = "topk";
-    sae->subtract_b_dec = true;
     sae->k = size_setting(cfg, "k", 32);
     sae->d_in = size_needed(cfg, "d_in");
     sae->d_sae = size_setting(cfg, "num_latents", 0);
@@ -709,40 +591,58 @@ static void sparsify_load(SaeFound *c) {
         sae->d_sae = size_product(sae->d_in, size_setting(cfg, "expansion_factor", 32));
     }
     sizes_check(sae); /* here they are not the weights' to say */
-    tensors_load(sae, &names);
+    layout_load(sae, &layout);
 }
 
-/* ---- loading: dictionary_learning ----
+/* ---- dictionary_learning ----
  * Easy to get wrong: thresholds are single numbers but JumpRelu's; AutoEncoderTopK has a threshold
  * too and does not use it; biases already are on the scale of activations (norm_factor only says
  * what that was). Sets from before the library wrote config.json have the class in their tensors'
  * names and the hook point in their folders (resid_out_layer3/10_32768/ae.pt). */
 
-#define LINEAR_WEIGHTS "encoder.weight", "decoder.weight", true, true, "encoder.bias"
+/* trainer.layer and submodule_name, a free text. Where there is none, the path says the site, or it
+ * is the residual stream after the layer, as the library's own get_submodule has it. */
+static void dictionary_identify(SaeFound *c) {
+    const Json *trainer = json_get(c->cfg, "trainer");
+    HookKind kind;
+    int64_t number;
+    int inside;
+    bool vision;
+    c->sae.model_name = json_text(trainer, "lm_name", NULL);
+    const char *module = json_text(trainer, "submodule_name", NULL), *after = NULL;
+    const char *io = json_text(json_get(c->cfg, "buffer"), "io", "out");
+    if (json_int64(json_get(trainer, "layer"), &number) && number >= 0 && number <= 100000) {
+        c->layer = (int)number;
+    }
+    if (strcmp(io, "in_to_out") == 0) {
+        fail(STATUS_INPUT, "%s: 'io' is 'in_to_out': transcoders are not supported", c->cfg_file);
+    }
+    if (strcmp(io, "out") != 0) {
+        c->named =
+            arena_format(c->sae.arena, "the input of %s", module != NULL ? module : "a module");
+    } else if (module != NULL && module[0] != 0) {
+        int layer = layer_in(module, &after);
+        c->site = site_in(SAE_DICTIONARY_LEARNING, module, NULL);
+        c->site = c->site == SITE_OPEN ? site_in(SAE_SPARSIFY, module, after) : c->site;
+        if (c->site == SITE_OPEN || hook_parse(module, &kind, &inside, &vision)) {
+            c->named = module;
+        }
+        c->layer = c->layer < 0 && c->site != SITE_OPEN ? layer : c->layer;
+    }
+}
 
-static const struct {
-    const char *name;
-    SaeAct act;
-    bool subtract_b_dec;
-    SaeTensors tensors;
-} dictionary_classes[] = {
-    {"AutoEncoder", SAE_RELU, true, {LINEAR_WEIGHTS, "bias", NULL, NULL}},
-    {"AutoEncoderTopK", SAE_TOPK, true, {LINEAR_WEIGHTS, "b_dec", NULL, NULL}},
-    {"BatchTopKSAE", SAE_BATCHTOPK, true, {LINEAR_WEIGHTS, "b_dec", NULL, NULL}},
-    {"JumpReluAutoEncoder",
-     SAE_JUMPRELU,
-     false,
-     {"W_enc", "W_dec", false, false, "b_enc", "b_dec", NULL, NULL}},
-    {"GatedAutoEncoder",
-     SAE_GATED,
-     true,
-     {LINEAR_WEIGHTS, "decoder_bias", "gate_bias", "mag_bias"}}};
-enum {
-    DICTIONARY_CLASSES = sizeof dictionary_classes / sizeof dictionary_classes[0]
-};
+#define LINEAR true, true, false, "encoder.weight", "decoder.weight", "encoder.bias"
+
+static const SaeLayout dictionary_classes[] = {
+    {"AutoEncoder", SAE_RELU, LINEAR, "bias", "", ""},
+    {"AutoEncoderTopK", SAE_TOPK, LINEAR, "b_dec", "", ""},
+    {"BatchTopKSAE", SAE_BATCHTOPK, LINEAR, "b_dec", "", ""},
+    {"GatedAutoEncoder", SAE_GATED, LINEAR, "decoder_bias", "gate_bias", "mag_bias"},
+    {"JumpReluAutoEncoder", SAE_JUMPRELU, false, false, true, "W_enc", "W_dec", "b_enc", "b_dec",
+     "", ""}};
 
 /* What the settings say, else the tensors' names, else --dict-class. */
-static size_t dictionary_class(const SaeFound *c, const SaeOptions *options) {
+static const SaeLayout *dictionary_class(const SaeFound *c, const SaeOptions *options) {
     const Sae *sae = &c->sae;
     const char *name = json_text(json_get(c->cfg, "trainer"), "dict_class", NULL);
     if (name == NULL) {
@@ -768,9 +668,9 @@ static size_t dictionary_class(const SaeFound *c, const SaeOptions *options) {
                      : "");
         }
     }
-    for (size_t i = 0; i < DICTIONARY_CLASSES; i++) {
+    for (size_t i = 0; i < sizeof dictionary_classes / sizeof *dictionary_classes; i++) {
         if (strcmp(name, dictionary_classes[i].name) == 0) {
-            return i;
+            return &dictionary_classes[i];
         }
     }
     fail(STATUS_INPUT, "%s: dict_class '%s' is not supported", c->cfg_file, name);
@@ -828,7 +728,7 @@ static Weight threshold_spread(const Sae *sae) {
     for (size_t j = 0; j < sae->d_sae; j++) {
         values[j] = (float)value;
     }
-    return (Weight){.data = values, .dtype = DTYPE_F32};
+    return of_floats(values);
 }
 
 /* AutoEncoder.normalize_decoder: decoder columns of length 1, encoder rows and b_enc times what
@@ -836,16 +736,10 @@ static Weight threshold_spread(const Sae *sae) {
 static void unit_decoder(Sae *sae) {
     size_t n = sae->d_sae, d = sae->d_in;
     float *norm = arena_floats(sae->arena, n, 1);
-    double *sum = arena_alloc(sae->arena, n, sizeof *sum);
-    for (size_t i = 0; i < d; i++) {
-        for (size_t j = 0; j < n; j++) {
-            double w = (double)weight_at(sae->w_dec, i * n + j);
-            sum[j] += w * w;
-        }
-    }
+    double *length = decoder_lengths(sae);
     bool unit = true;
     for (size_t j = 0; j < n; j++) {
-        norm[j] = (float)sqrt(sum[j]);
+        norm[j] = (float)length[j];
         unit = unit && fabsf(norm[j] - 1.0f) <= 1e-8f + 1e-5f;
         if (!(norm[j] > 0.0f) || isinf(norm[j])) {
             fail(STATUS_INPUT,
@@ -868,69 +762,78 @@ static void unit_decoder(Sae *sae) {
         }
         b_enc[j] = weight_at(sae->b_enc, j) * norm[j];
     }
-    sae->w_enc = (Weight){.data = enc, .dtype = DTYPE_F32};
-    sae->w_dec = (Weight){.data = dec, .dtype = DTYPE_F32}; /* [d_sae, d_in] now */
+    sae->w_enc = of_floats(enc);
+    sae->w_dec = of_floats(dec); /* [d_sae, d_in] now */
     sae->dec_feature = (ptrdiff_t)d;
     sae->dec_input = 1;
-    sae->b_enc = (Weight){.data = b_enc, .dtype = DTYPE_F32};
+    sae->b_enc = of_floats(b_enc);
 }
 
 static void dictionary_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
-    size_t class = dictionary_class(c, options);
-    sae->architecture = dictionary_classes[class].name;
-    sae->act = dictionary_classes[class].act;
-    sae->subtract_b_dec = dictionary_classes[class].subtract_b_dec;
-    tensors_load(sae, &dictionary_classes[class].tensors);
+    layout_load(sae, dictionary_class(c, options));
     if (sae->act == SAE_RELU && options->unit_decoder) {
         unit_decoder(sae);
     } else if (sae->act == SAE_TOPK) {
         sae->k = dictionary_k(c);
     } else if (sae->act == SAE_BATCHTOPK) {
         sae->threshold = threshold_spread(sae);
-    } else if (sae->act == SAE_JUMPRELU) {
-        sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
     }
 }
 
-/* ---- loading: all ---- */
+/* ---- every format ---- */
 
-/* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it
- * in (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
-static void decoder_norms(Sae *sae) {
-    double scale =
-        sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
-    float *norm = arena_floats(sae->arena, sae->d_sae, 1);
-    for (size_t j = 0; j < sae->d_sae; j++) {
-        double sum = 0;
-        for (size_t i = 0; i < sae->d_in; i++) {
-            double w = (double)weight_at(sae->w_dec,
-                                         j * (size_t)sae->dec_feature + i * (size_t)sae->dec_input);
-            sum += w * w;
-        }
-        norm[j] = (float)(sqrt(sum) / scale);
+typedef struct SaeFormat {
+    const char *weights, *cfg;
+    const char *any; /* how other files that may be its weights end; NULL: none */
+    SaeSource source;
+    void (*identify)(SaeFound *c); /* NULL: by the path alone */
+    void (*load)(SaeFound *c, const SaeOptions *options);
+} SaeFormat;
+
+static const SaeFormat sae_formats[] = {
+    {"params.npz", NULL, ".npz", SAE_GEMMASCOPE, NULL, gemmascope_load},
+    {"sae_weights.safetensors", "cfg.json", NULL, SAE_SAELENS, saelens_identify, saelens_load},
+    {"sae.safetensors", "cfg.json", NULL, SAE_SPARSIFY, NULL, sparsify_load},
+    {"ae.pt", "config.json", ".pt", SAE_DICTIONARY_LEARNING, dictionary_identify, dictionary_load},
+};
+enum {
+    SAE_FORMATS = sizeof sae_formats / sizeof sae_formats[0]
+};
+
+/* The SAE in `directory`, whose weights are `weights`; options NULL: its place alone. */
+static SaeFound found_start(Arena *arena, const SaeFormat *format, const char *directory,
+                            const char *weights, const char *cfg, const char *below,
+                            const SaeOptions *options) {
+    SaeFound c = {.format = format, .below = below, .site = SITE_OPEN, .layer = -1};
+    Sae *sae = &c.sae;
+    *sae = (Sae){.arena = arena, .source = format->source, .layer = -1};
+    sae->path = arena_copy(arena, directory, strlen(directory));
+    c.weights_file = c.cfg_file = path_join(arena, directory, weights);
+    if (options == NULL) {
+        return c;
     }
-    sae->dec_norm = norm;
+    /* GemmaScope and dictionary_learning's older sets have no settings. */
+    const char *cfg_file = cfg != NULL ? path_join(arena, directory, cfg) : NULL;
+    if (cfg != NULL && (sae->source != SAE_DICTIONARY_LEARNING || path_exists(cfg_file))) {
+        c.cfg_file = cfg_file;
+        c.cfg = settings_read(arena, cfg_file);
+    }
+    if (format->identify != NULL) {
+        format->identify(&c);
+    }
+    sae->centre = sae->centre == SAE_CENTRE_UNKNOWN ? options->centre : sae->centre;
+    hook_find(&c, options);
+    return c;
 }
 
 static void found_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     tensors_open(&sae->store, sae->arena, c->weights_file);
     sae->store.settings = c->cfg != NULL ? c->cfg_file : NULL;
-    switch (sae->source) {
-    case SAE_GEMMASCOPE:
-        gemmascope_load(c);
-        break;
-    case SAE_SAELENS:
-    case SAE_SAELENS_OLD:
-        saelens_load(c, options);
-        break;
-    case SAE_SPARSIFY:
-        sparsify_load(c);
-        break;
-    case SAE_DICTIONARY_LEARNING:
-        dictionary_load(c, options);
-        break;
+    c->format->load(c, options);
+    if (sae->act == SAE_JUMPRELU) {
+        sae->threshold = vector_load(sae, "threshold", sae->d_sae, true);
     }
     if (sae->act == SAE_TOPK && (sae->k == 0 || sae->k > sae->d_sae)) {
         fail(STATUS_INPUT, "%s: 'k' is %zu, but must be from 1 to d_sae, %zu", c->cfg_file, sae->k,
@@ -982,8 +885,8 @@ static void search_directory(Search *s, const char *directory, const char *below
                 continue;
             }
             s->found = arena_grow(s->arena, s->found, &s->capacity, s->count + 1, sizeof *s->found);
-            s->found[s->count++] = found_start(s->arena, directory, names[i], sae_formats[f].cfg,
-                                               sae_formats[f].source, below, s->options);
+            s->found[s->count++] = found_start(s->arena, &sae_formats[f], directory, names[i],
+                                               sae_formats[f].cfg, below, s->options);
         }
         search_directory(s, path, path_join(s->arena, below, names[i]));
     }
@@ -1036,15 +939,15 @@ static int hook_order(const void *a, const void *b) {
 /* Of `count` for one hook point the only one, or the only canonical one. */
 static SaeFound *choose(SaeFound *same, size_t count, bool canonical, const char *directory) {
     SaeFound *chosen = NULL;
-    size_t canonicals = 0;
+    size_t fit = 0;
     for (size_t i = 0; i < count; i++) {
-        if (is_canonical(&same[i].sae)) {
+        if (count == 1 || (canonical && is_canonical(&same[i].sae))) {
             chosen = &same[i];
-            canonicals++;
+            fit++;
         }
     }
-    if (count == 1 || (canonical && canonicals == 1)) {
-        return count == 1 ? same : chosen;
+    if (fit == 1) {
+        return chosen;
     }
     char name[HOOK_NAME_MAX];
     hook_name(name, same->sae.hook, same->sae.layer, false, false);
@@ -1121,21 +1024,20 @@ static SaeFound find_one(Arena *arena, const char *path, const SaeOptions *optio
         name = slash != NULL ? slash + 1 : path;
         directory = path_parent(arena, path);
     }
-    if (name != NULL && ends_with(name, ".npz")) {
-        return found_start(arena, directory, name, NULL, SAE_GEMMASCOPE, "", options);
-    }
-    if (name != NULL && ends_with(name, ".pt")) { /* ae.pt, checkpoints/ae_1000.pt */
-        bool checkpoint =
-            strcmp(directory, "checkpoints") == 0 || ends_with(directory, "/checkpoints");
-        return found_start(arena, directory, name, checkpoint ? "../config.json" : "config.json",
-                           SAE_DICTIONARY_LEARNING, "", options);
-    }
     for (size_t f = 0; f < SAE_FORMATS; f++) {
-        const char *cfg = sae_formats[f].cfg, *weights = sae_formats[f].weights;
-        bool fits =
-            name == NULL || strcmp(name, weights) == 0 || (cfg != NULL && strcmp(name, cfg) == 0);
-        if (fits && path_exists(path_join(arena, directory, weights))) {
-            return found_start(arena, directory, weights, cfg, sae_formats[f].source, "", options);
+        const SaeFormat *format = &sae_formats[f];
+        const char *cfg = format->cfg, *weights = format->weights;
+        if (name != NULL && format->any != NULL && ends_with(name, format->any)) {
+            weights = name; /* checkpoints/ae_1000.pt: its settings are one folder above */
+            bool inside =
+                strcmp(directory, "checkpoints") == 0 || ends_with(directory, "/checkpoints");
+            cfg = cfg != NULL && inside ? "../config.json" : cfg;
+        } else if (name != NULL && strcmp(name, weights) != 0 &&
+                   (cfg == NULL || strcmp(name, cfg) != 0)) {
+            continue;
+        }
+        if (path_exists(path_join(arena, directory, weights))) {
+            return found_start(arena, format, directory, weights, cfg, "", options);
         }
     }
     if (name != NULL) {

@@ -906,7 +906,9 @@ static void model_print(const ModelBench *b, bool json, FILE *out) {
         for (size_t i = 0; i < FIGURES; i++) {
             if (json) {
                 fprintf(out, ", \"%s\": ", figure_names[i]);
-                json_write_double(out, x[i]);
+                char number[JSON_NUMBER_SIZE];
+                json_format_double(number, x[i]);
+                fputs(number, out);
             } else {
                 fprintf(out, " %8.3g", x[i]);
             }

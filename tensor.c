@@ -137,6 +137,24 @@ void tensor_gather(Tensor *tensor, const size_t *strides, Arena *arena) {
     tensor->data = copy;
 }
 
+/* Adds the tensor, whose elements are data[size], by these strides (NULL: row-major). */
+static void tensor_take(TensorStore *store, Tensor *tensor, const unsigned char *data, size_t size,
+                        const size_t *strides) {
+    size_t bytes = tensor_measure(tensor), element = dtype_size(tensor->dtype);
+    if (tensor->dtype != DTYPE_OTHER) {
+        if (size != bytes) {
+            tensor_fail(tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
+                        size);
+        }
+        tensor->data = data;
+        if (strides != NULL && tensor->count > 0) {
+            tensor_gather(tensor, strides, store->arena);
+        }
+        tensor->data = little_elements(store->arena, tensor->data, element, tensor->count);
+    }
+    tensors_add(store, tensor);
+}
+
 /* Sets the shape from a JSON array. A size is written in plain digits: neither -1 nor 1.0 nor 1e3
  * is one. */
 static bool size_parse(const Json *value, size_t *out) {
@@ -208,7 +226,7 @@ static Extent safetensors_tensor(TensorStore *store, const Json *entry, const un
         tensor.dtype++;
     }
     tensor.type = arena_copy(store->arena, dtype->text, dtype->length);
-    size_t bytes = tensor_measure(&tensor);
+    tensor_measure(&tensor);
     Extent extent;
     if (offsets->length != 2 || !size_parse(offsets->child, &extent.begin) ||
         !size_parse(offsets->child->next, &extent.end)) {
@@ -219,16 +237,8 @@ static Extent safetensors_tensor(TensorStore *store, const Json *entry, const un
                     "its bytes %zu to %zu are not in the file, which holds %zu bytes of data",
                     extent.begin, extent.end, size);
     }
-    if (tensor.dtype != DTYPE_OTHER) {
-        if (extent.end - extent.begin != bytes) {
-            tensor_fail(&tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
-                        extent.end - extent.begin);
-        }
-        tensor.data = little_elements(store->arena, data + extent.begin, dtype_size(tensor.dtype),
-                                      tensor.count);
-    }
     extent.name = tensor.name = arena_copy(store->arena, entry->key, entry->key_length);
-    tensors_add(store, &tensor);
+    tensor_take(store, &tensor, data + extent.begin, extent.end - extent.begin, NULL);
     return extent;
 }
 
@@ -369,27 +379,16 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
                                            strcmp(descr + 1, dtypes[tensor.dtype].npy) == 0)) {
         tensor.dtype++;
     }
-    size_t bytes = tensor_measure(&tensor);
+    size_t strides[TENSOR_MAX_RANK] = {1};
+    tensor_measure(&tensor);
+    for (int d = 1; d < tensor.rank; d++) {
+        strides[d] = strides[d - 1] * tensor.shape[d - 1];
+    }
     if (tensor.dtype != DTYPE_OTHER) {
         tensor.type = dtype_name(tensor.dtype);
-        tensor.data = data + start;
-        if (size - start != bytes) {
-            tensor_fail(&tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
-                        size - start);
-        }
     }
-    if (json_is(order, JSON_TRUE) && tensor.rank > 1 && tensor.data != NULL && tensor.count > 0) {
-        size_t strides[TENSOR_MAX_RANK] = {1};
-        for (int d = 1; d < tensor.rank; d++) {
-            strides[d] = strides[d - 1] * tensor.shape[d - 1];
-        }
-        tensor_gather(&tensor, strides, store->arena);
-    }
-    if (tensor.dtype != DTYPE_OTHER) {
-        tensor.data =
-            little_elements(store->arena, tensor.data, dtype_size(tensor.dtype), tensor.count);
-    }
-    tensors_add(store, &tensor);
+    tensor_take(store, &tensor, data + start, size - start,
+                json_is(order, JSON_TRUE) ? strides : NULL);
     arena_free(scratch);
 }
 

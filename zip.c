@@ -20,20 +20,13 @@ enum {
     DISTANCES = 32
 };
 
-/* Why decoding stopped before the stream's end. */
-typedef enum Stop {
-    STOP_NOT,
-    STOP_INPUT, /* it has no more bits */
-    STOP_OUTPUT /* it is full, and more is to come */
-} Stop;
-
 typedef struct Inflate {
     const unsigned char *at, *end;
     uint64_t hold;
     int count; /* of valid bits in hold; negative: the input ended too early */
     unsigned char *out;
     size_t used, capacity;
-    Stop stop;
+    bool stopped;     /* by the end of the input, or of what it may write */
     const char *name; /* for messages */
 } Inflate;
 
@@ -45,6 +38,23 @@ typedef struct Code {
 
 REFSAE_NORETURN static void inflate_fail(const Inflate *z, const char *what) {
     fail(STATUS_INPUT, "%s: broken deflate data: %s", z->name, what);
+}
+
+static inline void inflate_fail_if(bool bad, const Inflate *z, const char *what) {
+    if (bad) {
+        inflate_fail(z, what);
+    }
+}
+
+/* Leaves with what was decoded so far, which may be all that is wanted. */
+REFSAE_NORETURN static void inflate_stop(Inflate *z, size_t used, bool full) {
+    z->used = used;
+    z->stopped = true;
+    if (full) {
+        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", z->name,
+             z->capacity);
+    }
+    inflate_fail(z, "an early end");
 }
 
 /* Afterwards at least 56 bits are there, unless the input ends. */
@@ -70,12 +80,11 @@ static inline unsigned bits_take(Inflate *z, int n) {
     return value;
 }
 
-/* Whether more bits were taken than there are. */
-static inline bool ended(Inflate *z) {
+/* More bits must not have been taken than there are. */
+static inline void bits_check(Inflate *z, size_t used) {
     if (z->count < 0) {
-        z->stop = STOP_INPUT;
+        inflate_stop(z, used, false);
     }
-    return z->count < 0;
 }
 
 /* From the lengths of n symbols' codes. Only an alphabet of one code may be incomplete, and that of
@@ -93,14 +102,11 @@ static void code_build(Inflate *z, Code *code, const unsigned char *length, int 
     int left = 1;
     for (int l = 1; l <= CODE_BITS; l++) {
         left = 2 * left - code->count[l];
-        if (left < 0) {
-            inflate_fail(z, "an impossible set of codes");
-        }
+        inflate_fail_if(left < 0, z, "an impossible set of codes");
         offset[l + 1] = (uint16_t)(offset[l] + code->count[l]);
     }
-    if (left > 0 && longest != 0 && (lengths_code || longest != 1)) {
-        inflate_fail(z, "an impossible set of codes");
-    }
+    inflate_fail_if(left > 0 && longest != 0 && (lengths_code || longest != 1), z,
+                    "an impossible set of codes");
     for (int s = 0; s < n; s++) {
         if (length[s] != 0) {
             code->symbol[offset[length[s]]++] = (uint16_t)s;
@@ -159,42 +165,29 @@ static void dynamic_codes(Inflate *z, Code *literal, Code *distance) {
     refill(z);
     int literals = (int)bits_take(z, 5) + 257, distances = (int)bits_take(z, 5) + 1;
     int lengths = (int)bits_take(z, 4) + 4;
-    if (ended(z)) {
-        return;
-    }
-    if (literals > 286 || distances > 30) {
-        inflate_fail(z, "too many symbols");
-    }
+    bits_check(z, z->used);
+    inflate_fail_if(literals > 286 || distances > 30, z, "too many symbols");
     for (int i = 0; i < lengths; i++) {
         refill(z);
         length[order[i]] = (unsigned char)bits_take(z, 3);
     }
-    if (ended(z)) {
-        return;
-    }
+    bits_check(z, z->used);
     code_build(z, literal, length, 19, true);
     memset(length, 0, sizeof length);
     for (int i = 0, repeat; i < literals + distances; i += repeat) {
         refill(z);
         int symbol = decode(z, literal);
-        if (symbol < 0) {
-            inflate_fail(z, "an invalid code length");
-        }
+        inflate_fail_if(symbol < 0, z, "an invalid code length");
         repeat = symbol < 16    ? 1
                  : symbol == 16 ? 3 + (int)bits_take(z, 2)
                  : symbol == 17 ? 3 + (int)bits_take(z, 3)
                                 : 11 + (int)bits_take(z, 7);
-        if (ended(z)) {
-            return;
-        }
-        if (i + repeat > literals + distances || (symbol == 16 && i == 0)) {
-            inflate_fail(z, "an invalid repeat of code lengths");
-        }
+        bits_check(z, z->used);
+        inflate_fail_if(i + repeat > literals + distances || (symbol == 16 && i == 0), z,
+                        "an invalid repeat of code lengths");
         memset(length + i, symbol < 16 ? symbol : symbol == 16 ? length[i - 1] : 0, (size_t)repeat);
     }
-    if (length[256] == 0) {
-        inflate_fail(z, "a block that cannot end");
-    }
+    inflate_fail_if(length[256] == 0, z, "a block that cannot end");
     code_build(z, literal, length, literals, false);
     code_build(z, distance, length + literals, distances, false);
 }
@@ -205,28 +198,22 @@ static void copy_stored(Inflate *z) {
     z->hold = 0;
     z->count = 0;
     if (z->end - z->at < 4) {
-        z->stop = STOP_INPUT;
-        return;
+        inflate_stop(z, z->used, false);
     }
     size_t size = (size_t)z->at[0] | (size_t)z->at[1] << 8;
-    if ((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8)) {
-        inflate_fail(z, "a stored block with a wrong length");
-    }
+    inflate_fail_if((size ^ 0xFFFF) != ((size_t)z->at[2] | (size_t)z->at[3] << 8), z,
+                    "a stored block with a wrong length");
     z->at += 4;
-    size_t left = (size_t)(z->end - z->at);
-    if (size > z->capacity - z->used) {
-        size = z->capacity - z->used;
-        z->stop = STOP_OUTPUT;
+    size_t room = z->capacity - z->used, left = (size_t)(z->end - z->at);
+    size_t most = left < room ? left : room, copied = size < most ? size : most;
+    if (copied != 0) {
+        memcpy(z->out + z->used, z->at, copied);
     }
-    if (size > left) {
-        size = left;
-        z->stop = STOP_INPUT;
+    z->used += copied;
+    z->at += copied;
+    if (copied < size) {
+        inflate_stop(z, z->used, room <= left);
     }
-    if (size != 0) {
-        memcpy(z->out + z->used, z->at, size);
-    }
-    z->used += size;
-    z->at += size;
 }
 
 static void copy_compressed(Inflate *z, const Code *literal, const Code *distance) {
@@ -240,50 +227,35 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
         193, 257, 385, 513, 769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
     unsigned char *data = z->out;
     size_t used = z->used, capacity = z->capacity;
-    while (z->stop == STOP_NOT) {
+    for (;;) {
         refill(z); /* the longest match takes 15 + 5 + 15 + 13 = 48 bits */
         int symbol = decode(z, literal);
-        if (symbol < 0) {
-            inflate_fail(z, "an invalid code");
-        }
-        if (ended(z) || symbol == 256) {
+        inflate_fail_if(symbol < 0, z, "an invalid code");
+        bits_check(z, used);
+        if (symbol == 256) {
             break;
         }
         if (symbol < 256) {
             if (used == capacity) {
-                z->stop = STOP_OUTPUT;
-                break;
+                inflate_stop(z, used, true);
             }
             data[used++] = (unsigned char)symbol;
             continue;
         }
         symbol -= 257;
-        if (symbol >= 29) {
-            inflate_fail(z, "an invalid length");
-        }
+        inflate_fail_if(symbol >= 29, z, "an invalid length");
         size_t length = length_base[symbol] + bits_take(z, length_extra[symbol]);
         int far = decode(z, distance);
-        if (ended(z)) {
-            break;
-        }
-        if (far < 0 || far >= 30) {
-            inflate_fail(z, "an invalid distance");
-        }
+        bits_check(z, used);
+        inflate_fail_if(far < 0 || far >= 30, z, "an invalid distance");
         size_t back = distance_base[far] + bits_take(z, far < 2 ? 0 : far / 2 - 1);
-        if (ended(z)) {
-            break;
-        }
+        bits_check(z, used);
         if (used == capacity) { /* as zlib, before it judges the distance */
-            z->stop = STOP_OUTPUT;
-            break;
+            inflate_stop(z, used, true);
         }
-        if (back > used) {
-            inflate_fail(z, "a distance before the start");
-        }
-        if (length > capacity - used) {
-            length = capacity - used;
-            z->stop = STOP_OUTPUT;
-        }
+        inflate_fail_if(back > used, z, "a distance before the start");
+        bool full = length > capacity - used;
+        length = full ? capacity - used : length;
         unsigned char *to = data + used;
         const unsigned char *from = to - back;
         used += length;
@@ -296,51 +268,35 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
                 to[i] = from[i];
             }
         }
+        if (full) {
+            inflate_stop(z, used, true);
+        }
     }
     z->used = used;
 }
 
-/* Blocks to the last, or until it stops. */
 static void inflate_blocks(Inflate *z) {
     Code literal, distance;
-    for (bool last = false; !last && z->stop == STOP_NOT;) {
+    for (bool last = false; !last;) {
         refill(z);
         last = bits_take(z, 1) != 0;
         unsigned type = bits_take(z, 2);
-        if (ended(z)) {
-            return;
-        }
-        if (type == 3) {
-            inflate_fail(z, "an invalid block type");
-        }
+        bits_check(z, z->used);
+        inflate_fail_if(type == 3, z, "an invalid block type");
         if (type == 0) {
             copy_stored(z);
             continue;
         }
-        if (type == 1) {
-            fixed_codes(z, &literal, &distance);
-        } else {
-            dynamic_codes(z, &literal, &distance);
-        }
-        if (z->stop == STOP_NOT) {
-            copy_compressed(z, &literal, &distance);
-        }
+        (type == 1 ? fixed_codes : dynamic_codes)(z, &literal, &distance);
+        copy_compressed(z, &literal, &distance);
     }
-    if (z->stop == STOP_NOT) {
-        z->at -= z->count / 8; /* what was not needed */
-    }
+    z->at -= z->count / 8; /* what was not needed */
 }
 
 size_t inflate_raw(unsigned char *out, size_t capacity, const unsigned char *in, size_t size,
                    size_t *used, const char *name) {
     Inflate z = {.at = in, .end = in + size, .out = out, .capacity = capacity, .name = name};
     inflate_blocks(&z);
-    if (z.stop == STOP_INPUT) {
-        inflate_fail(&z, "an early end");
-    }
-    if (z.stop == STOP_OUTPUT) {
-        fail(STATUS_INPUT, "%s: holds more than the %zu bytes that it declares", name, capacity);
-    }
     if (used != NULL) {
         *used = (size_t)(z.at - in);
     }
@@ -382,12 +338,20 @@ size_t inflate_zlib(unsigned char *out, size_t capacity, const unsigned char *in
         (in[1] & 0x20) != 0) {
         fail(STATUS_INPUT, "%s: not a zlib stream", name);
     }
-    Inflate z = {.at = in + 2, .end = in + size, .out = out, .capacity = capacity, .name = name};
-    inflate_blocks(&z);
-    if (z.stop == STOP_NOT && z.end - z.at >= 4 && big32(z.at) != adler32_of(out, z.used)) {
+    Arena *scratch = arena_new();
+    Inflate *z = arena_alloc(scratch, 1, sizeof *z);
+    *z = (Inflate){.at = in + 2, .end = in + size, .out = out, .capacity = capacity, .name = name};
+    Error error;
+    ATTEMPT(&error, inflate_blocks(z));
+    if (error.status != STATUS_OK && !z->stopped) {
+        fail(error.status, "%s", error.text);
+    }
+    if (!z->stopped && z->end - z->at >= 4 && big32(z->at) != adler32_of(out, z->used)) {
         fail(STATUS_INPUT, "%s: broken zlib stream: its checksum differs", name);
     }
-    return z.used;
+    size_t used = z->used;
+    arena_free(scratch);
+    return used;
 }
 
 /* The reflected polynomial 0xEDB88320, eight bytes at a time: table[k][i] is the effect of byte i
@@ -431,6 +395,12 @@ bool zip_is(const FileMap *map) {
            (read_little(map->data, 4) == 0x04034B50 || read_little(map->data, 4) == 0x06054B50);
 }
 
+static void zip_fail_if(bool bad, const char *path, const char *what) {
+    if (bad) {
+        fail(STATUS_INPUT, "%s: %s", path, what);
+    }
+}
+
 typedef struct Directory {
     uint64_t start, size, count;
 } Directory;
@@ -445,26 +415,22 @@ static Directory zip_directory(const FileMap *map, const char *path) {
         found = map->size - at >= 22 && read_little(data + at, 4) == 0x06054B50 &&
                 read_little(data + at + 20, 2) <= map->size - at - 22;
     }
-    if (!found) {
-        fail(STATUS_INPUT, "%s: a zip whose end is missing", path);
-    }
+    zip_fail_if(!found, path, "a zip whose end is missing");
     Directory directory = {.count = read_little(data + at + 10, 2),
                            .size = read_little(data + at + 12, 4),
                            .start = read_little(data + at + 16, 4)};
     if (at >= 20 && read_little(data + at - 20, 4) == 0x07064B50) {
         uint64_t end64 = read_little(data + at - 12, 8);
-        if (end64 > map->size || map->size - end64 < 56 ||
-            read_little(data + end64, 4) != 0x06064B50) {
-            fail(STATUS_INPUT, "%s: a zip whose zip64 end is broken", path);
-        }
+        zip_fail_if(end64 > map->size || map->size - end64 < 56 ||
+                        read_little(data + end64, 4) != 0x06064B50,
+                    path, "a zip whose zip64 end is broken");
         directory = (Directory){.count = read_little(data + end64 + 32, 8),
                                 .size = read_little(data + end64 + 40, 8),
                                 .start = read_little(data + end64 + 48, 8)};
     }
-    if (directory.start > map->size || directory.size > map->size - directory.start ||
-        directory.count > directory.size / 46) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is not in the file", path);
-    }
+    zip_fail_if(directory.start > map->size || directory.size > map->size - directory.start ||
+                    directory.count > directory.size / 46,
+                path, "a zip whose directory is not in the file");
     return directory;
 }
 
@@ -499,23 +465,19 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
  * the size of the entry. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
-    if (left < 46 || read_little(entry, 4) != 0x02014B50) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
-    }
+    zip_fail_if(left < 46 || read_little(entry, 4) != 0x02014B50, path,
+                "a zip whose directory is broken");
     size_t name = (size_t)read_little(entry + 28, 2), extra = (size_t)read_little(entry + 30, 2);
     size_t entry_size = 46 + name + extra + (size_t)read_little(entry + 32, 2);
-    if (entry_size > left) {
-        fail(STATUS_INPUT, "%s: a zip whose directory is broken", path);
-    }
+    zip_fail_if(entry_size > left, path, "a zip whose directory is broken");
     uint64_t at = read_little(entry + 42, 4);
     *member = (ZipMember){.method = (unsigned)read_little(entry + 10, 2),
                           .crc = (unsigned)read_little(entry + 16, 4),
                           .packed = read_little(entry + 20, 4),
                           .size = read_little(entry + 24, 4)};
     uint64_t *wide[3] = {&member->size, &member->packed, &at};
-    if (!zip64_values(entry + 46 + name, extra, wide)) {
-        fail(STATUS_INPUT, "%s: a zip whose zip64 sizes are broken", path);
-    }
+    zip_fail_if(!zip64_values(entry + 46 + name, extra, wide), path,
+                "a zip whose zip64 sizes are broken");
     member->name = arena_copy(arena, (const char *)entry + 46, name);
     if (strlen(member->name) != name) {
         fail(STATUS_INPUT, "%s: a zip member '%s' with a 0 in its name", path, member->name);
@@ -524,9 +486,9 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
         fail(STATUS_INPUT, "%s: a zip member that is encrypted or packed by method %u", path,
              member->method);
     }
-    if (at > map->size || map->size - at < 30 || read_little(map->data + at, 4) != 0x04034B50) {
-        fail(STATUS_INPUT, "%s: a zip member that is not where the directory says", path);
-    }
+    zip_fail_if(at > map->size || map->size - at < 30 ||
+                    read_little(map->data + at, 4) != 0x04034B50,
+                path, "a zip member that is not where the directory says");
     member->begin = at;
     at += 30 + read_little(map->data + at + 26, 2) + read_little(map->data + at + 28, 2);
     if (at > map->size || member->packed > map->size - at ||
