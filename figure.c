@@ -819,7 +819,7 @@ static const struct {
     {'=', "<div class=\"values\">\n", "<div><b>%s</b><span>%s</span></div>\n", "</div>\n"},
     {':', "<dl>\n", "<dt>%s</dt><dd>%s</dd>\n", "</dl>\n"},
     {'+', "<div class=\"scroll\" role=\"group\" tabindex=\"0\">",
-     "<table><caption><span>%s</span></caption><thead><tr>", "</tr>\n</tbody></table></div>\n"}};
+     "<table><caption><span>%s</span></caption>", "</tr>\n</tbody></table></div>\n"}};
 
 void page_item(Page *page, char mark, const char *first, const char *second) {
     FILE *f = page->body->stream;
@@ -890,17 +890,17 @@ void page_table(Page *page, const char *caption) {
     page_item(page, '+', caption, "");
 }
 
-void page_head(Page *page, bool number, const char *text) {
-    markup(page->body->stream,
-           number ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>", text);
-}
-
 void page_row(Page *page) {
-    fputs(page->rows++ == 0 ? "</tr></thead><tbody>\n<tr>" : "</tr>\n<tr>", page->body->stream);
+    static const char *const between[] = {"<thead><tr>", "</tr></thead><tbody>\n<tr>"};
+    fputs(page->rows < 2 ? between[page->rows] : "</tr>\n<tr>", page->body->stream);
+    page->rows++;
 }
 
 void page_cell(Page *page, bool number, const char *text) {
-    markup(page->body->stream, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
+    bool head = page->rows == 1;
+    fprintf(page->body->stream, "<%s%s>", head ? "th scope=\"col\"" : "td",
+            number ? " class=\"n\"" : "");
+    markup(page->body->stream, head ? "%s</th>" : "%s</td>", text);
 }
 
 /* Three bytes are four letters. */

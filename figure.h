@@ -83,9 +83,8 @@ void page_chapter(Page *page, const char *heading);
 void page_item(Page *page, char mark, const char *first, const char *second);
 void page_figure(Page *page, const char *caption, const char *svg);
 
-/* A table: titles, then row by row its cells. */
+/* A table: row by row its cells; titles stand in the first. */
 void page_table(Page *page, const char *caption);
-void page_head(Page *page, bool number, const char *text);
 void page_row(Page *page);
 void page_cell(Page *page, bool number, const char *text);
 /* The PNG or JPEG itself, if it can be read and is no larger than a page bears; else its name. */

@@ -184,8 +184,7 @@ static char *read_file(const char *path) {
 }
 
 static void fill(Page *page) {
-    static const char *const titles[] = {hostile, "value", "text"};
-    static const bool numbers[] = {false, true, false};
+    static const char *const titles[] = {"name", hostile, "value", "text"};
     double x[4] = {0, 1, 2, 3}, y[4] = {1, 2, 3, 4};
     Series series = {.name = hostile, .x = x, .y = y, .count = 4};
     Chart chart = {
@@ -195,15 +194,11 @@ static void fill(Page *page) {
     page_item(page, '=', "5 %", "b");
     page_item(page, '*', hostile, "plain");
     page_table(page, hostile);
-    page_head(page, false, "name");
-    for (size_t i = 0; i < 3; i++) {
-        page_head(page, numbers[i], titles[i]);
-    }
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 16; i++) {
         if (i % 4 == 0) {
             page_row(page);
         }
-        page_cell(page, i % 4 == 2, i % 4 == 2 ? "−1.000" : hostile);
+        page_cell(page, i % 4 == 2, i < 4 ? titles[i] : i % 4 == 2 ? "−1.000" : hostile);
     }
     page_figure(page, hostile, svg_lines(arena, &chart));
     page_section(page, hostile);

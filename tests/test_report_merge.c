@@ -126,8 +126,8 @@ Test(report_merge, tables_of_json) {
     static const char edits[] =
         "<th scope=\"col\" class=\"n\">none</th><th scope=\"col\" "
         "class=\"n\">1</th></tr></thead><tbody>\n"
-        "<tr><td>IO</td><td>S</td><td>none</td><td class=\"n\">0.2500</td><td></td></tr>\n"
-        "<tr><td>IO</td><td>S</td><td>sae</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
+        "<tr><td>IO</td><td>none</td><td>S</td><td class=\"n\">0.2500</td><td></td></tr>\n"
+        "<tr><td>IO</td><td>sae</td><td>S</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
     assert_counts(html, 3, layers, 1, tests, 1, edits, 1);
 }
 
