@@ -63,33 +63,27 @@ static void markup(FILE *f, const char *format, ...) {
     va_end(list);
 }
 
-void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
+const char *text_number(Arena *arena, double value, int digits) {
     static const char up[][4] = {"⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"};
-    const char *sign = value < 0 ? "−" : "";
+    const char *sign = value < 0 ? "−" : "", *text;
     double size = fabs(value);
-    char plain[32];
     if (!isfinite(value)) {
-        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, isnan(value) ? "–" : "∞");
-        return;
+        return arena_format(arena, "%s%s", sign, isnan(value) ? "–" : "∞");
     }
-    snprintf(plain, sizeof plain, "%.*g", digits, size);
-    if (size >= 1e4 && size < 1e6) {
-        snprintf(plain, sizeof plain, "%.0f", size);
-    }
-    char *e = strchr(plain, 'e');
+    char *plain = size >= 1e4 && size < 1e6 ? arena_format(arena, "%.0f", size)
+                                            : arena_format(arena, "%.*g", digits, size),
+         *e = strchr(plain, 'e');
     if (e == NULL) {
-        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, plain);
-        return;
+        return arena_format(arena, "%s%s", sign, plain);
     }
-    const char *power = e + 2; /* behind the sign, two digits at least */
-    bool below = e[1] == '-', one;
     *e = '\0';
-    one = strcmp(plain, "1") == 0;
-    snprintf(text, TEXT_NUMBER_SIZE, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
-             below ? "⁻" : "");
-    for (power += strspn(power, "0"); *power != '\0'; power++) {
-        strcat(text, up[*power - '0']);
+    bool one = strcmp(plain, "1") == 0;
+    text = arena_format(arena, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
+                        e[1] == '-' ? "⁻" : "");
+    for (const char *power = e + 2 + strspn(e + 2, "0"); *power != '\0'; power++) {
+        text = arena_format(arena, "%s%s", text, up[*power - '0']);
     }
+    return text;
 }
 
 /* Width in units of the font size. No font is known here, so this errs on the wide side: a full
@@ -110,13 +104,9 @@ static double text_width(const char *text) {
     return width;
 }
 
-/* Of labels, in pixels, up to the room that they get. */
-static double widest(const char *const *texts, size_t count) {
-    double width = 0;
-    for (size_t i = 0; i < count; i++) {
-        width = fmax(width, 13 * text_width(texts[i]));
-    }
-    return fmin(width, 240);
+/* Of a label, in pixels, up to the room that it gets. */
+static double label_width(const char *text) {
+    return fmin(13 * text_width(text), 240);
 }
 
 /* How many of a text's characters fit: a precision for markup(). */
@@ -219,26 +209,26 @@ enum {
 typedef struct Ticks {
     int count;
     double value[TICKS_MOST];
-    char text[TICKS_MOST][TEXT_NUMBER_SIZE];
+    const char *text[TICKS_MOST];
     double width; /* of the widest text, in pixels */
 } Ticks;
 
-static void tick_add(Ticks *ticks, double value, int digits) {
+static void tick_add(Arena *arena, Ticks *ticks, double value, int digits) {
     if (ticks->count < TICKS_MOST) {
-        char *text = ticks->text[ticks->count];
-        text_number(text, value, digits);
+        const char *text = text_number(arena, value, digits);
+        ticks->text[ticks->count] = text;
         ticks->width = fmax(ticks->width, 13 * text_width(text));
         ticks->value[ticks->count++] = value;
     }
 }
 
-static Ticks axis_ticks(const Axis *axis) {
+static Ticks axis_ticks(Arena *arena, const Axis *axis) {
     Ticks ticks = {.count = 0};
     double span = axis->high - axis->low;
     if (!axis->logarithmic) {
         for (double i = ceil(axis->low / axis->step - 1e-9);
              i * axis->step <= axis->high + 1e-9 * span; i += 1) {
-            tick_add(&ticks, i == 0 ? 0 : i * axis->step, 6);
+            tick_add(arena, &ticks, i == 0 ? 0 : i * axis->step, 6);
         }
         return ticks;
     }
@@ -248,7 +238,7 @@ static Ticks axis_ticks(const Axis *axis) {
             bool whole = m == 1 && fmod(k, axis->step) == 0;
             bool wanted = whole || (span < 3 && (m == 2 || m == 5)) || (span < 0.8 && m != 1);
             if (wanted && place >= axis->low && place <= axis->high) {
-                tick_add(&ticks, value, 4);
+                tick_add(arena, &ticks, value, 4);
             }
         }
     }
@@ -369,15 +359,15 @@ static double share_cut(double value, double least) {
     return fmin(fmax(value, least), 2);
 }
 
-static bool has_interval(const Series *s, size_t i) {
-    return s->low != NULL && drawable(s->low[i], false) && drawable(s->high[i], false);
+static bool has_interval(const Point *point) {
+    return drawable(point->low, false) && drawable(point->high, false);
 }
 
 /* The interval of a point, if it has one. */
-static void figure_whisker(const Figure *figure, const Series *s, int colour, size_t i, double x,
+static void figure_whisker(const Figure *figure, const Point *point, int colour, double x,
                            const Axis *axis) {
-    if (has_interval(s, i)) {
-        double low = axis_place(axis, s->low[i]), high = axis_place(axis, s->high[i]);
+    if (has_interval(point)) {
+        double low = axis_place(axis, point->low), high = axis_place(axis, point->high);
         fprintf(figure->f,
                 "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" "
                 "d=\"M%.2f %.2fh6m-3 0V%.2fm-3 0h6\"/>\n",
@@ -393,16 +383,12 @@ static void figure_number(const Figure *figure, double x, double y, const char *
             x, y, text);
 }
 
-static int series_colour(const Series *series, size_t k) {
-    return series[k].colour > 0 ? series[k].colour : (int)(k % 8) + 1;
-}
-
 /* Names of series in rows that wrap. One series alone needs none. */
 static void figure_legend(Figure *figure, const Series *series, size_t count, bool lines) {
     double x = 18, y = figure->y + 16;
     for (size_t k = 0; k < count && count > 1; k++) {
         double room = fmin(38 + 13 * text_width(series[k].name), figure->width - 36);
-        int c = series_colour(series, k);
+        int c = series[k].colour;
         if (x > 18 && x + room > figure->width - 18) {
             x = 18;
             y += 21;
@@ -430,7 +416,7 @@ static void figure_legend(Figure *figure, const Series *series, size_t count, bo
 
 /* Horizontal grid with labels. */
 static void figure_grid(const Figure *figure, const Axis *y_axis, double left, double right) {
-    Ticks ticks = axis_ticks(y_axis);
+    Ticks ticks = axis_ticks(figure->arena, y_axis);
     for (int i = 0; i < ticks.count; i++) {
         double y = axis_place(y_axis, ticks.value[i]);
         figure_line(figure, "g", left, y, right, y, GRID, "");
@@ -439,8 +425,8 @@ static void figure_grid(const Figure *figure, const Axis *y_axis, double left, d
 }
 
 /* Room for the labels of the grid. */
-static double grid_left(const Axis *y_axis) {
-    return fmax(46, 30 + axis_ticks(y_axis).width);
+static double grid_left(Arena *arena, const Axis *y_axis) {
+    return fmax(46, 30 + axis_ticks(arena, y_axis).width);
 }
 
 static void figure_empty(const Figure *figure, double x, double y) {
@@ -449,8 +435,8 @@ static void figure_empty(const Figure *figure, double x, double y) {
 
 /* ---- lines ---- */
 
-static bool point_drawable(const Chart *chart, const Series *s, size_t i) {
-    return drawable(s->x[i], chart->log_x) && drawable(s->y[i], chart->log_y);
+static bool point_drawable(const Chart *chart, const Point *point) {
+    return drawable(point->x, chart->log_x) && drawable(point->y, chart->log_y);
 }
 
 /* Widens what the axes hold by a chart; whether there is anything to draw. */
@@ -459,13 +445,14 @@ static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
     for (size_t k = 0; k < chart->series_count; k++) {
         const Series *s = &chart->series[k];
         for (size_t i = 0; i < s->count; i++) {
-            if (point_drawable(chart, s, i)) {
+            const Point *p = &s->points[i];
+            if (point_drawable(chart, p)) {
                 any = true;
-                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
-                include(ys, chart->shares ? share_cut(s->y[i], -1) : s->y[i]);
-                if (chart->shares && has_interval(s, i)) {
-                    include(ys, share_cut(s->low[i], -1));
-                    include(ys, share_cut(s->high[i], -1));
+                include(xs, x_shares ? share_cut(p->x, -10) : p->x);
+                include(ys, chart->shares ? share_cut(p->y, -1) : p->y);
+                if (chart->shares && has_interval(p)) {
+                    include(ys, share_cut(p->low, -1));
+                    include(ys, share_cut(p->high, -1));
                 }
             }
         }
@@ -487,45 +474,41 @@ static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
 
 /* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
  */
-static void draw_curve(const Figure *figure, const Chart *chart, size_t k, const Axis *x_axis,
-                       const Axis *y_axis) {
-    const Series *s = &chart->series[k];
-    int colour = series_colour(chart->series, k);
+static void draw_curve(const Figure *figure, const Chart *chart, const Series *s,
+                       const Axis *x_axis, const Axis *y_axis) {
     size_t stretch = s->count > 1600 ? (s->count + 799) / 800 : 1;
+    const Point *end = s->points + s->count;
     bool pen = false;
     fprintf(figure->f,
             "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" "
             "stroke-linejoin=\"round\" stroke-linecap=\"round\"%s d=\"",
-            colour, colours[colour - 1], stretch > 1 ? "1.2" : "2.2",
+            s->colour, colours[s->colour - 1], stretch > 1 ? "1.2" : "2.2",
             s->dashed ? " stroke-dasharray=\"5 5\"" : "");
-    for (size_t start = 0; start < s->count; start += stretch) {
-        size_t end = s->count - start < stretch ? s->count : start + stretch;
-        size_t least = end, most = end;
-        for (size_t i = start; i < end; i++) {
-            if (point_drawable(chart, s, i)) {
-                least = least == end || s->y[i] < s->y[least] ? i : least;
-                most = most == end || s->y[i] > s->y[most] ? i : most;
+    for (const Point *p = s->points; p < end;) {
+        const Point *least = NULL, *most = NULL;
+        for (size_t i = 0; i < stretch && p < end; i++, p++) {
+            if (point_drawable(chart, p)) {
+                least = least == NULL || p->y < least->y ? p : least;
+                most = most == NULL || p->y > most->y ? p : most;
             }
         }
-        size_t order[2] = {least < most ? least : most, least < most ? most : least};
-        int points = least == end ? 0 : least == most ? 1 : 2;
-        for (int p = 0; p < points; p++) {
-            fprintf(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0",
-                    axis_place(x_axis, s->x[order[p]]), axis_place(y_axis, s->y[order[p]]));
+        const Point *order[2] = {least < most ? least : most, least < most ? most : least};
+        int points = least == NULL ? 0 : least == most ? 1 : 2;
+        for (int i = 0; i < points; i++) {
+            fprintf(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, order[i]->x),
+                    axis_place(y_axis, order[i]->y));
             pen = true;
         }
         pen = points > 0;
     }
     fputs("\"/>\n", figure->f);
-    for (size_t i = 0; i < s->count && s->count <= 64; i++) {
-        if (point_drawable(chart, s, i)) {
-            char x_text[TEXT_NUMBER_SIZE], y_text[TEXT_NUMBER_SIZE];
-            double x = axis_place(x_axis, s->x[i]);
-            text_number(x_text, s->x[i], 6);
-            text_number(y_text, s->y[i], 4);
-            figure_whisker(figure, s, colour, i, x, y_axis);
-            figure_mark(figure, colour, s->dashed, x, axis_place(y_axis, s->y[i]));
-            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name, x_text, y_text);
+    for (const Point *p = s->points; p < end && s->count <= 64; p++) {
+        if (point_drawable(chart, p)) {
+            double x = axis_place(x_axis, p->x);
+            figure_whisker(figure, p, s->colour, x, y_axis);
+            figure_mark(figure, s->colour, s->dashed, x, axis_place(y_axis, p->y));
+            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name,
+                   text_number(figure->arena, p->x, 6), text_number(figure->arena, p->y, 4));
         }
     }
 }
@@ -534,13 +517,12 @@ static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_
                         double right, double y) {
     Ticks ticks = {.count = 0};
     double taken = -INFINITY;
-    const Series *first = chart->series;
-    for (size_t i = 0; chart->log_x && chart->series_count > 0 && i < first->count; i++) {
-        if (drawable(first->x[i], true)) {
-            tick_add(&ticks, first->x[i], 6);
+    for (size_t i = 0; chart->log_x && chart->series_count > 0 && i < chart->series->count; i++) {
+        if (drawable(chart->series->points[i].x, true)) {
+            tick_add(figure->arena, &ticks, chart->series->points[i].x, 6);
         }
     }
-    ticks = chart->log_x ? ticks : axis_ticks(x_axis);
+    ticks = chart->log_x ? ticks : axis_ticks(figure->arena, x_axis);
     figure_line(figure, "a", left, y, right, y, FRAME, "");
     for (int i = 0; i < ticks.count; i++) {
         double x = axis_place(x_axis, ticks.value[i]), half = 6.5 * text_width(ticks.text[i]);
@@ -572,18 +554,17 @@ static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_a
         figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
     }
     for (size_t k = 0; k < chart->series_count; k++) {
-        draw_curve(figure, chart, k, x_axis, y_axis);
+        draw_curve(figure, chart, &chart->series[k], x_axis, y_axis);
     }
     if (!chart_ranges(chart, &xs, &ys)) {
         figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
     }
 }
 
-/* In rows of two; titled: each under its own title. */
-static char *draw_charts(Arena *arena, const char *title, const char *subtitle, const Chart *charts,
-                         size_t count, bool titled) {
+char *svg_lines(Arena *arena, const char *title, const Chart *charts, size_t count) {
     Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
     const Chart *model = &charts[0];
+    bool titled = title != NULL;
     size_t columns = count > 1 ? 2 : 1;
     for (size_t i = 0; i < count; i++) {
         chart_ranges(&charts[i], &xs, &ys);
@@ -591,13 +572,14 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle, 
     Axis y_axis = axis_make(ys, model->log_y, true, 5);
     Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
     x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
-    Figure figure = figure_begin(arena, FIGURE_WIDTH, title, subtitle);
+    Figure figure = figure_begin(arena, FIGURE_WIDTH, titled ? title : model->title,
+                                 titled ? NULL : model->subtitle);
     figure_legend(&figure, model->series, model->series_count, true);
     figure_text(&figure, 18, figure.y + 14, "start", model->y_label, figure.width - 44);
     double above = titled ? 44 : model->marker_label != NULL ? 16 : 0;
     double height = columns > 1 ? 200 : 300, width = (figure.width - 8) / (double)columns;
     for (size_t i = 0; i < count; i++) {
-        double left = width * (double)(i % columns) + grid_left(&y_axis);
+        double left = width * (double)(i % columns) + grid_left(arena, &y_axis);
         double right = width * (double)(i % columns + 1) - 18;
         y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
         y_axis.from = y_axis.to + height;
@@ -620,39 +602,33 @@ static char *draw_charts(Arena *arena, const char *title, const char *subtitle, 
         arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
 }
 
-void chart_add(Arena *arena, Chart *chart, Series series) {
+Point *chart_add(Arena *arena, Chart *chart, Series series) {
+    series.points = arena_alloc(arena, series.count, sizeof *series.points);
+    for (size_t i = 0; i < series.count; i++) {
+        series.points[i] = (Point){NAN, NAN, NAN, NAN};
+    }
+    series.colour = series.colour > 0 ? series.colour : (int)(chart->series_count % 8) + 1;
     chart->series =
         arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
     chart->series[chart->series_count++] = series;
-}
-
-char *svg_lines(Arena *arena, const Chart *chart) {
-    return draw_charts(arena, chart->title, chart->subtitle, chart, 1, false);
-}
-
-char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count) {
-    return draw_charts(arena, title, NULL, charts, count, true);
+    return series.points;
 }
 
 /* ---- bars ---- */
 
-static void draw_bar(const Figure *figure, const Chart *chart, size_t group, size_t k, double x,
-                     double width, const Axis *axis) {
-    const Series *s = &chart->series[k];
-    double value = s->y[group], middle = x + width / 2;
+static void draw_bar(const Figure *figure, const char *group, const Series *s, const Point *point,
+                     double x, double width, const Axis *axis) {
+    double value = point->y, middle = x + width / 2;
     double y = axis_place(axis, value), zero = axis_place(axis, 0);
-    double end =
-        has_interval(s, group) ? axis_place(axis, value < 0 ? s->low[group] : s->high[group]) : y;
-    int colour = series_colour(chart->series, k);
-    char text[TEXT_NUMBER_SIZE];
-    text_number(text, value, 2);
+    double end = has_interval(point) ? axis_place(axis, value < 0 ? point->low : point->high) : y;
+    const char *text = text_number(figure->arena, value, 2);
     markup(figure->f,
            "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
            "fill=\"%s\" fill-opacity=\"0.6\"><title>%s · %s: %s</title></rect>\n",
-           colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
-           colours[colour - 1], chart->groups[group], s->name, text);
-    figure_whisker(figure, s, colour, group, middle, axis);
-    figure_mark(figure, colour, true, middle, y);
+           s->colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
+           colours[s->colour - 1], group, s->name, text);
+    figure_whisker(figure, point, s->colour, middle, axis);
+    figure_mark(figure, s->colour, true, middle, y);
     fputs("/>\n", figure->f);
     if (width >= 30) {
         double below = fmin(fmax(end, y + 4) + 13, axis->from - 7);
@@ -665,9 +641,11 @@ char *svg_bars(Arena *arena, const Chart *chart) {
     double groups = (double)chart->group_count, series = (double)chart->series_count;
     bool empty = !chart_ranges(chart, &xs, &ys);
     Axis axis = axis_make(ys, false, true, 5);
-    double left = grid_left(&axis), plot = 280;
-    double group =
-        fmax(fmin(widest(chart->groups, chart->group_count) + 14, 240), 16 * series + 16);
+    double left = grid_left(arena, &axis), plot = 280;
+    double group = 16 * series + 16;
+    for (size_t i = 0; i < chart->group_count; i++) {
+        group = fmax(group, fmin(label_width(chart->groups[i]) + 14, 240));
+    }
     double width = fmin(fmax(FIGURE_WIDTH, left + 26 + group * groups), 6000), right = width - 26;
     group = (right - left) / fmax(groups, 1);
     Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
@@ -684,8 +662,10 @@ char *svg_bars(Arena *arena, const Chart *chart) {
     for (size_t i = 0; i < chart->group_count; i++) {
         double middle = left + group * ((double)i + 0.5);
         for (size_t k = 0; k < chart->series_count; k++) {
-            if (drawable(chart->series[k].y[i], false)) {
-                draw_bar(&figure, chart, i, k, middle + bar * ((double)k - series / 2), bar, &axis);
+            const Series *s = &chart->series[k];
+            if (drawable(s->points[i].y, false)) {
+                draw_bar(&figure, chart->groups[i], s, &s->points[i],
+                         middle + bar * ((double)k - series / 2), bar, &axis);
             }
         }
         figure_text(&figure, middle, axis.from + 21, "middle", chart->groups[i], group);
@@ -714,10 +694,9 @@ static void draw_cell(const Figure *figure, double x, double y, double w, double
 /* What the colours mean: least and greatest value at the ends of a scale. */
 static void draw_scale(const Figure *figure, const char *label, bool negative, double largest) {
     double x = 18, y = figure->y + 6;
-    char text[TEXT_NUMBER_SIZE];
+    const char *text = text_number(figure->arena, negative ? -largest : 0, 3);
     figure_text(figure, x, y + 12, "start", label, figure->width - 36);
     y += 20;
-    text_number(text, negative ? -largest : 0, 3);
     figure_text(figure, x, y + 12, "start", text, INFINITY);
     x += 13 * text_width(text) + 6;
     for (int i = 0; i < 21; i++) {
@@ -728,19 +707,39 @@ static void draw_scale(const Figure *figure, const char *label, bool negative, d
             "<rect class=\"g\" x=\"%.2f\" y=\"%.2f\" width=\"168\" height=\"15\" fill=\"none\" "
             "stroke=\"" GRID "\"/>\n",
             x, y);
-    text_number(text, largest, 3);
-    figure_text(figure, x + 174, y + 12, "start", text, INFINITY);
+    figure_text(figure, x + 174, y + 12, "start", text_number(figure->arena, largest, 3), INFINITY);
+}
+
+HeatCell *heat_row(Arena *arena, HeatMap *map, const char *name) {
+    size_t i = map->row_count;
+    while (i > 0 && strcmp(map->rows[i - 1].name, name) != 0) {
+        i--;
+    }
+    if (i > 0) {
+        return map->rows[i - 1].cells;
+    }
+    HeatCell *cells = arena_alloc(arena, map->column_count, sizeof *cells);
+    for (size_t c = 0; c < map->column_count; c++) {
+        cells[c].value = NAN;
+    }
+    map->rows = arena_grow(arena, map->rows, &map->capacity, map->row_count + 1, sizeof *map->rows);
+    map->rows[map->row_count++] = (HeatRow){name, cells};
+    return cells;
 }
 
 char *svg_heat(Arena *arena, const HeatMap *map) {
     const double cell_h = 20, columns = (double)map->column_count, rows = (double)map->row_count;
-    double largest = map->largest, row_width = widest(map->rows, map->row_count),
-           column_width = widest(map->columns, map->column_count);
+    double largest = map->largest, row_width = 0, column_width = 0;
     bool negative = false;
-    for (size_t i = 0; i < map->row_count * map->column_count; i++) {
-        if (drawable(map->values[i], false)) {
-            largest = fmax(largest, fabs(map->values[i]));
-            negative = negative || map->values[i] < 0;
+    for (size_t c = 0; c < map->column_count; c++) {
+        column_width = fmax(column_width, label_width(map->columns[c]));
+    }
+    for (size_t r = 0; r < map->row_count; r++) {
+        row_width = fmax(row_width, label_width(map->rows[r].name));
+        for (size_t c = 0; c < map->column_count; c++) {
+            double value = map->rows[r].cells[c].value;
+            largest = drawable(value, false) ? fmax(largest, fabs(value)) : largest;
+            negative = negative || (drawable(value, false) && value < 0);
         }
     }
     largest = largest == 0 ? 1 : largest;
@@ -754,19 +753,17 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
     draw_scale(&figure, map->value_label, negative, largest);
     for (size_t r = 0; r < map->row_count; r++) {
         double y = top + cell_h * (double)r;
-        figure_text(&figure, left - 8, y + 12.5, "end", map->rows[r], row_width + 13);
+        figure_text(&figure, left - 8, y + 12.5, "end", map->rows[r].name, row_width + 13);
         for (size_t c = 0; c < map->column_count; c++) {
-            double value = map->values[r * map->column_count + c];
+            double x = left + cell_w * (double)c, value = map->rows[r].cells[c].value;
             if (drawable(value, false)) {
-                char text[TEXT_NUMBER_SIZE];
-                text_number(text, value, 4);
-                draw_cell(&figure, left + cell_w * (double)c, y, cell_w, cell_h, value, largest);
-                markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r],
-                       map->columns[c], text);
-                if (map->numbers) {
-                    text_number(text, value, 3);
-                    figure_number(&figure, left + cell_w * ((double)c + 0.5), y + 14, text);
-                }
+                draw_cell(&figure, x, y, cell_w, cell_h, value, largest);
+                markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r].name,
+                       map->columns[c], text_number(arena, value, 4));
+            }
+            if (drawable(value, false) && map->numbers) {
+                figure_number(&figure, left + cell_w * ((double)c + 0.5), y + 14,
+                              text_number(arena, value, 3));
             }
         }
     }
@@ -790,12 +787,13 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
         figure_line(&figure, "g", x, top, x, bottom, GRID, "");
     }
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
-        if (map->marked != NULL && map->marked[i]) {
+        size_t row = i / map->column_count, column = i % map->column_count;
+        if (map->rows[row].cells[column].marked) {
             fprintf(figure.f,
                     "<rect class=\"i\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
                     "fill=\"none\" stroke=\"" INK "\" stroke-width=\"2\"/>\n",
-                    left + cell_w * (double)(i % map->column_count) + 1,
-                    top + cell_h * (double)(i / map->column_count) + 1, cell_w - 2, cell_h - 2);
+                    left + cell_w * (double)column + 1, top + cell_h * (double)row + 1, cell_w - 2,
+                    cell_h - 2);
         }
     }
     figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,

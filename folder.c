@@ -159,10 +159,9 @@ static Matches path_matches(Arena *arena, const Scope *scope, const char *path) 
 /* " [0.71, 0.83]"; nothing where there is none */
 static const char *interval_text(const Json *interval, Arena *arena) {
     const Json *ends = json_first(interval);
-    char low[TEXT_NUMBER_SIZE], high[TEXT_NUMBER_SIZE];
-    text_number(low, json_double(ends), 3);
-    text_number(high, json_double(ends == NULL ? NULL : ends->next), 3);
-    return ends == NULL ? "" : arena_format(arena, " [%s, %s]", low, high);
+    return ends == NULL ? ""
+                        : arena_format(arena, " [%s, %s]", text_number(arena, json_double(ends), 3),
+                                       text_number(arena, json_double(ends->next), 3));
 }
 
 /* A value in a format of page.txt; NULL: it is missing. */
@@ -225,7 +224,6 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
                                ? json_get(value, "score_ci")
                                : json_get(object, arena_format(arena, "%s_ci", value->key));
     const char *ends = interval_text(interval, arena);
-    char text[TEXT_NUMBER_SIZE];
     double number = json_double(value), size = fabs(number);
     if (json_is(value, JSON_STRING)) {
         return value->text;
@@ -235,8 +233,7 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
     } else if (size >= 1e-4 && size < 1e3 && floor(size) != size) {
         return arena_format(arena, "%s%#.4g%s", number < 0 ? "−" : "", size, ends);
     }
-    text_number(text, number, 4);
-    return arena_format(arena, "%s%s", text, ends);
+    return arena_format(arena, "%s%s", text_number(arena, number, 4), ends);
 }
 
 /* Columns are members, and those of an object under both names. Intervals stand in the cell of
@@ -838,13 +835,11 @@ static const char *node_text(const Json *node, Arena *arena) {
                *layer = name + strcspn(name, "0123456789");
     const Json *head = json_get(node, "head"), *effect = json_get(node, "effect");
     bool of_head = json_is(head, JSON_NUMBER), measured = json_is(effect, JSON_NUMBER);
-    char moves[TEXT_NUMBER_SIZE];
-    text_number(moves, json_double(effect), 3);
     return arena_format(arena, "L%.*s%s%s %s at %s%s%s", (int)strspn(layer, "0123456789"), layer,
                         of_head ? ".H" : "", of_head ? head->text : "",
                         hook == NULL ? name : hook + strlen("hook_"),
                         json_string(json_get(node, "position")), measured ? " " : "",
-                        measured ? moves : "");
+                        measured ? text_number(arena, json_double(effect), 3) : "");
 }
 
 /* The tests of a folder, if its SAEs can be compared with those of f: one model, one task. */

@@ -91,12 +91,26 @@ LayerTable published_read(Arena *arena, const char *path) {
     }
     FileMap file = file_map(arena, path);
     const char *head = arena_copy(arena, (const char *)file.data, file.size);
-    size_t lines = 0, number = 1, curves = 0;
+    size_t lines = 0, number = 1;
+    int column[METRICS][GROUPS];
+    bool any = false;
     for (const char *line = head; *line != '\0'; line = csv_line_next(line)) {
         lines++;
     }
-    const char **rows = arena_alloc(arena, lines, sizeof *rows);
     table.layer = arena_alloc(arena, lines, sizeof(double));
+    for (Metric m = 0; m < METRICS; m++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            column[m][g] = csv_column(head, curve_name(arena, m, g));
+            if (column[m][g] >= 0) {
+                table.value[m][g] = arena_alloc(arena, lines, sizeof(double));
+                any = true;
+            }
+        }
+    }
+    if (!any) {
+        fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
+             path);
+    }
     for (const char *line = csv_line_next(head); *line != '\0'; line = csv_line_next(line)) {
         double *layer = &table.layer[table.n];
         number++;
@@ -107,25 +121,14 @@ LayerTable published_read(Arena *arena, const char *path) {
             fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
                  path, number);
         }
-        rows[table.n++] = line;
-    }
-    for (Metric m = 0; m < METRICS; m++) {
-        for (Group g = 0; g < GROUPS; g++) {
-            int column = csv_column(head, curve_name(arena, m, g));
-            if (column < 0) {
-                continue;
+        for (int i = 0; i < METRICS * GROUPS; i++) {
+            double *values = table.value[i / GROUPS][i % GROUPS];
+            if (values != NULL &&
+                !csv_number(line, column[i / GROUPS][i % GROUPS], values + table.n)) {
+                values[table.n] = NAN;
             }
-            double *values = table.value[m][g] = arena_alloc(arena, table.n, sizeof *values);
-            for (size_t i = 0; i < table.n; i++) {
-                values[i] = NAN;
-                csv_number(rows[i], column, &values[i]);
-            }
-            curves++;
         }
-    }
-    if (curves == 0) {
-        fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
-             path);
+        table.n++;
     }
     if (table.n == 0) {
         fail(STATUS_INPUT, "%s: a head without layers below it", path);
@@ -187,51 +190,32 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     out_commit(out);
 }
 
-/* A curve over layers; none if no layer has a value. */
-static void add_layers(Arena *arena, Chart *chart, const LayerTable *table, Series series) {
-    bool any = false;
-    for (size_t i = 0; i < table->n; i++) {
-        any = any || !isnan(series.y[i]);
-    }
-    series.x = table->layer;
-    series.count = table->n;
-    if (any) {
-        chart_add(arena, chart, series);
-    }
-}
-
-/* Each group solid, the published curve of the same colour dashed; then the controls. */
-static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
-                          const LayerTable *published, const Json *convergence, Metric m,
-                          Arena *arena) {
-    static const char *const names[GROUPS] = {"image tokens", "text after the image",
-                                              "text-only control"};
-    static const char *const controls[VARIANTS] = {"", "permuted image tokens",
-                                                   "Gaussian image tokens"};
+/* Each group solid, the published curve of the same colour dashed; then the controls. A curve that
+ * no layer has a value of is left out. */
+static const char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
+                                const LayerTable *published, const Json *convergence, Metric m,
+                                Arena *arena) {
+    static const char *const names[] = {"image tokens",          "image tokens, published",
+                                        "text after the image",  "text after the image, published",
+                                        "text-only control",     "text-only control, published",
+                                        "permuted image tokens", "Gaussian image tokens"};
     Chart chart = {.title = layer_metrics[m].title,
                    .x_label = "layer",
                    .y_label = layer_metrics[m].label,
                    .log_y = m != METRIC_MATCH};
-    for (int g = 0; g < GROUPS; g++) {
-        double *theirs = arena_alloc(arena, ours->n, sizeof *theirs);
-        for (size_t i = 0; i < ours->n; i++) {
-            theirs[i] = table_value(published, m, (Group)g, ours->layer[i]);
+    for (int i = 0; i < 2 * GROUPS + 2; i++) {
+        bool control = i >= 2 * GROUPS, theirs = !control && i % 2 == 1, any = false;
+        Group g = control ? GROUP_IMG : (Group)(i / 2);
+        Variant v = control ? (Variant)(VARIANT_PERMUTED + i % 2) : VARIANT_CLEAN;
+        Series series = {names[i], NULL, ours->n, theirs, control ? i - GROUPS + 1 : (int)g + 1};
+        Point *points = chart_add(arena, &chart, series);
+        for (size_t n = 0; n < ours->n; n++) {
+            points[n].x = ours->layer[n];
+            points[n].y = theirs ? table_value(published, m, g, ours->layer[n])
+                                 : layer_metric(&result->layers[n], m, g, v);
+            any = any || !isnan(points[n].y);
         }
-        add_layers(arena, &chart, ours,
-                   (Series){.name = names[g], .y = ours->value[m][g], .colour = g + 1});
-        add_layers(arena, &chart, ours,
-                   (Series){.name = arena_format(arena, "%s, published", names[g]),
-                            .y = theirs,
-                            .colour = g + 1,
-                            .dashed = true});
-    }
-    for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
-        double *y = arena_alloc(arena, ours->n, sizeof *y);
-        for (size_t i = 0; i < ours->n; i++) {
-            y[i] = layer_metric(&result->layers[i], m, GROUP_IMG, v);
-        }
-        add_layers(arena, &chart, ours,
-                   (Series){.name = controls[v], .y = y, .colour = (int)v + GROUPS});
+        chart.series_count -= any ? 0 : 1;
     }
     char *key = arena_format(arena, "%s_layer", layer_metrics[m].name);
     chart.marker_x = json_double(json_get(convergence, key));
@@ -240,7 +224,7 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
             arena_format(arena, "within %.3gx from layer %s", result->options->converge,
                          convergence_text(arena, convergence, key));
     }
-    return svg_lines(arena, &chart);
+    return svg_lines(arena, NULL, &chart, 1);
 }
 
 /* ---- SAGE: sage.json ---- */
@@ -567,10 +551,6 @@ static void write_tests(const Json *tests, const char *path) {
 
 /* ---- SAGE: figures ---- */
 
-static bool same_component(const SageNode *a, const SageNode *b) {
-    return a->kind == b->kind && a->layer == b->layer && a->head == b->head;
-}
-
 /* "L3.H1 z", "L3 mlp_out", with a space that does not break */
 static char *short_name(Arena *arena, const SageNode *node) {
     char full[HOOK_NAME_MAX], head[16] = "";
@@ -582,55 +562,46 @@ static char *short_name(Arena *arena, const SageNode *node) {
                         strstr(full, "hook_") + strlen("hook_"));
 }
 
-/* A cross-section as a heat map, components by positions: nodes stand component by component. Of
- * many components those are shown whose largest |score| is a fiftieth of the largest of all or
- * more, and HEAT_ROWS at most. */
+static double row_peak(const HeatRow *row, size_t columns) {
+    double peak = 0;
+    for (size_t c = 0; c < columns; c++) {
+        peak = fmax(peak, fabs(row->cells[c].value));
+    }
+    return peak;
+}
+
+/* A cross-section as a heat map, components by positions. Of many components those are shown whose
+ * largest |score| is a fiftieth of the largest of all or more, and HEAT_ROWS at most. */
 static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     enum {
         HEAT_ROWS = 40
     };
-    const double *score = r->score + attribute * r->n_nodes;
-    const char *names[HEAT_ROWS];
-    size_t columns = r->task->n_positions, n = 0, shown = 0;
-    size_t *first = arena_alloc(arena, r->n_nodes + 1, sizeof *first);
-    double *peak = arena_alloc(arena, r->n_nodes, sizeof *peak),
-           *rising = arena_alloc(arena, r->n_nodes, sizeof *rising), least = 0;
-    double *values = arena_alloc(arena, HEAT_ROWS * columns, sizeof *values);
-    bool *marked = arena_alloc(arena, HEAT_ROWS * columns, sizeof *marked);
-    for (size_t i = 0; i < r->n_nodes; i++) {
-        if (i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i])) {
-            first[n++] = i;
-        }
-        peak[n - 1] = rising[n - 1] = fmax(peak[n - 1], fabs(score[i]));
-    }
-    first[n] = r->n_nodes;
-    if (n > HEAT_ROWS) {
-        qsort(rising, n, sizeof *rising, compare_doubles);
-        least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
-    }
-    for (size_t i = 0; i < HEAT_ROWS * columns; i++) {
-        values[i] = NAN;
-    }
-    for (size_t c = 0; c < n && shown < HEAT_ROWS; c++) {
-        for (size_t i = first[c]; i < first[c + 1] && !(peak[c] < least); i++) {
-            size_t cell = shown * columns + r->nodes[i].position;
-            values[cell] = score[i];
-            marked[cell] = r->chosen[attribute * r->n_nodes + i];
-        }
-        if (!(peak[c] < least)) {
-            names[shown++] = short_name(arena, &r->nodes[first[c]]);
-        }
-    }
+    size_t columns = r->task->n_positions, first = attribute * r->n_nodes;
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
                    .x_label = "position",
                    .value_label = "score",
-                   .rows = names,
-                   .row_count = shown,
                    .columns = r->task->positions,
-                   .column_count = columns,
-                   .values = values,
-                   .marked = marked};
+                   .column_count = columns};
+    for (size_t i = 0; i < r->n_nodes; i++) {
+        HeatCell *cells = heat_row(arena, &map, short_name(arena, &r->nodes[i]));
+        cells[r->nodes[i].position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
+    }
+    size_t n = map.row_count;
+    if (n > HEAT_ROWS) {
+        double *rising = arena_alloc(arena, n, sizeof *rising);
+        for (size_t i = 0; i < n; i++) {
+            rising[i] = row_peak(&map.rows[i], columns);
+        }
+        qsort(rising, n, sizeof *rising, compare_doubles);
+        double least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
+        map.row_count = 0;
+        for (size_t i = 0; i < n && map.row_count < HEAT_ROWS; i++) {
+            if (!(row_peak(&map.rows[i], columns) < least)) {
+                map.rows[map.row_count++] = map.rows[i];
+            }
+        }
+    }
     return svg_heat(arena, &map);
 }
 
@@ -650,21 +621,20 @@ enum {
  * interval over a number, or for NULL over the point's own name. */
 static void add_curve(Arena *arena, Chart *chart, Series series, const Json *list,
                       const char *method, const char *over, const char *figure) {
-    size_t n = list == NULL ? 0 : list->length, i = 0;
-    double *x = arena_alloc(arena, 4 * n, sizeof *x), *y = x + n, *low = y + n, *high = low + n;
     const char *interval = arena_format(arena, "%s_ci", figure);
-    for (const Json *v = json_first(list); v != NULL; v = v->next, i++) {
+    series.count = list == NULL ? 0 : list->length;
+    Point *point = chart_add(arena, chart, series);
+    size_t i = 0;
+    for (const Json *v = json_first(list); v != NULL; v = v->next, i++, point++) {
         const Json *object = method == NULL ? v : json_get(v, method);
         const Json *ends = json_first(json_get(object, interval));
-        x[i] = chart->groups != NULL ? (double)i
-               : over == NULL        ? strtod(v->key, NULL)
-                                     : json_double(json_get(object, over));
-        y[i] = json_double(json_get(object, figure));
-        low[i] = json_double(ends);
-        high[i] = json_double(ends == NULL ? NULL : ends->next);
+        point->x = chart->groups != NULL ? (double)i
+                   : over == NULL        ? strtod(v->key, NULL)
+                                         : json_double(json_get(object, over));
+        point->y = json_double(json_get(object, figure));
+        point->low = json_double(ends);
+        point->high = json_double(ends == NULL ? NULL : ends->next);
     }
-    chart_add(arena, chart,
-              (Series){series.name, x, y, n, series.dashed, series.colour, low, high});
 }
 
 /* Does a cross-section have it? native is not always there. */
@@ -716,38 +686,32 @@ static char *edit_figure(const Json *tests, const Json *attributes, Arena *arena
                  {"sae", EDIT_K, "sae"},
                  {"native", EDIT_K, "native"},
                  {"random", EDIT_K, "random"}};
-    size_t most = attributes->length * sizeof edits / sizeof *edits, n = 0;
-    const char **rows = arena_alloc(arena, most, sizeof *rows),
-               **crosses = arena_alloc(arena, tests->length, sizeof *crosses);
-    double *values = arena_alloc(arena, most * tests->length, sizeof *values);
-    bool *marked = arena_alloc(arena, most * tests->length, sizeof *marked);
+    const char **crosses = arena_alloc(arena, tests->length, sizeof *crosses);
     HeatMap map = {.title = "Edits by attribute and cross-section, k = " EDIT_K,
                    .x_label = "cross-section",
                    .value_label = "share of prompts that answer as with the counterfactual",
-                   .rows = rows,
                    .columns = crosses,
                    .column_count = tests->length,
-                   .values = values,
-                   .marked = marked,
                    .largest = 1,
                    .numbers = true};
     for (const Json *a = json_first(attributes); a != NULL; a = a->next) {
         for (size_t e = 0; e < sizeof edits / sizeof *edits; e++) {
-            bool stands = method_stands(tests, edits[e].method);
-            size_t column = 0;
-            for (const Json *c = json_first(tests); c != NULL && stands; c = c->next) {
+            const char *name = arena_format(arena, "%s · %s", a->key, edits[e].name),
+                       **title = crosses;
+            if (!method_stands(tests, edits[e].method)) {
+                continue;
+            }
+            HeatCell *cell = heat_row(arena, &map, name);
+            for (const Json *c = json_first(tests); c != NULL; c = c->next, cell++) {
                 const Json *edit =
                     json_below(json_below(c, edits[e].method, "control"), a->key, edits[e].edit);
-                crosses[column++] = c->key;
-                values[n] =
+                *title++ = c->key;
+                cell->value =
                     json_double(json_is(edit, JSON_OBJECT) ? json_get(edit, "score") : edit);
-                marked[n] = untold(c, a->key, arena) != NULL;
-                if (marked[n++]) {
+                cell->marked = untold(c, a->key, arena) != NULL;
+                if (cell->marked) {
                     map.subtitle = "outlined: none is above 0.9, which cannot tell methods apart";
                 }
-            }
-            if (stands) {
-                rows[map.row_count++] = arena_format(arena, "%s · %s", a->key, edits[e].name);
             }
         }
     }
@@ -779,8 +743,8 @@ static char *control_figure(const Json *tests, const Json *cross, const Json *at
             }
         }
     }
-    return svg_panels(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
-                      panels, attributes->length);
+    return svg_lines(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
+                     panels, attributes->length);
 }
 
 /* Figure 5: of how many features, at least t, a predicate of each kind is the best one. */
@@ -790,33 +754,28 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
         KINDS = sizeof kinds / sizeof *kinds
     };
     char number[JSON_NUMBER_SIZE];
-    const char **rows = arena_alloc(arena, interpretations->length, sizeof *rows);
-    double *values = arena_alloc(arena, interpretations->length * KINDS, sizeof *values);
     json_format_double(number, t);
     HeatMap map = {.title = arena_format(arena, "What the features of F1 ≥ %s stand for", number),
                    .x_label = "kind of the best predicate",
                    .value_label = "features",
-                   .rows = rows,
                    .columns = kinds,
                    .column_count = KINDS,
-                   .values = values,
                    .numbers = true};
     for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
         const char *predicate = json_string(json_get(v, "predicate"));
-        size_t name = strcspn(predicate, "="), row = 0;
+        size_t name = strcspn(predicate, "=");
         size_t kind = strstr(predicate, " in {") != NULL     ? 4
                       : strstr(predicate, " & ") != NULL     ? 1
                       : memchr(predicate, '#', name) != NULL ? 2
                       : memchr(predicate, '(', name) != NULL ? 3
                                                              : 0;
-        const char *site = arena_format(arena, "%s · %s", json_string(json_get(v, "hook")),
-                                        json_string(json_get(v, "position")));
-        while (row < map.row_count && strcmp(rows[row], site) != 0) {
-            row++;
+        HeatCell *cells = heat_row(arena, &map,
+                                   arena_format(arena, "%s · %s", json_string(json_get(v, "hook")),
+                                                json_string(json_get(v, "position"))));
+        for (size_t k = 0; k < KINDS; k++) { /* a row has a number in each cell */
+            cells[k].value = isnan(cells[k].value) ? 0 : cells[k].value;
         }
-        rows[row] = site;
-        map.row_count += row == map.row_count ? 1 : 0;
-        values[row * KINDS + kind] += json_double(json_get(v, "f1")) >= t ? 1 : 0;
+        cells[kind].value += json_double(json_get(v, "f1")) >= t ? 1 : 0;
     }
     return svg_heat(arena, &map);
 }
@@ -838,7 +797,7 @@ static char *sweep_figure(const Json *tests, size_t merit, Arena *arena) {
             }
         }
     }
-    return svg_panels(arena, merits[merit].by_threshold, panels, tests->length);
+    return svg_lines(arena, merits[merit].by_threshold, panels, tests->length);
 }
 
 /* How many nodes carry what a cross-section was found for. */
@@ -852,7 +811,7 @@ static char *nodes_figure(const Json *crosses, Arena *arena) {
         add_curve(arena, &chart, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes",
                   "share");
     }
-    return svg_lines(arena, &chart);
+    return svg_lines(arena, NULL, &chart, 1);
 }
 
 void report_sage_figures(const char *out, double t) {
@@ -972,17 +931,15 @@ void report_sage(const SageResult *result) {
 
 void report_train(const TrainResult *result) {
     Arena *arena = arena_new();
-    double *x = arena_alloc(arena, result->steps, sizeof *x);
-    for (size_t i = 0; i < result->steps; i++) {
-        x[i] = (double)(i + 1);
-    }
-    Series series = {.name = "loss", .x = x, .y = result->loss, .count = result->steps};
     Chart chart = {.title = "Adapter training",
                    .x_label = "step",
                    .y_label = "cross-entropy of the answers (nats)",
-                   .subtitle = "0: certain of every right token",
-                   .series = &series,
-                   .series_count = 1};
-    write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
+                   .subtitle = "0: certain of every right token"};
+    Point *points = chart_add(arena, &chart, (Series){.name = "loss", .count = result->steps});
+    for (size_t i = 0; i < result->steps; i++) {
+        points[i].x = (double)(i + 1);
+        points[i].y = result->loss[i];
+    }
+    write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, NULL, &chart, 1));
     arena_free(arena);
 }
