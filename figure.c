@@ -424,16 +424,7 @@ static void figure_grid(const Figure *figure, const Axis *y_axis, double left, d
     }
 }
 
-/* Room for the labels of the grid. */
-static double grid_left(Arena *arena, const Axis *y_axis) {
-    return fmax(46, 30 + axis_ticks(arena, y_axis).width);
-}
-
-static void figure_empty(const Figure *figure, double x, double y) {
-    figure_text(figure, x, y, "middle", "no values to draw", INFINITY);
-}
-
-/* ---- lines ---- */
+/* ---- lines and bars ---- */
 
 static bool point_drawable(const Chart *chart, const Point *point) {
     return drawable(point->x, chart->log_x) && drawable(point->y, chart->log_y);
@@ -534,88 +525,6 @@ static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_
     }
 }
 
-/* The chart between these sides, its numbers left of them and below. */
-static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
-                       const Axis *y_axis, double left, double right) {
-    double top = y_axis->to, bottom = y_axis->from;
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    figure_grid(figure, y_axis, left, right);
-    draw_x_axis(figure, chart, x_axis, left, right, bottom);
-    for (int i = 0; i < 2 && chart->shares; i++) {
-        double y = axis_place(y_axis, i);
-        figure_line(figure, "a", left, y, right, y, FRAME, i == 0 ? "" : REFERENCE);
-    }
-    if (chart->marker_label != NULL) {
-        double x = axis_place(x_axis, chart->marker_x),
-               half = 6.5 * text_width(chart->marker_label);
-        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
-        figure_line(figure, "a", x, top - 2, x, bottom, FRAME,
-                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
-        figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
-    }
-    for (size_t k = 0; k < chart->series_count; k++) {
-        draw_curve(figure, chart, &chart->series[k], x_axis, y_axis);
-    }
-    if (!chart_ranges(chart, &xs, &ys)) {
-        figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
-    }
-}
-
-char *svg_lines(Arena *arena, const char *title, const Chart *charts, size_t count) {
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    const Chart *model = &charts[0];
-    bool titled = title != NULL;
-    size_t columns = count > 1 ? 2 : 1;
-    for (size_t i = 0; i < count; i++) {
-        chart_ranges(&charts[i], &xs, &ys);
-    }
-    Axis y_axis = axis_make(ys, model->log_y, true, 5);
-    Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
-    x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
-    Figure figure = figure_begin(arena, FIGURE_WIDTH, titled ? title : model->title,
-                                 titled ? NULL : model->subtitle);
-    figure_legend(&figure, model->series, model->series_count, true);
-    figure_text(&figure, 18, figure.y + 14, "start", model->y_label, figure.width - 44);
-    double above = titled ? 44 : model->marker_label != NULL ? 16 : 0;
-    double height = columns > 1 ? 200 : 300, width = (figure.width - 8) / (double)columns;
-    for (size_t i = 0; i < count; i++) {
-        double left = width * (double)(i % columns) + grid_left(arena, &y_axis);
-        double right = width * (double)(i % columns + 1) - 18;
-        y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
-        y_axis.from = y_axis.to + height;
-        x_axis.from = left + 12;
-        x_axis.to = right - 12;
-        if (titled) {
-            markup(figure.f, "<text x=\"%.2f\" y=\"%.2f\" font-weight=\"600\">%.*s</text>\n", left,
-                   y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
-        }
-        if (titled && charts[i].subtitle != NULL) {
-            figure_text(&figure, left, y_axis.to - 9, "start", charts[i].subtitle, width - 40);
-        }
-        draw_panel(&figure, &charts[i], &x_axis, &y_axis, left, right);
-    }
-    figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
-                figure.width - 44);
-    const char *names = series_names(arena, model->series, model->series_count);
-    return figure_end(
-        &figure, y_axis.from + 56,
-        arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
-}
-
-Point *chart_add(Arena *arena, Chart *chart, Series series) {
-    series.points = arena_alloc(arena, series.count, sizeof *series.points);
-    for (size_t i = 0; i < series.count; i++) {
-        series.points[i] = (Point){NAN, NAN, NAN, NAN};
-    }
-    series.colour = series.colour > 0 ? series.colour : (int)(chart->series_count % 8) + 1;
-    chart->series =
-        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
-    chart->series[chart->series_count++] = series;
-    return series.points;
-}
-
-/* ---- bars ---- */
-
 static void draw_bar(const Figure *figure, const char *group, const Series *s, const Point *point,
                      double x, double width, const Axis *axis) {
     double value = point->y, middle = x + width / 2;
@@ -636,47 +545,123 @@ static void draw_bar(const Figure *figure, const char *group, const Series *s, c
     }
 }
 
-char *svg_bars(Arena *arena, const Chart *chart) {
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    double groups = (double)chart->group_count, series = (double)chart->series_count;
-    bool empty = !chart_ranges(chart, &xs, &ys);
-    Axis axis = axis_make(ys, false, true, 5);
-    double left = grid_left(arena, &axis), plot = 280;
-    double group = 16 * series + 16;
-    for (size_t i = 0; i < chart->group_count; i++) {
-        group = fmax(group, fmin(label_width(chart->groups[i]) + 14, 240));
-    }
-    double width = fmin(fmax(FIGURE_WIDTH, left + 26 + group * groups), 6000), right = width - 26;
-    group = (right - left) / fmax(groups, 1);
-    Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
-    figure_legend(&figure, chart->series, chart->series_count, false);
-    double top = figure.y + 42; /* values may stand above the top of the axis */
-    axis.from = top + plot;
-    axis.to = top;
-    figure_text(&figure, 18, top - 26, "start", chart->y_label, right - 18);
-    figure_grid(&figure, &axis, left, right);
-    double one = axis_place(&axis, 1), zero = axis_place(&axis, 0);
-    figure_line(&figure, "a", left, one, right, one, FRAME, REFERENCE);
-    figure_line(&figure, "a", left, zero, right, zero, FRAME, "");
+static void draw_bars(const Figure *figure, const Chart *chart, const Axis *axis, double left,
+                      double right) {
+    double series = (double)chart->series_count,
+           group = (right - left) / (double)chart->group_count;
     double bar = fmin(46, group * 0.8 / fmax(series, 1));
     for (size_t i = 0; i < chart->group_count; i++) {
         double middle = left + group * ((double)i + 0.5);
         for (size_t k = 0; k < chart->series_count; k++) {
             const Series *s = &chart->series[k];
             if (drawable(s->points[i].y, false)) {
-                draw_bar(&figure, chart->groups[i], s, &s->points[i],
-                         middle + bar * ((double)k - series / 2), bar, &axis);
+                draw_bar(figure, chart->groups[i], s, &s->points[i],
+                         middle + bar * ((double)k - series / 2), bar, axis);
             }
         }
-        figure_text(&figure, middle, axis.from + 21, "middle", chart->groups[i], group);
+        figure_text(figure, middle, axis->from + 21, "middle", chart->groups[i], group);
     }
-    if (empty) {
-        figure_empty(&figure, (left + right) / 2, (axis.from + axis.to) / 2);
+}
+
+/* The chart between these sides, its numbers left of them and below. */
+static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
+                       const Axis *y_axis, double left, double right) {
+    double top = y_axis->to, bottom = y_axis->from;
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    bool bars = chart->groups != NULL;
+    figure_grid(figure, y_axis, left, right);
+    if (!bars) {
+        draw_x_axis(figure, chart, x_axis, left, right, bottom);
     }
-    return figure_end(&figure, axis.from + 36,
-                      arena_format(arena, "Bars in %zu groups, %s: %s.", chart->group_count,
-                                   chart->y_label,
-                                   series_names(arena, chart->series, chart->series_count)));
+    for (int i = 0; i < 2 && chart->shares; i++) {
+        bool reference = (i == 1) != bars;
+        double y = axis_place(y_axis, reference ? 1 : 0);
+        figure_line(figure, "a", left, y, right, y, FRAME, reference ? REFERENCE : "");
+    }
+    if (chart->marker_label != NULL) {
+        double x = axis_place(x_axis, chart->marker_x),
+               half = 6.5 * text_width(chart->marker_label);
+        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
+        figure_line(figure, "a", x, top - 2, x, bottom, FRAME,
+                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
+        figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
+    }
+    if (bars) {
+        draw_bars(figure, chart, y_axis, left, right);
+    }
+    for (size_t k = 0; k < chart->series_count && !bars; k++) {
+        draw_curve(figure, chart, &chart->series[k], x_axis, y_axis);
+    }
+    if (!chart_ranges(chart, &xs, &ys)) {
+        figure_text(figure, (left + right) / 2, top + (bars ? 0.5 : 0.3) * (bottom - top), "middle",
+                    "no values to draw", INFINITY);
+    }
+}
+
+char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t count) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    const Chart *model = &charts[0];
+    bool titled = title != NULL, bars = model->groups != NULL;
+    size_t columns = count > 1 ? 2 : 1;
+    for (size_t i = 0; i < count; i++) {
+        chart_ranges(&charts[i], &xs, &ys);
+    }
+    Axis y_axis = axis_make(ys, model->log_y, true, 5);
+    Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
+    x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
+    double numbers = fmax(46, 30 + axis_ticks(arena, &y_axis).width), /* left of a panel */
+        group = 16 * (double)model->series_count + 16;
+    for (size_t i = 0; i < model->group_count; i++) {
+        group = fmax(group, fmin(label_width(model->groups[i]) + 14, 240));
+    }
+    double wide = fmin(numbers + 26 + group * (double)model->group_count, 6000);
+    Figure figure = figure_begin(arena, fmax(FIGURE_WIDTH, wide), titled ? title : model->title,
+                                 titled ? NULL : model->subtitle);
+    figure_legend(&figure, model->series, model->series_count, !bars);
+    figure_text(&figure, 18, figure.y + (bars ? 16 : 14), "start", model->y_label,
+                figure.width - 44);
+    double above = titled ? 44 : bars || model->marker_label != NULL ? 16 : 0;
+    double height = columns > 1 ? 200 : bars ? 280 : 300;
+    double width = (figure.width - 8) / (double)columns;
+    for (size_t i = 0; i < count; i++) {
+        double left = width * (double)(i % columns) + numbers;
+        double right = width * (double)(i % columns + 1) - 18;
+        y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
+        y_axis.from = y_axis.to + height;
+        x_axis.from = left + 12;
+        x_axis.to = right - 12;
+        if (titled) {
+            markup(figure.f, "<text x=\"%.2f\" y=\"%.2f\" font-weight=\"600\">%.*s</text>\n", left,
+                   y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
+        }
+        if (titled && charts[i].subtitle != NULL) {
+            figure_text(&figure, left, y_axis.to - 9, "start", charts[i].subtitle, width - 40);
+        }
+        draw_panel(&figure, &charts[i], &x_axis, &y_axis, left, right);
+    }
+    const char *names = series_names(arena, model->series, model->series_count);
+    if (bars) {
+        return figure_end(&figure, y_axis.from + 36,
+                          arena_format(arena, "Bars in %zu groups, %s: %s.", model->group_count,
+                                       model->y_label, names));
+    }
+    figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
+                figure.width - 44);
+    return figure_end(
+        &figure, y_axis.from + 56,
+        arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
+}
+
+Point *chart_add(Arena *arena, Chart *chart, Series series) {
+    series.points = arena_alloc(arena, series.count, sizeof *series.points);
+    for (size_t i = 0; i < series.count; i++) {
+        series.points[i] = (Point){NAN, NAN, NAN, NAN};
+    }
+    series.colour = series.colour > 0 ? series.colour : (int)(chart->series_count % 8) + 1;
+    chart->series =
+        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
+    chart->series[chart->series_count++] = series;
+    return series.points;
 }
 
 /* ---- heat maps ---- */

@@ -37,7 +37,7 @@ typedef struct Chart {
     bool log_x;  /* ticks stand at the first series' points: 1, 2, 4, 8 */
     const char *marker_label; /* a vertical line at marker_x; NULL: none */
     double marker_x;
-    const char *const *groups; /* of bars, one of each series; the axis is that of shares */
+    const char *const *groups; /* of bars, one of each series (`shares`); NULL: lines */
     size_t group_count;
 } Chart;
 
@@ -45,8 +45,7 @@ typedef struct Chart {
 Point *chart_add(Arena *arena, Chart *chart, Series series);
 /* Charts in rows of two under one title, each under its own, on the axes, labels and names of
  * series of the first; title NULL: that one alone. */
-char *svg_lines(Arena *arena, const char *title, const Chart *charts, size_t count);
-char *svg_bars(Arena *arena, const Chart *chart);
+char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t count);
 
 typedef struct HeatCell {
     double value; /* NaN: empty */

@@ -224,7 +224,7 @@ static const char *layer_figure(const AnalyzeResult *result, const LayerTable *o
             arena_format(arena, "within %.3gx from layer %s", result->options->converge,
                          convergence_text(arena, convergence, key));
     }
-    return svg_lines(arena, NULL, &chart, 1);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 /* ---- SAGE: sage.json ---- */
@@ -672,7 +672,7 @@ static char *method_figure(const Json *tests, size_t merit, Arena *arena) {
             add_curve(arena, &chart, series, tests, series.name, NULL, merits[merit].name);
         }
     }
-    return svg_bars(arena, &chart);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 #define EDIT_K "8" /* of Figure 3 */
@@ -743,7 +743,7 @@ static char *control_figure(const Json *tests, const Json *cross, const Json *at
             }
         }
     }
-    return svg_lines(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
+    return svg_chart(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
                      panels, attributes->length);
 }
 
@@ -797,7 +797,7 @@ static char *sweep_figure(const Json *tests, size_t merit, Arena *arena) {
             }
         }
     }
-    return svg_lines(arena, merits[merit].by_threshold, panels, tests->length);
+    return svg_chart(arena, merits[merit].by_threshold, panels, tests->length);
 }
 
 /* How many nodes carry what a cross-section was found for. */
@@ -811,7 +811,7 @@ static char *nodes_figure(const Json *crosses, Arena *arena) {
         add_curve(arena, &chart, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes",
                   "share");
     }
-    return svg_lines(arena, NULL, &chart, 1);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 void report_sage_figures(const char *out, double t) {
@@ -940,6 +940,6 @@ void report_train(const TrainResult *result) {
         points[i].x = (double)(i + 1);
         points[i].y = result->loss[i];
     }
-    write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, NULL, &chart, 1));
+    write_figure(arena, result->options->out, "loss.svg", svg_chart(arena, NULL, &chart, 1));
     arena_free(arena);
 }

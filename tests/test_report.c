@@ -70,8 +70,9 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
                    .log_x = !log,
                    .marker_label = kind == BARS ? NULL : name,
                    .marker_x = 1e9,
-                   .groups = rows,
-                   .group_count = n / 4};
+                   .groups = kind == BARS ? rows : NULL,
+
+                   .group_count = kind == BARS ? n / 4 : 0};
     HeatMap heat = {.title = name,
                     .subtitle = name,
                     .x_label = name,
@@ -99,9 +100,9 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
         heat_row(arena, &heat, rows[i / 4])[i % 4] = (HeatCell){values[i], i == 0 || i == 2};
     }
     Chart panels[3] = {chart, chart, chart};
-    return kind == LINES    ? svg_lines(arena, NULL, &chart, 1)
-           : kind == PANELS ? svg_lines(arena, name, panels, 3)
-           : kind == BARS   ? svg_bars(arena, &chart)
+    return kind == LINES    ? svg_chart(arena, NULL, &chart, 1)
+           : kind == PANELS ? svg_chart(arena, name, panels, 3)
+           : kind == BARS   ? svg_chart(arena, NULL, &chart, 1)
                             : svg_heat(arena, &heat);
 }
 
@@ -154,7 +155,7 @@ Test(report, line_chart_shows_what_it_is_given) {
         points[i / 4][i % 4].x = (double)(i % 4);
         points[i / 4][i % 4].y = y[i % 4];
     }
-    char *svg = svg_lines(arena, NULL, &chart, 1);
+    char *svg = svg_chart(arena, NULL, &chart, 1);
     assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
                                         ">layer<",
@@ -208,7 +209,7 @@ static void fill(Page *page) {
         }
         page_cell(page, i % 4 == 2, i < 4 ? titles[i] : i % 4 == 2 ? "−1.000" : hostile);
     }
-    page_figure(page, hostile, svg_lines(arena, NULL, &chart, 1));
+    page_figure(page, hostile, svg_chart(arena, NULL, &chart, 1));
     page_section(page, hostile);
     page_item(page, ':', hostile, hostile);
     page_item(page, ':', "seed", "475");
