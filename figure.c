@@ -36,15 +36,16 @@ static void svg_text(FILE *f, const char *text, size_t most) {
     }
 }
 
-/* printf of %s, %d and %f whose format is markup. What %s brings is text: it is escaped, what XML
- * cannot hold becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
+/* printf of %s, %d and %f whose format is markup, ' in it standing for ". What %s brings is text:
+ * it is escaped, what XML cannot hold becomes U+FFFD, and of more characters than a precision the
+ * rest an ellipsis. */
 REFSAE_PRINTF(2, 3)
 static void markup(FILE *f, const char *format, ...) {
     va_list list;
     va_start(list, format);
     for (; *format != '\0'; format++) {
         if (*format != '%') {
-            putc(*format, f);
+            putc(*format == '\'' ? '"' : *format, f);
             continue;
         }
         char directive[16];
@@ -252,7 +253,7 @@ static Ticks axis_ticks(Arena *arena, const Axis *axis) {
 #define MUTED "#59636e"
 #define GRID "#e3e7eb"
 #define FRAME "#8b949e"
-#define REFERENCE " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"" /* what is compared with */
+#define REFERENCE "5 4" /* the dash of what is compared with */
 
 /* Okabe and Ito's colours, which remain apart in all common forms of colour blindness, darkened
  * where white paper asks for it; their light versions are in figure_style. */
@@ -282,12 +283,10 @@ typedef struct Figure {
 
 static Figure figure_begin(Arena *arena, double width, const char *title, const char *subtitle) {
     MemoryStream *drawn = memory_open(arena);
-    markup(drawn->stream,
-           "<text x=\"18\" y=\"29\" font-size=\"17\" font-weight=\"600\">%.*s</text>\n",
+    markup(drawn->stream, "<text x='18' y='29' font-size='17' font-weight='600'>%.*s</text>\n",
            text_fit(title, width - 36, 17), title);
     if (subtitle != NULL) {
-        markup(drawn->stream,
-               "<text class=\"m\" x=\"18\" y=\"49\" fill=\"" MUTED "\">%.*s</text>\n",
+        markup(drawn->stream, "<text class='m' x='18' y='49' fill='" MUTED "'>%.*s</text>\n",
                text_fit(subtitle, width - 36, 13), subtitle);
     }
     return (Figure){arena, drawn, drawn->stream, title, width, subtitle == NULL ? 40 : 60};
@@ -307,15 +306,16 @@ static char *figure_end(const Figure *figure, double height, const char *describ
     MemoryStream *whole = memory_open(figure->arena);
     double width = figure->width;
     markup(whole->stream,
-           "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\" width=\"%.0f\" height=\"%.0f\" "
-           "viewBox=\"0 0 %.0f %.0f\" style=\"min-width:%.0fpx\" font-family=\"" FONT
-           "\" font-size=\"13\" fill=\"" INK
-           "\" role=\"img\">\n<title>%s</title>\n<desc>%s</desc>\n",
-           width, height, width, height, 0.55 * width, /* a phone shows FIGURE_WIDTH of it whole */
+           "<svg xmlns='http://www.w3.org/2000/svg' class='rf' width='%.0f' height='%.0f' "
+           "viewBox='0 0 %.0f %.0f' style='min-width:%.0fpx'",
+           width, height, width, height, 0.55 * width); /* a phone shows FIGURE_WIDTH of it whole */
+    fputs(" font-family=\"" FONT "\"", whole->stream);
+    markup(whole->stream,
+           " font-size='13' fill='" INK "' role='img'>\n<title>%s</title>\n<desc>%s</desc>\n",
            figure->title, described);
     fputs(figure_style, whole->stream);
-    markup(whole->stream, "<rect class=\"p\" width=\"%.0f\" height=\"%.0f\" fill=\"#ffffff\"/>\n",
-           width, height);
+    markup(whole->stream, "<rect class='p' width='%.0f' height='%.0f' fill='#ffffff'/>\n", width,
+           height);
     fprintf(whole->stream, "%s</svg>\n", memory_text(figure->drawn));
     return memory_text(whole);
 }
@@ -323,18 +323,19 @@ static char *figure_end(const Figure *figure, double height, const char *describ
 static void figure_text(const Figure *figure, double x, double y, const char *anchor,
                         const char *text, double room) {
     markup(figure->f,
-           "<text class=\"m\" x=\"%.2f\" y=\"%.2f\" text-anchor=\"%s\" fill=\"" MUTED
-           "\">%.*s</text>\n",
-           x, y, anchor, text_fit(text, room, 13), text);
+           "<text class='m' x='%.2f' y='%.2f' text-anchor='%s' fill='" MUTED "'>%.*s</text>\n", x,
+           y, anchor, text_fit(text, room, 13), text);
 }
 
-/* dash: "" or more attributes, with a space before. */
+/* dash: "" or that of a bolder line */
 static void figure_line(const Figure *figure, const char *class, double x1, double y1, double x2,
                         double y2, const char *colour, const char *dash) {
-    fprintf(
-        figure->f,
-        "<line class=\"%s\" x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" stroke=\"%s\"%s/>\n",
-        class, x1, y1, x2, y2, colour, dash);
+    markup(figure->f, "<line class='%s' x1='%.2f' y1='%.2f' x2='%.2f' y2='%.2f' stroke='%s'", class,
+           x1, y1, x2, y2, colour);
+    if (*dash != '\0') {
+        markup(figure->f, " stroke-width='1.4' stroke-dasharray='%s'", dash);
+    }
+    fputs("/>\n", figure->f);
 }
 
 /* A mark of its own shape for each colour, so that colour is not the only difference. */
@@ -348,10 +349,9 @@ static void figure_mark(const Figure *figure, int colour, bool hollow, double x,
         "m-1.3-4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
         "m-4.2-1.6h8.4v3.2h-8.4z",
         "m-1.6-4.2h3.2v8.4h-3.2z"};
-    fprintf(figure->f, "<path class=\"%s%d s%d\" fill=\"%s\" stroke=\"%s\" d=\"M%.2f %.2f%s\"",
-            hollow ? "p f" : "f", hollow ? 0 : colour, colour,
-            hollow ? "#ffffff" : colours[colour - 1], colours[colour - 1], x, y,
-            shapes[colour - 1]);
+    markup(figure->f, "<path class='%s%d s%d' fill='%s' stroke='%s' d='M%.2f %.2f%s'",
+           hollow ? "p f" : "f", hollow ? 0 : colour, colour,
+           hollow ? "#ffffff" : colours[colour - 1], colours[colour - 1], x, y, shapes[colour - 1]);
 }
 
 /* One wild share must not flatten the others: how far axes reach for it. */
@@ -368,19 +368,18 @@ static void figure_whisker(const Figure *figure, const Point *point, int colour,
                            const Axis *axis) {
     if (has_interval(point)) {
         double low = axis_place(axis, point->low), high = axis_place(axis, point->high);
-        fprintf(figure->f,
-                "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" "
-                "d=\"M%.2f %.2fh6m-3 0V%.2fm-3 0h6\"/>\n",
-                colour, colours[colour - 1], x - 3, low, high);
+        markup(figure->f,
+               "<path class='s%d' fill='none' stroke='%s' d='M%.2f %.2fh6m-3 0V%.2fm-3 0h6'/>\n",
+               colour, colours[colour - 1], x - 3, low, high);
     }
 }
 
 /* A number over or in what it is of, legible on any colour. */
 static void figure_number(const Figure *figure, double x, double y, const char *text) {
-    fprintf(figure->f,
-            "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" text-anchor=\"middle\" "
-            "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
-            x, y, text);
+    markup(figure->f,
+           "<text class='h' x='%.2f' y='%.2f' font-size='11' text-anchor='middle' stroke='#ffffff' "
+           "stroke-width='3' paint-order='stroke'>%s</text>\n",
+           x, y, text);
 }
 
 /* Names of series in rows that wrap. One series alone needs none. */
@@ -394,20 +393,18 @@ static void figure_legend(Figure *figure, const Series *series, size_t count, bo
             y += 21;
         }
         if (!lines) {
-            fprintf(figure->f,
-                    "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"13\" height=\"13\" "
-                    "rx=\"2\" fill=\"%s\"/>\n",
-                    c, x, y - 11, colours[c - 1]);
+            markup(
+                figure->f,
+                "<rect class='f%d' x='%.2f' y='%.2f' width='13' height='13' rx='2' fill='%s'/>\n",
+                c, x, y - 11, colours[c - 1]);
         } else {
-            fprintf(figure->f,
-                    "<path class=\"s%d\" d=\"M%.2f %.2fh24\" stroke=\"%s\" "
-                    "stroke-width=\"2.2\"%s/>\n",
-                    c, x, y - 4.5, colours[c - 1],
-                    series[k].dashed ? " stroke-dasharray=\"5 4\"" : "");
+            markup(figure->f, "<path class='s%d' d='M%.2f %.2fh24' stroke='%s' stroke-width='2.2'",
+                   c, x, y - 4.5, colours[c - 1]);
+            fputs(series[k].dashed ? " stroke-dasharray=\"5 4\"/>\n" : "/>\n", figure->f);
         }
         figure_mark(figure, c, !lines || series[k].dashed, x + (lines ? 12 : 6.5), y - 4.5);
         fputs("/>\n", figure->f);
-        markup(figure->f, "<text x=\"%.2f\" y=\"%.2f\">%.*s</text>\n", x + (lines ? 30 : 19), y,
+        markup(figure->f, "<text x='%.2f' y='%.2f'>%.*s</text>\n", x + (lines ? 30 : 19), y,
                text_fit(series[k].name, figure->width - 60, 13), series[k].name);
         x += room + 14;
         figure->y = y + 8;
@@ -470,11 +467,11 @@ static void draw_curve(const Figure *figure, const Chart *chart, const Series *s
     size_t stretch = s->count > 1600 ? (s->count + 799) / 800 : 1;
     const Point *end = s->points + s->count;
     bool pen = false;
-    fprintf(figure->f,
-            "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" "
-            "stroke-linejoin=\"round\" stroke-linecap=\"round\"%s d=\"",
-            s->colour, colours[s->colour - 1], stretch > 1 ? "1.2" : "2.2",
-            s->dashed ? " stroke-dasharray=\"5 5\"" : "");
+    markup(figure->f,
+           "<path class='s%d' fill='none' stroke='%s' stroke-width='%s' stroke-linejoin='round' "
+           "stroke-linecap='round'",
+           s->colour, colours[s->colour - 1], stretch > 1 ? "1.2" : "2.2");
+    fputs(s->dashed ? " stroke-dasharray=\"5 5\" d=\"" : " d=\"", figure->f);
     for (const Point *p = s->points; p < end;) {
         const Point *least = NULL, *most = NULL;
         for (size_t i = 0; i < stretch && p < end; i++, p++) {
@@ -486,8 +483,8 @@ static void draw_curve(const Figure *figure, const Chart *chart, const Series *s
         const Point *order[2] = {least < most ? least : most, least < most ? most : least};
         int points = least == NULL ? 0 : least == most ? 1 : 2;
         for (int i = 0; i < points; i++) {
-            fprintf(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, order[i]->x),
-                    axis_place(y_axis, order[i]->y));
+            markup(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, order[i]->x),
+                   axis_place(y_axis, order[i]->y));
             pen = true;
         }
         pen = points > 0;
@@ -532,8 +529,8 @@ static void draw_bar(const Figure *figure, const char *group, const Series *s, c
     double end = has_interval(point) ? axis_place(axis, value < 0 ? point->low : point->high) : y;
     const char *text = text_number(figure->arena, value, 2);
     markup(figure->f,
-           "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-           "fill=\"%s\" fill-opacity=\"0.6\"><title>%s · %s: %s</title></rect>\n",
+           "<rect class='f%d' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='%s' "
+           "fill-opacity='0.6'><title>%s · %s: %s</title></rect>\n",
            s->colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
            colours[s->colour - 1], group, s->name, text);
     figure_whisker(figure, point, s->colour, middle, axis);
@@ -582,8 +579,7 @@ static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_a
         double x = axis_place(x_axis, chart->marker_x),
                half = 6.5 * text_width(chart->marker_label);
         const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
-        figure_line(figure, "a", x, top - 2, x, bottom, FRAME,
-                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
+        figure_line(figure, "a", x, top - 2, x, bottom, FRAME, "2 3");
         figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
     }
     if (bars) {
@@ -631,7 +627,7 @@ char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t cou
         x_axis.from = left + 12;
         x_axis.to = right - 12;
         if (titled) {
-            markup(figure.f, "<text x=\"%.2f\" y=\"%.2f\" font-weight=\"600\">%.*s</text>\n", left,
+            markup(figure.f, "<text x='%.2f' y='%.2f' font-weight='600'>%.*s</text>\n", left,
                    y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
         }
         if (titled && charts[i].subtitle != NULL) {
@@ -670,10 +666,10 @@ Point *chart_add(Arena *arena, Chart *chart, Series series) {
  */
 static void draw_cell(const Figure *figure, double x, double y, double w, double h, double value,
                       double largest) {
-    fprintf(figure->f,
-            "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\" "
-            "fill-opacity=\"%.3f\"",
-            value < 0 ? 1 : 2, x, y, w, h, colours[value < 0 ? 0 : 1], fabs(value) / largest);
+    markup(figure->f,
+           "<rect class='f%d' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='%s' "
+           "fill-opacity='%.3f'",
+           value < 0 ? 1 : 2, x, y, w, h, colours[value < 0 ? 0 : 1], fabs(value) / largest);
 }
 
 /* What the colours mean: least and greatest value at the ends of a scale. */
@@ -688,10 +684,10 @@ static void draw_scale(const Figure *figure, const char *label, bool negative, d
         draw_cell(figure, x + 8 * i, y, 8, 15, negative ? (i - 10) / 10.0 : i / 20.0, 1);
         fputs("/>\n", figure->f);
     }
-    fprintf(figure->f,
-            "<rect class=\"g\" x=\"%.2f\" y=\"%.2f\" width=\"168\" height=\"15\" fill=\"none\" "
-            "stroke=\"" GRID "\"/>\n",
-            x, y);
+    markup(figure->f,
+           "<rect class='g' x='%.2f' y='%.2f' width='168' height='15' fill='none' stroke='" GRID
+           "'/>\n",
+           x, y);
     figure_text(figure, x + 174, y + 12, "start", text_number(figure->arena, largest, 3), INFINITY);
 }
 
@@ -758,8 +754,8 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
             figure_text(&figure, middle, bottom + 19, "middle", map->columns[c], INFINITY);
             continue;
         }
-        fprintf(figure.f, "<g transform=\"translate(%.2f %.2f) rotate(-40)\">", middle + 4,
-                bottom + 14);
+        markup(figure.f, "<g transform='translate(%.2f %.2f) rotate(-40)'>", middle + 4,
+               bottom + 14);
         figure_text(&figure, 0, 0, "end", map->columns[c], column_width + 13);
         fputs("</g>\n", figure.f);
     }
@@ -774,11 +770,11 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
         size_t row = i / map->column_count, column = i % map->column_count;
         if (map->rows[row].cells[column].marked) {
-            fprintf(figure.f,
-                    "<rect class=\"i\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-                    "fill=\"none\" stroke=\"" INK "\" stroke-width=\"2\"/>\n",
-                    left + cell_w * (double)column + 1, top + cell_h * (double)row + 1, cell_w - 2,
-                    cell_h - 2);
+            markup(figure.f,
+                   "<rect class='i' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='none' "
+                   "stroke='" INK "' stroke-width='2'/>\n",
+                   left + cell_w * (double)column + 1, top + cell_h * (double)row + 1, cell_w - 2,
+                   cell_h - 2);
         }
     }
     figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
@@ -821,14 +817,13 @@ void page_open(Page *page, const char *path, const char *title) {
     *page = (Page){.out = out_open(path), .level = 2};
     page->body = memory_open(page->out->arena);
     page->contents = memory_open(page->out->arena);
-    /* The policy: even a string that slipped through unescaped could load and run nothing. */
-    markup(page->out->stream,
-           "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
-           "style-src 'unsafe-inline'; img-src data:\">\n"
-           "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
-           "<title>%s</title>\n<style>\n",
-           title);
+    fputs("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+          /* Even a string that slipped through unescaped could load and run nothing. */
+          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+          "style-src 'unsafe-inline'; img-src data:\">\n"
+          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n",
+          page->out->stream);
+    markup(page->out->stream, "<title>%s</title>\n<style>\n", title);
     fputs((const char *)page_style[0].text, page->out->stream);
     markup(page->out->stream, "</style>\n</head>\n<body>\n<header>\n<h1>%s</h1>\n</header>\n",
            title);
@@ -850,9 +845,9 @@ void page_commit(Page *page) {
 void page_section(Page *page, const char *heading) {
     page_item(page, 0, "", "");
     int number = ++page->sections, level = page->level;
-    markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
+    markup(page->body->stream, "<h%d id='s%d'>%s</h%d>\n", level, number, heading, level);
     if (level == 2) {
-        markup(page->contents->stream, "<a href=\"#s%d\">%s</a> ", number, heading);
+        markup(page->contents->stream, "<a href='#s%d'>%s</a> ", number, heading);
     }
 }
 
@@ -916,7 +911,7 @@ void page_cell_picture(Page *page, const char *path) {
          jpeg = read && memcmp(map.data, "\xff\xd8\xff", 3) == 0;
     fputs("<td>", page->body->stream);
     if (png || jpeg) {
-        markup(page->body->stream, "<img alt=\"%s\" src=\"data:image/%s;base64,", name,
+        markup(page->body->stream, "<img alt='%s' src='data:image/%s;base64,", name,
                png ? "png" : "jpeg");
         write_base64(page->body->stream, map.data, map.size);
         fputs("\">", page->body->stream);
