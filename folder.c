@@ -44,6 +44,13 @@ char *convergence_text(Arena *arena, const Json *convergence, const char *key) {
                                             convergence_text(arena, published, key));
 }
 
+char *node_label(Arena *arena, const char *hook, double head) {
+    const char *layer = hook + strcspn(hook, "0123456789"), *point = strstr(hook, "hook_");
+    return arena_format(arena, "L%.*s%s\xC2\xA0%s", (int)strspn(layer, "0123456789"), layer,
+                        isnan(head) ? "" : arena_format(arena, ".H%.0f", head),
+                        point == NULL ? hook : point + strlen("hook_"));
+}
+
 bool figure_is_interval(const Json *value) {
     size_t length = strlen(value->key);
     return length > 3 && strcmp(value->key + length - 3, "_ci") == 0;
@@ -829,19 +836,6 @@ static const char *best_edit(const Json *cross, Arena *arena) {
     return text;
 }
 
-/* "L2.H0 z at END −1.70": with what patching it does to m, where that was measured. */
-static const char *node_text(const Json *node, Arena *arena) {
-    const char *name = json_string(json_get(node, "node")), *hook = strstr(name, "hook_"),
-               *layer = name + strcspn(name, "0123456789");
-    const Json *head = json_get(node, "head"), *effect = json_get(node, "effect");
-    bool of_head = json_is(head, JSON_NUMBER), measured = json_is(effect, JSON_NUMBER);
-    return arena_format(arena, "L%.*s%s%s %s at %s%s%s", (int)strspn(layer, "0123456789"), layer,
-                        of_head ? ".H" : "", of_head ? head->text : "",
-                        hook == NULL ? name : hook + strlen("hook_"),
-                        json_string(json_get(node, "position")), measured ? " " : "",
-                        measured ? text_number(arena, json_double(effect), 3) : "");
-}
-
 /* The tests of a folder, if its SAEs can be compared with those of f: one model, one task. */
 static const Json *rival_tests(const Folder *f, const Folder *other) {
     bool rivals =
@@ -849,54 +843,48 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
     return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-/* compared: with all that tells SAEs apart. */
-static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross, bool compared) {
+static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
     int n = 0;
     for (const Json *v = json_first(nodes); v != NULL && n < 3; v = v->next, n++) {
-        strongest =
-            arena_format(f->arena, "%s%s%s", strongest, n == 0 ? "" : "; ", node_text(v, f->arena));
+        double effect = json_double(json_get(v, "effect")), head = json_double(json_get(v, "head"));
+        strongest = arena_format(f->arena, "%s%s%s at %s%s%s", strongest, n == 0 ? "" : "; ",
+                                 node_label(f->arena, json_string(json_get(v, "node")), head),
+                                 json_string(json_get(v, "position")), isnan(effect) ? "" : " ",
+                                 isnan(effect) ? "" : text_number(f->arena, effect, 3));
     }
-    json_out(view, "{ cross-section %s", cross->key);
-    if (compared) {
-        json_out(view, "folder %s", f->name);
-    }
-    json_out(view, "%s %s %s %s", "strongest nodes (effect on m)", strongest, "SAE's best edit",
+    json_out(view, "{ cross-section %s folder %s %s %s %s %s", cross->key, f->name,
+             "strongest nodes (effect on m)", strongest, "SAE's best edit",
              best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
-        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
-        json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
+        json_out_value(view, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
     }
-    if (compared) {
-        json_out_value(view, "features of F1 ≥ 0.8",
-                       json_get(json_below(sae, "f1", "0.8"), "features"));
-    }
+    json_out_value(view, "features of F1 ≥ 0.8",
+                   json_get(json_below(sae, "f1", "0.8"), "features"));
     json_out(view, "}");
 }
 
 /* Of all folders of one task and model, at the first of them: each cross-section with its folders
  * one below the other. */
 static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
-    const Folder *first = NULL;
-    size_t rivals = 0;
-    for (size_t i = 0; i < count; i++) {
-        bool rival = json_first_member(rival_tests(f, &all[i])) != NULL;
-        first = rival && rivals++ == 0 ? &all[i] : first;
+    size_t first = 0;
+    while (first < count && json_first_member(rival_tests(f, &all[first])) == NULL) {
+        first++;
     }
-    if (f != first) {
+    if (f != &all[first]) {
         return;
     }
     json_out(view, "compared { prompt %s saes [", example_text(f));
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = first; i < count; i++) {
         for (const Json *c = json_first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
             bool taken = false; /* it came with an earlier folder */
-            for (size_t j = 0; j < count && !taken; j++) {
+            for (size_t j = first; j < count && !taken; j++) {
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(view, &all[j], cross, rivals > 1);
+                    find_cross_section(view, &all[j], cross);
                 }
             }
         }

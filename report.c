@@ -15,25 +15,17 @@ static void csv_value(Csv *csv, const Json *value) {
     csv_text(csv, json_is(value, JSON_NUMBER) ? value->text : json_string(value));
 }
 
-/* An array's objects as rows. "loss.recovered_zero" is a member of the member loss; the head calls
- * it loss_recovered_zero. */
+/* An array's objects as rows. A column "loss_recovered_zero" is a member of the member loss. */
 static void write_csv(const char *path, const Json *rows, const char *columns) {
     OutFile *out = out_open(path);
-    char *head = arena_copy(out->arena, columns, strlen(columns)), name[64];
-    for (char *dot = head; (dot = strchr(dot, '.')) != NULL;) {
-        *dot = '_';
-    }
-    Csv csv = csv_start(out->stream, head);
+    Csv csv = csv_start(out->stream, columns);
     for (const Json *row = json_first(rows); row != NULL; row = row->next) {
         for (const char *c = columns; *c != '\0'; c += strspn(c, ",")) {
-            size_t length = strcspn(c, ","), outer = strcspn(c, ".,");
-            snprintf(name, sizeof name, "%.*s", (int)outer, c);
+            size_t length = strcspn(c, ",");
+            char *name = arena_copy(out->arena, c, length), *inner = strchr(name, '_');
+            *(inner == NULL ? name + length : inner) = '\0';
             const Json *value = json_get(row, name);
-            if (outer < length) {
-                snprintf(name, sizeof name, "%.*s", (int)(length - outer - 1), c + outer + 1);
-                value = json_get(value, name);
-            }
-            csv_value(&csv, value);
+            csv_value(&csv, inner == NULL ? value : json_get(value, inner + 1));
             c += length;
         }
         csv_end(&csv);
@@ -551,17 +543,6 @@ static void write_tests(const Json *tests, const char *path) {
 
 /* ---- SAGE: figures ---- */
 
-/* "L3.H1 z", "L3 mlp_out", with a space that does not break */
-static char *short_name(Arena *arena, const SageNode *node) {
-    char full[HOOK_NAME_MAX], head[16] = "";
-    hook_name(full, node->kind, node->layer, false, false);
-    if (node->head >= 0) {
-        snprintf(head, sizeof head, ".H%d", node->head);
-    }
-    return arena_format(arena, "L%d%s\xC2\xA0%s", node->layer, head,
-                        strstr(full, "hook_") + strlen("hook_"));
-}
-
 static double row_peak(const HeatRow *row, size_t columns) {
     double peak = 0;
     for (size_t c = 0; c < columns; c++) {
@@ -577,6 +558,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
         HEAT_ROWS = 40
     };
     size_t columns = r->task->n_positions, first = attribute * r->n_nodes;
+    char name[HOOK_NAME_MAX];
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
                    .x_label = "position",
@@ -584,8 +566,10 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
                    .columns = r->task->positions,
                    .column_count = columns};
     for (size_t i = 0; i < r->n_nodes; i++) {
-        HeatCell *cells = heat_row(arena, &map, short_name(arena, &r->nodes[i]));
-        cells[r->nodes[i].position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
+        const SageNode *node = &r->nodes[i];
+        hook_name(name, node->kind, node->layer, false, false);
+        HeatCell *cells = heat_row(arena, &map, node_label(arena, name, node_head(node)));
+        cells[node->position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
     }
     size_t n = map.row_count;
     if (n > HEAT_ROWS) {
@@ -859,9 +843,9 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     write_layers(result, &ours, published, path);
     const Json *json = json_read_file(arena, path), *convergence = json_get(json, "convergence");
     write_csv(path_join(arena, o->out, "layers.csv"), json_get(json, "layers"),
-              "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss.recovered_zero,loss.recovered_mean,"
-              "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
-              "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
+              "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss_recovered_zero,loss_recovered_mean,"
+              "match,permuted_mse,permuted_sparsity,permuted_fvu,permuted_cosine,permuted_norm,"
+              "gaussian_mse,gaussian_sparsity,gaussian_fvu,gaussian_cosine,gaussian_norm");
     for (Metric m = 0; m < METRICS; m++) {
         write_figure(arena, o->out, arena_format(arena, "%s.svg", layer_metrics[m].name),
                      layer_figure(result, &ours, published, convergence, m, arena));
