@@ -460,34 +460,23 @@ static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
     return any;
 }
 
-/* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
- */
+/* Gaps break the curve. */
 static void draw_curve(const Figure *figure, const Chart *chart, const Series *s,
                        const Axis *x_axis, const Axis *y_axis) {
-    size_t stretch = s->count > 1600 ? (s->count + 799) / 800 : 1;
     const Point *end = s->points + s->count;
     bool pen = false;
     markup(figure->f,
            "<path class='s%d' fill='none' stroke='%s' stroke-width='%s' stroke-linejoin='round' "
            "stroke-linecap='round'",
-           s->colour, colours[s->colour - 1], stretch > 1 ? "1.2" : "2.2");
+           s->colour, colours[s->colour - 1], s->count > 1600 ? "1.2" : "2.2");
     fputs(s->dashed ? " stroke-dasharray=\"5 5\" d=\"" : " d=\"", figure->f);
-    for (const Point *p = s->points; p < end;) {
-        const Point *least = NULL, *most = NULL;
-        for (size_t i = 0; i < stretch && p < end; i++, p++) {
-            if (point_drawable(chart, p)) {
-                least = least == NULL || p->y < least->y ? p : least;
-                most = most == NULL || p->y > most->y ? p : most;
-            }
+    for (const Point *p = s->points; p < end; p++) {
+        bool drawn = point_drawable(chart, p);
+        if (drawn) {
+            markup(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, p->x),
+                   axis_place(y_axis, p->y));
         }
-        const Point *order[2] = {least < most ? least : most, least < most ? most : least};
-        int points = least == NULL ? 0 : least == most ? 1 : 2;
-        for (int i = 0; i < points; i++) {
-            markup(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, order[i]->x),
-                   axis_place(y_axis, order[i]->y));
-            pen = true;
-        }
-        pen = points > 0;
+        pen = drawn;
     }
     fputs("\"/>\n", figure->f);
     for (const Point *p = s->points; p < end && s->count <= 64; p++) {
@@ -900,10 +889,9 @@ void page_cell_picture(Page *page, const char *path) {
     enum {
         LARGEST = 1 << 20
     };
-    Arena *scratch = arena_new();
     FileMap map = {.size = 0};
     Error unread;
-    ATTEMPT(&unread, map = file_map(scratch, path));
+    ATTEMPT(&unread, map = file_map(page->out->arena, path));
     fail_for_resources(&unread);
     const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
     bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
@@ -919,5 +907,4 @@ void page_cell_picture(Page *page, const char *path) {
         markup(page->body->stream, "%s", name);
     }
     fputs("</td>", page->body->stream);
-    arena_free(scratch);
 }

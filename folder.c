@@ -650,22 +650,11 @@ static void find_answers(JsonOut *view, const Folder *f, const Folder *all, size
     json_out(view, "}");
 }
 
-typedef struct Picture {
-    const char *path, *features, *question, *answer; /* question NULL: not answered */
-} Picture;
-
-/* Which of the pictures a path, or the end of one, names. */
-static size_t picture_of(const Picture *pictures, size_t count, const char *image) {
-    size_t i = 0, end = strlen(image);
-    for (; i < count; i++) {
-        const char *path = pictures[i].path;
-        size_t whole = strlen(path);
-        if (end <= whole && strcmp(path + whole - end, image) == 0 &&
-            (end == whole || path[whole - end - 1] == '/')) {
-            break;
-        }
-    }
-    return i;
+/* Does `image` name the picture of a path, or the end of one? */
+static bool is_picture(const char *path, const char *image) {
+    size_t whole = strlen(path), end = strlen(image);
+    return end <= whole && strcmp(path + whole - end, image) == 0 &&
+           (end == whole || path[whole - end - 1] == '/');
 }
 
 /* "56 the word 'While'; 11 a line break" */
@@ -706,48 +695,48 @@ static bool is_answered_by(const Folder *f, const Folder *other) {
             (*adapter != '\0' && strstr(folder_text(f, "manifest.json"), adapter) != NULL));
 }
 
+/* The first answer about a picture; NULL: none. */
+static const Json *answer_about(const Folder *f, const char *path) {
+    LineFile answers = lines_open(f, "answers.jsonl");
+    const Json *line = lines_next(&answers);
+    while (line != NULL && !is_picture(path, json_string(json_get(line, "image")))) {
+        line = lines_next(&answers);
+    }
+    return line;
+}
+
 /* The first pictures, with their image tokens' features in a layer and the first answer. */
 static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, size_t n_others,
                           double layer) {
-    Picture pictures[3];
-    const size_t most = sizeof pictures / sizeof *pictures;
-    size_t count = 0, answered = 0;
+    const char *shown[3];
+    size_t count = 0;
     LineFile features = lines_open(f, "features.jsonl");
     const Json *line;
-    while (count < most && (line = lines_next(&features)) != NULL) {
+    json_out(view, "pictures [");
+    while (count < sizeof shown / sizeof *shown && (line = lines_next(&features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
-        if (json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
-            json_double(json_get(line, "layer")) == layer && *image != '\0' &&
-            picture_of(pictures, count, image) == count) {
-            pictures[count++] = (Picture){.path = arena_format(f->arena, "%s", image),
-                                          .features = features_text(line, f->arena)};
+        bool wanted = *image != '\0' && json_double(json_get(line, "layer")) == layer &&
+                      json_text_is(json_get(line, "group"), group_names[GROUP_IMG]);
+        for (size_t i = 0; i < count && wanted; i++) {
+            wanted = !is_picture(shown[i], image);
         }
-    }
-    for (size_t o = 0; o < n_others; o++) {
-        if (!is_answered_by(f, &others[o])) {
+        if (!wanted) {
             continue;
         }
-        LineFile answers = lines_open(&others[o], "answers.jsonl");
-        while (answered < count && (line = lines_next(&answers)) != NULL) {
-            size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
-            if (i < count && pictures[i].question == NULL) {
-                const char *question = json_string(json_get(line, "prompt")),
-                           *text = json_string(json_get(line, "text")),
-                           *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
-                pictures[i].question = arena_format(f->arena, "%s", question);
-                pictures[i].answer = arena_format(f->arena, "%s (%s)", text, exact);
-                answered++;
-            }
+        const Json *answer = NULL;
+        for (size_t o = 0; o < n_others && answer == NULL; o++) {
+            answer = is_answered_by(f, &others[o]) ? answer_about(&others[o], image) : NULL;
         }
-    }
-    json_out(view, "pictures [");
-    for (const Picture *p = pictures; p < pictures + count; p++) {
-        json_out(view, "{ picture %s %s %s", p->path, "strongest features on its image tokens",
-                 p->features);
-        if (p->question != NULL) {
-            json_out(view, "question %s answer %s", p->question, p->answer);
+        json_out(view, "{ picture %s %s %s", image, "strongest features on its image tokens",
+                 features_text(line, f->arena));
+        if (answer != NULL) {
+            bool exact = json_is(json_get(answer, "exact"), JSON_TRUE);
+            json_out(view, "question %s answer %s", json_string(json_get(answer, "prompt")),
+                     arena_format(f->arena, "%s (%s)", json_string(json_get(answer, "text")),
+                                  exact ? "right" : "wrong"));
         }
         json_out(view, "}");
+        shown[count++] = arena_format(f->arena, "%s", image);
     }
     json_out(view, "]");
 }
@@ -991,19 +980,14 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
 
 static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
 
-/* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
-static const char *folder_name(Arena *arena, const char *directory) {
-    const char *real = path_real(arena, directory);
-    if (real == NULL) {
-        fail_errno(errno, directory, "cannot look at this path");
-    }
-    const char *slash = strrchr(real, '/');
-    return slash[1] != '\0' ? slash + 1 : real;
-}
-
 static Folder folder_open(Page *page, const char *path) {
     Folder f = {.page = page, .path = path, .arena = page->out->arena};
-    f.name = folder_name(f.arena, path);
+    const char *real = path_real(f.arena, path);
+    if (real == NULL) {
+        fail_errno(errno, path, "cannot look at this path");
+    }
+    const char *name = strrchr(real, '/') + 1; /* "permuted" of "demo/permuted/" */
+    f.name = *name != '\0' ? name : real;
     f.scores = folder_json(&f, "scores.json");
     f.layers = folder_json(&f, "layers.json");
     f.sage = folder_json(&f, "sage.json");

@@ -134,20 +134,6 @@ static void json_convergence(JsonOut *json, const LayerTable *table, double c) {
              convergence_layer(table, false, true, c));
 }
 
-static void json_distances(JsonOut *json, const LayerTable *ours, const LayerTable *published,
-                           Arena *arena) {
-    json_out(json, "distance {");
-    for (Metric m = 0; m < METRICS; m++) {
-        for (Group g = 0; g < GROUPS; g++) {
-            if (published->value[m][g] != NULL) {
-                json_out(json, "%s %g", curve_name(arena, m, g),
-                         curve_distance(ours, published, m, g));
-            }
-        }
-    }
-    json_out(json, "}");
-}
-
 static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
                          const LayerTable *published, const char *path) {
     OutFile *out = out_open(path);
@@ -167,12 +153,17 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     if (published->n > 0) {
         json_out(&json, "published {");
         json_convergence(&json, published, factor);
-        json_out(&json, "} }");
-        json_distances(&json, ours, published, out->arena);
-    } else {
-        json_out(&json, "}");
+        json_out(&json, "} } distance {");
+        for (int i = 0; i < METRICS * GROUPS; i++) {
+            Metric m = (Metric)(i / GROUPS);
+            Group g = (Group)(i % GROUPS);
+            if (published->value[m][g] != NULL) {
+                json_out(&json, "%s %g", curve_name(out->arena, m, g),
+                         curve_distance(ours, published, m, g));
+            }
+        }
     }
-    json_out(&json, "layers [");
+    json_out(&json, "} layers [");
     for (size_t i = 0; i < result->n_layers; i++) {
         for (Group g = 0; g < GROUPS; g++) {
             json_layer(&json, &result->layers[i], g);
@@ -390,13 +381,6 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
     json_out(json, "}");
 }
 
-static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, f->kind, f->layer, false, false);
-    json_out(json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", name,
-             r->task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
-}
-
 /* How many features reach each threshold, and how many would if prompts had other prompts' values.
  */
 static void json_chance(JsonOut *json, const SageResult *r) {
@@ -442,7 +426,11 @@ static void write_sage(const SageResult *r, const char *path) {
     }
     json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
-        json_interpretation(&json, r, &r->interpretations[i]);
+        const SageInterpretation *f = &r->interpretations[i];
+        char hook[HOOK_NAME_MAX];
+        hook_name(hook, f->kind, f->layer, false, false);
+        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", hook,
+                 task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
     }
     json_out(&json, "]");
     json_chance(&json, r);
@@ -503,31 +491,26 @@ static void write_nodes(const SageResult *r, const char *path) {
     out_commit(out);
 }
 
-/* Where a figure stands in sage.json, and it with its interval. */
-static void csv_figure(Csv *csv, const char *const path[5], const Json *object,
-                       const Json *figure) {
-    char name[64];
-    snprintf(name, sizeof name, "%s_ci", figure->key);
-    const Json *low = json_first(json_get(object, name));
-    for (size_t i = 0; i < 5; i++) {
-        csv_text(csv, path[i]);
-    }
-    csv_text(csv, figure->key);
-    csv_value(csv, figure);
-    csv_value(csv, low);
-    csv_value(csv, low == NULL ? NULL : low->next);
-    csv_end(csv);
-}
-
-/* All figures below an object at `depth`. Those of f1 have no attribute. */
-static void csv_figures(Csv *csv, const char *path[5], size_t depth, const Json *object) {
+/* All figures below an object at `depth`, with their intervals, behind where they stand in
+ * sage.json. Those of f1 have no attribute. */
+static void csv_figures(Csv *csv, const char *path[5], size_t depth, const Json *object,
+                        Arena *arena) {
     for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
         if (json_is(v, JSON_OBJECT) && depth < 5) {
+            size_t below = depth + (depth == 2 && strcmp(v->key, "f1") == 0 ? 2 : 1);
             path[depth] = v->key;
-            csv_figures(csv, path, depth + (depth == 2 && strcmp(v->key, "f1") == 0 ? 2 : 1), v);
+            csv_figures(csv, path, below, v, arena);
             path[depth] = "";
         } else if (!figure_is_interval(v)) {
-            csv_figure(csv, path, object, v);
+            const Json *low = json_first(json_get(object, arena_format(arena, "%s_ci", v->key)));
+            for (size_t i = 0; i < 5; i++) {
+                csv_text(csv, path[i]);
+            }
+            csv_text(csv, v->key);
+            csv_value(csv, v);
+            csv_value(csv, low);
+            csv_value(csv, low == NULL ? NULL : low->next);
+            csv_end(csv);
         }
     }
 }
@@ -537,7 +520,7 @@ static void write_tests(const Json *tests, const char *path) {
     const char *place[5] = {"", "", "", "", ""};
     Csv csv =
         csv_start(out->stream, "cross_section,method,test,attribute,k_or_t,figure,value,low,high");
-    csv_figures(&csv, place, 0, tests);
+    csv_figures(&csv, place, 0, tests, out->arena);
     out_commit(out);
 }
 
@@ -876,18 +859,16 @@ static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
                    m->low, m->high,
                    m->low > 0.0 ? "" : ": the model does not do the task, no figure says much");
     for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        static const char *const shown[] = {"weighted", "sae", "random"};
-        const char *why = untold(c, NULL, arena);
-        double v[2][3];
-        for (int i = 0; i < 6; i++) {
-            v[i / 3][i % 3] =
-                json_double(json_below(c, shown[i % 3], i < 3 ? "sufficiency" : "necessity"));
+        const char *told[2], *why = untold(c, NULL, arena);
+        for (size_t i = 0; i < 2; i++) {
+            told[i] = arena_format(
+                arena, i == 0 ? "weighted %.3f, sae %.3f, random %.3f" : "%.3f, %.3f, %.3f",
+                json_double(json_below(c, "weighted", merits[i].name)),
+                json_double(json_below(c, "sae", merits[i].name)),
+                json_double(json_below(c, "random", merits[i].name)));
         }
-        console_result(r->console, "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; %s",
-                       c->key, v[0][0], v[0][1], v[0][2],
-                       why != NULL ? why
-                                   : arena_format(arena, "necessity %.3f, %.3f, %.3f", v[1][0],
-                                                  v[1][1], v[1][2]));
+        console_result(r->console, "%s: sufficiency %s; %s%s", c->key, told[0],
+                       why != NULL ? "" : "necessity ", why != NULL ? why : told[1]);
     }
 }
 
