@@ -832,7 +832,8 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
     return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross) {
+/* compared: with all that tells SAEs apart. */
+static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross, bool compared) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -844,14 +845,18 @@ static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross
                                  json_string(json_get(v, "position")), isnan(effect) ? "" : " ",
                                  isnan(effect) ? "" : text_number(f->arena, effect, 3));
     }
-    json_out(view, "{ cross-section %s folder %s %s %s %s %s", cross->key, f->name,
-             "strongest nodes (effect on m)", strongest, "SAE's best edit",
+    json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
+             f->name);
+    json_out(view, "%s %s %s %s", "strongest nodes (effect on m)", strongest, "SAE's best edit",
              best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
-        json_out_value(view, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
+        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
+        json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
     }
-    json_out_value(view, "features of F1 ≥ 0.8",
-                   json_get(json_below(sae, "f1", "0.8"), "features"));
+    if (compared) {
+        json_out_value(view, "features of F1 ≥ 0.8",
+                       json_get(json_below(sae, "f1", "0.8"), "features"));
+    }
     json_out(view, "}");
 }
 
@@ -865,6 +870,10 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
     if (f != &all[first]) {
         return;
     }
+    bool compared = false;
+    for (size_t i = first + 1; i < count; i++) {
+        compared |= json_first_member(rival_tests(f, &all[i])) != NULL;
+    }
     json_out(view, "compared { prompt %s saes [", example_text(f));
     for (size_t i = first; i < count; i++) {
         for (const Json *c = json_first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
@@ -873,7 +882,7 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(view, &all[j], cross);
+                    find_cross_section(view, &all[j], cross, compared);
                 }
             }
         }
