@@ -36,15 +36,16 @@ static void svg_text(FILE *f, const char *text, size_t most) {
     }
 }
 
-/* printf of %s, %d and %f whose format is markup. What %s brings is text: it is escaped, what XML
- * cannot hold becomes U+FFFD, and of more characters than a precision the rest an ellipsis. */
+/* printf of %s, %d and %f whose format is markup, ' in it standing for ". What %s brings is text:
+ * it is escaped, what XML cannot hold becomes U+FFFD, and of more characters than a precision the
+ * rest an ellipsis. */
 REFSAE_PRINTF(2, 3)
 static void markup(FILE *f, const char *format, ...) {
     va_list list;
     va_start(list, format);
     for (; *format != '\0'; format++) {
         if (*format != '%') {
-            putc(*format, f);
+            putc(*format == '\'' ? '"' : *format, f);
             continue;
         }
         char directive[16];
@@ -63,33 +64,27 @@ static void markup(FILE *f, const char *format, ...) {
     va_end(list);
 }
 
-void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits) {
+const char *text_number(Arena *arena, double value, int digits) {
     static const char up[][4] = {"⁰", "¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹"};
-    const char *sign = value < 0 ? "−" : "";
+    const char *sign = value < 0 ? "−" : "", *text;
     double size = fabs(value);
-    char plain[32];
     if (!isfinite(value)) {
-        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, isnan(value) ? "–" : "∞");
-        return;
+        return arena_format(arena, "%s%s", sign, isnan(value) ? "–" : "∞");
     }
-    snprintf(plain, sizeof plain, "%.*g", digits, size);
-    if (size >= 1e4 && size < 1e6) {
-        snprintf(plain, sizeof plain, "%.0f", size);
-    }
-    char *e = strchr(plain, 'e');
+    char *plain = size >= 1e4 && size < 1e6 ? arena_format(arena, "%.0f", size)
+                                            : arena_format(arena, "%.*g", digits, size),
+         *e = strchr(plain, 'e');
     if (e == NULL) {
-        snprintf(text, TEXT_NUMBER_SIZE, "%s%s", sign, plain);
-        return;
+        return arena_format(arena, "%s%s", sign, plain);
     }
-    const char *power = e + 2; /* behind the sign, two digits at least */
-    bool below = e[1] == '-', one;
     *e = '\0';
-    one = strcmp(plain, "1") == 0;
-    snprintf(text, TEXT_NUMBER_SIZE, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
-             below ? "⁻" : "");
-    for (power += strspn(power, "0"); *power != '\0'; power++) {
-        strcat(text, up[*power - '0']);
+    bool one = strcmp(plain, "1") == 0;
+    text = arena_format(arena, "%s%s%s10%s", sign, one ? "" : plain, one ? "" : "×",
+                        e[1] == '-' ? "⁻" : "");
+    for (const char *power = e + 2 + strspn(e + 2, "0"); *power != '\0'; power++) {
+        text = arena_format(arena, "%s%s", text, up[*power - '0']);
     }
+    return text;
 }
 
 /* Width in units of the font size. No font is known here, so this errs on the wide side: a full
@@ -110,13 +105,9 @@ static double text_width(const char *text) {
     return width;
 }
 
-/* Of labels, in pixels, up to the room that they get. */
-static double widest(const char *const *texts, size_t count) {
-    double width = 0;
-    for (size_t i = 0; i < count; i++) {
-        width = fmax(width, 13 * text_width(texts[i]));
-    }
-    return fmin(width, 240);
+/* Of a label, in pixels, up to the room that it gets. */
+static double label_width(const char *text) {
+    return fmin(13 * text_width(text), 240);
 }
 
 /* How many of a text's characters fit: a precision for markup(). */
@@ -219,26 +210,26 @@ enum {
 typedef struct Ticks {
     int count;
     double value[TICKS_MOST];
-    char text[TICKS_MOST][TEXT_NUMBER_SIZE];
+    const char *text[TICKS_MOST];
     double width; /* of the widest text, in pixels */
 } Ticks;
 
-static void tick_add(Ticks *ticks, double value, int digits) {
+static void tick_add(Arena *arena, Ticks *ticks, double value, int digits) {
     if (ticks->count < TICKS_MOST) {
-        char *text = ticks->text[ticks->count];
-        text_number(text, value, digits);
+        const char *text = text_number(arena, value, digits);
+        ticks->text[ticks->count] = text;
         ticks->width = fmax(ticks->width, 13 * text_width(text));
         ticks->value[ticks->count++] = value;
     }
 }
 
-static Ticks axis_ticks(const Axis *axis) {
+static Ticks axis_ticks(Arena *arena, const Axis *axis) {
     Ticks ticks = {.count = 0};
     double span = axis->high - axis->low;
     if (!axis->logarithmic) {
         for (double i = ceil(axis->low / axis->step - 1e-9);
              i * axis->step <= axis->high + 1e-9 * span; i += 1) {
-            tick_add(&ticks, i == 0 ? 0 : i * axis->step, 6);
+            tick_add(arena, &ticks, i == 0 ? 0 : i * axis->step, 6);
         }
         return ticks;
     }
@@ -248,7 +239,7 @@ static Ticks axis_ticks(const Axis *axis) {
             bool whole = m == 1 && fmod(k, axis->step) == 0;
             bool wanted = whole || (span < 3 && (m == 2 || m == 5)) || (span < 0.8 && m != 1);
             if (wanted && place >= axis->low && place <= axis->high) {
-                tick_add(&ticks, value, 4);
+                tick_add(arena, &ticks, value, 4);
             }
         }
     }
@@ -262,7 +253,7 @@ static Ticks axis_ticks(const Axis *axis) {
 #define MUTED "#59636e"
 #define GRID "#e3e7eb"
 #define FRAME "#8b949e"
-#define REFERENCE " stroke-width=\"1.4\" stroke-dasharray=\"5 4\"" /* what is compared with */
+#define REFERENCE "5 4" /* the dash of what is compared with */
 
 /* Okabe and Ito's colours, which remain apart in all common forms of colour blindness, darkened
  * where white paper asks for it; their light versions are in figure_style. */
@@ -292,12 +283,10 @@ typedef struct Figure {
 
 static Figure figure_begin(Arena *arena, double width, const char *title, const char *subtitle) {
     MemoryStream *drawn = memory_open(arena);
-    markup(drawn->stream,
-           "<text x=\"18\" y=\"29\" font-size=\"17\" font-weight=\"600\">%.*s</text>\n",
+    markup(drawn->stream, "<text x='18' y='29' font-size='17' font-weight='600'>%.*s</text>\n",
            text_fit(title, width - 36, 17), title);
     if (subtitle != NULL) {
-        markup(drawn->stream,
-               "<text class=\"m\" x=\"18\" y=\"49\" fill=\"" MUTED "\">%.*s</text>\n",
+        markup(drawn->stream, "<text class='m' x='18' y='49' fill='" MUTED "'>%.*s</text>\n",
                text_fit(subtitle, width - 36, 13), subtitle);
     }
     return (Figure){arena, drawn, drawn->stream, title, width, subtitle == NULL ? 40 : 60};
@@ -317,15 +306,16 @@ static char *figure_end(const Figure *figure, double height, const char *describ
     MemoryStream *whole = memory_open(figure->arena);
     double width = figure->width;
     markup(whole->stream,
-           "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\" width=\"%.0f\" height=\"%.0f\" "
-           "viewBox=\"0 0 %.0f %.0f\" style=\"min-width:%.0fpx\" font-family=\"" FONT
-           "\" font-size=\"13\" fill=\"" INK
-           "\" role=\"img\">\n<title>%s</title>\n<desc>%s</desc>\n",
-           width, height, width, height, 0.55 * width, /* a phone shows FIGURE_WIDTH of it whole */
+           "<svg xmlns='http://www.w3.org/2000/svg' class='rf' width='%.0f' height='%.0f' "
+           "viewBox='0 0 %.0f %.0f' style='min-width:%.0fpx'",
+           width, height, width, height, 0.55 * width); /* a phone shows FIGURE_WIDTH of it whole */
+    fputs(" font-family=\"" FONT "\"", whole->stream);
+    markup(whole->stream,
+           " font-size='13' fill='" INK "' role='img'>\n<title>%s</title>\n<desc>%s</desc>\n",
            figure->title, described);
     fputs(figure_style, whole->stream);
-    markup(whole->stream, "<rect class=\"p\" width=\"%.0f\" height=\"%.0f\" fill=\"#ffffff\"/>\n",
-           width, height);
+    markup(whole->stream, "<rect class='p' width='%.0f' height='%.0f' fill='#ffffff'/>\n", width,
+           height);
     fprintf(whole->stream, "%s</svg>\n", memory_text(figure->drawn));
     return memory_text(whole);
 }
@@ -333,18 +323,19 @@ static char *figure_end(const Figure *figure, double height, const char *describ
 static void figure_text(const Figure *figure, double x, double y, const char *anchor,
                         const char *text, double room) {
     markup(figure->f,
-           "<text class=\"m\" x=\"%.2f\" y=\"%.2f\" text-anchor=\"%s\" fill=\"" MUTED
-           "\">%.*s</text>\n",
-           x, y, anchor, text_fit(text, room, 13), text);
+           "<text class='m' x='%.2f' y='%.2f' text-anchor='%s' fill='" MUTED "'>%.*s</text>\n", x,
+           y, anchor, text_fit(text, room, 13), text);
 }
 
-/* dash: "" or more attributes, with a space before. */
+/* dash: "" or that of a bolder line */
 static void figure_line(const Figure *figure, const char *class, double x1, double y1, double x2,
                         double y2, const char *colour, const char *dash) {
-    fprintf(
-        figure->f,
-        "<line class=\"%s\" x1=\"%.2f\" y1=\"%.2f\" x2=\"%.2f\" y2=\"%.2f\" stroke=\"%s\"%s/>\n",
-        class, x1, y1, x2, y2, colour, dash);
+    markup(figure->f, "<line class='%s' x1='%.2f' y1='%.2f' x2='%.2f' y2='%.2f' stroke='%s'", class,
+           x1, y1, x2, y2, colour);
+    if (*dash != '\0') {
+        markup(figure->f, " stroke-width='1.4' stroke-dasharray='%s'", dash);
+    }
+    fputs("/>\n", figure->f);
 }
 
 /* A mark of its own shape for each colour, so that colour is not the only difference. */
@@ -358,10 +349,9 @@ static void figure_mark(const Figure *figure, int colour, bool hollow, double x,
         "m-1.3-4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
         "m-4.2-1.6h8.4v3.2h-8.4z",
         "m-1.6-4.2h3.2v8.4h-3.2z"};
-    fprintf(figure->f, "<path class=\"%s%d s%d\" fill=\"%s\" stroke=\"%s\" d=\"M%.2f %.2f%s\"",
-            hollow ? "p f" : "f", hollow ? 0 : colour, colour,
-            hollow ? "#ffffff" : colours[colour - 1], colours[colour - 1], x, y,
-            shapes[colour - 1]);
+    markup(figure->f, "<path class='%s%d s%d' fill='%s' stroke='%s' d='M%.2f %.2f%s'",
+           hollow ? "p f" : "f", hollow ? 0 : colour, colour,
+           hollow ? "#ffffff" : colours[colour - 1], colours[colour - 1], x, y, shapes[colour - 1]);
 }
 
 /* One wild share must not flatten the others: how far axes reach for it. */
@@ -369,32 +359,27 @@ static double share_cut(double value, double least) {
     return fmin(fmax(value, least), 2);
 }
 
-static bool has_interval(const Series *s, size_t i) {
-    return s->low != NULL && drawable(s->low[i], false) && drawable(s->high[i], false);
+static bool has_interval(const Point *point) {
+    return drawable(point->low, false) && drawable(point->high, false);
 }
 
 /* The interval of a point, if it has one. */
-static void figure_whisker(const Figure *figure, const Series *s, int colour, size_t i, double x,
+static void figure_whisker(const Figure *figure, const Point *point, int colour, double x,
                            const Axis *axis) {
-    if (has_interval(s, i)) {
-        double low = axis_place(axis, s->low[i]), high = axis_place(axis, s->high[i]);
-        fprintf(figure->f,
-                "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" "
-                "d=\"M%.2f %.2fh6m-3 0V%.2fm-3 0h6\"/>\n",
-                colour, colours[colour - 1], x - 3, low, high);
+    if (has_interval(point)) {
+        double low = axis_place(axis, point->low), high = axis_place(axis, point->high);
+        markup(figure->f,
+               "<path class='s%d' fill='none' stroke='%s' d='M%.2f %.2fh6m-3 0V%.2fm-3 0h6'/>\n",
+               colour, colours[colour - 1], x - 3, low, high);
     }
 }
 
 /* A number over or in what it is of, legible on any colour. */
 static void figure_number(const Figure *figure, double x, double y, const char *text) {
-    fprintf(figure->f,
-            "<text class=\"h\" x=\"%.2f\" y=\"%.2f\" font-size=\"11\" text-anchor=\"middle\" "
-            "stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">%s</text>\n",
-            x, y, text);
-}
-
-static int series_colour(const Series *series, size_t k) {
-    return series[k].colour > 0 ? series[k].colour : (int)(k % 8) + 1;
+    markup(figure->f,
+           "<text class='h' x='%.2f' y='%.2f' font-size='11' text-anchor='middle' stroke='#ffffff' "
+           "stroke-width='3' paint-order='stroke'>%s</text>\n",
+           x, y, text);
 }
 
 /* Names of series in rows that wrap. One series alone needs none. */
@@ -402,26 +387,24 @@ static void figure_legend(Figure *figure, const Series *series, size_t count, bo
     double x = 18, y = figure->y + 16;
     for (size_t k = 0; k < count && count > 1; k++) {
         double room = fmin(38 + 13 * text_width(series[k].name), figure->width - 36);
-        int c = series_colour(series, k);
+        int c = series[k].colour;
         if (x > 18 && x + room > figure->width - 18) {
             x = 18;
             y += 21;
         }
         if (!lines) {
-            fprintf(figure->f,
-                    "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"13\" height=\"13\" "
-                    "rx=\"2\" fill=\"%s\"/>\n",
-                    c, x, y - 11, colours[c - 1]);
+            markup(
+                figure->f,
+                "<rect class='f%d' x='%.2f' y='%.2f' width='13' height='13' rx='2' fill='%s'/>\n",
+                c, x, y - 11, colours[c - 1]);
         } else {
-            fprintf(figure->f,
-                    "<path class=\"s%d\" d=\"M%.2f %.2fh24\" stroke=\"%s\" "
-                    "stroke-width=\"2.2\"%s/>\n",
-                    c, x, y - 4.5, colours[c - 1],
-                    series[k].dashed ? " stroke-dasharray=\"5 4\"" : "");
+            markup(figure->f, "<path class='s%d' d='M%.2f %.2fh24' stroke='%s' stroke-width='2.2'",
+                   c, x, y - 4.5, colours[c - 1]);
+            fputs(series[k].dashed ? " stroke-dasharray=\"5 4\"/>\n" : "/>\n", figure->f);
         }
         figure_mark(figure, c, !lines || series[k].dashed, x + (lines ? 12 : 6.5), y - 4.5);
         fputs("/>\n", figure->f);
-        markup(figure->f, "<text x=\"%.2f\" y=\"%.2f\">%.*s</text>\n", x + (lines ? 30 : 19), y,
+        markup(figure->f, "<text x='%.2f' y='%.2f'>%.*s</text>\n", x + (lines ? 30 : 19), y,
                text_fit(series[k].name, figure->width - 60, 13), series[k].name);
         x += room + 14;
         figure->y = y + 8;
@@ -430,7 +413,7 @@ static void figure_legend(Figure *figure, const Series *series, size_t count, bo
 
 /* Horizontal grid with labels. */
 static void figure_grid(const Figure *figure, const Axis *y_axis, double left, double right) {
-    Ticks ticks = axis_ticks(y_axis);
+    Ticks ticks = axis_ticks(figure->arena, y_axis);
     for (int i = 0; i < ticks.count; i++) {
         double y = axis_place(y_axis, ticks.value[i]);
         figure_line(figure, "g", left, y, right, y, GRID, "");
@@ -438,19 +421,10 @@ static void figure_grid(const Figure *figure, const Axis *y_axis, double left, d
     }
 }
 
-/* Room for the labels of the grid. */
-static double grid_left(const Axis *y_axis) {
-    return fmax(46, 30 + axis_ticks(y_axis).width);
-}
+/* ---- lines and bars ---- */
 
-static void figure_empty(const Figure *figure, double x, double y) {
-    figure_text(figure, x, y, "middle", "no values to draw", INFINITY);
-}
-
-/* ---- lines ---- */
-
-static bool point_drawable(const Chart *chart, const Series *s, size_t i) {
-    return drawable(s->x[i], chart->log_x) && drawable(s->y[i], chart->log_y);
+static bool point_drawable(const Chart *chart, const Point *point) {
+    return drawable(point->x, chart->log_x) && drawable(point->y, chart->log_y);
 }
 
 /* Widens what the axes hold by a chart; whether there is anything to draw. */
@@ -459,13 +433,14 @@ static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
     for (size_t k = 0; k < chart->series_count; k++) {
         const Series *s = &chart->series[k];
         for (size_t i = 0; i < s->count; i++) {
-            if (point_drawable(chart, s, i)) {
+            const Point *p = &s->points[i];
+            if (point_drawable(chart, p)) {
                 any = true;
-                include(xs, x_shares ? share_cut(s->x[i], -10) : s->x[i]);
-                include(ys, chart->shares ? share_cut(s->y[i], -1) : s->y[i]);
-                if (chart->shares && has_interval(s, i)) {
-                    include(ys, share_cut(s->low[i], -1));
-                    include(ys, share_cut(s->high[i], -1));
+                include(xs, x_shares ? share_cut(p->x, -10) : p->x);
+                include(ys, chart->shares ? share_cut(p->y, -1) : p->y);
+                if (chart->shares && has_interval(p)) {
+                    include(ys, share_cut(p->low, -1));
+                    include(ys, share_cut(p->high, -1));
                 }
             }
         }
@@ -485,47 +460,32 @@ static bool chart_ranges(const Chart *chart, Interval *xs, Interval *ys) {
     return any;
 }
 
-/* Gaps break the curve. Of very many points, each stretch of the axis shows its least and greatest.
- */
-static void draw_curve(const Figure *figure, const Chart *chart, size_t k, const Axis *x_axis,
-                       const Axis *y_axis) {
-    const Series *s = &chart->series[k];
-    int colour = series_colour(chart->series, k);
-    size_t stretch = s->count > 1600 ? (s->count + 799) / 800 : 1;
+/* Gaps break the curve. */
+static void draw_curve(const Figure *figure, const Chart *chart, const Series *s,
+                       const Axis *x_axis, const Axis *y_axis) {
+    const Point *end = s->points + s->count;
     bool pen = false;
-    fprintf(figure->f,
-            "<path class=\"s%d\" fill=\"none\" stroke=\"%s\" stroke-width=\"%s\" "
-            "stroke-linejoin=\"round\" stroke-linecap=\"round\"%s d=\"",
-            colour, colours[colour - 1], stretch > 1 ? "1.2" : "2.2",
-            s->dashed ? " stroke-dasharray=\"5 5\"" : "");
-    for (size_t start = 0; start < s->count; start += stretch) {
-        size_t end = s->count - start < stretch ? s->count : start + stretch;
-        size_t least = end, most = end;
-        for (size_t i = start; i < end; i++) {
-            if (point_drawable(chart, s, i)) {
-                least = least == end || s->y[i] < s->y[least] ? i : least;
-                most = most == end || s->y[i] > s->y[most] ? i : most;
-            }
+    markup(figure->f,
+           "<path class='s%d' fill='none' stroke='%s' stroke-width='%s' stroke-linejoin='round' "
+           "stroke-linecap='round'",
+           s->colour, colours[s->colour - 1], s->count > 1600 ? "1.2" : "2.2");
+    fputs(s->dashed ? " stroke-dasharray=\"5 5\" d=\"" : " d=\"", figure->f);
+    for (const Point *p = s->points; p < end; p++) {
+        bool drawn = point_drawable(chart, p);
+        if (drawn) {
+            markup(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0", axis_place(x_axis, p->x),
+                   axis_place(y_axis, p->y));
         }
-        size_t order[2] = {least < most ? least : most, least < most ? most : least};
-        int points = least == end ? 0 : least == most ? 1 : 2;
-        for (int p = 0; p < points; p++) {
-            fprintf(figure->f, pen ? "L%.2f %.2f" : "M%.2f %.2fh0",
-                    axis_place(x_axis, s->x[order[p]]), axis_place(y_axis, s->y[order[p]]));
-            pen = true;
-        }
-        pen = points > 0;
+        pen = drawn;
     }
     fputs("\"/>\n", figure->f);
-    for (size_t i = 0; i < s->count && s->count <= 64; i++) {
-        if (point_drawable(chart, s, i)) {
-            char x_text[TEXT_NUMBER_SIZE], y_text[TEXT_NUMBER_SIZE];
-            double x = axis_place(x_axis, s->x[i]);
-            text_number(x_text, s->x[i], 6);
-            text_number(y_text, s->y[i], 4);
-            figure_whisker(figure, s, colour, i, x, y_axis);
-            figure_mark(figure, colour, s->dashed, x, axis_place(y_axis, s->y[i]));
-            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name, x_text, y_text);
+    for (const Point *p = s->points; p < end && s->count <= 64; p++) {
+        if (point_drawable(chart, p)) {
+            double x = axis_place(x_axis, p->x);
+            figure_whisker(figure, p, s->colour, x, y_axis);
+            figure_mark(figure, s->colour, s->dashed, x, axis_place(y_axis, p->y));
+            markup(figure->f, "><title>%s · %s: %s</title></path>\n", s->name,
+                   text_number(figure->arena, p->x, 6), text_number(figure->arena, p->y, 4));
         }
     }
 }
@@ -534,13 +494,12 @@ static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_
                         double right, double y) {
     Ticks ticks = {.count = 0};
     double taken = -INFINITY;
-    const Series *first = chart->series;
-    for (size_t i = 0; chart->log_x && chart->series_count > 0 && i < first->count; i++) {
-        if (drawable(first->x[i], true)) {
-            tick_add(&ticks, first->x[i], 6);
+    for (size_t i = 0; chart->log_x && chart->series_count > 0 && i < chart->series->count; i++) {
+        if (drawable(chart->series->points[i].x, true)) {
+            tick_add(figure->arena, &ticks, chart->series->points[i].x, 6);
         }
     }
-    ticks = chart->log_x ? ticks : axis_ticks(x_axis);
+    ticks = chart->log_x ? ticks : axis_ticks(figure->arena, x_axis);
     figure_line(figure, "a", left, y, right, y, FRAME, "");
     for (int i = 0; i < ticks.count; i++) {
         double x = axis_place(x_axis, ticks.value[i]), half = 6.5 * text_width(ticks.text[i]);
@@ -552,107 +511,19 @@ static void draw_x_axis(const Figure *figure, const Chart *chart, const Axis *x_
     }
 }
 
-/* The chart between these sides, its numbers left of them and below. */
-static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
-                       const Axis *y_axis, double left, double right) {
-    double top = y_axis->to, bottom = y_axis->from;
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    figure_grid(figure, y_axis, left, right);
-    draw_x_axis(figure, chart, x_axis, left, right, bottom);
-    for (int i = 0; i < 2 && chart->shares; i++) {
-        double y = axis_place(y_axis, i);
-        figure_line(figure, "a", left, y, right, y, FRAME, i == 0 ? "" : REFERENCE);
-    }
-    if (chart->marker_label != NULL) {
-        double x = axis_place(x_axis, chart->marker_x),
-               half = 6.5 * text_width(chart->marker_label);
-        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
-        figure_line(figure, "a", x, top - 2, x, bottom, FRAME,
-                    " stroke-width=\"1.4\" stroke-dasharray=\"2 3\"");
-        figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
-    }
-    for (size_t k = 0; k < chart->series_count; k++) {
-        draw_curve(figure, chart, k, x_axis, y_axis);
-    }
-    if (!chart_ranges(chart, &xs, &ys)) {
-        figure_empty(figure, (left + right) / 2, top + 0.3 * (bottom - top));
-    }
-}
-
-/* In rows of two; titled: each under its own title. */
-static char *draw_charts(Arena *arena, const char *title, const char *subtitle, const Chart *charts,
-                         size_t count, bool titled) {
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    const Chart *model = &charts[0];
-    size_t columns = count > 1 ? 2 : 1;
-    for (size_t i = 0; i < count; i++) {
-        chart_ranges(&charts[i], &xs, &ys);
-    }
-    Axis y_axis = axis_make(ys, model->log_y, true, 5);
-    Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
-    x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
-    Figure figure = figure_begin(arena, FIGURE_WIDTH, title, subtitle);
-    figure_legend(&figure, model->series, model->series_count, true);
-    figure_text(&figure, 18, figure.y + 14, "start", model->y_label, figure.width - 44);
-    double above = titled ? 44 : model->marker_label != NULL ? 16 : 0;
-    double height = columns > 1 ? 200 : 300, width = (figure.width - 8) / (double)columns;
-    for (size_t i = 0; i < count; i++) {
-        double left = width * (double)(i % columns) + grid_left(&y_axis);
-        double right = width * (double)(i % columns + 1) - 18;
-        y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
-        y_axis.from = y_axis.to + height;
-        x_axis.from = left + 12;
-        x_axis.to = right - 12;
-        if (titled) {
-            markup(figure.f, "<text x=\"%.2f\" y=\"%.2f\" font-weight=\"600\">%.*s</text>\n", left,
-                   y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
-        }
-        if (titled && charts[i].subtitle != NULL) {
-            figure_text(&figure, left, y_axis.to - 9, "start", charts[i].subtitle, width - 40);
-        }
-        draw_panel(&figure, &charts[i], &x_axis, &y_axis, left, right);
-    }
-    figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
-                figure.width - 44);
-    const char *names = series_names(arena, model->series, model->series_count);
-    return figure_end(
-        &figure, y_axis.from + 56,
-        arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
-}
-
-void chart_add(Arena *arena, Chart *chart, Series series) {
-    chart->series =
-        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
-    chart->series[chart->series_count++] = series;
-}
-
-char *svg_lines(Arena *arena, const Chart *chart) {
-    return draw_charts(arena, chart->title, chart->subtitle, chart, 1, false);
-}
-
-char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count) {
-    return draw_charts(arena, title, NULL, charts, count, true);
-}
-
-/* ---- bars ---- */
-
-static void draw_bar(const Figure *figure, const Chart *chart, size_t group, size_t k, double x,
-                     double width, const Axis *axis) {
-    const Series *s = &chart->series[k];
-    double value = s->y[group], middle = x + width / 2;
+static void draw_bar(const Figure *figure, const char *group, const Series *s, const Point *point,
+                     double x, double width, const Axis *axis) {
+    double value = point->y, middle = x + width / 2;
     double y = axis_place(axis, value), zero = axis_place(axis, 0);
-    double end =
-        has_interval(s, group) ? axis_place(axis, value < 0 ? s->low[group] : s->high[group]) : y;
-    int colour = series_colour(chart->series, k);
-    char text[TEXT_NUMBER_SIZE];
-    text_number(text, value, 2);
+    double end = has_interval(point) ? axis_place(axis, value < 0 ? point->low : point->high) : y;
+    const char *text = text_number(figure->arena, value, 2);
     markup(figure->f,
-           "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-           "fill=\"%s\" fill-opacity=\"0.6\"><title>%s · %s: %s</title></rect>\n",
-           colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
-           colours[colour - 1], chart->groups[group], s->name, text);
-    figure_whisker(figure, s, colour, group, middle, axis);
-    figure_mark(figure, colour, true, middle, y);
+           "<rect class='f%d' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='%s' "
+           "fill-opacity='0.6'><title>%s · %s: %s</title></rect>\n",
+           s->colour, x + 1, fmin(y, zero), fmax(width - 2, 1), fmax(fabs(zero - y), 0.5),
+           colours[s->colour - 1], group, s->name, text);
+    figure_whisker(figure, point, s->colour, middle, axis);
+    figure_mark(figure, s->colour, true, middle, y);
     fputs("/>\n", figure->f);
     if (width >= 30) {
         double below = fmin(fmax(end, y + 4) + 13, axis->from - 7);
@@ -660,43 +531,122 @@ static void draw_bar(const Figure *figure, const Chart *chart, size_t group, siz
     }
 }
 
-char *svg_bars(Arena *arena, const Chart *chart) {
-    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
-    double groups = (double)chart->group_count, series = (double)chart->series_count;
-    bool empty = !chart_ranges(chart, &xs, &ys);
-    Axis axis = axis_make(ys, false, true, 5);
-    double left = grid_left(&axis), plot = 280;
-    double group =
-        fmax(fmin(widest(chart->groups, chart->group_count) + 14, 240), 16 * series + 16);
-    double width = fmin(fmax(FIGURE_WIDTH, left + 26 + group * groups), 6000), right = width - 26;
-    group = (right - left) / fmax(groups, 1);
-    Figure figure = figure_begin(arena, width, chart->title, chart->subtitle);
-    figure_legend(&figure, chart->series, chart->series_count, false);
-    double top = figure.y + 42; /* values may stand above the top of the axis */
-    axis.from = top + plot;
-    axis.to = top;
-    figure_text(&figure, 18, top - 26, "start", chart->y_label, right - 18);
-    figure_grid(&figure, &axis, left, right);
-    double one = axis_place(&axis, 1), zero = axis_place(&axis, 0);
-    figure_line(&figure, "a", left, one, right, one, FRAME, REFERENCE);
-    figure_line(&figure, "a", left, zero, right, zero, FRAME, "");
+static void draw_bars(const Figure *figure, const Chart *chart, const Axis *axis, double left,
+                      double right) {
+    double series = (double)chart->series_count,
+           group = (right - left) / (double)chart->group_count;
     double bar = fmin(46, group * 0.8 / fmax(series, 1));
     for (size_t i = 0; i < chart->group_count; i++) {
         double middle = left + group * ((double)i + 0.5);
         for (size_t k = 0; k < chart->series_count; k++) {
-            if (drawable(chart->series[k].y[i], false)) {
-                draw_bar(&figure, chart, i, k, middle + bar * ((double)k - series / 2), bar, &axis);
+            const Series *s = &chart->series[k];
+            if (drawable(s->points[i].y, false)) {
+                draw_bar(figure, chart->groups[i], s, &s->points[i],
+                         middle + bar * ((double)k - series / 2), bar, axis);
             }
         }
-        figure_text(&figure, middle, axis.from + 21, "middle", chart->groups[i], group);
+        figure_text(figure, middle, axis->from + 21, "middle", chart->groups[i], group);
     }
-    if (empty) {
-        figure_empty(&figure, (left + right) / 2, (axis.from + axis.to) / 2);
+}
+
+/* The chart between these sides, its numbers left of them and below. */
+static void draw_panel(const Figure *figure, const Chart *chart, const Axis *x_axis,
+                       const Axis *y_axis, double left, double right) {
+    double top = y_axis->to, bottom = y_axis->from;
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    bool bars = chart->groups != NULL;
+    figure_grid(figure, y_axis, left, right);
+    if (!bars) {
+        draw_x_axis(figure, chart, x_axis, left, right, bottom);
     }
-    return figure_end(&figure, axis.from + 36,
-                      arena_format(arena, "Bars in %zu groups, %s: %s.", chart->group_count,
-                                   chart->y_label,
-                                   series_names(arena, chart->series, chart->series_count)));
+    for (int i = 0; i < 2 && chart->shares; i++) {
+        bool reference = (i == 1) != bars;
+        double y = axis_place(y_axis, reference ? 1 : 0);
+        figure_line(figure, "a", left, y, right, y, FRAME, reference ? REFERENCE : "");
+    }
+    if (chart->marker_label != NULL) {
+        double x = axis_place(x_axis, chart->marker_x),
+               half = 6.5 * text_width(chart->marker_label);
+        const char *anchor = x - half < left ? "start" : x + half > right ? "end" : "middle";
+        figure_line(figure, "a", x, top - 2, x, bottom, FRAME, "2 3");
+        figure_text(figure, x, top - 7, anchor, chart->marker_label, right - left);
+    }
+    if (bars) {
+        draw_bars(figure, chart, y_axis, left, right);
+    }
+    for (size_t k = 0; k < chart->series_count && !bars; k++) {
+        draw_curve(figure, chart, &chart->series[k], x_axis, y_axis);
+    }
+    if (!chart_ranges(chart, &xs, &ys)) {
+        figure_text(figure, (left + right) / 2, top + (bars ? 0.5 : 0.3) * (bottom - top), "middle",
+                    "no values to draw", INFINITY);
+    }
+}
+
+char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t count) {
+    Interval xs = NO_INTERVAL, ys = NO_INTERVAL;
+    const Chart *model = &charts[0];
+    bool titled = title != NULL, bars = model->groups != NULL;
+    size_t columns = count > 1 ? 2 : 1;
+    for (size_t i = 0; i < count; i++) {
+        chart_ranges(&charts[i], &xs, &ys);
+    }
+    Axis y_axis = axis_make(ys, model->log_y, true, 5);
+    Axis x_axis = axis_make(xs, model->log_x, false, columns > 1 ? 6 : 10);
+    x_axis.step = model->shares ? x_axis.step : fmax(x_axis.step, 1);
+    double numbers = fmax(46, 30 + axis_ticks(arena, &y_axis).width), /* left of a panel */
+        group = 16 * (double)model->series_count + 16;
+    for (size_t i = 0; i < model->group_count; i++) {
+        group = fmax(group, fmin(label_width(model->groups[i]) + 14, 240));
+    }
+    double wide = fmin(numbers + 26 + group * (double)model->group_count, 6000);
+    Figure figure = figure_begin(arena, fmax(FIGURE_WIDTH, wide), titled ? title : model->title,
+                                 titled ? NULL : model->subtitle);
+    figure_legend(&figure, model->series, model->series_count, !bars);
+    figure_text(&figure, 18, figure.y + (bars ? 16 : 14), "start", model->y_label,
+                figure.width - 44);
+    double above = titled ? 44 : bars || model->marker_label != NULL ? 16 : 0;
+    double height = columns > 1 ? 200 : bars ? 280 : 300;
+    double width = (figure.width - 8) / (double)columns;
+    for (size_t i = 0; i < count; i++) {
+        double left = width * (double)(i % columns) + numbers;
+        double right = width * (double)(i % columns + 1) - 18;
+        y_axis.to = figure.y + 26 + above + (height + above + 34) * (double)(i / columns);
+        y_axis.from = y_axis.to + height;
+        x_axis.from = left + 12;
+        x_axis.to = right - 12;
+        if (titled) {
+            markup(figure.f, "<text x='%.2f' y='%.2f' font-weight='600'>%.*s</text>\n", left,
+                   y_axis.to - 26, text_fit(charts[i].title, right - left, 13), charts[i].title);
+        }
+        if (titled && charts[i].subtitle != NULL) {
+            figure_text(&figure, left, y_axis.to - 9, "start", charts[i].subtitle, width - 40);
+        }
+        draw_panel(&figure, &charts[i], &x_axis, &y_axis, left, right);
+    }
+    const char *names = series_names(arena, model->series, model->series_count);
+    if (bars) {
+        return figure_end(&figure, y_axis.from + 36,
+                          arena_format(arena, "Bars in %zu groups, %s: %s.", model->group_count,
+                                       model->y_label, names));
+    }
+    figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
+                figure.width - 44);
+    return figure_end(
+        &figure, y_axis.from + 56,
+        arena_format(arena, "Curves of %s over %s: %s.", model->y_label, model->x_label, names));
+}
+
+Point *chart_add(Arena *arena, Chart *chart, Series series) {
+    series.points = arena_alloc(arena, series.count, sizeof *series.points);
+    for (size_t i = 0; i < series.count; i++) {
+        series.points[i] = (Point){NAN, NAN, NAN, NAN};
+    }
+    series.colour = series.colour > 0 ? series.colour : (int)(chart->series_count % 8) + 1;
+    chart->series =
+        arena_grow(arena, chart->series, &chart->capacity, chart->series_count + 1, sizeof series);
+    chart->series[chart->series_count++] = series;
+    return series.points;
 }
 
 /* ---- heat maps ---- */
@@ -705,42 +655,61 @@ char *svg_bars(Arena *arena, const Chart *chart) {
  */
 static void draw_cell(const Figure *figure, double x, double y, double w, double h, double value,
                       double largest) {
-    fprintf(figure->f,
-            "<rect class=\"f%d\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\" "
-            "fill-opacity=\"%.3f\"",
-            value < 0 ? 1 : 2, x, y, w, h, colours[value < 0 ? 0 : 1], fabs(value) / largest);
+    markup(figure->f,
+           "<rect class='f%d' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='%s' "
+           "fill-opacity='%.3f'",
+           value < 0 ? 1 : 2, x, y, w, h, colours[value < 0 ? 0 : 1], fabs(value) / largest);
 }
 
 /* What the colours mean: least and greatest value at the ends of a scale. */
 static void draw_scale(const Figure *figure, const char *label, bool negative, double largest) {
     double x = 18, y = figure->y + 6;
-    char text[TEXT_NUMBER_SIZE];
+    const char *text = text_number(figure->arena, negative ? -largest : 0, 3);
     figure_text(figure, x, y + 12, "start", label, figure->width - 36);
     y += 20;
-    text_number(text, negative ? -largest : 0, 3);
     figure_text(figure, x, y + 12, "start", text, INFINITY);
     x += 13 * text_width(text) + 6;
     for (int i = 0; i < 21; i++) {
         draw_cell(figure, x + 8 * i, y, 8, 15, negative ? (i - 10) / 10.0 : i / 20.0, 1);
         fputs("/>\n", figure->f);
     }
-    fprintf(figure->f,
-            "<rect class=\"g\" x=\"%.2f\" y=\"%.2f\" width=\"168\" height=\"15\" fill=\"none\" "
-            "stroke=\"" GRID "\"/>\n",
-            x, y);
-    text_number(text, largest, 3);
-    figure_text(figure, x + 174, y + 12, "start", text, INFINITY);
+    markup(figure->f,
+           "<rect class='g' x='%.2f' y='%.2f' width='168' height='15' fill='none' stroke='" GRID
+           "'/>\n",
+           x, y);
+    figure_text(figure, x + 174, y + 12, "start", text_number(figure->arena, largest, 3), INFINITY);
+}
+
+HeatCell *heat_row(Arena *arena, HeatMap *map, const char *name) {
+    size_t i = map->row_count;
+    while (i > 0 && strcmp(map->rows[i - 1].name, name) != 0) {
+        i--;
+    }
+    if (i > 0) {
+        return map->rows[i - 1].cells;
+    }
+    HeatCell *cells = arena_alloc(arena, map->column_count, sizeof *cells);
+    for (size_t c = 0; c < map->column_count; c++) {
+        cells[c].value = NAN;
+    }
+    map->rows = arena_grow(arena, map->rows, &map->capacity, map->row_count + 1, sizeof *map->rows);
+    map->rows[map->row_count++] = (HeatRow){name, cells};
+    return cells;
 }
 
 char *svg_heat(Arena *arena, const HeatMap *map) {
     const double cell_h = 20, columns = (double)map->column_count, rows = (double)map->row_count;
-    double largest = map->largest, row_width = widest(map->rows, map->row_count),
-           column_width = widest(map->columns, map->column_count);
+    double largest = map->largest, row_width = 0, column_width = 0;
     bool negative = false;
-    for (size_t i = 0; i < map->row_count * map->column_count; i++) {
-        if (drawable(map->values[i], false)) {
-            largest = fmax(largest, fabs(map->values[i]));
-            negative = negative || map->values[i] < 0;
+    for (size_t c = 0; c < map->column_count; c++) {
+        column_width = fmax(column_width, label_width(map->columns[c]));
+    }
+    for (size_t r = 0; r < map->row_count; r++) {
+        row_width = fmax(row_width, label_width(map->rows[r].name));
+        for (size_t c = 0; c < map->column_count; c++) {
+            double value = map->rows[r].cells[c].value;
+            largest = drawable(value, false) ? fmax(largest, fabs(value)) : largest;
+            negative = negative || (drawable(value, false) && value < 0);
         }
     }
     largest = largest == 0 ? 1 : largest;
@@ -754,19 +723,17 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
     draw_scale(&figure, map->value_label, negative, largest);
     for (size_t r = 0; r < map->row_count; r++) {
         double y = top + cell_h * (double)r;
-        figure_text(&figure, left - 8, y + 12.5, "end", map->rows[r], row_width + 13);
+        figure_text(&figure, left - 8, y + 12.5, "end", map->rows[r].name, row_width + 13);
         for (size_t c = 0; c < map->column_count; c++) {
-            double value = map->values[r * map->column_count + c];
+            double x = left + cell_w * (double)c, value = map->rows[r].cells[c].value;
             if (drawable(value, false)) {
-                char text[TEXT_NUMBER_SIZE];
-                text_number(text, value, 4);
-                draw_cell(&figure, left + cell_w * (double)c, y, cell_w, cell_h, value, largest);
-                markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r],
-                       map->columns[c], text);
-                if (map->numbers) {
-                    text_number(text, value, 3);
-                    figure_number(&figure, left + cell_w * ((double)c + 0.5), y + 14, text);
-                }
+                draw_cell(&figure, x, y, cell_w, cell_h, value, largest);
+                markup(figure.f, "><title>%s · %s: %s</title></rect>\n", map->rows[r].name,
+                       map->columns[c], text_number(arena, value, 4));
+            }
+            if (drawable(value, false) && map->numbers) {
+                figure_number(&figure, left + cell_w * ((double)c + 0.5), y + 14,
+                              text_number(arena, value, 3));
             }
         }
     }
@@ -776,8 +743,8 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
             figure_text(&figure, middle, bottom + 19, "middle", map->columns[c], INFINITY);
             continue;
         }
-        fprintf(figure.f, "<g transform=\"translate(%.2f %.2f) rotate(-40)\">", middle + 4,
-                bottom + 14);
+        markup(figure.f, "<g transform='translate(%.2f %.2f) rotate(-40)'>", middle + 4,
+               bottom + 14);
         figure_text(&figure, 0, 0, "end", map->columns[c], column_width + 13);
         fputs("</g>\n", figure.f);
     }
@@ -790,12 +757,13 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
         figure_line(&figure, "g", x, top, x, bottom, GRID, "");
     }
     for (size_t i = 0; i < map->row_count * map->column_count; i++) {
-        if (map->marked != NULL && map->marked[i]) {
-            fprintf(figure.f,
-                    "<rect class=\"i\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" "
-                    "fill=\"none\" stroke=\"" INK "\" stroke-width=\"2\"/>\n",
-                    left + cell_w * (double)(i % map->column_count) + 1,
-                    top + cell_h * (double)(i / map->column_count) + 1, cell_w - 2, cell_h - 2);
+        size_t row = i / map->column_count, column = i % map->column_count;
+        if (map->rows[row].cells[column].marked) {
+            markup(figure.f,
+                   "<rect class='i' x='%.2f' y='%.2f' width='%.2f' height='%.2f' fill='none' "
+                   "stroke='" INK "' stroke-width='2'/>\n",
+                   left + cell_w * (double)column + 1, top + cell_h * (double)row + 1, cell_w - 2,
+                   cell_h - 2);
         }
     }
     figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
@@ -819,7 +787,7 @@ static const struct {
     {'=', "<div class=\"values\">\n", "<div><b>%s</b><span>%s</span></div>\n", "</div>\n"},
     {':', "<dl>\n", "<dt>%s</dt><dd>%s</dd>\n", "</dl>\n"},
     {'+', "<div class=\"scroll\" role=\"group\" tabindex=\"0\">",
-     "<table><caption><span>%s</span></caption><thead><tr>", "</tr>\n</tbody></table></div>\n"}};
+     "<table><caption><span>%s</span></caption>", "</tr>\n</tbody></table></div>\n"}};
 
 void page_item(Page *page, char mark, const char *first, const char *second) {
     FILE *f = page->body->stream;
@@ -838,14 +806,13 @@ void page_open(Page *page, const char *path, const char *title) {
     *page = (Page){.out = out_open(path), .level = 2};
     page->body = memory_open(page->out->arena);
     page->contents = memory_open(page->out->arena);
-    /* The policy: even a string that slipped through unescaped could load and run nothing. */
-    markup(page->out->stream,
-           "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
-           "style-src 'unsafe-inline'; img-src data:\">\n"
-           "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
-           "<title>%s</title>\n<style>\n",
-           title);
+    fputs("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+          /* Even a string that slipped through unescaped could load and run nothing. */
+          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+          "style-src 'unsafe-inline'; img-src data:\">\n"
+          "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n",
+          page->out->stream);
+    markup(page->out->stream, "<title>%s</title>\n<style>\n", title);
     fputs((const char *)page_style[0].text, page->out->stream);
     markup(page->out->stream, "</style>\n</head>\n<body>\n<header>\n<h1>%s</h1>\n</header>\n",
            title);
@@ -867,9 +834,9 @@ void page_commit(Page *page) {
 void page_section(Page *page, const char *heading) {
     page_item(page, 0, "", "");
     int number = ++page->sections, level = page->level;
-    markup(page->body->stream, "<h%d id=\"s%d\">%s</h%d>\n", level, number, heading, level);
+    markup(page->body->stream, "<h%d id='s%d'>%s</h%d>\n", level, number, heading, level);
     if (level == 2) {
-        markup(page->contents->stream, "<a href=\"#s%d\">%s</a> ", number, heading);
+        markup(page->contents->stream, "<a href='#s%d'>%s</a> ", number, heading);
     }
 }
 
@@ -890,17 +857,17 @@ void page_table(Page *page, const char *caption) {
     page_item(page, '+', caption, "");
 }
 
-void page_head(Page *page, bool number, const char *text) {
-    markup(page->body->stream,
-           number ? "<th scope=\"col\" class=\"n\">%s</th>" : "<th scope=\"col\">%s</th>", text);
-}
-
 void page_row(Page *page) {
-    fputs(page->rows++ == 0 ? "</tr></thead><tbody>\n<tr>" : "</tr>\n<tr>", page->body->stream);
+    static const char *const between[] = {"<thead><tr>", "</tr></thead><tbody>\n<tr>"};
+    fputs(page->rows < 2 ? between[page->rows] : "</tr>\n<tr>", page->body->stream);
+    page->rows++;
 }
 
 void page_cell(Page *page, bool number, const char *text) {
-    markup(page->body->stream, number ? "<td class=\"n\">%s</td>" : "<td>%s</td>", text);
+    bool head = page->rows == 1;
+    fprintf(page->body->stream, "<%s%s>", head ? "th scope=\"col\"" : "td",
+            number ? " class=\"n\"" : "");
+    markup(page->body->stream, head ? "%s</th>" : "%s</td>", text);
 }
 
 /* Three bytes are four letters. */
@@ -922,10 +889,9 @@ void page_cell_picture(Page *page, const char *path) {
     enum {
         LARGEST = 1 << 20
     };
-    Arena *scratch = arena_new();
     FileMap map = {.size = 0};
     Error unread;
-    ATTEMPT(&unread, map = file_map(scratch, path));
+    ATTEMPT(&unread, map = file_map(page->out->arena, path));
     fail_for_resources(&unread);
     const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
     bool read = unread.status == STATUS_OK && map.size >= 8 && map.size <= LARGEST;
@@ -933,7 +899,7 @@ void page_cell_picture(Page *page, const char *path) {
          jpeg = read && memcmp(map.data, "\xff\xd8\xff", 3) == 0;
     fputs("<td>", page->body->stream);
     if (png || jpeg) {
-        markup(page->body->stream, "<img alt=\"%s\" src=\"data:image/%s;base64,", name,
+        markup(page->body->stream, "<img alt='%s' src='data:image/%s;base64,", name,
                png ? "png" : "jpeg");
         write_base64(page->body->stream, map.data, map.size);
         fputs("\">", page->body->stream);
@@ -941,5 +907,4 @@ void page_cell_picture(Page *page, const char *path) {
         markup(page->body->stream, "%s", name);
     }
     fputs("</td>", page->body->stream);
-    arena_free(scratch);
 }

@@ -9,22 +9,23 @@
 
 /* At most `digits` significant digits, powers of ten as books print them: 1.5×10⁶. NaN: a
  * dash. */
-enum {
-    TEXT_NUMBER_SIZE = 48
-};
-void text_number(char text[TEXT_NUMBER_SIZE], double value, int digits);
+const char *text_number(Arena *arena, double value, int digits);
 
 /* ---- figures: SVG that stands alone and can be set into HTML, light and dark ----
  * They come back as text, for a file and for a page. NaN, infinities and what is too large for
  * the scales are not drawn. */
 
+typedef struct Point {
+    double x, y;      /* a NaN in y breaks the curve; bars stand by group, whatever x is */
+    double low, high; /* a whisker, where both are numbers */
+} Point;
+
 typedef struct Series {
     const char *name;
-    const double *x, *y; /* a NaN in y breaks the curve; bars: y by group, x is not read */
+    Point *points; /* [count] */
     size_t count;
     bool dashed; /* for curves that are compared with, such as published ones */
     int colour;  /* 1 to 8; a dashed curve takes that of its solid partner; 0: by place */
-    const double *low, *high; /* whiskers, where both are numbers; NULL: none */
 } Series;
 
 typedef struct Chart {
@@ -36,31 +37,39 @@ typedef struct Chart {
     bool log_x;  /* ticks stand at the first series' points: 1, 2, 4, 8 */
     const char *marker_label; /* a vertical line at marker_x; NULL: none */
     double marker_x;
-    const char *const *groups; /* of bars, one of each series; the axis is that of shares */
+    const char *const *groups; /* of bars, one of each series (`shares`); NULL: lines */
     size_t group_count;
 } Chart;
 
-void chart_add(Arena *arena, Chart *chart, Series series);
-char *svg_lines(Arena *arena, const Chart *chart);
-/* Several side by side, on the axes, labels and names of series of the first: one at least. */
-char *svg_panels(Arena *arena, const char *title, const Chart *charts, size_t count);
+/* Its points, all NaN so far. */
+Point *chart_add(Arena *arena, Chart *chart, Series series);
+/* Charts in rows of two under one title, each under its own, on the axes, labels and names of
+ * series of the first; title NULL: that one alone. */
+char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t count);
 
-char *svg_bars(Arena *arena, const Chart *chart);
+typedef struct HeatCell {
+    double value; /* NaN: empty */
+    bool marked;  /* by an outline */
+} HeatCell;
 
-/* values[row * column_count + column], NaN: an empty cell. Colours diverge around 0; if no value is
- * negative they run from 0 to the largest. */
+typedef struct HeatRow {
+    const char *name; /* "L5.H1" */
+    HeatCell *cells;  /* [column_count] */
+} HeatRow;
+
+/* Colours diverge around 0; if no value is negative they run from 0 to the largest. */
 typedef struct HeatMap {
     const char *title, *subtitle, *x_label, *value_label;
-    const char *const *rows; /* "L5.H1" */
-    size_t row_count;
     const char *const *columns; /* "END" */
     size_t column_count;
-    const double *values;
-    const bool *marked; /* the cells that get an outline; NULL: none */
-    double largest;     /* the least that the colours reach up to */
-    bool numbers;       /* stand in the cells */
+    HeatRow *rows;
+    size_t row_count, capacity;
+    double largest; /* the least that the colours reach up to */
+    bool numbers;   /* stand in the cells */
 } HeatMap;
 
+/* Cells of the row of that name, which is added, empty, if it is not there. */
+HeatCell *heat_row(Arena *arena, HeatMap *map, const char *name);
 char *svg_heat(Arena *arena, const HeatMap *map);
 
 /* ---- the page: one HTML file, no network ---- */
@@ -83,9 +92,8 @@ void page_chapter(Page *page, const char *heading);
 void page_item(Page *page, char mark, const char *first, const char *second);
 void page_figure(Page *page, const char *caption, const char *svg);
 
-/* A table: titles, then row by row its cells. */
+/* A table: row by row its cells; titles stand in the first. */
 void page_table(Page *page, const char *caption);
-void page_head(Page *page, bool number, const char *text);
 void page_row(Page *page);
 void page_cell(Page *page, bool number, const char *text);
 /* The PNG or JPEG itself, if it can be read and is no larger than a page bears; else its name. */

@@ -44,6 +44,13 @@ char *convergence_text(Arena *arena, const Json *convergence, const char *key) {
                                             convergence_text(arena, published, key));
 }
 
+char *node_label(Arena *arena, const char *hook, double head) {
+    const char *layer = hook + strcspn(hook, "0123456789"), *point = strstr(hook, "hook_");
+    return arena_format(arena, "L%.*s%s\xC2\xA0%s", (int)strspn(layer, "0123456789"), layer,
+                        isnan(head) ? "" : arena_format(arena, ".H%.0f", head),
+                        point == NULL ? hook : point + strlen("hook_"));
+}
+
 bool figure_is_interval(const Json *value) {
     size_t length = strlen(value->key);
     return length > 3 && strcmp(value->key + length - 3, "_ci") == 0;
@@ -57,6 +64,7 @@ typedef struct Folder {
     Arena *arena;
     const char *name;
     const Json *scores, *layers, *sage; /* NULL: none */
+    const Json *view;                   /* what page.txt shows beside them */
 } Folder;
 
 /* A file of the folder, or NULL: only what is not there is left out. */
@@ -87,49 +95,13 @@ static const Json *folder_json(const Folder *f, const char *name) {
     return json;
 }
 
-/* ---- values of a page that stand in none of its files ---- */
-
-typedef struct Record { /* an object that is put together here, to be read as JSON is */
-    Arena *arena;
-    Json *object, *last;
-} Record;
-
-/* Once more, under a name (NULL: as an array's element); no value: nothing. */
-static Json *record_add(Record *record, const char *key, const Json *value) {
-    if (value == NULL) {
-        return NULL;
-    }
-    Json *member = arena_alloc(record->arena, 1, sizeof *member);
-    *member = *value;
-    member->next = NULL;
-    member->key = key;
-    member->key_length = key == NULL ? 0 : (uint32_t)strlen(key);
-    *(record->last == NULL ? &record->object->child : &record->last->next) = member;
-    record->last = member;
-    record->object->length++;
-    return member;
-}
-
-static Record record_object(Record *record, const char *key) {
-    return (Record){record->arena, record_add(record, key, &(Json){.kind = JSON_OBJECT}), NULL};
-}
-
-static void record_text(Record *record, const char *key, const char *text) {
-    record_add(record, key, &(Json){.kind = JSON_STRING, .text = text, .length = strlen(text)});
-}
-
-static void record_number(Record *record, const char *key, double value) {
-    char *text = arena_alloc(record->arena, JSON_NUMBER_SIZE, 1);
-    json_format_double(text, value);
-    record_add(record, key, &(Json){.kind = isnan(value) ? JSON_NULL : JSON_NUMBER, .text = text});
-}
-
 /* ---- page.txt: paths and values ---- */
 
 typedef struct Scope { /* a name of page.txt */
     const char *name;
     const Json *value; /* what it stands for */
     size_t place;      /* of that among all for which it does */
+    bool file;         /* its members are not names */
     const struct Scope *outer;
 } Scope;
 
@@ -154,7 +126,9 @@ static void matches_add(Matches *matches, Match match) {
 static const Json *scope_get(const Scope *scope, const char *name) {
     const Json *found = NULL;
     for (; scope != NULL && found == NULL; scope = scope->outer) {
-        found = strcmp(scope->name, name) == 0 ? scope->value : json_get(scope->value, name);
+        found = strcmp(scope->name, name) == 0 ? scope->value
+                : scope->file                  ? NULL
+                                               : json_get(scope->value, name);
     }
     return found;
 }
@@ -176,8 +150,6 @@ static void match_path(Matches *found, const Scope *scope, const char *path, Mat
             match_path(found, scope, rest, next);
         }
     } else {
-        const Json *named = *name == '=' ? scope_get(scope, name + 1) : NULL;
-        name = named != NULL && named->key != NULL ? named->key : name;
         at.value = at.value == NULL ? scope_get(scope, name) : json_get(at.value, name);
         if (at.value != NULL) {
             match_path(found, scope, rest, at);
@@ -194,10 +166,9 @@ static Matches path_matches(Arena *arena, const Scope *scope, const char *path) 
 /* " [0.71, 0.83]"; nothing where there is none */
 static const char *interval_text(const Json *interval, Arena *arena) {
     const Json *ends = json_first(interval);
-    char low[TEXT_NUMBER_SIZE], high[TEXT_NUMBER_SIZE];
-    text_number(low, json_double(ends), 3);
-    text_number(high, json_double(ends == NULL ? NULL : ends->next), 3);
-    return ends == NULL ? "" : arena_format(arena, " [%s, %s]", low, high);
+    return ends == NULL ? ""
+                        : arena_format(arena, " [%s, %s]", text_number(arena, json_double(ends), 3),
+                                       text_number(arena, json_double(ends->next), 3));
 }
 
 /* A value in a format of page.txt; NULL: it is missing. */
@@ -260,7 +231,6 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
                                ? json_get(value, "score_ci")
                                : json_get(object, arena_format(arena, "%s_ci", value->key));
     const char *ends = interval_text(interval, arena);
-    char text[TEXT_NUMBER_SIZE];
     double number = json_double(value), size = fabs(number);
     if (json_is(value, JSON_STRING)) {
         return value->text;
@@ -270,75 +240,65 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
     } else if (size >= 1e-4 && size < 1e3 && floor(size) != size) {
         return arena_format(arena, "%s%#.4g%s", number < 0 ? "−" : "", size, ends);
     }
-    text_number(text, number, 4);
-    return arena_format(arena, "%s%s", text, ends);
+    return arena_format(arena, "%s%s", text_number(arena, number, 4), ends);
 }
 
-/* The cells of a row, each its title, its text and what it is: members, and those of an object
- * under both names. Intervals stand in the cell of their figure. */
-static void row_cells(Matches *cells, const char *outer, const Json *object) {
+/* Columns are members, and those of an object under both names. Intervals stand in the cell of
+ * their figure. */
+static void add_columns(Matches *columns, const char *outer, const Json *object) {
     for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
-        const char *title =
-            arena_format(cells->arena, "%s%s%s", outer, *outer == '\0' ? "" : " ", v->key);
         bool cell = !json_is(v, JSON_OBJECT) || json_get(v, "score") != NULL;
+        size_t i = 0;
+        while (i < columns->count && (strcmp(columns->list[i].keys[0], outer) != 0 ||
+                                      strcmp(columns->list[i].keys[1], v->key) != 0)) {
+            i++;
+        }
         if (!cell && *outer == '\0') {
-            row_cells(cells, v->key, v);
-        } else if (cell && !figure_is_interval(v)) {
-            matches_add(cells, (Match){{title, cell_text(cells->arena, object, v)}, 2, v});
+            add_columns(columns, v->key, v);
+        } else if (cell && !figure_is_interval(v) && i == columns->count) {
+            matches_add(columns, (Match){{outer, v->key}, 2, v});
         }
     }
 }
 
-static const Match *cell_titled(const Matches *cells, const char *title) {
-    size_t i = 0;
-    while (i < cells->count && strcmp(cells->list[i].keys[0], title) != 0) {
-        i++;
-    }
-    return i < cells->count ? &cells->list[i] : NULL;
-}
-
-/* Columns are the keys, with these titles ("attribute|method"), and the cells of all rows in the
- * order in which they come. No rows: no table. */
+/* First the keys, with these titles ("attribute|method"), then the columns of all rows in the order
+ * in which they come. No rows: no table. */
 static void show_table(const Folder *f, const char *caption, const char *keys,
                        const Matches *rows) {
-    Matches columns = {.arena = f->arena},
-            *cells = arena_alloc(f->arena, rows->count, sizeof *cells);
+    Matches columns = {.arena = f->arena};
+    size_t n_keys = 0;
     for (size_t i = 0; i < rows->count; i++) {
-        cells[i].arena = f->arena;
-        row_cells(&cells[i], "", rows->list[i].value);
-        for (size_t c = 0; c < cells[i].count; c++) {
-            if (cell_titled(&columns, cells[i].list[c].keys[0]) == NULL) {
-                matches_add(&columns, cells[i].list[c]);
-            }
-        }
+        add_columns(&columns, "", rows->list[i].value);
     }
     if (columns.count == 0) {
         return;
     }
-    size_t n_keys = 0;
     page_table(f->page, caption);
+    page_row(f->page);
     for (; *keys != '\0'; n_keys++) {
         size_t length = strcspn(keys, "|");
-        page_head(f->page, false, arena_copy(f->arena, keys, length));
+        page_cell(f->page, false, arena_copy(f->arena, keys, length));
         keys += length + strspn(keys + length, "|");
     }
-    for (size_t c = 0; c < columns.count; c++) {
-        const Match *column = &columns.list[c];
-        page_head(f->page, !json_is(column->value, JSON_STRING), column->keys[0]);
+    for (const Match *c = columns.list; c < columns.list + columns.count; c++) {
+        page_cell(f->page, !json_is(c->value, JSON_STRING),
+                  arena_format(f->arena, "%s%s%s", c->keys[0], *c->keys[0] == '\0' ? "" : " ",
+                               c->keys[1]));
     }
-    for (size_t i = 0; i < rows->count; i++) {
+    for (const Match *row = rows->list; row < rows->list + rows->count; row++) {
         page_row(f->page);
         for (size_t k = 0; k < n_keys; k++) {
-            const char *key = rows->list[i].keys[k];
-            page_cell(f->page, false, key == NULL ? "" : key);
+            page_cell(f->page, false, row->keys[k] == NULL ? "" : row->keys[k]);
         }
-        for (size_t c = 0; c < columns.count; c++) {
-            const Match *cell = cell_titled(&cells[i], columns.list[c].keys[0]);
-            if (cell != NULL && strcmp(cell->keys[0], "picture") == 0) {
-                page_cell_picture(f->page, cell->keys[1]);
+        for (const Match *c = columns.list; c < columns.list + columns.count; c++) {
+            const Json *object =
+                           *c->keys[0] == '\0' ? row->value : json_get(row->value, c->keys[0]),
+                       *value = json_get(object, c->keys[1]);
+            const char *text = value == NULL ? "" : cell_text(f->arena, object, value);
+            if (*text != '\0' && strcmp(c->keys[1], "picture") == 0) {
+                page_cell_picture(f->page, text);
             } else {
-                page_cell(f->page, cell != NULL && !json_is(cell->value, JSON_STRING),
-                          cell == NULL ? "" : cell->keys[1]);
+                page_cell(f->page, value != NULL && !json_is(value, JSON_STRING), text);
             }
         }
     }
@@ -418,7 +378,7 @@ static const char *show_blocks(const Folder *f, const Scope *scope, const char *
             *colon = '\0';
             Matches found = path_matches(f->arena, scope, colon + 2);
             for (size_t i = 0; i < found.count && shown; i++) {
-                Scope inner = {name, found.list[i].value, i, scope};
+                Scope inner = {name, found.list[i].value, i, false, scope};
                 show_blocks(f, &inner, inside, true);
             }
             at = show_blocks(f, scope, inside, false);
@@ -429,9 +389,12 @@ static const char *show_blocks(const Folder *f, const Scope *scope, const char *
     return at;
 }
 
-static void show_page(const Folder *f, const Json *root) {
-    Scope scope = {"", root, 0, NULL};
-    show_blocks(f, &scope, (const char *)page_text[0].text, true);
+/* What stands in "each part: part". */
+static void show_part(const Folder *f, const char *part) {
+    Scope sage = {"sage", f->sage, 0, true, NULL}, layers = {"layers", f->layers, 0, true, &sage},
+          scores = {"scores", f->scores, 0, true, &layers},
+          root = {part, f->view, 0, false, &scores};
+    show_blocks(f, &root, (const char *)page_text[0].text, true);
 }
 
 /* ---- manifest.json: what runs read and wrote ---- */
@@ -558,28 +521,27 @@ void manifest_write(const char *out, uint64_t seed, const Console *console) {
 }
 
 /* Of files from v up to end, those with a digest, as sha256sum lists them. */
-static void list_digest(const Json *v, const Json *end, char hex[65]) {
+static const char *list_digest(Arena *arena, const Json *v, const Json *end) {
+    char hex[65];
     Sha256 sha;
     sha256_start(&sha);
     for (; v != end; v = v->next) {
         const char *path = json_string(json_get(v, "path")), *slash = strrchr(path, '/'),
-                   *name = slash == NULL ? path : slash + 1,
                    *digest = json_string(json_get(v, "sha256"));
         if (*digest != '\0') {
-            sha256_add(&sha, digest, strlen(digest));
-            sha256_add(&sha, "  ", 2);
-            sha256_add(&sha, name, strlen(name));
-            sha256_add(&sha, "\n", 1);
+            const char *line =
+                arena_format(arena, "%s  %s\n", digest, slash == NULL ? path : slash + 1);
+            sha256_add(&sha, line, strlen(line));
         }
     }
     sha256_end(&sha, hex);
+    return arena_copy(arena, hex, 64);
 }
 
 /* How many files of a run are not as it read or wrote them. */
 static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const Console *console) {
     static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
     size_t count[2] = {0}, bad[2] = {0};
-    char hex[65];
     json_out(json, "%s { problems [", run->key);
     for (int k = 0; k < 2; k++) {
         if (!json_is(json_get(run, keys[k]), JSON_ARRAY)) {
@@ -604,9 +566,9 @@ static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const 
                        count[1]);
     }
     if (bad[1] == 0) {
-        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
-        console_result(console, "%s: outputs: sha256 %s", run->key, hex);
-        json_out(json, "outputs_sha256 %s", hex);
+        const char *digest = list_digest(f->arena, json_first(json_get(run, "outputs")), NULL);
+        console_result(console, "%s: outputs: sha256 %s", run->key, digest);
+        json_out(json, "outputs_sha256 %s", digest);
     }
     json_out(json, "}");
     return bad[0] + bad[1];
@@ -675,31 +637,24 @@ static bool are_partners(const Json *a, const Json *b) {
            json_double(json_get(a, "questions")) == json_double(json_get(b, "questions"));
 }
 
-static void find_answers(Record *record, const Folder *f, const Folder *all, size_t count) {
-    if (is_permuted(f->scores)) {
+static void find_answers(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
+    if (f->scores == NULL) {
         return;
     }
-    record_add(record, "seen", f->scores);
-    Record controls = record_object(record, "controls");
-    for (size_t i = 0; i < count; i++) {
+    json_out(view, "%s true controls {", is_permuted(f->scores) ? "permuted" : "own");
+    for (size_t i = 0; i < count && !is_permuted(f->scores); i++) {
         if (are_partners(f->scores, all[i].scores)) {
-            record_add(&controls, all[i].name, all[i].scores);
+            json_out_value(view, all[i].name, all[i].scores);
         }
     }
+    json_out(view, "}");
 }
 
-/* Which of the pictures a path, or the end of one, names. */
-static size_t picture_of(const Record *pictures, size_t count, const char *image) {
-    size_t i = 0, end = strlen(image);
-    for (; i < count; i++) {
-        const char *path = json_string(json_get(pictures[i].object, "picture"));
-        size_t whole = strlen(path);
-        if (end <= whole && strcmp(path + whole - end, image) == 0 &&
-            (end == whole || path[whole - end - 1] == '/')) {
-            break;
-        }
-    }
-    return i;
+/* Does `image` name the picture of a path, or the end of one? */
+static bool is_picture(const char *path, const char *image) {
+    size_t whole = strlen(path), end = strlen(image);
+    return end <= whole && strcmp(path + whole - end, image) == 0 &&
+           (end == whole || path[whole - end - 1] == '/');
 }
 
 /* "56 the word 'While'; 11 a line break" */
@@ -740,47 +695,50 @@ static bool is_answered_by(const Folder *f, const Folder *other) {
             (*adapter != '\0' && strstr(folder_text(f, "manifest.json"), adapter) != NULL));
 }
 
-/* The first pictures, with their image tokens' features in a layer and the first answer. */
-static void find_pictures(Record *record, const Folder *f, const Folder *others, size_t n_others,
-                          double layer) {
-    Record all = record_object(record, "pictures"), pictures[3];
-    const size_t most = sizeof pictures / sizeof *pictures;
-    size_t count = 0, answered = 0;
-    LineFile features = lines_open(f, "features.jsonl");
-    const Json *line;
-    while (count < most && (line = lines_next(&features)) != NULL) {
-        const char *image = json_string(json_get(line, "image"));
-        if (json_text_is(json_get(line, "group"), group_names[GROUP_IMG]) &&
-            json_double(json_get(line, "layer")) == layer && *image != '\0' &&
-            picture_of(pictures, count, image) == count) {
-            pictures[count] = record_object(&all, NULL);
-            record_text(&pictures[count], "picture", arena_format(f->arena, "%s", image));
-            record_text(&pictures[count++], "strongest features on its image tokens",
-                        features_text(line, f->arena));
-        }
+/* The first answer about a picture; NULL: none. */
+static const Json *answer_about(const Folder *f, const char *path) {
+    LineFile answers = lines_open(f, "answers.jsonl");
+    const Json *line = lines_next(&answers);
+    while (line != NULL && !is_picture(path, json_string(json_get(line, "image")))) {
+        line = lines_next(&answers);
     }
-    for (size_t o = 0; o < n_others; o++) {
-        if (!is_answered_by(f, &others[o])) {
-            continue;
-        }
-        LineFile answers = lines_open(&others[o], "answers.jsonl");
-        while (answered < count && (line = lines_next(&answers)) != NULL) {
-            size_t i = picture_of(pictures, count, json_string(json_get(line, "image")));
-            if (i < count && json_get(pictures[i].object, "question") == NULL) {
-                const char *text = json_string(json_get(line, "text")),
-                           *exact = json_is(json_get(line, "exact"), JSON_TRUE) ? "right" : "wrong";
-                record_text(&pictures[i], "question",
-                            arena_format(f->arena, "%s", json_string(json_get(line, "prompt"))));
-                record_text(&pictures[i], "answer", arena_format(f->arena, "%s (%s)", text, exact));
-                answered++;
-            }
-        }
-    }
+    return line;
 }
 
-static double layer_count(const Folder *f) {
-    const Json *layers = json_get(f->layers, "layers");
-    return layers == NULL ? 0 : (double)(layers->length / GROUPS);
+/* The first pictures, with their image tokens' features in a layer and the first answer. */
+static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, size_t n_others,
+                          double layer) {
+    const char *shown[3];
+    size_t count = 0;
+    LineFile features = lines_open(f, "features.jsonl");
+    const Json *line;
+    json_out(view, "pictures [");
+    while (count < sizeof shown / sizeof *shown && (line = lines_next(&features)) != NULL) {
+        const char *image = json_string(json_get(line, "image"));
+        bool wanted = *image != '\0' && json_double(json_get(line, "layer")) == layer &&
+                      json_text_is(json_get(line, "group"), group_names[GROUP_IMG]);
+        for (size_t i = 0; i < count && wanted; i++) {
+            wanted = !is_picture(shown[i], image);
+        }
+        if (!wanted) {
+            continue;
+        }
+        const Json *answer = NULL;
+        for (size_t o = 0; o < n_others && answer == NULL; o++) {
+            answer = is_answered_by(f, &others[o]) ? answer_about(&others[o], image) : NULL;
+        }
+        json_out(view, "{ picture %s %s %s", image, "strongest features on its image tokens",
+                 features_text(line, f->arena));
+        if (answer != NULL) {
+            bool exact = json_is(json_get(answer, "exact"), JSON_TRUE);
+            json_out(view, "question %s answer %s", json_string(json_get(answer, "prompt")),
+                     arena_format(f->arena, "%s (%s)", json_string(json_get(answer, "text")),
+                                  exact ? "right" : "wrong"));
+        }
+        json_out(view, "}");
+        shown[count++] = arena_format(f->arena, "%s", image);
+    }
+    json_out(view, "]");
 }
 
 /* Of a group's rows that have a number, the one where it is largest, or the first or last. */
@@ -799,27 +757,28 @@ static const Json *layer_pick(const Json *layers, Group g, const char *key, int 
 }
 
 /* How image tokens' curves run and where they meet the text control's, and their features. */
-static void find_layers(Record *record, const Folder *f, const Folder *all, size_t count) {
+static void find_layers(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
     const Json *layers = json_get(f->layers, "layers"),
                *convergence = json_get(f->layers, "convergence"),
                *image = layer_pick(layers, GROUP_IMG, "match", 0);
-    record_number(record, "layer_count", layer_count(f));
-    record_add(record, "convergence", convergence);
-    Record curves = record_object(record, "curves");
+    json_out(view, "layer_count %zu curves [", layers == NULL ? 0 : layers->length / GROUPS);
     for (Metric m = METRIC_MSE; m <= METRIC_SPARSITY; m++) {
         const char *name = layer_metrics[m].name, *key = arena_format(f->arena, "%s_layer", name);
-        Record curve = record_object(&curves, name);
-        record_text(&curve, "title", layer_metrics[m].title);
-        record_add(&curve, "begin", layer_pick(layers, GROUP_IMG, name, -1));
-        record_add(&curve, "end", layer_pick(layers, GROUP_IMG, name, 1));
-        record_add(&curve, "control", layer_pick(layers, GROUP_TEXT, name, 1));
-        record_add(&curve, "met", json_get(convergence, key));
-        record_text(&curve, "meeting", convergence_text(f->arena, convergence, key));
+        const Json *begin = layer_pick(layers, GROUP_IMG, name, -1),
+                   *end = layer_pick(layers, GROUP_IMG, name, 1),
+                   *control = layer_pick(layers, GROUP_TEXT, name, 1);
+        json_out(view, "{ title %s first %g begin %g last %g end %g control %g",
+                 layer_metrics[m].title, json_double(json_get(begin, "layer")),
+                 json_double(json_get(begin, name)), json_double(json_get(end, "layer")),
+                 json_double(json_get(end, name)), json_double(json_get(control, name)));
+        json_out_value(view, "met", json_get(convergence, key));
+        json_out(view, "meeting %s }", convergence_text(f->arena, convergence, key));
     }
-    record_add(record, "image", image);
-    record_add(record, "text", layer_pick(layers, GROUP_TEXT, "match", 0));
+    json_out(view, "]");
+    json_out_value(view, "image", image);
+    json_out_value(view, "text", layer_pick(layers, GROUP_TEXT, "match", 0));
     if (image != NULL) {
-        find_pictures(record, f, all, count, json_double(json_get(image, "layer")));
+        find_pictures(view, f, all, count, json_double(json_get(image, "layer")));
     }
 }
 
@@ -845,7 +804,7 @@ static const char *example_text(const Folder *f) {
  * S, k = 1)". A dash where edits cannot tell methods apart. */
 static const char *best_edit(const Json *cross, Arena *arena) {
     const Json *attributes = json_below(cross, "sae", "control"),
-               *own = cross == NULL ? NULL : json_get(attributes, cross->key);
+               *own = json_get(attributes, cross->key);
     const char *text = "–";
     double best = -INFINITY;
     for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
@@ -866,21 +825,6 @@ static const char *best_edit(const Json *cross, Arena *arena) {
     return text;
 }
 
-/* "L2.H0 z at END −1.70": with what patching it does to m, where that was measured. */
-static const char *node_text(const Json *node, Arena *arena) {
-    const char *name = json_string(json_get(node, "node")), *hook = strstr(name, "hook_"),
-               *layer = name + strcspn(name, "0123456789");
-    const Json *head = json_get(node, "head"), *effect = json_get(node, "effect");
-    bool of_head = json_is(head, JSON_NUMBER), measured = json_is(effect, JSON_NUMBER);
-    char moves[TEXT_NUMBER_SIZE];
-    text_number(moves, json_double(effect), 3);
-    return arena_format(arena, "L%.*s%s%s %s at %s%s%s", (int)strspn(layer, "0123456789"), layer,
-                        of_head ? ".H" : "", of_head ? head->text : "",
-                        hook == NULL ? name : hook + strlen("hook_"),
-                        json_string(json_get(node, "position")), measured ? " " : "",
-                        measured ? moves : "");
-}
-
 /* The tests of a folder, if its SAEs can be compared with those of f: one model, one task. */
 static const Json *rival_tests(const Folder *f, const Folder *other) {
     bool rivals =
@@ -889,65 +833,65 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
 }
 
 /* compared: with all that tells SAEs apart. */
-static void find_cross_section(Record *rows, const Folder *f, const Json *cross, bool compared) {
+static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross, bool compared) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
     int n = 0;
     for (const Json *v = json_first(nodes); v != NULL && n < 3; v = v->next, n++) {
-        strongest =
-            arena_format(f->arena, "%s%s%s", strongest, n == 0 ? "" : "; ", node_text(v, f->arena));
+        double effect = json_double(json_get(v, "effect")), head = json_double(json_get(v, "head"));
+        strongest = arena_format(f->arena, "%s%s%s at %s%s%s", strongest, n == 0 ? "" : "; ",
+                                 node_label(f->arena, json_string(json_get(v, "node")), head),
+                                 json_string(json_get(v, "position")), isnan(effect) ? "" : " ",
+                                 isnan(effect) ? "" : text_number(f->arena, effect, 3));
     }
-    Record row = record_object(rows, NULL);
-    record_text(&row, "cross-section", cross->key);
-    if (compared) {
-        record_text(&row, "folder", f->name);
-    }
-    record_text(&row, "strongest nodes (effect on m)", strongest);
-    record_text(&row, "SAE's best edit", best_edit(cross, f->arena));
+    json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
+             f->name);
+    json_out(view, "%s %s %s %s", "strongest nodes (effect on m)", strongest, "SAE's best edit",
+             best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
         bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
-        record_add(&row, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
+        json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
     }
-    record_add(&row, "features of F1 ≥ 0.8",
-               compared ? json_get(json_below(sae, "f1", "0.8"), "features") : NULL);
+    if (compared) {
+        json_out_value(view, "features of F1 ≥ 0.8",
+                       json_get(json_below(sae, "f1", "0.8"), "features"));
+    }
+    json_out(view, "}");
 }
 
 /* Of all folders of one task and model, at the first of them: each cross-section with its folders
  * one below the other. */
-static void find_sage(Record *record, const Folder *all, size_t count, size_t at) {
-    const Folder *f = &all[at];
-    size_t rivals = 0, first = count;
-    for (size_t i = count; i-- > 0;) {
-        if (json_first_member(rival_tests(f, &all[i])) != NULL) {
-            first = i;
-            rivals++;
-        }
+static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
+    size_t first = 0;
+    while (first < count && json_first_member(rival_tests(f, &all[first])) == NULL) {
+        first++;
     }
-    if (first != at) {
+    if (f != &all[first]) {
         return;
     }
-    record_add(record, "sage", f->sage);
-    record_text(record, "prompt", example_text(f));
-    Record rows = record_object(record, "saes");
-    for (size_t i = at; i < count; i++) {
+    bool compared = false;
+    for (size_t i = first + 1; i < count; i++) {
+        compared |= json_first_member(rival_tests(f, &all[i])) != NULL;
+    }
+    json_out(view, "compared { prompt %s saes [", example_text(f));
+    for (size_t i = first; i < count; i++) {
         for (const Json *c = json_first_member(rival_tests(f, &all[i])); c != NULL; c = c->next) {
             bool taken = false; /* it came with an earlier folder */
-            for (size_t j = at; j < count && !taken; j++) {
+            for (size_t j = first; j < count && !taken; j++) {
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(&rows, &all[j], cross, rivals > 1);
+                    find_cross_section(view, &all[j], cross, compared);
                 }
             }
         }
     }
+    json_out(view, "] }");
 }
 
-/* ---- what a folder holds ---- */
-
 /* train.csv: steps, first and last loss. */
-static void find_training(Record *record, const Folder *f) {
+static void find_training(JsonOut *view, const Folder *f) {
     const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
     int column = csv_column(line, "loss");
     double begin = 0, end = 0;
@@ -962,30 +906,12 @@ static void find_training(Record *record, const Folder *f) {
         begin = steps++ == 0 ? end : begin;
     }
     if (steps > 0) {
-        Record training = record_object(record, "training");
-        record_number(&training, "steps", (double)steps);
-        record_number(&training, "first", begin);
-        record_number(&training, "last", end);
-    }
-}
-
-/* What edits of an attribute do in a cross-section, method by method. */
-static void find_edits(Record *record, const char *edit, const Json *tests) {
-    Record edits = record_object(record, edit);
-    for (const Json *c = json_first_member(tests); c != NULL; c = c->next) {
-        Record cross = record_object(&edits, c->key);
-        const Json *attributes = json_below(c, "none", "control");
-        for (const Json *a = json_first_member(attributes); a != NULL; a = a->next) {
-            Record attribute = record_object(&cross, a->key);
-            for (const Json *m = json_first_member(c); m != NULL; m = m->next) {
-                record_add(&attribute, m->key, json_below(m, edit, a->key));
-            }
-        }
+        json_out(view, "training { steps %zu first %g last %g }", steps, begin, end);
     }
 }
 
 /* The best interpretations by F1, equal ones in their order. */
-static void find_best(Record *record, const Json *interpretations) {
+static void find_best(JsonOut *view, const Json *interpretations) {
     const Json *best[31]; /* one more than are shown: the place of what falls out */
     size_t count = 0;
     for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
@@ -997,154 +923,123 @@ static void find_best(Record *record, const Json *interpretations) {
         best[i] = v;
         count += count < 30 ? 1 : 0;
     }
-    Record rows = record_object(record, "best");
+    json_out(view, "best [");
     for (size_t i = 0; i < count; i++) {
-        record_add(&rows, NULL, best[i]);
+        json_out_value(view, NULL, best[i]);
     }
+    json_out(view, "]");
 }
 
-/* ---- the page: how results came about ---- */
-
 /* Of a folder with more than a reader would look at, one line. */
-static void find_inputs(Record *record, const Json *inputs) {
+static void find_inputs(JsonOut *view, const Json *inputs, Arena *arena) {
     const size_t most = 8;
-    Record rows = record_object(record, "inputs");
+    json_out(view, "inputs [");
     for (const Json *v = json_first(inputs), *next; v != NULL; v = next) {
-        const char *parent = path_parent(record->arena, json_string(json_get(v, "path")));
+        const char *path = json_string(json_get(v, "path")), *parent = path_parent(arena, path);
         size_t n = 0;
         for (next = v; next != NULL; next = next->next, n++) {
             const char *other = json_string(json_get(next, "path"));
-            if (strcmp(path_parent(record->arena, other), parent) != 0) {
+            if (strcmp(path_parent(arena, other), parent) != 0) {
                 break;
             }
         }
-        Record row = record_object(&rows, NULL);
+        json_out(view, v == json_first(inputs) ? "{ first true" : "{");
         if (n > most) {
-            char hex[65];
-            list_digest(v, next, hex);
-            record_text(&row, "path", parent);
-            record_number(&row, "files", (double)n);
-            record_text(&row, "sha256", arena_copy(record->arena, hex, 64));
+            json_out(view, "path %s files %zu sha256 %s }", parent, n, list_digest(arena, v, next));
         } else {
             next = v->next;
-            record_add(&row, "path", json_get(v, "path"));
-            record_add(&row, "sha256", json_get(v, "sha256"));
+            json_out(view, "path %s sha256 %s }", path, json_string(json_get(v, "sha256")));
         }
-        record_add(&row, "first", v == json_first(inputs) ? v : NULL);
     }
+    json_out(view, "]");
 }
 
-static void show_made(const Folder *f) {
-    const Json *run = json_first_member(manifest_runs(f));
-    Json root = {.kind = JSON_OBJECT};
-    Record all = {f->arena, &root, NULL};
-    if (run == NULL) {
-        return;
+/* How the results came about. */
+static void find_runs(JsonOut *view, const Folder *f) {
+    json_out(view, "runs [");
+    for (const Json *run = json_first_member(manifest_runs(f)); run != NULL; run = run->next) {
+        json_out(view, "{");
+        json_out_value(view, "command", json_get(run, "command"));
+        json_out_value(view, "version", json_get(run, "version"));
+        json_out_value(view, "seed", json_get(run, "seed"));
+        find_inputs(view, json_get(run, "inputs"), f->arena);
+        json_out(view, "outputs %s }",
+                 list_digest(f->arena, json_first(json_get(run, "outputs")), NULL));
     }
-    Record made = record_object(&all, "made");
-    for (; run != NULL; run = run->next) {
-        char hex[65];
-        Record record = record_object(&made, NULL);
-        record_add(&record, "command", json_get(run, "command"));
-        record_add(&record, "version", json_get(run, "version"));
-        record_add(&record, "seed", json_get(run, "seed"));
-        find_inputs(&record, json_get(run, "inputs"));
-        list_digest(json_first(json_get(run, "outputs")), NULL, hex);
-        record_text(&record, "outputs", arena_copy(f->arena, hex, 64));
-    }
-    show_page(f, &root);
+    json_out(view, "]");
+}
+
+/* ---- pages ---- */
+
+/* What page.txt says of a folder that stands in none of its files. */
+static void folder_look(Folder *f, const Folder *all, size_t count) {
+    MemoryStream *memory = memory_open(f->arena);
+    JsonOut view = json_out_start(memory->stream, 0);
+    json_out(&view, "{ name %s", f->name);
+    find_answers(&view, f, all, count);
+    find_layers(&view, f, all, count);
+    find_saes(&view, f, all, count);
+    find_training(&view, f);
+    find_best(&view, json_get(f->sage, "interpretations"));
+    find_runs(&view, f);
+    json_out(&view, "}");
+    const char *text = memory_text(memory);
+    f->view = json_parse(f->arena, text, memory->length, f->path);
 }
 
 static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
 
-/* All that the folder holds; whether that is anything. */
-static bool show_folder(const Folder *f) {
-    int before = f->page->sections;
-    const Json *tests = json_get(f->sage, "tests");
-    Json root = {.kind = JSON_OBJECT};
-    Record all = {f->arena, &root, NULL}, record = record_object(&all, "folder");
-    find_training(&record, f);
-    record_add(&record, is_permuted(f->scores) ? "permuted_scores" : "own_scores", f->scores);
-    record_add(&record, "scores", f->scores);
-    record_add(&record, "layers", f->layers);
-    record_number(&record, "layer_count", layer_count(f));
-    record_add(&record, "sage", f->sage);
-    Record edits = record_object(&record, "edits");
-    find_edits(&edits, "control", tests);
-    find_edits(&edits, "control_aware", tests);
-    find_best(&record, json_get(f->sage, "interpretations"));
-    show_page(f, &root);
-    bool any = f->page->sections > before;
-    if (!any) {
-        page_item(f->page, ' ', arena_format(f->arena, "This folder %s.", nothing), "");
-    }
-    return any;
-}
-
-static void show_findings(const Folder *all, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        Json root = {.kind = JSON_OBJECT};
-        Record record = {all[i].arena, &root, NULL}, found = record_object(&record, "found");
-        record_text(&found, "name", all[i].name);
-        find_answers(&found, &all[i], all, count);
-        find_layers(&found, &all[i], all, count);
-        find_sage(&found, all, count, i);
-        show_page(&all[i], &root);
-    }
-}
-
-/* The last component of a path: "demo/permuted/" is "permuted", "." the name of where one is. */
-static const char *folder_name(Arena *arena, const char *directory) {
-    const char *real = path_real(arena, directory);
+static Folder folder_open(Page *page, const char *path) {
+    Folder f = {.page = page, .path = path, .arena = page->out->arena};
+    const char *real = path_real(f.arena, path);
     if (real == NULL) {
-        fail_errno(errno, directory, "cannot look at this path");
+        fail_errno(errno, path, "cannot look at this path");
     }
-    const char *slash = strrchr(real, '/');
-    return slash[1] != '\0' ? slash + 1 : real;
-}
-
-static Folder folder_open(Page *page, const char *path, Arena *arena) {
-    Folder f = {.page = page, .path = path, .arena = arena, .name = folder_name(arena, path)};
+    const char *name = strrchr(real, '/') + 1; /* "permuted" of "demo/permuted/" */
+    f.name = *name != '\0' ? name : real;
     f.scores = folder_json(&f, "scores.json");
     f.layers = folder_json(&f, "layers.json");
     f.sage = folder_json(&f, "sage.json");
     return f;
 }
 
-void folder_page(const char *out, uint64_t seed, const Console *console) {
-    Page page;
-    Arena *arena = arena_new();
-    page_open(&page, path_join(arena, out, "report.html"),
-              arena_format(arena, "refsae %s", run_name(console, arena)));
-    manifest_write(out, seed, console);
-    Folder folder = folder_open(&page, out, arena);
-    page_section(&page, "What was found");
-    show_findings(&folder, 1);
-    (void)show_folder(&folder);
-    show_made(&folder);
-    page_commit(&page);
-    arena_free(arena);
-}
-
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count) {
     Page page;
     page_open(&page, out, title);
-    Arena *arena = page.out->arena;
-    Folder *folders = arena_alloc(arena, count, sizeof *folders);
+    Folder *folders = arena_alloc(page.out->arena, count, sizeof *folders);
     for (size_t i = 0; i < count; i++) {
         path_need_directory(directories[i]);
-        folders[i] = folder_open(&page, directories[i], arena);
+        folders[i] = folder_open(&page, directories[i]);
     }
     bool any = false;
-    page_chapter(&page, "What was found");
-    show_findings(folders, count);
+    page_section(&page, "What was found");
     for (size_t i = 0; i < count; i++) {
-        page_chapter(&page, folders[i].name);
-        any |= show_folder(&folders[i]);
-        show_made(&folders[i]);
+        folder_look(&folders[i], folders, count);
+        show_part(&folders[i], "found");
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (count > 1) {
+            page_chapter(&page, folders[i].name);
+        }
+        int before = page.sections;
+        show_part(&folders[i], "folder");
+        any |= page.sections > before;
+        if (page.sections == before) {
+            page_item(&page, ' ', arena_format(page.out->arena, "This folder %s.", nothing), "");
+        }
+        show_part(&folders[i], "made");
     }
     if (!any) {
         fail(STATUS_INPUT, "%s: %s", directories[0], nothing);
     }
     page_commit(&page);
+}
+
+void folder_page(const char *out, uint64_t seed, const Console *console) {
+    Arena *arena = arena_new();
+    char *path = path_join(arena, out, "report.html"), *folder = arena_format(arena, "%s", out);
+    file_note(path, true);
+    manifest_write(out, seed, console);
+    folders_merge(path, arena_format(arena, "refsae %s", run_name(console, arena)), &folder, 1);
+    arena_free(arena);
 }

@@ -15,6 +15,8 @@ extern const LayerMetric layer_metrics[METRICS];
 
 /* "heat_IO.svg"; a name that no file should bear is made safe and gets its number. */
 char *figure_name(Arena *arena, const char *what, const char *name, size_t attribute);
+/* "L3.H1 z" (head NaN: "L3 mlp_out"), with a space that does not break, of a hook point's name. */
+char *node_label(Arena *arena, const char *hook, double head);
 /* "X_ci" stands beside the figure X. */
 bool figure_is_interval(const Json *value);
 /* Why sufficiency and necessity in a cross-section, or (attribute not NULL) edits of an attribute

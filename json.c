@@ -745,7 +745,10 @@ void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t len
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
     char number[JSON_NUMBER_SIZE];
-    bool object = value->kind == JSON_OBJECT;
+    bool object = json_is(value, JSON_OBJECT);
+    if (value == NULL) {
+        return;
+    }
     if (value->kind == JSON_STRING) {
         json_out_bytes(json, key, value->text, value->length);
         return;

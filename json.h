@@ -126,7 +126,7 @@ void json_out(JsonOut *json, const char *shape, ...) REFSAE_PRINTF(2, 3);
 void json_out_sizes(JsonOut *json, const size_t *sizes, int count); /* elements of an array */
 /* `key` is NULL in arrays, here and below. A text that may hold 0 bytes. */
 void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t length);
-/* What was read, once more; numbers in the shortest form. */
+/* What was read, once more; numbers in the shortest form. No value: nothing. */
 void json_out_value(JsonOut *json, const char *key, const Json *value);
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----

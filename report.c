@@ -15,25 +15,17 @@ static void csv_value(Csv *csv, const Json *value) {
     csv_text(csv, json_is(value, JSON_NUMBER) ? value->text : json_string(value));
 }
 
-/* An array's objects as rows. "loss.recovered_zero" is a member of the member loss; the head calls
- * it loss_recovered_zero. */
+/* An array's objects as rows. A column "loss_recovered_zero" is a member of the member loss. */
 static void write_csv(const char *path, const Json *rows, const char *columns) {
     OutFile *out = out_open(path);
-    char *head = arena_copy(out->arena, columns, strlen(columns)), name[64];
-    for (char *dot = head; (dot = strchr(dot, '.')) != NULL;) {
-        *dot = '_';
-    }
-    Csv csv = csv_start(out->stream, head);
+    Csv csv = csv_start(out->stream, columns);
     for (const Json *row = json_first(rows); row != NULL; row = row->next) {
         for (const char *c = columns; *c != '\0'; c += strspn(c, ",")) {
-            size_t length = strcspn(c, ","), outer = strcspn(c, ".,");
-            snprintf(name, sizeof name, "%.*s", (int)outer, c);
+            size_t length = strcspn(c, ",");
+            char *name = arena_copy(out->arena, c, length), *inner = strchr(name, '_');
+            *(inner == NULL ? name + length : inner) = '\0';
             const Json *value = json_get(row, name);
-            if (outer < length) {
-                snprintf(name, sizeof name, "%.*s", (int)(length - outer - 1), c + outer + 1);
-                value = json_get(value, name);
-            }
-            csv_value(&csv, value);
+            csv_value(&csv, inner == NULL ? value : json_get(value, inner + 1));
             c += length;
         }
         csv_end(&csv);
@@ -91,12 +83,26 @@ LayerTable published_read(Arena *arena, const char *path) {
     }
     FileMap file = file_map(arena, path);
     const char *head = arena_copy(arena, (const char *)file.data, file.size);
-    size_t lines = 0, number = 1, curves = 0;
+    size_t lines = 0, number = 1;
+    int column[METRICS][GROUPS];
+    bool any = false;
     for (const char *line = head; *line != '\0'; line = csv_line_next(line)) {
         lines++;
     }
-    const char **rows = arena_alloc(arena, lines, sizeof *rows);
     table.layer = arena_alloc(arena, lines, sizeof(double));
+    for (Metric m = 0; m < METRICS; m++) {
+        for (Group g = 0; g < GROUPS; g++) {
+            column[m][g] = csv_column(head, curve_name(arena, m, g));
+            if (column[m][g] >= 0) {
+                table.value[m][g] = arena_alloc(arena, lines, sizeof(double));
+                any = true;
+            }
+        }
+    }
+    if (!any) {
+        fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
+             path);
+    }
     for (const char *line = csv_line_next(head); *line != '\0'; line = csv_line_next(line)) {
         double *layer = &table.layer[table.n];
         number++;
@@ -107,25 +113,14 @@ LayerTable published_read(Arena *arena, const char *path) {
             fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
                  path, number);
         }
-        rows[table.n++] = line;
-    }
-    for (Metric m = 0; m < METRICS; m++) {
-        for (Group g = 0; g < GROUPS; g++) {
-            int column = csv_column(head, curve_name(arena, m, g));
-            if (column < 0) {
-                continue;
+        for (int i = 0; i < METRICS * GROUPS; i++) {
+            double *values = table.value[i / GROUPS][i % GROUPS];
+            if (values != NULL &&
+                !csv_number(line, column[i / GROUPS][i % GROUPS], values + table.n)) {
+                values[table.n] = NAN;
             }
-            double *values = table.value[m][g] = arena_alloc(arena, table.n, sizeof *values);
-            for (size_t i = 0; i < table.n; i++) {
-                values[i] = NAN;
-                csv_number(rows[i], column, &values[i]);
-            }
-            curves++;
         }
-    }
-    if (curves == 0) {
-        fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
-             path);
+        table.n++;
     }
     if (table.n == 0) {
         fail(STATUS_INPUT, "%s: a head without layers below it", path);
@@ -137,20 +132,6 @@ static void json_convergence(JsonOut *json, const LayerTable *table, double c) {
     json_out(json, "layer %g mse_layer %g sparsity_layer %g",
              convergence_layer(table, true, true, c), convergence_layer(table, true, false, c),
              convergence_layer(table, false, true, c));
-}
-
-static void json_distances(JsonOut *json, const LayerTable *ours, const LayerTable *published,
-                           Arena *arena) {
-    json_out(json, "distance {");
-    for (Metric m = 0; m < METRICS; m++) {
-        for (Group g = 0; g < GROUPS; g++) {
-            if (published->value[m][g] != NULL) {
-                json_out(json, "%s %g", curve_name(arena, m, g),
-                         curve_distance(ours, published, m, g));
-            }
-        }
-    }
-    json_out(json, "}");
 }
 
 static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
@@ -172,12 +153,17 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     if (published->n > 0) {
         json_out(&json, "published {");
         json_convergence(&json, published, factor);
-        json_out(&json, "} }");
-        json_distances(&json, ours, published, out->arena);
-    } else {
-        json_out(&json, "}");
+        json_out(&json, "} } distance {");
+        for (int i = 0; i < METRICS * GROUPS; i++) {
+            Metric m = (Metric)(i / GROUPS);
+            Group g = (Group)(i % GROUPS);
+            if (published->value[m][g] != NULL) {
+                json_out(&json, "%s %g", curve_name(out->arena, m, g),
+                         curve_distance(ours, published, m, g));
+            }
+        }
     }
-    json_out(&json, "layers [");
+    json_out(&json, "} layers [");
     for (size_t i = 0; i < result->n_layers; i++) {
         for (Group g = 0; g < GROUPS; g++) {
             json_layer(&json, &result->layers[i], g);
@@ -187,51 +173,32 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
     out_commit(out);
 }
 
-/* A curve over layers; none if no layer has a value. */
-static void add_layers(Arena *arena, Chart *chart, const LayerTable *table, Series series) {
-    bool any = false;
-    for (size_t i = 0; i < table->n; i++) {
-        any = any || !isnan(series.y[i]);
-    }
-    series.x = table->layer;
-    series.count = table->n;
-    if (any) {
-        chart_add(arena, chart, series);
-    }
-}
-
-/* Each group solid, the published curve of the same colour dashed; then the controls. */
-static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
-                          const LayerTable *published, const Json *convergence, Metric m,
-                          Arena *arena) {
-    static const char *const names[GROUPS] = {"image tokens", "text after the image",
-                                              "text-only control"};
-    static const char *const controls[VARIANTS] = {"", "permuted image tokens",
-                                                   "Gaussian image tokens"};
+/* Each group solid, the published curve of the same colour dashed; then the controls. A curve that
+ * no layer has a value of is left out. */
+static const char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
+                                const LayerTable *published, const Json *convergence, Metric m,
+                                Arena *arena) {
+    static const char *const names[] = {"image tokens",          "image tokens, published",
+                                        "text after the image",  "text after the image, published",
+                                        "text-only control",     "text-only control, published",
+                                        "permuted image tokens", "Gaussian image tokens"};
     Chart chart = {.title = layer_metrics[m].title,
                    .x_label = "layer",
                    .y_label = layer_metrics[m].label,
                    .log_y = m != METRIC_MATCH};
-    for (int g = 0; g < GROUPS; g++) {
-        double *theirs = arena_alloc(arena, ours->n, sizeof *theirs);
-        for (size_t i = 0; i < ours->n; i++) {
-            theirs[i] = table_value(published, m, (Group)g, ours->layer[i]);
+    for (int i = 0; i < 2 * GROUPS + 2; i++) {
+        bool control = i >= 2 * GROUPS, theirs = !control && i % 2 == 1, any = false;
+        Group g = control ? GROUP_IMG : (Group)(i / 2);
+        Variant v = control ? (Variant)(VARIANT_PERMUTED + i % 2) : VARIANT_CLEAN;
+        Series series = {names[i], NULL, ours->n, theirs, control ? i - GROUPS + 1 : (int)g + 1};
+        Point *points = chart_add(arena, &chart, series);
+        for (size_t n = 0; n < ours->n; n++) {
+            points[n].x = ours->layer[n];
+            points[n].y = theirs ? table_value(published, m, g, ours->layer[n])
+                                 : layer_metric(&result->layers[n], m, g, v);
+            any = any || !isnan(points[n].y);
         }
-        add_layers(arena, &chart, ours,
-                   (Series){.name = names[g], .y = ours->value[m][g], .colour = g + 1});
-        add_layers(arena, &chart, ours,
-                   (Series){.name = arena_format(arena, "%s, published", names[g]),
-                            .y = theirs,
-                            .colour = g + 1,
-                            .dashed = true});
-    }
-    for (Variant v = VARIANT_PERMUTED; v < VARIANTS; v++) {
-        double *y = arena_alloc(arena, ours->n, sizeof *y);
-        for (size_t i = 0; i < ours->n; i++) {
-            y[i] = layer_metric(&result->layers[i], m, GROUP_IMG, v);
-        }
-        add_layers(arena, &chart, ours,
-                   (Series){.name = controls[v], .y = y, .colour = (int)v + GROUPS});
+        chart.series_count -= any ? 0 : 1;
     }
     char *key = arena_format(arena, "%s_layer", layer_metrics[m].name);
     chart.marker_x = json_double(json_get(convergence, key));
@@ -240,7 +207,7 @@ static char *layer_figure(const AnalyzeResult *result, const LayerTable *ours,
             arena_format(arena, "within %.3gx from layer %s", result->options->converge,
                          convergence_text(arena, convergence, key));
     }
-    return svg_lines(arena, &chart);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 /* ---- SAGE: sage.json ---- */
@@ -414,13 +381,6 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
     json_out(json, "}");
 }
 
-static void json_interpretation(JsonOut *json, const SageResult *r, const SageInterpretation *f) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, f->kind, f->layer, false, false);
-    json_out(json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", name,
-             r->task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
-}
-
 /* How many features reach each threshold, and how many would if prompts had other prompts' values.
  */
 static void json_chance(JsonOut *json, const SageResult *r) {
@@ -466,7 +426,11 @@ static void write_sage(const SageResult *r, const char *path) {
     }
     json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
-        json_interpretation(&json, r, &r->interpretations[i]);
+        const SageInterpretation *f = &r->interpretations[i];
+        char hook[HOOK_NAME_MAX];
+        hook_name(hook, f->kind, f->layer, false, false);
+        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", hook,
+                 task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
     }
     json_out(&json, "]");
     json_chance(&json, r);
@@ -527,31 +491,26 @@ static void write_nodes(const SageResult *r, const char *path) {
     out_commit(out);
 }
 
-/* Where a figure stands in sage.json, and it with its interval. */
-static void csv_figure(Csv *csv, const char *const path[5], const Json *object,
-                       const Json *figure) {
-    char name[64];
-    snprintf(name, sizeof name, "%s_ci", figure->key);
-    const Json *low = json_first(json_get(object, name));
-    for (size_t i = 0; i < 5; i++) {
-        csv_text(csv, path[i]);
-    }
-    csv_text(csv, figure->key);
-    csv_value(csv, figure);
-    csv_value(csv, low);
-    csv_value(csv, low == NULL ? NULL : low->next);
-    csv_end(csv);
-}
-
-/* All figures below an object at `depth`. Those of f1 have no attribute. */
-static void csv_figures(Csv *csv, const char *path[5], size_t depth, const Json *object) {
+/* All figures below an object at `depth`, with their intervals, behind where they stand in
+ * sage.json. Those of f1 have no attribute. */
+static void csv_figures(Csv *csv, const char *path[5], size_t depth, const Json *object,
+                        Arena *arena) {
     for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
         if (json_is(v, JSON_OBJECT) && depth < 5) {
+            size_t below = depth + (depth == 2 && strcmp(v->key, "f1") == 0 ? 2 : 1);
             path[depth] = v->key;
-            csv_figures(csv, path, depth + (depth == 2 && strcmp(v->key, "f1") == 0 ? 2 : 1), v);
+            csv_figures(csv, path, below, v, arena);
             path[depth] = "";
         } else if (!figure_is_interval(v)) {
-            csv_figure(csv, path, object, v);
+            const Json *low = json_first(json_get(object, arena_format(arena, "%s_ci", v->key)));
+            for (size_t i = 0; i < 5; i++) {
+                csv_text(csv, path[i]);
+            }
+            csv_text(csv, v->key);
+            csv_value(csv, v);
+            csv_value(csv, low);
+            csv_value(csv, low == NULL ? NULL : low->next);
+            csv_end(csv);
         }
     }
 }
@@ -561,76 +520,55 @@ static void write_tests(const Json *tests, const char *path) {
     const char *place[5] = {"", "", "", "", ""};
     Csv csv =
         csv_start(out->stream, "cross_section,method,test,attribute,k_or_t,figure,value,low,high");
-    csv_figures(&csv, place, 0, tests);
+    csv_figures(&csv, place, 0, tests, out->arena);
     out_commit(out);
 }
 
 /* ---- SAGE: figures ---- */
 
-static bool same_component(const SageNode *a, const SageNode *b) {
-    return a->kind == b->kind && a->layer == b->layer && a->head == b->head;
-}
-
-/* "L3.H1 z", "L3 mlp_out", with a space that does not break */
-static char *short_name(Arena *arena, const SageNode *node) {
-    char full[HOOK_NAME_MAX], head[16] = "";
-    hook_name(full, node->kind, node->layer, false, false);
-    if (node->head >= 0) {
-        snprintf(head, sizeof head, ".H%d", node->head);
+static double row_peak(const HeatRow *row, size_t columns) {
+    double peak = 0;
+    for (size_t c = 0; c < columns; c++) {
+        peak = fmax(peak, fabs(row->cells[c].value));
     }
-    return arena_format(arena, "L%d%s\xC2\xA0%s", node->layer, head,
-                        strstr(full, "hook_") + strlen("hook_"));
+    return peak;
 }
 
-/* A cross-section as a heat map, components by positions: nodes stand component by component. Of
- * many components those are shown whose largest |score| is a fiftieth of the largest of all or
- * more, and HEAT_ROWS at most. */
+/* A cross-section as a heat map, components by positions. Of many components those are shown whose
+ * largest |score| is a fiftieth of the largest of all or more, and HEAT_ROWS at most. */
 static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     enum {
         HEAT_ROWS = 40
     };
-    const double *score = r->score + attribute * r->n_nodes;
-    const char *names[HEAT_ROWS];
-    size_t columns = r->task->n_positions, n = 0, shown = 0;
-    size_t *first = arena_alloc(arena, r->n_nodes + 1, sizeof *first);
-    double *peak = arena_alloc(arena, r->n_nodes, sizeof *peak),
-           *rising = arena_alloc(arena, r->n_nodes, sizeof *rising), least = 0;
-    double *values = arena_alloc(arena, HEAT_ROWS * columns, sizeof *values);
-    bool *marked = arena_alloc(arena, HEAT_ROWS * columns, sizeof *marked);
-    for (size_t i = 0; i < r->n_nodes; i++) {
-        if (i == 0 || !same_component(&r->nodes[i - 1], &r->nodes[i])) {
-            first[n++] = i;
-        }
-        peak[n - 1] = rising[n - 1] = fmax(peak[n - 1], fabs(score[i]));
-    }
-    first[n] = r->n_nodes;
-    if (n > HEAT_ROWS) {
-        qsort(rising, n, sizeof *rising, compare_doubles);
-        least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
-    }
-    for (size_t i = 0; i < HEAT_ROWS * columns; i++) {
-        values[i] = NAN;
-    }
-    for (size_t c = 0; c < n && shown < HEAT_ROWS; c++) {
-        for (size_t i = first[c]; i < first[c + 1] && !(peak[c] < least); i++) {
-            size_t cell = shown * columns + r->nodes[i].position;
-            values[cell] = score[i];
-            marked[cell] = r->chosen[attribute * r->n_nodes + i];
-        }
-        if (!(peak[c] < least)) {
-            names[shown++] = short_name(arena, &r->nodes[first[c]]);
-        }
-    }
+    size_t columns = r->task->n_positions, first = attribute * r->n_nodes;
+    char name[HOOK_NAME_MAX];
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
                    .x_label = "position",
                    .value_label = "score",
-                   .rows = names,
-                   .row_count = shown,
                    .columns = r->task->positions,
-                   .column_count = columns,
-                   .values = values,
-                   .marked = marked};
+                   .column_count = columns};
+    for (size_t i = 0; i < r->n_nodes; i++) {
+        const SageNode *node = &r->nodes[i];
+        hook_name(name, node->kind, node->layer, false, false);
+        HeatCell *cells = heat_row(arena, &map, node_label(arena, name, node_head(node)));
+        cells[node->position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
+    }
+    size_t n = map.row_count;
+    if (n > HEAT_ROWS) {
+        double *rising = arena_alloc(arena, n, sizeof *rising);
+        for (size_t i = 0; i < n; i++) {
+            rising[i] = row_peak(&map.rows[i], columns);
+        }
+        qsort(rising, n, sizeof *rising, compare_doubles);
+        double least = fmax(rising[n - HEAT_ROWS], rising[n - 1] / 50);
+        map.row_count = 0;
+        for (size_t i = 0; i < n && map.row_count < HEAT_ROWS; i++) {
+            if (!(row_peak(&map.rows[i], columns) < least)) {
+                map.rows[map.row_count++] = map.rows[i];
+            }
+        }
+    }
     return svg_heat(arena, &map);
 }
 
@@ -650,21 +588,20 @@ enum {
  * interval over a number, or for NULL over the point's own name. */
 static void add_curve(Arena *arena, Chart *chart, Series series, const Json *list,
                       const char *method, const char *over, const char *figure) {
-    size_t n = list == NULL ? 0 : list->length, i = 0;
-    double *x = arena_alloc(arena, 4 * n, sizeof *x), *y = x + n, *low = y + n, *high = low + n;
     const char *interval = arena_format(arena, "%s_ci", figure);
-    for (const Json *v = json_first(list); v != NULL; v = v->next, i++) {
+    series.count = list == NULL ? 0 : list->length;
+    Point *point = chart_add(arena, chart, series);
+    size_t i = 0;
+    for (const Json *v = json_first(list); v != NULL; v = v->next, i++, point++) {
         const Json *object = method == NULL ? v : json_get(v, method);
         const Json *ends = json_first(json_get(object, interval));
-        x[i] = chart->groups != NULL ? (double)i
-               : over == NULL        ? strtod(v->key, NULL)
-                                     : json_double(json_get(object, over));
-        y[i] = json_double(json_get(object, figure));
-        low[i] = json_double(ends);
-        high[i] = json_double(ends == NULL ? NULL : ends->next);
+        point->x = chart->groups != NULL ? (double)i
+                   : over == NULL        ? strtod(v->key, NULL)
+                                         : json_double(json_get(object, over));
+        point->y = json_double(json_get(object, figure));
+        point->low = json_double(ends);
+        point->high = json_double(ends == NULL ? NULL : ends->next);
     }
-    chart_add(arena, chart,
-              (Series){series.name, x, y, n, series.dashed, series.colour, low, high});
 }
 
 /* Does a cross-section have it? native is not always there. */
@@ -702,7 +639,7 @@ static char *method_figure(const Json *tests, size_t merit, Arena *arena) {
             add_curve(arena, &chart, series, tests, series.name, NULL, merits[merit].name);
         }
     }
-    return svg_bars(arena, &chart);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 #define EDIT_K "8" /* of Figure 3 */
@@ -716,38 +653,32 @@ static char *edit_figure(const Json *tests, const Json *attributes, Arena *arena
                  {"sae", EDIT_K, "sae"},
                  {"native", EDIT_K, "native"},
                  {"random", EDIT_K, "random"}};
-    size_t most = attributes->length * sizeof edits / sizeof *edits, n = 0;
-    const char **rows = arena_alloc(arena, most, sizeof *rows),
-               **crosses = arena_alloc(arena, tests->length, sizeof *crosses);
-    double *values = arena_alloc(arena, most * tests->length, sizeof *values);
-    bool *marked = arena_alloc(arena, most * tests->length, sizeof *marked);
+    const char **crosses = arena_alloc(arena, tests->length, sizeof *crosses);
     HeatMap map = {.title = "Edits by attribute and cross-section, k = " EDIT_K,
                    .x_label = "cross-section",
                    .value_label = "share of prompts that answer as with the counterfactual",
-                   .rows = rows,
                    .columns = crosses,
                    .column_count = tests->length,
-                   .values = values,
-                   .marked = marked,
                    .largest = 1,
                    .numbers = true};
     for (const Json *a = json_first(attributes); a != NULL; a = a->next) {
         for (size_t e = 0; e < sizeof edits / sizeof *edits; e++) {
-            bool stands = method_stands(tests, edits[e].method);
-            size_t column = 0;
-            for (const Json *c = json_first(tests); c != NULL && stands; c = c->next) {
+            const char *name = arena_format(arena, "%s · %s", a->key, edits[e].name),
+                       **title = crosses;
+            if (!method_stands(tests, edits[e].method)) {
+                continue;
+            }
+            HeatCell *cell = heat_row(arena, &map, name);
+            for (const Json *c = json_first(tests); c != NULL; c = c->next, cell++) {
                 const Json *edit =
                     json_below(json_below(c, edits[e].method, "control"), a->key, edits[e].edit);
-                crosses[column++] = c->key;
-                values[n] =
+                *title++ = c->key;
+                cell->value =
                     json_double(json_is(edit, JSON_OBJECT) ? json_get(edit, "score") : edit);
-                marked[n] = untold(c, a->key, arena) != NULL;
-                if (marked[n++]) {
+                cell->marked = untold(c, a->key, arena) != NULL;
+                if (cell->marked) {
                     map.subtitle = "outlined: none is above 0.9, which cannot tell methods apart";
                 }
-            }
-            if (stands) {
-                rows[map.row_count++] = arena_format(arena, "%s · %s", a->key, edits[e].name);
             }
         }
     }
@@ -779,8 +710,8 @@ static char *control_figure(const Json *tests, const Json *cross, const Json *at
             }
         }
     }
-    return svg_panels(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
-                      panels, attributes->length);
+    return svg_chart(arena, arena_format(arena, "Editing the cross-section of %.60s", cross->key),
+                     panels, attributes->length);
 }
 
 /* Figure 5: of how many features, at least t, a predicate of each kind is the best one. */
@@ -790,33 +721,28 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
         KINDS = sizeof kinds / sizeof *kinds
     };
     char number[JSON_NUMBER_SIZE];
-    const char **rows = arena_alloc(arena, interpretations->length, sizeof *rows);
-    double *values = arena_alloc(arena, interpretations->length * KINDS, sizeof *values);
     json_format_double(number, t);
     HeatMap map = {.title = arena_format(arena, "What the features of F1 ≥ %s stand for", number),
                    .x_label = "kind of the best predicate",
                    .value_label = "features",
-                   .rows = rows,
                    .columns = kinds,
                    .column_count = KINDS,
-                   .values = values,
                    .numbers = true};
     for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
         const char *predicate = json_string(json_get(v, "predicate"));
-        size_t name = strcspn(predicate, "="), row = 0;
+        size_t name = strcspn(predicate, "=");
         size_t kind = strstr(predicate, " in {") != NULL     ? 4
                       : strstr(predicate, " & ") != NULL     ? 1
                       : memchr(predicate, '#', name) != NULL ? 2
                       : memchr(predicate, '(', name) != NULL ? 3
                                                              : 0;
-        const char *site = arena_format(arena, "%s · %s", json_string(json_get(v, "hook")),
-                                        json_string(json_get(v, "position")));
-        while (row < map.row_count && strcmp(rows[row], site) != 0) {
-            row++;
+        HeatCell *cells = heat_row(arena, &map,
+                                   arena_format(arena, "%s · %s", json_string(json_get(v, "hook")),
+                                                json_string(json_get(v, "position"))));
+        for (size_t k = 0; k < KINDS; k++) { /* a row has a number in each cell */
+            cells[k].value = isnan(cells[k].value) ? 0 : cells[k].value;
         }
-        rows[row] = site;
-        map.row_count += row == map.row_count ? 1 : 0;
-        values[row * KINDS + kind] += json_double(json_get(v, "f1")) >= t ? 1 : 0;
+        cells[kind].value += json_double(json_get(v, "f1")) >= t ? 1 : 0;
     }
     return svg_heat(arena, &map);
 }
@@ -838,7 +764,7 @@ static char *sweep_figure(const Json *tests, size_t merit, Arena *arena) {
             }
         }
     }
-    return svg_panels(arena, merits[merit].by_threshold, panels, tests->length);
+    return svg_chart(arena, merits[merit].by_threshold, panels, tests->length);
 }
 
 /* How many nodes carry what a cross-section was found for. */
@@ -852,7 +778,7 @@ static char *nodes_figure(const Json *crosses, Arena *arena) {
         add_curve(arena, &chart, (Series){.name = c->key}, json_get(c, "curve"), NULL, "nodes",
                   "share");
     }
-    return svg_lines(arena, &chart);
+    return svg_chart(arena, NULL, &chart, 1);
 }
 
 void report_sage_figures(const char *out, double t) {
@@ -900,9 +826,9 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     write_layers(result, &ours, published, path);
     const Json *json = json_read_file(arena, path), *convergence = json_get(json, "convergence");
     write_csv(path_join(arena, o->out, "layers.csv"), json_get(json, "layers"),
-              "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss.recovered_zero,loss.recovered_mean,"
-              "match,permuted.mse,permuted.sparsity,permuted.fvu,permuted.cosine,permuted.norm,"
-              "gaussian.mse,gaussian.sparsity,gaussian.fvu,gaussian.cosine,gaussian.norm");
+              "layer,group,mse,sparsity,l0,fvu,cosine,norm,loss_recovered_zero,loss_recovered_mean,"
+              "match,permuted_mse,permuted_sparsity,permuted_fvu,permuted_cosine,permuted_norm,"
+              "gaussian_mse,gaussian_sparsity,gaussian_fvu,gaussian_cosine,gaussian_norm");
     for (Metric m = 0; m < METRICS; m++) {
         write_figure(arena, o->out, arena_format(arena, "%s.svg", layer_metrics[m].name),
                      layer_figure(result, &ours, published, convergence, m, arena));
@@ -933,18 +859,16 @@ static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
                    m->low, m->high,
                    m->low > 0.0 ? "" : ": the model does not do the task, no figure says much");
     for (const Json *c = json_first(tests); c != NULL; c = c->next) {
-        static const char *const shown[] = {"weighted", "sae", "random"};
-        const char *why = untold(c, NULL, arena);
-        double v[2][3];
-        for (int i = 0; i < 6; i++) {
-            v[i / 3][i % 3] =
-                json_double(json_below(c, shown[i % 3], i < 3 ? "sufficiency" : "necessity"));
+        const char *told[2], *why = untold(c, NULL, arena);
+        for (size_t i = 0; i < 2; i++) {
+            told[i] = arena_format(
+                arena, i == 0 ? "weighted %.3f, sae %.3f, random %.3f" : "%.3f, %.3f, %.3f",
+                json_double(json_below(c, "weighted", merits[i].name)),
+                json_double(json_below(c, "sae", merits[i].name)),
+                json_double(json_below(c, "random", merits[i].name)));
         }
-        console_result(r->console, "%s: sufficiency weighted %.3f, sae %.3f, random %.3f; %s",
-                       c->key, v[0][0], v[0][1], v[0][2],
-                       why != NULL ? why
-                                   : arena_format(arena, "necessity %.3f, %.3f, %.3f", v[1][0],
-                                                  v[1][1], v[1][2]));
+        console_result(r->console, "%s: sufficiency %s; %s%s", c->key, told[0],
+                       why != NULL ? "" : "necessity ", why != NULL ? why : told[1]);
     }
 }
 
@@ -972,17 +896,15 @@ void report_sage(const SageResult *result) {
 
 void report_train(const TrainResult *result) {
     Arena *arena = arena_new();
-    double *x = arena_alloc(arena, result->steps, sizeof *x);
-    for (size_t i = 0; i < result->steps; i++) {
-        x[i] = (double)(i + 1);
-    }
-    Series series = {.name = "loss", .x = x, .y = result->loss, .count = result->steps};
     Chart chart = {.title = "Adapter training",
                    .x_label = "step",
                    .y_label = "cross-entropy of the answers (nats)",
-                   .subtitle = "0: certain of every right token",
-                   .series = &series,
-                   .series_count = 1};
-    write_figure(arena, result->options->out, "loss.svg", svg_lines(arena, &chart));
+                   .subtitle = "0: certain of every right token"};
+    Point *points = chart_add(arena, &chart, (Series){.name = "loss", .count = result->steps});
+    for (size_t i = 0; i < result->steps; i++) {
+        points[i].x = (double)(i + 1);
+        points[i].y = result->loss[i];
+    }
+    write_figure(arena, result->options->out, "loss.svg", svg_chart(arena, NULL, &chart, 1));
     arena_free(arena);
 }

@@ -45,9 +45,7 @@ Test(report, numbers_as_books_print_them) {
                  {-(double)INFINITY, 4, "−∞"},
                  {1e300, 6, "10³⁰⁰"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char text[TEXT_NUMBER_SIZE];
-        text_number(text, cases[i].value, cases[i].digits);
-        cr_assert_str_eq(text, cases[i].text);
+        cr_assert_str_eq(text_number(arena, cases[i].value, cases[i].digits), cases[i].text);
     }
 }
 
@@ -63,37 +61,48 @@ typedef enum Kind {
 /* Draws n values, four series or columns of them, under the given name. */
 static char *draw(Kind kind, const double *values, size_t n, const char *name, bool log) {
     const char *names[4] = {name, "b", name, "d"}, *rows[200];
-    static const bool marked[800] = {true, false, true};
-    static double x[200];
-    Series series[4];
+    Chart chart = {name,
+                   name,
+                   name,
+                   name,
+                   .shares = !log,
+                   .log_y = log,
+                   .log_x = !log,
+                   .marker_label = kind == BARS ? NULL : name,
+                   .marker_x = 1e9,
+                   .groups = kind == BARS ? rows : NULL,
+
+                   .group_count = kind == BARS ? n / 4 : 0};
+    HeatMap heat = {.title = name,
+                    .subtitle = name,
+                    .x_label = name,
+                    .value_label = name,
+                    .columns = names,
+                    .column_count = 4,
+                    .numbers = !log};
+    chart.shares = chart.shares || kind == BARS;
+    chart.log_x = chart.log_x && kind != BARS;
+    chart.log_y = chart.log_y && kind != BARS;
     for (size_t i = 0; i < 200; i++) {
-        rows[i] = i % 2 == 0 ? name : "row";
-        x[i] = (double)i;
+        rows[i] = arena_format(arena, "%s%zu", i % 2 == 0 ? name : "row", i);
     }
     for (size_t i = 0; i < 4; i++) {
-        series[i] = (Series){.name = names[i],
-                             .x = x,
-                             .y = values + i * (n / 4),
-                             .count = n / 4,
-                             .dashed = i == 3,
-                             .colour = i == 3 ? 1 : 0,
-                             .low = i == 1 ? values : NULL,
-                             .high = i == 1 ? values + n / 4 : NULL};
+        Point *points =
+            chart_add(arena, &chart, (Series){names[i], NULL, n / 4, i == 3, i == 3 ? 1 : 0});
+        for (size_t k = 0; k < n / 4; k++) {
+            points[k].x = (double)k;
+            points[k].y = values[i * (n / 4) + k];
+            points[k].low = i == 1 ? values[k] : (double)NAN;
+            points[k].high = i == 1 ? values[n / 4 + k] : (double)NAN;
+        }
     }
-    Chart lines[3] = {{name, name, name, name, series, 4, 4, !log, log, !log, name, 1e9, NULL, 0}};
-    lines[1] = lines[2] = lines[0];
-    Chart bars = {.title = name,
-                  .subtitle = name,
-                  .y_label = name,
-                  .series = series,
-                  .series_count = 4,
-                  .shares = true,
-                  .groups = rows,
-                  .group_count = n / 4};
-    HeatMap heat = {name, name, name, name, rows, n / 4, names, 4, values, marked, 0, !log};
-    return kind == LINES    ? svg_lines(arena, lines)
-           : kind == PANELS ? svg_panels(arena, name, lines, 3)
-           : kind == BARS   ? svg_bars(arena, &bars)
+    for (size_t i = 0; i < n / 4 * 4; i++) {
+        heat_row(arena, &heat, rows[i / 4])[i % 4] = (HeatCell){values[i], i == 0 || i == 2};
+    }
+    Chart panels[3] = {chart, chart, chart};
+    return kind == LINES    ? svg_chart(arena, NULL, &chart, 1)
+           : kind == PANELS ? svg_chart(arena, name, panels, 3)
+           : kind == BARS   ? svg_chart(arena, NULL, &chart, 1)
                             : svg_heat(arena, &heat);
 }
 
@@ -132,19 +141,21 @@ Test(report, figures_of_any_values_are_xml) {
 }
 
 Test(report, line_chart_shows_what_it_is_given) {
-    double y[4] = {1, 10, (double)NAN, 1000}, x[4] = {0, 1, 2, 3};
-    Series series[2] = {
-        {.name = "measured", .x = x, .y = y, .count = 4},
-        {.name = "published", .x = x, .y = y, .count = 4, .dashed = true, .colour = 1}};
+    double y[4] = {1, 10, (double)NAN, 1000};
     Chart chart = {.title = "T",
                    .x_label = "layer",
                    .y_label = "MSE",
-                   .series = series,
-                   .series_count = 2,
                    .log_y = true,
                    .marker_label = "convergence: layer 2",
                    .marker_x = 2};
-    char *svg = svg_lines(arena, &chart);
+    Point *points[2] = {
+        chart_add(arena, &chart, (Series){.name = "measured", .count = 4}),
+        chart_add(arena, &chart, (Series){"published", NULL, 4, .dashed = true, .colour = 1})};
+    for (size_t i = 0; i < 8; i++) {
+        points[i / 4][i % 4].x = (double)(i % 4);
+        points[i / 4][i % 4].y = y[i % 4];
+    }
+    char *svg = svg_chart(arena, NULL, &chart, 1);
     assert_xml(svg, "svg");
     static const char *const parts[] = {">T<",
                                         ">layer<",
@@ -173,7 +184,7 @@ Test(report, bars_and_cells_are_counted) {
     cr_assert_eq(assert_xml(svg, "rect"), 1 + 4 + 6, "paper, legend, bars");
     svg = draw(HEAT, values, 8, "n", false);
     cr_assert_eq(assert_xml(svg, "rect"), 1 + 21 + 1 + 6 + 2, "paper, scale, frame, cells, marks");
-    cr_assert_not_null(strstr(svg, "fill-opacity=\"0.125\"><title>n · n: 0.5<"), "0.5 of 4");
+    cr_assert_not_null(strstr(svg, "fill-opacity=\"0.125\"><title>n0 · n: 0.5<"), "0.5 of 4");
 }
 
 /* ---- HTML ---- */
@@ -184,28 +195,21 @@ static char *read_file(const char *path) {
 }
 
 static void fill(Page *page) {
-    static const char *const titles[] = {hostile, "value", "text"};
-    static const bool numbers[] = {false, true, false};
-    double x[4] = {0, 1, 2, 3}, y[4] = {1, 2, 3, 4};
-    Series series = {.name = hostile, .x = x, .y = y, .count = 4};
-    Chart chart = {
-        .title = hostile, .x_label = "x", .y_label = "y", .series = &series, .series_count = 1};
+    static const char *const titles[] = {"name", hostile, "value", "text"};
+    Chart chart = {.title = hostile, .x_label = "x", .y_label = "y"};
+    chart_add(arena, &chart, (Series){.name = hostile, .count = 4})->y = 1;
     page_section(page, "First");
     page_item(page, '=', hostile, hostile);
     page_item(page, '=', "5 %", "b");
     page_item(page, '*', hostile, "plain");
     page_table(page, hostile);
-    page_head(page, false, "name");
-    for (size_t i = 0; i < 3; i++) {
-        page_head(page, numbers[i], titles[i]);
-    }
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 16; i++) {
         if (i % 4 == 0) {
             page_row(page);
         }
-        page_cell(page, i % 4 == 2, i % 4 == 2 ? "−1.000" : hostile);
+        page_cell(page, i % 4 == 2, i < 4 ? titles[i] : i % 4 == 2 ? "−1.000" : hostile);
     }
-    page_figure(page, hostile, svg_lines(arena, &chart));
+    page_figure(page, hostile, svg_chart(arena, NULL, &chart, 1));
     page_section(page, hostile);
     page_item(page, ':', hostile, hostile);
     page_item(page, ':', "seed", "475");

@@ -126,8 +126,8 @@ Test(report_merge, tables_of_json) {
     static const char edits[] =
         "<th scope=\"col\" class=\"n\">none</th><th scope=\"col\" "
         "class=\"n\">1</th></tr></thead><tbody>\n"
-        "<tr><td>IO</td><td>S</td><td>none</td><td class=\"n\">0.2500</td><td></td></tr>\n"
-        "<tr><td>IO</td><td>S</td><td>sae</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
+        "<tr><td>IO</td><td>none</td><td>S</td><td class=\"n\">0.2500</td><td></td></tr>\n"
+        "<tr><td>IO</td><td>sae</td><td>S</td><td></td><td class=\"n\">0.50 (0.25)</td></tr>\n";
     assert_counts(html, 3, layers, 1, tests, 1, edits, 1);
 }
 
@@ -253,7 +253,7 @@ static void put_sage(const char *name, const char *task, double sufficiency, int
 
 /* SAEs are compared where task and model are the same. */
 Test(report_merge, saes_side_by_side) {
-    static const char cells[] = "<td>L12.H3 z at END −1.5; L0 mlp_out at IO</td><td>"
+    static const char cells[] = "<td>L12.H3\xC2\xA0z at END −1.5; L0\xC2\xA0mlp_out at IO</td><td>"
                                 "0.50 (none 0.25, supervised 0.75; IO, k = 2)</td>";
     make_folder("x");
     make_folder("y");
