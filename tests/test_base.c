@@ -735,7 +735,7 @@ Test(base, what_cannot_be_looked_at_is_an_error) {
 
 /* One line, again and again, as wide as a terminal and as what stood there. */
 Test(base, progress_on_a_terminal) {
-    char text[1024] = "";
+    char text[1024] = "", expected[512];
     int terminal = posix_openpt(O_RDWR | O_NOCTTY);
     cr_assert(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
     int file = open(ptsname(terminal), O_RDWR | O_NOCTTY), saved = dup(STDERR_FILENO);
@@ -743,12 +743,13 @@ Test(base, progress_on_a_terminal) {
     interrupts_catch("interrupted");
     Progress progress = progress_start("reading", "bytes", 0, 0, false);
     progress.printed -= 1;
-    progress.started -= 1;
-    progress_set(&progress, 100,
+    progress.started -= 1000020; /* some seconds more change nothing that is printed */
+    progress_set(&progress, 100002000,
                  "a note that is longer than what is left of the eighty columns here");
     progress.printed -= 1;
-    progress_set(&progress, 200, NULL);
-    progress_set(&progress, 201, NULL);
+    progress_set(&progress, 200004000, NULL);
+    progress.printed += 1000; /* not yet again */
+    progress_set(&progress, 200004001, NULL);
     progress_end(&progress);
     Progress all = progress_start("all", "bytes", 0, 300, false);
     all.started -= 10;
@@ -763,17 +764,16 @@ Test(base, progress_on_a_terminal) {
     progress_set(&age, 1, NULL);
     dup2(saved, STDERR_FILENO);
     cr_assert(read(terminal, text, sizeof text - 1) > 0);
-    static const char first[] = "\rreading: 100 bytes, 100.0/s, a note that is longer than what is "
-                                "left of the eig\rreading: 200 bytes, 200.0/s";
-    cr_assert(strncmp(text, first, sizeof first - 1) == 0, "%s", text);
-    char rest[160];
-    snprintf(rest, sizeof rest, "%*s\r%*s\rreading: 201 bytes in 1 s\r\n", 79 - 27, "", 27, "");
-    cr_assert_not_null(strstr(text, rest), "%s", text);
-    cr_assert_not_null(
-        strstr(text, "\n\rage: 1/1000000000000 bytes, 0 %, 6.0/min, 277777 h 46 min left"), "%s",
-        text);
+    static const char second[] = "reading: 200004000 bytes, 200.0/s";
+    const int width = (int)sizeof second - 1;
+    snprintf(expected, sizeof expected,
+             "\r%s\r%s%*s\r%*s\rreading: 200004001 bytes in 277 h 47 min\r\n",
+             "reading: 100002000 bytes, 100.0/s, a note that is longer than what is left of t",
+             second, 79 - width, "", width, "");
+    cr_assert(strncmp(text, expected, strlen(expected)) == 0, "%s", text);
     cr_assert_not_null(strstr(text, "\n\rall: 0/300 bytes, 0 %, 0.0/min"), "%s", text);
-    cr_assert_not_null(strstr(text, "\rall: 300/300 bytes, 100 %, 30.0/s"), "%s", text);
+    cr_assert_not_null(strstr(text, "\rall: 300/300 bytes, 100 %, "), "%s", text);
+    cr_assert_not_null(strstr(text, "/min, 277777 h 46 min left"), "%s", text);
 }
 
 Test(base, progress_says_how_long_where_there_is_no_terminal) {
