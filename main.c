@@ -884,9 +884,24 @@ static void command_tokenize(Arguments *a, const Compute *compute, const Console
 
 /* ---- bench ---- */
 
+static const Option bench_options[] = {
+    {"llm", "DIR", NULL, "language model: commands on it, instead of kernels"},
+    {"vision", "DIR", NULL, "CLIP vision tower: train too"},
+    {"saes", "DIR", NULL, "SAEs of the residual stream: with --vision, analyze too"},
+    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL, "with --saes, sage too"},
+    {"rows", "N", "0", "passes forward and back over 64, 128, 256 and so on up to N rows, too"},
+};
+
 static void command_bench(Arguments *a, const Compute *compute, const Console *console) {
-    (void)a;
-    bench_kernels(compute, console->json, stdout);
+    BenchModel model = {get(a, "llm"), get(a, "vision"), get(a, "saes"), get(a, "task"),
+                        get_count(a, "rows")};
+    if (model.llm != NULL) {
+        bench_model(compute, &model, console->json, stdout);
+    } else if (model.vision != NULL || model.saes != NULL || model.rows > 0) {
+        (void)need(a, "llm");
+    } else {
+        bench_kernels(compute, console->json, stdout);
+    }
 }
 
 static const Option vectors_options[] = {
@@ -967,7 +982,8 @@ static const Command commands[] = {
      command_selftest},
     COMMAND(vectors, "vectors --out DIR", "conformance vectors, to check other implementations by",
             0, 0),
-    {"bench", "bench", "kernels against this machine's own limits", NULL, 0, 0, 0, command_bench},
+    COMMAND(bench, "bench [--llm DIR [--vision DIR] [--saes DIR]]",
+            "kernels, or commands on a model, against this machine's own limits", 0, 0),
 };
 
 enum {

@@ -16,7 +16,7 @@ enum {
 };
 
 /* Part of an activation at a named position of every prompt, copied out of the pass or (write) into
- * it: values[prompt - first_prompt of the run, width]. head -1: the whole row. */
+ * it: values[prompts, width], of the batch or of the whole split. head -1: the whole row. */
 typedef struct Slice {
     HookKind kind;
     int layer, head;
@@ -25,12 +25,13 @@ typedef struct Slice {
     float *values;
 } Slice;
 
-/* Slices that are written together, and what the model says then of each prompt of the batch. */
+/* Slices that are read or written together, and what the model says then of each prompt of the
+ * split. Of slices for one token, which names may share, the last stands. */
 typedef struct Patch {
     Slice *slices;
     size_t n;
-    double *m;          /* [batch] */
-    int32_t *predicted; /* [batch]; NULL: not asked */
+    double *m;          /* NULL: not asked, so that the pass ends where the slices do */
+    int32_t *predicted; /* the most probable token; NULL: not asked */
 } Patch;
 
 typedef struct SageRun {
@@ -46,25 +47,23 @@ typedef struct SageRun {
     Arena *arena; /* of the caller: task and result */
     LlmRun *run;
     size_t batch, longest, longest_list;
-    int32_t *ids;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
-    size_t *start, *last_row;
-    float *logits, *dlogits, *listed;
-    double *m; /* [batch] */
-    int32_t *predicted;
-    float **streams; /* [n_layers]: hook_resid_pre of the current batch's clean prompts */
-    /* prompts that wait for a pass with patches, a sequence each: what patches it, and of it the
-     * rows that they can change */
-    const Patch **patch;         /* [rows] */
-    const SageForm **tail_forms; /* [batch] */
-    double *patched;             /* [batch] */
-    size_t *of, *past, *tail_start, n_tails;
-    int32_t *tail_ids;
-    float *tail_stream;
+    /* The current batch: prompts first .. first + n_forms - 1 of a split, and which of a slice's
+     * values are the first's; of the clean ones hook_resid_pre of every layer, a prompt's rows from
+     * stream_row on. */
     const SageForm **forms; /* [batch] */
-    LlmBatch whole;         /* the current batch */
-    Slice *slices;          /* read by the current pass */
-    size_t n_slices, first_prompt, interpretations_room, nodes_room;
+    size_t n_forms, first, first_value, *stream_row;
+    float **streams; /* [n_layers] */
+    bool keeps;      /* the current pass leaves the streams */
+    /* Sequences of the current pass, or that wait for the next: a prompt of the batch from token
+     * `past` on, under a patch. */
+    size_t n, *of, *past, *start;
+    const Patch **patch; /* [rows] */
+    int32_t *ids;
+    float *stream;
+    size_t *last_row;                 /* [batch] */
+    float *logits, *dlogits, *listed; /* [batch, d_vocab] twice, [longest_list] */
+    size_t interpretations_room, nodes_room;
 } SageRun;
 
 /* ---- hooks ---- */
@@ -75,64 +74,39 @@ static bool slice_at(const Slice *slice, HookKind kind, int layer, bool gradient
 
 static bool wants_slices(void *user, HookKind kind, int layer, bool gradient) {
     const SageRun *r = user;
-    bool wanted = false;
-    for (size_t i = 0; i < r->n_slices && !wanted; i++) {
-        wanted = slice_at(&r->slices[i], kind, layer, gradient);
-    }
-    return wanted;
-}
-
-/* Copies a slice out of row `row` of the point, or into it, for a prompt of the batch. */
-static void slice_copy(const SageRun *r, const Slice *slice, const HookPoint *point, size_t row,
-                       size_t prompt, float *data) {
-    size_t row_size = 1, offset = slice->head < 0 ? 0 : (size_t)slice->head * slice->width;
-    for (int i = 1; i < point->rank; i++) {
-        row_size *= point->shape[i];
-    }
-    float *at = data + row * row_size + offset;
-    float *values = slice->values + (r->first_prompt + prompt) * slice->width;
-    memcpy(slice->write ? at : values, slice->write ? values : at, slice->width * sizeof(float));
-}
-
-/* Reads slices of all prompts of the batch. */
-static void call_slices(void *user, const HookPoint *point, float *data) {
-    const SageRun *r = user;
-    for (size_t i = 0; i < r->n_slices; i++) {
-        const Slice *slice = &r->slices[i];
-        bool here = slice_at(slice, point->kind, point->layer, point->gradient);
-        for (size_t s = 0; s < r->whole.n_sequences && here; s++) {
-            size_t row = r->start[s] + r->forms[s]->positions[slice->position];
-            slice_copy(r, slice, point, row, s, data);
-        }
-    }
-}
-
-/* Writes the patch of each waiting prompt; its slices in their order: where two names are one token
- * the later stands. */
-static void call_patches(void *user, const HookPoint *point, float *data) {
-    const SageRun *r = user;
-    for (size_t s = 0; s < r->n_tails; s++) {
-        const Patch *patch = r->patch[s];
-        const size_t *positions = r->forms[r->of[s]]->positions;
-        for (size_t i = 0; i < patch->n; i++) {
-            const Slice *slice = &patch->slices[i];
-            if (slice_at(slice, point->kind, point->layer, point->gradient)) {
-                size_t row = r->tail_start[s] + positions[slice->position] - r->past[s];
-                slice_copy(r, slice, point, row, r->of[s], data);
-            }
-        }
-    }
-}
-
-static bool wants_patches(void *user, HookKind kind, int layer, bool gradient) {
-    const SageRun *r = user;
-    bool wanted = false;
-    for (size_t s = 0; s < r->n_tails && !wanted; s++) {
+    bool wanted = r->keeps && kind == HOOK_RESID_PRE && layer > 0;
+    for (size_t s = 0; s < r->n && !wanted; s++) {
         for (size_t i = 0; i < r->patch[s]->n && (s == 0 || r->patch[s] != r->patch[s - 1]); i++) {
             wanted |= slice_at(&r->patch[s]->slices[i], kind, layer, gradient);
         }
     }
     return wanted;
+}
+
+/* Reads or writes the slices of each sequence in their order. */
+static void call_slices(void *user, const HookPoint *point, float *data) {
+    const SageRun *r = user;
+    size_t row_size = 1;
+    for (int i = 1; i < point->rank; i++) {
+        row_size *= point->shape[i];
+    }
+    if (r->keeps && point->kind == HOOK_RESID_PRE && point->layer > 0) {
+        memcpy(r->streams[point->layer], data, point->shape[0] * row_size * sizeof(float));
+    }
+    for (size_t s = 0; s < r->n; s++) {
+        const size_t *positions = r->forms[r->of[s]]->positions;
+        for (size_t i = 0; i < r->patch[s]->n; i++) {
+            const Slice *slice = &r->patch[s]->slices[i];
+            if (slice_at(slice, point->kind, point->layer, point->gradient)) {
+                size_t row = r->start[s] + positions[slice->position] - r->past[s],
+                       head = slice->head < 0 ? 0 : (size_t)slice->head, width = slice->width;
+                float *at = data + row * row_size + head * width,
+                      *values = slice->values + (r->first_value + r->of[s]) * width;
+                memcpy(slice->write ? at : values, slice->write ? values : at,
+                       width * sizeof(float));
+            }
+        }
+    }
 }
 
 /* ---- batches ---- */
@@ -147,18 +121,23 @@ static size_t batch_size(const SageRun *r, size_t count, size_t first) {
  * alone. */
 static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first, size_t n,
                        bool alone) {
-    size_t rows = 0;
-    r->first_prompt = alone ? 0 : first;
+    r->first = first;
+    r->first_value = alone ? 0 : first;
+    r->n_forms = n;
     for (size_t s = 0; s < n; s++) {
         const SagePrompt *prompt = &r->task->prompts[split][first + s];
-        const SageForm *form = attribute < 0 ? &prompt->clean : &prompt->counterfactual[attribute];
-        r->forms[s] = form;
-        r->start[s] = rows;
-        memcpy(r->ids + rows, form->ids, form->rows * sizeof(int32_t));
-        rows += form->rows;
+        r->forms[s] = attribute < 0 ? &prompt->clean : &prompt->counterfactual[attribute];
     }
-    r->start[n] = rows;
-    r->whole = (LlmBatch){n, r->start, r->ids, NULL, NULL, false};
+}
+
+static void sequence_add(SageRun *r, const Patch *patch, size_t s, size_t past) {
+    const SageForm *form = r->forms[s];
+    size_t n = r->n++, count = form->rows - past;
+    r->patch[n] = patch;
+    r->of[n] = s;
+    r->past[n] = past;
+    r->start[n + 1] = r->start[n] + count;
+    memcpy(r->ids + r->start[n], form->ids + past, count * sizeof(int32_t));
 }
 
 /* The logits that m reads, alone, in their places among all. */
@@ -169,75 +148,80 @@ static void read_list(SageRun *r, size_t row, const int32_t *ids, size_t n, floa
     }
 }
 
-/* After a pass: m[n] of n prompts with their last rows in last_row, and their most probable tokens.
- * predicted NULL: for m only the logits that it needs are computed. */
-static void read_logits(SageRun *r, const SageForm *const *forms, size_t n, double *m,
-                        int32_t *predicted) {
+/* After a pass: m of every sequence, and where it is asked the most probable token; else only the
+ * logits that m needs are computed. ends: each sequence has its last row alone. */
+static void outcomes_read(SageRun *r, bool ends) {
     size_t vocab = r->llm.config.d_vocab;
-    if (predicted != NULL) {
-        llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
-    }
-    for (size_t s = 0; s < n; s++) {
-        const SageForm *form = forms[s];
-        float *logits = r->logits + s * vocab;
-        if (predicted == NULL) {
-            read_list(r, r->last_row[s], form->answer, form->n_answer, logits);
-            read_list(r, r->last_row[s], form->wrong, form->n_wrong, logits);
-        } else {
-            size_t top = 0;
-            for (size_t i = 1; i < vocab; i++) {
-                top = logits[i] > logits[top] ? i : top;
+    for (size_t s = 0, n; s < r->n; s += n) {
+        bool asked = r->patch[s]->predicted != NULL;
+        for (n = 0; n < r->batch && s + n < r->n; n++) {
+            if ((r->patch[s + n]->predicted != NULL) != asked) {
+                break;
             }
-            predicted[s] = (int32_t)top;
+            r->last_row[n] = ends ? s + n : r->start[s + n + 1] - 1;
         }
-        m[s] = sage_metric(logits, form);
+        if (asked) {
+            llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
+        }
+        for (size_t i = 0; i < n; i++) {
+            const Patch *patch = r->patch[s + i];
+            const SageForm *form = r->forms[r->of[s + i]];
+            size_t prompt = r->first + r->of[s + i], top = 0;
+            float *logits = r->logits + i * vocab;
+            for (size_t k = 1; k < vocab && asked; k++) {
+                top = logits[k] > logits[top] ? k : top;
+            }
+            if (asked) {
+                patch->predicted[prompt] = (int32_t)top;
+            } else {
+                read_list(r, r->last_row[i], form->answer, form->n_answer, logits);
+                read_list(r, r->last_row[i], form->wrong, form->n_wrong, logits);
+            }
+            patch->m[prompt] = sage_metric(logits, form);
+        }
     }
 }
 
 /* ---- passes ---- */
 
-/* Runs the batch with slices; m NULL: only as far as the slices reach. */
-static void pass_whole(SageRun *r, Slice *slices, size_t n_slices, double *m, int32_t *predicted) {
+/* Runs the whole batch under a patch. keep: its streams are left for tails, and no slice stands
+ * behind the last layer's q, k and v. */
+static void pass_whole(SageRun *r, const Patch *patch, bool keep) {
     Hooks hooks = {call_slices, wants_slices, r};
-    size_t last = m != NULL ? r->llm.config.n_layers : 0;
-    for (size_t i = 0; i < n_slices; i++) {
-        last = slices[i].layer >= (int)last ? (size_t)slices[i].layer + 1 : last;
+    size_t last = patch->m != NULL ? r->llm.config.n_layers : 0;
+    for (size_t i = 0; i < patch->n; i++) {
+        int layer = patch->slices[i].layer;
+        last = layer >= (int)last ? (size_t)layer + 1 : last;
     }
-    r->slices = slices;
-    r->n_slices = n_slices;
-    llm_forward(r->run, &r->whole, 0, last, NULL, n_slices > 0 ? &hooks : NULL);
-    for (size_t s = 0; s < r->whole.n_sequences; s++) {
-        r->last_row[s] = r->start[s + 1] - 1;
+    r->n = 0;
+    for (size_t s = 0; s < r->n_forms; s++) {
+        sequence_add(r, patch, s, 0);
+        r->stream_row[s] = r->start[s];
     }
-    if (m != NULL) {
-        read_logits(r, r->forms, r->whole.n_sequences, m, predicted);
+    LlmBatch batch = {r->n, r->start, r->ids, NULL, NULL, keep};
+    r->keeps = keep;
+    llm_forward(r->run, &batch, 0, last, NULL, &hooks);
+    r->keeps = false;
+    if (patch->m != NULL) {
+        outcomes_read(r, keep);
     }
 }
 
-/* Runs the batch layer by layer and keeps every layer's stream for patches. */
-static void pass_streams(SageRun *r, double *m, int32_t *predicted) {
-    size_t n = r->llm.config.n_layers, rows = r->start[r->whole.n_sequences];
-    LlmBatch batch = r->whole;
-    batch.ends = true;
-    for (size_t layer = 0; layer < n; layer++) {
-        llm_forward(r->run, &batch, layer, layer + 1, layer > 0 ? r->streams[layer] : NULL, NULL);
-        if (layer + 1 < n) {
-            memcpy(r->streams[layer + 1], llm_resid(r->run),
-                   rows * r->llm.config.d_model * sizeof(float));
-        }
+/* Captures slices over the first `count` prompts of a split (attribute as in batch_take). */
+static void capture(SageRun *r, SageSplit split, int attribute, size_t count, Slice *slices,
+                    size_t n_slices) {
+    for (size_t first = 0, n; (n = batch_size(r, count, first)) > 0; first += n) {
+        batch_take(r, split, attribute, first, n, false);
+        pass_whole(r, &(Patch){.slices = slices, .n = n_slices}, false);
     }
-    for (size_t s = 0; s < batch.n_sequences; s++) {
-        r->last_row[s] = s;
-    }
-    read_logits(r, r->forms, batch.n_sequences, m, predicted);
 }
 
 /* ---- patches ----
  * Speed: what no patch reaches, the layers before the first patched one and the rows before the
- * first patched position, is taken from the last pass_streams; of the last layer only the last rows
- * run, unless a patch stands behind its q, k and v; and prompts under different patches wait for
- * one another, so that a pass has many rows. Of ioi on the toy GPT-2, 400 + 200 prompts, a whole
- * run takes 9.4 s of processor time with the first two and 16.9 s without. */
+ * first patched position, is taken from the last pass that kept its streams; of the last layer only
+ * the last rows run, unless a patch stands behind its q, k and v; and prompts under different
+ * patches wait for one another, so that a pass has many rows. Of ioi on the toy GPT-2, 400 + 200
+ * prompts, a whole run takes 9.4 s of processor time with the first two and 16.9 s without. */
 
 /* From which layer a patch runs, and whether last rows alone leave the last. */
 static size_t patch_first(const SageRun *r, const Patch *patch, bool *ends) {
@@ -252,119 +236,145 @@ static size_t patch_first(const SageRun *r, const Patch *patch, bool *ends) {
     return first;
 }
 
-/* What the model says of the prompts that waited. */
-static void patches_read(SageRun *r, bool ends) {
-    for (size_t s = 0, n; s < r->n_tails; s += n) {
-        bool asked = r->patch[s]->predicted != NULL;
-        for (n = 0; n < r->batch && s + n < r->n_tails; n++) {
-            if ((r->patch[s + n]->predicted != NULL) != asked) {
-                break;
-            }
-            r->tail_forms[n] = r->forms[r->of[s + n]];
-            r->last_row[n] = ends ? s + n : r->tail_start[s + n + 1] - 1;
-        }
-        read_logits(r, r->tail_forms, n, r->patched, asked ? r->predicted : NULL);
-        for (size_t i = 0; i < n; i++) {
-            const Patch *patch = r->patch[s + i];
-            patch->m[r->of[s + i]] = r->patched[i];
-            if (asked) {
-                patch->predicted[r->of[s + i]] = r->predicted[i];
-            }
-        }
-    }
-}
-
 /* Runs all that wait. */
 static void patches_run(SageRun *r) {
     bool ends;
-    Hooks hooks = {call_patches, wants_patches, r};
-    if (r->n_tails == 0) {
-        return;
+    Hooks hooks = {call_slices, wants_slices, r};
+    if (r->n > 0) {
+        size_t first = patch_first(r, r->patch[0], &ends);
+        LlmBatch batch = {r->n, r->start, r->ids, r->past, r->of, ends};
+        llm_forward(r->run, &batch, first, r->llm.config.n_layers, first > 0 ? r->stream : NULL,
+                    &hooks);
+        outcomes_read(r, ends);
     }
-    size_t first = patch_first(r, r->patch[0], &ends);
-    LlmBatch batch = {r->n_tails, r->tail_start, r->tail_ids, r->past, r->of, ends};
-    llm_forward(r->run, &batch, first, r->llm.config.n_layers, first > 0 ? r->tail_stream : NULL,
-                &hooks);
-    patches_read(r, ends);
-    r->n_tails = 0;
+    r->n = 0;
 }
 
 /* Lets prompt s of the batch wait for a pass with the patch; what it says is known behind
  * patches_run. The patch stays until then. */
 static void patch_add(SageRun *r, const Patch *patch, size_t s) {
     const SageForm *form = r->forms[s];
-    size_t past = form->rows - 1, d = r->llm.config.d_model, n = r->n_tails;
+    size_t past = form->rows - 1, d = r->llm.config.d_model;
     bool ends, ends_before;
     size_t first = patch_first(r, patch, &ends);
     for (size_t i = 0; i < patch->n; i++) {
         size_t position = form->positions[patch->slices[i].position];
         past = position < past ? position : past;
     }
-    size_t count = form->rows - past, rows = n > 0 ? r->tail_start[n] : 0;
-    if (n > 0 && (rows + count > r->batch * r->longest ||
-                  patch_first(r, r->patch[0], &ends_before) != first || ends_before != ends)) {
+    size_t count = form->rows - past;
+    if (r->n > 0 && (r->start[r->n] + count > r->batch * r->longest ||
+                     patch_first(r, r->patch[0], &ends_before) != first || ends_before != ends)) {
         patches_run(r);
-        n = rows = 0;
     }
-    size_t from = r->start[s] + past;
-    r->patch[n] = patch;
-    r->of[n] = s;
-    r->past[n] = past;
-    r->tail_start[n] = rows;
-    r->tail_start[n + 1] = rows + count;
-    memcpy(r->tail_ids + rows, r->ids + from, count * sizeof(int32_t));
     if (first > 0) {
-        memcpy(r->tail_stream + rows * d, r->streams[first] + from * d, count * d * sizeof(float));
+        memcpy(r->stream + r->start[r->n] * d, r->streams[first] + (r->stream_row[s] + past) * d,
+               count * d * sizeof(float));
     }
-    r->n_tails = n + 1;
+    sequence_add(r, patch, s, past);
 }
 
-static void patch_add_all(SageRun *r, const Patch *patch) {
-    for (size_t s = 0; s < r->whole.n_sequences; s++) {
-        patch_add(r, patch, s);
+/* An earlier patch that does the same to prompt s of the batch; NULL: none. Speed: features that no
+ * threshold parts, or edits that end before k, come to the same. */
+static const Patch *patch_twin(const Patch *patches, const Patch *patch, size_t s) {
+    for (const Patch *other = patches + 1; other < patch; other++) {
+        bool same = other->n == patch->n && (patch->predicted == NULL || other->predicted != NULL);
+        for (size_t i = 0; i < patch->n && same; i++) {
+            const Slice *a = &patch->slices[i], *b = &other->slices[i];
+            same = slice_at(a, b->kind, b->layer, false) && a->head == b->head &&
+                   a->position == b->position &&
+                   memcmp(a->values + s * a->width, b->values + s * a->width,
+                          a->width * sizeof(float)) == 0;
+        }
+        if (same) {
+            return other;
+        }
+    }
+    return NULL;
+}
+
+/* What the model says of the current batch, whose streams are kept, under every patch. */
+static void batch_patch(SageRun *r, const Patch *patches, size_t n_patches, const Patch **twins) {
+    size_t n = r->n_forms;
+    r->n = 0;
+    for (size_t i = n; i < n_patches * n; i++) {
+        twins[i] = patch_twin(patches, &patches[i / n], i % n);
+        if (twins[i] == NULL) {
+            patch_add(r, &patches[i / n], i % n);
+        }
+    }
+    patches_run(r);
+    for (size_t i = n; i < n_patches * n; i++) {
+        size_t prompt = r->first + i % n;
+        if (twins[i] != NULL) {
+            patches[i / n].m[prompt] = twins[i]->m[prompt];
+        }
+        if (twins[i] != NULL && patches[i / n].predicted != NULL) {
+            patches[i / n].predicted[prompt] = twins[i]->predicted[prompt];
+        }
     }
 }
 
-/* Captures slices over the first `count` prompts of a split (attribute as in batch_take). */
-static void capture(SageRun *r, SageSplit split, int attribute, size_t count, Slice *slices,
-                    size_t n_slices) {
-    for (size_t first = 0, n; (n = batch_size(r, count, first)) > 0; first += n) {
-        batch_take(r, split, attribute, first, n, false);
-        pass_whole(r, slices, n_slices, NULL, NULL);
+/* What the model says of all prompts of a split: as they are (patches[0], without slices), and
+ * under every other patch. Before a batch its values are formed: others[n_attributes] read them in
+ * the counterfactuals, or they are edits of the section. */
+static void patches_measure(SageRun *r, const char *what, SageSplit split, const Patch *patches,
+                            size_t n_patches, const Patch *others, SageSection *section) {
+    size_t n_prompts = r->task->n_prompts[split], begin, end;
+    Arena *scratch = arena_new();
+    const Patch **twins = arena_alloc(scratch, n_patches * r->batch, sizeof *twins);
+    shard_range(r->options->shard, n_prompts, &begin, &end);
+    Progress progress = progress_start(what, "prompts", begin, end, r->console->quiet);
+    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
+        for (size_t a = 0; a < r->task->n_attributes && others != NULL; a++) {
+            batch_take(r, split, (int)a, first, n, true);
+            pass_whole(r, &others[a], false);
+        }
+        batch_take(r, split, -1, first, n, true); /* last: tails stand on its keys and values */
+        pass_whole(r, &patches[0], true);
+        if (section != NULL) {
+            sage_edit(section, first, n);
+        }
+        batch_patch(r, patches, n_patches, twins);
+        progress_set(&progress, first + n, NULL);
     }
+    progress_end(&progress);
+    for (const Patch *patch = patches; patch < patches + n_patches; patch++) {
+        shard_rows(r->options->shard, patch->m, n_prompts, sizeof *patch->m);
+        if (patch->predicted != NULL) {
+            shard_rows(r->options->shard, patch->predicted, n_prompts, sizeof *patch->predicted);
+        }
+    }
+    arena_free(scratch);
 }
 
 /* ---- nodes ---- */
 
-static const struct {
-    const char *name;
-    HookKind kind;
-} components[] = {{"q", HOOK_Q},
-                  {"k", HOOK_K},
-                  {"v", HOOK_V},
-                  {"z", HOOK_Z},
-                  {"attn_out", HOOK_ATTN_OUT},
-                  {"mlp_out", HOOK_MLP_OUT}};
-enum {
-    N_COMPONENTS = sizeof components / sizeof *components
-};
+static const JsonName components[] = {{"q", HOOK_Q},
+                                      {"k", HOOK_K},
+                                      {"v", HOOK_V},
+                                      {"z", HOOK_Z},
+                                      {"attn_out", HOOK_ATTN_OUT},
+                                      {"mlp_out", HOOK_MLP_OUT},
+                                      {NULL, HOOK_KINDS}};
 
 static bool is_component(HookKind kind) {
-    bool found = false;
-    for (size_t c = 0; c < N_COMPONENTS; c++) {
-        found |= components[c].kind == kind;
+    const JsonName *c = components;
+    while (c->name != NULL && c->value != (int)kind) {
+        c++;
     }
-    return found;
+    return c->name != NULL;
 }
 
-/* Does *list, "a,b,c", begin with the name? Then it goes on to the next, NULL behind the last. */
-static bool list_next(const char **list, const char *name) {
+/* What the first name of *list, "a,b,c", stands for, or what ends the table; *list goes on to the
+ * next, NULL behind the last. */
+static int list_next(const char **list, const JsonName *names) {
     size_t length = strcspn(*list, ",");
-    if (strlen(name) != length || memcmp(name, *list, length) != 0) {
-        return false;
+    while (names->name != NULL &&
+           (strlen(names->name) != length || memcmp(names->name, *list, length) != 0)) {
+        names++;
     }
     *list = (*list)[length] == ',' ? *list + length + 1 : NULL;
-    return true;
+    return names->value;
 }
 
 /* A block's output, of all heads together. */
@@ -388,25 +398,22 @@ static size_t node_heads(const SageRun *r, HookKind kind) {
 static void list_nodes(SageRun *r) {
     const LlmConfig *config = &r->llm.config;
     SageResult *result = &r->result;
-    bool wanted[N_COMPONENTS] = {false};
+    bool wanted[HOOK_KINDS] = {false};
     for (const char *list = r->options->nodes; list != NULL;) {
-        size_t c = 0;
-        while (c < N_COMPONENTS && !list_next(&list, components[c].name)) {
-            c++;
-        }
-        if (c == N_COMPONENTS) {
+        int kind = list_next(&list, components);
+        if (kind == HOOK_KINDS) {
             fail(STATUS_INPUT, "--nodes %s: expected some of q,k,v,z,attn_out,mlp_out",
                  r->options->nodes);
         }
-        wanted[c] = true;
+        wanted[kind] = true;
     }
-    size_t most = config->n_layers * N_COMPONENTS * config->n_heads * r->task->n_positions;
+    size_t most = config->n_layers * 6 * config->n_heads * r->task->n_positions;
     result->nodes = arena_alloc(r->arena, most, sizeof(SageNode));
     for (size_t layer = 0; layer < config->n_layers; layer++) {
-        for (size_t c = 0; c < N_COMPONENTS; c++) {
-            HookKind kind = components[c].kind;
+        for (const JsonName *c = components; c->name != NULL; c++) {
+            HookKind kind = (HookKind)c->value;
             size_t count = node_heads(r, kind) * r->task->n_positions;
-            for (size_t i = 0; wanted[c] && i < count; i++) {
+            for (size_t i = 0; wanted[kind] && i < count; i++) {
                 int head = is_whole(kind) ? -1 : (int)(i / r->task->n_positions);
                 result->nodes[result->n_nodes++] =
                     (SageNode){kind, (int)layer, head, i % r->task->n_positions};
@@ -532,70 +539,90 @@ static void open_nodes(SageRun *r) {
     }
 }
 
+/* A patch of n slices that asks for m in the prompts of a split. */
+static Patch patch_new(const SageRun *r, size_t n, SageSplit split, Arena *arena) {
+    return (Patch){arena_alloc(arena, n, sizeof(Slice)), n,
+                   arena_alloc(arena, r->task->n_prompts[split], sizeof(double)), NULL};
+}
+
+/* Puts a patch in the order of the task's positions: of two names for one token the later wins. */
+static void sort_slices(const SageRun *r, const Patch *patch, Arena *arena) {
+    Slice *sorted = arena_alloc(arena, patch->n, sizeof(Slice)), *next = sorted;
+    for (size_t p = 0; p < r->task->n_positions; p++) {
+        for (size_t i = 0; i < patch->n; i++) {
+            if (patch->slices[i].position == p) {
+                *next++ = patch->slices[i];
+            }
+        }
+    }
+    memcpy(patch->slices, sorted, patch->n * sizeof(Slice));
+}
+
 static Slice node_slice(const SageRun *r, const SageNode *node, float *values, bool write) {
     size_t width = node_width(r, node->kind);
     return (Slice){node->kind, node->layer, node->head, node->position,
                    width,      false,       write,      values};
 }
 
-/* Slices with values for one batch: of all nodes, or (effect not NULL) of those to be measured. */
-static Slice *batch_slices(const SageRun *r, const double *effect, size_t *count, Arena *arena) {
-    Slice *slices = arena_alloc(arena, r->result.n_nodes, sizeof(Slice));
-    *count = 0;
+/* Reads all nodes, or (effect not NULL) those to be measured, in a batch. */
+static Patch batch_reader(const SageRun *r, const double *effect, Arena *arena) {
+    Patch patch = {.slices = arena_alloc(arena, r->result.n_nodes, sizeof(Slice))};
     for (size_t i = 0; i < r->result.n_nodes; i++) {
         if (effect == NULL || !isnan(effect[i])) {
             const SageNode *node = &r->result.nodes[i];
             float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
-            slices[(*count)++] = node_slice(r, node, values, false);
+            patch.slices[patch.n++] = node_slice(r, node, values, false);
         }
     }
-    return slices;
+    return patch;
 }
 
 /* ---- step 1 ---- */
 
 /* One batch: clean with gradients, then each counterfactual. */
-static void score_batch(SageRun *r, size_t first, size_t n, Slice *clean, Slice *gradient,
-                        Slice *other) {
+static void score_batch(SageRun *r, size_t first, size_t n, const Patch *clean,
+                        const Patch *gradient, const Patch *other) {
     SageResult *result = &r->result;
     size_t vocab = r->llm.config.d_vocab, n_nodes = result->n_nodes;
     Hooks hooks = {call_slices, wants_slices, r};
     batch_take(r, SAGE_TRAIN, -1, first, n, true);
-    pass_whole(r, clean, n_nodes, r->m, r->predicted);
+    pass_whole(r, clean, false);
     memset(r->dlogits, 0, n * vocab * sizeof(float));
     for (size_t s = 0; s < n; s++) {
         sage_metric_gradient(r->dlogits + s * vocab, r->logits + s * vocab, r->forms[s]);
+        r->patch[s] = gradient;
     }
-    r->slices = gradient;
     llm_backward_start(r->run);
     llm_logits_backward(r->run, r->last_row, n, true, r->logits, r->dlogits, NULL);
     llm_backward(r->run, 0, &hooks);
     for (size_t a = 0; a < r->task->n_attributes; a++) {
         batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
-        pass_whole(r, other, n_nodes, NULL, NULL);
+        pass_whole(r, other, false);
         for (size_t i = 0; i < n_nodes; i++) {
-            sage_score_add(&result->score[a * n_nodes + i], other[i].values, clean[i].values,
-                           gradient[i].values, n, clean[i].width);
+            sage_score_add(&result->score[a * n_nodes + i], other->slices[i].values,
+                           clean->slices[i].values, gradient->slices[i].values, n,
+                           clean->slices[i].width);
         }
     }
 }
 
 static void score_nodes(SageRun *r) {
-    size_t n_train = r->task->n_prompts[SAGE_TRAIN], count;
+    size_t n_train = r->task->n_prompts[SAGE_TRAIN];
     Arena *scratch = arena_new();
-    Slice *clean = batch_slices(r, NULL, &count, scratch),
-          *gradient = batch_slices(r, NULL, &count, scratch),
-          *other = batch_slices(r, NULL, &count, scratch);
-    for (size_t i = 0; i < count; i++) {
-        gradient[i].gradient = true;
+    Patch clean = batch_reader(r, NULL, scratch), gradient = batch_reader(r, NULL, scratch),
+          other = batch_reader(r, NULL, scratch);
+    clean.m = arena_alloc(scratch, n_train, sizeof(double));
+    clean.predicted = arena_alloc(scratch, n_train, sizeof(int32_t)); /* needs all logits */
+    for (size_t i = 0; i < gradient.n; i++) {
+        gradient.slices[i].gradient = true;
     }
     Progress progress = progress_start("attribution", "prompts", 0, n_train, r->console->quiet);
     for (size_t first = 0, n; (n = batch_size(r, n_train, first)) > 0; first += n) {
-        score_batch(r, first, n, clean, gradient, other);
+        score_batch(r, first, n, &clean, &gradient, &other);
         progress_set(&progress, first + n, NULL);
     }
     progress_end(&progress);
-    for (size_t i = 0; i < count * r->task->n_attributes; i++) {
+    for (size_t i = 0; i < r->result.n_nodes * r->task->n_attributes; i++) {
         r->result.score[i] /= (double)n_train;
     }
     arena_free(scratch);
@@ -605,12 +632,13 @@ static void score_nodes(SageRun *r) {
 static void find_cross(SageRun *r, size_t attribute) {
     SageResult *result = &r->result;
     SageCross *cross = &result->cross[attribute];
-    size_t n = result->n_nodes;
+    size_t n = result->n_nodes, *order = r->order + attribute * n;
     bool *chosen = result->chosen + attribute * n;
     const double *score = result->score + attribute * n;
     double *effect = result->effect + attribute * n;
-    size_t *order = r->order + attribute * n;
-    sage_order(score, n, chosen, order);
+    Random random =
+        random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+    sage_order(score, n, order);
     size_t walked =
         sage_walk(score, order, n, r->options->share, r->options->max_nodes, &cross->share);
     cross->nodes = arena_alloc(r->arena, walked, sizeof(size_t));
@@ -620,9 +648,6 @@ static void find_cross(SageRun *r, size_t attribute) {
         fail(STATUS_INPUT, "%s: attribute '%s' moves no node of this model", r->task->file,
              r->task->attributes[attribute].name);
     }
-    Random random =
-        random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
-    memset(chosen, 0, n * sizeof(bool));
     for (size_t i = 0; i < walked; i++) {
         chosen[order[i]] = true;
     }
@@ -659,68 +684,30 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
     }
 }
 
-/* One batch: the counterfactuals first, so that the keys and values that patches stand on are the
- * clean ones. m of every patch, [patches, n_train], and of the clean prompts. */
-static void effects_batch(SageRun *r, Slice **others, const size_t *count, double *patched,
-                          double *clean, size_t first, size_t n) {
-    Arena *scratch = arena_new();
-    size_t all = 0, n_train = r->task->n_prompts[SAGE_TRAIN];
-    for (size_t a = 0; a < r->task->n_attributes; a++) {
-        batch_take(r, SAGE_TRAIN, (int)a, first, n, true);
-        pass_whole(r, others[a], count[a], NULL, NULL);
-        all += count[a];
-    }
-    batch_take(r, SAGE_TRAIN, -1, first, n, true);
-    pass_streams(r, clean + first, NULL);
-    Patch *patches = arena_alloc(scratch, all, sizeof(Patch));
-    size_t *taken = arena_alloc(scratch, r->task->n_attributes, sizeof(size_t));
-    for (size_t i = 0, place = 0; i < r->result.n_nodes; i++) { /* by rising layer */
-        for (size_t a = 0; a < r->task->n_attributes; a++) {
-            if (!isnan(r->result.effect[a * r->result.n_nodes + i])) {
-                Slice *slice = &others[a][taken[a]++];
-                slice->write = true;
-                patches[place] = (Patch){slice, 1, patched + place * n_train + first, NULL};
-                patch_add_all(r, &patches[place++]);
-            }
-        }
-    }
-    patches_run(r);
-    for (size_t place = 0; place < all; place++) {
-        patches[place].slices->write = false;
-    }
-    arena_free(scratch);
-}
-
 static void measure_effects(SageRun *r) {
     size_t n_train = r->task->n_prompts[SAGE_TRAIN], n_attributes = r->task->n_attributes,
-           n_nodes = r->result.n_nodes, all = 0, begin, end;
+           n_nodes = r->result.n_nodes, n = 1;
     Arena *scratch = arena_new();
-    Slice **others = arena_alloc(scratch, n_attributes, sizeof(Slice *));
-    size_t *count = arena_alloc(scratch, n_attributes, sizeof(size_t));
+    Patch *others = arena_alloc(scratch, n_attributes, sizeof(Patch)),
+          *patches = arena_alloc(scratch, 1 + n_attributes * n_nodes, sizeof(Patch));
+    size_t *taken = arena_alloc(scratch, n_attributes, sizeof(size_t));
     for (size_t a = 0; a < n_attributes; a++) {
-        others[a] = batch_slices(r, r->result.effect + a * n_nodes, &count[a], scratch);
-        all += count[a];
+        others[a] = batch_reader(r, r->result.effect + a * n_nodes, scratch);
     }
-    double *clean = arena_alloc(scratch, n_train, sizeof(double)),
-           *m = arena_alloc(scratch, size_product(all, n_train), sizeof(double));
-    shard_range(r->options->shard, n_train, &begin, &end);
-    Progress progress = progress_start("patching", "prompts", begin, end, r->console->quiet);
-    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
-        effects_batch(r, others, count, m, clean, first, n);
-        progress_set(&progress, first + n, NULL);
-    }
-    progress_end(&progress);
-    shard_rows(r->options->shard, clean, n_train, sizeof(double));
-    for (size_t i = 0; i < n_nodes; i++) {
-        for (size_t a = 0; a < n_attributes; a++) {
-            double *effect = &r->result.effect[a * n_nodes + i];
-            if (!isnan(*effect)) {
-                shard_rows(r->options->shard, m, n_train, sizeof(double));
-                sage_effect_add(effect, m, clean, n_train);
-                m += n_train;
-            }
-            *effect /= (double)n_train;
+    patches[0] = patch_new(r, 0, SAGE_TRAIN, scratch);
+    for (size_t i = 0; i < n_nodes * n_attributes; i++) { /* by rising layer */
+        size_t a = i % n_attributes;
+        if (!isnan(r->result.effect[a * n_nodes + i / n_attributes])) {
+            patches[n] = patch_new(r, 1, SAGE_TRAIN, scratch);
+            patches[n].slices[0] = others[a].slices[taken[a]++];
+            patches[n++].slices[0].write = true;
         }
+    }
+    patches_measure(r, "patching", SAGE_TRAIN, patches, n, others, NULL);
+    n = 1;
+    for (size_t i = 0; i < n_nodes * n_attributes; i++) {
+        double *effect = &r->result.effect[i % n_attributes * n_nodes + i / n_attributes];
+        *effect = isnan(*effect) ? NAN : sage_effect(patches[n++].m, patches[0].m, n_train);
     }
     for (size_t a = 0; a < n_attributes; a++) {
         r->result.cross[a].spearman =
@@ -729,96 +716,49 @@ static void measure_effects(SageRun *r) {
     arena_free(scratch);
 }
 
-/* Puts patches in the order of the task's positions: of two names for one token the later wins. */
-static void sort_slices(const SageRun *r, Slice *slices, size_t n, Arena *arena) {
-    Slice *sorted = arena_alloc(arena, n, sizeof(Slice));
-    size_t count = 0;
-    for (size_t p = 0; p < r->task->n_positions; p++) {
-        for (size_t i = 0; i < n; i++) {
-            if (slices[i].position == p) {
-                sorted[count++] = slices[i];
-            }
-        }
-    }
-    memcpy(slices, sorted, n * sizeof(Slice));
-}
-
-/* The first 1, 2, 4 .. nodes of every walk patched together, and all of them: m by how many,
- * [cross-sections, points, n_test]; of the clean prompts in clean[n_test]. */
-static void curve_batch(SageRun *r, Slice **others, double *patched, double *clean, size_t first,
-                        size_t n) {
-    SageResult *result = &r->result;
-    Arena *scratch = arena_new();
-    size_t points = result->cross->n_curve;
-    Patch *patches = arena_alloc(scratch, result->n_cross * points, sizeof(Patch));
-    for (size_t a = 0; a < result->n_cross; a++) {
-        batch_take(r, SAGE_TEST, (int)a, first, n, true);
-        pass_whole(r, others[a], result->n_nodes, NULL, NULL);
-    }
-    batch_take(r, SAGE_TEST, -1, first, n, true);
-    pass_streams(r, clean + first, NULL);
-    for (size_t i = 0; i < result->n_cross * points; i++) {
-        size_t a = i / points, count = result->cross[a].curve[i % points].nodes;
-        patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count,
-                             patched + i * r->task->n_prompts[SAGE_TEST] + first, NULL};
-        for (size_t k = 0; k < count; k++) {
-            patches[i].slices[k] = others[a][r->order[a * result->n_nodes + k]];
-            patches[i].slices[k].write = true;
-        }
-        sort_slices(r, patches[i].slices, count, scratch);
-        patch_add_all(r, &patches[i]);
-    }
-    patches_run(r);
-    arena_free(scratch);
-}
-
-/* The sum over the test prompts, of all shards. */
-static double shared_sum(const SageRun *r, double *m, size_t n) {
+static double test_sum(const SageRun *r, const Patch *patch) {
     double sum = 0.0;
-    shard_rows(r->options->shard, m, n, sizeof(double));
-    for (size_t s = 0; s < n; s++) {
-        sum += m[s];
+    for (size_t p = 0; p < r->task->n_prompts[SAGE_TEST]; p++) {
+        sum += patch->m[p];
     }
     return sum;
 }
 
-/* How many nodes carry an attribute, whatever --share says. */
+/* How many nodes carry an attribute, whatever --share says: the first 1, 2, 4 .. nodes of every
+ * walk patched together, and all of them. */
 static void measure_curves(SageRun *r) {
     SageResult *result = &r->result;
-    size_t n_test = r->task->n_prompts[SAGE_TEST], points = 1, count, begin, end;
+    size_t points = 1, n_nodes = result->n_nodes;
     Arena *scratch = arena_new();
-    Slice **others = arena_alloc(scratch, result->n_cross, sizeof(Slice *));
-    for (size_t nodes = 1; nodes < result->n_nodes; nodes *= 2) {
+    while ((size_t)1 << (points - 1) < n_nodes) {
         points++;
     }
-    double *clean = arena_alloc(scratch, n_test, sizeof(double)),
-           *m =
-               arena_alloc(scratch, size_product(result->n_cross * points, n_test), sizeof(double)),
-           *sums = arena_alloc(scratch, result->n_cross * points, sizeof(double));
+    Patch *others = arena_alloc(scratch, result->n_cross, sizeof(Patch)),
+          *patches = arena_alloc(scratch, 1 + result->n_cross * points, sizeof(Patch));
+    patches[0] = patch_new(r, 0, SAGE_TEST, scratch);
     for (size_t a = 0; a < result->n_cross; a++) {
         SageCross *cross = &result->cross[a];
-        others[a] = batch_slices(r, NULL, &count, scratch);
+        others[a] = batch_reader(r, NULL, scratch);
         cross->n_curve = points;
         cross->curve = arena_alloc(r->arena, points, sizeof(SageCurve));
         for (size_t k = 0; k < points; k++) {
-            cross->curve[k].nodes = k + 1 < points ? (size_t)1 << k : result->n_nodes;
+            size_t count = cross->curve[k].nodes = k + 1 < points ? (size_t)1 << k : n_nodes;
+            Patch *patch = &patches[1 + a * points + k];
+            *patch = patch_new(r, count, SAGE_TEST, scratch);
+            for (size_t i = 0; i < count; i++) {
+                patch->slices[i] = others[a].slices[r->order[a * n_nodes + i]];
+                patch->slices[i].write = true;
+            }
+            sort_slices(r, patch, scratch);
         }
     }
-    shard_range(r->options->shard, n_test, &begin, &end);
-    Progress progress = progress_start("curve", "prompts", begin, end, r->console->quiet);
-    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
-        curve_batch(r, others, m, clean, first, n);
-        progress_set(&progress, first + n, NULL);
-    }
-    progress_end(&progress);
-    double untouched = shared_sum(r, clean, n_test);
-    for (size_t i = 0; i < result->n_cross * points; i++) {
-        sums[i] = shared_sum(r, m + i * n_test, n_test);
-    }
+    patches_measure(r, "curve", SAGE_TEST, patches, 1 + result->n_cross * points, others, NULL);
+    double clean = test_sum(r, &patches[0]);
     for (size_t a = 0; a < result->n_cross; a++) {
+        double all = test_sum(r, &patches[(a + 1) * points]);
         for (size_t k = 0; k < points; k++) {
             result->cross[a].curve[k].share =
-                sage_curve_share(sums[a * points + k], sums[a * points + points - 1], untouched);
+                sage_curve_share(test_sum(r, &patches[1 + a * points + k]), all, clean);
         }
     }
     arena_free(scratch);
@@ -826,57 +766,47 @@ static void measure_curves(SageRun *r) {
 
 /* ---- steps 2 to 4: a cross-section under test ---- */
 
-/* What an SAE reads at a position of every prompt, x[prompts, d_in], as the features that are
- * active; by their number in the SAE until site_union. */
+/* What an SAE reads at a position of every prompt of a side (0: as they are, 1 + a: their
+ * counterfactuals in attribute a), x[prompts, d_in], as the features that are active; by their
+ * number in the SAE until site_union. */
 static void site_encode(const SageRun *r, SageSite *site, size_t side, float *x, Arena *arena) {
-    size_t n_test = r->task->n_prompts[SAGE_TEST], n = 0, room[2] = {0};
+    size_t n_test = r->task->n_prompts[SAGE_TEST], n = site->start[side * n_test];
     const Sae *sae = site->sae;
-    SageCodes *codes = &site->codes[side];
     Arena *scratch = arena_new();
     SaeRun *run = sae_run_layout(r->compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
     float *acts = arena_floats(scratch, ENCODED_ROWS, sae->d_sae);
-    codes->start = arena_alloc(arena, n_test + 1, sizeof(size_t));
-    codes->factor = arena_alloc(arena, n_test, sizeof(double));
-    codes->shift = arena_alloc(arena, n_test, sizeof(double));
-    codes->feature = arena_grow(arena, NULL, &room[0], 1, sizeof(uint32_t));
-    codes->value = arena_grow(arena, NULL, &room[1], 1, sizeof(float));
-    for (size_t first = 0; first < n_test; first += ENCODED_ROWS) {
-        size_t rows = n_test - first < ENCODED_ROWS ? n_test - first : ENCODED_ROWS;
-        for (size_t i = first * sae->d_in; site->shift != NULL && i < (first + rows) * sae->d_in;
-             i++) {
-            x[i] -= site->shift[i % sae->d_in];
-        }
-        sae_encode(sae, run, x + first * sae->d_in, NULL, acts, rows);
-        for (size_t p = first; p < first + rows; p++) {
-            codes->start[p] = n;
-            sae_row_back(sae, run, p - first, &codes->factor[p], &codes->shift[p]);
-            for (size_t j = 0; j < sae->d_sae; j++) {
-                float value = acts[(p - first) * sae->d_sae + j];
-                if (value != 0.0f) {
-                    codes->feature =
-                        arena_grow(arena, codes->feature, &room[0], n + 1, sizeof(uint32_t));
-                    codes->value = arena_grow(arena, codes->value, &room[1], n + 1, sizeof(float));
-                    codes->feature[n] = (uint32_t)j;
-                    codes->value[n++] = value;
-                }
-            }
-            site->most = size_larger(n - codes->start[p], site->most);
-        }
+    for (size_t i = 0; i < n_test * sae->d_in && site->b_v != NULL; i++) {
+        x[i] -= site->b_v[i % sae->d_in];
     }
-    codes->start[n_test] = n;
+    for (size_t p = 0; p < n_test; p++) {
+        size_t row = side * n_test + p, encoded = p % ENCODED_ROWS, left = n_test - p;
+        if (encoded == 0) {
+            sae_encode(sae, run, x + p * sae->d_in, NULL, acts,
+                       left < ENCODED_ROWS ? left : ENCODED_ROWS);
+        }
+        sae_row_back(sae, run, encoded, &site->factor[row], &site->shift[row]);
+        for (size_t j = 0; j < sae->d_sae; j++) {
+            float value = acts[encoded * sae->d_sae + j];
+            if (value != 0.0f) {
+                site->codes =
+                    arena_grow(arena, site->codes, &site->codes_room, n + 1, sizeof(SageCode));
+                site->codes[n++] = (SageCode){(uint32_t)j, value};
+            }
+        }
+        site->start[row + 1] = n;
+        site->most = size_larger(n - site->start[row], site->most);
+    }
     arena_free(scratch);
 }
 
-/* The features that are active on some side, and codes by their place among them. */
+/* The features that are active in some row, and codes by their place among them. */
 static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
-    size_t n_test = r->task->n_prompts[SAGE_TEST], sides = 1 + r->task->n_attributes;
+    size_t n = site->start[r->task->n_prompts[SAGE_TEST] * (1 + r->task->n_attributes)];
     Arena *scratch = arena_new();
     uint32_t *place = arena_alloc(scratch, site->sae->d_sae, sizeof *place);
-    for (size_t side = 0; side < sides; side++) {
-        for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
-            site->n_union += place[site->codes[side].feature[i]] == 0 ? 1 : 0;
-            place[site->codes[side].feature[i]] = 1;
-        }
+    for (size_t i = 0; i < n; i++) {
+        site->n_union += place[site->codes[i].feature] == 0 ? 1 : 0;
+        place[site->codes[i].feature] = 1;
     }
     site->feature = arena_alloc(arena, site->n_union, sizeof(uint32_t));
     for (size_t j = 0, u = 0; j < site->sae->d_sae; j++) {
@@ -885,10 +815,8 @@ static void site_union(const SageRun *r, SageSite *site, Arena *arena) {
             place[j] = (uint32_t)u++;
         }
     }
-    for (size_t side = 0; side < sides; side++) {
-        for (size_t i = 0; i < site->codes[side].start[n_test]; i++) {
-            site->codes[side].feature[i] = place[site->codes[side].feature[i]];
-        }
+    for (size_t i = 0; i < n; i++) {
+        site->codes[i].feature = place[site->codes[i].feature];
     }
     arena_free(scratch);
 }
@@ -928,77 +856,75 @@ static void site_interpret(SageRun *r, const SageSite *site) {
     }
 }
 
-/* The section's site of an SAE at a position. */
-static SageSite *section_site(SageRun *r, SageSection *section, const Sae *sae, size_t position,
-                              bool native, Arena *arena) {
-    SageSite *site = section->sites;
-    if (sae == NULL) {
-        return NULL;
-    }
-    while (site < section->sites + section->n_sites &&
-           (site->sae != sae || site->position != position)) {
+/* The section's site of an SAE at a position; NULL: there is no SAE. */
+static SageSite *section_site(const SageRun *r, SageSection *section, const Sae *sae,
+                              size_t position, bool native, Arena *arena) {
+    SageSite *site = section->sites, *end = section->sites + section->n_sites;
+    size_t rows = section->n_test * (1 + r->task->n_attributes);
+    while (sae != NULL && site < end && (site->sae != sae || site->position != position)) {
         site++;
     }
-    if (site == section->sites + section->n_sites) {
-        *site = (SageSite){.sae = sae, .position = position, .native = native};
-        site->codes = arena_alloc(arena, 1 + r->task->n_attributes, sizeof(SageCodes));
+    if (sae != NULL && site == end) {
+        section->n_sites++;
+        *site = (SageSite){.sae = sae,
+                           .position = position,
+                           .native = native,
+                           .start = arena_alloc(arena, rows + 1, sizeof(size_t)),
+                           .factor = arena_alloc(arena, rows, sizeof(double)),
+                           .shift = arena_alloc(arena, rows, sizeof(double))};
         if (sae->hook == HOOK_Z && sae->fold_value_biases == SAE_CENTRE_YES) {
             float *b_v = arena_floats(arena, 1, sae->d_in);
             llm_value_bias(&r->llm, (size_t)sae->layer, b_v);
-            site->shift = b_v;
+            site->b_v = b_v;
         }
-        section->n_sites++;
     }
-    return site;
+    return sae != NULL ? site : NULL;
 }
 
 static void section_open(SageRun *r, SageSection *section, SageCross *cross, Arena *arena) {
-    size_t sides = 1 + r->task->n_attributes;
+    size_t rows = section->n_test * (1 + r->task->n_attributes) + section->n_train;
     section->n_subjects = cross->n_nodes;
     section->subjects = arena_alloc(arena, cross->n_nodes, sizeof(SageSubject));
     section->sites = arena_alloc(arena, 2 * cross->n_nodes, sizeof(SageSite));
     section->native = true;
     cross->fits = arena_alloc(r->arena, cross->n_nodes, sizeof(SageFit));
     for (size_t i = 0; i < cross->n_nodes; i++) {
-        SageSubject *subject = &section->subjects[i];
-        const SageNode *node = subject->node = &r->result.nodes[cross->nodes[i]];
+        const SageNode *node = &r->result.nodes[cross->nodes[i]];
         const Sae *sae = sage_node_sae(&r->saes, &r->llm.config, node),
                   *native = sae_set_find(&r->saes, node->kind, node->layer);
-        size_t width = subject->width = node_width(r, node->kind);
-        bool post = node->kind == HOOK_Z && r->llm.config.kind == LLM_GEMMA2,
-             scaled = post || sage_node_reads(node);
+        size_t width = node_width(r, node->kind);
+        cross->fits[i].w = arena_alloc(r->arena, r->task->n_attributes, sizeof(double));
+        SageSubject *subject = &section->subjects[i];
+        section->native &= native != NULL;
+        subject->node = node;
         subject->site = section_site(r, section, sae, node->position, false, arena);
         subject->native = section_site(r, section, native, node->position, true, arena);
-        section->native &= native != NULL;
-        subject->train = arena_floats(arena, section->n_train, width);
-        subject->train_scale = post ? arena_floats(arena, section->n_train, 1) : NULL;
-        subject->side = arena_alloc(arena, sides, sizeof(float *));
-        subject->scale = arena_alloc(arena, sides, sizeof(float *));
-        for (size_t side = 0; side < sides; side++) {
-            subject->side[side] = arena_floats(arena, section->n_test, width);
-            subject->scale[side] = scaled ? arena_floats(arena, section->n_test, 1) : NULL;
+        subject->width = width;
+        subject->a = arena_floats(arena, rows, width);
+        subject->scale = arena_floats(arena, rows, 1);
+        subject->w = cross->fits[i].w;
+        for (size_t row = 0; row < rows; row++) {
+            subject->scale[row] = 1.0f;
         }
-        subject->w = cross->fits[i].w =
-            arena_alloc(r->arena, r->task->n_attributes, sizeof(double));
     }
 }
 
-/* Activations of all subjects in the training prompts (side SIZE_MAX) or on one side, and what
- * their SAEs read there. */
+/* Activations of all subjects on a side, and what their SAEs read there; the side behind the last
+ * are the training prompts, of which SAEs read nothing. */
 static void section_capture(SageRun *r, SageSection *section, size_t side, Arena *arena) {
     Arena *scratch = arena_new();
-    bool train = side == SIZE_MAX;
-    size_t n = 0, count = train ? section->n_train : section->n_test;
+    bool train = side > r->task->n_attributes, post = r->llm.config.kind == LLM_GEMMA2;
+    size_t n = 0, row = side * section->n_test, count = train ? section->n_train : section->n_test;
     Slice *slices = arena_alloc(scratch, 2 * section->n_subjects + section->n_sites, sizeof(Slice));
     for (size_t i = 0; i < section->n_subjects; i++) {
         const SageSubject *subject = &section->subjects[i];
         const SageNode *node = subject->node;
-        float *values = train ? subject->train : subject->side[side];
-        float *scale = train ? subject->train_scale : subject->scale[side];
-        HookKind kind = sage_node_reads(node) ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
-        slices[n++] = node_slice(r, node, values, false);
-        if (scale != NULL) {
-            slices[n++] = (Slice){kind, node->layer, -1, node->position, 1, false, false, scale};
+        bool reads = sage_node_reads(node);
+        HookKind kind = reads ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
+        slices[n++] = node_slice(r, node, subject->a + row * subject->width, false);
+        if (reads || (post && node->kind == HOOK_Z)) {
+            slices[n++] = (Slice){kind,  node->layer, -1,    node->position,
+                                  1,     false,       false, subject->scale + row};
         }
     }
     Slice *read = slices + n;
@@ -1008,86 +934,30 @@ static void section_capture(SageRun *r, SageSection *section, size_t side, Arena
         slices[n++] = (Slice){sae->hook, sae->layer, -1,    section->sites[i].position,
                               sae->d_in, false,      false, x};
     }
-    capture(r, train ? SAGE_TRAIN : SAGE_TEST, train || side == SAGE_CLEAN ? -1 : (int)side - 1,
-            count, slices, n);
+    capture(r, train ? SAGE_TRAIN : SAGE_TEST, train ? -1 : (int)side - 1, count, slices, n);
     for (size_t i = 0; i < section->n_sites && !train; i++) {
         site_encode(r, &section->sites[i], side, read[i].values, arena);
     }
     arena_free(scratch);
 }
 
-/* An earlier edit with the same patches in prompt s of the batch, whose outcome is known; NULL:
- * none. Speed: features that no threshold parts, or edits that end before k, come to the same. */
-static const SageEdit *edit_twin(const SageSection *section, const SageEdit *e, size_t s) {
-    for (const SageEdit *other = section->edits + 1; other < e; other++) {
-        bool same = e->predicted == NULL || other->predicted != NULL;
-        for (size_t i = 0; i < section->n_subjects && same; i++) {
-            size_t width = section->subjects[i].width;
-            same = memcmp(e->values[i] + s * width, other->values[i] + s * width,
-                          width * sizeof(float)) == 0;
-        }
-        if (same) {
-            return other;
-        }
-    }
-    return NULL;
-}
-
-/* What the model says of the batch of n prompts under every edit. */
-static void edits_run(SageRun *r, SageSection *section, size_t n, Arena *scratch) {
-    size_t first = section->first, count = section->n_subjects;
-    const SageEdit **twins = arena_alloc(scratch, section->n_edits * n, sizeof *twins);
-    Patch *patches = arena_alloc(scratch, section->n_edits, sizeof(Patch));
-    for (size_t i = 1; i < section->n_edits; i++) {
-        SageEdit *e = &section->edits[i];
-        patches[i] = (Patch){arena_alloc(scratch, count, sizeof(Slice)), count, e->m + first,
-                             e->predicted != NULL ? e->predicted + first : NULL};
-        for (size_t k = 0; k < count; k++) {
-            patches[i].slices[k] = node_slice(r, section->subjects[k].node, e->values[k], true);
-        }
-        sort_slices(r, patches[i].slices, count, scratch);
-        for (size_t s = 0; s < n; s++) {
-            twins[i * n + s] = edit_twin(section, e, s);
-            if (twins[i * n + s] == NULL) {
-                patch_add(r, &patches[i], s);
-            }
-        }
-    }
-    patches_run(r);
-    for (size_t i = n; i < section->n_edits * n; i++) {
-        const SageEdit *e = &section->edits[i / n], *twin = twins[i];
-        if (twin != NULL) {
-            e->m[first + i % n] = twin->m[first + i % n];
-        }
-        if (twin != NULL && e->predicted != NULL) {
-            e->predicted[first + i % n] = twin->predicted[first + i % n];
-        }
-    }
-}
-
-/* Every edit over the test prompts, batch by batch. */
+/* What the model says of the test prompts under every edit. */
 static void section_run(SageRun *r, SageSection *section) {
     Arena *scratch = arena_new();
-    size_t begin, end;
-    shard_range(r->options->shard, section->n_test, &begin, &end);
-    Progress progress = progress_start("testing", "prompts", begin, end, r->console->quiet);
-    for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
-        batch_take(r, SAGE_TEST, -1, first, n, true);
-        pass_streams(r, section->edits[0].m + first, section->edits[0].predicted + first);
-        sage_edit(section, first, n);
-        arena_reset(scratch);
-        edits_run(r, section, n, scratch);
-        progress_set(&progress, first + n, NULL);
-    }
-    progress_end(&progress);
+    size_t n_test = section->n_test, n = section->n_subjects;
+    Patch *patches = arena_alloc(scratch, section->n_edits, sizeof(Patch));
     for (size_t i = 0; i < section->n_edits; i++) {
         const SageEdit *e = &section->edits[i];
-        size_t n_test = section->n_test;
-        shard_rows(r->options->shard, e->m, n_test, sizeof *e->m);
-        if (e->predicted != NULL) {
-            shard_rows(r->options->shard, e->predicted, n_test, sizeof *e->predicted);
+        patches[i] =
+            (Patch){arena_alloc(scratch, n, sizeof(Slice)), i > 0 ? n : 0, e->m, e->predicted};
+        for (size_t k = 0; k < patches[i].n; k++) {
+            patches[i].slices[k] = node_slice(r, section->subjects[k].node, e->values[k], true);
         }
-        for (size_t k = 0; k < section->n_subjects && e->magnitude != NULL; k++) {
+        sort_slices(r, &patches[i], scratch);
+    }
+    patches_measure(r, "testing", SAGE_TEST, patches, section->n_edits, NULL, section);
+    for (const SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
+        for (size_t k = 0; k < n && e->magnitude != NULL; k++) {
             shard_rows(r->options->shard, e->magnitude + k * n_test, n_test, sizeof *e->magnitude);
         }
     }
@@ -1097,12 +967,13 @@ static void section_run(SageRun *r, SageSection *section) {
 /* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
  * reached. */
 static SageWay writes_by(const SageOptions *options) {
-    SageWay first = SAGE_BY_WEIGHTS;
+    static const JsonName names[] = {{"auto", SAGE_BY_SPAN},       {"span", SAGE_BY_SPAN},
+                                     {"encoder", SAGE_BY_ENCODER}, {"weights", SAGE_BY_WEIGHTS},
+                                     {NULL, SAGE_WAYS}};
+    int first = SAGE_BY_WEIGHTS;
     for (const char *list = options->projection; list != NULL;) {
-        SageWay way = list_next(&list, "span") || list_next(&list, "auto") ? SAGE_BY_SPAN
-                      : list_next(&list, "encoder")                        ? SAGE_BY_ENCODER
-                                                                           : SAGE_BY_WEIGHTS;
-        if (way == SAGE_BY_WEIGHTS && !list_next(&list, "weights")) {
+        int way = list_next(&list, names);
+        if (way == SAGE_WAYS) {
             fail(STATUS_INPUT, "--projection %s: expected auto, or some of weights,span,encoder",
                  options->projection);
         }
@@ -1140,8 +1011,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
                            .batch = r->batch,
                            .writes = writes_by(r->options)};
     section_open(r, &section, cross, arena);
-    section_capture(r, &section, SIZE_MAX, arena);
-    for (size_t side = 0; side < 1 + r->task->n_attributes; side++) {
+    for (size_t side = 0; side < 2 + r->task->n_attributes; side++) {
         section_capture(r, &section, side, arena);
     }
     for (size_t i = 0; i < section.n_sites; i++) {
@@ -1162,7 +1032,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
     sage_judge(&section, cross);
     result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
     result->m_positive = sage_positive(&section);
-    result->m_clean = section.edits[0].figure[0];
+    result->m_clean = section.edits[0].figure;
     if (cross->attribute >= 0) {
         console_result(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
                        cross->n_nodes, cross->spearman);
@@ -1178,6 +1048,11 @@ static void test_cross(SageRun *r, SageCross *cross) {
  */
 static void settle_centring(SageRun *r, Sae *sae) {
     size_t n = r->task->n_prompts[SAGE_TRAIN], d = sae->d_in, n_positions = r->task->n_positions;
+    if (sae->layer >= (int)r->llm.config.n_layers || is_component(sae->hook) ||
+        (sae->hook == HOOK_RESID_MID && r->llm.config.parallel) ||
+        sae->centre != SAE_CENTRE_UNKNOWN || r->llm.config.rms_norm) {
+        return;
+    }
     n = n < CENTRING_PROMPTS ? n : CENTRING_PROMPTS;
     size_t rows = n * n_positions;
     double fvu[2];
@@ -1216,15 +1091,8 @@ static void run_layout(Arena *arena, void *user) {
                     .backward = true,
                     .tails = true};
     r->run = llm_run_layout(&r->llm, r->compute, &plan, arena);
-    r->ids = arena_alloc(arena, rows, sizeof(int32_t));
-    r->start = arena_alloc(arena, batch + 1, sizeof(size_t));
-    r->last_row = arena_alloc(arena, batch, sizeof(size_t));
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
-    r->logits = arena_floats(arena, batch, c->d_vocab);
-    r->dlogits = arena_floats(arena, batch, c->d_vocab);
-    r->listed = arena_floats(arena, 1, r->longest_list);
-    r->m = arena_alloc(arena, batch, sizeof(double));
-    r->predicted = arena_alloc(arena, batch, sizeof(int32_t));
+    r->stream_row = arena_alloc(arena, batch, sizeof(size_t));
     r->streams = arena_alloc(arena, c->n_layers, sizeof(float *));
     for (size_t layer = 1; layer < c->n_layers; layer++) {
         float *stream = arena_floats(arena, rows, c->d_model);
@@ -1232,14 +1100,16 @@ static void run_layout(Arena *arena, void *user) {
             r->streams[layer] = stream;
         }
     }
-    r->patch = arena_alloc(arena, rows, sizeof(Patch *));
     r->of = arena_alloc(arena, rows, sizeof(size_t));
     r->past = arena_alloc(arena, rows, sizeof(size_t));
-    r->tail_start = arena_alloc(arena, rows + 1, sizeof(size_t));
-    r->tail_ids = arena_alloc(arena, rows, sizeof(int32_t));
-    r->tail_stream = arena_floats(arena, rows, c->d_model);
-    r->tail_forms = arena_alloc(arena, batch, sizeof(SageForm *));
-    r->patched = arena_alloc(arena, batch, sizeof(double));
+    r->start = arena_alloc(arena, rows + 1, sizeof(size_t));
+    r->patch = arena_alloc(arena, rows, sizeof(Patch *));
+    r->ids = arena_alloc(arena, rows, sizeof(int32_t));
+    r->stream = arena_floats(arena, rows, c->d_model);
+    r->last_row = arena_alloc(arena, batch, sizeof(size_t));
+    r->logits = arena_floats(arena, batch, c->d_vocab);
+    r->dlogits = arena_floats(arena, batch, c->d_vocab);
+    r->listed = arena_floats(arena, 1, r->longest_list);
 }
 
 /* Settles how many prompts run at once; the bytes of their run. */
@@ -1273,24 +1143,22 @@ static Arena *run_open(SageRun *r) {
     return arena_plan(run_layout, r);
 }
 
-/* 0, 0.1 .. 1 for the figure, and those of --f1, each once. */
+/* 0, 0.1 .. 1 for the figure, and those of --f1, each once, rising. */
 static void list_thresholds(SageResult *result) {
     const SageOptions *o = result->options;
     double *t = result->thresholds;
-    size_t n = 0, kept = 0;
-    for (int i = 0; i <= 10; i++) {
-        t[n++] = (double)i / 10.0;
-    }
-    for (size_t i = 0; i < o->n_f1; i++) {
-        t[n++] = o->f1[i];
-    }
-    qsort(t, n, sizeof(double), compare_doubles);
-    for (size_t i = 0; i < n; i++) {
-        if (kept == 0 || t[i] != t[kept - 1]) {
-            t[kept++] = t[i];
+    for (size_t i = 0; i < 11 + o->n_f1; i++) {
+        double next = i < 11 ? (double)i / 10.0 : o->f1[i - 11];
+        size_t at = 0, n = result->n_thresholds;
+        while (at < n && t[at] < next) {
+            at++;
+        }
+        if (at == n || t[at] > next) {
+            memmove(t + at + 1, t + at, (n - at) * sizeof *t);
+            t[at] = next;
+            result->n_thresholds++;
         }
     }
-    result->n_thresholds = kept;
 }
 
 static void open_saes(SageRun *r, Arena *arena) {
@@ -1358,7 +1226,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
                  .task = task,
                  .result = {.options = options, .console = console, .task = task},
                  .arena = arena};
-    Arena *files = arena_new();
+    Arena *files = arena_new(); /* what is not of the caller */
     if (options->n[SAGE_TRAIN] == 0 || options->n[SAGE_TEST] == 0 || options->max_nodes == 0 ||
         !(options->share > 0.0 && options->share <= 1.0)) {
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
@@ -1374,12 +1242,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     open_nodes(&r);
     list_thresholds(&r.result);
     for (size_t i = 0; i < r.saes.count; i++) {
-        Sae *sae = &r.saes.saes[i];
-        bool here = sae->layer < (int)r.llm.config.n_layers && !is_component(sae->hook) &&
-                    !(sae->hook == HOOK_RESID_MID && r.llm.config.parallel);
-        if (here && sae->centre == SAE_CENTRE_UNKNOWN && !r.llm.config.rms_norm) {
-            settle_centring(&r, sae);
-        }
+        settle_centring(&r, &r.saes.saes[i]);
     }
     r.kinds = sage_kinds(task, options->seed, files);
     if (options->cross_sections == NULL) {

@@ -55,23 +55,21 @@ static const double least_resolution = 0.1, most_agreement = 0.9;
 
 /* All scratch; sage_layout, at the end of this file, says how much. */
 typedef struct ThreadWork {
-    SageParts clean, other; /* of a prompt, and of its counterfactual */
-    double *sum, *edited;   /* [width] */
-    SageSparse sparse;
-    bool *taken;                                /* [2, most]: by an aware edit */
-    double magnitude;                           /* of it */
-    double *o, *coefficients, *columns, *solve; /* [d_model], [most], [most, d_model] */
-    uint64_t *bits[2];                          /* [words] */
+    SageParts clean, other;          /* of a prompt, and of its counterfactual */
+    double *sum, *edited, magnitude; /* [width]: of clean's c_j; what an edit comes to */
+    SageSparse sparse;               /* of a greedy edit */
+    bool *taken[2];                  /* [most]: by an aware edit, of clean and of other */
+    double *o[2], *columns, *solve;  /* [d_model], [most, d_model] */
+    uint64_t *bits[2];               /* [words] */
 } ThreadWork;
 
 struct SageWork {
     ThreadWork *thread;
     double *gram, *rhs, *solve; /* [values, values], [values, width] */
-    double *columns;            /* [d_head, d_model] */
+    double *direct, *columns;   /* [d_head, d_model] */
     float *recon;               /* [test prompts, width] */
-    double *o[3];               /* [d_model] */
-    size_t *which;              /* [test prompts]: a resample */
-    double *samples;            /* [edits, 2, SAGE_RESAMPLES] */
+    uint32_t *which;            /* [1 + SAGE_RESAMPLES, test prompts]: all of them, and resamples */
+    double *clean, *ablated, *samples; /* [1 + SAGE_RESAMPLES]: sums of m; a figure */
 };
 
 static double dot_of(const double *a, const double *b, size_t n) {
@@ -136,8 +134,7 @@ void sage_metric_gradient(float *gradient, const float *logits, const SageForm *
  *
  *   score(node) = mean over training prompts of (a' - a) . dm/da (x)
  *
- * Batch by batch: this adds the sum over the prompts of one, and the mean is taken behind the last.
- */
+ * This adds the sum over the prompts of a batch; the mean is taken behind the last. */
 void sage_score_add(double *score, const float *other, const float *clean, const float *gradient,
                     size_t prompts, size_t width) {
     for (size_t p = 0; p < prompts; p++) {
@@ -149,17 +146,13 @@ void sage_score_add(double *score, const float *other, const float *clean, const
     }
 }
 
-/* The order of the walk: nodes in falling |score|, of equal ones the first. */
-void sage_order(const double *score, size_t n_nodes, bool *walked, size_t *order) {
-    for (size_t n = 0; n < n_nodes; n++) {
-        size_t top = n_nodes;
-        for (size_t i = 0; i < n_nodes; i++) {
-            if (!walked[i] && (top == n_nodes || fabs(score[i]) > fabs(score[top]))) {
-                top = i;
-            }
+/* The order of the walk: nodes in falling |score|, equal ones as they stand. */
+void sage_order(const double *score, size_t n_nodes, size_t *order) {
+    for (size_t i = 0, at; i < n_nodes; i++) {
+        for (at = i; at > 0 && fabs(score[order[at - 1]]) < fabs(score[i]); at--) {
+            order[at] = order[at - 1];
         }
-        walked[top] = true;
-        order[n] = top;
+        order[at] = i;
     }
 }
 
@@ -225,10 +218,12 @@ size_t sage_others(Random *random, const bool *walked, size_t n_nodes, size_t co
 /* What patching does in truth, one node at a time:
  *
  *   effect(node) = mean over training prompts of m(x with a' patched in) - m(x) */
-void sage_effect_add(double *effect, const double *patched, const double *m, size_t prompts) {
+double sage_effect(const double *patched, const double *m, size_t prompts) {
+    double sum = 0.0;
     for (size_t p = 0; p < prompts; p++) {
-        *effect += patched[p] - m[p];
+        sum += patched[p] - m[p];
     }
+    return sum / (double)prompts;
 }
 
 /* Rank of node i among those whose effect was measured, ties at their mean rank. */
@@ -274,6 +269,11 @@ double sage_curve_share(double patched, double all, double clean) {
  *
  * from the training activations A of a node. */
 
+/* Test prompts and their counterfactuals; the training prompts follow. */
+static size_t rows_of(const SageSection *s) {
+    return s->n_test * (1 + s->task->n_attributes);
+}
+
 /* The row of u that serves prompt p in attribute a. */
 static size_t value_row(const SageSection *s, SageSplit split, size_t p, size_t a) {
     return s->first_value[a] + s->task->prompts[split][p].values[a];
@@ -282,25 +282,26 @@ static size_t value_row(const SageSection *s, SageSplit split, size_t p, size_t 
 /* mean: u(i, v) = mean of a over prompts with v_i = v, minus abar; 0 for a value without prompts */
 static void dictionary_mean(const SageSection *s, SageSubject *node) {
     size_t d = node->width;
+    const float *train = node->a + rows_of(s) * d;
+    double *features = node->dictionary[SAGE_MEAN].rows;
     for (size_t i = 0; i < d; i++) {
         for (size_t p = 0; p < s->n_train; p++) {
-            node->mean[i] += (double)node->train[p * d + i];
+            node->mean[i] += (double)train[p * d + i];
         }
         node->mean[i] /= (double)s->n_train;
     }
-    for (size_t a = 0; a < s->task->n_attributes; a++) {
-        for (size_t v = 0; v < s->task->attributes[a].count; v++) {
-            size_t row = s->first_value[a] + v, count = 0;
-            double *u = node->features[0] + row * d;
+    for (size_t a = 0, row = 0; a < s->task->n_attributes; a++) {
+        for (size_t end = row + s->task->attributes[a].count; row < end; row++) {
+            double count = 0.0, *u = features + row * d;
             for (size_t p = 0; p < s->n_train; p++) {
                 bool has = value_row(s, SAGE_TRAIN, p, a) == row;
-                count += has ? 1 : 0;
+                count += has ? 1.0 : 0.0;
                 for (size_t i = 0; has && i < d; i++) {
-                    u[i] += (double)node->train[p * d + i];
+                    u[i] += (double)train[p * d + i];
                 }
             }
-            for (size_t i = 0; count > 0 && i < d; i++) {
-                u[i] = u[i] / (double)count - node->mean[i];
+            for (size_t i = 0; count > 0.0 && i < d; i++) {
+                u[i] = u[i] / count - node->mean[i];
             }
         }
     }
@@ -310,6 +311,7 @@ static void dictionary_mean(const SageSection *s, SageSubject *node) {
  */
 static void dictionary_mse(const SageSection *s, SageSubject *node) {
     size_t d = node->width, n = s->n_values, n_attributes = s->task->n_attributes;
+    const float *train = node->a + rows_of(s) * d;
     double *gram = s->work->gram, *rhs = s->work->rhs;
     memset(gram, 0, n * n * sizeof(double));
     memset(rhs, 0, n * d * sizeof(double));
@@ -320,11 +322,12 @@ static void dictionary_mse(const SageSection *s, SageSubject *node) {
                 gram[row * n + value_row(s, SAGE_TRAIN, p, b)] += 1.0;
             }
             for (size_t i = 0; i < d; i++) {
-                rhs[row * d + i] += (double)node->train[p * d + i] - node->mean[i];
+                rhs[row * d + i] += (double)train[p * d + i] - node->mean[i];
             }
         }
     }
-    symmetric_solve(node->features[1], gram, rhs, n, d, dictionary_cutoff, s->work->solve);
+    symmetric_solve(node->dictionary[SAGE_MSE].rows, gram, rhs, n, d, dictionary_cutoff,
+                    s->work->solve);
 }
 
 /* weighted (SAGE's): w_i u(i, v) with the mean features u and
@@ -334,8 +337,9 @@ static void dictionary_mse(const SageSection *s, SageSubject *node) {
  * whose normal equations are (sum_p u_i . u_j) w = sum_p u_i . (a_p - abar) */
 static void dictionary_weighted(const SageSection *s, SageSubject *node) {
     size_t d = node->width, n = s->task->n_attributes;
+    const float *train = node->a + rows_of(s) * d;
     double *gram = s->work->gram, *rhs = s->work->rhs;
-    const double *mean_features = node->features[0];
+    const double *mean_features = node->dictionary[SAGE_MEAN].rows;
     memset(gram, 0, n * n * sizeof(double));
     memset(rhs, 0, n * sizeof(double));
     for (size_t p = 0; p < s->n_train; p++) {
@@ -348,7 +352,7 @@ static void dictionary_weighted(const SageSection *s, SageSubject *node) {
                 }
             }
             for (size_t i = 0; i < d; i++) {
-                rhs[a] += u[i] * ((double)node->train[p * d + i] - node->mean[i]);
+                rhs[a] += u[i] * ((double)train[p * d + i] - node->mean[i]);
             }
         }
     }
@@ -356,7 +360,7 @@ static void dictionary_weighted(const SageSection *s, SageSubject *node) {
     for (size_t a = 0; a < n; a++) {
         size_t first = s->first_value[a] * d, count = s->task->attributes[a].count * d;
         for (size_t k = first; k < first + count; k++) {
-            node->features[2][k] = node->w[a] * mean_features[k];
+            node->dictionary[SAGE_WEIGHTED].rows[k] = node->w[a] * mean_features[k];
         }
     }
 }
@@ -414,6 +418,11 @@ static void matrix_row(const Matrix *m, size_t o, double *row) {
     }
 }
 
+/* Element i of a vector; 0 where there is none. */
+static double vector_at(Weight vector, size_t i) {
+    return vector.data != NULL ? (double)weight_at(vector, i) : 0.0;
+}
+
 static double norm_gain(const Llm *llm, const Norm *norm, size_t i) {
     double w = (double)weight_at(norm->w, i);
     return llm->config.kind == LLM_GEMMA2 ? 1.0 + w : w;
@@ -424,16 +433,16 @@ static double norm_gain(const Llm *llm, const Norm *norm, size_t i) {
  *   direct x / scale + constant,    direct = W diag(gamma) C,    constant = W beta + bias
  *
  * C takes the mean away (LayerNorm; RMSNorm: C = 1, beta = 0). */
-static void read_map(const SageSection *s, SageSubject *node) {
+static void read_map(const SageSection *s, const SageSubject *node, double *constant) {
     size_t d = s->llm->config.d_model, layer = (size_t)node->node->layer;
     Matrix w = llm_head_matrix(s->llm, layer, node->node->kind, (size_t)node->node->head);
     const Norm *ln = &s->llm->layers[layer].ln1;
     for (size_t o = 0; o < node->width; o++) {
-        double *row = node->direct + o * d, mean = 0.0;
+        double *row = s->work->direct + o * d, mean = 0.0;
         matrix_row(&w, o, row);
-        node->constant[o] = w.bias.data != NULL ? (double)weight_at(w.bias, o) : 0.0;
+        constant[o] = vector_at(w.bias, o);
         for (size_t i = 0; i < d; i++) {
-            node->constant[o] += ln->b.data != NULL ? row[i] * (double)weight_at(ln->b, i) : 0.0;
+            constant[o] += row[i] * vector_at(ln->b, i);
             row[i] *= norm_gain(s->llm, ln, i);
             mean += row[i];
         }
@@ -446,7 +455,7 @@ static void read_map(const SageSection *s, SageSubject *node) {
 /* z writes o = write z to the stream: W_O, its bias left out; in Gemma-2 diag(gamma) W_O / scale by
  * the post-norm, whose scale is left to what follows; without its mean if the SAE's stream is
  * centred. z comes back from o by least squares: direct = write^+. */
-static void write_map(const SageSection *s, SageSubject *node) {
+static void write_map(const SageSection *s, const SageSubject *node) {
     size_t d = s->llm->config.d_model, n = node->width, layer = (size_t)node->node->layer;
     Matrix w = llm_head_matrix(s->llm, layer, HOOK_Z, (size_t)node->node->head);
     const Norm *post = &s->llm->layers[layer].ln1_post;
@@ -467,13 +476,12 @@ static void write_map(const SageSection *s, SageSubject *node) {
             columns[i * d + o] = node->write[o * n + i];
         }
     }
-    pseudo_inverse(node->direct, columns, d, n, span_cutoff, s->work->solve);
+    pseudo_inverse(s->work->direct, columns, d, n, span_cutoff, s->work->solve);
 }
 
 /* o [d_model] of an activation a: write a / scale for a z, for a block output a itself, without its
  * mean if the SAE's stream is centred. */
-static void written(const SageSubject *node, const float *a, const float *scale, double *o,
-                    size_t d) {
+static void written(const SageSubject *node, const float *a, float scale, double *o, size_t d) {
     double mean = 0.0;
     bool z = node->write != NULL;
     for (size_t i = 0; i < d; i++) {
@@ -481,7 +489,7 @@ static void written(const SageSubject *node, const float *a, const float *scale,
         for (size_t k = 0; z && k < node->width; k++) {
             o[i] += node->write[i * node->width + k] * (double)a[k];
         }
-        o[i] /= scale != NULL ? (double)*scale : 1.0;
+        o[i] /= (double)scale;
         mean += o[i] / (double)d;
     }
     for (size_t i = 0; i < d && !z && node->site->sae->centre == SAE_CENTRE_YES; i++) {
@@ -489,16 +497,13 @@ static void written(const SageSubject *node, const float *a, const float *scale,
     }
 }
 
-static const float *scale_at(const float *scale, size_t p) {
-    return scale != NULL ? scale + p : NULL;
-}
-
 /* obar = mean over training prompts of o */
 static void written_mean(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model;
-    double *o = s->work->o[0];
+    double *o = s->work->thread[0].o[0];
     for (size_t p = 0; p < s->n_train; p++) {
-        written(node, node->train + p * node->width, scale_at(node->train_scale, p), o, d);
+        size_t row = rows_of(s) + p;
+        written(node, node->a + row * node->width, node->scale[row], o, d);
         for (size_t i = 0; i < d; i++) {
             node->o_mean[i] += o[i];
         }
@@ -519,128 +524,113 @@ typedef struct Call { /* what a parallel loop is about */
 } Call;
 
 /* Random direction j of the method `random`: normals j d_in .. of one long row, drawn in pairs. */
-static void random_row(uint64_t seed, const Sae *sae, size_t j, float *row) {
+static void random_row(uint64_t seed, const Sae *sae, size_t j, double *row) {
     uint64_t layer = (uint64_t)(sae->layer < 0 ? 0 : sae->layer);
     Random random = random_start(seed, RANDOM_SAGE_DECODER + (layer << 32));
-    size_t from = j * sae->d_in, to = from + sae->d_in;
-    for (size_t pair = from / 2; 2 * pair < to; pair++) {
-        float draw[2];
-        random.position = 2 * pair;
-        random_normals(&random, draw);
-        for (size_t k = 0; k < 2; k++) {
-            if (2 * pair + k >= from && 2 * pair + k < to) {
-                row[2 * pair + k - from] = draw[k];
-            }
+    size_t from = j * sae->d_in;
+    float draw[2];
+    for (size_t at = from; at < from + sae->d_in; at++) {
+        if (at == from || at % 2 == 0) {
+            random.position = at / 2 * 2;
+            random_normals(&random, draw);
         }
+        row[at - from] = (double)draw[at % 2];
     }
-}
-
-static double feature_norm(const float *row, size_t n) {
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        sum += (double)row[i] * (double)row[i];
-    }
-    return sqrt(sum);
 }
 
 /* d_j of feature u of the union, and a random row of the same norm; a choice by decoder norm
- * divides both. */
+ * divides both. Behind the features b_dec, and ones for what an SAE that normalises shifts all of a
+ * row by. */
 static void site_row(void *user, size_t u, int thread) {
     const Call *call = user;
-    const Sae *sae = call->site->sae;
-    size_t j = call->site->feature[u], d = sae->d_in;
-    float *real = call->site->rows[0] + u * d, *random = call->site->rows[1] + u * d;
+    const SageSite *site = call->site;
+    const Sae *sae = site->sae;
+    size_t d = sae->d_in;
+    double *real = site->rows[0] + u * d, *random = site->rows[1] + u * d;
     (void)thread;
+    if (u >= site->n_union) {
+        for (size_t i = 0; i < d; i++) {
+            real[i] = random[i] = u == site->n_union ? vector_at(sae->b_dec, i) : 1.0;
+        }
+        return;
+    }
+    size_t j = site->feature[u];
+    float norm = sae->rescale_by_decoder_norm ? sae->dec_norm[j] : 1.0f;
     for (size_t i = 0; i < d; i++) {
-        real[i] = weight_at(
+        real[i] = (double)weight_at(
             sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
     random_row(call->section->options->seed, sae, j, random);
-    double length = feature_norm(random, d),
-           factor = length > 0.0 ? feature_norm(real, d) / length : 0.0;
-    for (size_t i = 0; i < d; i++) {
-        random[i] = (float)((double)random[i] * factor);
-        if (sae->rescale_by_decoder_norm) {
-            real[i] /= sae->dec_norm[j];
-            random[i] /= sae->dec_norm[j];
-        }
+    double length = sqrt(dot_of(random, random, d)),
+           factor = length > 0.0 ? sqrt(dot_of(real, real, d)) / length : 0.0;
+    for (size_t i = 0; i < d; i++) { /* in binary32, as weights are */
+        real[i] = (double)((float)real[i] / norm);
+        random[i] = (double)((float)(random[i] * factor) / norm);
     }
 }
 
-/* direct d_j of feature u of the union; behind the features direct b_dec, and direct 1 for what an
- * SAE that normalises shifts all of a row by. */
+/* direct d_j of row u of the site */
 static void project_row(void *user, size_t u, int thread) {
     const Call *call = user;
     const SageSubject *node = call->node;
-    const Sae *sae = node->site->sae;
-    size_t d = sae->d_in, n = node->site->n_union;
+    size_t d = node->site->sae->d_in;
     (void)thread;
     for (int random = 0; random < 2; random++) {
-        const float *rows = node->site->rows[random];
+        double *row = node->dictionary[random == 1 ? SAGE_RANDOM : SAGE_SAE].rows + u * node->width;
         for (size_t o = 0; o < node->width; o++) {
-            double sum = 0.0;
-            for (size_t i = 0; i < d; i++) {
-                double b = sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, i) : 0.0;
-                double x = u < n ? (double)rows[u * d + i] : u == n ? b : 1.0;
-                sum += node->direct[o * d + i] * x;
-            }
-            node->projected[random][u * node->width + o] = sum;
+            row[o] =
+                dot_of(call->section->work->direct + o * d, node->site->rows[random] + u * d, d);
         }
     }
 }
 
-/* ---- three projections ---- */
+/* What the features of the node's SAEs are to it. A head has its part of every row of a native SAE.
+ */
+static void dictionaries_of_features(const SageSection *s, SageSubject *node) {
+    size_t d = s->llm->config.d_model, head = (size_t)node->node->head;
+    double *constant = node->dictionary[SAGE_SAE].constant;
+    Call call = {.section = s, .node = node};
+    if (sage_node_reads(node->node)) {
+        read_map(s, node, constant);
+    } else {
+        if (node->write != NULL) {
+            write_map(s, node);
+        }
+        written_mean(s, node);
+        for (size_t k = 0; k < node->width; k++) {
+            constant[k] = node->write != NULL ? dot_of(s->work->direct + k * d, node->o_mean, d)
+                                              : node->o_mean[k];
+        }
+    }
+    if (node->dictionary[SAGE_SAE].rows != node->site->rows[0]) {
+        compute_parallel(s->compute, node->site->n_union + 2, project_row, &call);
+    }
+    for (size_t k = 0; node->native != NULL && node->native->b_v != NULL && k < node->width; k++) {
+        node->dictionary[SAGE_NATIVE].constant[k] =
+            (double)node->native->b_v[head * node->width + k];
+    }
+}
+
+/* ---- projections ---- */
 
 /* weights, for q, k, v: the features of x^ = factor (sum_j f_j d_j + b_dec) + shift (factor and
  * shift undo an SAE's normalisation) pass through the node's map with scale at its true value:
  *
  *   c_j = f_j factor / scale direct d_j
- *   base = (factor direct b_dec + shift direct 1) / scale + constant */
-static void project_weights(const SageSubject *node, int random, size_t side, size_t p,
-                            SageParts *out) {
-    const SageCodes *codes = &node->site->codes[side];
-    const float *code = codes->value + codes->start[p];
-    const double *direct = node->projected[random],
-                 *b_dec = direct + node->site->n_union * node->width;
-    double factor = codes->factor[p], shift = codes->shift[p], scale = (double)node->scale[side][p];
-    size_t width = node->width;
-    for (size_t o = 0; o < width; o++) {
-        out->base[o] = (factor * b_dec[o] + shift * b_dec[width + o]) / scale + node->constant[o];
-        for (size_t j = 0; j < out->n; j++) {
-            out->c[j * width + o] =
-                (double)code[j] * factor / scale * direct[out->feature[j] * width + o];
-        }
-    }
-}
-
-/* For z, attn_out and mlp_out: o - obar, what the node writes beside its training mean. */
-static const double *written_apart(const SageSection *s, const SageSubject *node, size_t side,
-                                   size_t p, ThreadWork *work) {
-    size_t d = s->llm->config.d_model;
-    written(node, node->side[side] + p * node->width, scale_at(node->scale[side], p), work->o, d);
-    for (size_t i = 0; i < d; i++) {
-        work->o[i] -= node->o_mean[i];
-    }
-    return work->o;
-}
-
-/* With o^ = obar + sum_j coefficient_j d_j in the stream, back at the node: a z by least squares
- * and its post-norm's scale, a block output as it is. */
-static void bring_back(const SageSection *s, const SageSubject *node, int random, size_t side,
-                       size_t p, const double *coefficient, SageParts *out) {
-    size_t d = s->llm->config.d_model, width = node->width;
-    double scale = node->scale[side] != NULL ? (double)node->scale[side][p] : 1.0;
-    bool z = node->write != NULL;
+ *   base = (factor direct b_dec + shift direct 1) / scale + constant
+ *
+ * native, SAGE's control: an SAE of the node's own hook point, whose rows are the node's as they
+ * are, at scale 1 and with b_V for the constant where the SAE reads z without it. */
+static void project_codes(const SageSite *site, const SageDictionary *dictionary, size_t row,
+                          double scale, size_t width, SageParts *out) {
+    double factor = site->factor[row], shift = site->shift[row];
+    const double *b_dec = dictionary->rows + site->n_union * dictionary->stride,
+                 *one = b_dec + dictionary->stride;
     for (size_t j = 0; j < out->n; j++) {
-        const double *recovered = z ? node->projected[random] + out->feature[j] * width : NULL;
-        const float *row = node->site->rows[random] + out->feature[j] * d;
-        for (size_t k = 0; k < width; k++) {
-            out->c[j * width + k] =
-                z ? coefficient[j] * scale * recovered[k] : coefficient[j] * (double)row[k];
-        }
+        out->coefficient[j] = (double)site->codes[site->start[row] + j].value * factor / scale;
     }
     for (size_t k = 0; k < width; k++) {
-        out->base[k] = z ? dot_of(node->direct + k * d, node->o_mean, d) * scale : node->o_mean[k];
+        out->base[k] = (factor * b_dec[k] + shift * one[k]) / scale + dictionary->constant[k];
     }
 }
 
@@ -649,18 +639,12 @@ static void bring_back(const SageSection *s, const SageSubject *node, int random
  *   coefficient = argmin |o - obar - sum_j coefficient_j d_j|, of least norm
  *
  * An SAE's factor would multiply every d_j of a prompt alike, which moves no span. */
-static void project_span(const SageSection *s, const SageSubject *node, int random, size_t side,
-                         size_t p, SageParts *out, ThreadWork *work) {
-    size_t d = s->llm->config.d_model;
-    const double *o = written_apart(s, node, side, p, work);
+static void project_span(const double *rows, const double *o, size_t d, SageParts *out,
+                         ThreadWork *work) {
     for (size_t j = 0; j < out->n; j++) {
-        const float *row = node->site->rows[random] + out->feature[j] * d;
-        for (size_t i = 0; i < d; i++) {
-            work->columns[j * d + i] = (double)row[i];
-        }
+        memcpy(work->columns + j * d, rows + out->feature[j] * d, d * sizeof(double));
     }
-    least_squares(work->coefficients, work->columns, o, d, out->n, span_cutoff, work->solve);
-    bring_back(s, node, random, side, p, work->coefficients, out);
+    least_squares(out->coefficient, work->columns, o, d, out->n, span_cutoff, work->solve);
 }
 
 /* encoder: the encoder's own reading of what was written, w_j its column
@@ -670,12 +654,10 @@ static void project_span(const SageSection *s, const SageSubject *node, int rand
  * w_j acts on the stream as it is: o would enter divided by the SAE's factor and d_j come back
  * multiplied by it, which cancels, and a code by decoder norm has the norm that its row lost
  * (site_row). An SAE's scaling, folded into its weights or not, changes nothing. */
-static void project_encoder(const SageSection *s, const SageSubject *node, int random, size_t side,
-                            size_t p, SageParts *out, ThreadWork *work) {
-    const Sae *sae = node->site->sae;
-    const double *o = written_apart(s, node, side, p, work);
+static void project_encoder(const SageSite *site, const double *o, SageParts *out) {
+    const Sae *sae = site->sae;
     for (size_t j = 0; j < out->n; j++) {
-        size_t feature = node->site->feature[out->feature[j]];
+        size_t feature = site->feature[out->feature[j]];
         double sum = 0.0;
         for (size_t i = 0; i < sae->d_in; i++) {
             ptrdiff_t at = (ptrdiff_t)feature * sae->enc_feature + (ptrdiff_t)i * sae->enc_input;
@@ -683,86 +665,77 @@ static void project_encoder(const SageSection *s, const SageSubject *node, int r
         }
         sum *= sae->mag_gain != NULL ? (double)sae->mag_gain[feature] : 1.0;
         sum *= sae->rescale_by_decoder_norm ? (double)sae->dec_norm[feature] : 1.0;
-        work->coefficients[j] = sum;
+        out->coefficient[j] = sum;
     }
-    bring_back(s, node, random, side, p, work->coefficients, out);
 }
 
-/* native, SAGE's control: an SAE of the node's own hook point, which reads all heads of a row; a
- * head has its part of every decoder row
+/* For z, attn_out and mlp_out: o^ = obar + sum_j coefficient_j d_j of what the node writes to the
+ * stream; back at the node, a z by least squares and its post-norm's scale,
  *
- *   c_j = f_j factor d_j[head],    base = factor b_dec[head] + shift
+ *   c_j = coefficient_j scale direct d_j,    base = scale direct obar
  *
- * and b_V[head] more where the SAE reads z without it. */
-static void project_native(const SageSubject *node, size_t side, size_t p, SageParts *out) {
-    const SageSite *site = node->native;
-    const SageCodes *codes = &site->codes[side];
-    const Sae *sae = site->sae;
-    const float *code = codes->value + codes->start[p];
-    size_t width = node->width, first = node->node->head < 0 ? 0 : (size_t)node->node->head * width;
-    for (size_t k = 0; k < width; k++) {
-        double b = sae->b_dec.data != NULL ? (double)weight_at(sae->b_dec, first + k) : 0.0;
-        out->base[k] = codes->factor[p] * b + codes->shift[p] +
-                       (site->shift != NULL ? (double)site->shift[first + k] : 0.0);
-        for (size_t j = 0; j < out->n; j++) {
-            double d = (double)site->rows[0][out->feature[j] * sae->d_in + first + k];
-            out->c[j * width + k] = (double)code[j] * codes->factor[p] * d;
-        }
+ * and a block output as it is. */
+static void project_written(const SageSection *s, const SageSubject *node, SageMethod method,
+                            SageWay way, size_t row, SageParts *out, ThreadWork *work) {
+    size_t d = s->llm->config.d_model;
+    double scale = (double)node->scale[row], *o = work->o[0];
+    written(node, node->a + row * node->width, node->scale[row], o, d);
+    for (size_t i = 0; i < d; i++) {
+        o[i] -= node->o_mean[i];
+    }
+    if (way == SAGE_BY_SPAN) {
+        project_span(node->site->rows[method == SAGE_RANDOM], o, d, out, work);
+    } else {
+        project_encoder(node->site, o, out);
+    }
+    for (size_t j = 0; j < out->n; j++) {
+        out->coefficient[j] *= scale;
+    }
+    for (size_t k = 0; k < node->width; k++) {
+        out->base[k] = node->dictionary[method].constant[k] * scale;
     }
 }
 
 /* ==== reconstructions ==== */
 
-/* supervised: c_i = u(i, v_i(p)), base = abar */
-static void supervised_parts(const SageSection *s, const SageSubject *node, SageWay way, size_t p,
-                             SageParts *out) {
-    size_t d = node->width;
-    out->n = s->task->n_attributes;
-    out->feature = NULL;
-    memcpy(out->base, node->mean, d * sizeof(double));
-    for (size_t a = 0; a < out->n; a++) {
-        const double *u = node->features[way] + value_row(s, SAGE_TEST, p, a) * d;
-        memcpy(out->c + a * d, u, d * sizeof(double));
-    }
+static const SageSite *site_of(const SageSubject *node, SageMethod method) {
+    return method == SAGE_NATIVE ? node->native : node->site;
 }
 
 /* How a method comes to a^ at a node. */
 static SageWay way_of(const SageSection *s, const SageSubject *node, SageMethod method) {
-    return method == SAGE_MEAN           ? SAGE_BY_MEAN
-           : method == SAGE_MSE          ? SAGE_BY_MSE
-           : method == SAGE_WEIGHTED     ? SAGE_BY_WEIGHTED
+    return sage_supervised(method)       ? (SageWay)(method - SAGE_MEAN + SAGE_BY_MEAN)
            : method == SAGE_NATIVE       ? SAGE_BY_NATIVE
            : sage_node_reads(node->node) ? SAGE_BY_WEIGHTS
                                          : s->writes;
 }
 
-static const SageSite *site_of(const SageSubject *node, SageMethod method) {
-    return method == SAGE_NATIVE ? node->native : node->site;
-}
-
-/* The parts of a^ of test prompt p on one side; of an SAE of the stream with its own decoder rows
- * or with random ones. */
-static void parts_of(const SageSection *s, const SageSubject *node, SageWay way, int random,
-                     size_t side, size_t p, SageParts *out, ThreadWork *work) {
-    const SageSite *site = way == SAGE_BY_NATIVE ? node->native : node->site;
-    const SageCodes *codes = &site->codes[side];
-    out->n = codes->start[p + 1] - codes->start[p];
-    out->feature = codes->feature + codes->start[p];
-    switch (way) {
-    case SAGE_BY_WEIGHTS:
-        project_weights(node, random, side, p, out);
-        break;
-    case SAGE_BY_SPAN:
-        project_span(s, node, random, side, p, out, work);
-        break;
-    case SAGE_BY_ENCODER:
-        project_encoder(s, node, random, side, p, out, work);
-        break;
-    case SAGE_BY_NATIVE:
-        project_native(node, side, p, out);
-        break;
-    default:
-        supervised_parts(s, node, way, p, out);
+/* The parts of a^ of a row. supervised: c_i = u(i, v_i(p)), base = abar */
+static void parts_of(const SageSection *s, const SageSubject *node, SageMethod method, SageWay way,
+                     size_t row, SageParts *out, ThreadWork *work) {
+    const SageDictionary *dictionary = &node->dictionary[method];
+    const SageSite *site = site_of(node, method);
+    bool supervised = sage_supervised(method);
+    size_t width = node->width;
+    out->n = supervised ? s->task->n_attributes : site->start[row + 1] - site->start[row];
+    for (size_t j = 0; j < out->n; j++) {
+        out->feature[j] = supervised ? (uint32_t)value_row(s, SAGE_TEST, row, j)
+                                     : site->codes[site->start[row] + j].feature;
+        out->coefficient[j] = 1.0;
+    }
+    if (supervised) {
+        memcpy(out->base, dictionary->constant, width * sizeof(double));
+    } else if (way == SAGE_BY_WEIGHTS || way == SAGE_BY_NATIVE) {
+        double scale = way == SAGE_BY_WEIGHTS ? (double)node->scale[row] : 1.0;
+        project_codes(site, dictionary, row, scale, width, out);
+    } else {
+        project_written(s, node, method, way, row, out, work);
+    }
+    for (size_t j = 0; j < out->n; j++) {
+        const double *d_j = dictionary->rows + out->feature[j] * dictionary->stride;
+        for (size_t k = 0; k < width; k++) {
+            out->c[j * width + k] = out->coefficient[j] * d_j[k];
+        }
     }
 }
 
@@ -776,12 +749,16 @@ static void sum_parts(const SageParts *parts, double *sum, size_t width) {
     }
 }
 
+/* Whose dictionary a way takes. */
+static const SageMethod way_methods[SAGE_WAYS] = {SAGE_MEAN, SAGE_MSE, SAGE_WEIGHTED, SAGE_SAE,
+                                                  SAGE_SAE,  SAGE_SAE, SAGE_NATIVE};
+
 static void recon_row(void *user, size_t p, int thread) {
     const Call *call = user;
     const SageSection *s = call->section;
     size_t width = call->node->width;
     ThreadWork *work = &s->work->thread[thread];
-    parts_of(s, call->node, call->way, 0, SAGE_CLEAN, p, &work->clean, work);
+    parts_of(s, call->node, way_methods[call->way], call->way, p, &work->clean, work);
     sum_parts(&work->clean, work->sum, width);
     for (size_t i = 0; i < width; i++) {
         s->work->recon[p * width + i] = (float)(work->clean.base[i] + work->sum[i]);
@@ -793,24 +770,22 @@ static void recon_row(void *user, size_t p, int thread) {
  */
 static void fit_way(const SageSection *s, SageSubject *node, SageWay way, SageFit *fit) {
     size_t d = s->llm->config.d_model;
-    double residual[2] = {0.0}, total[2] = {0.0}, *o = s->work->o[1], *back = s->work->o[2];
+    double residual[2] = {0.0}, total[2] = {0.0}, **o = s->work->thread[0].o;
     Call call = {.section = s, .node = node, .way = way};
     compute_parallel(s->compute, s->n_test, recon_row, &call);
     for (size_t p = 0; p < s->n_test; p++) {
-        const float *a = node->side[SAGE_CLEAN] + p * node->width,
-                    *recon = s->work->recon + p * node->width;
+        const float *a = node->a + p * node->width, *recon = s->work->recon + p * node->width;
         for (size_t k = 0; k < node->width; k++) {
             double e = (double)a[k] - (double)recon[k], m = (double)a[k] - node->mean[k];
             residual[0] += e * e;
             total[0] += m * m;
         }
         if (!sage_node_reads(node->node)) {
-            const float *scale = scale_at(node->scale[SAGE_CLEAN], p);
-            written(node, a, scale, o, d);
-            written(node, recon, scale, back, d);
+            written(node, a, node->scale[p], o[0], d);
+            written(node, recon, node->scale[p], o[1], d);
             for (size_t i = 0; i < d; i++) {
-                residual[1] += (o[i] - back[i]) * (o[i] - back[i]);
-                total[1] += (o[i] - node->o_mean[i]) * (o[i] - node->o_mean[i]);
+                residual[1] += (o[0][i] - o[1][i]) * (o[0][i] - o[1][i]);
+                total[1] += (o[0][i] - node->o_mean[i]) * (o[0][i] - node->o_mean[i]);
             }
         }
     }
@@ -830,22 +805,10 @@ static bool way_leads(const SageSubject *node, SageWay way) {
 void sage_prepare(SageSection *s, SageFit *fits) {
     for (size_t i = 0; i < s->n_subjects; i++) {
         SageSubject *node = &s->subjects[i];
-        bool reads = sage_node_reads(node->node);
         dictionary_mean(s, node);
         dictionary_mse(s, node);
         dictionary_weighted(s, node);
-        if (reads) {
-            read_map(s, node);
-        } else if (node->write != NULL) {
-            write_map(s, node);
-        }
-        if (node->direct != NULL) {
-            Call call = {.section = s, .node = node};
-            compute_parallel(s->compute, node->site->n_union + 2, project_row, &call);
-        }
-        if (!reads) {
-            written_mean(s, node);
-        }
+        dictionaries_of_features(s, node);
         fits[i].sae = way_of(s, node, SAGE_SAE);
         for (SageWay way = 0; way < SAGE_WAYS; way++) {
             fits[i].r2[way] = fits[i].r2_stream[way] = NAN;
@@ -879,14 +842,12 @@ static double f1_of(const uint64_t *active, const uint64_t *holds, size_t words)
     return both > 0 ? 2.0 * (double)both / (double)sum : 0.0;
 }
 
-/* The unions of the first 2 .. 10 values by their own F1, but never of more than a quarter of the
- * kind's values: of twelve or sixteen values ten are nearly all, and hold for any feature. */
-static void best_union(SagePredicate *best, const SageKind *kind, size_t words,
-                       const uint64_t *active, uint64_t *holds) {
+/* Of the unions of the kind's first `least` .. `most` values by their own F1 the best. */
+static void best_union(SagePredicate *best, const SageKind *kind, size_t least, size_t most,
+                       size_t words, const uint64_t *active, uint64_t *holds) {
     SagePredicate now = {.kind = kind};
     memset(holds, 0, words * sizeof(uint64_t));
-    while (now.n < SAGE_UNION && now.n + 1 <= kind->n / 4) {
-        size_t top = kind->n;
+    while (now.n < most) {
         double top_f1 = -1.0;
         for (size_t v = 0; v < kind->n; v++) {
             bool used = false;
@@ -894,36 +855,32 @@ static void best_union(SagePredicate *best, const SageKind *kind, size_t words,
                 used |= now.values[k] == v;
             }
             double f1 = used ? -1.0 : f1_of(active, kind->holds + v * words, words);
-            top = f1 > top_f1 ? v : top;
+            now.values[now.n] = f1 > top_f1 ? v : now.values[now.n];
             top_f1 = f1 > top_f1 ? f1 : top_f1;
         }
-        now.values[now.n++] = top;
         for (size_t w = 0; w < words; w++) {
-            holds[w] |= kind->holds[top * words + w];
+            holds[w] |= kind->holds[now.values[now.n] * words + w];
         }
+        now.n++;
         now.f1 = f1_of(active, holds, words);
         now.support = count_bits(holds, holds, words);
-        if (now.n >= 2 && now.f1 > best->f1) {
+        if (now.n >= least && now.f1 > best->f1) {
             *best = now;
         }
     }
 }
 
 /* A feature's interpretation; of equal F1 the first: single values before unions, in the order of
- * the kinds. */
+ * the kinds. A union is never of more than a quarter of the kind's values: of twelve or sixteen
+ * ten are nearly all, and hold for any feature. */
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch) {
     SagePredicate best = {.f1 = -1.0};
-    for (const SageKind *kind = kinds->list; kind < kinds->list + kinds->count; kind++) {
-        for (size_t v = 0; v < kind->n; v++) {
-            const uint64_t *holds = kind->holds + v * kinds->words;
-            double f1 = f1_of(active, holds, kinds->words);
-            if (f1 > best.f1) {
-                best = (SagePredicate){f1, count_bits(holds, holds, kinds->words), kind, 1, {v}};
-            }
-        }
-    }
-    for (const SageKind *kind = kinds->list; kind < kinds->list + kinds->count; kind++) {
-        best_union(&best, kind, kinds->words, active, scratch);
+    for (size_t k = 0; k < 2 * kinds->count; k++) {
+        const SageKind *kind = &kinds->list[k % kinds->count];
+        bool alone = k < kinds->count;
+        size_t most = alone ? 1 : SAGE_UNION, there = alone ? kind->n : kind->n / 4;
+        best_union(&best, kind, alone ? 1 : 2, there < most ? there : most, kinds->words, active,
+                   scratch);
     }
     return best;
 }
@@ -960,13 +917,13 @@ static void interpret_feature(void *user, size_t u, int thread) {
 
 void sage_site_open(const SageSection *s, SageSite *site) {
     Call call = {.section = s, .site = site};
-    const SageCodes *codes = &site->codes[SAGE_CLEAN];
     for (size_t p = 0; p < s->n_test; p++) {
-        for (size_t i = codes->start[p]; i < codes->start[p + 1]; i++) {
-            site->active[codes->feature[i] * s->kinds->words + p / 64] |= (uint64_t)1 << p % 64;
+        for (size_t i = site->start[p]; i < site->start[p + 1]; i++) {
+            site->active[site->codes[i].feature * s->kinds->words + p / 64] |= (uint64_t)1
+                                                                               << p % 64;
         }
     }
-    compute_parallel(s->compute, site->n_union, site_row, &call);
+    compute_parallel(s->compute, site->n_union + 2, site_row, &call);
     compute_parallel(s->compute, site->n_union, interpret_feature, &call);
 }
 
@@ -1001,6 +958,18 @@ bool sage_sparse_choose(SageSparse *e) {
     e->taken[choice] = true;
     e->choices++;
     return true;
+}
+
+static void edit_start(const SageSubject *node, size_t p, ThreadWork *work) {
+    for (size_t i = 0; i < node->width; i++) {
+        work->edited[i] = (double)node->a[p * node->width + i];
+    }
+}
+
+static void edit_add(ThreadWork *work, const double *part, double sign, size_t width) {
+    for (size_t i = 0; i < width; i++) {
+        work->edited[i] += sign * part[i];
+    }
 }
 
 /* weight_j = c_j . sum / |sum|^2: the share of the reconstruction that feature j is */
@@ -1053,100 +1022,13 @@ static size_t best_active(const SageParts *parts, const double *f1, size_t n_val
     return best;
 }
 
-/* The same with an eye on what features stand for (2405.08366, A.12): k times, of those active at
- * the prompt the best for its own value of the attribute is removed, and of those active at the
- * counterfactual the best for its value added. Returns what was removed, as a weight. */
-static double aware_edit(const SageSection *s, const SageSite *site, const SageEdit *e, size_t p,
-                         ThreadWork *work, size_t width) {
-    const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
-    const double *f1 = site->value_f1 + s->first_value[e->attribute];
-    bool *removed = work->taken, *added = work->taken + work->clean.n;
-    double magnitude = 0.0;
-    for (size_t k = e->at > 0 ? sage_ks[e->at - 1] : 0; k < sage_ks[e->at]; k++) {
-        size_t out =
-            best_active(&work->clean, f1 + prompt->values[e->attribute], s->n_values, removed);
-        size_t in =
-            best_active(&work->other, f1 + prompt->changed[e->attribute], s->n_values, added);
-        if (out < work->clean.n) {
-            removed[out] = true;
-            magnitude += part_weight(&work->clean, out, work->sum, width);
-        }
-        if (in < work->other.n) {
-            added[in] = true;
-        }
-        for (size_t i = 0; i < width; i++) {
-            work->edited[i] -= out < work->clean.n ? work->clean.c[out * width + i] : 0.0;
-            work->edited[i] += in < work->other.n ? work->other.c[in * width + i] : 0.0;
-        }
-    }
-    return magnitude;
-}
-
-/* Supervised edit (2405.08366, 4.2) of attribute A: one feature for another,
- *
- *   a - u(A, v) + u(A, v'),    magnitude u(A, v) . (a^ - abar) / |a^ - abar|^2
- *
- * and 0 where the features of a prompt cancel and their sum is rounding. */
-static double supervised_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
-                              size_t p, ThreadWork *work) {
-    const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
-    const SageParts *parts = &work->clean;
-    const float *a = node->side[SAGE_CLEAN] + p * node->width;
-    size_t d = node->width, first = s->first_value[e->attribute];
-    const double *features = node->features[way_of(s, node, e->method)];
-    const double *old = features + (first + prompt->values[e->attribute]) * d;
-    const double *new = features + (first + prompt->changed[e->attribute]) * d;
-    double squares = 0.0;
-    for (size_t j = 0; j < parts->n; j++) {
-        squares += dot_of(parts->c + j * d, parts->c + j * d, d);
-    }
-    for (size_t i = 0; i < d; i++) {
-        work->edited[i] = (double)a[i] - old[i] + new[i];
-    }
-    return dot_of(work->sum, work->sum, d) > dictionary_cutoff * squares
-               ? part_weight(parts, e->attribute, work->sum, d)
-               : 0.0;
-}
-
-/* What goes into an activation with the features on one side of a threshold taken away
- * (2405.08366, 5.1): a - sum_j c_j. What the SAE does not explain stays. */
-static void threshold_edit(const SageSection *s, const SageSite *site, const SageEdit *e,
-                           const float *a, ThreadWork *work, size_t width) {
-    for (size_t i = 0; i < width; i++) {
-        work->edited[i] = (double)a[i];
-    }
-    for (size_t j = 0; j < work->clean.n; j++) {
-        bool above = site->best[work->clean.feature[j]].f1 >= s->thresholds[e->at];
-        for (size_t i = 0; above == (e->test == SAGE_F1_NECESSITY) && i < width; i++) {
-            work->edited[i] -= work->clean.c[j * width + i];
-        }
-    }
-}
-
-/* Control towards the counterfactual in an attribute: at most k features are moved, or the
- * supervised feature; returns the magnitude. Edits by rising k go on from the one before. */
-static double control_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
-                           size_t p, ThreadWork *work) {
-    size_t width = node->width;
-    const float *a = node->side[SAGE_CLEAN] + p * width,
-                *a_t = node->side[1 + e->attribute] + p * width;
-    if (e->test == SAGE_SUPERVISED) {
-        return supervised_edit(s, node, e, p, work);
-    }
-    if (e->test == SAGE_AWARE) {
-        if (e->at == 0) {
-            work->magnitude = 0.0;
-            memset(work->taken, 0, (work->clean.n + work->other.n) * sizeof(bool));
-            for (size_t i = 0; i < width; i++) {
-                work->edited[i] = (double)a[i];
-            }
-        }
-        work->magnitude += aware_edit(s, site_of(node, e->method), e, p, work, width);
-        return work->magnitude;
-    }
+/* As many of the first choices as k allows; edits by rising k go on from the one before. */
+static void greedy_edit(const SageSection *s, const SageSubject *node, const SageEdit *e, size_t p,
+                        ThreadWork *work) {
+    size_t target = (1 + e->attribute) * s->n_test + p, width = node->width;
+    const float *a = node->a + p * width, *a_t = node->a + target * width;
     if (e->at == 0) {
-        parts_of(s, node, way_of(s, node, e->method), e->method == SAGE_RANDOM, 1 + e->attribute, p,
-                 &work->other, work);
+        parts_of(s, node, e->method, way_of(s, node, e->method), target, &work->other, work);
         sparse_start(work, a, a_t, width);
     }
     while (work->sparse.choices < sage_ks[e->at] && sage_sparse_choose(&work->sparse)) {
@@ -1154,49 +1036,124 @@ static double control_edit(const SageSection *s, const SageSubject *node, const 
     for (size_t i = 0; i < width; i++) {
         work->edited[i] = (double)a_t[i] + work->sparse.gap[i];
     }
-    return work->sparse.magnitude;
+    work->magnitude = work->sparse.magnitude;
 }
 
-/* What every edit puts in place of a, at one node of one prompt (2405.08366, 3.2, A.2):
+/* The same with an eye on what features stand for (2405.08366, A.12): k times, of those active at
+ * the prompt the best for its own value of the attribute is removed, and of those active at the
+ * counterfactual (whose parts greedy_edit has formed) the best for its value added. The magnitude
+ * is what was removed, as a weight. */
+static void aware_edit(const SageSection *s, const SageSubject *node, const SageEdit *e, size_t p,
+                       ThreadWork *work) {
+    const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
+    const double *f1 = site_of(node, e->method)->value_f1 + s->first_value[e->attribute];
+    const size_t value[2] = {prompt->values[e->attribute], prompt->changed[e->attribute]};
+    const SageParts *parts[2] = {&work->clean, &work->other};
+    double removed = 0.0;
+    if (e->at == 0) {
+        work->magnitude = 0.0;
+        edit_start(node, p, work);
+        memset(work->taken[0], 0, parts[0]->n * sizeof(bool));
+        memset(work->taken[1], 0, parts[1]->n * sizeof(bool));
+    }
+    for (size_t k = e->at > 0 ? 2 * sage_ks[e->at - 1] : 0; k < 2 * sage_ks[e->at]; k++) {
+        size_t side = k % 2;
+        size_t j = best_active(parts[side], f1 + value[side], s->n_values, work->taken[side]);
+        if (j < parts[side]->n) {
+            work->taken[side][j] = true;
+            removed += side == 0 ? part_weight(parts[0], j, work->sum, node->width) : 0.0;
+            edit_add(work, parts[side]->c + j * node->width, side == 0 ? -1.0 : 1.0, node->width);
+        }
+    }
+    work->magnitude += removed;
+}
+
+/* Supervised edit (2405.08366, 4.2) of attribute A: one feature for another,
+ *
+ *   a - u(A, v) + u(A, v'),    magnitude u(A, v) . (a^ - abar) / |a^ - abar|^2
+ *
+ * and 0 where the features of a prompt cancel and their sum is rounding. */
+static void supervised_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
+                            size_t p, ThreadWork *work) {
+    const SagePrompt *prompt = &s->task->prompts[SAGE_TEST][p];
+    const SageParts *parts = &work->clean;
+    size_t d = node->width;
+    const double *u = node->dictionary[e->method].rows + s->first_value[e->attribute] * d;
+    double squares = 0.0;
+    for (size_t j = 0; j < parts->n; j++) {
+        squares += dot_of(parts->c + j * d, parts->c + j * d, d);
+    }
+    edit_start(node, p, work);
+    edit_add(work, u + prompt->values[e->attribute] * d, -1.0, d);
+    edit_add(work, u + prompt->changed[e->attribute] * d, 1.0, d);
+    work->magnitude = dot_of(work->sum, work->sum, d) > dictionary_cutoff * squares
+                          ? part_weight(parts, e->attribute, work->sum, d)
+                          : 0.0;
+}
+
+/* The features on one side of a threshold taken away (2405.08366, 5.1): a - sum_j c_j. What the SAE
+ * does not explain stays. */
+static void threshold_edit(const SageSection *s, const SageSubject *node, const SageEdit *e,
+                           size_t p, ThreadWork *work) {
+    const SageSite *site = site_of(node, e->method);
+    edit_start(node, p, work);
+    for (size_t j = 0; j < work->clean.n; j++) {
+        bool above = site->best[work->clean.feature[j]].f1 >= s->thresholds[e->at];
+        if (above == (e->test == SAGE_F1_NECESSITY)) {
+            edit_add(work, work->clean.c + j * node->width, -1.0, node->width);
+        }
+    }
+}
+
+/* All nodes at once (2405.08366, 3.2, A.2):
  *
  *   target         a_t, the counterfactual's own
  *   ablated        abar
  *   sufficiency    a^
- *   necessity      abar + (a - a^)
- *
- * Edits of one method stand together, so that its parts are formed once. */
+ *   necessity      abar + (a - a^) */
+static void whole_edit(const SageSection *s, const SageSubject *node, const SageEdit *e, size_t p,
+                       ThreadWork *work) {
+    size_t width = node->width, target = (1 + e->attribute) * s->n_test + p;
+    for (size_t i = 0; i < width; i++) {
+        double recon = work->clean.base[i] + work->sum[i], a = (double)node->a[p * width + i];
+        work->edited[i] = e->test == SAGE_TARGET        ? (double)node->a[target * width + i]
+                          : e->test == SAGE_ABLATED     ? node->mean[i]
+                          : e->test == SAGE_SUFFICIENCY ? recon
+                                                        : node->mean[i] + (a - recon);
+    }
+}
+
+/* What every edit puts in place of a, at one node of one prompt. Edits of one method stand
+ * together, so that its parts are formed once. */
 static void edit_one(void *user, size_t task, int thread) {
+    static void (*const edits[])(const SageSection *, const SageSubject *, const SageEdit *, size_t,
+                                 ThreadWork *) = {[SAGE_TARGET] = whole_edit,
+                                                  [SAGE_ABLATED] = whole_edit,
+                                                  [SAGE_SUFFICIENCY] = whole_edit,
+                                                  [SAGE_NECESSITY] = whole_edit,
+                                                  [SAGE_F1_SUFFICIENCY] = threshold_edit,
+                                                  [SAGE_F1_NECESSITY] = threshold_edit,
+                                                  [SAGE_SUPERVISED] = supervised_edit,
+                                                  [SAGE_GREEDY] = greedy_edit,
+                                                  [SAGE_AWARE] = aware_edit};
     const Call *call = user;
     const SageSection *s = call->section;
     size_t n = task / call->count, p = s->first + task % call->count;
     const SageSubject *node = &s->subjects[n];
-    size_t width = node->width;
-    const float *a = node->side[SAGE_CLEAN] + p * width;
     ThreadWork *work = &s->work->thread[thread];
     SageMethod method = SAGE_NONE;
     for (const SageEdit *e = s->edits + 1; e < s->edits + s->n_edits; e++) {
         if (e->method != method) {
             method = e->method;
-            parts_of(s, node, way_of(s, node, method), method == SAGE_RANDOM, SAGE_CLEAN, p,
-                     &work->clean, work);
-            sum_parts(&work->clean, work->sum, width);
+            parts_of(s, node, method, way_of(s, node, method), p, &work->clean, work);
+            sum_parts(&work->clean, work->sum, node->width);
         }
-        if (e->test == SAGE_F1_SUFFICIENCY || e->test == SAGE_F1_NECESSITY) {
-            threshold_edit(s, site_of(node, method), e, a, work, width);
-        } else if (e->magnitude != NULL) {
-            e->magnitude[n * s->n_test + p] = control_edit(s, node, e, p, work);
-        } else {
-            for (size_t i = 0; i < width; i++) {
-                double recon = work->clean.base[i] + work->sum[i];
-                work->edited[i] =
-                    e->test == SAGE_TARGET    ? (double)node->side[1 + e->attribute][p * width + i]
-                    : e->test == SAGE_ABLATED ? node->mean[i]
-                    : e->test == SAGE_SUFFICIENCY ? recon
-                                                  : node->mean[i] + ((double)a[i] - recon);
-            }
+        edits[e->test](s, node, e, p, work);
+        if (e->magnitude != NULL) {
+            e->magnitude[n * s->n_test + p] = work->magnitude;
         }
-        for (size_t i = 0; i < width; i++) {
-            e->values[n][(p - s->first) * width + i] = (float)work->edited[i];
+        for (size_t i = 0; i < node->width; i++) {
+            e->values[n][(p - s->first) * node->width + i] = (float)work->edited[i];
         }
     }
 }
@@ -1241,53 +1198,50 @@ double sage_positive(const SageSection *s) {
     return (double)positive / (double)s->n_test;
 }
 
-static double m_sum(const SageSection *s, const SageEdit *e) {
+/* n m(edit) over the test prompts of resample k; 0: all of them as they are */
+static double m_sum(const SageSection *s, const SageEdit *e, size_t k) {
     double sum = 0.0;
     for (size_t i = 0; i < s->n_test; i++) {
-        sum += e->m[s->work->which[i]];
+        sum += e->m[s->work->which[k * s->n_test + i]];
     }
     return sum;
 }
 
-/* The figures of an edit over the test prompts `which` (their number cancels from ratios of m):
+/* score = share of prompts whose most probable token is that of patching a_t in */
+static double score_of(const SageSection *s, const SageEdit *e, size_t k) {
+    const int32_t *target = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->predicted,
+                  *predicted = e->test == SAGE_TARGET ? s->edits[0].predicted : e->predicted;
+    size_t same = 0;
+    for (size_t i = 0; i < s->n_test; i++) {
+        size_t p = s->work->which[k * s->n_test + i];
+        same += predicted[p] == target[p] ? 1 : 0;
+    }
+    return (double)same / (double)s->n_test;
+}
+
+/* The figure of an edit in a resample (the number of prompts cancels from ratios of m):
  *
- *   score = share of prompts whose most probable token is that of patching a_t in
  *   sufficiency = m(a^) / m_clean
  *   recovered = (m(a^) - m_ablated) / (m_clean - m_ablated)
  *   necessity = 1 - |m_ablated - m(abar + a - a^)| / |m_ablated - m_clean| */
-static void figures_of(const SageSection *s, const SageEdit *e, double clean, double ablated,
-                       double figure[2]) {
-    double n = (double)s->n_test, m = m_sum(s, e);
-    figure[0] = figure[1] = NAN;
-    if (e->test == SAGE_UNTOUCHED || e->test == SAGE_ABLATED) {
-        figure[0] = m / n;
-    } else if (e->test == SAGE_SUFFICIENCY || e->test == SAGE_F1_SUFFICIENCY) {
-        figure[0] = clean != 0.0 ? m / clean : NAN;
-        figure[1] = clean != ablated ? (m - ablated) / (clean - ablated) : NAN;
-    } else if (e->test == SAGE_NECESSITY || e->test == SAGE_F1_NECESSITY) {
-        figure[0] = clean != ablated ? 1.0 - fabs(ablated - m) / fabs(ablated - clean) : NAN;
-    } else {
-        const int32_t *target = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->predicted,
-                      *predicted = e->test == SAGE_TARGET ? s->edits[0].predicted : e->predicted;
-        size_t same = 0;
-        for (size_t i = 0; i < s->n_test; i++) {
-            size_t p = s->work->which[i];
-            same += predicted[p] == target[p] ? 1 : 0;
+static double figure_at(const SageSection *s, const SageEdit *e, bool recovered, size_t k) {
+    double clean = s->work->clean[k], ablated = s->work->ablated[k];
+    switch (e->test) {
+    case SAGE_UNTOUCHED:
+    case SAGE_ABLATED:
+        return m_sum(s, e, k) / (double)s->n_test;
+    case SAGE_SUFFICIENCY:
+    case SAGE_F1_SUFFICIENCY:
+        if (recovered) {
+            return clean != ablated ? (m_sum(s, e, k) - ablated) / (clean - ablated) : NAN;
         }
-        figure[0] = (double)same / n;
-    }
-}
-
-/* Sample `place` of every figure, from the prompts `which`. */
-static void figures_sample(SageSection *s, size_t place) {
-    double clean = m_sum(s, &s->edits[0]),
-           ablated = m_sum(s, edit_find(s, SAGE_ABLATED, SAGE_NONE, 0));
-    for (size_t i = 0; i < s->n_edits; i++) {
-        double figure[2];
-        figures_of(s, &s->edits[i], clean, ablated, figure);
-        for (size_t k = 0; k < 2; k++) {
-            s->work->samples[(2 * i + k) * SAGE_RESAMPLES + place] = figure[k];
-        }
+        return clean != 0.0 ? m_sum(s, e, k) / clean : NAN;
+    case SAGE_NECESSITY:
+    case SAGE_F1_NECESSITY:
+        return clean != ablated ? 1.0 - fabs(ablated - m_sum(s, e, k)) / fabs(ablated - clean)
+                                : NAN;
+    default:
+        return score_of(s, e, k);
     }
 }
 
@@ -1298,33 +1252,39 @@ static double quantile(const double *sorted, double share) {
     return sorted[below] + (at - (double)below) * (sorted[below + 1] - sorted[below]);
 }
 
-/* Every figure, and the interval from 2.5 to 97.5 % of its values over resamples of the test
- * prompts, the same for all figures; of a ratio both means are over the same prompts. */
-static void figures_all(SageSection *s) {
-    Random random = random_start(s->options->seed, RANDOM_SAGE_RESAMPLE);
-    for (size_t p = 0; p < s->n_test; p++) {
-        s->work->which[p] = p;
-    }
-    figures_sample(s, 0);
-    for (size_t i = 0; i < 2 * s->n_edits; i++) {
-        s->edits[i / 2].figure[i % 2].value = s->work->samples[i * SAGE_RESAMPLES];
-    }
+/* A figure, and the interval from 2.5 to 97.5 % of its values over resamples of the test prompts;
+ * of a ratio both means are over the same prompts. */
+static SageFigure figure_of(const SageSection *s, const SageEdit *e, bool recovered) {
+    double *samples = s->work->samples;
+    bool whole = true;
+    SageFigure figure = {figure_at(s, e, recovered, 0), NAN, NAN};
     for (size_t k = 0; k < SAGE_RESAMPLES; k++) {
-        for (size_t p = 0; p < s->n_test; p++) {
-            s->work->which[p] = (size_t)random_below(&random, s->n_test);
-        }
-        figures_sample(s, k);
+        samples[k] = figure_at(s, e, recovered, 1 + k);
+        whole &= isfinite(samples[k]);
     }
-    for (size_t i = 0; i < 2 * s->n_edits; i++) {
-        SageFigure *figure = &s->edits[i / 2].figure[i % 2];
-        double *samples = s->work->samples + i * SAGE_RESAMPLES;
-        bool whole = true;
-        for (size_t k = 0; k < SAGE_RESAMPLES; k++) {
-            whole &= isfinite(samples[k]);
-        }
+    if (whole) {
         qsort(samples, SAGE_RESAMPLES, sizeof(double), compare_doubles);
-        figure->low = whole ? quantile(samples, 0.025) : NAN;
-        figure->high = whole ? quantile(samples, 0.975) : NAN;
+        figure.low = quantile(samples, 0.025);
+        figure.high = quantile(samples, 0.975);
+    }
+    return figure;
+}
+
+/* The resamples are the same for all figures. */
+static void figures_all(SageSection *s) {
+    SageWork *work = s->work;
+    const SageEdit *ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0);
+    Random random = random_start(s->options->seed, RANDOM_SAGE_RESAMPLE);
+    for (size_t k = 0; k <= SAGE_RESAMPLES; k++) {
+        for (size_t p = 0; p < s->n_test; p++) {
+            work->which[k * s->n_test + p] =
+                (uint32_t)(k == 0 ? p : random_below(&random, s->n_test));
+        }
+        work->clean[k] = m_sum(s, &s->edits[0], k);
+        work->ablated[k] = m_sum(s, ablated, k);
+    }
+    for (SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
+        e->figure = figure_of(s, e, false);
     }
 }
 
@@ -1340,10 +1300,10 @@ static size_t features_above(const SageSection *s, const SageEdit *e) {
     return n;
 }
 
-/* magnitude = mean over nodes and prompts */
+/* magnitude = mean over nodes and prompts; of no intervention 0 */
 static double edit_magnitude(const SageSection *s, const SageEdit *e) {
     double sum = 0.0;
-    for (size_t i = 0; i < s->n_subjects * s->n_test; i++) {
+    for (size_t i = 0; i < s->n_subjects * s->n_test && e->magnitude != NULL; i++) {
         sum += e->magnitude[i];
     }
     return sum / ((double)s->n_subjects * (double)s->n_test);
@@ -1355,14 +1315,14 @@ static double rescaled(double x, double from, double to) {
 
 /* Rescaled as in Figure 4 of 2405.08366: score 0 is no intervention and 1 the supervised edit (mean
  * dictionary), magnitude 0 what that edit takes away and 1 the whole reconstruction. */
-static SageControl control_of(const SageSection *s, SageFigure score, double magnitude, size_t a) {
-    const SageEdit *mean = edit_find(s, SAGE_SUPERVISED, SAGE_MEAN, a);
-    double none = edit_find(s, SAGE_TARGET, SAGE_NONE, a)->figure[0].value,
-           least = edit_magnitude(s, mean);
+static SageControl control_of(const SageSection *s, const SageEdit *e) {
+    const SageEdit *mean = edit_find(s, SAGE_SUPERVISED, SAGE_MEAN, e->attribute);
+    double none = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->figure.value,
+           magnitude = edit_magnitude(s, e);
     bool tells = none <= most_agreement;
-    return (SageControl){score, magnitude,
-                         tells ? rescaled(score.value, none, mean->figure[0].value) : NAN,
-                         tells ? rescaled(magnitude, least, 1.0) : NAN};
+    return (SageControl){e->figure, magnitude,
+                         tells ? rescaled(e->figure.value, none, mean->figure.value) : NAN,
+                         tells ? rescaled(magnitude, edit_magnitude(s, mean), 1.0) : NAN};
 }
 
 /* Every figure in its place. Where ablation moves m by too little, necessity and recovered say
@@ -1370,8 +1330,8 @@ static SageControl control_of(const SageSection *s, SageFigure score, double mag
 void sage_judge(SageSection *s, SageCross *cross) {
     const SageFigure zero = {0.0, 0.0, 0.0}, one = {1.0, 1.0, 1.0}, spoiled = {NAN, NAN, NAN};
     figures_all(s);
-    cross->m_ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0)->figure[0];
-    double clean = s->edits[0].figure[0].value, moved = fabs(clean - cross->m_ablated.value);
+    cross->m_ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0)->figure;
+    double clean = s->edits[0].figure.value, moved = fabs(clean - cross->m_ablated.value);
     cross->resolution = clean != 0.0 ? moved / fabs(clean) : NAN;
     bool low = !(cross->resolution >= least_resolution);
     cross->native = s->native;
@@ -1381,24 +1341,23 @@ void sage_judge(SageSection *s, SageCross *cross) {
         SageTests *t = &cross->tests[e->method];
         size_t a = e->attribute, place = a * SAGE_KS + e->at;
         if (e->test == SAGE_SUFFICIENCY) {
-            t->sufficiency = e->figure[0];
-            t->recovered = low ? spoiled : e->figure[1];
+            t->sufficiency = e->figure;
+            t->recovered = low ? spoiled : figure_of(s, e, true);
         } else if (e->test == SAGE_NECESSITY) {
-            t->necessity = low ? spoiled : e->figure[0];
+            t->necessity = low ? spoiled : e->figure;
         } else if (e->test == SAGE_F1_SUFFICIENCY) {
-            t->f1[e->at].sufficiency = e->figure[0];
+            t->f1[e->at].sufficiency = e->figure;
             t->f1[e->at].features = features_above(s, e);
         } else if (e->test == SAGE_F1_NECESSITY) {
-            t->f1[e->at].necessity = low ? spoiled : e->figure[0];
+            t->f1[e->at].necessity = low ? spoiled : e->figure;
         } else if (e->test == SAGE_SUPERVISED) {
-            t->supervised[a] = control_of(s, e->figure[0], edit_magnitude(s, e), a);
+            t->supervised[a] = control_of(s, e);
         } else if (e->test == SAGE_GREEDY || e->test == SAGE_AWARE) {
-            t->control[e->test == SAGE_AWARE][place] =
-                control_of(s, e->figure[0], edit_magnitude(s, e), a);
+            t->control[e->test == SAGE_AWARE][place] = control_of(s, e);
         } else if (e->test == SAGE_TARGET) {
-            cross->none[a] = e->figure[0];
+            cross->none[a] = e->figure;
             for (size_t k = 0; k < SAGE_KS; k++) {
-                t->control[0][a * SAGE_KS + k] = control_of(s, e->figure[0], 0.0, a);
+                t->control[0][place + k] = control_of(s, e);
             }
         }
     }
@@ -1406,102 +1365,98 @@ void sage_judge(SageSection *s, SageCross *cross) {
 
 /* ==== what is tested, and the memory of it all ==== */
 
-static void edit_add(SageSection *s, SageEdit edit) {
-    if (s->edits != NULL) {
-        s->edits[s->n_edits] = edit;
+static double *doubles(Arena *arena, size_t rows, size_t cols) {
+    return arena_alloc(arena, size_product(rows, cols), sizeof(double));
+}
+
+static void list_edit(SageSection *s, Arena *arena, SageMethod method, SageTest test,
+                      size_t attribute, size_t at) {
+    SageEdit *e = &s->edits[s->n_edits++];
+    bool control = test >= SAGE_SUPERVISED, untouched = test == SAGE_UNTOUCHED;
+    *e = (SageEdit){.method = method, .test = test, .attribute = attribute, .at = at};
+    e->m = doubles(arena, 1, s->n_test);
+    e->values = untouched ? NULL : arena_alloc(arena, s->n_subjects, sizeof(float *));
+    for (size_t i = 0; i < s->n_subjects && !untouched; i++) {
+        e->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
     }
-    s->n_edits++;
+    e->magnitude = control ? doubles(arena, s->n_subjects, s->n_test) : NULL;
+    if (control || untouched || test == SAGE_TARGET) {
+        e->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
+    }
 }
 
 /* All edits, in the order that edit_one needs. */
-static void edits_list(SageSection *s) {
-    size_t attributes = s->task->n_attributes;
-    s->n_edits = 0;
-    edit_add(s, (SageEdit){.test = SAGE_UNTOUCHED});
-    edit_add(s, (SageEdit){.test = SAGE_ABLATED});
+static void edits_list(SageSection *s, Arena *arena) {
+    size_t attributes = s->task->n_attributes,
+           of_method = 2 + 2 * s->n_thresholds + 2 * SAGE_KS * attributes;
+    s->edits = arena_alloc(arena, 2 + attributes + SAGE_METHODS * of_method, sizeof(SageEdit));
+    list_edit(s, arena, SAGE_NONE, SAGE_UNTOUCHED, 0, 0);
+    list_edit(s, arena, SAGE_NONE, SAGE_ABLATED, 0, 0);
     for (size_t a = 0; a < attributes; a++) {
-        edit_add(s, (SageEdit){.test = SAGE_TARGET, .attribute = a});
+        list_edit(s, arena, SAGE_NONE, SAGE_TARGET, a, 0);
     }
     for (SageMethod method = SAGE_MEAN; method < SAGE_METHODS; method++) {
-        bool features = sage_of_features(method);
         if (method == SAGE_NATIVE && !s->native) {
             continue;
         }
-        edit_add(s, (SageEdit){.method = method, .test = SAGE_SUFFICIENCY});
-        edit_add(s, (SageEdit){.method = method, .test = SAGE_NECESSITY});
-        for (size_t t = 0; t < 2 * s->n_thresholds; t++) {
-            SageTest test = t % 2 == 0 ? SAGE_F1_SUFFICIENCY : SAGE_F1_NECESSITY;
-            if (sage_threshold_tested(s->options, method, s->thresholds[t / 2])) {
-                edit_add(s, (SageEdit){.method = method, .test = test, .at = t / 2});
+        list_edit(s, arena, method, SAGE_SUFFICIENCY, 0, 0);
+        list_edit(s, arena, method, SAGE_NECESSITY, 0, 0);
+        for (size_t t = 0; t < s->n_thresholds; t++) {
+            if (sage_threshold_tested(s->options, method, s->thresholds[t])) {
+                list_edit(s, arena, method, SAGE_F1_SUFFICIENCY, 0, t);
+                list_edit(s, arena, method, SAGE_F1_NECESSITY, 0, t);
             }
         }
         for (size_t a = 0; a < attributes; a++) {
-            for (size_t k = 0; k < (features ? 2 * SAGE_KS : 1); k++) {
-                SageTest test = !features     ? SAGE_SUPERVISED
-                                : k < SAGE_KS ? SAGE_GREEDY
-                                              : SAGE_AWARE;
-                edit_add(s, (SageEdit){
-                                .method = method, .test = test, .attribute = a, .at = k % SAGE_KS});
+            if (sage_supervised(method)) {
+                list_edit(s, arena, method, SAGE_SUPERVISED, a, 0);
+                continue;
+            }
+            for (size_t k = 0; k < 2 * SAGE_KS; k++) {
+                SageTest test = k < SAGE_KS ? SAGE_GREEDY : SAGE_AWARE;
+                list_edit(s, arena, method, test, a, k % SAGE_KS);
             }
         }
     }
 }
 
-static void edits_layout(SageSection *s, Arena *arena) {
-    edits_list(s);
-    s->edits = arena_alloc(arena, s->n_edits, sizeof(SageEdit));
-    edits_list(s);
-    for (SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
-        bool control =
-            e->test == SAGE_SUPERVISED || e->test == SAGE_GREEDY || e->test == SAGE_AWARE;
-        e->m = arena_alloc(arena, s->n_test, sizeof(double));
-        if (e->test != SAGE_UNTOUCHED) {
-            e->values = arena_alloc(arena, s->n_subjects, sizeof(float *));
-        }
-        for (size_t i = 0; i < s->n_subjects && e->values != NULL; i++) {
-            e->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
-        }
-        if (control) {
-            e->magnitude = arena_alloc(arena, s->n_subjects * s->n_test, sizeof(double));
-        }
-        if (control || e->test == SAGE_TARGET || e->test == SAGE_UNTOUCHED) {
-            e->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
-        }
+static void site_layout(const SageSection *s, SageSite *site, Arena *arena) {
+    size_t n = site->n_union;
+    for (int random = 0; random < 2; random++) {
+        site->rows[random] = doubles(arena, n + 2, site->sae->d_in);
     }
-}
-
-static double *doubles(Arena *arena, size_t rows, size_t cols) {
-    return arena_alloc(arena, size_product(rows, cols), sizeof(double));
+    site->active = arena_alloc(arena, size_product(n, s->kinds->words), sizeof(uint64_t));
+    site->value_f1 = doubles(arena, n, s->n_values);
+    site->best = arena_alloc(arena, n, sizeof(SagePredicate));
+    site->permuted = doubles(arena, 1, n);
 }
 
 static void subject_layout(const SageSection *s, SageSubject *node, Arena *arena) {
     size_t d = s->llm->config.d_model, width = node->width;
     bool reads = sage_node_reads(node->node), z = node->node->kind == HOOK_Z;
+    double *constant = doubles(arena, 1, width);
     node->mean = doubles(arena, 1, width);
-    for (int k = 0; k < 3; k++) {
-        node->features[k] = doubles(arena, s->n_values, width);
-    }
-    node->constant = reads ? doubles(arena, 1, width) : NULL;
     node->write = z ? doubles(arena, d, width) : NULL;
     node->o_mean = reads ? NULL : doubles(arena, 1, d);
-    node->direct = reads || z ? doubles(arena, width, d) : NULL;
-    for (int random = 0; random < 2 && node->direct != NULL; random++) {
-        node->projected[random] = doubles(arena, node->site->n_union + 2, width);
+    for (SageMethod m = SAGE_MEAN; m < SAGE_METHODS; m++) {
+        double *own = node->site->rows[m == SAGE_RANDOM];
+        node->dictionary[m] =
+            sage_supervised(m)
+                ? (SageDictionary){doubles(arena, s->n_values, width), width, node->mean}
+            : reads || z
+                ? (SageDictionary){doubles(arena, node->site->n_union + 2, width), width, constant}
+                : (SageDictionary){own, d, constant};
     }
-}
-
-static void site_layout(const SageSection *s, SageSite *site, Arena *arena) {
-    for (int random = 0; random < 2; random++) {
-        site->rows[random] = arena_floats(arena, site->n_union, site->sae->d_in);
+    if (node->native != NULL) {
+        size_t first = node->node->head > 0 ? (size_t)node->node->head * width : 0;
+        node->dictionary[SAGE_NATIVE] = (SageDictionary){
+            node->native->rows[0] + first, node->native->sae->d_in, doubles(arena, 1, width)};
     }
-    site->active =
-        arena_alloc(arena, size_product(site->n_union, s->kinds->words), sizeof(uint64_t));
-    site->value_f1 = doubles(arena, site->n_union, s->n_values);
-    site->best = arena_alloc(arena, site->n_union, sizeof(SagePredicate));
-    site->permuted = doubles(arena, 1, site->n_union);
 }
 
 static void parts_layout(SageParts *parts, Arena *arena, size_t most, size_t width) {
+    parts->feature = arena_alloc(arena, most, sizeof(uint32_t));
+    parts->coefficient = doubles(arena, 1, most);
     parts->c = doubles(arena, most, width);
     parts->base = doubles(arena, 1, width);
 }
@@ -1513,52 +1468,52 @@ static void thread_layout(const SageSection *s, ThreadWork *t, Arena *arena, siz
     parts_layout(&t->other, arena, most, width);
     t->sum = doubles(arena, 1, width);
     t->edited = doubles(arena, 1, width);
-    t->sparse.delta = doubles(arena, 2 * most, width);
-    t->sparse.weight = doubles(arena, 2, most);
-    t->sparse.squares = doubles(arena, 2, most);
-    t->sparse.taken = arena_alloc(arena, 2 * most, sizeof(bool));
-    t->sparse.gap = doubles(arena, 1, width);
-    t->taken = arena_alloc(arena, 2 * most, sizeof(bool));
-    t->o = doubles(arena, 1, d);
-    t->coefficients = doubles(arena, 1, most);
-    t->columns = doubles(arena, d, most);
-    t->solve = doubles(arena, 1, least_squares_work(d, most));
+    t->sparse = (SageSparse){.delta = doubles(arena, 2 * most, width),
+                             .weight = doubles(arena, 2, most),
+                             .squares = doubles(arena, 2, most),
+                             .taken = arena_alloc(arena, 2 * most, sizeof(bool)),
+                             .gap = doubles(arena, 1, width)};
     for (int k = 0; k < 2; k++) {
+        t->taken[k] = arena_alloc(arena, most, sizeof(bool));
+        t->o[k] = doubles(arena, 1, d);
         t->bits[k] = arena_alloc(arena, s->kinds->words, sizeof(uint64_t));
     }
+    t->columns = doubles(arena, d, most);
+    t->solve = doubles(arena, 1, least_squares_work(d, most));
 }
 
 void sage_layout(SageSection *s, Arena *arena) {
-    size_t d = s->llm->config.d_model, attributes = s->task->n_attributes, width = 0,
-           most = attributes, threads = size_larger((size_t)s->compute->threads, 1);
-    s->first_value = arena_alloc(arena, attributes, sizeof(size_t));
-    for (size_t a = 0; a < attributes; a++) {
+    size_t d = s->llm->config.d_model, d_head = s->llm->config.d_head, width = 0,
+           most = s->task->n_attributes, threads = size_larger((size_t)s->compute->threads, 1);
+    s->first_value = arena_alloc(arena, most, sizeof(size_t));
+    for (size_t a = 0; a < s->task->n_attributes; a++) {
         s->first_value[a] = s->n_values;
         s->n_values += s->task->attributes[a].count;
-    }
-    for (size_t i = 0; i < s->n_subjects; i++) {
-        subject_layout(s, &s->subjects[i], arena);
-        width = size_larger(s->subjects[i].width, width);
     }
     for (size_t i = 0; i < s->n_sites; i++) {
         site_layout(s, &s->sites[i], arena);
         most = size_larger(s->sites[i].most, most);
     }
-    edits_layout(s, arena);
+    for (size_t i = 0; i < s->n_subjects; i++) {
+        subject_layout(s, &s->subjects[i], arena);
+        width = size_larger(s->subjects[i].width, width);
+    }
+    edits_list(s, arena);
+    size_t solved = size_larger(s->n_values, d_head);
     SageWork *work = s->work = arena_alloc(arena, 1, sizeof(SageWork));
-    work->thread = arena_alloc(arena, threads, sizeof(ThreadWork));
+    *work = (SageWork){
+        .thread = arena_alloc(arena, threads, sizeof(ThreadWork)),
+        .gram = doubles(arena, s->n_values, s->n_values),
+        .rhs = doubles(arena, s->n_values, width),
+        .solve = doubles(arena, solved, solved + 1),
+        .direct = doubles(arena, d_head, d),
+        .columns = doubles(arena, d_head, d),
+        .recon = arena_floats(arena, s->n_test, width),
+        .which = arena_alloc(arena, size_product(1 + SAGE_RESAMPLES, s->n_test), sizeof(uint32_t)),
+        .clean = doubles(arena, 1, 1 + SAGE_RESAMPLES),
+        .ablated = doubles(arena, 1, 1 + SAGE_RESAMPLES),
+        .samples = doubles(arena, 1, SAGE_RESAMPLES)};
     for (size_t t = 0; t < threads; t++) {
         thread_layout(s, &work->thread[t], arena, most, width);
     }
-    size_t solved = size_larger(s->n_values, s->llm->config.d_head);
-    work->gram = doubles(arena, s->n_values, s->n_values);
-    work->rhs = doubles(arena, s->n_values, width);
-    work->solve = doubles(arena, solved, solved + 1);
-    work->columns = doubles(arena, d, s->llm->config.d_head);
-    work->recon = arena_floats(arena, s->n_test, width);
-    for (int k = 0; k < 3; k++) {
-        work->o[k] = doubles(arena, 1, d);
-    }
-    work->which = arena_alloc(arena, s->n_test, sizeof(size_t));
-    work->samples = doubles(arena, 2 * s->n_edits, SAGE_RESAMPLES);
 }

@@ -165,18 +165,18 @@ void sage_metric_gradient(float *gradient, const float *logits, const SageForm *
 /* *score grows by that of each prompt: a(x'), a(x) and dm/da(x), all [prompts, width]. */
 void sage_score_add(double *score, const float *other, const float *clean, const float *gradient,
                     size_t prompts, size_t width);
-/* All nodes in the order of the walk, into order[n_nodes]; walked[n_nodes] is scratch, false. */
-void sage_order(const double *score, size_t n_nodes, bool *walked, size_t *order);
+/* All nodes in the order of the walk, into order[n_nodes]. */
+void sage_order(const double *score, size_t n_nodes, size_t *order);
 /* How many of them are walked; *carried is the share of all |score| that they have. */
 size_t sage_walk(const double *score, const size_t *order, size_t n_nodes, double share, size_t max,
                  double *carried);
 /* Those of the walk that no other one screens off, in its order, into kept[n]; returns how many. */
 size_t sage_screen(const SageNode *nodes, const size_t *order, size_t n, size_t *kept);
-/* `count` nodes (or all there are) that were not walked, drawn without replacement. */
+/* `count` nodes (or all there are) that were not walked, drawn without replacement, rising. */
 size_t sage_others(Random *random, const bool *walked, size_t n_nodes, size_t count,
                    size_t *others);
-/* *effect grows by that of each prompt: m with the node patched, and m. */
-void sage_effect_add(double *effect, const double *patched, const double *m, size_t prompts);
+/* From m[prompts] with the node patched, and m as it is. */
+double sage_effect(const double *patched, const double *m, size_t prompts);
 /* Of the nodes whose effect is not NaN; NaN: one of the two is constant. */
 double sage_spearman(const double *score, const double *effect, size_t n);
 /* Share of what patching all nodes does, from sums of m over n prompts; NaN: that is too little. */
@@ -195,61 +195,60 @@ typedef struct SagePredicate {
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch);
 
 /* ---- steps 2 to 4: a cross-section under test ----
- * Sides: the test prompts are side SAGE_CLEAN, their counterfactuals in attribute a side 1 + a. */
+ * Prompts are numbered through: test prompt p is row p, its counterfactual in attribute a row
+ * (1 + a) n_test + p; `rows` are these. Behind them stand the training prompts. */
 
-enum {
-    SAGE_CLEAN
-};
-
-/* What is active in an SAE on one side: prompt p's are entries start[p] .. start[p + 1] - 1. */
-typedef struct SageCodes {
-    size_t *start;
-    uint32_t *feature; /* place in the site's union, ascending */
-    float *value;
-    double *factor, *shift; /* [prompts]: the SAE's normalisation undone */
-} SageCodes;
+typedef struct SageCode {
+    uint32_t feature; /* place in the site's union */
+    float value;
+} SageCode;
 
 typedef struct SageSite { /* an SAE at a named position */
     const Sae *sae;
     size_t position;
-    const float *shift;   /* [d_in]: b_V, where it was folded away from z; NULL: none */
-    bool native;          /* of a node's own hook point; else of the stream */
-    SageCodes *codes;     /* [sides] */
-    size_t n_union, most; /* features active in some prompt; of one prompt, at most */
-    uint32_t *feature;    /* [n_union]: number in the SAE, ascending */
-    float *rows[2];       /* [n_union, d_in]: decoder rows; random ones of equal norms */
-    uint64_t *active;     /* [n_union, words]: in which test prompts */
-    double *value_f1;     /* [n_union, values]: of each value of each attribute */
-    SagePredicate *best;  /* [n_union]; f1 -1: active in counterfactuals alone */
-    double *permuted;     /* [n_union]: F1 of the best by chance */
+    const float *b_v; /* [d_in]: b_V, where it was folded away from z; NULL: none */
+    bool native;      /* of a node's own hook point; else of the stream */
+    size_t *start;    /* [rows + 1]: row r's are codes[start[r]] .. codes[start[r + 1] - 1] */
+    SageCode *codes;  /* of a row by rising feature */
+    size_t codes_room;
+    double *factor, *shift; /* [rows]: the SAE's normalisation undone */
+    size_t n_union, most;   /* features active in some row; of one row, at most */
+    uint32_t *feature;      /* [n_union]: number in the SAE, ascending */
+    double *rows[2];        /* [n_union + 2, d_in]: decoder rows; random ones of equal norms; behind
+                               both b_dec and ones */
+    uint64_t *active;       /* [n_union, words]: in which test prompts */
+    double *value_f1;       /* [n_union, values]: of each value of each attribute */
+    SagePredicate *best;    /* [n_union]; f1 -1: active in counterfactuals alone */
+    double *permuted;       /* [n_union]: F1 of the best by chance */
 } SageSite;
+
+/* What a method makes a^ of at a node: c_j = coefficient_j row_j. */
+typedef struct SageDictionary {
+    double *rows; /* row_j: width values from rows[j stride] on */
+    size_t stride;
+    double *constant; /* [width]: of the base */
+} SageDictionary;
 
 typedef struct SageSubject { /* a node under test */
     const SageNode *node;
     SageSite *site, *native; /* native NULL: none */
     size_t width;
-    float *train, **side; /* [prompts, width]: activations; side 0: test prompts, 1 + a: their
-                             counterfactuals in attribute a */
-    float *train_scale, **scale; /* [prompts]: q, k, v: ln1's scale (not of training); z in
-                                    Gemma-2: ln1_post's; NULL: no such norm */
-    /* supervised dictionaries */
-    double *mean;        /* [width]: of the training prompts */
-    double *features[3]; /* [values, width]: mean, mse, weighted */
-    double *w;           /* [attributes]: the weights of weighted */
-    /* between node and stream */
-    double *direct;   /* [width, d_model]: q, k, v: W diag(gamma) C; z: the inverse of `write` */
-    double *constant; /* [width]: q, k, v: W beta + bias */
-    double *write;    /* [d_model, width]: z to o, without a post-norm's scale */
-    double *o_mean;   /* [d_model]: of what the node writes, o, over the training prompts */
-    double *projected[2]; /* [n_union + 2, width]: `direct` of each of rows[0], rows[1]; behind them
-                             of b_dec and of ones */
+    float *a;       /* [rows + n_train, width]: activations */
+    float *scale;   /* [the same]: q, k, v: ln1's; z in Gemma-2: ln1_post's; else 1 */
+    double *mean;   /* [width]: of the training prompts */
+    double *w;      /* [attributes]: the weights of weighted */
+    double *write;  /* [d_model, width]: z to o, without a post-norm's scale; NULL: no z */
+    double *o_mean; /* [d_model]: of what the node writes, o, over the training prompts */
+    /* Rows of mean, mse, weighted: [values]; of sae, random, native: as the site's. */
+    SageDictionary dictionary[SAGE_METHODS];
 } SageSubject;
 
-typedef struct SageParts { /* of a node at one prompt: a^ = base + sum_j c_j */
+typedef struct SageParts { /* of a node in one row: a^ = base + sum_j c_j */
     size_t n;
-    const uint32_t *feature; /* [n]: places in the site's union; NULL: supervised features */
-    double *c;               /* [n, width] */
-    double *base;            /* [width] */
+    uint32_t *feature;   /* [n]: which rows of the dictionary, rising */
+    double *coefficient; /* [n] */
+    double *c;           /* [n, width] */
+    double *base;        /* [width] */
 } SageParts;
 
 /* A sparse edit of a_s towards a_t, feature by feature. */
@@ -275,7 +274,7 @@ typedef enum SageTest {
     SAGE_NECESSITY,
     SAGE_F1_SUFFICIENCY, /* without the features below a threshold */
     SAGE_F1_NECESSITY,   /* without those at or above it */
-    SAGE_SUPERVISED,
+    SAGE_SUPERVISED,     /* from here on: control */
     SAGE_GREEDY,
     SAGE_AWARE
 } SageTest;
@@ -289,7 +288,7 @@ typedef struct SageEdit {
     double *magnitude;    /* [subjects, test prompts]; control alone */
     double *m;            /* [test prompts] */
     int32_t *predicted;   /* [test prompts]; untouched, target and control alone */
-    SageFigure figure[2]; /* score, or figure of merit; of sufficiency also recovered */
+    SageFigure figure;    /* score, or figure of merit */
 } SageEdit;
 
 typedef struct SageWork SageWork; /* scratch */

@@ -23,29 +23,29 @@ enum {
     TRIED_MOST = 1 << 18 /* values, each in every template */
 };
 
-static bool same_name(const char *name, const char *text, size_t length) {
-    return strlen(name) == length && memcmp(name, text, length) == 0;
-}
-
 /* The place of the attribute (or filler) of that name; -1: none. */
 static int attribute_find(const SageAttribute *list, size_t count, const char *name,
                           size_t length) {
     for (size_t i = 0; i < count; i++) {
-        if (same_name(list[i].name, name, length)) {
+        if (strlen(list[i].name) == length && memcmp(list[i].name, name, length) == 0) {
             return (int)i;
         }
     }
     return -1;
 }
 
-/* The place of a value; -1: none of the attribute's. */
-static int value_find(const SageAttribute *attribute, const char *value) {
-    for (size_t v = 0; v < attribute->count; v++) {
-        if (strcmp(attribute->values[v], value) == 0) {
-            return (int)v;
+/* The place of a text among others; -1: it is none of them. */
+static int text_find(const char *const *texts, size_t count, const char *text) {
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(texts[i], text) == 0) {
+            return (int)i;
         }
     }
     return -1;
+}
+
+static int value_find(const SageAttribute *attribute, const char *value) {
+    return text_find(attribute->values, attribute->count, value);
 }
 
 /* The attribute that a text of the file names; -1: none, or no text. */
@@ -229,17 +229,6 @@ static void check_labels(const SageTask *task) {
     }
 }
 
-/* The place of a label's text, which is added where it is new. */
-static int label_place(SageLabel *label, const char *text) {
-    for (size_t i = 0; i < label->count; i++) {
-        if (strcmp(label->texts[i], text) == 0) {
-            return (int)i;
-        }
-    }
-    label->texts[label->count] = text;
-    return (int)label->count++;
-}
-
 /* Values that were dropped, and texts that only they have, vanish. */
 static void read_labels(SageTask *task) {
     const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
@@ -256,10 +245,16 @@ static void read_labels(SageTask *task) {
         }
         for (const Json *m = l->child; m != NULL; m = m->next) {
             (void)json_need(l, m->key, JSON_STRING);
+            const char *text = json_text(l, m->key, NULL);
             for (size_t a = 0; a < task->n_attributes; a++) {
-                int v = value_find(&task->attributes[a], m->key);
+                int v = value_find(&task->attributes[a], m->key),
+                    place = text_find(label->texts, label->count, text);
+                if (v >= 0 && place < 0) {
+                    place = (int)label->count++;
+                    label->texts[place] = text;
+                }
                 if (v >= 0) {
-                    label->of[a][v] = label_place(label, json_text(l, m->key, NULL));
+                    label->of[a][v] = place;
                 }
             }
         }
@@ -348,31 +343,21 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     return out;
 }
 
-/* The number that `text` begins with, cut off beyond a million; returns how many digits it has. */
-static size_t read_count(const char *text, size_t *count) {
-    size_t digits = strspn(text, "0123456789");
-    for (size_t i = *count = 0; i < digits && *count < 1000000; i++) {
-        *count = *count * 10 + (size_t)(text[i] - '0');
-    }
-    return digits;
-}
-
 /* Where a position's rule, "SLOT#n", "SLOT#n+k" (k after the slot's last token) or "end", leads. */
 static size_t position_find(const SageTask *task, const char *name, const TaskText *text,
                             const Tokens *tokens) {
     const Json *positions = json_get(task->json, "positions");
     const char *rule = json_text(positions, name, ""), *mark = strrchr(rule, '#');
-    size_t n = 0, after = 0;
+    char digits[2][20] = {"0", "0"};
+    int end = 0;
     if (strcmp(rule, "end") == 0) {
         return tokens->count - 1;
     }
-    const char *at = mark != NULL ? mark + 1 : "";
-    at += read_count(at, &n);
-    if (n > 0 && *at == '+') {
-        size_t digits = read_count(at + 1, &after);
-        at += digits > 0 ? digits + 1 : 0;
+    if (mark != NULL) {
+        (void)sscanf(mark, "#%18[0-9]%n+%18[0-9]%n", digits[0], &end, digits[1], &end);
     }
-    if (n == 0 || *at != '\0') {
+    size_t n = strtoul(digits[0], NULL, 10), after = strtoul(digits[1], NULL, 10);
+    if (n == 0 || mark[end] != '\0') {
         fail(STATUS_INPUT, "%s: position '%s': expected SLOT#n, SLOT#n+k or end, found '%s'",
              task->file, name, rule);
     }
@@ -384,7 +369,7 @@ static size_t position_find(const SageTask *task, const char *name, const TaskTe
             while (last + 1 < tokens->count && tokens->begin[last + 1] < slot->end) {
                 last++;
             }
-            if (last + after < tokens->count) {
+            if (after < tokens->count - last) {
                 return last + after;
             }
         }
@@ -533,7 +518,8 @@ static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokeniz
                 size_t open = 0, close = 0;
                 while (json_is(text, JSON_STRING) && next_slot(text, close, &open, &close)) {
                     arena_reset(scratch);
-                    if (same_name(name, text->text + open + 1, close - open - 1) &&
+                    if (strlen(name) == close - open - 1 &&
+                        memcmp(name, text->text + open + 1, close - open - 1) == 0 &&
                         !value_fits(tokenizer, text->text, open, value, scratch)) {
                         return false;
                     }
@@ -704,14 +690,10 @@ static void draw_values(const SageTask *task, Random *random, SagePrompt *prompt
     size_t n = task->n_attributes, stuck = 0;
     for (int try = 0; try < TRIES; try++) {
         bool done = true;
-        for (size_t a = 0; a < n && done; a++) {
-            done = draw_value(task, random, prompt->values, a, a, SIZE_MAX, &prompt->values[a]);
-            stuck = done ? stuck : a;
-        }
-        for (size_t a = 0; a < n && done; a++) {
-            done = draw_value(task, random, prompt->values, n, a, prompt->values[a],
-                              &prompt->changed[a]);
-            stuck = done ? stuck : a;
+        for (size_t i = 0; i < 2 * n && done; i++) { /* those of the prompt, then the changed */
+            size_t a = stuck = i % n, *values = prompt->values;
+            done = i < n ? draw_value(task, random, values, a, a, SIZE_MAX, &values[a])
+                         : draw_value(task, random, values, n, a, values[a], &prompt->changed[a]);
         }
         if (done) {
             return;
@@ -922,11 +904,6 @@ void sage_prompts_read(SageTask *task, const char *path, const Tokenizer *tokeni
 
 /* ---- what can be said of a prompt ---- */
 
-/* Bits of the prompts in which a predicate of the kind holds. */
-static void kind_mark(const SageKinds *kinds, SageKind *kind, size_t value, size_t p) {
-    kind->holds[value * kinds->words + p / 64] |= (uint64_t)1 << p % 64;
-}
-
 static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *also,
                           const char *const *values, size_t n, Arena *arena) {
     SageKind *kind = &kinds->list[kinds->count++];
@@ -935,7 +912,64 @@ static SageKind *kind_add(SageKinds *kinds, const char *subject, const char *als
     return kind;
 }
 
-/* Attributes of the same values: their slots are places of one set. */
+static void kind_mark(const SageKinds *kinds, SageKind *kind, size_t value, size_t p) {
+    kind->holds[value * kinds->words + p / 64] |= (uint64_t)1 << p % 64;
+}
+
+/* Values of attribute a, or (label not NULL) what the label says of them, in all prompts (form
+ * SIZE_MAX) or where the form attribute has a value. */
+static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t form,
+                       const SageLabel *label, Arena *arena) {
+    const SageAttribute *attribute = &task->attributes[a],
+                        *forms = form < SIZE_MAX ? &task->attributes[task->form] : NULL;
+    const char *also =
+        forms != NULL ? arena_format(arena, " & %s=%s", forms->name, forms->values[form]) : "";
+    SageKind *kind =
+        label != NULL
+            ? kind_add(kinds, arena_format(arena, "%s(%s)", label->name, attribute->name), also,
+                       label->texts, label->count, arena)
+            : kind_add(kinds, attribute->name, also, attribute->values, attribute->count, arena);
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const size_t *values = task->prompts[SAGE_TEST][p].values;
+        int value = label != NULL ? label->of[a][values[a]] : (int)values[a];
+        if (value >= 0 && (forms == NULL || values[task->form] == form)) {
+            kind_mark(kinds, kind, (size_t)value, p);
+        }
+    }
+}
+
+/* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
+ * of them in the text. Attributes of the same values are of one set: first[b] is its first, here
+ * a. */
+static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, const size_t *first,
+                        Arena *arena) {
+    static const char *const places[3] = {"1", "2", "any"};
+    const SageAttribute *attribute = &task->attributes[a];
+    const char *set = attribute->name;
+    SageKind *kind[3];
+    for (size_t b = a + 1; b < task->n_attributes; b++) {
+        set = first[b] == a ? arena_format(arena, "%s/%s", set, task->attributes[b].name) : set;
+    }
+    for (size_t k = 0; k < 3; k++) {
+        kind[k] = kind_add(kinds, arena_format(arena, "%s#%s", set, places[k]), "",
+                           attribute->values, attribute->count, arena);
+    }
+    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
+        const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
+        for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
+            size_t b = prompt->places[i];
+            if (first[b] == a) {
+                const char *text = task->attributes[b].values[prompt->values[b]];
+                size_t value = (size_t)value_find(attribute, text);
+                kind_mark(kinds, kind[2], value, p);
+                if (nth < 2) {
+                    kind_mark(kinds, kind[nth++], value, p);
+                }
+            }
+        }
+    }
+}
+
 static bool same_values(const SageAttribute *a, const SageAttribute *b) {
     bool same = a->count == b->count;
     for (size_t v = 0; v < a->count && same; v++) {
@@ -944,96 +978,32 @@ static bool same_values(const SageAttribute *a, const SageAttribute *b) {
     return same;
 }
 
-/* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
- * of them in the text. Attribute a is the first of its set. */
-static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, Arena *arena) {
-    static const char *const places[3] = {"1", "2", "any"};
-    const SageAttribute *first = &task->attributes[a];
-    const char *set = first->name;
-    SageKind *kind[3];
-    bool slot = false;
-    for (size_t b = 0; b < task->n_attributes; b++) {
-        if (b < a && same_values(&task->attributes[b], first)) {
-            return;
-        }
-        if (b > a && same_values(&task->attributes[b], first)) {
-            set = arena_format(arena, "%s/%s", set, task->attributes[b].name);
-        }
-    }
-    for (size_t k = 0; k < 3; k++) {
-        kind[k] = kind_add(kinds, arena_format(arena, "%s#%s", set, places[k]), "", first->values,
-                           first->count, arena);
-    }
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        const SagePrompt *prompt = &task->prompts[SAGE_TEST][p];
-        for (size_t i = 0, nth = 0; i < prompt->n_places; i++) {
-            size_t b = prompt->places[i];
-            const SageAttribute *other = &task->attributes[b];
-            if (same_values(other, first)) {
-                size_t value = (size_t)value_find(first, other->values[prompt->values[b]]);
-                slot = true;
-                kind_mark(kinds, kind[2], value, p);
-                if (nth < 2) {
-                    kind_mark(kinds, kind[nth++], value, p);
-                }
-            }
-        }
-    }
-    kinds->count -= slot ? 0 : 3;
-}
-
-/* Values of attribute a, alone (form SIZE_MAX) or where the form attribute has a value. */
-static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t form,
-                       Arena *arena) {
-    const SageAttribute *attribute = &task->attributes[a];
-    bool any = form == SIZE_MAX;
-    const SageAttribute *forms = any ? NULL : &task->attributes[task->form];
-    const char *also = any ? "" : arena_format(arena, " & %s=%s", forms->name, forms->values[form]);
-    SageKind *kind =
-        kind_add(kinds, attribute->name, also, attribute->values, attribute->count, arena);
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        const size_t *values = task->prompts[SAGE_TEST][p].values;
-        if (any || values[task->form] == form) {
-            kind_mark(kinds, kind, values[a], p);
-        }
-    }
-}
-
-static void label_kind(SageKinds *kinds, const SageTask *task, const SageLabel *label, size_t a,
-                       Arena *arena) {
-    const char *subject = arena_format(arena, "%s(%s)", label->name, task->attributes[a].name);
-    SageKind *kind = kind_add(kinds, subject, "", label->texts, label->count, arena);
-    for (size_t p = 0; p < task->n_prompts[SAGE_TEST]; p++) {
-        int text = label->of[a][task->prompts[SAGE_TEST][p].values[a]];
-        if (text >= 0) {
-            kind_mark(kinds, kind, (size_t)text, p);
-        }
-    }
-}
-
 /* All kinds of predicates: an attribute's values; with each form; values by their places in the
  * text; what the task's labels say of them. */
 SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena) {
     size_t n = task->n_attributes, forms = task->form >= 0 ? task->attributes[task->form].count : 0;
-    size_t n_test = task->n_prompts[SAGE_TEST];
+    size_t n_test = task->n_prompts[SAGE_TEST], *first = arena_alloc(arena, n, sizeof(size_t));
     SageKinds *kinds = arena_alloc(arena, 1, sizeof *kinds);
     kinds->words = (n_test + 63) / 64;
     kinds->list = arena_alloc(arena, n * (1 + forms + 3 + task->n_labels), sizeof(SageKind));
     for (size_t a = 0; a < n; a++) {
-        value_kind(kinds, task, a, SIZE_MAX, arena);
+        value_kind(kinds, task, a, SIZE_MAX, NULL, arena);
+        while (!same_values(&task->attributes[first[a]], &task->attributes[a])) {
+            first[a]++;
+        }
     }
     for (size_t a = 0; a < n; a++) {
         for (size_t f = 0; f < forms && (int)a != task->form; f++) {
-            value_kind(kinds, task, a, f, arena);
+            value_kind(kinds, task, a, f, NULL, arena);
         }
     }
     for (size_t a = 0; a < n; a++) {
-        place_kinds(kinds, task, a, arena);
-    }
-    for (size_t l = 0; l < task->n_labels; l++) {
-        for (size_t a = 0; a < n; a++) {
-            label_kind(kinds, task, &task->labels[l], a, arena);
+        if (first[a] == a) {
+            place_kinds(kinds, task, a, first, arena);
         }
+    }
+    for (size_t i = 0; i < task->n_labels * n; i++) {
+        value_kind(kinds, task, i % n, SIZE_MAX, &task->labels[i / n], arena);
     }
     Random random = random_start(seed, RANDOM_SAGE_PERMUTE);
     kinds->order = arena_alloc(arena, n_test, sizeof(uint64_t));

@@ -453,7 +453,8 @@ enum {
     TRAIN = 30,
     TEST = 70, /* two words of bits */
     ATTRIBUTES = 2,
-    SIDES = 1 + ATTRIBUTES,
+    SIDES = 1 + ATTRIBUTES, /* the prompts as they are, and changed in each attribute */
+    ROWS = SIDES * TEST,
     THRESHOLDS = 4
 };
 
@@ -501,33 +502,27 @@ static Sae made_sae(World *w, HookKind hook) {
 static void made_codes(World *w, SageSite *site) {
     site->n_union = site->most = FEATURES;
     site->feature = arena_alloc(w->arena, FEATURES, sizeof(uint32_t));
-    site->codes = arena_alloc(w->arena, SIDES, sizeof(SageCodes));
+    site->start = arena_alloc(w->arena, ROWS + 1, sizeof(size_t));
+    site->codes = arena_alloc(w->arena, ROWS * FEATURES, sizeof(SageCode));
+    site->factor = arena_alloc(w->arena, ROWS, sizeof(double));
+    site->shift = arena_alloc(w->arena, ROWS, sizeof(double));
     for (size_t u = 0; u < FEATURES; u++) {
         site->feature[u] = (uint32_t)(2 * u + 1);
     }
-    for (size_t side = 0; side < SIDES; side++) {
-        SageCodes *codes = &site->codes[side];
-        codes->start = arena_alloc(w->arena, TEST + 1, sizeof(size_t));
-        codes->feature = arena_alloc(w->arena, TEST * FEATURES, sizeof(uint32_t));
-        codes->value = arena_floats(w->arena, TEST, FEATURES);
-        codes->factor = arena_alloc(w->arena, TEST, sizeof(double));
-        codes->shift = arena_alloc(w->arena, TEST, sizeof(double));
-        for (size_t p = 0; p < TEST; p++) {
-            const SagePrompt *prompt = &w->task.prompts[SAGE_TEST][p];
-            size_t n = codes->start[p];
-            codes->factor[p] = between(&w->random, 0.5, 2.0);
-            codes->shift[p] = between(&w->random, -0.5, 0.5);
-            for (size_t u = 0; u < FEATURES; u++) {
-                size_t value = side == 1 ? prompt->changed[0] : prompt->values[0];
-                bool on = random_uniform(&w->random) < (u >= 5 || u == value ? 0.6f : 0.1f) &&
-                          !(u == FEATURES - 1 && side == SAGE_CLEAN);
-                if (on) {
-                    codes->feature[n] = (uint32_t)u;
-                    codes->value[n++] = (float)between(&w->random, 0.1, 3.0);
-                }
+    for (size_t row = 0, n = 0; row < ROWS; row++) {
+        const SagePrompt *prompt = &w->task.prompts[SAGE_TEST][row % TEST];
+        size_t side = row / TEST;
+        site->factor[row] = between(&w->random, 0.5, 2.0);
+        site->shift[row] = between(&w->random, -0.5, 0.5);
+        for (size_t u = 0; u < FEATURES; u++) {
+            size_t value = side == 1 ? prompt->changed[0] : prompt->values[0];
+            bool on = random_uniform(&w->random) < (u >= 5 || u == value ? 0.6f : 0.1f) &&
+                      !(u == FEATURES - 1 && side == 0);
+            if (on) {
+                site->codes[n++] = (SageCode){(uint32_t)u, (float)between(&w->random, 0.1, 3.0)};
             }
-            codes->start[p + 1] = n;
         }
+        site->start[row + 1] = n;
     }
 }
 
@@ -581,12 +576,11 @@ static World *world_make(void) {
                                  .site = &w->sites[2 * i],
                                  .native = &w->sites[2 * i + 1],
                                  .width = D,
-                                 .train = made_rows(w, TRAIN)};
-        subject->side = arena_alloc(arena, SIDES, sizeof(float *));
-        subject->scale = arena_alloc(arena, SIDES, sizeof(float *));
+                                 .a = made_rows(w, ROWS + TRAIN),
+                                 .scale = arena_floats(arena, 1, ROWS + TRAIN)};
         subject->w = w->fits[i].w = arena_alloc(arena, ATTRIBUTES, sizeof(double));
-        for (size_t side = 0; side < SIDES; side++) {
-            subject->side[side] = made_rows(w, TEST);
+        for (size_t row = 0; row < ROWS + TRAIN; row++) {
+            subject->scale[row] = 1.0f;
         }
         *subject->site = (SageSite){.sae = &w->stream, .position = i};
         *subject->native = (SageSite){.sae = &w->native, .position = i, .native = true};
@@ -647,19 +641,20 @@ static void assert_value(const SageEdit *e, size_t node, size_t p, const double 
 /* Of the native SAE at a node and prompt of one side: c[FEATURES, D], 0 where not active. */
 static void native_parts(const World *w, size_t node, size_t side, size_t p, double *c,
                          double *base, bool *active) {
-    const SageCodes *codes = &w->sites[2 * node + 1].codes[side];
+    const SageSite *site = &w->sites[2 * node + 1];
+    size_t row = side * TEST + p;
     const float *rows = w->native.w_dec.data, *b_dec = w->native.b_dec.data;
     memset(c, 0, FEATURES * D * sizeof *c);
     memset(active, 0, FEATURES * sizeof *active);
     for (size_t i = 0; i < D; i++) {
-        base[i] = codes->factor[p] * (double)b_dec[i] + codes->shift[p];
+        base[i] = site->factor[row] * (double)b_dec[i] + site->shift[row];
     }
-    for (size_t k = codes->start[p]; k < codes->start[p + 1]; k++) {
-        size_t u = codes->feature[k];
+    for (size_t k = site->start[row]; k < site->start[row + 1]; k++) {
+        size_t u = site->codes[k].feature;
         active[u] = true;
         for (size_t i = 0; i < D; i++) {
-            c[u * D + i] =
-                (double)codes->value[k] * codes->factor[p] * (double)rows[(2 * u + 1) * D + i];
+            c[u * D + i] = (double)site->codes[k].value * site->factor[row] *
+                           (double)rows[(2 * u + 1) * D + i];
         }
     }
 }
@@ -677,11 +672,11 @@ static void edit_begin(const World *w, size_t node, size_t attribute, size_t p,
                        double c[2][FEATURES * D], bool active[2][FEATURES], double sum[D],
                        double edited[D]) {
     double base[D];
-    native_parts(w, node, SAGE_CLEAN, p, c[0], base, active[0]);
+    native_parts(w, node, 0, p, c[0], base, active[0]);
     native_parts(w, node, 1 + attribute, p, c[1], base, active[1]);
     for (size_t i = 0; i < D; i++) {
         sum[i] = 0.0;
-        edited[i] = (double)w->subjects[node].side[SAGE_CLEAN][p * D + i];
+        edited[i] = (double)w->subjects[node].a[p * D + i];
     }
     for (size_t i = 0; i < FEATURES * D; i++) {
         sum[i % D] += c[0][i];
@@ -690,11 +685,10 @@ static void edit_begin(const World *w, size_t node, size_t attribute, size_t p,
 
 /* In which test prompts feature u of a site is active; order NULL: each as itself. */
 static void active_by_hand(const SageSite *site, size_t u, const uint64_t *order, uint64_t *set) {
-    const SageCodes *codes = &site->codes[SAGE_CLEAN];
     memset(set, 0, 2 * sizeof *set);
     for (size_t p = 0; p < TEST; p++) {
-        for (size_t k = codes->start[p]; k < codes->start[p + 1]; k++) {
-            if (codes->feature[k] == u) {
+        for (size_t k = site->start[p]; k < site->start[p + 1]; k++) {
+            if (site->codes[k].feature == u) {
                 bit_set(set, order != NULL ? (size_t)order[p] : p);
             }
         }
@@ -731,8 +725,7 @@ Test(sage_section, random_rows_have_the_norms_of_the_true_ones) {
     for (size_t u = 0; u < FEATURES; u++) {
         double norm[2] = {0.0}, both = 0.0;
         for (size_t i = 0; i < D; i++) {
-            double x = (double)w->sites[0].rows[0][u * D + i],
-                   y = (double)w->sites[0].rows[1][u * D + i];
+            double x = w->sites[0].rows[0][u * D + i], y = w->sites[0].rows[1][u * D + i];
             norm[0] += x * x;
             norm[1] += y * y;
             both += x * y;
@@ -751,13 +744,13 @@ Test(sage_section, edits_are_their_formulas) {
     for (size_t n = 0; n < NODES; n++) {
         double mean[D] = {0.0};
         for (size_t i = 0; i < TRAIN * D; i++) {
-            mean[i % D] += (double)w->subjects[n].train[i] / TRAIN;
+            mean[i % D] += (double)w->subjects[n].a[ROWS * D + i] / TRAIN;
         }
         for (size_t p = 0; p < TEST; p++) {
             double c[FEATURES * D], base[D], x[D], recon[D];
-            const float *a = w->subjects[n].side[SAGE_CLEAN] + p * D;
+            const float *a = w->subjects[n].a + p * D;
             bool active[FEATURES];
-            native_parts(w, n, SAGE_CLEAN, p, c, base, active);
+            native_parts(w, n, 0, p, c, base, active);
             memcpy(recon, base, sizeof recon);
             for (size_t k = 0; k < FEATURES * D; k++) {
                 recon[k % D] += c[k];
@@ -771,7 +764,8 @@ Test(sage_section, edits_are_their_formulas) {
             for (size_t attribute = 0; attribute < ATTRIBUTES; attribute++) {
                 const SageEdit *target = edit_of(w, SAGE_TARGET, SAGE_NONE, attribute, 0);
                 cr_assert_arr_eq(target->values[n] + p * D,
-                                 w->subjects[n].side[1 + attribute] + p * D, D * sizeof(float));
+                                 w->subjects[n].a + ((1 + attribute) * TEST + p) * D,
+                                 D * sizeof(float));
             }
             for (size_t t = 0; t < 2 * THRESHOLDS; t++) {
                 bool above = t % 2 == 1; /* those are taken away: necessity */
@@ -806,7 +800,7 @@ Test(sage_section, greedy_edits_are_their_definition) {
                p = task / NODES / ATTRIBUTES, k = 0;
         double c[2][FEATURES * D], sum[D], edited[D], magnitude = 0.0;
         bool active[2][FEATURES], taken[FEATURES] = {false};
-        const float *a_t = w->subjects[n].side[1 + attribute] + p * D;
+        const float *a_t = w->subjects[n].a + ((1 + attribute) * TEST + p) * D;
         edit_begin(w, n, attribute, p, c, active, sum, edited);
         const double square = dot(edited, edited);
         for (size_t at = 0; at < SAGE_KS; at++) {
@@ -896,7 +890,7 @@ Test(sage_section, supervised_edits_are_their_definition) {
     world_open(w);
     for (size_t n = 0; n < NODES; n++) {
         double u[ATTRIBUTES][3][D] = {{{0.0}}}, count[ATTRIBUTES][3] = {{0.0}}, mean[D] = {0.0};
-        const float *train = w->subjects[n].train;
+        const float *train = w->subjects[n].a + ROWS * D;
         for (size_t i = 0; i < TRAIN * D; i++) {
             mean[i % D] += (double)train[i] / TRAIN;
         }
@@ -920,7 +914,7 @@ Test(sage_section, supervised_edits_are_their_definition) {
             double x[D], sum[D];
             for (size_t i = 0; i < D; i++) {
                 sum[i] = u[0][prompt->values[0]][i] + u[1][prompt->values[1]][i];
-                x[i] = (double)w->subjects[n].side[SAGE_CLEAN][at * D + i] - old[i] + new[i];
+                x[i] = (double)w->subjects[n].a[at * D + i] - old[i] + new[i];
             }
             assert_value(e, n, at, x, "supervised");
             cr_assert_float_eq(e->magnitude[n * TEST + at], dot(old, sum) / dot(sum, sum), 1e-9);
@@ -935,20 +929,19 @@ Test(sage_section, a_feature_that_weakens_closes_the_gap_in_one_choice) {
     World *w = world_make();
     w->section.n_test = w->task.n_prompts[SAGE_TEST] = w->section.batch = 1;
     w->section.kinds = sage_kinds(&w->task, 475, w->arena);
-    const float *row = (const float *)w->native.w_dec.data + 7 * D,
+    const float *row_of = (const float *)w->native.w_dec.data + 7 * D,
                 *b_dec = w->native.b_dec.data; /* feature 7 is the fourth */
     for (size_t n = 0; n < NODES; n++) {
-        for (size_t side = 0; side < SIDES; side++) {
-            SageCodes *codes = &w->sites[2 * n + 1].codes[side];
-            codes->start[1] = 1;
-            codes->feature[0] = 3;
-            codes->value[0] = side == SAGE_CLEAN ? 10.0f : 9.0f;
-            codes->factor[0] = 1.0;
-            codes->shift[0] = 0.0;
-            w->sites[2 * n].codes[side].start[1] = 0;
+        SageSite *site = &w->sites[2 * n + 1];
+        for (size_t row = 0; row < SIDES; row++) { /* the prompt, and its counterfactuals */
+            site->start[row + 1] = row + 1;
+            site->codes[row] = (SageCode){3, row == 0 ? 10.0f : 9.0f};
+            site->factor[row] = 1.0;
+            site->shift[row] = 0.0;
+            w->sites[2 * n].start[row + 1] = 0;
             for (size_t i = 0; i < D; i++) {
-                w->subjects[n].side[side][i] =
-                    (float)((double)b_dec[i] + (double)codes->value[0] * (double)row[i]);
+                w->subjects[n].a[row * D + i] =
+                    (float)((double)b_dec[i] + (double)site->codes[row].value * (double)row_of[i]);
             }
         }
     }
@@ -958,7 +951,7 @@ Test(sage_section, a_feature_that_weakens_closes_the_gap_in_one_choice) {
             const SageEdit *e = edit_of(w, SAGE_GREEDY, SAGE_NATIVE, at / SAGE_KS, at % SAGE_KS);
             double target[D];
             for (size_t i = 0; i < D; i++) {
-                target[i] = (double)w->subjects[n].side[1 + at / SAGE_KS][i];
+                target[i] = (double)w->subjects[n].a[(1 + at / SAGE_KS) * D + i];
             }
             assert_value(e, n, 0, target, "closed");
             cr_assert_float_eq(e->magnitude[n], 1.0, 1e-12, "the whole reconstruction was moved");
@@ -1085,11 +1078,11 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
                    *suffices = edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0),
                    *needed = edit_of(w, SAGE_NECESSITY, SAGE_NATIVE, 0, 0);
     assert_figure(w, ablated, mean_of, w->cross.m_ablated, "m_ablated");
-    assert_figure(w, w->section.edits, mean_of, w->section.edits->figure[0], "m_clean");
+    assert_figure(w, w->section.edits, mean_of, w->section.edits->figure, "m_clean");
     assert_figure(w, suffices, sufficiency_of, native->sufficiency, "sufficiency");
     assert_figure(w, suffices, recovered_of, native->recovered, "recovered");
     assert_figure(w, needed, necessity_of, native->necessity, "necessity");
-    double clean = w->section.edits->figure[0].value;
+    double clean = w->section.edits->figure.value;
     cr_assert_float_eq(w->cross.resolution, (clean - w->cross.m_ablated.value) / clean, 1e-12);
     for (size_t t = 0; t < THRESHOLDS; t++) {
         size_t features = 0;
@@ -1116,7 +1109,7 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
             assert_figure(w, e, share_of, c->score, "score");
             cr_assert_float_eq(c->magnitude, mean_magnitude(e), 1e-9);
             cr_assert_float_eq(c->score_rescaled,
-                               (c->score.value - from) / (mean->figure[0].value - from), 1e-9);
+                               (c->score.value - from) / (mean->figure.value - from), 1e-9);
             cr_assert_float_eq(c->magnitude_rescaled, (c->magnitude - least) / (1.0 - least), 1e-9);
             cr_assert_eq(none->control[0][a * SAGE_KS + k % SAGE_KS].score.value, from);
             cr_assert_eq(none->control[0][a * SAGE_KS + k % SAGE_KS].magnitude, 0.0);

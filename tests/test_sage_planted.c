@@ -84,7 +84,7 @@ static void assert_dictionaries(SageSection *section, const TensorStore *truth, 
     static const char *const others[] = {"S", "IO", "none"};
     const float *base = features_of(truth, node, "base", arena);
     for (size_t p = 0; p < section->n_train; p++) {
-        float *a = subject->train + p * WIDTH;
+        float *a = subject->a + p * WIDTH;
         memcpy(a, base, WIDTH * sizeof(float));
         for (size_t i = 0; i < task->n_attributes; i++) {
             const float *rows = features_of(truth, node, task->attributes[i].name, arena);
@@ -104,9 +104,9 @@ static void assert_dictionaries(SageSection *section, const TensorStore *truth, 
             double u = rows != NULL ? (double)rows[k] : 0.0;
             double mixed = u - (other != NULL ? (double)other[k] : 0.0) / (NAMES - 1);
             size_t place = section->first_value[i] * WIDTH + k;
-            assert_near(subject->features[0][place], mixed, 1e-5, node);
-            assert_near(subject->features[1][place], u, 1e-5, node);
-            assert_near(subject->features[2][place], u, 1e-5, node);
+            assert_near(subject->dictionary[SAGE_MEAN].rows[place], mixed, 1e-5, node);
+            assert_near(subject->dictionary[SAGE_MSE].rows[place], u, 1e-5, node);
+            assert_near(subject->dictionary[SAGE_WEIGHTED].rows[place], u, 1e-5, node);
         }
     }
 }
@@ -127,22 +127,26 @@ Test(planted, dictionaries_return_the_planted_vectors) {
     tensors_open(&truth, arena, PLANTED "truth.safetensors");
     sage_task_open(&task, arena, PLANTED "task.json", tokenizer);
     sage_prompts_read(&task, PLANTED "prompts.jsonl", tokenizer, 1000);
-    float *train = arena_floats(arena, task.n_prompts[SAGE_TRAIN], WIDTH), *none = NULL;
+    size_t n_train = task.n_prompts[SAGE_TRAIN];
+    float *train = arena_floats(arena, n_train, WIDTH), *scale = arena_floats(arena, 1, n_train);
+    for (size_t p = 0; p < n_train; p++) {
+        scale[p] = 1.0f;
+    }
     for (size_t i = 0; i < truth.count; i++) {
         char *name = arena_format(arena, "%s", truth.tensors[i].name), *end = strstr(name, ".base");
         if (end == NULL) {
             continue;
         }
         *end = '\0';
-        SageSubject subject = {.node = &node, .site = &site, .width = WIDTH, .train = train};
-        subject.side = subject.scale = &none;
+        SageSubject subject = {
+            .node = &node, .site = &site, .width = WIDTH, .a = train, .scale = scale};
         subject.w = arena_alloc(arena, task.n_attributes, sizeof(double));
         SageSection section = {.compute = &compute,
                                .llm = &llm,
                                .task = &task,
                                .options = &options,
                                .kinds = sage_kinds(&task, 0, arena),
-                               .n_train = task.n_prompts[SAGE_TRAIN],
+                               .n_train = n_train,
                                .subjects = &subject,
                                .n_subjects = 1};
         assert_dictionaries(&section, &truth, name, arena);
