@@ -99,7 +99,7 @@ Shard *shard_open(Arena *arena, const char *out, size_t index, size_t count) {
     for (size_t i = 0; i < count; i++) {
         size_t k, n;
         int end = 0;
-        if (sscanf(names[i], "shard-%zu-of-%zu%n", &k, &n, &end) == 2 && names[i][end] == '\0' &&
+        if (sscanf(names[i], "shard-%5zu-of-%5zu%n", &k, &n, &end) == 2 && names[i][end] == '\0' &&
             n > 0) {
             if (s->count != 0 && n != s->count) {
                 fail(STATUS_INPUT, "%s: holds shards of %zu and of %zu: remove those of one", out,

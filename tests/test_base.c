@@ -34,8 +34,11 @@ Test(base, error_says_why) {
     ATTEMPT(&error, fail_errno(ENOENT, "FILE", "cannot read"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_str_eq(error.text, "FILE: cannot read: No such file or directory");
-    ATTEMPT(&error, fail_errno(ENOSPC, "FILE", "cannot write"));
-    cr_assert_eq(error.status, STATUS_RESOURCE);
+    static const int wants[] = {ENOSPC, EDQUOT, ENOMEM, EMFILE, ENFILE, EIO, EFBIG};
+    for (size_t i = 0; i < sizeof wants / sizeof *wants; i++) {
+        ATTEMPT(&error, fail_errno(wants[i], "FILE", "cannot write"));
+        cr_assert_eq(error.status, STATUS_RESOURCE, "%s", error.text);
+    }
 }
 
 Test(base, error_without_attempt_exits) {
@@ -49,6 +52,10 @@ Test(base, error_without_attempt_exits) {
 }
 
 Test(base, error_shows_what_a_terminal_would_obey) {
+    Error turned =
+        failure("\xd8\x9c \xe2\x80\x8b \xe2\x80\x90 \xe2\x81\xa6 \xe2\x81\xb0 \xef\xbb\xbf");
+    cr_assert_str_eq(turned.text, "\\xD8\\x9C \\xE2\\x80\\x8B ‐ \\xE2\\x81\\xA6 ⁰ "
+                                  "\\xEF\\xBB\\xBF");
     Error error = failure("a\x1b[31m\xff\n\xc2\x9b\xe2\x80\xae 名é😀");
     cr_assert_str_eq(error.text, "a\\x1B[31m\\xFF\\x0A\\xC2\\x9B\\xE2\\x80\\xAE 名é😀");
 }
@@ -203,6 +210,33 @@ Test(base, text_that_cannot_be_made_is_an_error) {
     Error error;
     ATTEMPT(&error, (void)arena_format(arena, "a%lsb", L"\xE9")); /* not in the C locale */
     cr_assert_eq(error.status, STATUS_RESOURCE);
+    ATTEMPT(&error, fail(STATUS_INPUT, "a%lsb", L"\xE9"));
+    cr_assert_eq(error.status, STATUS_INPUT);
+    arena_free(arena);
+}
+
+/* One sentence, however long. */
+Test(base, a_line_for_the_console_is_cut) {
+    char path[] = "/tmp/refsae-console-XXXXXX", name[10000];
+    Console console = {.quiet = false};
+    memset(name, 'n', sizeof name - 1);
+    name[sizeof name - 1] = 0;
+    cr_assert_eq(dup2(mkstemp(path), STDERR_FILENO), STDERR_FILENO);
+    console_line(&console, "%s", name);
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, path);
+    cr_assert(map.size <= 8192 && memcmp(map.data + map.size - 5, "n...\n", 5) == 0);
+    arena_free(arena);
+    unlink(path);
+}
+
+Test(base, names_too_long_to_be_near) {
+    char name[200] = "";
+    Arena *arena = arena_new();
+    memset(name, 'a', sizeof name - 1);
+    Nearest nearest = nearest_start(arena, name);
+    nearest_add(&nearest, name);
+    cr_assert_str_eq(nearest_hint(&nearest), "");
     arena_free(arena);
 }
 
@@ -606,6 +640,47 @@ Test(base, output_errors) {
     cr_assert_eq(names_in(parent), 1);
 }
 
+/* To a device as it is, and to one whose descriptor is gone. */
+Test(base, output_that_is_no_file) {
+    const char *parent = directory_new();
+    Error error;
+    write_whole("/dev/null", 1);
+    cr_assert(path_exists("/dev/null"));
+    OutFile *out = out_open(in(parent, "out"));
+    putc('x', out->stream);
+    close(fileno(out->stream));
+    ATTEMPT(&error, out_commit(out));
+    cr_assert_not_null(strstr(error.text, "out: cannot write: Bad file descriptor"), "%s",
+                       error.text);
+    cr_assert(!path_exists(in(parent, "out")));
+}
+
+/* Names that only look like a temporary file's, or cannot be opened. */
+Test(base, only_abandoned_files_go) {
+    static const char *const names[] = {"out.1-1.tm", "out.1-1.tmpx", "out.1-x.tmp", "out.1-2.tmp"};
+    const char *parent = directory_new();
+    for (size_t i = 0; i < 3; i++) {
+        write_file(in(parent, names[i]), "x");
+    }
+    cr_assert_eq(symlink("nowhere", in(parent, names[3])), 0);
+    write_file(in(parent, "out.1-3.tmp"), "abandoned");
+    write_whole(in(parent, "out"), 1);
+    cr_assert_eq(names_in(parent), 5);
+    cr_assert(!path_exists(in(parent, "out.1-3.tmp")));
+}
+
+Test(base, a_thousand_names_of_ones_own_are_taken) {
+    const char *parent = directory_new();
+    char name[64];
+    Error error;
+    for (int n = 0; n < 1000; n++) {
+        snprintf(name, sizeof name, "out.%ld-%d.tmp", (long)getpid(), n);
+        write_file(in(parent, name), "");
+    }
+    ATTEMPT(&error, (void)out_open(in(parent, "out")));
+    cr_assert_not_null(strstr(error.text, "out: cannot write: File exists"), "%s", error.text);
+}
+
 Test(base, directories) {
     const char *parent = directory_new();
     char *deep = in(parent, "a/b//c/"), *file = in(parent, "file");
@@ -657,6 +732,49 @@ Test(base, what_cannot_be_looked_at_is_an_error) {
 }
 
 /* ---- progress ---- */
+
+/* One line, again and again, as wide as a terminal and as what stood there. */
+Test(base, progress_on_a_terminal) {
+    char text[1024] = "", expected[512];
+    int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    cr_assert(terminal >= 0 && grantpt(terminal) == 0 && unlockpt(terminal) == 0);
+    int file = open(ptsname(terminal), O_RDWR | O_NOCTTY), saved = dup(STDERR_FILENO);
+    cr_assert_eq(dup2(file, STDERR_FILENO), STDERR_FILENO);
+    interrupts_catch("interrupted");
+    Progress progress = progress_start("reading", "bytes", 0, 0, false);
+    progress.printed -= 1;
+    progress.started -= 1000020; /* some seconds more change nothing that is printed */
+    progress_set(&progress, 100002000,
+                 "a note that is longer than what is left of the eighty columns here");
+    progress.printed -= 1;
+    progress_set(&progress, 200004000, NULL);
+    progress.printed += 1000; /* not yet again */
+    progress_set(&progress, 200004001, NULL);
+    progress_end(&progress);
+    Progress all = progress_start("all", "bytes", 0, 300, false);
+    all.started -= 10;
+    all.printed -= 10;
+    progress_set(&all, 0, NULL);
+    all.printed -= 10;
+    progress_set(&all, 300, NULL);
+    progress_end(&all);
+    Progress age = progress_start("age", "bytes", 0, 1000000000000, false);
+    age.started -= 10;
+    age.printed -= 10;
+    progress_set(&age, 1, NULL);
+    dup2(saved, STDERR_FILENO);
+    cr_assert(read(terminal, text, sizeof text - 1) > 0);
+    static const char second[] = "reading: 200004000 bytes, 200.0/s";
+    const int width = (int)sizeof second - 1;
+    snprintf(expected, sizeof expected,
+             "\r%s\r%s%*s\r%*s\rreading: 200004001 bytes in 277 h 47 min\r\n",
+             "reading: 100002000 bytes, 100.0/s, a note that is longer than what is left of t",
+             second, 79 - width, "", width, "");
+    cr_assert(strncmp(text, expected, strlen(expected)) == 0, "%s", text);
+    cr_assert_not_null(strstr(text, "\n\rall: 0/300 bytes, 0 %, 0.0/min"), "%s", text);
+    cr_assert_not_null(strstr(text, "\rall: 300/300 bytes, 100 %, "), "%s", text);
+    cr_assert_not_null(strstr(text, "/min, 277777 h 46 min left"), "%s", text);
+}
 
 Test(base, progress_says_how_long_where_there_is_no_terminal) {
     char path[] = "/tmp/refsae-progress-XXXXXX";

@@ -219,3 +219,46 @@ Test(question, references_as_python_has_them) {
     }
     arena_free(arena);
 }
+
+/* The benchmark's own evaluation of marks, articles and number words; the mean over answers left
+ * out; POPE's yes and no. */
+Test(question, answers_are_scored) {
+    static const struct {
+        const char *answers, *given;
+        double vqa;
+        int truth; /* 10 yes, 20 no, and 1 yes, 2 no that was said; 0: no such question */
+    } cases[] = {{"[\"red\"]", "Red.", 1, 0},
+                 {"[\"2.5 m\"]", "2.5 m", 1, 0},
+                 {"[\"a dog\"]", "the dog", 1, 0},
+                 {"[\"two\"]", "2", 1, 0},
+                 {"[\"x y\"]", "x-y", 1, 0},
+                 {"[\"xy\"]", "x- y", 0, 0},
+                 {"[\"x y\"]", "x -y", 1, 0},
+                 {"[\"1000\"]", "1,000", 1, 0},
+                 {"[\"c b\"]", "c\t\r\nb", 1, 0},
+                 {"[\"end.9\"]", "end.9", 1, 0},
+                 {"[\"end/\"]", "end./", 1, 0},
+                 {"[\"r\", \"r\", \"r\", \"r\", \"b\"]", "r", 1, 0},
+                 {"[\"r\", \"r\", \"b\"]", "r", (2.0 / 3 + 2.0 / 3) / 3, 0},
+                 {"[\"r\", \"b\"]", "g", 0, 0},
+                 {"[\"yes\"]", "Yes, it is", 0, 11},
+                 {"[\"yes\"]", "It is not. Yes", 0, 12},
+                 {"[\"no\"]", "No", 1, 22},
+                 {"[\"no\"]", "certainly", 0, 21},
+                 {"[\"no\"]", "it isn't so{", 0, 21}};
+    Arena *arena = arena_new();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *text = arena_format(
+            arena, "{\"image\": \"a\", \"text\": \"q\", \"answers\": %s}", cases[i].answers);
+        Question q = question_parse(arena, json_parse(arena, text, strlen(text), "q"), "q", 1);
+        Scores s = {0};
+        score_answer(&s, cases[i].given, strlen(cases[i].given), &q);
+        cr_expect(s.vqa > cases[i].vqa - 1e-12 && s.vqa < cases[i].vqa + 1e-12, "%s %s: %g",
+                  cases[i].answers, cases[i].given, s.vqa);
+        size_t truth = s.yes_no == 0
+                           ? 0
+                           : 11 * s.true_yes + 12 * s.false_no + 22 * s.true_no + 21 * s.false_yes;
+        cr_expect_eq(truth, (size_t)cases[i].truth, "%s %s", cases[i].answers, cases[i].given);
+    }
+    arena_free(arena);
+}

@@ -147,3 +147,41 @@ Test(descriptions, damaged_gzip) {
     folder_remove();
     arena_free(arena);
 }
+
+/* Pairs of words with one stem, and with two, by the steps of Porter's paper. */
+Test(descriptions, words_of_one_stem_match) {
+    static const char *const same[][2] = {{"caresses", "caress"},
+                                          {"ponies", "poni"},
+                                          {"agreed", "agree"},
+                                          {"plastered", "plaster"},
+                                          {"conflated", "conflate"},
+                                          {"troubling", "trouble"},
+                                          {"sized", "size"},
+                                          {"hopping", "hop"},
+                                          {"falling", "fall"},
+                                          {"filing", "file"},
+                                          {"happy", "happi"},
+                                          {"relational", "relate"},
+                                          {"rationalization", "ration"},
+                                          {"adoption", "adopt"},
+                                          {"controlling", "control"},
+                                          {"CAF\xC3\x89S", "caf\xC3\x89"},
+                                          {"enjoyed", "enjoy"},
+                                          {"snowing", "snow"},
+                                          {"yellow", "yellow"},
+                                          {"tying", "ty"},
+                                          {"12 34x", "34x"}};
+    static const char *const other[][2] = {
+        {"feed", "fe"},       {"bled", "bl"},  {"sing", "s"},      {"sky", "ski"},
+        {"action", "act of"}, {"onion", "on"}, {"boxed", "bo"},  {"hissing", "his"},
+        {"the of an", "the"}, {"roll", "rol"}, {"[bracket]", "{}"}};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
+        cr_expect(lexical_match(same[i][0], same[i][1]), "%s %s", same[i][0], same[i][1]);
+    }
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        cr_expect(!lexical_match(other[i][0], other[i][1]), "%s %s", other[i][0], other[i][1]);
+    }
+    char word[200] = "";
+    memset(word, 'q', sizeof word - 1);
+    cr_expect(lexical_match(word, word), "one is cut as the other");
+}

@@ -1,5 +1,6 @@
 /* Hostile files (hostile.txt): each is a valid file with something done to it, or a text, and is
- * refused with exactly its sentence. */
+ * refused with exactly its sentence; so is a command, "$ ARGUMENTS". The sentence "read" is that of
+ * what is just not refused. */
 #include "fuzz/targets.h"
 #include <criterion/criterion.h>
 
@@ -114,15 +115,13 @@ static const Target *target_of(const char *name) {
     return target;
 }
 
-/* What the program says of the file, for readers that only a command reaches. */
-static Error command_read(Arena *arena, const char *command, Bytes bytes) {
-    static const Target file = {.name = "command", .file = "input.json"};
+/* What the program says. */
+static Error command_say(Arena *arena, const char *arguments) {
     Error error = {.status = STATUS_OK};
-    const char *path = target_write(&file, arena, bytes.data, bytes.size);
-    FILE *said = popen(arena_format(arena, "%s %s%s --out %s/out 2>&1 >/dev/null",
-                                    getenv("REFSAE") != NULL ? getenv("REFSAE") : "./refsae",
-                                    command, path, targets_folder),
-                       "r");
+    FILE *said =
+        popen(arena_format(arena, "%s %s 2>&1 >/dev/null </dev/null",
+                           getenv("REFSAE") != NULL ? getenv("REFSAE") : "./refsae", arguments),
+              "r");
     char line[2048] = "";
     while (fgets(line, sizeof line, said) != NULL) {
         if (strncmp(line, "refsae: ", 8) == 0) {
@@ -132,6 +131,14 @@ static Error command_read(Arena *arena, const char *command, Bytes bytes) {
     }
     error.status = (Status)WEXITSTATUS(pclose(said));
     return error;
+}
+
+/* Of the file, for readers that only a command reaches. */
+static Error command_read(Arena *arena, const char *command, Bytes bytes) {
+    static const Target file = {.name = "command", .file = "input.json"};
+    const char *path = target_write(&file, arena, bytes.data, bytes.size);
+    return command_say(arena,
+                       arena_format(arena, "%s%s --out %s/out", command, path, targets_folder));
 }
 
 typedef struct Row {
@@ -179,13 +186,16 @@ static void each_row(const char *path, bool sentences, void (*see)(Arena *arena,
 static size_t rows, wrong;
 
 static void see_sentence(Arena *arena, const Row *row) {
-    Bytes bytes = hostile(arena, row->valid, row->rule);
-    Error error = row->command != NULL ? command_read(arena, row->command, bytes)
-                                       : target_read(row->target, bytes.data, bytes.size);
-    const char *folder = row->command != NULL ? "command" : row->target->name;
-    const char *says = without_folder(arena, error.text, folder);
-    if (error.status != STATUS_INPUT || strcmp(says, row->sentence) != 0) {
-        fprintf(stderr, "%s\t%s%s\n", row->rule, error.status == STATUS_INPUT ? "" : "(other) ",
+    bool alone = row->rule[0] == '$', read = strcmp(row->sentence, "read") == 0;
+    Bytes bytes = alone ? row->valid : hostile(arena, row->valid, row->rule);
+    Error error = alone                  ? command_say(arena, row->rule + 2)
+                  : row->command != NULL ? command_read(arena, row->command, bytes)
+                                         : target_read(row->target, bytes.data, bytes.size);
+    const char *folder = row->target != NULL ? row->target->name : "command";
+    const char *says =
+        error.status == STATUS_OK ? "read" : without_folder(arena, error.text, folder);
+    if (error.status != (read ? STATUS_OK : STATUS_INPUT) || strcmp(says, row->sentence) != 0) {
+        fprintf(stderr, "%s\t%s%s\n", row->rule, error.status == STATUS_RESOURCE ? "(3) " : "",
                 says);
         wrong++;
     }
@@ -194,6 +204,7 @@ static void see_sentence(Arena *arena, const Row *row) {
 
 Test(hostile, each_is_refused_with_its_sentence) {
     targets_open();
+    setenv("OUT", targets_folder, 1); /* where a command that comes so far may write */
     each_row("tests/hostile.txt", true, see_sentence);
     cr_assert_eq(wrong, 0, "%zu of %zu rows", wrong, rows);
     cr_assert(rows >= 400, "%zu rows", rows);

@@ -369,3 +369,15 @@ Test(image, unknown_settings_are_refused_by_name) {
         cr_expect(strstr(error.text, cases[i][1]) != NULL, "%s: '%s'", cases[i][0], error.text);
     }
 }
+
+/* The wide one is a hostile file's. */
+Test(image, a_tall_picture_is_bounded_too) {
+    Arena *arena = arena_new();
+    Image tall = image_new(arena, 4, 5, "PPM", 0);
+    Preprocess p = {.do_resize = true, .shortest_edge = 4096};
+    size_t height, width;
+    Error error;
+    ATTEMPT(&error, (void)preprocess_apply(arena, &height, &width, &p, &tall));
+    cr_assert_not_null(strstr(error.text, "makes 4096 x 5120 pixels of 4 x 5"), "%s", error.text);
+    arena_free(arena);
+}

@@ -353,6 +353,44 @@ Test(json, an_array_whose_file_cannot_be_read_any_more) {
     remove(path);
 }
 
+/* Beyond what the stream has already read. */
+Test(json, an_array_whose_file_changed) {
+    static const struct {
+        char fill;
+        long cut;
+        const char *says;
+    } cases[] = {{'x', 1, "changed while it was read"},
+                 {' ', 0, "expected a value, found the end"},
+                 {'\0', 0, "expected a value, found"}};
+    Arena *arena = arena_new();
+    const char *path = file_new();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        JsonArrayFile file;
+        Error error;
+        FILE *f = fopen(path, "wb");
+        fprintf(f, "[\"%0200000d\", 2]", 1);
+        fclose(f);
+        json_array_open(&file, arena, path);
+        f = fopen(path, "wb");
+        for (long k = 0; k < 200000; k++) {
+            fputc(cases[i].fill, f);
+        }
+        for (long k = cases[i].cut; k < 7; k++) {
+            fputc(cases[i].fill, f);
+        }
+        fclose(f);
+        ATTEMPT(&error, json_array_read(&file, 0, arena));
+        if (cases[i].cut > 0) {
+            cr_assert_eq(truncate(path, 100), 0);
+            ATTEMPT(&error, json_array_read(&file, 0, arena));
+        }
+        cr_assert_eq(error.status, STATUS_INPUT);
+        cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
+    }
+    arena_free(arena);
+    remove(path);
+}
+
 /* The number of elements, or -1 and why. */
 static long read_all(const char *path, Error *error) {
     Arena *arena = arena_new();
@@ -484,6 +522,18 @@ Test(json, mutated_arrays_read_alike) {
     cr_assert(good > 300, "mutations that stay JSON are tried too: %d", good);
     arena_free(arena);
     unlink(path);
+}
+
+Test(json, csv_is_read) {
+    static const char head[] = "step,loss,lr\r\n";
+    double value = 7;
+    cr_assert_eq(csv_column(head, "lr"), 2);
+    cr_assert_eq(csv_column(head, "l"), -1);
+    cr_assert(csv_number("1,2.5,x", 1, &value) && value == 2.5);
+    cr_assert(!csv_number("1,2.5,x", 2, &value));
+    cr_assert(!csv_number("1,,3", 1, &value));
+    cr_assert(!csv_number("1,2", 2, &value), "no such column");
+    cr_assert_eq(value, 2.5);
 }
 
 Test(json, csv_is_written) {

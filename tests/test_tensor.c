@@ -526,6 +526,36 @@ static void declare_too_much(const char *path) {
     tensor_writer_declare(tensor_writer_open(path), "a", DTYPE_F32, 2, shape);
 }
 
+/* More dimensions than there are, a dtype without values, a tensor after the data. */
+static void declare_what_cannot_be(const char *path, int what) {
+    size_t shape[TENSOR_MAX_RANK + 1] = {0};
+    TensorWriter *writer = tensor_writer_open(path);
+    tensor_writer_declare(writer, "a", DTYPE_F32, 1, shape);
+    if (what == 2) {
+        tensor_writer_data(writer, "", 1, 0);
+    }
+    tensor_writer_declare(writer, "b", what == 1 ? DTYPE_OTHER : DTYPE_F32,
+                          what == 0 ? TENSOR_MAX_RANK + 1 : 1, shape);
+}
+
+Test(tensor, a_file_of_no_tensors) {
+    const char *parent = directory_new();
+    char *path = in(parent, "out.safetensors");
+    TensorStore store;
+    tensor_writer_commit(tensor_writer_open(path));
+    open_good(&store, path);
+    cr_assert_eq(store.count, 0);
+    cr_assert_null(tensors_find(&store, "a"));
+}
+
+/* One's own folder has no name. */
+Test(tensor, shards_beside_an_index_in_this_folder) {
+    TensorStore store;
+    cr_assert_eq(chdir("tests/golden/tensor/shards"), 0);
+    open_good(&store, "model.safetensors.index.json");
+    cr_assert_eq(store.count, 3);
+}
+
 Test(tensor, writer_errors) {
     const char *parent = directory_new();
     char *path = in(parent, "out.safetensors");
@@ -546,6 +576,10 @@ Test(tensor, writer_errors) {
     ATTEMPT(&error, declare_too_much(path));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "tensor 'a': its shape overflows"), "%s", error.text);
+    for (int what = 0; what < 3; what++) {
+        ATTEMPT(&error, declare_what_cannot_be(path, what));
+        cr_assert_not_null(strstr(error.text, "tensor 'b': cannot be written"), "%s", error.text);
+    }
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         error = try_write(path, cases[i].a, cases[i].b, cases[i].bytes);
         cr_assert_eq(error.status, STATUS_INPUT);
