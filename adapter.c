@@ -374,12 +374,13 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
         best = logits[i] > logits[best] ? i : best;
     }
     int32_t id = (int32_t)best;
-    if (!(sampling->temperature > 0) || !isfinite(logits[best])) {
+    float temperature = (float)sampling->temperature;
+    if (!(temperature > 0) || !isfinite(logits[best])) {
         return id;
     }
     Ranked *ranked = arena_alloc(arena, n, sizeof *ranked);
     for (size_t i = 0; i < n; i++) {
-        ranked[i] = (Ranked){logits[i] / sampling->temperature, (int32_t)i};
+        ranked[i] = (Ranked){logits[i] / temperature, (int32_t)i};
     }
     bool chosen = (sampling->top_k > 0 && sampling->top_k < n) || sampling->top_p < 1;
     if (chosen) {
@@ -391,13 +392,13 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
         }
     }
     if (sampling->top_p < 1) {
-        n = top_p_count(ranked, n, sampling->top_p);
+        n = top_p_count(ranked, n, (float)sampling->top_p);
     }
     if (chosen) {
         qsort(ranked, n, sizeof *ranked, by_id);
     }
 
-    float top = logits[best] / sampling->temperature;
+    float top = logits[best] / temperature;
     double total = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         total += (double)exp_f32(ranked[i].logit - top);

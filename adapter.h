@@ -78,7 +78,8 @@ Hooks image_hooks(ImageHook *hook);
 
 typedef struct TrainOptions {
     const char *llm, *vision, *data, *images, *out, *init;
-    bool resume, shuffle, strict, softcap;
+    bool resume, strict;
+    int shuffle, softcap; /* 1: yes, model; 0: no, off */
     ImageText image_text;
     double lr, min_lr, warmup;
     size_t batch, accumulate, epochs, steps, tokens, save_every;
@@ -136,9 +137,9 @@ typedef struct TrainResult {
 /* ---- generation and visual questions ---- */
 
 typedef struct Sampling {
-    float temperature; /* 0: greedy (lowest id among equals) */
-    size_t top_k;      /* 0: off */
-    float top_p;       /* 1: off */
+    double temperature; /* 0: greedy (lowest id among equals) */
+    size_t top_k;       /* 0: off */
+    double top_p;       /* 1: off */
 } Sampling;
 
 /* Temperature, then top-k, then top-p, as transformers' logits warpers; the tokens' probabilities

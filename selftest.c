@@ -228,7 +228,7 @@ static void run_stages(const Compute *compute) {
                         .images = "images",
                         .out = "eval",
                         .generate = {.max_new_tokens = 6,
-                                     .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
+                                     .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
                                      .seed = 475},
                         .seed = 475};
     run_eval(compute, &eval, &console);

@@ -297,6 +297,7 @@ Test(program, options_that_cannot_hold) {
         {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
         {"info x --unpack 0", "--unpack 0: expected at least 1"},
+        {"generate --prompt p", "generate needs --llm"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
         {"generate --llm x --prompt p --max-new-tokens 0", "--max-new-tokens 0: expected"},
         {"generate --llm x --prompt p --adapter a", "--adapter needs --image"},
@@ -1358,10 +1359,11 @@ Test(program, selftest) {
 
 Test(program, full_disk_leaves_nothing_half_written) {
     char command[512];
-    cr_assert_eq( /* the profile of `make coverage` would not fit either */
-        run("trap '' XFSZ; ulimit -f 8; LLVM_PROFILE_FILE=/dev/null",
-            "dump --llm weights/gpt2 --ids 5,9,100,7,7,7,7 --hooks '*' --out @/a.safetensors"),
-        3);
+    cr_assert_eq(/* the profile of `make coverage` would not fit either */
+                 run("trap '' XFSZ; ulimit -f 8; LLVM_PROFILE_FILE=/dev/null",
+                     "dump --llm weights/gpt2 --ids 5,9,100,7,7,7,7 --hooks '*' --out "
+                     "@/a.safetensors"),
+                 3);
     one_sentence("a.safetensors");
     cr_assert(!there("a.safetensors"));
     snprintf(command, sizeof command, "test \"$(ls %s | tr '\\n' ' ')\" = 'stderr stdout '",
