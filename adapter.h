@@ -158,7 +158,7 @@ typedef struct GenerateOptions {
 typedef struct EvalOptions {
     const char *llm, *vision, *adapter, *questions, *images, *out;
     GenerateOptions generate;
-    bool permute; /* control: every image row comes from another question's image */
+    bool permute_images; /* control: every image row comes from another question's image */
     bool strict;
     ImageText image_text;
     uint64_t seed;

@@ -677,7 +677,7 @@ static const Option eval_options[] = {
      "a line a question: question_id, image, text, answer or answers", AT(Eval, questions)},
     {"out", "DIR", needed, "answers.jsonl, scores.json, manifest.json", AT(Eval, out)},
     {"permute-images", NULL, NULL, "control: every image token comes from another question's image",
-     AT(Eval, permute)},
+     AT(Eval, permute_images)},
     SAMPLING_OPTIONS(Eval),
 };
 
