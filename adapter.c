@@ -39,7 +39,7 @@ static void render_bytes(Rendered *out, const char *bytes, size_t length) {
 }
 
 /* Gemma's chat form, contents as they stand. */
-static Rendered render_turns(const Turn *turns, size_t count, ImageText image_text, Arena *arena) {
+static Rendered render_turns(const Turn *turns, size_t count, int image_text, Arena *arena) {
     static const char user[] = "<start_of_turn>user\n", model[] = "<start_of_turn>model\n",
                       end[] = "<end_of_turn>\n";
     size_t size = sizeof model;
@@ -256,7 +256,7 @@ void train_gradient(TrainRun *t, size_t e) {
 /* Linear warm-up over w = floor(ratio S) of S steps, then half a cosine from lr to min:
  *   lr_s = lr (s + 1) / w                                          for s < w
  *   lr_s = min + (lr - min) (1 + cos pi (s - w + 1) / (S - w)) / 2   from there on */
-double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
+double train_lr(const VlmOptions *options, uint64_t s, uint64_t steps) {
     double w = floor(options->warmup * (double)steps);
     if ((double)s < w) {
         return options->lr * ((double)s + 1.0) / w;

@@ -20,68 +20,239 @@
 
 /* ---- options ---- */
 
-/* Its argument's name tells what a value is: N a size_t, X and RATIO a double, words in lower case
- * (yes|no) an int, which of them, everything else a text. */
-typedef struct Option {
-    const char *name;     /* without the dashes */
-    const char *argument; /* its value's name in the help; NULL: a flag */
-    const char *fallback; /* NULL: not set; `needed` */
-    const char *help;
-    size_t place; /* in the options of the command; NOWHERE: read by its name */
-} Option;
-
-#define AT(type, field) offsetof(type##Options, field)
-#define NOWHERE SIZE_MAX
-
-static const char needed[] = "needed";
+typedef struct Command Command;
 
 enum {
-    OPTIONS_MAX = 48
+    OPTIONS_MAX = 128
 };
-
-typedef struct Command Command;
 
 typedef struct Arguments {
     const Command *command;
-    const char *values[OPTIONS_MAX]; /* by place, as option_at counts */
+    const char *values[OPTIONS_MAX]; /* by place in the table of options; NULL: not set */
     char **positional;
     int n_positional;
-    Shard *shard; /* NULL: the whole run */
-    uint64_t seed;
     Compute compute;
     Console console;
+    VlmOptions vlm; /* those that several commands have are here */
+    SageOptions sage;
+    DumpOptions dump;
+    DiffOptions diff;
+    TokenizeOptions tokenize;
+    const char *title, *compare;
 } Arguments;
 
 struct Command {
     const char *name, *form, *summary;
-    const Option *options;
-    size_t n_options;
+    const char *options;                /* their names, in brackets those that may be left out */
     int min_positional, max_positional; /* -1: any number */
     void (*run)(Arguments *arguments);
 };
 
-static const Option common_options[] = {
+/* Its argument's name tells what a value is: N a size_t, X and RATIO a double, words in lower case
+ * (yes|no) an int, which of them, everything else a text; without argument a bool. */
+typedef struct Option {
+    const char *name;     /* without the dashes */
+    const char *argument; /* its value's name in the help; NULL: a flag */
+    const char *fallback; /* NULL: not set */
+    const char *help;
+    size_t place; /* in Arguments; NOWHERE: read by its name */
+} Option;
+
+#define AT(field) offsetof(Arguments, field)
+#define NOWHERE SIZE_MAX
+
+static const Option options[] = {
+    {"llm", "DIR", NULL, "language model, a Hugging Face directory (frozen)", AT(vlm.llm)},
+    {"vision", "DIR", NULL, "CLIP vision tower, a Hugging Face directory (frozen)", AT(vlm.vision)},
+    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)", AT(vlm.adapter)},
+    {"saes", "DIR", NULL,
+     "SAEs, any format, found below DIR: analyze reads those of hook_resid_post, sage those of the "
+     "residual stream and of nodes' own hook points",
+     AT(vlm.saes)},
+    {"data", "FILE.json", NULL, "conversations in LLaVA's form", AT(vlm.data)},
+    {"questions", "FILE.jsonl", NULL,
+     "a line a question: question_id, image, text, answer or answers", AT(vlm.questions)},
+    {"images", "DIR", NULL, "folder of the images", AT(vlm.images)},
+    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
+     "a task that comes with the program, or one's own", AT(sage.task)},
+    {"stage", "pretrain|finetune", "pretrain",
+     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
+     "--init",
+     NOWHERE},
+    {"init", "ADAPTER", NULL, "start from this adapter (safetensors, or PyTorch's .pth)",
+     AT(vlm.init)},
+    {"resume", NULL, NULL, "go on from the checkpoint in --out, if there is one", AT(vlm.resume)},
+    {"lr", "X", NULL, "learning rate after warm-up (preset)", AT(vlm.lr)},
+    {"min-lr", "X", "1e-8", "learning rate at the end", AT(vlm.min_lr)},
+    {"warmup", "RATIO", NULL, "share of the steps with rising rate (preset)", AT(vlm.warmup)},
+    {"batch", "N", NULL, "examples a batch (preset)", AT(vlm.batch)},
+    {"accumulate", "N", "16", "batches a step; the released runs stepped after each batch: 1",
+     AT(vlm.accumulate)},
+    {"epochs", "N", NULL, "passes over the data (preset)", AT(vlm.epochs)},
+    {"steps", "N", "0", "length of the run in steps instead of epochs; 0: by epochs",
+     AT(vlm.steps)},
+    {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)", AT(vlm.tokens)},
+    {"shuffle", "yes|no", "yes", "a new seeded order each epoch", AT(vlm.shuffle)},
+    {"save-every", "N", "100",
+     "steps between checkpoints; 0: only at the end. A shard saves each and resumes by itself",
+     AT(vlm.save_every)},
+    {"softcap", "off|model", "off",
+     "final soft-cap in the training loss; the released code leaves it out", AT(vlm.softcap)},
+    {"examples", "N", "5000", "the first N examples; what cannot be read is left out",
+     AT(vlm.examples)},
+    {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE", AT(vlm.layers)},
+    {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json",
+     AT(vlm.descriptions)},
+    {"features", "N", "3", "features reported of an example, layer and group, the strongest first",
+     AT(vlm.features)},
+    {"judge", "lexical|FILE", "lexical",
+     "who says whether descriptions match; FILE: verdicts, JSON lines", AT(vlm.judge)},
+    {"write-questions", "FILE", NULL, "what to ask a judge outside, as JSON lines",
+     AT(vlm.write_questions)},
+    {"judge-examples", "N", "1000", "of the first N examples those that could be read are judged",
+     AT(vlm.judge_examples)},
+    {"compare", "FILE.csv", NULL,
+     "curves to draw behind one's own, as weights/mapping_published.csv", AT(compare)},
+    {"loss-examples", "N", "4", "examples for the loss recovered", AT(vlm.loss_examples)},
+    {"converge", "X", "1.5", "factor of the convergence layer", AT(vlm.converge)},
+    {"max-frequency", "X", "0.05", "leave out features active in a larger share of the examples",
+     AT(vlm.max_frequency)},
+    {"max-density", "X", "0.005", "leave out features with a larger frac_nonzero",
+     AT(vlm.max_density)},
+    {"train", "N", "500", "training prompts", AT(sage.n[0])},
+    {"test", "N", "200", "test prompts", AT(sage.n[1])},
+    {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them",
+     AT(sage.prompts)},
+    {"cross-sections", "FILE.json", NULL, "test these, as cross_sections.json has them",
+     AT(sage.cross_sections)},
+    {"nodes", "q,k,v,z", "q,k,v,z", "components; also attn_out, mlp_out", AT(sage.nodes)},
+    {"share", "X", "0.5", "walk the nodes until they carry this share of all scores",
+     AT(sage.share)},
+    {"max-nodes", "N", "16", "or number so many", AT(sage.max_nodes)},
+    {"projection", "LIST", "auto",
+     "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever "
+     "is named first",
+     AT(sage.projection)},
+    {"f1", "X[,X...]", "0.8,0.9", "thresholds of interpretability, beside 0, 0.1 .. 1", NOWHERE},
+    {"ids", "2,15,7", NULL, "token ids, as they are", AT(vlm.ids)},
+    {"text", "TEXT", NULL, "text, with what the tokenizer's post-processor adds", AT(vlm.text)},
+    {"prompt", "TEXT", NULL,
+     "prompt; with --image a conversation with the image in it, with --chat also a JSON list of "
+     "{\"role\", \"content\"}",
+     AT(vlm.prompt)},
+    {"chat", NULL, NULL,
+     "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>",
+     AT(vlm.chat)},
+    {"image", "FILE", NULL, "image; with --prompt the one that is asked about", AT(vlm.image)},
+    {"bos", "yes|no", NULL,
+     "<bos> before text that stands alone, whatever the post-processor does; sage: before each "
+     "prompt, else before Gemma's, and others' if an SAE's cfg says prepend_bos",
+     AT(vlm.bos)},
+    {"hooks", "GLOB,...", NULL,
+     "hook points under their TransformerLens names ('refsae hooks' lists them); also image.rgb",
+     AT(dump.hooks)},
+    {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad",
+     AT(dump.grad)},
+    {"sae", "PATH", NULL, "an SAE to run on --input: pre, acts, recon", AT(dump.sae)},
+    {"input", "FILE.safetensors", NULL, "activations for --sae", AT(dump.input)},
+    {"tensor", "NAME", NULL, "which tensor of --input", AT(dump.tensor)},
+    {"fold-value-biases", "yes|no", NULL,
+     "hook_z: was b_V folded away for training; --llm then subtracts it from --input", NOWHERE},
+    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say", AT(vlm.sae.hook)},
+    {"norm-factor", "X", NULL, "factor of expected_average_only_in, where it is not in the file",
+     AT(vlm.sae.norm_factor)},
+    {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained", NOWHERE},
+    {"unit-decoder", NULL, NULL,
+     "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its loader "
+     "does",
+     AT(vlm.sae.unit_decoder)},
+    {"dict-class", "NAME", NULL,
+     "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE",
+     AT(vlm.sae.dict_class)},
+    {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches",
+     AT(vlm.sae.pick)},
+    {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs",
+     AT(vlm.canonical)},
+    {"permute-images", NULL, NULL, "control: every image token comes from another question's image",
+     AT(vlm.permute_images)},
+    {"max-new-tokens", "N", "128", "stop after so many tokens", AT(vlm.max_new_tokens)},
+    {"temperature", "X", "0", "0: greedy", AT(vlm.sampling.temperature)},
+    {"top-k", "N", "0", "draw among the K most probable; 0: all", AT(vlm.sampling.top_k)},
+    {"top-p", "X", "1", "draw among the most probable that together reach P",
+     AT(vlm.sampling.top_p)},
+    {"image-text", "keep|drop", "keep",
+     "the literal <image> in what the model reads, as the released code keeps it",
+     AT(vlm.image_text)},
+    {"ulp", "N", NULL,
+     "units in the last place that two values may be apart (0 without it); with a histogram",
+     NOWHERE},
+    {"atol", "X", "0", "or |a - b| <= atol + rtol |b|", AT(diff.atol)},
+    {"rtol", "X", "0", "see --atol", AT(diff.rtol)},
+    {"bad-only", NULL, NULL, "only lines of tensors that are not as allowed", AT(diff.bad_only)},
+    {"common", NULL, NULL, "only tensors that both files have", AT(diff.common)},
+    {"special", NULL, NULL, "add what the post-processor adds; with --decode: keep special tokens",
+     AT(tokenize.special)},
+    {"jsonl", NULL, NULL,
+     "standard input is a JSON string (--decode: array) a line, so is the output",
+     AT(tokenize.jsonl)},
+    {"decode", NULL, NULL, "ids to text", AT(tokenize.decode)},
+    {"out", "PATH", NULL,
+     "folder of the results, or (dump, report) their file; 'refsae help' names what they are",
+     AT(vlm.out)},
+    {"trace", "FILE", NULL,
+     "a line for each tensor, in the order of execution: its name, shape and SHA-256; --out may be "
+     "left out",
+     AT(dump.trace)},
+    {"title", "TEXT", "refsae", "the page's title", AT(title)},
+    {"strict", NULL, NULL, "an image or example that cannot be used ends the run", AT(vlm.strict)},
+    {"shard", "I/N", NULL,
+     "do part I of N (from 1) and leave it in --out; refsae merge makes the whole of all N",
+     NOWHERE},
+    {"wait", "SECONDS", "3600", "a shard gives up when another is so much later than itself",
+     NOWHERE},
     {"threads", "N", "0", "threads; 0: one for each core. Never changes a result", NOWHERE},
     {"seed", "N", "475", "seed of every random stream", NOWHERE},
     {"unpack", "N", "100",
      "most bytes that a byte of a file may unpack to (and MiB, if it is small)", NOWHERE},
-    {"quiet", NULL, NULL, "say nothing but errors", NOWHERE},
-    {"json", NULL, NULL, "results on standard output as JSON instead of text", NOWHERE},
+    {"quiet", NULL, NULL, "say nothing but errors", AT(console.quiet)},
+    {"json", NULL, NULL, "results on standard output as JSON instead of text", AT(console.json)},
 };
 
 enum {
-    N_COMMON = sizeof common_options / sizeof *common_options
+    N_OPTIONS = sizeof options / sizeof *options
 };
 
-static const Option *option_at(const Command *command, size_t i) {
-    return i < command->n_options ? &command->options[i] : &common_options[i - command->n_options];
+static const char common[] = "[threads seed unpack quiet json]";
+
+/* Whether it stands in a list; *optional: in its brackets. */
+static bool listed(const char *list, const Option *option, bool *optional) {
+    const char *at = list;
+    size_t length = strlen(option->name);
+    *optional = false;
+    for (size_t n; *at != '\0'; at += n + (at[n] != '\0')) {
+        if (*at == '[') {
+            *optional = true;
+            at++;
+        }
+        n = strcspn(at, " ]");
+        if (n == length && memcmp(at, option->name, n) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
+static bool command_has(const Command *command, size_t i) {
+    bool optional;
+    return listed(command->options, &options[i], &optional) ||
+           listed(common, &options[i], &optional);
+}
+
+/* Its place in the table; -1: the command has none of this name. */
 static int option_find(const Command *command, const char *name, size_t length) {
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        const Option *option = option_at(command, i);
-        if (strlen(option->name) == length && memcmp(option->name, name, length) == 0) {
-            return (int)i;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (strlen(options[i].name) == length && memcmp(options[i].name, name, length) == 0) {
+            return command_has(command, i) ? (int)i : -1;
         }
     }
     return -1;
@@ -94,7 +265,7 @@ static const char *get(const Arguments *a, const char *name) {
 
 static const char *need(const Arguments *a, const char *name) {
     const char *text = get(a, name);
-    if (text == NULL || text == needed) {
+    if (text == NULL) {
         fail(STATUS_INPUT, "%s needs --%s (see 'refsae help %s')", a->command->name, name,
              a->command->name);
     }
@@ -128,7 +299,7 @@ static void check_pairs(const Arguments *a) {
         int place = option_find(a->command, p->name, strlen(p->name));
         int other = option_find(a->command, p->other, strlen(p->other));
         if (place >= 0 && other >= 0 && (a->values[other] != NULL) == p->idle &&
-            a->values[place] != option_at(a->command, (size_t)place)->fallback) {
+            a->values[place] != options[place].fallback) {
             fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
                  p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
         }
@@ -138,8 +309,10 @@ static void check_pairs(const Arguments *a) {
 REFSAE_NORETURN static void refuse_option(const Command *command, const char *word, size_t length) {
     Arena *arena = arena_new();
     Nearest nearest = nearest_start(arena, arena_copy(arena, word, length));
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        nearest_add(&nearest, arena_format(arena, "--%s", option_at(command, i)->name));
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(command, i)) {
+            nearest_add(&nearest, arena_format(arena, "--%s", options[i].name));
+        }
     }
     fail(STATUS_INPUT, "%s has no option '%s'%s (see 'refsae help %s')", command->name,
          nearest.text, nearest_hint(&nearest), command->name);
@@ -150,8 +323,8 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
     a->positional = arena_alloc(arena, (size_t)argc, sizeof(char *));
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        a->values[i] = option_at(command, i)->fallback;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        a->values[i] = command_has(command, i) ? options[i].fallback : NULL;
     }
     for (int i = 2; i < argc; i++) {
         const char *word = argv[i];
@@ -169,7 +342,7 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         if (place < 0) {
             refuse_option(command, word, length);
         }
-        const Option *option = option_at(command, (size_t)place);
+        const Option *option = &options[place];
         if (option->argument == NULL && equals != NULL) {
             fail(STATUS_INPUT, "--%s takes no value", option->name);
         }
@@ -189,8 +362,11 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
     check_pairs(a);
-    for (size_t i = 0; i < command->n_options; i++) {
-        (void)(a->values[i] == needed ? need(a, command->options[i].name) : NULL);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        bool optional;
+        if (listed(command->options, &options[i], &optional) && !optional) {
+            (void)need(a, options[i].name);
+        }
     }
 }
 
@@ -285,12 +461,10 @@ static void option_store(const Option *option, const char *text, void *place) {
     }
 }
 
-/* What is not set stays as it is. */
-static void get_options(const Arguments *a, void *options) {
-    for (size_t i = 0; i < a->command->n_options; i++) {
-        const Option *option = &a->command->options[i];
-        if (a->values[i] != NULL && option->place != NOWHERE) {
-            option_store(option, a->values[i], (char *)options + option->place);
+static void options_store(Arguments *a) {
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (a->values[i] != NULL && options[i].place != NOWHERE) {
+            option_store(&options[i], a->values[i], (char *)a + options[i].place);
         }
     }
 }
@@ -303,87 +477,20 @@ static SaeCentre get_centre(const Arguments *a, const char *name) {
                                                 : SAE_CENTRE_NO;
 }
 
-/* ---- options that several commands have ---- */
-
-#define VLM_OPTIONS(type)                                                                          \
-    {"llm", "DIR", needed, "language model, a Hugging Face directory (frozen)", AT(type, llm)},    \
-        {"vision", "DIR", needed, "CLIP vision tower, a Hugging Face directory (frozen)",          \
-         AT(type, vision)},                                                                        \
-        {"images", "DIR", needed, "folder of the images", AT(type, images)},                       \
-        {"strict", NULL, NULL, "an image or example that cannot be used ends the run",             \
-         AT(type, strict)},                                                                        \
-        SHARD_OPTION, IMAGE_TEXT_OPTION(type, image_text)
-#define ADAPTER_HELP "trained adapter (safetensors, or PyTorch's .pth)"
-#define PROMPT_OPTIONS(type, if_needed)                                                            \
-    {"llm", "DIR", if_needed, "language model", AT(type, prompt.llm)},                             \
-        {"prompt", "TEXT", if_needed,                                                              \
-         "prompt; with --image a conversation with the image in it, with --chat also a JSON list " \
-         "of {\"role\", \"content\"}",                                                             \
-         AT(type, prompt.prompt)},                                                                 \
-        {"chat", NULL, NULL,                                                                       \
-         "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>",      \
-         AT(type, prompt.chat)},                                                                   \
-        {"vision", "DIR", NULL, "CLIP vision tower, for --image", AT(type, prompt.vision)},        \
-        {"adapter", "FILE", NULL, ADAPTER_HELP ", for --image", AT(type, prompt.adapter)},         \
-        {"image", "FILE", NULL, "image", AT(type, prompt.image)},                                  \
-        {"bos", "yes|no", NULL,                                                                    \
-         "<bos> before text that stands alone; otherwise as the post-processor has it",            \
-         AT(type, prompt.bos)},                                                                    \
-        IMAGE_TEXT_OPTION(type, prompt.image_text)
-#define IMAGE_TEXT_OPTION(type, field)                                                             \
-    {"image-text", "keep|drop", "keep",                                                            \
-     "the literal <image> in what the model reads, as the released code keeps it",                 \
-     AT(type, field)}
-#define SAE_OPTIONS(type, sae)                                                                     \
-    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say",                    \
-     AT(type, sae.hook)},                                                                          \
-        {"norm-factor", "X", NULL,                                                                 \
-         "factor of expected_average_only_in, where it is not in the file",                        \
-         AT(type, sae.norm_factor)},                                                               \
-        {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained",     \
-         NOWHERE},                                                                                 \
-        {"unit-decoder", NULL, NULL,                                                               \
-         "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its "    \
-         "loader does",                                                                            \
-         AT(type, sae.unit_decoder)},                                                              \
-        {"dict-class", "NAME", NULL,                                                               \
-         "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE",                 \
-         AT(type, sae.dict_class)},                                                                \
-    {                                                                                              \
-        "pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches",           \
-            AT(type, sae.pick)                                                                     \
-    }
-#define CANONICAL_OPTION(type)                                                                     \
-    {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs",                  \
-     AT(type, canonical)}
-#define SHARD_OPTION                                                                               \
-    {"shard", "I/N", NULL,                                                                         \
-     "do part I of N (from 1) and leave it in --out; refsae merge makes the whole of all N",       \
-     NOWHERE}
-#define SAMPLING_OPTIONS(type)                                                                     \
-    {"max-new-tokens", "N", "128", "stop after so many tokens",                                    \
-     AT(type, generate.max_new_tokens)},                                                           \
-        {"temperature", "X", "0", "0: greedy", AT(type, generate.sampling.temperature)},           \
-        {"top-k", "N", "0", "draw among the K most probable; 0: all",                              \
-         AT(type, generate.sampling.top_k)},                                                       \
-    {                                                                                              \
-        "top-p", "X", "1", "draw among the most probable that together reach P",                   \
-            AT(type, generate.sampling.top_p)                                                      \
-    }
-
 /* ---- shards ---- */
 
 /* A line for each option that a result may depend on, with digests of the files that it names; but
  * images, of which there may be more than a run looks at, by their folder's name alone. */
 static char *shard_settings(Arena *arena, const Arguments *a) {
-    static const char free_ones[] = " threads quiet json out shard wait resume write-questions ";
+    static const char free_ones[] = "threads quiet json out shard wait resume write-questions";
     MemoryStream *text = memory_open(arena);
     fprintf(text->stream, "refsae %s %s\n", REFSAE_VERSION, a->command->name);
-    for (size_t i = 0; i < a->command->n_options + N_COMMON; i++) {
-        const Option *option = option_at(a->command, i);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &options[i];
         const char *name = option->name, *value = a->values[i], *state = "";
         char hex[65] = "";
-        if (strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
+        bool optional;
+        if (!command_has(a->command, i) || listed(free_ones, option, &optional)) {
             continue;
         }
         bool path =
@@ -417,7 +524,7 @@ static void get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
     }
     const char *wait = get(a, "wait");
     double seconds = wait != NULL ? number_parse("wait", wait) : 0.0;
-    Shard *shard = a->shard = shard_open(arena, get(a, "out"), index, count);
+    Shard *shard = a->vlm.shard = shard_open(arena, get(a, "out"), index, count);
     MemoryStream *words = memory_open(arena);
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--shard") == 0) {
@@ -433,65 +540,25 @@ static void get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
     a->values[option_find(a->command, "out", 3)] = shard->folder;
 }
 
-static void shard_start(const Arguments *a) {
-    if (shard_is_part(a->shard)) {
-        shard_write(a->shard, "journal");
-    } else if (shard_is_merge(a->shard)) {
-        shard_read(a->shard, "journal");
-        shard_inputs(a->shard);
+/* A part says that it is done: false; else the results are to be written. */
+static bool shard_done(const Arguments *a) {
+    Shard *shard = a->vlm.shard;
+    if (!shard_is_part(shard)) {
+        return true;
     }
+    console_line(&a->console, "shard %zu of %zu is done; after all of them: refsae merge %s",
+                 shard->index, shard->count, shard->out);
+    return false;
 }
 
-static void shard_tell(const Arguments *a) {
-    if (shard_is_part(a->shard)) {
-        shard_inputs(a->shard);
-        console_line(&a->console, "shard %zu of %zu is done; after all of them: refsae merge %s",
-                     a->shard->index, a->shard->count, a->shard->out);
-    }
-}
-
-/* ---- train ---- */
-
-static const Option train_options[] = {
-    VLM_OPTIONS(Train),
-    {"data", "FILE.json", needed, "conversations in LLaVA's form", AT(Train, data)},
-    {"out", "DIR", needed,
-     "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg, manifest.json",
-     AT(Train, out)},
-    {"stage", "pretrain|finetune", "pretrain",
-     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
-     "--init",
-     NOWHERE},
-    {"init", "ADAPTER", NULL, "start from this adapter (safetensors, or PyTorch's .pth)",
-     AT(Train, init)},
-    {"resume", NULL, NULL, "go on from the checkpoint in --out, if there is one",
-     AT(Train, resume)},
-    {"lr", "X", NULL, "learning rate after warm-up (preset)", AT(Train, lr)},
-    {"min-lr", "X", "1e-8", "learning rate at the end", AT(Train, min_lr)},
-    {"warmup", "RATIO", NULL, "share of the steps with rising rate (preset)", AT(Train, warmup)},
-    {"batch", "N", NULL, "examples a batch (preset)", AT(Train, batch)},
-    {"accumulate", "N", "16", "batches a step; the released runs stepped after each batch: 1",
-     AT(Train, accumulate)},
-    {"epochs", "N", NULL, "passes over the data (preset)", AT(Train, epochs)},
-    {"steps", "N", "0", "length of the run in steps instead of epochs; 0: by epochs",
-     AT(Train, steps)},
-    {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)", AT(Train, tokens)},
-    {"shuffle", "yes|no", "yes", "a new seeded order each epoch", AT(Train, shuffle)},
-    {"save-every", "N", "100",
-     "steps between checkpoints; 0: only at the end. A shard saves each and resumes by itself",
-     AT(Train, save_every)},
-    {"softcap", "off|model", "off",
-     "final soft-cap in the training loss; the released code leaves it out", AT(Train, softcap)},
-    {"wait", "SECONDS", "3600", "a shard gives up when another is so much later than itself",
-     NOWHERE},
-};
+/* ---- commands ---- */
 
 /* Every shard has come to the same end, from which the whole run goes on. */
-static void merge_train(const Arguments *a) {
-    shard_start(a);
-    shard_end(a->shard);
-    shard_copy(a->shard, "checkpoint.safetensors", true);
-    shard_copy(a->shard, "timing.csv", false);
+static void merge_train(Shard *shard) {
+    shard_start(shard);
+    shard_end(shard);
+    shard_copy(shard, "checkpoint.safetensors", true);
+    shard_copy(shard, "timing.csv", false);
 }
 
 static void command_train(Arguments *a) {
@@ -502,131 +569,53 @@ static void command_train(Arguments *a) {
                                              {"tokens", "512", "1024"}};
     int finetune = choice_parse("stage", get(a, "stage"), "pretrain|finetune");
     for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
-        const char **value =
-            &a->values[option_find(a->command, presets[i][0], strlen(presets[i][0]))];
-        *value = *value != NULL ? *value : presets[i][1 + finetune];
+        int place = option_find(a->command, presets[i][0], strlen(presets[i][0]));
+        a->values[place] = a->values[place] != NULL ? a->values[place] : presets[i][1 + finetune];
     }
     if (finetune) {
         (void)need(a, "init");
     }
-    bool part = shard_is_part(a->shard);
-    TrainOptions options = {.seed = a->seed, .shard = part ? a->shard : NULL};
-    get_options(a, &options);
-    options.resume |= a->shard != NULL;
+    options_store(a);
     Arena *arena = arena_new();
-    if (shard_is_merge(a->shard)) {
-        merge_train(a);
+    Shard *shard = a->vlm.shard;
+    VlmOptions run = a->vlm;
+    run.resume |= shard != NULL;
+    if (shard_is_merge(shard)) {
+        merge_train(shard);
+        run.shard = NULL;
     }
-    TrainResult result = run_train(arena, &a->compute, &options, &a->console);
+    TrainResult result = run_train(arena, &a->compute, &run, &a->console);
     report_train(&result);
-    if (part) {
-        shard_start(a);
-        shard_end(a->shard);
-    } else {
-        manifest_write(options.out, options.seed, &a->console);
+    if (shard_is_part(shard)) {
+        shard_start(shard);
+        shard_end(shard);
     }
-    shard_tell(a);
+    if (shard_done(a)) {
+        manifest_write(run.out, run.seed, &a->console);
+    }
     arena_free(arena);
 }
-
-/* ---- analyze ---- */
-
-static const Option analyze_options[] = {
-    VLM_OPTIONS(Analyze),
-    {"adapter", "FILE", needed, ADAPTER_HELP, AT(Analyze, adapter)},
-    {"saes", "DIR", needed, "SAEs of hook_resid_post, any format, found below DIR",
-     AT(Analyze, saes)},
-    {"data", "FILE.json", needed, "conversations in LLaVA's form", AT(Analyze, data)},
-    {"out", "DIR", needed,
-     "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, manifest.json, "
-     "report.html",
-     AT(Analyze, out)},
-    {"examples", "N", "5000", "the first N examples; what cannot be read is left out",
-     AT(Analyze, examples)},
-    {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE", AT(Analyze, layers)},
-    {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json",
-     AT(Analyze, descriptions)},
-    {"features", "N", "3", "features reported of an example, layer and group, the strongest first",
-     AT(Analyze, features)},
-    {"judge", "lexical|FILE", "lexical",
-     "who says whether descriptions match; FILE: verdicts, JSON lines", AT(Analyze, judge)},
-    {"write-questions", "FILE", NULL, "what to ask a judge outside, as JSON lines",
-     AT(Analyze, write_questions)},
-    {"judge-examples", "N", "1000", "of the first N examples those that could be read are judged",
-     AT(Analyze, judge_examples)},
-    {"compare", "FILE.csv", NULL,
-     "curves to draw behind one's own, as weights/mapping_published.csv", NOWHERE},
-    {"loss-examples", "N", "4", "examples for the loss recovered", AT(Analyze, loss_examples)},
-    {"converge", "X", "1.5", "factor of the convergence layer", AT(Analyze, converge)},
-    {"max-frequency", "X", "0.05", "leave out features active in a larger share of the examples",
-     AT(Analyze, max_frequency)},
-    {"max-density", "X", "0.005", "leave out features with a larger frac_nonzero",
-     AT(Analyze, max_density)},
-    SAE_OPTIONS(Analyze, sae),
-    CANONICAL_OPTION(Analyze),
-};
 
 static void command_analyze(Arguments *a) {
-    AnalyzeOptions options = {
-        .sae.centre = get_centre(a, "centre"), .seed = a->seed, .shard = a->shard};
-    get_options(a, &options);
     Arena *arena = arena_new();
-    LayerTable published = published_read(arena, get(a, "compare"));
-    shard_start(a);
-    AnalyzeResult result = run_analyze(arena, &a->compute, &options, &a->console);
-    if (!shard_is_part(a->shard)) {
+    LayerTable published = published_read(arena, a->compare);
+    shard_start(a->vlm.shard);
+    AnalyzeResult result = run_analyze(arena, &a->compute, &a->vlm, &a->console);
+    if (shard_done(a)) {
         report_analyze(&result, &published);
     }
-    shard_tell(a);
     arena_free(arena);
 }
 
-/* ---- sage ---- */
-
-static const Option sage_options[] = {
-    {"llm", "DIR", needed, "language model", AT(Sage, llm)},
-    {"saes", "DIR", needed,
-     "SAEs of the residual stream (and of nodes' own hook points), any format, found below DIR",
-     AT(Sage, saes)},
-    {"task", "ioi|agreement|induction|greater-than|FILE.json", needed,
-     "a task that comes with the program, or one's own", AT(Sage, task)},
-    {"out", "DIR", needed,
-     "prompts.jsonl, example.json, cross_sections.csv and .json, sage.json, sage.csv, figures, "
-     "manifest.json, report.html",
-     AT(Sage, out)},
-    {"train", "N", "500", "training prompts", AT(Sage, n[0])},
-    {"test", "N", "200", "test prompts", AT(Sage, n[1])},
-    {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them",
-     AT(Sage, prompts)},
-    {"cross-sections", "FILE.json", NULL, "test these, as cross_sections.json has them",
-     AT(Sage, cross_sections)},
-    {"nodes", "q,k,v,z", "q,k,v,z", "components; also attn_out, mlp_out", AT(Sage, nodes)},
-    {"share", "X", "0.5", "walk the nodes until they carry this share of all scores",
-     AT(Sage, share)},
-    {"max-nodes", "N", "16", "or number so many", AT(Sage, max_nodes)},
-    {"projection", "LIST", "auto",
-     "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever "
-     "is named first",
-     AT(Sage, projection)},
-    {"f1", "X[,X...]", "0.8,0.9", "thresholds of interpretability, beside 0, 0.1 .. 1", NOWHERE},
-    {"bos", "yes|no", NULL,
-     "<bos> before each prompt; Gemma's always, others' if an SAE's cfg says prepend_bos",
-     AT(Sage, bos)},
-    SHARD_OPTION,
-    SAE_OPTIONS(Sage, sae),
-    CANONICAL_OPTION(Sage),
-};
-
-static void get_thresholds(const Arguments *a, SageOptions *options) {
-    const char *text = get(a, "f1");
+static void get_thresholds(const char *text, SageOptions *sage) {
     for (const char *p = text;;) {
         char *end;
         double value = strtod(p, &end);
         if (end == p || (*end != ',' && *end != '\0') || !(value >= 0.0 && value <= 1.0) ||
-            options->n_f1 == sizeof options->f1 / sizeof *options->f1) {
+            sage->n_f1 == sizeof sage->f1 / sizeof *sage->f1) {
             bad_value("f1", text, "up to 8 numbers in [0, 1], separated by commas");
         }
-        options->f1[options->n_f1++] = value;
+        sage->f1[sage->n_f1++] = value;
         if (*end == '\0') {
             return;
         }
@@ -635,155 +624,80 @@ static void get_thresholds(const Arguments *a, SageOptions *options) {
 }
 
 static void command_sage(Arguments *a) {
-    SageOptions options = {
-        .bos = -1, .sae.centre = get_centre(a, "centre"), .seed = a->seed, .shard = a->shard};
-    get_options(a, &options);
-    get_thresholds(a, &options);
+    SageOptions *sage = &a->sage;
+    const VlmOptions *o = &a->vlm;
+    sage->llm = o->llm;
+    sage->saes = o->saes;
+    sage->out = o->out;
+    sage->bos = o->bos;
+    sage->canonical = o->canonical;
+    sage->sae = o->sae;
+    sage->seed = o->seed;
+    sage->shard = o->shard;
+    get_thresholds(get(a, "f1"), sage);
     Arena *arena = arena_new();
-    shard_start(a);
-    SageResult result = sage_run(arena, &a->compute, &options, &a->console);
-    if (!shard_is_part(a->shard)) {
+    shard_start(o->shard);
+    SageResult result = sage_run(arena, &a->compute, sage, &a->console);
+    if (shard_done(a)) {
         report_sage(&result);
     }
-    shard_tell(a);
     arena_free(arena);
 }
 
-/* ---- generate ---- */
-
-typedef struct ContinueOptions {
-    Prompt prompt;
-    GenerateOptions generate;
-} ContinueOptions;
-
-static const Option generate_options[] = {
-    PROMPT_OPTIONS(Continue, needed),
-    SAMPLING_OPTIONS(Continue),
-};
-
 static void command_generate(Arguments *a) {
-    ContinueOptions options = {.prompt.bos = -1, .generate.seed = a->seed};
-    get_options(a, &options);
-    options.generate.stop_at_end_of_turn = options.prompt.chat || options.prompt.image != NULL;
-    generate_command(&a->compute, &options.prompt, &options.generate, a->console.json, stdout);
+    generate_command(&a->compute, &a->vlm, a->console.json, stdout);
 }
-
-/* ---- eval ---- */
-
-static const Option eval_options[] = {
-    VLM_OPTIONS(Eval),
-    {"adapter", "FILE", needed, ADAPTER_HELP, AT(Eval, adapter)},
-    {"questions", "FILE.jsonl", needed,
-     "a line a question: question_id, image, text, answer or answers", AT(Eval, questions)},
-    {"out", "DIR", needed, "answers.jsonl, scores.json, manifest.json", AT(Eval, out)},
-    {"permute-images", NULL, NULL, "control: every image token comes from another question's image",
-     AT(Eval, permute_images)},
-    SAMPLING_OPTIONS(Eval),
-};
 
 static void command_eval(Arguments *a) {
-    EvalOptions options = {.generate = {.seed = a->seed, .stop_at_end_of_turn = true},
-                           .seed = a->seed,
-                           .shard = a->shard};
-    get_options(a, &options);
-    shard_start(a);
-    run_eval(&a->compute, &options, &a->console);
-    if (!shard_is_part(a->shard)) {
-        manifest_write(options.out, options.seed, &a->console);
+    shard_start(a->vlm.shard);
+    run_eval(&a->compute, &a->vlm, &a->console);
+    if (shard_done(a)) {
+        manifest_write(a->vlm.out, a->vlm.seed, &a->console);
     }
-    shard_tell(a);
 }
-
-/* ---- hooks, dump, diff ---- */
-
-static const Option hooks_options[] = {
-    {"llm", "DIR", NULL, "language model", NOWHERE},
-    {"vision", "DIR", NULL, "CLIP vision tower", NOWHERE},
-};
 
 static void command_hooks(Arguments *a) {
-    const char *vision = get(a, "vision");
-    const char *llm = vision == NULL ? need(a, "llm") : get(a, "llm");
-    hooks_list(llm, vision, a->console.json, stdout);
+    if (a->vlm.vision == NULL) {
+        (void)need(a, "llm");
+    }
+    hooks_list(a->vlm.llm, a->vlm.vision, a->console.json, stdout);
 }
-
-static const Option dump_options[] = {
-    PROMPT_OPTIONS(Dump, NULL),
-    {"ids", "2,15,7", NULL, "token ids, as they are", AT(Dump, prompt.ids)},
-    {"text", "TEXT", NULL, "text, with what the tokenizer's post-processor adds",
-     AT(Dump, prompt.text)},
-    {"hooks", "GLOB,...", NULL,
-     "hook points under their TransformerLens names ('refsae hooks' lists them); also image.rgb",
-     AT(Dump, hooks)},
-    {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad",
-     AT(Dump, grad)},
-    {"sae", "PATH", NULL, "an SAE to run on --input: pre, acts, recon", AT(Dump, sae)},
-    {"input", "FILE.safetensors", NULL, "activations for --sae", AT(Dump, input)},
-    {"tensor", "NAME", NULL, "which tensor of --input", AT(Dump, tensor)},
-    {"fold-value-biases", "yes|no", NULL,
-     "hook_z: was b_V folded away for training; --llm then subtracts it from --input", NOWHERE},
-    {"out", "FILE.safetensors", NULL, "what to write; with --trace it may be left out",
-     AT(Dump, out)},
-    {"trace", "FILE", NULL,
-     "a line for each tensor, in the order of execution: its name, shape and SHA-256",
-     AT(Dump, trace)},
-    SAE_OPTIONS(Dump, sae_options),
-};
 
 static void command_dump(Arguments *a) {
-    DumpOptions options = {.prompt.bos = -1,
-                           .sae_options.centre = get_centre(a, "centre"),
-                           .fold_value_biases = get_centre(a, "fold-value-biases")};
-    get_options(a, &options);
-    if (options.trace == NULL) {
+    DumpOptions *dump = &a->dump;
+    dump->vlm = a->vlm;
+    dump->out = a->vlm.out;
+    dump->fold_value_biases = get_centre(a, "fold-value-biases");
+    if (dump->trace == NULL) {
         (void)need(a, "out");
-    } else if (options.out != NULL && strcmp(options.out, options.trace) == 0) {
-        bad_value("trace", options.trace, "another file than --out");
+    } else if (dump->out != NULL && strcmp(dump->out, dump->trace) == 0) {
+        bad_value("trace", dump->trace, "another file than --out");
     }
-    if (options.sae == NULL) {
+    if (dump->sae == NULL) {
         (void)need(a, "hooks");
     }
-    dump_run(&a->compute, &options, &a->console);
+    dump_run(&a->compute, dump, &a->console);
 }
-
-static const Option diff_options[] = {
-    {"ulp", "N", NULL,
-     "units in the last place that two values may be apart (0 without it); with a histogram",
-     NOWHERE},
-    {"atol", "X", "0", "or |a - b| <= atol + rtol |b|", AT(Diff, atol)},
-    {"rtol", "X", "0", "see --atol", AT(Diff, rtol)},
-    {"bad-only", NULL, NULL, "only lines of tensors that are not as allowed", AT(Diff, bad_only)},
-    {"common", NULL, NULL, "only tensors that both files have", AT(Diff, common)},
-};
 
 static void command_diff(Arguments *a) {
     const char *ulp = get(a, "ulp");
-    DiffOptions options = {.a = a->positional[0],
-                           .b = a->positional[1],
-                           .ulp = ulp != NULL ? whole_parse("ulp", ulp, UINT64_MAX) : 0,
-                           .histogram = ulp != NULL,
-                           .json = a->console.json};
-    get_options(a, &options);
-    diff_run(&options, stdout);
+    a->diff.a = a->positional[0];
+    a->diff.b = a->positional[1];
+    a->diff.histogram = ulp != NULL;
+    a->diff.ulp = ulp != NULL ? whole_parse("ulp", ulp, UINT64_MAX) : 0;
+    a->diff.json = a->console.json;
+    diff_run(&a->diff, stdout);
 }
-
-/* ---- info, report ---- */
 
 static void command_info(Arguments *a) {
     info_run(&a->compute, a->positional, (size_t)a->n_positional, a->console.json, stdout);
 }
 
-static const Option report_options[] = {
-    {"out", "FILE.html", needed, "one page; may be one of the reports that it merges", NOWHERE},
-    {"title", "TEXT", "refsae", "its title", NOWHERE},
-};
-
 static void command_report(Arguments *a) {
-    const char *out = get(a, "out");
-    folders_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
+    folders_merge(a->vlm.out, a->title, a->positional, (size_t)a->n_positional);
     if (a->console.json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out(&json, "{ out %s folders [", out);
+        json_out(&json, "{ out %s folders [", a->vlm.out);
         for (int i = 0; i < a->n_positional; i++) {
             json_out(&json, "%s", a->positional[i]);
         }
@@ -791,10 +705,8 @@ static void command_report(Arguments *a) {
     }
 }
 
-/* ---- merge, verify ---- */
-
 static const Command *command_find(const char *name);
-static void common_start(Arguments *a, Arena *arena, int argc, char **argv);
+static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv);
 
 /* The command whose shards lie in the folder, once more, from their journals; the folder may have
  * moved, and what every command has may be given anew. */
@@ -804,20 +716,18 @@ static void command_merge(Arguments *a) {
     int argc;
     char **argv = shard_command(arena, shard, &argc);
     const Command *command = argc > 1 ? command_find(argv[1]) : NULL;
-    if (command == NULL || option_find(command, "shard", 5) < 0) {
+    if (command == NULL || option_find(command, "shard", strlen("shard")) < 0) {
         fail(STATUS_INPUT, "%s: shard 1 is of no command that can be merged", shard->out);
     }
-    Arguments whole = {.command = command, .shard = shard};
+    Arguments whole = {.command = command, .compute = a->compute, .vlm.shard = shard};
     arguments_parse(&whole, arena, argc, argv);
     whole.values[option_find(command, "out", 3)] = shard->out;
-    for (size_t i = 0; i < N_COMMON; i++) {
-        const char *given = a->values[a->command->n_options + i];
-        if (given != common_options[i].fallback) {
-            whole.values[command->n_options + i] = given;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(a->command, i) && a->values[i] != options[i].fallback) {
+            whole.values[i] = a->values[i];
         }
     }
-    common_start(&whole, arena, argc, argv);
-    whole.compute = a->compute;
+    arguments_start(&whole, arena, argc, argv);
     shard->settings = shard_settings(arena, &whole);
     command->run(&whole);
     arena_free(arena);
@@ -827,33 +737,16 @@ static void command_verify(Arguments *a) {
     folder_verify(a->positional[0], &a->console);
 }
 
-/* ---- tokenize, vectors, bench, selftest ---- */
-
-static const Option tokenize_options[] = {
-    {"special", NULL, NULL, "add what the post-processor adds; with --decode: keep special tokens",
-     AT(Tokenize, special)},
-    {"jsonl", NULL, NULL,
-     "standard input is a JSON string (--decode: array) a line, so is the output",
-     AT(Tokenize, jsonl)},
-    {"decode", NULL, NULL, "ids to text", AT(Tokenize, decode)},
-};
-
 static void command_tokenize(Arguments *a) {
-    TokenizeOptions options = {.jsonl = a->console.json};
-    get_options(a, &options);
-    tokenize_command(a->positional[0], &options, stdin, stdout);
+    a->tokenize.jsonl |= a->console.json;
+    tokenize_command(a->positional[0], &a->tokenize, stdin, stdout);
 }
 
-static const Option vectors_options[] = {
-    {"out", "DIR", needed, "index.json and the files that it names", NOWHERE},
-};
-
 static void command_vectors(Arguments *a) {
-    const char *out = get(a, "out");
-    vectors_write(&a->compute, out);
+    vectors_write(&a->compute, a->vlm.out);
     if (a->console.json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out(&json, "{ out %s }", out);
+        json_out(&json, "{ out %s }", a->vlm.out);
     }
 }
 
@@ -865,67 +758,76 @@ static void command_selftest(Arguments *a) {
     selftest_run(&a->compute, a->console.json, stdout);
 }
 
-/* ---- the table ---- */
-
-#define COMMAND(name, form, summary, min, max)                                                     \
-    {#name, form, summary,       name##_options, sizeof name##_options / sizeof *name##_options,   \
-     min,   max,  command_##name}
+#define SAE_OPTIONS " hook norm-factor centre unit-decoder dict-class pick"
+#define SAMPLING " max-new-tokens temperature top-k top-p"
 
 static const Command commands[] = {
-    COMMAND(train,
-            "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage "
-            "pretrain|finetune] "
-            "[--init ADAPTER] [--resume]",
-            "train the adapter between a frozen vision tower and a frozen language model", 0, 0),
-    COMMAND(analyze,
-            "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images "
-            "DIR --out DIR",
-            "how far image tokens have become language, layer by layer, through SAEs", 0, 0),
-    COMMAND(
-        sage,
-        "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
-        "judge SAEs by the ground-truth features of a task, found and computed automatically", 0,
-        0),
-    COMMAND(generate,
-            "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
-            "continue a prompt", 0, 0),
-    COMMAND(
-        eval,
-        "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
-        "answer visual questions and score the answers", 0, 0),
-    COMMAND(dump,
-            "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR "
-            "--adapter FILE]) "
-            "--hooks GLOB,... [--grad A[,B]] --out FILE.safetensors\n"
-            "       refsae dump --vision DIR --image FILE --hooks GLOB,... --out FILE.safetensors\n"
-            "       refsae dump --image FILE --hooks image.rgb --out FILE.safetensors\n"
-            "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
-            "FILE.safetensors",
-            "write activations and gradients", 0, 0),
-    COMMAND(hooks, "hooks --llm DIR [--vision DIR]",
-            "hook points with their shapes: T tokens, * any layer; a gradient adds .grad", 0, 0),
-    COMMAND(diff,
-            "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X] [--bad-only] "
-            "[--common]",
-            "compare two files of tensors; exit 1 if they differ by more than allowed", 2, 2),
-    COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
-            "one page from what other commands left in folders", 1, -1),
-    {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", NULL,
-     0, 1, 1, command_merge},
+    {"train",
+     "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage "
+     "pretrain|finetune] [--init ADAPTER] [--resume]",
+     "train the adapter between a frozen vision tower and a frozen language model",
+     "llm vision data images out [stage init resume lr min-lr warmup batch accumulate epochs steps "
+     "tokens shuffle save-every softcap image-text strict shard wait]",
+     0, 0, command_train},
+    {"analyze",
+     "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images DIR --out "
+     "DIR",
+     "how far image tokens have become language, layer by layer, through SAEs",
+     "llm vision adapter saes data images out [examples layers descriptions features judge "
+     "write-questions judge-examples compare loss-examples converge max-frequency max-density "
+     "canonical image-text strict shard" SAE_OPTIONS "]",
+     0, 0, command_analyze},
+    {"sage",
+     "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
+     "judge SAEs by the ground-truth features of a task, found and computed automatically",
+     "llm saes task out [train test prompts cross-sections nodes share max-nodes projection f1 bos "
+     "canonical shard" SAE_OPTIONS "]",
+     0, 0, command_sage},
+    {"generate",
+     "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
+     "continue a prompt", "llm prompt [chat vision adapter image bos image-text" SAMPLING "]", 0, 0,
+     command_generate},
+    {"eval",
+     "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
+     "answer visual questions and score the answers",
+     "llm vision adapter questions images out [permute-images image-text strict shard" SAMPLING "]",
+     0, 0, command_eval},
+    {"dump",
+     "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR "
+     "--adapter FILE]) --hooks GLOB,... [--grad A[,B]] --out FILE.safetensors\n"
+     "       refsae dump --vision DIR --image FILE --hooks GLOB,... --out FILE.safetensors\n"
+     "       refsae dump --image FILE --hooks image.rgb --out FILE.safetensors\n"
+     "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
+     "FILE.safetensors",
+     "write activations and gradients",
+     "[llm ids text prompt chat vision adapter image hooks grad bos image-text sae input tensor "
+     "fold-value-biases out trace" SAE_OPTIONS "]",
+     0, 0, command_dump},
+    {"hooks", "hooks --llm DIR [--vision DIR]",
+     "hook points with their shapes: T tokens, * any layer; a gradient adds .grad", "[llm vision]",
+     0, 0, command_hooks},
+    {"diff",
+     "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X] [--bad-only] [--common]",
+     "compare two files of tensors; exit 1 if they differ by more than allowed",
+     "[ulp atol rtol bad-only common]", 2, 2, command_diff},
+    {"report", "report --out FILE.html [--title TEXT] DIR...",
+     "one page from what other commands left in folders", "out [title]", 1, -1, command_report},
+    {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", "", 1,
+     1, command_merge},
     {"verify", "verify DIR",
      "whether what a run read and wrote is as its manifest.json has it; exit 1 if not. Inputs are "
      "looked for from here",
-     NULL, 0, 1, 1, command_verify},
+     "", 1, 1, command_verify},
     {"info", "info PATH...",
      "what a checkpoint, SAE, adapter, image, task or file of data is, and what it takes to run",
-     NULL, 0, 1, -1, command_info},
-    COMMAND(tokenize, "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
-            "text to token ids and back", 1, 1),
-    {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
+     "", 1, -1, command_info},
+    {"tokenize", "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
+     "text to token ids and back", "[special jsonl decode]", 1, 1, command_tokenize},
+    {"selftest", "selftest", "every stage on this machine, against built-in digests", "", 0, 0,
      command_selftest},
-    COMMAND(vectors, "vectors --out DIR", "conformance vectors, to check other implementations by",
-            0, 0),
-    {"bench", "bench", "kernels against this machine's own limits", NULL, 0, 0, 0, command_bench},
+    {"vectors", "vectors --out DIR", "conformance vectors, to check other implementations by",
+     "out", 0, 0, command_vectors},
+    {"bench", "bench", "kernels against this machine's own limits", "", 0, 0, command_bench},
 };
 
 enum {
@@ -933,17 +835,12 @@ enum {
 };
 
 static const Command *command_find(const char *name) {
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        if (strcmp(commands[i].name, name) == 0) {
-            return &commands[i];
-        }
-    }
-    return NULL;
-}
-
-REFSAE_NORETURN static void refuse_command(const char *name) {
     Nearest nearest = nearest_start(arena_new(), name);
     for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            arena_free(nearest.arena);
+            return &commands[i];
+        }
         nearest_add(&nearest, commands[i].name);
     }
     fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
@@ -967,7 +864,7 @@ static void print_option(const Option *option) {
     snprintf(left, sizeof left, "--%s%s%s", option->name, option->argument != NULL ? " " : "",
              option->argument != NULL ? option->argument : "");
     printf("  %-26s %s", left, option->help);
-    if (option->fallback != NULL && option->fallback != needed) {
+    if (option->fallback != NULL) {
         printf(" [%s]", option->fallback);
     }
     putchar('\n');
@@ -1003,24 +900,26 @@ static void print_format(const char *format) {
     printf("%.*s", (int)length, format);
 }
 
-static void print_help(const Command *command) {
-    if (command == NULL) {
-        printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
-        for (size_t i = 0; i < N_COMMANDS; i++) {
-            printf("  %-10s %s\n", commands[i].name, commands[i].summary);
-        }
-        printf("\n'refsae help COMMAND' prints a command's options with their defaults,\n"
-               "'refsae help NAME' how a file is written or what was printed:\n\n");
-        const char *format = (const char *)formats[0].text;
-        while ((format = next_format(format)) != NULL) {
-            printf("  %.*s\n", (int)strcspn(format, "\n"), format);
-        }
-        printf("\nExit: %s.\n", exit_codes);
-        return;
+static void print_overview(void) {
+    printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].summary);
     }
+    printf("\n'refsae help COMMAND' prints a command's options with their defaults,\n"
+           "'refsae help NAME' how a file is written or what was printed:\n\n");
+    const char *format = (const char *)formats[0].text;
+    while ((format = next_format(format)) != NULL) {
+        printf("  %.*s\n", (int)strcspn(format, "\n"), format);
+    }
+    printf("\nExit: %s.\n", exit_codes);
+}
+
+static void print_command(const Command *command) {
     printf("usage: refsae %s\n\n%s\n\n", command->form, command->summary);
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        print_option(option_at(command, i));
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(command, i)) {
+            print_option(&options[i]);
+        }
     }
 }
 
@@ -1034,19 +933,21 @@ static void print_roff(const char *text) {
     }
 }
 
-static void print_roff_option(const Option *option) {
-    printf(".TP\n\\fB\\-\\-");
-    print_roff(option->name);
-    printf("\\fR \\fI");
-    print_roff(option->argument != NULL ? option->argument : "");
-    printf("\\fR\n\\&");
-    print_roff(option->help);
-    if (option->fallback != NULL && option->fallback != needed) {
-        printf(" [");
-        print_roff(option->fallback);
-        printf("]");
+static void print_roff_options(const char *list) {
+    bool optional;
+    for (const Option *o = options; o < options + N_OPTIONS; o++) {
+        if (listed(list, o, &optional)) {
+            printf(".TP\n\\fB\\-\\-");
+            print_roff(o->name);
+            printf("\\fR \\fI");
+            print_roff(o->argument != NULL ? o->argument : "");
+            printf("\\fR\n\\&");
+            print_roff(o->help);
+            printf(o->fallback != NULL ? " [" : "");
+            print_roff(o->fallback != NULL ? o->fallback : "");
+            printf(o->fallback != NULL ? "]\n" : "\n");
+        }
     }
-    putchar('\n');
 }
 
 static void print_man(void) {
@@ -1060,14 +961,10 @@ static void print_man(void) {
         printf("\n.fi\n.PP\n");
         print_roff(command->summary);
         putchar('\n');
-        for (size_t k = 0; k < command->n_options; k++) {
-            print_roff_option(&command->options[k]);
-        }
+        print_roff_options(command->options);
     }
     printf(".SH OPTIONS OF EVERY COMMAND\n");
-    for (size_t k = 0; k < N_COMMON; k++) {
-        print_roff_option(&common_options[k]);
-    }
+    print_roff_options(common);
     printf(".SH EXIT STATUS\n");
     print_roff(exit_codes);
     putchar('\n');
@@ -1096,12 +993,14 @@ static void print_completion(void) {
     for (size_t i = 0; i < N_COMMANDS; i++) {
         const Command *command = &commands[i];
         printf("  %s)\n    case $current in -*) words=\"", command->name);
-        for (size_t k = 0; k < command->n_options + N_COMMON; k++) {
-            printf("--%s ", option_at(command, k)->name);
+        for (size_t k = 0; k < N_OPTIONS; k++) {
+            printf(command_has(command, k) ? "--%s " : "", options[k].name);
         }
         printf("\" ;; esac\n    case ${COMP_WORDS[COMP_CWORD - 1]} in\n");
-        for (size_t k = 0; k < command->n_options; k++) {
-            print_values(&command->options[k]);
+        for (size_t k = 0; k < N_OPTIONS; k++) {
+            if (command_has(command, k)) {
+                print_values(&options[k]);
+            }
         }
         printf("    esac ;;\n");
     }
@@ -1115,20 +1014,20 @@ static void print_completion(void) {
            "complete -o default -F _refsae refsae\n");
 }
 
-/* False: the help of this name is not one of these. */
-static bool print_generated(const char *name) {
-    static const struct {
-        const char *name;
-        void (*print)(void);
-    } pages[] = {{"--man", print_man}, {"--bash-completion", print_completion}};
-    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
-        if (strcmp(pages[i].name, name) == 0) {
-            pages[i].print();
-            flush_output();
-            return true;
-        }
+/* About a command, a format, or (NULL) all of it. */
+static void print_help(const char *name) {
+    if (name == NULL) {
+        print_overview();
+    } else if (strcmp(name, "--man") == 0) {
+        print_man();
+    } else if (strcmp(name, "--bash-completion") == 0) {
+        print_completion();
+    } else if (format_find(name) != NULL) {
+        print_format(format_find(name));
+    } else {
+        print_command(command_find(name));
     }
-    return false;
+    flush_output();
 }
 
 /* The command line as a shell would take it back. */
@@ -1152,35 +1051,30 @@ static char *command_line(Arena *arena, int argc, char **argv) {
     return line;
 }
 
-static void common_start(Arguments *a, Arena *arena, int argc, char **argv) {
-    a->seed = whole_parse("seed", get(a, "seed"), UINT64_MAX);
-    a->console.quiet = get(a, "quiet") != NULL;
-    a->console.json = get(a, "json") != NULL;
+static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv) {
+    a->vlm.bos = -1;
+    a->vlm.sae.centre = get_centre(a, "centre");
+    a->vlm.seed = whole_parse("seed", get(a, "seed"), UINT64_MAX);
     a->console.command = command_line(arena, argc, argv);
     inflate_most(whole_parse("unpack", get(a, "unpack"), SIZE_MAX));
+    options_store(a);
 }
 
 static void run_command(const Command *command, int argc, char **argv) {
     Arena *arena = arena_new();
     Arguments a = {.command = command};
     arguments_parse(&a, arena, argc, argv);
-    common_start(&a, arena, argc, argv);
     compute_open(&a.compute, arena, (int)whole_parse("threads", get(&a, "threads"), 1024));
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
                          ? "interrupted; the same command with --resume goes on from the last "
                            "checkpoint"
                          : "interrupted; no file is left half-written");
     get_shard(&a, arena, argc, argv);
+    arguments_start(&a, arena, argc, argv);
     files_note(arena);
     command->run(&a);
     flush_output();
     arena_free(arena);
-}
-
-static Error attempt_command(const Command *command, int argc, char **argv) {
-    Error error;
-    ATTEMPT(&error, run_command(command, argc, argv));
-    return error;
 }
 
 /* OpenMP's threads spin while they wait, which costs a busy machine many times what it gains. How
@@ -1196,34 +1090,32 @@ static void wait_without_spinning(char **argv) {
 #endif
 }
 
+static bool is_help(const char *word) {
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
 int main(int argc, char **argv) {
     secure_standard_streams();
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
-    if (argc == 3 && strcmp(name, "help") == 0 && print_generated(argv[2])) {
-        return STATUS_OK;
-    }
-    bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
-    const Command *command = command_find(help && argc > 2 ? argv[2] : name);
-    const char *format = help && argc > 2 ? format_find(argv[2]) : NULL;
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
         flush_output();
         return STATUS_OK;
     }
-    for (int i = 2; i < argc && command != NULL; i++) {
-        help = help || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
-    }
-    if (command == NULL && format == NULL && !(help && argc <= 2)) {
-        refuse_command(help ? argv[2] : name);
+    bool help = strcmp(name, "help") == 0 || is_help(name);
+    const char *topic = !help ? name : argc > 2 ? argv[2] : NULL;
+    for (int i = 2; i < argc; i++) {
+        help |= is_help(argv[i]);
     }
     if (help) {
-        format != NULL ? print_format(format) : print_help(command);
-        flush_output();
+        print_help(topic);
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
-    Error error = attempt_command(command, argc, argv);
+    const Command *command = command_find(name);
+    Error error;
+    ATTEMPT(&error, run_command(command, argc, argv));
     if (error.status != STATUS_OK) {
         fflush(stdout); /* what was said before comes first */
         fprintf(stderr, "refsae: %s\n", error.text);

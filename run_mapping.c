@@ -11,23 +11,23 @@
 
 /* ---- models and images ---- */
 
-void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths) {
-    *vlm = (Vlm){.compute = compute};
-    if (paths->llm != NULL) {
-        llm_open(&vlm->llm, arena, paths->llm);
-        vlm->tokenizer = paths->without_tokenizer ? NULL : tokenizer_open(arena, paths->llm);
+void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmOptions *o) {
+    *vlm = (Vlm){.compute = compute, .image_text = o->image_text};
+    if (o->llm != NULL) {
+        llm_open(&vlm->llm, arena, o->llm);
+        vlm->tokenizer = o->ids != NULL ? NULL : tokenizer_open(arena, o->llm);
     }
-    if (paths->vision != NULL) {
+    if (o->vision != NULL) {
         const VitConfig *vit = &vlm->vit.config;
-        vit_open(&vlm->vit, arena, paths->vision);
-        vlm->preprocess = preprocess_open(paths->vision, vit->image_size);
+        vit_open(&vlm->vit, arena, o->vision);
+        vlm->preprocess = preprocess_open(o->vision, vit->image_size);
         vlm->vit_run = vit_run_layout(&vlm->vit, compute, arena);
         vlm->features = arena_floats(arena, vit->n_patches, vit->d_model);
     }
-    if (paths->adapter != NULL) {
+    if (o->llm != NULL && o->vision != NULL && o->adapter != NULL) {
         adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
-        adapter_read(&vlm->adapter, paths->adapter,
-                     arena_format(arena, "%s and %s", paths->llm, paths->vision));
+        adapter_read(&vlm->adapter, o->adapter,
+                     arena_format(arena, "%s and %s", o->llm, o->vision));
     }
 }
 
@@ -163,7 +163,7 @@ typedef enum TrainLook {
 } TrainLook;
 
 typedef struct Trainer {
-    const TrainOptions *options;
+    const VlmOptions *options;
     const Console *console;
     Vlm vlm;
     TrainRun run;
@@ -177,8 +177,8 @@ typedef struct Trainer {
     size_t without_image;
     TrainLook look;
     LeftOut left_out;
-    const char *settings;                  /* a line each: what is set, its value */
-    const char *checkpoint, *csv, *timing; /* paths */
+    const char *settings;            /* a line each: what is set, its value */
+    const char *checkpoint, *timing; /* paths */
 } Trainer;
 
 /* The picture of an example; features NULL: what t->look says. */
@@ -188,19 +188,17 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL) {
-        Arena *scratch = arena_new();
-        if (t->look == LOOK_PIXELS) {
-            (void)vlm_pixels(&t->vlm, scratch, path);
-        } else if (t->look == LOOK_FILE) {
-            (void)file_open(scratch, path);
-        }
-        arena_free(scratch);
-        return;
+    Arena *scratch = arena_new();
+    if (features != NULL) {
+        size_t size = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
+        vlm_image(&t->vlm, path, NULL);
+        memcpy(features, t->vlm.features, size * sizeof(float));
+    } else if (t->look == LOOK_PIXELS) {
+        (void)vlm_pixels(&t->vlm, scratch, path);
+    } else if (t->look == LOOK_FILE) {
+        (void)file_open(scratch, path);
     }
-    vlm_image(&t->vlm, path, NULL);
-    size_t size = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
-    memcpy(features, t->vlm.features, size * sizeof(float));
+    arena_free(scratch);
 }
 
 /* Reads example `index` into sequence and its image into features. False: left out (and why is
@@ -308,7 +306,7 @@ static size_t train_collect(Trainer *t, TrainLoss *sum) {
 }
 
 /* The length of the schedule. */
-static size_t train_steps(const TrainOptions *o, size_t usable) {
+static size_t train_steps(const VlmOptions *o, size_t usable) {
     size_t per_step = o->batch * o->accumulate;
     return o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
@@ -317,7 +315,7 @@ static size_t train_steps(const TrainOptions *o, size_t usable) {
  * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
  * something to predict. */
 static void train_count(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
     t->look = o->steps > 0 ? LOOK_NAME : LOOK_PIXELS;
@@ -450,7 +448,7 @@ static void vit_digest(const TensorStore *store, char hex[65]) {
 
 /* What must be equal for two runs to be the same run. */
 static void train_settings(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     const LlmConfig *llm = &t->vlm.llm.config;
     const VitConfig *vit = &t->vlm.vit.config;
     char data[65], init[65] = "none", llm_hex[65], vit_hex[65];
@@ -493,7 +491,8 @@ static void train_recall(Trainer *t) {
 
 static void train_save(Trainer *t) {
     checkpoint_write(t);
-    OutFile *out = out_open(t->csv), *times = out_open(t->timing);
+    OutFile *out = out_open(path_join(t->examples, t->options->out, "train.csv")),
+            *times = out_open(t->timing);
     Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
     for (size_t i = 0; i < t->state.step; i++) {
         csv_int(&csv, (int64_t)i + 1);
@@ -524,27 +523,25 @@ static void timing_read(Trainer *t) {
 /* ---- the run ---- */
 
 static void train_open(Trainer *t, const Compute *compute) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     if (o->epochs == 0 && o->steps == 0) {
         fail(STATUS_INPUT, "--epochs or --steps must be at least 1");
     }
     out_folder(t->arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
-    t->vlm.image_text = o->image_text;
+    vlm_open(&t->vlm, t->arena, compute, o);
     json_array_open(&t->data, t->arena, o->data);
     t->state.examples = t->data.count;
     t->order = arena_alloc(t->arena, t->data.count + 1, sizeof *t->order);
     t->skip = arena_alloc(t->arena, t->data.count + 1, 1);
     t->checkpoint = path_join(t->arena, o->out, "checkpoint.safetensors");
-    t->csv = path_join(t->arena, o->out, "train.csv");
     t->timing = path_join(t->arena, o->out, "timing.csv");
     t->times = memory_open(t->arena);
     fprintf(t->times->stream, "step,seconds\n");
 }
 
 static void train_begin(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     if (o->init != NULL) {
         adapter_read(&t->vlm.adapter, o->init,
                      arena_format(t->arena, "%s and %s", o->llm, o->vision));
@@ -591,7 +588,7 @@ static size_t train_step(Trainer *t, Progress *progress) {
 
 /* Steps to the schedule's end; an epoch that is over begins anew with another order. */
 static void train_loop(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     TrainState *s = &t->state;
     Progress progress = progress_start("training", "steps", s->step, s->steps, t->console->quiet);
     size_t idle_epochs = 0;
@@ -634,7 +631,7 @@ static void train_tell(const Trainer *t) {
     tell_left_out(t->console, &t->left_out, "examples whose image cannot be read or is not one");
 }
 
-TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
+TrainResult run_train(Arena *arena, const Compute *compute, const VlmOptions *options,
                       const Console *console) {
     Trainer t = {
         .options = options, .console = console, .arena = arena, .examples = arena_within(arena)};
@@ -659,10 +656,9 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
 
 /* ---- generation ---- */
 
-static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
+static bool generate_stops(const Vlm *vlm, bool chat, int32_t id) {
     const LlmConfig *config = &vlm->llm.config;
-    bool stops =
-        options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
+    bool stops = chat && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
     for (size_t i = 0; i < config->eos_count; i++) {
         stops |= config->eos[i] == id;
     }
@@ -672,7 +668,7 @@ static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32
 /* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
  * one that stopped it. */
 static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                           const GenerateOptions *options, Arena *arena) {
+                           const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
     size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
     if (rows == 0) {
@@ -700,7 +696,7 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
         arena_reset(scratch);
         llm_logits(run, &last, 1, true, logits, NULL);
         int32_t id = token_sample(logits, config->d_vocab, &options->sampling, &random, scratch);
-        if (generate_stops(vlm, options, id)) {
+        if (generate_stops(vlm, chat, id)) {
             break;
         }
         out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
@@ -735,7 +731,7 @@ int32_t *token_ids_parse(Arena *arena, const char *text, const char *option, siz
     }
 }
 
-void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o) {
+void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmOptions *o) {
     bool image = o->image != NULL;
     if (o->bos >= 0 && (o->ids != NULL || image || o->chat)) {
         fail(STATUS_INPUT,
@@ -747,13 +743,11 @@ void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o
     if (image && (o->prompt == NULL || o->vision == NULL || o->adapter == NULL)) {
         fail(STATUS_INPUT, "--llm with --image needs --prompt, --vision and --adapter");
     }
-    VlmPaths paths = {o->llm, image ? o->vision : NULL, image ? o->adapter : NULL, o->ids != NULL};
-    vlm_open(vlm, arena, compute, &paths);
-    vlm->image_text = o->image_text;
+    vlm_open(vlm, arena, compute, o);
 }
 
 /* Text as it stands, with what the post-processor adds, or with --bos exactly that. */
-static Sequence prompt_text(const Vlm *vlm, const Prompt *o, const char *text, Arena *arena) {
+static Sequence prompt_text(const Vlm *vlm, const VlmOptions *o, const char *text, Arena *arena) {
     if (o->bos == 1 && vlm->llm.config.bos < 0) {
         fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
     }
@@ -771,7 +765,7 @@ static Sequence prompt_text(const Vlm *vlm, const Prompt *o, const char *text, A
     return sequence;
 }
 
-Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
+Sequence prompt_sequence(const Vlm *vlm, const VlmOptions *o, Arena *arena) {
     if (o->ids != NULL) {
         Sequence sequence = {0};
         sequence.ids = token_ids_parse(arena, o->ids, "--ids", &sequence.rows);
@@ -789,19 +783,19 @@ Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
 
 /* ---- generate: the command ---- */
 
-void generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options,
-                      bool json, FILE *out) {
+void generate_command(const Compute *compute, const VlmOptions *o, bool json, FILE *out) {
     Arena *arena = arena_new();
     Vlm vlm;
-    prompt_open(&vlm, arena, compute, prompt);
-    Sequence sequence = prompt_sequence(&vlm, prompt, arena);
+    prompt_open(&vlm, arena, compute, o);
+    Sequence sequence = prompt_sequence(&vlm, o, arena);
+    bool image = o->image != NULL;
     float *images = NULL;
-    if (prompt->image != NULL) {
+    if (image) {
         images = arena_floats(arena, sequence.n_image, vlm.llm.config.d_model);
-        vlm_image(&vlm, prompt->image, NULL);
+        vlm_image(&vlm, o->image, NULL);
         adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
     }
-    Tokens tokens = vlm_generate(&vlm, &sequence, images, options, arena);
+    Tokens tokens = vlm_generate(&vlm, &sequence, images, o, image || o->chat, arena);
     size_t length;
     char *text = tokenizer_decode(vlm.tokenizer, tokens.id, tokens.count, true, arena, &length);
     if (json) {
@@ -823,7 +817,7 @@ void generate_command(const Compute *compute, const Prompt *prompt, const Genera
 /* ---- visual questions ---- */
 
 typedef struct Evaluation {
-    const EvalOptions *options;
+    const VlmOptions *options;
     const Console *console;
     Vlm vlm;
     ImagePool pool;
@@ -845,7 +839,7 @@ static char *eval_answer(Evaluation *e, const Question *q, size_t image, size_t 
     Conversation c = {.turns = &turn, .count = 1};
     conversation_place_image(e->question, &c);
     Sequence sequence = vlm_sequence(&e->vlm, c.turns, c.count, true, 0, e->question);
-    Tokens tokens = vlm_generate(&e->vlm, &sequence, images, &e->options->generate, e->question);
+    Tokens tokens = vlm_generate(&e->vlm, &sequence, images, e->options, true, e->question);
     return tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, length);
 }
 
@@ -896,7 +890,7 @@ static void eval_question(Evaluation *e, const Question *q, size_t i, size_t tot
 /* Visits every question: how many there are. out NULL: only counts them, and with permuted images
  * adds each image to the pool, so that the control knows them all. */
 static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
-    const EvalOptions *o = e->options;
+    const VlmOptions *o = e->options;
     Arena *scratch = arena_new();
     FILE *file = file_open(scratch, o->questions);
     size_t line = 0, count = 0;
@@ -933,15 +927,13 @@ static void eval_tell(const Evaluation *e) {
     tell_left_out(e->console, &e->left_out, "questions whose image cannot be read");
 }
 
-void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
+void run_eval(const Compute *compute, const VlmOptions *o, const Console *console) {
     Arena *arena = arena_new();
     Evaluation e = {
         .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     out_folder(arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&e.vlm, arena, compute,
-             &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
-    e.vlm.image_text = o->image_text;
+    vlm_open(&e.vlm, arena, compute, o);
     e.pool = image_pool_open(&e.vlm, arena);
     e.images = arena_floats(arena, image_size(&e.vlm), 1);
     size_t count = eval_pass(&e, 0, NULL);
@@ -987,7 +979,7 @@ typedef struct UsedExample { /* one that is not left out */
 } UsedExample;
 
 typedef struct Analysis {
-    const AnalyzeOptions *options;
+    const VlmOptions *options;
     AnalyzeResult result;
     Vlm vlm;
     AnalyzeRun run;
@@ -1391,7 +1383,7 @@ static void verdicts_count(Analysis *a) {
 }
 
 static void features_pass(Analysis *a) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
@@ -1448,7 +1440,7 @@ static void open_descriptions(Analysis *a, LayerResult *layer) {
 }
 
 static void layer_open(Analysis *a, const Sae *sae, int layer) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
     *result = (LayerResult){.layer = layer, .sae = sae};
     a->run.widest = size_larger(sae->d_sae, a->run.widest);
@@ -1465,7 +1457,7 @@ static void layer_open(Analysis *a, const Sae *sae, int layer) {
 }
 
 static void open_layers(Analysis *a) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     size_t n = a->vlm.llm.config.n_layers;
     bool *wanted = arena_alloc(a->arena, n, sizeof(bool)), described = false;
     SaeSet saes;
@@ -1494,7 +1486,7 @@ static void open_layers(Analysis *a) {
     }
 }
 
-AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOptions *o,
+AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const VlmOptions *o,
                           const Console *console) {
     Analysis a = {.options = o,
                   .result = {.options = o, .console = console},
@@ -1505,8 +1497,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     }
     out_folder(arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
-    a.vlm.image_text = o->image_text;
+    vlm_open(&a.vlm, arena, compute, o);
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result, .longest = 1};
     open_layers(&a);
     a.before = arena_alloc(arena, a.result.n_layers, sizeof *a.before);

@@ -192,61 +192,60 @@ static void run_stages(const Compute *compute) {
     run_functions();
     for (size_t i = 0; i < 3; i++) {
         DumpOptions dump = {
-            .prompt = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
+            .vlm = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
             .hooks = "*",
             .grad = "261,262",
             .out = dumps[i]};
         dump_run(compute, &dump, &console);
     }
-    DumpOptions vision = {.prompt = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
+    DumpOptions vision = {.vlm = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
                           .hooks = "*",
                           .out = "clip.st"};
     DumpOptions picture = {
-        .prompt = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
+        .vlm = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
     dump_run(compute, &vision, &console);
     dump_run(compute, &picture, &console);
-    TrainOptions train = {.llm = "gemma2",
-                          .vision = "clip",
-                          .data = "data.json",
-                          .images = "images",
-                          .out = "train",
-                          .shuffle = true,
-                          .lr = 1e-2,
-                          .min_lr = 1e-8,
-                          .warmup = 0.3,
-                          .batch = 2,
-                          .accumulate = 2,
-                          .epochs = 3,
-                          .tokens = 60,
-                          .seed = 475};
+    VlmOptions train = {.llm = "gemma2",
+                        .vision = "clip",
+                        .data = "data.json",
+                        .images = "images",
+                        .out = "train",
+                        .shuffle = true,
+                        .lr = 1e-2,
+                        .min_lr = 1e-8,
+                        .warmup = 0.3,
+                        .batch = 2,
+                        .accumulate = 2,
+                        .epochs = 3,
+                        .tokens = 60,
+                        .seed = 475};
     Arena *arena = arena_new();
     (void)run_train(arena, compute, &train, &console);
-    EvalOptions eval = {.llm = "gemma2",
-                        .vision = "clip",
-                        .adapter = "train/adapter.safetensors",
-                        .questions = "questions.jsonl",
-                        .images = "images",
-                        .out = "eval",
-                        .generate = {.max_new_tokens = 6,
-                                     .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
-                                     .seed = 475},
-                        .seed = 475};
+    VlmOptions eval = {.llm = "gemma2",
+                       .vision = "clip",
+                       .adapter = "train/adapter.safetensors",
+                       .questions = "questions.jsonl",
+                       .images = "images",
+                       .out = "eval",
+                       .max_new_tokens = 6,
+                       .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
+                       .seed = 475};
     run_eval(compute, &eval, &console);
-    AnalyzeOptions analyze = {.llm = "gemma2",
-                              .vision = "clip",
-                              .adapter = "train/adapter.safetensors",
-                              .saes = "saes_gemma2",
-                              .data = "data.json",
-                              .images = "images",
-                              .out = "analyze",
-                              .judge = "lexical",
-                              .examples = 4,
-                              .loss_examples = 2,
-                              .features = 3,
-                              .max_frequency = 1,
-                              .max_density = 1,
-                              .converge = 1.5,
-                              .seed = 475};
+    VlmOptions analyze = {.llm = "gemma2",
+                          .vision = "clip",
+                          .adapter = "train/adapter.safetensors",
+                          .saes = "saes_gemma2",
+                          .data = "data.json",
+                          .images = "images",
+                          .out = "analyze",
+                          .judge = "lexical",
+                          .examples = 4,
+                          .loss_examples = 2,
+                          .features = 3,
+                          .max_frequency = 1,
+                          .max_density = 1,
+                          .converge = 1.5,
+                          .seed = 475};
     AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
     report_analyze(&layers, &(LayerTable){.n = 0});
     SageOptions sage = {.llm = "gpt2",
