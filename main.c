@@ -994,7 +994,9 @@ static void print_completion(void) {
         const Command *command = &commands[i];
         printf("  %s)\n    case $current in -*) words=\"", command->name);
         for (size_t k = 0; k < N_OPTIONS; k++) {
-            printf(command_has(command, k) ? "--%s " : "", options[k].name);
+            if (command_has(command, k)) {
+                printf("--%s ", options[k].name);
+            }
         }
         printf("\" ;; esac\n    case ${COMP_WORDS[COMP_CWORD - 1]} in\n");
         for (size_t k = 0; k < N_OPTIONS; k++) {
