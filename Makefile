@@ -207,6 +207,14 @@ bits:
 bench: $(PROGRAM)
 	./$(PROGRAM) bench
 
+# Commands at Gemma-2-2B's and CLIP ViT-L/14's shapes, with so many of 26 layers, on random weights that Python
+# (torch, transformers) writes into FULL once.
+FULL   ?= build/full
+LAYERS ?= 4
+bench-full: $(PROGRAM)
+	python3 tests/reference/bench_torch.py --dir $(FULL) --layers $(LAYERS) --write
+	./$(PROGRAM) bench --llm $(FULL)/gemma2-$(LAYERS) --vision $(FULL)/clip --saes $(FULL)/saes-$(LAYERS)
+
 # Man page and completion are printed from the program's tables of options.
 MAN        := share/man/man1/refsae.1
 COMPLETION := share/bash-completion/completions/refsae
@@ -266,4 +274,4 @@ MAKEFLAGS += --no-builtin-rules -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null 
 # A target of a recipe that was interrupted is not kept.
 .DELETE_ON_ERROR:
 
-.PHONY: all test fuzz check deps demo bits bench install uninstall prove faults coverage analyze-static clean
+.PHONY: all test fuzz check deps demo bits bench bench-full install uninstall prove faults coverage analyze-static clean

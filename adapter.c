@@ -21,7 +21,7 @@ const char *const group_names[GROUPS] = {"vlm_img", "vlm_imgtext", "llm_text"};
 const char *const variant_names[VARIANTS] = {"", "permuted", "gaussian"};
 
 enum {
-    LOGIT_ROWS = 112 /* rows of logits that are held at once: fewer read the head more often */
+    LOGIT_ROWS = 256 /* rows of logits that are held at once: fewer read the head more often */
 };
 
 /* ---- the sequence ---- */
@@ -442,20 +442,29 @@ Range group_rows(const Sequence *sequence, Group group, size_t end) {
     return control == (group == GROUP_TEXT) && end > after ? (Range){after, end} : (Range){0, 0};
 }
 
-/* Of the rows x of one example, with f = encode(x) and x^ = decode(f):
+/* f = encode(x) and x^ = decode(f), of all groups' rows in one go: W is read once. */
+void encode_layer(AnalyzeRun *a, const LayerResult *layer, const float *x, size_t rows,
+                  bool decode) {
+    sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
+    if (decode) {
+        sae_decode(layer->sae, a->sae_run, a->acts, a->recon, rows);
+        sae_target(layer->sae, a->compute, a->target, x, rows);
+    }
+}
+
+/* Of the rows x of one example:
  *   MSE = mean over rows and dimensions of (x - x^)^2       sparsity = L0 / d_sae
  *   FVU = sum |x - x^|^2 / sum |x - mean(x)|^2              cosine = mean of x.x^ / (|x| |x^|)
  *   norm = mean |x|
  * (sae.c: sae_stats); the groups' figures are means over examples. A feature is active in an
  * example if it is anywhere in the group. */
-void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, const float *x,
+void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, size_t first,
                    size_t rows) {
     const Sae *sae = layer->sae;
+    const float *acts = a->acts + first * sae->d_sae;
     Sums *sums = &layer->sums[variant][group];
-    sae_encode(sae, a->sae_run, x, NULL, a->acts, rows);
-    sae_decode(sae, a->sae_run, a->acts, a->recon, rows);
-    sae_target(sae, a->compute, a->target, x, rows);
-    SaeStats stats = sae_stats(a->target, a->recon, a->acts, rows, sae->d_in, sae->d_sae);
+    SaeStats stats = sae_stats(a->target + first * sae->d_in, a->recon + first * sae->d_in, acts,
+                               rows, sae->d_in, sae->d_sae);
     sums->mse += stats.mse;
     sums->sparsity += stats.sparsity;
     sums->l0 += stats.l0;
@@ -469,7 +478,7 @@ void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group gro
     for (size_t j = 0; j < sae->d_sae && variant == VARIANT_CLEAN; j++) {
         bool active = false;
         for (size_t r = 0; r < rows && !active; r++) {
-            active = a->acts[r * sae->d_sae + j] > 0.0f;
+            active = acts[r * sae->d_sae + j] > 0.0f;
         }
         layer->active[group][j] += active;
     }
@@ -616,15 +625,14 @@ static bool left_out(const AnalyzeResult *result, const LayerResult *layer, Grou
 }
 
 /* Each feature that is rare enough where it is strongest: peaks[0 .. n), by rising number. */
-size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x,
-                     size_t rows) {
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, size_t first, size_t rows) {
     size_t d_sae = layer->sae->d_sae, n = 0;
-    sae_encode(layer->sae, a->sae_run, x, NULL, a->acts, rows);
+    const float *acts = a->acts + first * d_sae;
     for (size_t j = 0; j < d_sae; j++) {
         TopFeature peak = {(uint32_t)j, 0, 0.0f};
         size_t considered = left_out(a->result, layer, g, j) ? 0 : rows;
         for (size_t r = 0; r < considered; r++) {
-            float f = a->acts[r * d_sae + j];
+            float f = acts[r * d_sae + j];
             peak = f > peak.activation ? (TopFeature){(uint32_t)j, (uint32_t)r, f} : peak;
         }
         a->peaks[n] = peak;

@@ -251,8 +251,12 @@ void analyze_layout(Arena *arena, void *run);
 Turn control_turn(Arena *arena, const Turn *turn, const Turn *answer);
 /* The group's rows among the first `end` of a sequence; those that it does not have are empty. */
 Range group_rows(const Sequence *sequence, Group group, size_t end);
-/* Adds the statistics of one example's rows x [rows, d_model] at the layer's hook_resid_post. */
-void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, const float *x,
+/* All groups' rows x [rows, d_model] of a sequence at the layer's hook_resid_post through its SAE,
+ * in one go: a->acts and, with decode, a->recon and a->target. */
+void encode_layer(AnalyzeRun *a, const LayerResult *layer, const float *x, size_t rows,
+                  bool decode);
+/* Adds the statistics of one example's group, `rows` of those from `first` on. */
+void measure_group(AnalyzeRun *a, LayerResult *layer, Variant variant, Group group, size_t first,
                    size_t rows);
 
 /* Sum and sum of squares of image tokens, dimension by dimension [d_model]. */
@@ -276,9 +280,9 @@ void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images)
  * when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
-/* The features of x [rows, d_model] that are rare enough as far as result->active says, each where
- * it is strongest: how many of a->peaks. */
-size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, const float *x, size_t rows);
+/* The features of the encoded rows, `rows` from `first` on, that are rare enough as far as
+ * result->active says, each where it is strongest: how many of a->peaks. */
+size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, size_t first, size_t rows);
 /* The strongest of a->peaks[n] that are rare enough come first: how many. */
 size_t top_features(AnalyzeRun *a, const LayerResult *layer, Group group, size_t n);
 

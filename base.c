@@ -1307,12 +1307,27 @@ static void format_seconds(char text[48], double seconds) {
     }
 }
 
+static void (*progress_watcher)(void *user, const Progress *progress);
+static void *progress_user;
+
+void progress_watch(void (*watch)(void *user, const Progress *progress), void *user) {
+    progress_watcher = watch;
+    progress_user = user;
+}
+
+static void progress_tell(const Progress *progress) {
+    if (progress_watcher != NULL) {
+        progress_watcher(progress_user, progress);
+    }
+}
+
 Progress progress_start(const char *what, const char *unit, uint64_t first, uint64_t total,
                         bool quiet) {
     Progress progress = {.what = what, .unit = unit, .total = total, .done = first, .first = first};
     progress.started = progress.printed = progress_now();
     progress.terminal = isatty(STDERR_FILENO) != 0;
     progress.quiet = quiet;
+    progress_tell(&progress);
     return progress;
 }
 
@@ -1354,6 +1369,7 @@ static void progress_print(Progress *progress, double now, const char *note) {
 
 void progress_set(Progress *progress, uint64_t done, const char *note) {
     progress->done = done;
+    progress_tell(progress);
     if (progress->quiet) {
         return;
     }

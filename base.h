@@ -296,6 +296,9 @@ Progress progress_start(const char *what, const char *unit, uint64_t first, uint
 /* note: NULL or what else to say, such as "loss 2.31". */
 void progress_set(Progress *progress, uint64_t done, const char *note);
 void progress_end(Progress *progress);
+/* Each start of a progress and each further unit, quiet or not, is told to watch until the next
+ * call; NULL: to nobody. For `bench`. */
+void progress_watch(void (*watch)(void *user, const Progress *progress), void *user);
 double progress_now(void); /* seconds of a clock that only goes forward */
 
 #endif

@@ -142,7 +142,7 @@ static void measured_layout(Arena *arena, void *user) {
     }
 }
 
-static size_t plan_bytes(const Llm *llm, const Compute *compute, const LlmPlan *plan) {
+size_t llm_memory(const Llm *llm, const Compute *compute, const LlmPlan *plan) {
     return arena_measure(measured_layout,
                          &(Measured){.compute = compute, .llm = llm, .plan = plan});
 }
@@ -214,8 +214,8 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
                .vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}}};
     TrainRun step = {.options = &train, .vlm = &vlm};
     AnalyzeRun analyze = {.llm = &llm, .compute = compute, .longest = longest, .widest = WIDE_SAE};
-    tell_memory(t, "generate", "512 + 128 tokens", plan_bytes(&llm, compute, &generate));
-    tell_memory(t, "dump --grad", "32 tokens, all hook points", plan_bytes(&llm, compute, &dump));
+    tell_memory(t, "generate", "512 + 128 tokens", llm_memory(&llm, compute, &generate));
+    tell_memory(t, "dump --grad", "32 tokens, all hook points", llm_memory(&llm, compute, &dump));
     tell_memory(t, "sage", "prompts of 24 tokens", sage_memory(compute, &llm, 24));
     if (c->kind == LLM_GEMMA2) {
         tell_memory(t, "train", "256 image and 512 text tokens", train_plan(&step));

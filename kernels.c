@@ -447,8 +447,8 @@ enum {
     WORTH_ELEMENTS = 1 << 16
 };
 
-static void run_pieces(const Compute *compute, bool worth, size_t count,
-                       void (*body)(void *user, size_t i, int thread), void *user) {
+static void share_pieces(const Compute *compute, bool worth, size_t count,
+                         void (*body)(void *user, size_t i, int thread), void *user) {
 #ifdef _OPENMP
     if (worth && compute->threads > 1 && count > 1) {
         size_t next = 0;
@@ -472,9 +472,25 @@ static void run_pieces(const Compute *compute, bool worth, size_t count,
     }
 }
 
+static void run_pieces(const Compute *compute, Meter meter, bool worth, size_t count,
+                       void (*body)(void *user, size_t i, int thread), void *user) {
+    const double before = compute->meter != NULL ? progress_now() : 0.0;
+    share_pieces(compute, worth, count, body, user);
+    if (compute->meter != NULL) {
+        compute->meter[meter] += progress_now() - before;
+    }
+}
+
+static void count_product(const Compute *compute, double work, double bytes) {
+    if (compute->meter != NULL) {
+        compute->meter[METER_OPERATIONS] += 2.0 * work;
+        compute->meter[METER_BYTES] += bytes;
+    }
+}
+
 void compute_parallel(const Compute *compute, size_t count,
                       void (*body)(void *user, size_t i, int thread), void *user) {
-    run_pieces(compute, true, count, body, user);
+    run_pieces(compute, METER_OTHER, true, count, body, user);
 }
 
 typedef struct RangeRun {
@@ -503,8 +519,8 @@ static void run(const Compute *compute, Operation operation, const Task *task, s
         }
     }
     RangeRun range = {task, compute->set->run[operation], count, grain};
-    run_pieces(compute, elements >= WORTH_ELEMENTS, (count + grain - 1) / grain, range_body,
-               &range);
+    run_pieces(compute, METER_ELEMENTS, elements >= WORTH_ELEMENTS, (count + grain - 1) / grain,
+               range_body, &range);
 }
 
 /* ==== random normals ==== */
@@ -572,9 +588,11 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
     };
     const size_t threads = (size_t)compute->threads;
     size_t blocks = 1, widest = 0;
-    double work = 0.0;
+    double work = 0.0, bytes = 0.0;
     for (size_t i = 0; i < count; i++) {
-        work += (double)products[i].m * (double)products[i].n * (double)products[i].k;
+        const double weights = (double)products[i].n * (double)products[i].k;
+        work += (double)products[i].m * weights;
+        bytes += weights * (double)dtype_size(products[i].b.dtype);
         blocks = size_larger(row_blocks(compute, &products[i]), blocks);
         widest = size_larger(products[i].n, widest);
     }
@@ -584,7 +602,9 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
         splits = size_larger(most / threads * threads, (threads + jobs - 1) / jobs);
     }
     ProductRun job = {compute, products, blocks * splits, splits};
-    run_pieces(compute, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body, &job);
+    count_product(compute, work, bytes);
+    run_pieces(compute, METER_PRODUCTS, work >= (double)WORTH_PRODUCTS, count * job.pieces,
+               product_body, &job);
 }
 
 void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
@@ -601,7 +621,9 @@ void sparse_run(const Compute *compute, float *y, const size_t *start, const uin
                  .rows = rows};
     RangeRun range = {&task, compute->set->run[OP_SPARSE],
                       (n + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, 1};
-    run_pieces(compute, start[rows] * n >= WORTH_PRODUCTS, range.count, range_body, &range);
+    count_product(compute, (double)start[rows] * (double)n, 0.0);
+    run_pieces(compute, METER_SPARSE, start[rows] * n >= WORTH_PRODUCTS, range.count, range_body,
+               &range);
 }
 
 void product_run_one(const Compute *compute, Product product) {

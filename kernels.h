@@ -6,6 +6,19 @@
 #include "base.h"
 #include "tensor.h"
 
+/* What kernels did, for `bench`: the operations of products (a multiply-add is two) and the bytes
+ * of B that they read at least; seconds in products (with packing and attention), in products by
+ * active features, in loops over elements and rows, and in what else is shared by threads. */
+typedef enum Meter {
+    METER_OPERATIONS,
+    METER_BYTES,
+    METER_PRODUCTS,
+    METER_SPARSE,
+    METER_ELEMENTS,
+    METER_OTHER,
+    METERS
+} Meter;
+
 /* How this run computes: instruction set, threads, scratch. Never what: results do not depend on
  * it. */
 typedef struct Compute {
@@ -14,6 +27,7 @@ typedef struct Compute {
         *set; /* chosen once from the processor; REFSAE_ISA=scalar|avx2|avx512|neon overrides */
     size_t block_rows; /* of a product's A, packed at a time: what the second cache holds */
     void *scratch;     /* packing buffers, a fixed size a thread */
+    double *meter;     /* [METERS], added to; NULL: nobody asks */
 } Compute;
 
 /* threads 0: as many as there are cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT.

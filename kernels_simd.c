@@ -9,7 +9,9 @@
 enum {
     PANEL = TILE_N * VW,
     GROUP = BLOCK_N / PANEL * PANEL, /* columns of the panels that are packed together */
-    GROUPS = (TILE_M + VW - 1) / VW  /* vectors that hold a tile's rows */
+    GROUPS = (TILE_M + VW - 1) / VW, /* vectors that hold a tile's rows */
+    BYTES_AHEAD = 256,               /* of a row, fetched before they are read */
+    ROWS_AHEAD = 24                  /* the same where a few bytes are taken of each row */
 };
 
 /* f(dtype, ...) with a dtype that the compiler knows, so that each has its own loop. */
@@ -23,6 +25,12 @@ enum {
             f(DTYPE_F16, __VA_ARGS__);                                                             \
         }                                                                                          \
     } while (0)
+
+INLINE void prefetch(const void *p, size_t size) {
+    for (size_t i = 0; i < size; i += 64) {
+        __builtin_prefetch((const unsigned char *)p + i, 0, 2); /* as far as the second cache */
+    }
+}
 
 INLINE vf load_widened(Dtype dtype, const unsigned char *p) {
     return dtype == DTYPE_F32    ? vu_float(vu_load(p))
@@ -42,13 +50,13 @@ INLINE vf second_widened(Dtype dtype, vu words) {
 }
 
 /* VW rows of VW words each, transposed: a lane is a row. A row that does not exist (rows < VW)
- * repeats the last; words that do not exist (bytes < 4 VW) are 0. */
+ * repeats the last; words that do not exist (bytes < 4 VW) are 0. What lies `ahead` is fetched. */
 INLINE void load_transposed(vu r[VW], const unsigned char *p, ptrdiff_t stride, size_t rows,
-                            size_t bytes) {
+                            size_t bytes, ptrdiff_t ahead) {
     if (bytes >= VW * 4) {
         UNROLL(16) for (size_t i = 0; i < VW; i++) {
             const unsigned char *row = p + (ptrdiff_t)(i < rows ? i : rows - 1) * stride;
-            __builtin_prefetch(row + 256);
+            __builtin_prefetch(row + ahead);
             r[i] = vu_load(row);
         }
     } else {
@@ -80,7 +88,10 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
             vu r[VW];
             const size_t left = depth - k;
             float *out = panel + k * PANEL + n;
-            load_transposed(r, p + k * size, stride, columns - n, left * size);
+            /* at the end of these rows what is ahead is the beginning of the next VW */
+            const ptrdiff_t next =
+                left * size > BYTES_AHEAD ? 0 : VW * stride - (ptrdiff_t)(depth * size);
+            load_transposed(r, p + k * size, stride, columns - n, left * size, BYTES_AHEAD + next);
             if (left >= VW * each) {
                 UNROLL(16) for (size_t i = 0; i < VW; i++) {
                     store_widened(dtype, out + i * each * PANEL, r[i], each);
@@ -98,6 +109,7 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
 INLINE void pack_columns(Dtype dtype, float *panel, const unsigned char *p, ptrdiff_t stride,
                          size_t panels, size_t depth) {
     for (size_t k = 0; k < depth; k++, p += stride) {
+        prefetch(p + ROWS_AHEAD * stride, panels * PANEL * (dtype == DTYPE_F32 ? 4 : 2));
         for (size_t g = 0; g < panels; g++) {
             UNROLL(3) for (int j = 0; j < TILE_N; j++) {
                 const size_t n = g * PANEL + (size_t)j * VW;
@@ -145,7 +157,7 @@ static void pack_block(float *block, const Product *p, size_t m0, size_t rows, s
             UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
                 const size_t first = g * VW < count ? g * VW : 0;
                 load_transposed(r[g], (const unsigned char *)(a + k) + (ptrdiff_t)first * row, row,
-                                count - first, left * sizeof *a);
+                                count - first, left * sizeof *a, BYTES_AHEAD);
             }
             for (size_t i = 0; i < left; i++) { /* lanes behind TILE_M give way to the next k */
                 UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
@@ -239,7 +251,7 @@ INLINE void stream_step(Dtype dtype, int rows, vf acc[STREAM_MAX], const float *
     const size_t each = dtype == DTYPE_F32 ? 1 : 2, size = 4 / each;
     const bool whole = left >= VW * each;
     vu r[VW];
-    load_transposed(r, b, stride, columns, left * size);
+    load_transposed(r, b, stride, columns, left * size, BYTES_AHEAD);
     UNROLL(16) for (size_t i = 0; i < VW; i++) {
         if (!whole && i * each >= left) {
             break;
@@ -327,26 +339,6 @@ INLINE void stream_typed(Dtype dtype, const Product *p, size_t m0, size_t rows, 
     }
 }
 
-INLINE void prefetch(const void *p, size_t size) {
-    for (size_t i = 0; i < size; i += 64) {
-        __builtin_prefetch((const unsigned char *)p + i, 0, 2); /* as far as the second cache */
-    }
-}
-
-/* The share of tile `at` of `all` rows in fetching the panels that will be packed next. */
-INLINE void prefetch_panels(const Product *p, size_t n, size_t columns, size_t k0, size_t depth,
-                            size_t at, size_t all) {
-    const size_t size = p->b.dtype == DTYPE_F32 ? 4 : 2;
-    const bool rows = p->b_col == 1;
-    const size_t count = rows ? columns : depth, bytes = (rows ? depth : columns) * size;
-    const ptrdiff_t stride = rows ? p->b_row : p->b_col;
-    for (size_t i = at * count / all; i < (at + TILE_M) * count / all && i < count; i++) {
-        prefetch(weight_address(p->b, (ptrdiff_t)n * p->b_row + (ptrdiff_t)k0 * p->b_col +
-                                          (ptrdiff_t)i * stride),
-                 bytes);
-    }
-}
-
 /* A whole block of columns of W that are contiguous; outputs stay in registers. */
 INLINE void sparse_block(Dtype dtype, const Task *t, size_t c) {
     enum {
@@ -429,10 +421,8 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
         pack_block(block, p, m0, m1 - m0, k0, depth);
         for (size_t n = n0; n < n1; n += GROUP) {
             const size_t end = n1 - n < GROUP ? n1 : n + GROUP;
-            const size_t next = n1 - end < GROUP ? n1 - end : GROUP;
             pack_panels(panel, p, n, end - n, k0, depth);
             for (size_t m = m0; m < m1; m += TILE_M) {
-                prefetch_panels(p, end, next, k0, depth, m - m0, m1 - m0);
                 for (size_t i = n; i < end; i += PANEL) {
                     tile_at(m1 - m, p->c + m * p->ldc + i, p->ldc, end - i,
                             block + (m - m0) * depth, panel + (i - n) * depth, depth, start);

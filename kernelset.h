@@ -70,7 +70,7 @@ typedef struct Task {
  * what is read of a row is several lines of memory. */
 enum {
     BLOCK_M = 560,
-    BLOCK_K = 576,
+    BLOCK_K = 384,
     BLOCK_N = 128,
     BLOCK_STEP = 56
 };

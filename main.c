@@ -39,6 +39,7 @@ typedef struct Arguments {
     DiffOptions diff;
     TokenizeOptions tokenize;
     const char *title, *compare;
+    size_t rows;
 } Arguments;
 
 struct Command {
@@ -196,6 +197,8 @@ static const Option options[] = {
      "standard input is a JSON string (--decode: array) a line, so is the output",
      AT(tokenize.jsonl)},
     {"decode", NULL, NULL, "ids to text", AT(tokenize.decode)},
+    {"rows", "N", "0", "passes forward and back over 64, 128, 256 and so on up to N rows, too",
+     AT(rows)},
     {"out", "PATH", NULL,
      "folder of the results, or (dump, report) their file; 'refsae help' names what they are",
      AT(vlm.out)},
@@ -751,7 +754,14 @@ static void command_vectors(Arguments *a) {
 }
 
 static void command_bench(Arguments *a) {
-    bench_kernels(&a->compute, a->console.json, stdout);
+    BenchModel model = {a->vlm.llm, a->vlm.vision, a->vlm.saes, a->sage.task, a->rows};
+    if (model.llm != NULL) {
+        bench_model(&a->compute, &model, a->console.json, stdout);
+    } else if (model.vision != NULL || model.saes != NULL || model.rows > 0) {
+        (void)need(a, "llm");
+    } else {
+        bench_kernels(&a->compute, a->console.json, stdout);
+    }
 }
 
 static void command_selftest(Arguments *a) {
@@ -827,7 +837,9 @@ static const Command commands[] = {
      command_selftest},
     {"vectors", "vectors --out DIR", "conformance vectors, to check other implementations by",
      "out", 0, 0, command_vectors},
-    {"bench", "bench", "kernels against this machine's own limits", "", 0, 0, command_bench},
+    {"bench", "bench [--llm DIR [--vision DIR] [--saes DIR]]",
+     "kernels, or commands on a model, against this machine's own limits",
+     "[llm vision saes task rows]", 0, 0, command_bench},
 };
 
 enum {

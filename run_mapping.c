@@ -1147,8 +1147,8 @@ static size_t share_peaks(Analysis *a, const LayerResult *layer, size_t n) {
 }
 
 static void find_features(Analysis *a, LayerResult *layer, Group group, size_t first_row,
-                          const float *x, size_t rows) {
-    size_t n = a->reading ? 0 : peak_features(&a->run, layer, group, x, rows);
+                          size_t rows) {
+    size_t n = a->reading ? 0 : peak_features(&a->run, layer, group, first_row - 1, rows);
     n = share_peaks(a, layer, n);
     if (shard_is_part(a->options->shard)) {
         return;
@@ -1176,16 +1176,20 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
     return kind == HOOK_RESID_POST && !gradient && a->run.of_layer[layer] != NULL;
 }
 
-/* At blocks.L.hook_resid_post: each group's rows through the SAE of the layer. */
+/* At blocks.L.hook_resid_post: all rows but <bos> through the SAE of the layer, group by group
+ * what they are. */
 static void analysis_layer(Analysis *a, LayerResult *layer, const float *data) {
+    if (!a->reading) {
+        encode_layer(&a->run, layer, data + a->vlm.llm.config.d_model, a->sequence->rows - 1,
+                     a->measuring);
+    }
     for (Group g = 0; g < GROUPS; g++) {
         Range rows = group_rows(a->sequence, g, a->sequence->rows);
         size_t n = rows.end - rows.begin;
-        const float *x = a->reading ? NULL : data + rows.begin * a->vlm.llm.config.d_model;
         if (n > 0 && a->measuring) {
-            measure_group(&a->run, layer, a->variant, g, x, n);
+            measure_group(&a->run, layer, a->variant, g, rows.begin - 1, n);
         } else if (n > 0) {
-            find_features(a, layer, g, rows.begin, x, n);
+            find_features(a, layer, g, rows.begin, n);
         }
     }
 }

@@ -34,11 +34,11 @@ struct SaeRun {
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
                        Arena *arena) {
     enum {
-        ACTIVE_LEAST = 1 << 20
+        ROOM_LEAST = 1 << 18
     };
     SaeRun r = {.compute = compute, .d_in = d_in, .d_sae = d_sae, .max_rows = max_rows};
     size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1;
-    r.room = size_larger(d_sae, ACTIVE_LEAST);
+    r.room = size_larger(max_rows, ROOM_LEAST);
     SaeRun *run = arena_alloc(arena, 1, sizeof *run);
     r.x = arena_floats(arena, max_rows, d_in);
     r.mean = arena_floats(arena, max_rows, 1);
@@ -316,21 +316,20 @@ void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *
 
 /* ---- decoding: x^ = norm^-1(f W_dec + b_dec) ---- */
 
-/* Lists the active features of as many of the rows as there is room for; returns how many rows. */
-static size_t list_active(const Sae *sae, SaeRun *run, const float *acts, size_t rows) {
-    size_t n = 0, r = 0;
-    for (; r < rows && run->room - n >= sae->d_sae; r++) {
-        run->start[r] = n;
-        for (size_t j = 0; j < sae->d_sae; j++) {
+/* Lists the active ones among features j0 .. j1 - 1 of the rows. */
+static void list_active(const Sae *sae, SaeRun *run, const float *acts, size_t rows, size_t j0,
+                        size_t j1) {
+    size_t n = 0;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = j0; j < j1; j++) {
             float f = acts[r * sae->d_sae + j];
             if (f != 0) {
                 run->feature[n] = (uint32_t)j;
                 run->value[n++] = sae->rescale_by_decoder_norm ? f / sae->dec_norm[j] : f;
             }
         }
+        run->start[r + 1] = n;
     }
-    run->start[r] = n;
-    return r;
 }
 
 /* x^ = norm^-1(f W_dec + b_dec) of one row, whose f W_dec is there */
@@ -347,7 +346,8 @@ static void finish_row(void *user, size_t row, int thread) {
 }
 
 /* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf
- * over them, in rising order. */
+ * over them, in rising order. Of many rows few features are taken at a time, whose W_dec stays in a
+ * cache. */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
     check_run(sae, run, rows);
     if (rows > run->rows && (sae->norm == SAE_NORM_LAYER || sae->norm == SAE_NORM_CONSTANT)) {
@@ -355,10 +355,11 @@ void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, si
     }
     RowCall call = {.sae = sae, .run = run, .y = recon};
     memset(recon, 0, rows * sae->d_in * sizeof *recon);
-    for (size_t r = 0, n; r < rows; r += n) {
-        n = list_active(sae, run, acts + r * sae->d_sae, rows - r);
-        sparse_run(run->compute, recon + r * sae->d_in, run->start, run->feature, run->value, n,
-                   sae->w_dec, sae->dec_feature, sae->dec_input, sae->d_in);
+    for (size_t j0 = 0, step = run->room / size_larger(rows, 1); j0 < sae->d_sae; j0 += step) {
+        size_t left = sae->d_sae - j0;
+        list_active(sae, run, acts, rows, j0, j0 + (left < step ? left : step));
+        sparse_run(run->compute, recon, run->start, run->feature, run->value, rows, sae->w_dec,
+                   sae->dec_feature, sae->dec_input, sae->d_in);
     }
     compute_parallel(run->compute, rows, finish_row, &call);
     check_finite(sae, run, rows, "the reconstruction");

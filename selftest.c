@@ -4,11 +4,14 @@
 #include "selftest.h"
 
 #include "dump.h"
+#include "info.h"
 #include "kernelset.h"
+#include "model_load.h"
 #include "report.h"
 #include "run_sage.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -184,6 +187,59 @@ static void run_functions(void) {
     out_commit(file);
 }
 
+static VlmOptions selftest_train(const char *llm, const char *vision) {
+    return (VlmOptions){.llm = llm,
+                        .vision = vision,
+                        .data = "data.json",
+                        .images = "images",
+                        .out = "train",
+                        .shuffle = true,
+                        .lr = 1e-2,
+                        .min_lr = 1e-8,
+                        .warmup = 0.3,
+                        .batch = 2,
+                        .accumulate = 2,
+                        .epochs = 3,
+                        .tokens = 60,
+                        .seed = 475};
+}
+
+static VlmOptions selftest_analyze(const char *llm, const char *vision, const char *saes) {
+    return (VlmOptions){.llm = llm,
+                        .vision = vision,
+                        .adapter = "train/adapter.safetensors",
+                        .saes = saes,
+                        .data = "data.json",
+                        .images = "images",
+                        .out = "analyze",
+                        .judge = "lexical",
+                        .examples = 4,
+                        .loss_examples = 2,
+                        .features = 3,
+                        .max_frequency = 1,
+                        .max_density = 1,
+                        .converge = 1.5,
+                        .canonical = true,
+                        .seed = 475};
+}
+
+static SageOptions selftest_sage(const char *llm, const char *saes, const char *task) {
+    return (SageOptions){.llm = llm,
+                         .saes = saes,
+                         .task = task,
+                         .out = "sage",
+                         .nodes = "q,k,v,z,mlp_out",
+                         .projection = "auto",
+                         .n = {24, 12},
+                         .share = 0.5,
+                         .f1 = {0.5},
+                         .max_nodes = 8,
+                         .n_f1 = 1,
+                         .bos = 1,
+                         .canonical = true,
+                         .seed = 475};
+}
+
 static void run_stages(const Compute *compute) {
     static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {
                                                                           "gemma2.st", "gpt2.st",
@@ -205,21 +261,8 @@ static void run_stages(const Compute *compute) {
         .vlm = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
     dump_run(compute, &vision, &console);
     dump_run(compute, &picture, &console);
-    VlmOptions train = {.llm = "gemma2",
-                        .vision = "clip",
-                        .data = "data.json",
-                        .images = "images",
-                        .out = "train",
-                        .shuffle = true,
-                        .lr = 1e-2,
-                        .min_lr = 1e-8,
-                        .warmup = 0.3,
-                        .batch = 2,
-                        .accumulate = 2,
-                        .epochs = 3,
-                        .tokens = 60,
-                        .seed = 475};
     Arena *arena = arena_new();
+    VlmOptions train = selftest_train("gemma2", "clip");
     (void)run_train(arena, compute, &train, &console);
     VlmOptions eval = {.llm = "gemma2",
                        .vision = "clip",
@@ -231,36 +274,10 @@ static void run_stages(const Compute *compute) {
                        .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
                        .seed = 475};
     run_eval(compute, &eval, &console);
-    VlmOptions analyze = {.llm = "gemma2",
-                          .vision = "clip",
-                          .adapter = "train/adapter.safetensors",
-                          .saes = "saes_gemma2",
-                          .data = "data.json",
-                          .images = "images",
-                          .out = "analyze",
-                          .judge = "lexical",
-                          .examples = 4,
-                          .loss_examples = 2,
-                          .features = 3,
-                          .max_frequency = 1,
-                          .max_density = 1,
-                          .converge = 1.5,
-                          .seed = 475};
+    VlmOptions analyze = selftest_analyze("gemma2", "clip", "saes_gemma2");
     AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
     report_analyze(&layers, &(LayerTable){.n = 0});
-    SageOptions sage = {.llm = "gpt2",
-                        .saes = "saes_gpt2",
-                        .task = "task.json",
-                        .out = "sage",
-                        .nodes = "q,k,v,z,mlp_out",
-                        .projection = "auto",
-                        .n = {24, 12},
-                        .share = 0.5,
-                        .f1 = {0.5},
-                        .max_nodes = 8,
-                        .n_f1 = 1,
-                        .bos = 1,
-                        .seed = 475};
+    SageOptions sage = selftest_sage("gpt2", "saes_gpt2", "task.json");
     SageResult found = sage_run(arena, compute, &sage, &console);
     report_sage(&found);
     arena_free(arena);
@@ -334,16 +351,20 @@ static void make_world(char *path, size_t size) {
     }
 }
 
-void selftest_run(const Compute *compute, bool json, FILE *out) {
+/* Works on a world that is gone afterwards. */
+static void in_world(void (*work)(void *user), void *user) {
     char path[4096];
     Error error, ignored;
     make_world(path, sizeof path);
-    Check check = {compute, json, out};
-    ATTEMPT(&error, selftest_inside(path, check_stages, &check));
-    ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the test failed */
+    ATTEMPT(&error, selftest_inside(path, work, user));
+    ATTEMPT(&ignored, remove_tree(path, 0)); /* must not hide why the work failed */
     if (error.status != STATUS_OK) {
         fail(error.status, "%s", error.text);
     }
+}
+
+void selftest_run(const Compute *compute, bool json, FILE *out) {
+    in_world(check_stages, &(Check){compute, json, out});
 }
 
 /* ---- bench: how near the kernels come to what this machine can do, at the published models'
@@ -460,6 +481,22 @@ static double product(Bench *bench, const Item *item) {
     return 2.0 * (double)shape->rows * (double)shape->in * (double)shape->out;
 }
 
+/* Decoding by every 16th feature of an SAE of 16k, in all of 256 rows. */
+static double decoding_sae(Bench *bench, const Item *item) {
+    static size_t start[257];
+    static uint32_t column[256 * 1024];
+    for (size_t r = 0; r < 256; r++) {
+        start[r + 1] = (r + 1) * 1024;
+        for (size_t i = 0; i < 1024; i++) {
+            column[r * 1024 + i] = (uint32_t)(16 * i);
+        }
+    }
+    (void)item;
+    sparse_run(bench->compute, bench->y, start, column, bench->x, 256,
+               (Weight){bench->weights, DTYPE_F32}, D_MODEL, 1, D_MODEL);
+    return 2.0 * (double)start[256] * D_MODEL;
+}
+
 /* One token through all of the weights; the bytes that had to be read. */
 static double decoding(Bench *bench, const Item *item) {
     const Shape shape = {"", 1, D_MODEL, D_MLP, (Dtype)item->variant, false};
@@ -522,6 +559,13 @@ static size_t bench_items(Item *items, const Bench *bench) {
         }
         items[n++] =
             (Item){"scores of 16 heads, 512x512x256", attention_scores, "GFLOP/s", 'm', 0, 0, 0};
+        items[n++] = (Item){"SAE of 16k, decoding, 256 rows of 1024 active, F32",
+                            decoding_sae,
+                            "GFLOP/s",
+                            'm',
+                            0,
+                            0,
+                            0};
         for (size_t i = 0; i < 3; i++) {
             items[n] = (Item){"", decoding, "GB/s", 'r', (int)dtypes[i], 0, 0};
             snprintf(items[n++].name, sizeof items->name, "one token, %dx%d, %s", D_MLP, D_MODEL,
@@ -540,28 +584,32 @@ static size_t bench_items(Item *items, const Bench *bench) {
     }
 }
 
-/* What the system says of the processor, or "unknown". */
-static const char *processor_name(Arena *arena) {
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    char line[256], *name = NULL;
-    while (file != NULL && name == NULL && fgets(line, sizeof line, file) != NULL) {
-        name = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+/* What the system says in its first line "NAME...: VALUE", or "unknown". */
+static const char *system_value(Arena *arena, const char *path, const char *name) {
+    FILE *file = fopen(path, "r");
+    char line[256], *value = NULL;
+    while (file != NULL && value == NULL && fgets(line, sizeof line, file) != NULL) {
+        value = strncmp(line, name, strlen(name)) == 0 ? strchr(line, ':') : NULL;
     }
     if (file != NULL) {
         fclose(file);
     }
-    return name == NULL ? "unknown" : arena_copy(arena, name + 2, strcspn(name + 2, "\n"));
+    return value == NULL ? "unknown" : arena_copy(arena, value + 2, strcspn(value + 2, "\n"));
 }
 
-static void bench_print(FILE *out, bool json, const Bench *bench, const Item *items, size_t n) {
+static void machine_print(FILE *out, bool json, const Compute *compute) {
     Arena *arena = arena_new();
     fprintf(out,
             json ? "{\"processor\": \"%s\", \"caches\": [%zu, %zu, %zu], \"isa\": \"%s\", "
-                   "\"kernels\": ["
-                 : "%s, caches of %zu, %zu and %zu bytes, %s; best of ten rounds\n",
-            processor_name(arena), cache_size(1), cache_size(2), cache_size(3),
-            compute_isa(bench->compute));
+                 : "%s, caches of %zu, %zu and %zu bytes, %s",
+            system_value(arena, "/proc/cpuinfo", "model name"), cache_size(1), cache_size(2),
+            cache_size(3), compute_isa(compute));
     arena_free(arena);
+}
+
+static void bench_print(FILE *out, bool json, const Bench *bench, const Item *items, size_t n) {
+    machine_print(out, json, bench->compute);
+    fputs(json ? "\"kernels\": [" : "; best of ten rounds\n", out);
     double multiply_limit = 0.0, read_limit = 0.0;
     for (size_t i = 0; i < n; i++) {
         const Item *item = &items[i];
@@ -582,32 +630,311 @@ static void bench_print(FILE *out, bool json, const Bench *bench, const Item *it
     fputs(json ? "]}\n" : "", out);
 }
 
+static void item_round(Bench *bench, Item *item) {
+    const double start = progress_now(), work = item->measure(bench, item);
+    const double speed = 1e-9 * work / (progress_now() - start);
+    item->best = speed > item->best ? speed : item->best;
+}
+
+static void bench_layout(Bench *bench, Arena *arena, const Compute *compute) {
+    *bench = (Bench){.compute = compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
+    bench->x = arena_floats(arena, TOKENS, D_MLP);
+    bench->y = arena_floats(arena, TOKENS, D_MLP);
+    bench->weights = arena_alloc(arena, bench->weight_bytes, 1);
+    for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
+        bench->x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
+    }
+    for (size_t i = 0; i < bench->weight_bytes / 2; i++) { /* small and positive in every dtype */
+        const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);
+        memcpy(bench->weights + 2 * i, &bits, sizeof bits);
+    }
+}
+
 void bench_kernels(const Compute *compute, bool json, FILE *out) {
     Arena *arena = arena_new();
     Compute one = *compute;
     one.threads = 1;
-    Bench bench = {.compute = compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
-    bench.x = arena_floats(arena, TOKENS, D_MLP);
-    bench.y = arena_floats(arena, TOKENS, D_MLP);
-    bench.weights = arena_alloc(arena, bench.weight_bytes, 1);
+    Bench bench;
+    bench_layout(&bench, arena, compute);
     Item *items = arena_alloc(arena, MAX_ITEMS, sizeof *items);
-    for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
-        bench.x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
-    }
-    for (size_t i = 0; i < bench.weight_bytes / 2; i++) { /* small and positive in every dtype */
-        const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);
-        memcpy(bench.weights + 2 * i, &bits, sizeof bits);
-    }
     const size_t n = bench_items(items, &bench);
     for (int round = 0; round < ROUNDS; round++) {
         for (size_t i = 0; i < n; i++) {
             bench.compute = items[i].threads == 1 ? &one : compute;
-            const double start = progress_now(), work = items[i].measure(&bench, &items[i]);
-            const double speed = 1e-9 * work / (progress_now() - start);
-            items[i].best = speed > items[i].best ? speed : items[i].best;
+            item_round(&bench, &items[i]);
         }
     }
     bench.compute = compute;
     bench_print(out, json, &bench, items, n);
+    arena_free(arena);
+}
+
+/* ---- bench --llm: commands on a model. A stage is what a command does between two signs of its
+ * progress, its fastest; so no command has to know of it. ---- */
+
+enum { /* behind those of Meter */
+    SECONDS = METERS,
+    USER,
+    SYSTEM,
+    QUANTITIES,
+    STAGES_MOST = 64
+};
+
+typedef struct Stage {
+    const char *command, *what, *unit;
+    double took[QUANTITIES]; /* a unit */
+    double predicted, held;  /* bytes */
+} Stage;
+
+typedef struct ModelBench {
+    const BenchModel *model;
+    Arena *arena;
+    Compute compute;
+    double meter[METERS], last[QUANTITIES];
+    Bench kernels;
+    Item limit[2]; /* multiply-adds, reads */
+    const char *command;
+    double predicted, before, held; /* bytes: of the command; when it began; at most since */
+    Progress seen;
+    Stage stages[STAGES_MOST];
+    size_t n;
+} ModelBench;
+
+static void look(const ModelBench *b, double now[QUANTITIES]) {
+    static const char form[] = "%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lf %lf";
+    FILE *file = fopen("/proc/self/stat", "r");
+    memcpy(now, b->meter, sizeof b->meter);
+    now[SECONDS] = progress_now();
+    now[USER] = now[SYSTEM] = NAN;
+    if (file != NULL) {
+        (void)fscanf(file, form, &now[USER], &now[SYSTEM]); /* in hundredths of a second */
+        fclose(file);
+    }
+}
+
+/* Bytes of the process that are no file's; NaN: the system does not say. */
+static double memory_held(const ModelBench *b) {
+    const char *text = system_value(b->arena, "/proc/self/status", "RssAnon");
+    return text[0] == 'u' ? NAN : 1024.0 * strtod(text, NULL);
+}
+
+static void watch_stage(void *user, const Progress *p) {
+    ModelBench *b = user;
+    double now[QUANTITIES], units = (double)p->done - (double)b->seen.done;
+    size_t i = 0;
+    look(b, now);
+    b->held = fmax(b->held, memory_held(b) - b->before);
+    while (i < b->n && (b->stages[i].command != b->command || b->stages[i].what != p->what)) {
+        i++;
+    }
+    if (p->what == b->seen.what && units > 0.0 && i < STAGES_MOST) {
+        Stage *s = &b->stages[i];
+        const double best = i == b->n ? INFINITY : s->took[SECONDS];
+        const bool faster = (now[SECONDS] - b->last[SECONDS]) / units < best;
+        s->command = b->command;
+        s->what = p->what;
+        s->unit = p->unit;
+        s->predicted = b->predicted;
+        s->held = b->held;
+        for (size_t q = 0; q < QUANTITIES && faster; q++) {
+            s->took[q] = (now[q] - b->last[q]) / units;
+        }
+        b->n = size_larger(b->n, i + 1);
+    }
+    b->seen = *p;
+    look(b, b->last);
+}
+
+/* From here on stages are this command's; what `info` predicts for it; the limits once more. */
+static void bench_begin(ModelBench *b, const char *command) {
+    MemoryStream *text = memory_open(b->arena);
+    char *path = arena_format(b->arena, "%s", b->model->llm);
+    info_run(&b->compute, &path, 1, true, text->stream);
+    const char *told = memory_text(text);
+    const Json *paths = json_parse(b->arena, told, text->length, "info");
+    const Json *bytes = json_get(json_get(paths->child, "memory"), command);
+    for (int round = 0; round < 2 * ROUNDS && limits(&b->kernels) != NULL; round++) {
+        item_round(&b->kernels, &b->limit[round % 2]);
+    }
+    b->command = command;
+    b->predicted = bytes != NULL ? json_double(bytes) : NAN;
+    b->before = memory_held(b);
+    b->held = 0.0;
+    b->seen = (Progress){0};
+}
+
+/* One pass over as many rows (if the model has room), and from its last row back, or on by 16
+ * tokens. */
+static void bench_text(ModelBench *b, const char *command, size_t rows, bool decode) {
+    enum {
+        DECODED = 16
+    };
+    Arena *arena = arena_new();
+    Llm llm;
+    llm_open(&llm, arena, b->model->llm);
+    size_t layers = llm.config.n_layers, vocab = llm.config.d_vocab, most = llm.config.n_ctx;
+    rows = llm.config.rotary_dim > 0 || rows + DECODED < most ? rows : most - DECODED;
+    const size_t last = rows - 1;
+    LlmPlan plan = {.max_rows = rows,
+                    .max_sequence = rows + (decode ? 128 : 0),
+                    .max_sequences = 1,
+                    .max_logits = 1,
+                    .backward = !decode,
+                    .cache = decode};
+    bench_begin(b, command);
+    b->predicted = (double)llm_memory(&llm, &b->compute, &plan);
+    LlmRun *run = llm_run_layout(&llm, &b->compute, &plan, arena);
+    float *logits = arena_floats(arena, 2, vocab), *dlogits = logits + vocab;
+    LlmBatch batch = {.n_sequences = 1,
+                      .start = (size_t[]){0, rows},
+                      .ids = arena_alloc(arena, rows, sizeof *batch.ids)};
+    Progress progress = progress_start("forward", "passes", 0, 1, true);
+    llm_forward(run, &batch, 0, layers, NULL, NULL);
+    progress_set(&progress, 1, NULL);
+    if (!decode) {
+        llm_logits(run, &last, 1, true, logits, NULL);
+        progress = progress_start("backward", "passes", 0, 1, true);
+        llm_backward_start(run);
+        llm_logits_backward(run, &last, 1, true, logits, dlogits, NULL);
+        llm_backward(run, 0, NULL);
+        progress_set(&progress, 1, NULL);
+    }
+    progress = progress_start("decoding", "tokens", 0, DECODED, true);
+    batch.start = (size_t[]){0, 1};
+    for (size_t i = 0; decode && i < DECODED; i++) {
+        llm_forward(run, &batch, 0, layers, NULL, NULL);
+        llm_logits(run, &(size_t){0}, 1, true, logits, NULL);
+        progress_set(&progress, i + 1, NULL);
+    }
+    arena_free(arena);
+}
+
+/* Two conversations, each of an image and as much text as `info` reckons with. */
+static void write_conversations(void) {
+    OutFile *file = out_open("bench.json");
+    for (int k = 0; k < 2; k++) {
+        fprintf(file->stream,
+                "%c{\"id\": %d, \"image\": \"%c.ppm\", \"conversations\": [{\"from\": \"human\", "
+                "\"value\": \"<image>\\nWhat is it?\"}, {\"from\": \"gpt\", \"value\": \"",
+                "[,"[k], k, "ab"[k]);
+        for (int i = 0; i < 160; i++) {
+            fputs("a red circle ", file->stream);
+        }
+        fputs(k == 0 ? "\"}]}" : "\"}]}]", file->stream);
+    }
+    out_commit(file);
+}
+
+static void bench_mapping(ModelBench *b, const Console *console) {
+    VlmOptions train = selftest_train(b->model->llm, b->model->vision);
+    VlmOptions analyze = selftest_analyze(b->model->llm, b->model->vision, b->model->saes);
+    write_conversations();
+    train.data = analyze.data = "bench.json";
+    train.batch = train.accumulate = 1;
+    train.steps = analyze.examples = 2; /* in the first step weights are read from disk */
+    train.tokens = 512;
+    analyze.loss_examples = 0;
+    bench_begin(b, "train");
+    (void)run_train(b->arena, &b->compute, &train, console);
+    if (b->model->saes != NULL) {
+        bench_begin(b, "analyze");
+        (void)run_analyze(b->arena, &b->compute, &analyze, console);
+    }
+}
+
+static void bench_commands(void *user) {
+    ModelBench *b = user;
+    const Console console = {.quiet = true, .command = "refsae bench"};
+    progress_watch(watch_stage, b);
+    bench_text(b, "generate", 512, true);
+    if (b->model->vision != NULL) {
+        bench_mapping(b, &console);
+    }
+    if (b->model->saes != NULL && b->model->task != NULL) {
+        SageOptions sage = selftest_sage(b->model->llm, b->model->saes, b->model->task);
+        bench_begin(b, "sage");
+        (void)sage_run(b->arena, &b->compute, &sage, &console);
+    }
+    for (size_t rows = 64; rows <= b->model->rows; rows *= 2) {
+        bench_text(b, arena_format(b->arena, "%zu rows", rows), rows, false);
+    }
+}
+
+/* What a stage takes a unit. Shares of its time: what the machine needs at least for its
+ * multiply-adds, and for one read of what they are multiplied with; what it was spent on; and of
+ * the threads' the time in the system (pages, files) and that in which they waited. */
+static const char *const figure_names[] = {"seconds",  "gflops",  "multiply", "read",
+                                           "products", "sparse",  "elements", "other",
+                                           "system",   "waiting", "info_mib", "held_mib"};
+
+enum {
+    FIGURES = sizeof figure_names / sizeof *figure_names
+};
+
+static void stage_figures(const ModelBench *b, const Stage *s, double x[FIGURES]) {
+    const double seconds = s->took[SECONDS], whole = 100.0 * seconds * b->compute.threads;
+    x[0] = seconds;
+    x[1] = 1e-9 * s->took[METER_OPERATIONS] / seconds;
+    for (int i = 0; i < 5; i++) {
+        x[2 + i] = s->took[i] / seconds / (i < 2 ? 1e9 * b->limit[i].best : 1.0);
+    }
+    x[7] = 1.0 - x[4] - x[5] - x[6];
+    x[8] = s->took[SYSTEM] / whole;
+    x[9] = 1.0 - (s->took[USER] + s->took[SYSTEM]) / whole;
+    x[10] = 0x1p-20 * s->predicted;
+    x[11] = 0x1p-20 * s->held;
+}
+
+static void model_print(const ModelBench *b, bool json, FILE *out) {
+    machine_print(out, json, &b->compute);
+    fprintf(out,
+            json ? "\"threads\": %d, \"multiply_limit\": %.1f, \"read_limit\": %.1f, \"stages\": ["
+                 : ", %d threads, %.1f GFLOP/s, %.1f GB/s\n%38s",
+            b->compute.threads, b->limit[0].best, b->limit[1].best, "");
+    for (size_t i = 0; i < FIGURES && !json; i++) {
+        fprintf(out, " %8s", figure_names[i]);
+    }
+    for (size_t s = 0; s < b->n; s++) {
+        const Stage *stage = &b->stages[s];
+        double x[FIGURES];
+        stage_figures(b, stage, x);
+        fprintf(out,
+                json ? "%s{\"command\": \"%s\", \"stage\": \"%s\", \"unit\": \"%s\""
+                     : "%s%-10s %-14s %-12s",
+                json ? s > 0 ? ", " : "" : "\n", stage->command, stage->what, stage->unit);
+        for (size_t i = 0; i < FIGURES; i++) {
+            if (json) {
+                fprintf(out, ", \"%s\": ", figure_names[i]);
+                json_write_double(out, x[i]);
+            } else {
+                fprintf(out, " %8.3g", x[i]);
+            }
+        }
+        fputs(json ? "}" : "", out);
+    }
+    fputs(json ? "]}\n" : "\n", out);
+}
+
+/* A path that still holds in another folder. */
+static const char *from_here(Arena *arena, const char *path) {
+    const char *real = path != NULL ? path_real(arena, path) : NULL;
+    if (path != NULL && real == NULL) {
+        fail_errno(errno, path, "open");
+    }
+    return real;
+}
+
+void bench_model(const Compute *compute, const BenchModel *model, bool json, FILE *out) {
+    Arena *arena = arena_new();
+    BenchModel here = {from_here(arena, model->llm), from_here(arena, model->vision),
+                       from_here(arena, model->saes), model->task, model->rows};
+    ModelBench *b = arena_alloc(arena, 1, sizeof *b);
+    *b = (ModelBench){.model = &here, .arena = arena, .compute = *compute};
+    b->compute.meter = b->meter;
+    b->limit[0] = (Item){.measure = limit_multiply, .threads = compute->threads};
+    b->limit[1] = (Item){.measure = limit_read};
+    bench_layout(&b->kernels, arena, compute);
+    in_world(bench_commands, b);
+    model_print(b, json, out);
     arena_free(arena);
 }

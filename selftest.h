@@ -19,6 +19,14 @@ void selftest_inside(const char *path, void (*work)(void *user), void *user);
  * and memory limits measured in the same rounds. json: one object, else a table. */
 void bench_kernels(const Compute *compute, bool json, FILE *out);
 
+/* Whole commands on a model (vision, saes: NULL, or also what needs them): what their stages take
+ * of the same limits, on what, and the memory held beside what `info` predicts. */
+typedef struct BenchModel {
+    const char *llm, *vision, *saes, *task;
+    size_t rows; /* the most of passes over 64, 128, 256 .. rows; 0: none */
+} BenchModel;
+void bench_model(const Compute *compute, const BenchModel *model, bool json, FILE *out);
+
 /* A file, or a folder with all that is in it, eight deep; fine if it is not there. */
 void remove_tree(const char *path, int depth);
 

@@ -169,8 +169,8 @@ Test(program, makefile_without_openmp) {
 
 /* Printed from the tables of options: each option of each command is in both. */
 Test(program, man_page_and_completion) {
-    static const char *const commands[] = {"train", "analyze", "sage", "generate", "eval",
-                                           "dump",  "hooks",   "diff", "report",   "tokenize"};
+    static const char *const commands[] = {"train", "analyze", "sage",   "generate", "eval", "dump",
+                                           "hooks", "diff",    "report", "tokenize", "bench"};
     cr_assert_eq(run("(", "help --man >@/man)"), 0);
     cr_assert_eq(run("(", "help --bash-completion >@/bash)"), 0);
     cr_assert(says("man", ".SH EXIT STATUS\n0 done, "));
@@ -1355,6 +1355,39 @@ Test(program, selftest) {
     cr_expect(says("stdout", "\"same\": true") && !says("stdout", "false"));
     cr_expect_eq(run("TMPDIR=/dev/null", "selftest"), 3);
     cr_expect(says("stderr", "/dev/null"));
+}
+
+/* Every command's stages; what is measured of their time is within it. */
+Test(program, bench_on_a_model) {
+    static const char *const stages[] = {
+        "forward",     "decoding", "reading", "training", "reading", "measuring", "features",
+        "attribution", "patching", "curve",   "testing",  "forward", "backward"};
+    static const char *const parts[] = {"products", "sparse", "elements", "other"};
+    cr_assert_eq(run("", "bench --llm weights/gemma2 --vision weights/clip --saes "
+                         "weights/saes/gemma2 --task induction --rows 64 --json"),
+                 0);
+    Arena *arena = arena_new();
+    const Json *found = json_read_file(arena, path_join(arena, folder, "stdout"));
+    const Json *stage = json_get(found, "stages")->child;
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++, stage = stage->next) {
+        cr_assert(stage != NULL && json_text_is(json_get(stage, "stage"), stages[i]), "%zu", i);
+        cr_assert(json_double(json_get(stage, "seconds")) > 0.0);
+        cr_assert(json_double(json_get(stage, "info_mib")) > 1.0);
+        for (size_t k = 0; k < 4; k++) {
+            const double part = json_double(json_get(stage, parts[k]));
+            cr_assert(part >= -1e-6 && part <= 1.0 + 1e-6, "%s of %s: %g", parts[k], stages[i],
+                      part);
+        }
+        cr_assert_eq(json_double(json_get(stage, "gflops")) > 0.0, i != 2, "%s", stages[i]);
+    }
+    cr_assert_null(stage);
+    cr_assert_eq(run("", "bench --llm weights/gpt2"), 0);
+    cr_assert(says("stdout", "generate   decoding       tokens"));
+    arena_free(arena);
+    cr_assert_eq(run("", "bench --saes weights/saes/gpt2"), 2);
+    one_sentence("--llm");
+    cr_assert_eq(run("", "bench --llm weights/none"), 2);
+    one_sentence("weights/none");
 }
 
 Test(program, full_disk_leaves_nothing_half_written) {

@@ -1,19 +1,19 @@
-"""Whole steps at real size, refsae beside PyTorch (eager, float32, as the released code runs).
+"""Products, SAEs, a training step and an analysed example at real size, refsae beside PyTorch (eager, float32).
 
-A random Gemma-2-2B (BF16; --layers fewer than 26, which leaves the ratio nearly as it is) and a random
-CLIP ViT-L/14 are written into --dir. Then, in turn, --rounds times: one adapter step of refsae (CLIP,
-forward, backward, AdamW; timing.csv's last step of three) and the same step here, on one example of 256
-image tokens and about as many text tokens. Prints each pair, the medians and their ratio, and the
-processor. Both use --threads threads.
+Writes into --dir, unless it is there, a random Gemma-2-2B (BF16; --layers fewer than 26, which leaves the ratios
+nearly as they are), a random CLIP ViT-L/14, and for each layer a random SAE of 16,384 features of which some 1,000 are
+active. Then, in turn, --rounds times: `refsae bench`, the same products, encoding and decoding here, `refsae bench
+--llm`, the same step (CLIP, forward, backward, AdamW) and the same example (four passes, every layer's SAE on each
+group of rows) here. Prints a table of medians, for the README, and the processor. Both use --threads threads.
 
-Written for torch 2.13.0, transformers 5.23.0.
+--write ends before anything is measured (`make bench-full`). Written for torch 2.13.0, transformers 5.23.0.
 
     python3 tests/reference/bench_torch.py --dir DIR [--program ./refsae] [--layers 26] [--threads 2]
 """
 import argparse
-import csv
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -21,65 +21,147 @@ import time
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import compare_full_size as full_size
 import train_adapter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOKENIZER = os.path.join(HERE, "../../weights/gemma2/tokenizer.json")
-WORDS = 235  # with the chat's own tokens 256 after <bos> and the image
+D_SAE, THRESHOLD = 16384, 1.55  # of numbers that are nearly standard normal 6 % are above
+ANSWER = "a red circle " * 160  # as `refsae bench --llm` has it
+QUESTION = {"from": "human", "value": "<image>\nWhat is it?"}
 
 
 def write_world(folder, layers):
-    """Checkpoints, one picture, and conversations about it."""
+    """Checkpoints, SAEs and one picture: their paths."""
+    llm, vision, saes = (os.path.join(folder, name) for name in (f"gemma2-{layers}", "clip", f"saes-{layers}"))
     gemma = dict(full_size.GEMMA2, num_hidden_layers=layers)
-    for name, config, dtype in ((f"gemma2-{layers}", gemma, torch.bfloat16),
-                                ("clip", full_size.CLIP, torch.float32)):
-        directory = os.path.join(folder, name)
-        if not os.path.exists(os.path.join(directory, "config.json")):
+    for directory, config, dtype in ((llm, gemma, torch.bfloat16), (vision, full_size.CLIP, torch.float32)):
+        if not os.path.exists(os.path.join(directory, "tokenizer.json")):
             full_size.build(directory, config, dtype)
             full_size.write_json(directory, "config.json", config)
             shutil.copy(TOKENIZER, directory)
+    if not os.path.exists(saes):
+        d = gemma["hidden_size"]
+        w_dec = torch.randn(D_SAE, d, generator=torch.Generator().manual_seed(475)) / d**0.5
+        tensors = {"W_enc": w_dec.T.contiguous(), "W_dec": w_dec, "b_enc": torch.zeros(D_SAE), "b_dec": torch.zeros(d),
+                   "threshold": torch.full((D_SAE,), THRESHOLD)}
+        for layer in range(layers):
+            directory = os.path.join(saes, f"layer_{layer}")
+            os.makedirs(directory)
+            save_file(tensors, os.path.join(directory, "sae_weights.safetensors"))
+            full_size.write_json(directory, "cfg.json", {
+                "architecture": "jumprelu", "d_in": d, "d_sae": D_SAE, "apply_b_dec_to_input": False,
+                "normalize_activations": "constant_norm_rescale", "reshape_activations": "none",
+                "metadata": {"sae_lens_version": "6.5.0", "hook_name": f"blocks.{layer}.hook_resid_post"}})
     y, x = torch.meshgrid(torch.arange(300), torch.arange(411), indexing="ij")
     pixels = torch.stack([x, y, x * y // 97], -1) % 256
     Image.fromarray(pixels.to(torch.uint8).numpy()).save(os.path.join(folder, "picture.png"))
-    row = {"id": "0", "image": "picture.png", "conversations": [
-        {"from": "human", "value": "<image>\nwhat is it?"},
-        {"from": "gpt", "value": " ".join(["a", "red", "circle"][i % 3] for i in range(WORDS))}]}
-    with open(os.path.join(folder, "data.json"), "w", encoding="utf-8") as file:
-        json.dump([row] * 3, file)
-    return os.path.join(folder, f"gemma2-{layers}"), os.path.join(folder, "clip"), row
+    return llm, vision, saes
 
 
-def refsae_step(program, llm, vision, folder, threads):
-    """Seconds of the third step; the first two touch fresh pages of the mapped weights."""
-    out = os.path.join(folder, "out")
-    shutil.rmtree(out, ignore_errors=True)
-    subprocess.run([program, "train", "--llm", llm, "--vision", vision, "--images", folder, "--data",
-                    os.path.join(folder, "data.json"), "--batch", "1", "--accumulate", "1", "--steps",
-                    "3", "--tokens", "512", "--threads", str(threads), "--quiet", "--out", out],
-                   check=True, stdout=subprocess.DEVNULL)
-    with open(os.path.join(out, "timing.csv"), encoding="utf-8") as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])
+def refsae(program, threads, *arguments):
+    command = [program, "bench", "--json", "--quiet", "--threads", str(threads), *arguments]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-class TorchStep:
-    def __init__(self, llm, vision, folder, row):
-        self.model, tokenizer, self.tower, self.processor = train_adapter.load(llm, vision)
-        self.example = train_adapter.tokenize_example(tokenizer, row, 512)
-        self.folder, self.name = folder, row["image"]
+def seconds_of(work, best=10):
+    """The fastest of ten, as `refsae bench` counts."""
+    taken = []
+    for _ in range(best):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def kernel_pairs(kernels, threads):
+    """{name: (seconds of refsae, of PyTorch)} of its products and of an SAE's decoding (dense here)."""
+    pairs = {}
+    for kernel in kernels:
+        shape = re.search(r"(\d+)x(\d+) by (\d+)x\d+, (\w+), \[(\w+), ", kernel["name"])
+        sparse = re.search(r"decoding, (\d+) rows of (\d+)", kernel["name"])
+        if kernel["threads"] != threads or not (shape or sparse):
+            continue
+        if shape:
+            rows, inputs, outputs = (int(n) for n in shape.groups()[:3])
+            operations = 2 * rows * inputs * outputs
+            w = torch.rand(outputs, inputs) if shape[5] == "out" else torch.rand(inputs, outputs).T
+        else:
+            rows, inputs, outputs = int(sparse[1]), D_SAE, full_size.GEMMA2["hidden_size"]
+            operations = 2 * rows * int(sparse[2]) * outputs
+            w = torch.rand(inputs, outputs).T
+        x = torch.rand(rows, inputs)
+        pairs[kernel["name"]] = operations / kernel["best"] / 1e9, seconds_of(lambda: torch.nn.functional.linear(x, w))
+    return pairs
+
+
+class TorchMapping:
+    """What `refsae bench --llm` runs as train and analyze."""
+
+    def __init__(self, llm, vision, saes, folder):
+        self.model, self.tokenizer, self.tower, self.processor = train_adapter.load(llm, vision)
+        self.folder = folder
         self.adapter = torch.nn.Linear(self.tower.config.hidden_size, self.model.config.hidden_size)
         self.optimizer = torch.optim.AdamW(self.adapter.parameters(), lr=1e-3)
+        row = {"conversations": [QUESTION, {"from": "gpt", "value": ANSWER}]}
+        self.example = train_adapter.tokenize_example(self.tokenizer, row, 512)
+        self.prompt = self.ids_of(QUESTION["value"])
+        self.control = self.ids_of(QUESTION["value"].replace(
+            "<image>", f"Consider the following information: {ANSWER} "))
+        self.saes = [{k: v for k, v in full_size.load_file(
+            os.path.join(saes, f"layer_{layer}", "sae_weights.safetensors")).items() if k.startswith("W_")}
+            for layer in range(self.model.config.num_hidden_layers)]
+        with torch.no_grad():
+            self.features = self.image()
+        self.step()
+        self.analyze()
 
-    def run(self):
-        start = time.perf_counter()
-        features = train_adapter.image_features(self.tower, self.processor, self.folder, [self.name])
-        image = self.adapter(features[self.name])
-        loss = train_adapter.batch_loss(self.model, [self.example], [image])
+    def ids_of(self, text):
+        """A prompt that ends where the answer is to begin."""
+        document = train_adapter.render([("user", text)])[0] + "<start_of_turn>model\n"
+        return [self.tokenizer.bos_token_id] + self.tokenizer(document, add_special_tokens=False)["input_ids"]
+
+    def image(self):
+        features = train_adapter.image_features(self.tower, self.processor, self.folder, ["picture.png"])
+        return self.adapter(features["picture.png"])
+
+    def step(self):
+        loss = train_adapter.batch_loss(self.model, [self.example], [self.image()])
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return time.perf_counter() - start
+
+    def measure(self, layer, x):
+        """The layer's SAE on rows of the stream: encoded, decoded, compared."""
+        z = (x * (x.shape[1]**0.5 / x.norm(dim=1, keepdim=True))) @ self.saes[layer]["W_enc"]
+        f = z * (z > THRESHOLD)
+        y = f @ self.saes[layer]["W_dec"] * (x.norm(dim=1, keepdim=True) / x.shape[1]**0.5)
+        return (torch.nn.functional.mse_loss(y, x), (f != 0).sum() / len(x), (f > 0).any(0),
+                torch.nn.functional.cosine_similarity(x, y).mean())
+
+    def forward(self, rows, begins):
+        """One pass; the groups of rows begin at `begins`."""
+        ends = begins[1:] + [len(rows)]
+        hooks = [layer.register_forward_hook(
+            lambda _, __, out, i=i: [self.measure(i, (out[0] if isinstance(out, tuple) else out)[0, a:b])
+                                     for a, b in zip(begins, ends)] and None)
+                 for i, layer in enumerate(self.model.model.layers)]
+        self.model.model(inputs_embeds=rows[None])
+        for hook in hooks:
+            hook.remove()
+
+    def analyze(self):
+        with torch.no_grad():
+            image = self.features
+            for variant in (image, image[torch.randperm(len(image))], torch.randn_like(image)):
+                self.forward(train_adapter.sequence(self.model, self.prompt, variant), [1, 1 + len(image)])
+            self.forward(self.model.get_input_embeddings()(torch.tensor(self.control)), [1])
+
+
+def stage(found, what):
+    return next(s for s in found["stages"] if s["stage"] == what)
 
 
 def processor_name():
@@ -96,20 +178,38 @@ def main():
     parser.add_argument("--layers", type=int, default=26)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="write the checkpoints and end")
+    parser.add_argument("--kernels", choices=("yes", "no", "only"), default="yes",
+                        help="products and an SAE's decoding, too or alone")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.makedirs(args.dir, exist_ok=True)
-    llm, vision, row = write_world(args.dir, args.layers)
-    step = TorchStep(llm, vision, args.dir, row)
-    step.run()
-    print(f"{processor_name()}; {args.layers} layers, {args.threads} threads, "
-          f"{256 + len(step.example[0])} rows")
-    pairs = []
+    if args.kernels != "only":
+        llm, vision, saes = write_world(args.dir, args.layers)
+    if args.write:
+        return
+    if args.kernels != "only":
+        torch_side = TorchMapping(llm, vision, saes, args.dir)
+    pairs = {}
     for _ in range(args.rounds):
-        pairs.append((refsae_step(args.program, llm, vision, args.dir, args.threads), step.run()))
-        print("refsae %.2f s, PyTorch %.2f s" % pairs[-1], flush=True)
-    ours, theirs = (statistics.median(side) for side in zip(*pairs))
-    print(f"medians: refsae {ours:.2f} s, PyTorch {theirs:.2f} s: {theirs / ours:.2f} times as fast")
+        one = {}
+        if args.kernels != "no":
+            one = kernel_pairs(refsae(args.program, args.threads)["kernels"], args.threads)
+        if args.kernels != "only":
+            found = refsae(args.program, args.threads, "--llm", llm, "--vision", vision, "--saes", saes)
+            one["a training step"] = stage(found, "training")["seconds"], seconds_of(torch_side.step, 1)
+            one["an analysed example"] = stage(found, "measuring")["seconds"], seconds_of(torch_side.analyze, 1)
+        for name, pair in one.items():
+            pairs.setdefault(name, []).append(pair)
+            if name.startswith("a"):
+                print("%s: refsae %.2f s, PyTorch %.2f s" % (name, *pair), flush=True)
+    print(f"\n{processor_name()}; {args.threads} threads, {args.layers} layers, PyTorch {torch.__version__} (f32, "
+          f"eager), medians of {args.rounds}\n\n| what | refsae | PyTorch | ratio |\n|---|---|---|---|")
+    for name, rounds in pairs.items():
+        ours, theirs = (statistics.median(side) for side in zip(*rounds))
+        ratio = statistics.median(b / a for a, b in rounds)
+        form = (lambda s: f"{s:.2f} s") if ours > 1 else lambda s: f"{1e3 * s:.1f} ms"
+        print(f"| {name} | {form(ours)} | {form(theirs)} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":
