@@ -39,7 +39,7 @@ static void render_bytes(Rendered *out, const char *bytes, size_t length) {
 }
 
 /* Gemma's chat form, contents as they stand. */
-static Rendered render_turns(const Turn *turns, size_t count, ImageText image_text, Arena *arena) {
+static Rendered render_turns(const Turn *turns, size_t count, int image_text, Arena *arena) {
     static const char user[] = "<start_of_turn>user\n", model[] = "<start_of_turn>model\n",
                       end[] = "<end_of_turn>\n";
     size_t size = sizeof model;
@@ -256,7 +256,7 @@ void train_gradient(TrainRun *t, size_t e) {
 /* Linear warm-up over w = floor(ratio S) of S steps, then half a cosine from lr to min:
  *   lr_s = lr (s + 1) / w                                          for s < w
  *   lr_s = min + (lr - min) (1 + cos pi (s - w + 1) / (S - w)) / 2   from there on */
-double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps) {
+double train_lr(const VlmOptions *options, uint64_t s, uint64_t steps) {
     double w = floor(options->warmup * (double)steps);
     if ((double)s < w) {
         return options->lr * ((double)s + 1.0) / w;
@@ -374,12 +374,13 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
         best = logits[i] > logits[best] ? i : best;
     }
     int32_t id = (int32_t)best;
-    if (!(sampling->temperature > 0) || !isfinite(logits[best])) {
+    float temperature = (float)sampling->temperature;
+    if (!(temperature > 0) || !isfinite(logits[best])) {
         return id;
     }
     Ranked *ranked = arena_alloc(arena, n, sizeof *ranked);
     for (size_t i = 0; i < n; i++) {
-        ranked[i] = (Ranked){logits[i] / sampling->temperature, (int32_t)i};
+        ranked[i] = (Ranked){logits[i] / temperature, (int32_t)i};
     }
     bool chosen = (sampling->top_k > 0 && sampling->top_k < n) || sampling->top_p < 1;
     if (chosen) {
@@ -391,13 +392,13 @@ int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampli
         }
     }
     if (sampling->top_p < 1) {
-        n = top_p_count(ranked, n, sampling->top_p);
+        n = top_p_count(ranked, n, (float)sampling->top_p);
     }
     if (chosen) {
         qsort(ranked, n, sizeof *ranked, by_id);
     }
 
-    float top = logits[best] / sampling->temperature;
+    float top = logits[best] / temperature;
     double total = 0, sum = 0;
     for (size_t i = 0; i < n; i++) {
         total += (double)exp_f32(ranked[i].logit - top);

@@ -13,6 +13,50 @@
 #include "tokenizer.h"
 #include "vit.h"
 
+/* ---- options: what the commands are told about; a name means the same in all of them ---- */
+
+typedef enum ImageText { /* the literal <image> in what the model reads */
+    IMAGE_TEXT_KEEP,
+    IMAGE_TEXT_DROP
+} ImageText;
+
+typedef struct Sampling {
+    double temperature; /* 0: greedy (lowest id among equals) */
+    size_t top_k;       /* 0: off */
+    double top_p;       /* 1: off */
+} Sampling;
+
+typedef struct VlmOptions {
+    const char *llm, *vision, *adapter, *saes, *data, *images, *questions, *out;
+    int image_text; /* ImageText */
+    bool strict;    /* what cannot be used ends the run, and is not left out */
+    uint64_t seed;
+    Shard *shard; /* NULL: the whole run */
+    /* train */
+    const char *init;
+    bool resume;
+    int shuffle, softcap; /* 1: yes, model; 0: no, off */
+    double lr, min_lr, warmup;
+    size_t batch, accumulate, epochs, steps, tokens, save_every;
+    /* a prompt: one of ids, text, prompt with llm */
+    const char *ids, *text, *prompt, *image;
+    int bos; /* 1 yes, 0 no, -1 what the tokenizer's post-processor adds */
+    bool chat;
+    size_t max_new_tokens;
+    Sampling sampling;
+    bool permute_images; /* eval's control: every image row comes from another question's image */
+    /* analyze */
+    const char *layers;          /* "0,4-9"; NULL: every layer that has an SAE */
+    const char *descriptions;    /* NULL: features are reported by number */
+    const char *judge;           /* "lexical", or a file of verdicts */
+    const char *write_questions; /* a file for what a judge is to decide; NULL: none */
+    size_t examples, judge_examples, loss_examples;
+    size_t features; /* reported of an example, layer and group */
+    double max_frequency, max_density, converge;
+    bool canonical;
+    SaeOptions sae;
+} VlmOptions;
+
 /* ---- the adapter (struct Adapter: data.h) and the models around it ---- */
 
 /* The bias stands behind the weight. */
@@ -23,11 +67,6 @@ void adapter_init(Adapter *adapter, uint64_t seed);
 void adapter_forward(const Compute *compute, const Adapter *adapter, const float *x, float *y,
                      size_t rows);
 
-typedef enum ImageText { /* the literal <image> in what the model reads */
-    IMAGE_TEXT_KEEP,
-    IMAGE_TEXT_DROP
-} ImageText;
-
 typedef struct Vlm { /* opened by run_mapping.c */
     const Compute *compute;
     Llm llm;
@@ -37,7 +76,7 @@ typedef struct Vlm { /* opened by run_mapping.c */
     Adapter adapter;
     VitRun *vit_run;
     float *features; /* [n_patches, d_vit]: the tower's of one image */
-    ImageText image_text;
+    int image_text;  /* ImageText */
 } Vlm;
 
 /* ---- sequences: [bos] [n_image rows of the adapter, id -1] [text] ---- */
@@ -76,23 +115,13 @@ Hooks image_hooks(ImageHook *hook);
 
 /* ---- training ---- */
 
-typedef struct TrainOptions {
-    const char *llm, *vision, *data, *images, *out, *init;
-    bool resume, shuffle, strict, softcap;
-    ImageText image_text;
-    double lr, min_lr, warmup;
-    size_t batch, accumulate, epochs, steps, tokens, save_every;
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
-} TrainOptions;
-
 typedef struct TrainLoss { /* of an example, and the tokens that it predicts */
     double loss;
     uint64_t tokens;
 } TrainLoss;
 
 typedef struct TrainRun { /* what a step computes with */
-    const TrainOptions *options;
+    const VlmOptions *options;
     Vlm *vlm;
     size_t micro;            /* examples at once */
     Adapter grad, m, v;      /* gradient and AdamW's moments, shaped like the adapter */
@@ -125,21 +154,15 @@ void train_add(TrainRun *t);
 /* AdamW's step (from 1) with the mean gradient of `count` examples. */
 void train_update(TrainRun *t, size_t count, double lr, uint64_t step);
 /* The rate of step s (from 0) of `steps`. */
-double train_lr(const TrainOptions *options, uint64_t s, uint64_t steps);
+double train_lr(const VlmOptions *options, uint64_t s, uint64_t steps);
 
 typedef struct TrainResult {
-    const TrainOptions *options;
+    const VlmOptions *options;
     const double *loss; /* [steps] */
     size_t steps;
 } TrainResult;
 
 /* ---- generation and visual questions ---- */
-
-typedef struct Sampling {
-    float temperature; /* 0: greedy (lowest id among equals) */
-    size_t top_k;      /* 0: off */
-    float top_p;       /* 1: off */
-} Sampling;
 
 /* Temperature, then top-k, then top-p, as transformers' logits warpers; the tokens' probabilities
  * are added in ascending order of ids until they pass one uniform. arena: room for d_vocab pairs,
@@ -147,40 +170,7 @@ typedef struct Sampling {
 int32_t token_sample(const float *logits, size_t d_vocab, const Sampling *sampling, Random *random,
                      Arena *arena);
 
-typedef struct GenerateOptions {
-    size_t max_new_tokens;
-    Sampling sampling;
-    uint64_t seed;
-    bool stop_at_end_of_turn;
-} GenerateOptions;
-
-typedef struct EvalOptions {
-    const char *llm, *vision, *adapter, *questions, *images, *out;
-    GenerateOptions generate;
-    bool permute; /* control: every image row comes from another question's image */
-    bool strict;
-    ImageText image_text;
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
-} EvalOptions;
-
 /* ---- the layer analysis: SAEs of the language model on groups of positions ---- */
-
-typedef struct AnalyzeOptions {
-    const char *llm, *vision, *adapter, *saes, *data, *images, *out;
-    const char *layers;          /* "0,4-9"; NULL: every layer that has an SAE */
-    const char *descriptions;    /* NULL: features are reported by number */
-    const char *judge;           /* "lexical", or a file of verdicts */
-    const char *write_questions; /* a file for what a judge is to decide; NULL: none */
-    size_t examples, judge_examples, loss_examples;
-    size_t features; /* reported of an example, layer and group */
-    double max_frequency, max_density, converge;
-    bool canonical, strict;
-    ImageText image_text;
-    SaeOptions sae;
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
-} AnalyzeOptions;
 
 typedef enum Group {
     GROUP_IMG,     /* rows 1 .. P of a prompt with its image */
@@ -225,7 +215,7 @@ typedef struct LayerResult {
 } LayerResult;
 
 typedef struct AnalyzeResult {
-    const AnalyzeOptions *options;
+    const VlmOptions *options;
     const Console *console;
     LayerResult *layers;
     size_t n_layers, examples;

@@ -226,7 +226,7 @@ static const char **hook_names(Arena *arena, const HookModel models[2], const Du
             }
         }
     }
-    if (o->prompt.image != NULL) {
+    if (o->vlm.image != NULL) {
         names[count] = image_rgb;
     }
     return names;
@@ -319,7 +319,7 @@ static void dump_passes(const Vlm *vlm, const Sequence *sequence, const float *i
 /* The tower where there is an image, then the language model if one is given. */
 static void dump_models(Collector *c, const Compute *compute, const DumpOptions *o) {
     Vlm vlm;
-    const Prompt *p = &o->prompt;
+    const VlmOptions *p = &o->vlm;
     Arena *arena = arena_new();
     Hooks hooks = {collector_call, collector_wants, c};
     Sequence sequence = {0};
@@ -328,7 +328,7 @@ static void dump_models(Collector *c, const Compute *compute, const DumpOptions 
         prompt_open(&vlm, arena, compute, p);
         sequence = prompt_sequence(&vlm, p, arena);
     } else {
-        vlm_open(&vlm, arena, compute, &(VlmPaths){.vision = p->vision});
+        vlm_open(&vlm, arena, compute, p);
     }
     const HookModel models[2] = {vit_points(&vlm.vit.config), llm_points(&vlm.llm.config)};
     check_globs(c, models, o);
@@ -394,20 +394,20 @@ static const float *value_bias(const Sae *sae, const DumpOptions *o, const Conso
     if (folded != SAE_CENTRE_YES || !sae->hook_known || sae->hook != HOOK_Z) {
         return NULL;
     }
-    if (o->prompt.llm == NULL) {
+    if (o->vlm.llm == NULL) {
         console_line(console,
                      "%s: trained under fold_value_biases; --input is read as z - b_V (--llm DIR "
                      "subtracts b_V)",
                      sae->path);
         return NULL;
     }
-    llm_open(&llm, arena, o->prompt.llm);
+    llm_open(&llm, arena, o->vlm.llm);
     const LlmConfig *m = &llm.config;
     if (sae->layer < 0 || (size_t)sae->layer >= m->n_layers ||
         sae->d_in != m->n_heads * m->d_head) {
         fail(STATUS_INPUT,
              "%s: an SAE of layer %d with d_in %zu does not fit %s: %zu layers, z of %zu",
-             sae->path, sae->layer, sae->d_in, o->prompt.llm, m->n_layers, m->n_heads * m->d_head);
+             sae->path, sae->layer, sae->d_in, o->vlm.llm, m->n_layers, m->n_heads * m->d_head);
     }
     float *b_v = arena_alloc(arena, sae->d_in, sizeof *b_v);
     llm_value_bias(&llm, (size_t)sae->layer, b_v);
@@ -422,7 +422,7 @@ static void dump_sae(Collector *c, const Compute *compute, const DumpOptions *o,
         fail(STATUS_INPUT, "dump --sae needs --input FILE.safetensors");
     }
     Arena *arena = arena_new();
-    sae_open(&sae, arena, o->sae, &o->sae_options);
+    sae_open(&sae, arena, o->sae, &o->vlm.sae);
     tensors_open(&store, arena, o->input);
     const Tensor *input = sae_input(&store, o, &sae);
     const float *b_v = value_bias(&sae, o, console, arena);
@@ -449,12 +449,12 @@ void dump_run(const Compute *compute, const DumpOptions *o, const Console *conso
         dump_sae(&c, compute, o, console);
     } else {
         c.globs = glob_list(arena, o->hooks);
-        if (o->prompt.image != NULL) {
-            dump_image(&c, o->prompt.image);
+        if (o->vlm.image != NULL) {
+            dump_image(&c, o->vlm.image);
         }
-        if (o->prompt.llm != NULL || (o->prompt.image != NULL && o->prompt.vision != NULL)) {
+        if (o->vlm.llm != NULL || (o->vlm.image != NULL && o->vlm.vision != NULL)) {
             dump_models(&c, compute, o);
-        } else if (o->prompt.image != NULL) {
+        } else if (o->vlm.image != NULL) {
             check_globs(&c, (const HookModel[2]){{0}}, o);
         } else {
             fail(STATUS_INPUT, "dump needs --llm, --image or --sae");

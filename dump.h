@@ -5,12 +5,11 @@
 #include "run_mapping.h"
 
 typedef struct DumpOptions {
-    Prompt prompt;
+    VlmOptions vlm;
     const char *sae, *input, *tensor;
     const char *hooks; /* globs, separated by commas outside of braces */
     const char *grad;  /* "A" or "A,B": token ids of the metric logits[T-1, A] - logits[T-1, B] */
-    const char *out, *trace; /* NULL: not written */
-    SaeOptions sae_options;
+    const char *out, *trace;     /* NULL: not written */
     SaeCentre fold_value_biases; /* of a hook_z SAE whose file does not say */
 } DumpOptions;
 

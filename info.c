@@ -135,7 +135,7 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
                     .attention_hooks = true};
     size_t longest =
         TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
-    TrainOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
+    VlmOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
     Vlm vlm = {.compute = compute,
                .llm = llm,
                .vit = {.config = {.n_patches = IMAGE_ROWS, .d_model = 1024}}};

@@ -12,6 +12,7 @@
 #include "zip.h"
 
 #include <errno.h>
+#include <float.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,91 +20,291 @@
 
 /* ---- options ---- */
 
+typedef struct Command Command;
+
+enum {
+    OPTIONS_MAX = 128
+};
+
+typedef struct Arguments {
+    const Command *command;
+    const char *values[OPTIONS_MAX]; /* by place in the table of options; NULL: not set */
+    char **positional;
+    int n_positional;
+    Compute compute;
+    Console console;
+    VlmOptions vlm; /* those that several commands have are here */
+    SageOptions sage;
+    DumpOptions dump;
+    DiffOptions diff;
+    TokenizeOptions tokenize;
+    const char *title, *compare;
+    size_t rows;
+} Arguments;
+
+struct Command {
+    const char *name, *form, *summary;
+    const char *options;                /* their names, in brackets those that may be left out */
+    int min_positional, max_positional; /* -1: any number */
+    void (*run)(Arguments *arguments);
+};
+
+/* Its argument's name tells what a value is: N a size_t, X and RATIO a double, words in lower case
+ * (yes|no) an int, which of them, everything else a text; without argument a bool. */
 typedef struct Option {
     const char *name;     /* without the dashes */
     const char *argument; /* its value's name in the help; NULL: a flag */
     const char *fallback; /* NULL: not set */
     const char *help;
+    size_t place; /* in Arguments; NOWHERE: read by its name */
 } Option;
 
-enum {
-    OPTIONS_MAX = 48
-};
+#define AT(field) offsetof(Arguments, field)
+#define NOWHERE SIZE_MAX
 
-typedef struct Command Command;
-
-typedef struct Arguments {
-    const Command *command;
-    const char *values[OPTIONS_MAX]; /* by place, as option_at counts */
-    char **positional;
-    int n_positional;
-    Shard *shard; /* NULL: the whole run */
-} Arguments;
-
-struct Command {
-    const char *name, *form, *summary;
-    const Option *options;
-    size_t n_options;
-    int min_positional, max_positional; /* -1: any number */
-    void (*run)(Arguments *arguments, const Compute *compute, const Console *console);
-};
-
-static const Option common_options[] = {
-    {"threads", "N", "0", "threads; 0: one for each core. Never changes a result"},
-    {"seed", "N", "475", "seed of every random stream"},
+static const Option options[] = {
+    {"llm", "DIR", NULL, "language model, a Hugging Face directory (frozen)", AT(vlm.llm)},
+    {"vision", "DIR", NULL, "CLIP vision tower, a Hugging Face directory (frozen)", AT(vlm.vision)},
+    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)", AT(vlm.adapter)},
+    {"saes", "DIR", NULL,
+     "SAEs, any format, found below DIR: analyze reads those of hook_resid_post, sage those of the "
+     "residual stream and of nodes' own hook points",
+     AT(vlm.saes)},
+    {"data", "FILE.json", NULL, "conversations in LLaVA's form", AT(vlm.data)},
+    {"questions", "FILE.jsonl", NULL,
+     "a line a question: question_id, image, text, answer or answers", AT(vlm.questions)},
+    {"images", "DIR", NULL, "folder of the images", AT(vlm.images)},
+    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
+     "a task that comes with the program, or one's own", AT(sage.task)},
+    {"stage", "pretrain|finetune", "pretrain",
+     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
+     "--init",
+     NOWHERE},
+    {"init", "ADAPTER", NULL, "start from this adapter (safetensors, or PyTorch's .pth)",
+     AT(vlm.init)},
+    {"resume", NULL, NULL, "go on from the checkpoint in --out, if there is one", AT(vlm.resume)},
+    {"lr", "X", NULL, "learning rate after warm-up (preset)", AT(vlm.lr)},
+    {"min-lr", "X", "1e-8", "learning rate at the end", AT(vlm.min_lr)},
+    {"warmup", "RATIO", NULL, "share of the steps with rising rate (preset)", AT(vlm.warmup)},
+    {"batch", "N", NULL, "examples a batch (preset)", AT(vlm.batch)},
+    {"accumulate", "N", "16", "batches a step; the released runs stepped after each batch: 1",
+     AT(vlm.accumulate)},
+    {"epochs", "N", NULL, "passes over the data (preset)", AT(vlm.epochs)},
+    {"steps", "N", "0", "length of the run in steps instead of epochs; 0: by epochs",
+     AT(vlm.steps)},
+    {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)", AT(vlm.tokens)},
+    {"shuffle", "yes|no", "yes", "a new seeded order each epoch", AT(vlm.shuffle)},
+    {"save-every", "N", "100",
+     "steps between checkpoints; 0: only at the end. A shard saves each and resumes by itself",
+     AT(vlm.save_every)},
+    {"softcap", "off|model", "off",
+     "final soft-cap in the training loss; the released code leaves it out", AT(vlm.softcap)},
+    {"examples", "N", "5000", "the first N examples; what cannot be read is left out",
+     AT(vlm.examples)},
+    {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE", AT(vlm.layers)},
+    {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json",
+     AT(vlm.descriptions)},
+    {"features", "N", "3", "features reported of an example, layer and group, the strongest first",
+     AT(vlm.features)},
+    {"judge", "lexical|FILE", "lexical",
+     "who says whether descriptions match; FILE: verdicts, JSON lines", AT(vlm.judge)},
+    {"write-questions", "FILE", NULL, "what to ask a judge outside, as JSON lines",
+     AT(vlm.write_questions)},
+    {"judge-examples", "N", "1000", "of the first N examples those that could be read are judged",
+     AT(vlm.judge_examples)},
+    {"compare", "FILE.csv", NULL,
+     "curves to draw behind one's own, as weights/mapping_published.csv", AT(compare)},
+    {"loss-examples", "N", "4", "examples for the loss recovered", AT(vlm.loss_examples)},
+    {"converge", "X", "1.5", "factor of the convergence layer", AT(vlm.converge)},
+    {"max-frequency", "X", "0.05", "leave out features active in a larger share of the examples",
+     AT(vlm.max_frequency)},
+    {"max-density", "X", "0.005", "leave out features with a larger frac_nonzero",
+     AT(vlm.max_density)},
+    {"train", "N", "500", "training prompts", AT(sage.n[0])},
+    {"test", "N", "200", "test prompts", AT(sage.n[1])},
+    {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them",
+     AT(sage.prompts)},
+    {"cross-sections", "FILE.json", NULL, "test these, as cross_sections.json has them",
+     AT(sage.cross_sections)},
+    {"nodes", "q,k,v,z", "q,k,v,z", "components; also attn_out, mlp_out", AT(sage.nodes)},
+    {"share", "X", "0.5", "walk the nodes until they carry this share of all scores",
+     AT(sage.share)},
+    {"max-nodes", "N", "16", "or number so many", AT(sage.max_nodes)},
+    {"projection", "LIST", "auto",
+     "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever "
+     "is named first",
+     AT(sage.projection)},
+    {"f1", "X[,X...]", "0.8,0.9", "thresholds of interpretability, beside 0, 0.1 .. 1", NOWHERE},
+    {"ids", "2,15,7", NULL, "token ids, as they are", AT(vlm.ids)},
+    {"text", "TEXT", NULL, "text, with what the tokenizer's post-processor adds", AT(vlm.text)},
+    {"prompt", "TEXT", NULL,
+     "prompt; with --image a conversation with the image in it, with --chat also a JSON list of "
+     "{\"role\", \"content\"}",
+     AT(vlm.prompt)},
+    {"chat", NULL, NULL,
+     "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>",
+     AT(vlm.chat)},
+    {"image", "FILE", NULL, "image; with --prompt the one that is asked about", AT(vlm.image)},
+    {"bos", "yes|no", NULL,
+     "<bos> before text that stands alone, whatever the post-processor does; sage: before each "
+     "prompt, else before Gemma's, and others' if an SAE's cfg says prepend_bos",
+     AT(vlm.bos)},
+    {"hooks", "GLOB,...", NULL,
+     "hook points under their TransformerLens names ('refsae hooks' lists them); also image.rgb",
+     AT(dump.hooks)},
+    {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad",
+     AT(dump.grad)},
+    {"sae", "PATH", NULL, "an SAE to run on --input: pre, acts, recon", AT(dump.sae)},
+    {"input", "FILE.safetensors", NULL, "activations for --sae", AT(dump.input)},
+    {"tensor", "NAME", NULL, "which tensor of --input", AT(dump.tensor)},
+    {"fold-value-biases", "yes|no", NULL,
+     "hook_z: was b_V folded away for training; --llm then subtracts it from --input", NOWHERE},
+    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say", AT(vlm.sae.hook)},
+    {"norm-factor", "X", NULL, "factor of expected_average_only_in, where it is not in the file",
+     AT(vlm.sae.norm_factor)},
+    {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained", NOWHERE},
+    {"unit-decoder", NULL, NULL,
+     "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its loader "
+     "does",
+     AT(vlm.sae.unit_decoder)},
+    {"dict-class", "NAME", NULL,
+     "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE",
+     AT(vlm.sae.dict_class)},
+    {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches",
+     AT(vlm.sae.pick)},
+    {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs",
+     AT(vlm.canonical)},
+    {"permute-images", NULL, NULL, "control: every image token comes from another question's image",
+     AT(vlm.permute_images)},
+    {"max-new-tokens", "N", "128", "stop after so many tokens", AT(vlm.max_new_tokens)},
+    {"temperature", "X", "0", "0: greedy", AT(vlm.sampling.temperature)},
+    {"top-k", "N", "0", "draw among the K most probable; 0: all", AT(vlm.sampling.top_k)},
+    {"top-p", "X", "1", "draw among the most probable that together reach P",
+     AT(vlm.sampling.top_p)},
+    {"image-text", "keep|drop", "keep",
+     "the literal <image> in what the model reads, as the released code keeps it",
+     AT(vlm.image_text)},
+    {"ulp", "N", NULL,
+     "units in the last place that two values may be apart (0 without it); with a histogram",
+     NOWHERE},
+    {"atol", "X", "0", "or |a - b| <= atol + rtol |b|", AT(diff.atol)},
+    {"rtol", "X", "0", "see --atol", AT(diff.rtol)},
+    {"bad-only", NULL, NULL, "only lines of tensors that are not as allowed", AT(diff.bad_only)},
+    {"common", NULL, NULL, "only tensors that both files have", AT(diff.common)},
+    {"special", NULL, NULL, "add what the post-processor adds; with --decode: keep special tokens",
+     AT(tokenize.special)},
+    {"jsonl", NULL, NULL,
+     "standard input is a JSON string (--decode: array) a line, so is the output",
+     AT(tokenize.jsonl)},
+    {"decode", NULL, NULL, "ids to text", AT(tokenize.decode)},
+    {"rows", "N", "0", "passes forward and back over 64, 128, 256 and so on up to N rows, too",
+     AT(rows)},
+    {"out", "PATH", NULL,
+     "folder of the results, or (dump, report) their file; 'refsae help' names what they are",
+     AT(vlm.out)},
+    {"trace", "FILE", NULL,
+     "a line for each tensor, in the order of execution: its name, shape and SHA-256; --out may be "
+     "left out",
+     AT(dump.trace)},
+    {"title", "TEXT", "refsae", "the page's title", AT(title)},
+    {"strict", NULL, NULL, "an image or example that cannot be used ends the run", AT(vlm.strict)},
+    {"shard", "I/N", NULL,
+     "do part I of N (from 1) and leave it in --out; refsae merge makes the whole of all N",
+     NOWHERE},
+    {"wait", "SECONDS", "3600", "a shard gives up when another is so much later than itself",
+     NOWHERE},
+    {"threads", "N", "0", "threads; 0: one for each core. Never changes a result", NOWHERE},
+    {"seed", "N", "475", "seed of every random stream", NOWHERE},
     {"unpack", "N", "100",
-     "most bytes that a byte of a file may unpack to (and MiB, if it is small)"},
-    {"quiet", NULL, NULL, "say nothing but errors"},
-    {"json", NULL, NULL, "results on standard output as JSON instead of text"},
+     "most bytes that a byte of a file may unpack to (and MiB, if it is small)", NOWHERE},
+    {"quiet", NULL, NULL, "say nothing but errors", AT(console.quiet)},
+    {"json", NULL, NULL, "results on standard output as JSON instead of text", AT(console.json)},
 };
 
 enum {
-    N_COMMON = sizeof common_options / sizeof *common_options
+    N_OPTIONS = sizeof options / sizeof *options
 };
 
-static const Option *option_at(const Command *command, size_t i) {
-    return i < command->n_options ? &command->options[i] : &common_options[i - command->n_options];
+static const char common[] = "[threads seed unpack quiet json]";
+
+/* Whether it stands in a list; *optional: in its brackets. */
+static bool listed(const char *list, const Option *option, bool *optional) {
+    const char *at = list;
+    size_t length = strlen(option->name);
+    *optional = false;
+    for (size_t n; *at != '\0'; at += n + (at[n] != '\0')) {
+        if (*at == '[') {
+            *optional = true;
+            at++;
+        }
+        n = strcspn(at, " ]");
+        if (n == length && memcmp(at, option->name, n) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
+static bool command_has(const Command *command, size_t i) {
+    bool optional;
+    return listed(command->options, &options[i], &optional) ||
+           listed(common, &options[i], &optional);
+}
+
+/* Its place in the table; -1: the command has none of this name. */
 static int option_find(const Command *command, const char *name, size_t length) {
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        const Option *option = option_at(command, i);
-        if (strlen(option->name) == length && memcmp(option->name, name, length) == 0) {
-            return (int)i;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (strlen(options[i].name) == length && memcmp(options[i].name, name, length) == 0) {
+            return command_has(command, i) ? (int)i : -1;
         }
     }
     return -1;
 }
 
-/* An option and one without which it has nothing to work on, in commands that have both. */
-static const char *const needs[][2] = {
-    {"judge", "descriptions"},
-    {"judge-examples", "descriptions"},
-    {"max-density", "descriptions"},
-    {"write-questions", "descriptions"},
-    {"vision", "image"},
-    {"adapter", "image"},
-    {"chat", "prompt"},
-    {"grad", "llm"},
-    {"input", "sae"},
-    {"tensor", "sae"},
-    {"fold-value-biases", "sae"},
+static const char *get(const Arguments *a, const char *name) {
+    int place = option_find(a->command, name, strlen(name));
+    return place >= 0 ? a->values[place] : NULL;
+}
+
+static const char *need(const Arguments *a, const char *name) {
+    const char *text = get(a, name);
+    if (text == NULL) {
+        fail(STATUS_INPUT, "%s needs --%s (see 'refsae help %s')", a->command->name, name,
+             a->command->name);
+    }
+    return text;
+}
+
+/* An option, and one without which it has nothing to work on or (idle) one that then says what it
+ * would have found; in commands that have both. */
+static const struct Pair {
+    const char *name, *other;
+    bool idle;
+} pairs[] = {
+    {"judge", "descriptions", false},
+    {"judge-examples", "descriptions", false},
+    {"max-density", "descriptions", false},
+    {"write-questions", "descriptions", false},
+    {"vision", "image", false},
+    {"adapter", "image", false},
+    {"chat", "prompt", false},
+    {"grad", "llm", false},
+    {"input", "sae", false},
+    {"tensor", "sae", false},
+    {"fold-value-biases", "sae", false},
+    {"nodes", "cross-sections", true},
+    {"share", "cross-sections", true},
+    {"max-nodes", "cross-sections", true},
 };
 
-/* An option, and one that then says what it would have found. */
-static const char *const idle[][2] = {
-    {"nodes", "cross-sections"}, {"share", "cross-sections"}, {"max-nodes", "cross-sections"}};
-
-/* Each first option with the second missing, or with it there. */
-static void check_pairs(const Arguments *a, const char *const (*pairs)[2], size_t n, bool there) {
-    for (size_t i = 0; i < n; i++) {
-        const char *name = pairs[i][0], *other = pairs[i][1];
-        int place = option_find(a->command, name, strlen(name));
-        int second = option_find(a->command, other, strlen(other));
-        if (place >= 0 && second >= 0 && (a->values[second] != NULL) == there &&
-            a->values[place] != option_at(a->command, (size_t)place)->fallback) {
-            fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", name,
-                 there ? "has no effect beside" : "needs", other, a->command->name);
+static void check_pairs(const Arguments *a) {
+    for (const struct Pair *p = pairs; p < pairs + sizeof pairs / sizeof *pairs; p++) {
+        int place = option_find(a->command, p->name, strlen(p->name));
+        int other = option_find(a->command, p->other, strlen(p->other));
+        if (place >= 0 && other >= 0 && (a->values[other] != NULL) == p->idle &&
+            a->values[place] != options[place].fallback) {
+            fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
+                 p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
         }
     }
 }
@@ -111,20 +312,24 @@ static void check_pairs(const Arguments *a, const char *const (*pairs)[2], size_
 REFSAE_NORETURN static void refuse_option(const Command *command, const char *word, size_t length) {
     Arena *arena = arena_new();
     Nearest nearest = nearest_start(arena, arena_copy(arena, word, length));
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        nearest_add(&nearest, arena_format(arena, "--%s", option_at(command, i)->name));
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(command, i)) {
+            nearest_add(&nearest, arena_format(arena, "--%s", options[i].name));
+        }
     }
     fail(STATUS_INPUT, "%s has no option '%s'%s (see 'refsae help %s')", command->name,
          nearest.text, nearest_hint(&nearest), command->name);
 }
 
-static void arguments_parse(Arguments *a, int argc, char **argv) {
+/* argv: the program, the command and what is said to it. */
+static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
     const Command *command = a->command;
     bool only_positional = false;
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        a->values[i] = option_at(command, i)->fallback;
+    a->positional = arena_alloc(arena, (size_t)argc, sizeof(char *));
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        a->values[i] = command_has(command, i) ? options[i].fallback : NULL;
     }
-    for (int i = 0; i < argc; i++) {
+    for (int i = 2; i < argc; i++) {
         const char *word = argv[i];
         if (only_positional || word[0] != '-' || word[1] == '\0') {
             a->positional[a->n_positional++] = argv[i];
@@ -140,7 +345,7 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
         if (place < 0) {
             refuse_option(command, word, length);
         }
-        const Option *option = option_at(command, (size_t)place);
+        const Option *option = &options[place];
         if (option->argument == NULL && equals != NULL) {
             fail(STATUS_INPUT, "--%s takes no value", option->name);
         }
@@ -159,228 +364,170 @@ static void arguments_parse(Arguments *a, int argc, char **argv) {
     if (a->n_positional < command->min_positional) {
         fail(STATUS_INPUT, "usage: refsae %s", command->form);
     }
-    check_pairs(a, needs, sizeof needs / sizeof *needs, false);
-    check_pairs(a, idle, sizeof idle / sizeof *idle, true);
+    check_pairs(a);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        bool optional;
+        if (listed(command->options, &options[i], &optional) && !optional) {
+            (void)need(a, options[i].name);
+        }
+    }
 }
 
 /* ---- values ---- */
 
-static const char *get(const Arguments *a, const char *name) {
-    int place = option_find(a->command, name, strlen(name));
-    return place >= 0 ? a->values[place] : NULL;
+REFSAE_NORETURN static void bad_value(const char *name, const char *text, const char *expected) {
+    fail(STATUS_INPUT, "--%s %s: expected %s", name, text, expected);
 }
 
-static bool get_flag(const Arguments *a, const char *name) {
-    return get(a, name) != NULL;
-}
+/* What numbers must be, in every command that has them. */
+static const struct {
+    const char *name;
+    double least, most;
+    const char *expected;
+} ranges[] = {
+    {"unpack", 1, DBL_MAX, "at least 1"},
+    {"wait", 0, DBL_MAX, "at least 0"},
+    {"lr", 0, DBL_MAX, "0 or more"},
+    {"min-lr", 0, DBL_MAX, "0 or more"},
+    {"warmup", 0, 1, "a number in [0, 1]"},
+    {"batch", 1, 4096, "a number from 1 to 4096"},
+    {"accumulate", 1, 65536, "a number from 1 to 65536"},
+    {"tokens", 2, 1u << 20, "a number from 2 to 1048576"},
+    {"train", 0, 1u << 20, "at most 1048576 prompts"},
+    {"test", 0, 1u << 20, "at most 1048576 prompts"},
+    {"max-new-tokens", 1, 1u << 24, "a number from 1 to 16777216"},
+    {"temperature", 0, DBL_MAX, "0 or more"},
+    {"top-p", FLT_MIN, 1, "a number in (0, 1]"},
+};
 
-REFSAE_NORETURN static void bad_value(const Arguments *a, const char *name, const char *expected) {
-    fail(STATUS_INPUT, "--%s %s: expected %s", name, get(a, name), expected);
-}
-
-static uint64_t get_whole(Arguments *a, const char *name, uint64_t most) {
-    const char *text = get(a, name);
-    char *end;
-    if (text == NULL) {
-        return 0;
+static void check_range(const char *name, const char *text, double value) {
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        if (strcmp(ranges[i].name, name) == 0 &&
+            !(value >= ranges[i].least && value <= ranges[i].most)) {
+            bad_value(name, text, ranges[i].expected);
+        }
     }
+}
+
+static uint64_t whole_parse(const char *name, const char *text, uint64_t most) {
+    char *end, expected[40];
     errno = 0;
     unsigned long long value = strtoull(text, &end, 10);
     if (text[0] < '0' || text[0] > '9' || *end != '\0') {
-        bad_value(a, name, "a whole number, not negative");
+        bad_value(name, text, "a whole number, not negative");
     }
     if (errno != 0 || value > most) {
-        char expected[40];
         snprintf(expected, sizeof expected, "at most %llu", (unsigned long long)most);
-        bad_value(a, name, expected);
+        bad_value(name, text, expected);
     }
+    check_range(name, text, (double)value);
     return value;
 }
 
-static size_t get_count(Arguments *a, const char *name) {
-    return (size_t)get_whole(a, name, SIZE_MAX);
-}
-
-static uint64_t get_seed(Arguments *a) {
-    return get_whole(a, "seed", UINT64_MAX);
-}
-
-static void set_unpack(Arguments *a) {
-    uint64_t unpack = get_count(a, "unpack");
-    if (unpack < 1) {
-        bad_value(a, "unpack", "at least 1");
-    }
-    inflate_most(unpack);
-}
-
-static double get_double(Arguments *a, const char *name) {
-    const char *text = get(a, name);
+static double number_parse(const char *name, const char *text) {
     char *end;
-    if (text == NULL) {
-        return 0.0;
-    }
     double value = strtod(text, &end);
     if (end == text || *end != '\0' || !(value - value == 0.0)) {
-        bad_value(a, name, "a number");
+        bad_value(name, text, "a number");
     }
+    check_range(name, text, value);
     return value;
 }
 
-/* One of two words; whether it is the first. The option is set or has a fallback. */
-static bool get_first(Arguments *a, const char *name, const char *first, const char *second) {
+/* Which of the words "a|b" it is; of yes and no 1 and 0. */
+static int choice_parse(const char *name, const char *text, const char *words) {
+    int i = 0;
+    for (const char *word = words;; word++, i++) {
+        size_t length = strcspn(word, "|");
+        if (strlen(text) == length && memcmp(text, word, length) == 0) {
+            return strcmp(words, "yes|no") == 0 ? 1 - i : i;
+        }
+        word += length;
+        if (*word == '\0') {
+            bad_value(name, text, words);
+        }
+    }
+}
+
+static void option_store(const Option *option, const char *text, void *place) {
+    const char *argument = option->argument;
+    if (argument == NULL) {
+        *(bool *)place = true;
+    } else if (strcmp(argument, "N") == 0) {
+        *(size_t *)place = (size_t)whole_parse(option->name, text, SIZE_MAX);
+    } else if (strcmp(argument, "X") == 0 || strcmp(argument, "RATIO") == 0) {
+        *(double *)place = number_parse(option->name, text);
+    } else if (strchr(argument, '|') != NULL && strstr(argument, "FILE") == NULL) {
+        *(int *)place = choice_parse(option->name, text, argument);
+    } else {
+        *(const char **)place = text;
+    }
+}
+
+static void options_store(Arguments *a) {
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (a->values[i] != NULL && options[i].place != NOWHERE) {
+            option_store(&options[i], a->values[i], (char *)a + options[i].place);
+        }
+    }
+}
+
+/* yes|no of what a file may say as well. */
+static SaeCentre get_centre(const Arguments *a, const char *name) {
     const char *text = get(a, name);
-    bool is_first = strcmp(text, first) == 0;
-    if (!is_first && strcmp(text, second) != 0) {
-        fail(STATUS_INPUT, "--%s %s: expected %s or %s", name, text, first, second);
-    }
-    return is_first;
-}
-
-static bool get_yes(Arguments *a, const char *name) {
-    return get_first(a, name, "yes", "no");
-}
-
-static int get_bos(Arguments *a) {
-    return get(a, "bos") == NULL ? -1 : (int)get_yes(a, "bos");
-}
-
-static SaeCentre get_centre(Arguments *a, const char *name) {
-    return get(a, name) == NULL ? SAE_CENTRE_UNKNOWN
-           : get_yes(a, name)   ? SAE_CENTRE_YES
-                                : SAE_CENTRE_NO;
-}
-
-static const char *need(Arguments *a, const char *name) {
-    const char *text = get(a, name);
-    if (text == NULL) {
-        fail(STATUS_INPUT, "%s needs --%s (see 'refsae help %s')", a->command->name, name,
-             a->command->name);
-    }
-    return text;
-}
-
-/* Where the command writes: --out, or there the folder of its shard. */
-static const char *need_out(Arguments *a) {
-    const char *out = need(a, "out");
-    return shard_is_part(a->shard) ? a->shard->folder : out;
-}
-
-static ImageText get_image_text(Arguments *a) {
-    return get_first(a, "image-text", "keep", "drop") ? IMAGE_TEXT_KEEP : IMAGE_TEXT_DROP;
-}
-
-static SaeOptions get_sae_options(Arguments *a) {
-    return (SaeOptions){.hook = get(a, "hook"),
-                        .norm_factor = get_double(a, "norm-factor"),
-                        .centre = get_centre(a, "centre"),
-                        .unit_decoder = get_flag(a, "unit-decoder"),
-                        .dict_class = get(a, "dict-class"),
-                        .pick = get(a, "pick")};
-}
-
-#define IMAGE_TEXT_OPTION                                                                          \
-    {"image-text", "keep|drop", "keep",                                                            \
-     "the literal <image> in what the model reads, as the released code keeps it"}
-#define SAE_OPTIONS                                                                                \
-    {"hook", "NAME", NULL, "the SAE's hook point, where the file does not say"},                   \
-        {"norm-factor", "X", NULL,                                                                 \
-         "factor of expected_average_only_in, where it is not in the file"},                       \
-        {"centre", "yes|no", NULL, "was the residual stream centred when the SAE was trained"},    \
-        {"unit-decoder", NULL, NULL,                                                               \
-         "rescale dictionary_learning's AutoEncoder to decoder columns of unit length, as its "    \
-         "loader does"},                                                                           \
-        {"dict-class", "NAME", NULL,                                                               \
-         "class of an ae.pt without config.json: AutoEncoderTopK or BatchTopKSAE"},                \
-        {"pick", "GLOB", NULL, "of several SAEs for one layer, those whose path matches"}
-#define SHARD_OPTION                                                                               \
-    {"shard", "I/N", NULL,                                                                         \
-     "do part I of N (from 1) and leave it in --out; refsae merge makes the whole of all N"}
-#define SAMPLING_OPTIONS                                                                           \
-    {"max-new-tokens", "N", "128", "stop after so many tokens"},                                   \
-        {"temperature", "X", "0", "0: greedy"},                                                    \
-        {"top-k", "N", "0", "draw among the K most probable; 0: all"},                             \
-        {"top-p", "X", "1", "draw among the most probable that together reach P"}
-
-static GenerateOptions get_generate(Arguments *a) {
-    GenerateOptions options = {.max_new_tokens = get_count(a, "max-new-tokens"),
-                               .sampling = {.temperature = (float)get_double(a, "temperature"),
-                                            .top_k = get_count(a, "top-k"),
-                                            .top_p = (float)get_double(a, "top-p")},
-                               .seed = get_seed(a)};
-    if (options.max_new_tokens == 0 || options.max_new_tokens > (1u << 24)) {
-        bad_value(a, "max-new-tokens", "a number from 1 to 16777216");
-    }
-    if (options.sampling.temperature < 0.0f) {
-        bad_value(a, "temperature", "0 or more");
-    }
-    if (!(options.sampling.top_p > 0.0f && options.sampling.top_p <= 1.0f)) {
-        bad_value(a, "top-p", "a number in (0, 1]");
-    }
-    return options;
-}
-
-static Prompt get_prompt(Arguments *a) {
-    return (Prompt){.llm = get(a, "llm"),
-                    .ids = get(a, "ids"),
-                    .text = get(a, "text"),
-                    .prompt = get(a, "prompt"),
-                    .vision = get(a, "vision"),
-                    .image = get(a, "image"),
-                    .adapter = get(a, "adapter"),
-                    .chat = get_flag(a, "chat"),
-                    .bos = get_bos(a),
-                    .image_text = get_image_text(a)};
+    return text == NULL                         ? SAE_CENTRE_UNKNOWN
+           : choice_parse(name, text, "yes|no") ? SAE_CENTRE_YES
+                                                : SAE_CENTRE_NO;
 }
 
 /* ---- shards ---- */
 
 /* A line for each option that a result may depend on, with digests of the files that it names; but
  * images, of which there may be more than a run looks at, by their folder's name alone. */
-static char *shard_settings(Arena *arena, Arguments *a) {
-    static const char free_ones[] = " threads quiet json out shard wait resume write-questions ";
+static char *shard_settings(Arena *arena, const Arguments *a) {
+    static const char free_ones[] = "threads quiet json out shard wait resume write-questions";
     MemoryStream *text = memory_open(arena);
     fprintf(text->stream, "refsae %s %s\n", REFSAE_VERSION, a->command->name);
-    for (size_t i = 0; i < a->command->n_options + N_COMMON; i++) {
-        const Option *option = option_at(a->command, i);
-        const char *name = option->name, *value = a->values[i];
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const Option *option = &options[i];
+        const char *name = option->name, *value = a->values[i], *state = "";
         char hex[65] = "";
-        if (strstr(free_ones, arena_format(arena, " %s ", name)) != NULL) {
+        bool optional;
+        if (!command_has(a->command, i) || listed(free_ones, option, &optional)) {
             continue;
         }
         bool path =
             value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
             (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
              strstr(option->argument, "ADAPTER") != NULL);
-        bool there = path && path_exists(value);
-        if (there) {
+        if (path && path_exists(value)) {
             path_digest(value, hex);
+            state = " of SHA-256 ";
+        } else if (path) {
+            state = " (no such file)";
         }
-        fprintf(text->stream, "--%s %s%s%s\n", name, value != NULL ? value : "(not given)",
-                there  ? " of SHA-256 "
-                : path ? " (no such file)"
-                       : "",
+        fprintf(text->stream, "--%s %s%s%s\n", name, value != NULL ? value : "(not given)", state,
                 hex);
     }
     return memory_text(text);
 }
 
-/* By --shard; the whole run's words are those of the command line without it. */
-static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
+/* By --shard; the whole run's words are those of the command line without it. The shard writes into
+ * its own folder below --out. */
+static void get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
     const char *text = get(a, "shard");
     unsigned index, count;
     int end = 0;
     if (text == NULL) {
-        return NULL;
+        return;
     }
     if (sscanf(text, "%5u/%5u%n", &index, &count, &end) != 2 || text[end] != '\0' || index == 0 ||
         index > count) {
-        bad_value(a, "shard", "I/N, part I of N, from 1");
+        bad_value("shard", text, "I/N, part I of N, from 1");
     }
-    double wait = get_double(a, "wait");
-    if (wait < 0.0) {
-        bad_value(a, "wait", "at least 0");
-    }
-    Shard *shard = shard_open(arena, need_out(a), index, count);
+    const char *wait = get(a, "wait");
+    double seconds = wait != NULL ? number_parse("wait", wait) : 0.0;
+    Shard *shard = a->vlm.shard = shard_open(arena, get(a, "out"), index, count);
     MemoryStream *words = memory_open(arena);
     for (int i = 0; i < argc; i++) {
         if (strcmp(argv[i], "--shard") == 0) {
@@ -392,227 +539,86 @@ static Shard *get_shard(Arguments *a, Arena *arena, int argc, char **argv) {
     shard->command = memory_text(words);
     shard->command_size = words->length;
     shard->settings = shard_settings(arena, a);
-    shard->wait = wait;
-    return shard;
+    shard->wait = seconds;
+    a->values[option_find(a->command, "out", 3)] = shard->folder;
 }
 
-static void shard_start(const Arguments *a) {
-    if (shard_is_part(a->shard)) {
-        shard_write(a->shard, "journal");
-    } else if (shard_is_merge(a->shard)) {
-        shard_read(a->shard, "journal");
-        shard_inputs(a->shard);
+/* A part says that it is done: false; else the results are to be written. */
+static bool shard_done(const Arguments *a) {
+    Shard *shard = a->vlm.shard;
+    if (!shard_is_part(shard)) {
+        return true;
     }
+    console_line(&a->console, "shard %zu of %zu is done; after all of them: refsae merge %s",
+                 shard->index, shard->count, shard->out);
+    return false;
 }
 
-static void shard_tell(const Arguments *a, const Console *console) {
-    if (shard_is_part(a->shard)) {
-        shard_inputs(a->shard);
-        console_line(console, "shard %zu of %zu is done; after all of them: refsae merge %s",
-                     a->shard->index, a->shard->count, a->shard->out);
-    }
-}
-
-/* ---- train ---- */
-
-static const Option train_options[] = {
-    {"llm", "DIR", NULL, "language model, a Hugging Face directory (frozen)"},
-    {"vision", "DIR", NULL, "CLIP vision tower, a Hugging Face directory (frozen)"},
-    {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
-    {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL,
-     "adapter.safetensors, checkpoint.safetensors, train.csv, timing.csv, loss.svg, manifest.json"},
-    {"stage", "pretrain|finetune", "pretrain",
-     "preset: lr 1e-3, warm-up 0.03, batch 8, 512 tokens, 1 epoch; or 2e-5, 0, 4, 1024, 3 from "
-     "--init"},
-    {"init", "ADAPTER", NULL, "start from this adapter (safetensors, or PyTorch's .pth)"},
-    {"resume", NULL, NULL, "go on from the checkpoint in --out, if there is one"},
-    {"lr", "X", NULL, "learning rate after warm-up (preset)"},
-    {"min-lr", "X", "1e-8", "learning rate at the end"},
-    {"warmup", "RATIO", NULL, "share of the steps with rising rate (preset)"},
-    {"batch", "N", NULL, "examples a batch (preset)"},
-    {"accumulate", "N", "16", "batches a step; the released runs stepped after each batch: 1"},
-    {"epochs", "N", NULL, "passes over the data (preset)"},
-    {"steps", "N", "0", "length of the run in steps instead of epochs; 0: by epochs"},
-    {"tokens", "N", NULL, "text tokens of an example, <bos> counted (preset)"},
-    {"shuffle", "yes|no", "yes", "a new seeded order each epoch"},
-    {"save-every", "N", "100",
-     "steps between checkpoints; 0: only at the end. A shard saves each and resumes by itself"},
-    {"softcap", "off|model", "off",
-     "final soft-cap in the training loss; the released code leaves it out"},
-    {"strict", NULL, NULL, "an image that cannot be read ends the run"},
-    {"wait", "SECONDS", "3600", "a shard gives up when another is so much later than itself"},
-    SHARD_OPTION,
-    IMAGE_TEXT_OPTION,
-};
-
-/* Where the option is not given. */
-static void set_preset(Arguments *a, const char *name, const char *value) {
-    const char **at = &a->values[option_find(a->command, name, strlen(name))];
-    *at = *at != NULL ? *at : value;
-}
+/* ---- commands ---- */
 
 /* Every shard has come to the same end, from which the whole run goes on. */
-static void merge_train(const Arguments *a) {
-    shard_start(a);
-    shard_end(a->shard);
-    shard_copy(a->shard, "checkpoint.safetensors", true);
-    shard_copy(a->shard, "timing.csv", false);
+static void merge_train(Shard *shard) {
+    shard_start(shard);
+    shard_end(shard);
+    shard_copy(shard, "checkpoint.safetensors", true);
+    shard_copy(shard, "timing.csv", false);
 }
 
-static void command_train(Arguments *a, const Compute *compute, const Console *console) {
-    bool pretrain = get_first(a, "stage", "pretrain", "finetune");
-    set_preset(a, "lr", pretrain ? "1e-3" : "2e-5");
-    set_preset(a, "warmup", pretrain ? "0.03" : "0");
-    set_preset(a, "batch", pretrain ? "8" : "4");
-    set_preset(a, "epochs", pretrain ? "1" : "3");
-    set_preset(a, "tokens", pretrain ? "512" : "1024");
-    TrainOptions options = {.llm = need(a, "llm"),
-                            .vision = need(a, "vision"),
-                            .data = need(a, "data"),
-                            .images = need(a, "images"),
-                            .out = need_out(a),
-                            .init = pretrain ? get(a, "init") : need(a, "init"),
-                            .resume = get_flag(a, "resume") || a->shard != NULL,
-                            .shuffle = get_yes(a, "shuffle"),
-                            .strict = get_flag(a, "strict"),
-                            .softcap = !get_first(a, "softcap", "off", "model"),
-                            .image_text = get_image_text(a),
-                            .lr = get_double(a, "lr"),
-                            .min_lr = get_double(a, "min-lr"),
-                            .warmup = get_double(a, "warmup"),
-                            .batch = get_count(a, "batch"),
-                            .accumulate = get_count(a, "accumulate"),
-                            .epochs = get_count(a, "epochs"),
-                            .steps = get_count(a, "steps"),
-                            .tokens = get_count(a, "tokens"),
-                            .save_every = get_count(a, "save-every"),
-                            .seed = get_seed(a),
-                            .shard = shard_is_part(a->shard) ? a->shard : NULL};
+static void command_train(Arguments *a) {
+    static const char *const presets[][3] = {{"lr", "1e-3", "2e-5"},
+                                             {"warmup", "0.03", "0"},
+                                             {"batch", "8", "4"},
+                                             {"epochs", "1", "3"},
+                                             {"tokens", "512", "1024"}};
+    int finetune = choice_parse("stage", get(a, "stage"), "pretrain|finetune");
+    for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
+        int place = option_find(a->command, presets[i][0], strlen(presets[i][0]));
+        a->values[place] = a->values[place] != NULL ? a->values[place] : presets[i][1 + finetune];
+    }
+    if (finetune) {
+        (void)need(a, "init");
+    }
+    options_store(a);
     Arena *arena = arena_new();
-    if (shard_is_merge(a->shard)) {
-        merge_train(a);
+    Shard *shard = a->vlm.shard;
+    VlmOptions run = a->vlm;
+    run.resume |= shard != NULL;
+    if (shard_is_merge(shard)) {
+        merge_train(shard);
+        run.shard = NULL;
     }
-    TrainResult result = run_train(arena, compute, &options, console);
+    TrainResult result = run_train(arena, &a->compute, &run, &a->console);
     report_train(&result);
-    if (shard_is_part(a->shard)) {
-        shard_start(a);
-        shard_end(a->shard);
-    } else {
-        manifest_write(options.out, options.seed, console);
+    if (shard_is_part(shard)) {
+        shard_start(shard);
+        shard_end(shard);
     }
-    shard_tell(a, console);
+    if (shard_done(a)) {
+        manifest_write(run.out, run.seed, &a->console);
+    }
     arena_free(arena);
 }
 
-/* ---- analyze ---- */
-
-static const Option analyze_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"vision", "DIR", NULL, "CLIP vision tower"},
-    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
-    {"saes", "DIR", NULL, "SAEs of hook_resid_post, any format, found below DIR"},
-    {"data", "FILE.json", NULL, "conversations in LLaVA's form"},
-    {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL,
-     "layers.csv, layers.json, features.jsonl, mse.svg, sparsity.svg, match.svg, manifest.json, "
-     "report.html"},
-    {"examples", "N", "5000", "the first N examples; what cannot be read is left out"},
-    {"layers", "0,4-9", NULL, "layers to analyse; all that have an SAE"},
-    {"descriptions", "DIR", NULL, "feature descriptions, DIR/LAYER-.../START-END.json"},
-    {"features", "N", "3", "features reported of an example, layer and group, the strongest first"},
-    {"judge", "lexical|FILE", "lexical",
-     "who says whether descriptions match; FILE: verdicts, JSON lines"},
-    {"write-questions", "FILE", NULL, "what to ask a judge outside, as JSON lines"},
-    {"judge-examples", "N", "1000", "of the first N examples those that could be read are judged"},
-    {"compare", "FILE.csv", NULL,
-     "curves to draw behind one's own, as weights/mapping_published.csv"},
-    {"loss-examples", "N", "4", "examples for the loss recovered"},
-    {"converge", "X", "1.5", "factor of the convergence layer"},
-    {"max-frequency", "X", "0.05", "leave out features active in a larger share of the examples"},
-    {"max-density", "X", "0.005", "leave out features with a larger frac_nonzero"},
-    {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs"},
-    {"strict", NULL, NULL, "an example that cannot be used ends the run"},
-    SHARD_OPTION,
-    IMAGE_TEXT_OPTION,
-    SAE_OPTIONS,
-};
-
-static void command_analyze(Arguments *a, const Compute *compute, const Console *console) {
-    AnalyzeOptions options = {.llm = need(a, "llm"),
-                              .vision = need(a, "vision"),
-                              .adapter = need(a, "adapter"),
-                              .saes = need(a, "saes"),
-                              .data = need(a, "data"),
-                              .images = need(a, "images"),
-                              .out = need_out(a),
-                              .layers = get(a, "layers"),
-                              .descriptions = get(a, "descriptions"),
-                              .judge = get(a, "judge"),
-                              .write_questions = get(a, "write-questions"),
-                              .examples = get_count(a, "examples"),
-                              .judge_examples = get_count(a, "judge-examples"),
-                              .loss_examples = get_count(a, "loss-examples"),
-                              .features = get_count(a, "features"),
-                              .max_frequency = get_double(a, "max-frequency"),
-                              .max_density = get_double(a, "max-density"),
-                              .converge = get_double(a, "converge"),
-                              .canonical = get_flag(a, "canonical"),
-                              .strict = get_flag(a, "strict"),
-                              .image_text = get_image_text(a),
-                              .sae = get_sae_options(a),
-                              .seed = get_seed(a),
-                              .shard = a->shard};
+static void command_analyze(Arguments *a) {
     Arena *arena = arena_new();
-    LayerTable published = published_read(arena, get(a, "compare"));
-    shard_start(a);
-    AnalyzeResult result = run_analyze(arena, compute, &options, console);
-    if (!shard_is_part(a->shard)) {
+    LayerTable published = published_read(arena, a->compare);
+    shard_start(a->vlm.shard);
+    AnalyzeResult result = run_analyze(arena, &a->compute, &a->vlm, &a->console);
+    if (shard_done(a)) {
         report_analyze(&result, &published);
     }
-    shard_tell(a, console);
     arena_free(arena);
 }
 
-/* ---- sage ---- */
-
-static const Option sage_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"saes", "DIR", NULL,
-     "SAEs of the residual stream (and of nodes' own hook points), any format, found below DIR"},
-    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL,
-     "a task that comes with the program, or one's own"},
-    {"out", "DIR", NULL,
-     "prompts.jsonl, example.json, cross_sections.csv and .json, sage.json, sage.csv, figures, "
-     "manifest.json, report.html"},
-    {"train", "N", "500", "training prompts"},
-    {"test", "N", "200", "test prompts"},
-    {"prompts", "FILE.jsonl", NULL, "run on these prompts, as prompts.jsonl has them"},
-    {"cross-sections", "FILE.json", NULL, "test these, as cross_sections.json has them"},
-    {"nodes", "q,k,v,z", "q,k,v,z", "components; also attn_out, mlp_out"},
-    {"share", "X", "0.5", "walk the nodes until they carry this share of all scores"},
-    {"max-nodes", "N", "16", "or number so many"},
-    {"projection", "LIST", "auto",
-     "how SAEs reach a node: weights for q, k, v; for the rest span (auto) or encoder, whichever "
-     "is named first"},
-    {"f1", "X[,X...]", "0.8,0.9", "thresholds of interpretability, beside 0, 0.1 .. 1"},
-    {"bos", "yes|no", NULL,
-     "<bos> before each prompt; Gemma's always, others' if an SAE's cfg says prepend_bos"},
-    {"canonical", NULL, NULL, "of a full GemmaScope tree the canonical 16k SAEs"},
-    SHARD_OPTION,
-    SAE_OPTIONS,
-};
-
-static void get_thresholds(Arguments *a, SageOptions *options) {
-    const char *text = get(a, "f1");
+static void get_thresholds(const char *text, SageOptions *sage) {
     for (const char *p = text;;) {
         char *end;
         double value = strtod(p, &end);
         if (end == p || (*end != ',' && *end != '\0') || !(value >= 0.0 && value <= 1.0) ||
-            options->n_f1 == sizeof options->f1 / sizeof *options->f1) {
-            bad_value(a, "f1", "up to 8 numbers in [0, 1], separated by commas");
+            sage->n_f1 == sizeof sage->f1 / sizeof *sage->f1) {
+            bad_value("f1", text, "up to 8 numbers in [0, 1], separated by commas");
         }
-        options->f1[options->n_f1++] = value;
+        sage->f1[sage->n_f1++] = value;
         if (*end == '\0') {
             return;
         }
@@ -620,204 +626,81 @@ static void get_thresholds(Arguments *a, SageOptions *options) {
     }
 }
 
-static void command_sage(Arguments *a, const Compute *compute, const Console *console) {
-    SageOptions options = {.llm = need(a, "llm"),
-                           .saes = need(a, "saes"),
-                           .task = need(a, "task"),
-                           .out = need_out(a),
-                           .prompts = get(a, "prompts"),
-                           .cross_sections = get(a, "cross-sections"),
-                           .nodes = get(a, "nodes"),
-                           .projection = get(a, "projection"),
-                           .n = {get_count(a, "train"), get_count(a, "test")},
-                           .share = get_double(a, "share"),
-                           .max_nodes = get_count(a, "max-nodes"),
-                           .bos = get_bos(a),
-                           .canonical = get_flag(a, "canonical"),
-                           .sae = get_sae_options(a),
-                           .seed = get_seed(a),
-                           .shard = a->shard};
-    get_thresholds(a, &options);
-    if (options.n[0] > (1u << 20) || options.n[1] > (1u << 20)) {
-        bad_value(a, options.n[0] > (1u << 20) ? "train" : "test", "at most 1048576 prompts");
-    }
+static void command_sage(Arguments *a) {
+    SageOptions *sage = &a->sage;
+    const VlmOptions *o = &a->vlm;
+    sage->llm = o->llm;
+    sage->saes = o->saes;
+    sage->out = o->out;
+    sage->bos = o->bos;
+    sage->canonical = o->canonical;
+    sage->sae = o->sae;
+    sage->seed = o->seed;
+    sage->shard = o->shard;
+    get_thresholds(get(a, "f1"), sage);
     Arena *arena = arena_new();
-    shard_start(a);
-    SageResult result = sage_run(arena, compute, &options, console);
-    if (!shard_is_part(a->shard)) {
+    shard_start(o->shard);
+    SageResult result = sage_run(arena, &a->compute, sage, &a->console);
+    if (shard_done(a)) {
         report_sage(&result);
     }
-    shard_tell(a, console);
     arena_free(arena);
 }
 
-/* ---- generate ---- */
-
-static const Option generate_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"prompt", "TEXT", NULL,
-     "what to continue; with --chat also a JSON list of {\"role\", \"content\"}"},
-    {"chat", NULL, NULL,
-     "Gemma's chat form: contents trimmed, roles must alternate, stops at <end_of_turn>"},
-    {"vision", "DIR", NULL, "CLIP vision tower, for --image"},
-    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth), for --image"},
-    {"image", "FILE", NULL, "image to ask about; the prompt is then a conversation"},
-    {"bos", "yes|no", NULL,
-     "<bos> before a plain prompt; otherwise as the tokenizer's post-processor has it"},
-    IMAGE_TEXT_OPTION,
-    SAMPLING_OPTIONS,
-};
-
-static void command_generate(Arguments *a, const Compute *compute, const Console *console) {
-    GenerateOptions options = get_generate(a);
-    (void)need(a, "prompt");
-    Prompt prompt = get_prompt(a);
-    options.stop_at_end_of_turn = prompt.chat || prompt.image != NULL;
-    generate_command(compute, &prompt, &options, console->json, stdout);
+static void command_generate(Arguments *a) {
+    generate_command(&a->compute, &a->vlm, a->console.json, stdout);
 }
 
-/* ---- eval ---- */
-
-static const Option eval_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"vision", "DIR", NULL, "CLIP vision tower"},
-    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
-    {"questions", "FILE.jsonl", NULL,
-     "a line a question: question_id, image, text, answer or answers"},
-    {"images", "DIR", NULL, "folder of the images"},
-    {"out", "DIR", NULL, "answers.jsonl, scores.json, manifest.json"},
-    {"permute-images", NULL, NULL,
-     "control: every image token comes from another question's image"},
-    {"strict", NULL, NULL, "an image that cannot be read ends the run"},
-    SHARD_OPTION,
-    IMAGE_TEXT_OPTION,
-    SAMPLING_OPTIONS,
-};
-
-static void command_eval(Arguments *a, const Compute *compute, const Console *console) {
-    EvalOptions options = {.llm = need(a, "llm"),
-                           .vision = need(a, "vision"),
-                           .adapter = need(a, "adapter"),
-                           .questions = need(a, "questions"),
-                           .images = need(a, "images"),
-                           .out = need_out(a),
-                           .generate = get_generate(a),
-                           .permute = get_flag(a, "permute-images"),
-                           .strict = get_flag(a, "strict"),
-                           .image_text = get_image_text(a),
-                           .seed = get_seed(a),
-                           .shard = a->shard};
-    options.generate.stop_at_end_of_turn = true;
-    shard_start(a);
-    run_eval(compute, &options, console);
-    if (!shard_is_part(a->shard)) {
-        manifest_write(options.out, options.seed, console);
+static void command_eval(Arguments *a) {
+    shard_start(a->vlm.shard);
+    run_eval(&a->compute, &a->vlm, &a->console);
+    if (shard_done(a)) {
+        manifest_write(a->vlm.out, a->vlm.seed, &a->console);
     }
-    shard_tell(a, console);
 }
 
-/* ---- hooks, dump, diff ---- */
-
-static const Option hooks_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"vision", "DIR", NULL, "CLIP vision tower"},
-};
-
-static void command_hooks(Arguments *a, const Compute *compute, const Console *console) {
-    (void)compute;
-    const char *vision = get(a, "vision");
-    const char *llm = vision == NULL ? need(a, "llm") : get(a, "llm");
-    hooks_list(llm, vision, console->json, stdout);
-}
-
-static const Option dump_options[] = {
-    {"llm", "DIR", NULL, "language model"},
-    {"ids", "2,15,7", NULL, "token ids, as they are"},
-    {"text", "TEXT", NULL, "text, with what the tokenizer's post-processor adds"},
-    {"prompt", "TEXT", NULL, "prompt; with --image a conversation with the image in it"},
-    {"vision", "DIR", NULL, "CLIP vision tower"},
-    {"adapter", "FILE", NULL, "trained adapter (safetensors, or PyTorch's .pth)"},
-    {"image", "FILE", NULL, "image"},
-    {"hooks", "GLOB,...", NULL,
-     "hook points under their TransformerLens names ('refsae hooks' lists them); also image.rgb"},
-    {"grad", "A[,B]", NULL, "also d(logits[T-1, A] - logits[T-1, B]) / d NAME as NAME.grad"},
-    {"bos", "yes|no", NULL, "<bos> before the text, whatever the post-processor does"},
-    {"chat", NULL, NULL, "render --prompt in Gemma's chat form"},
-    {"sae", "PATH", NULL, "an SAE to run on --input: pre, acts, recon"},
-    {"input", "FILE.safetensors", NULL, "activations for --sae"},
-    {"tensor", "NAME", NULL, "which tensor of --input"},
-    {"fold-value-biases", "yes|no", NULL,
-     "hook_z: was b_V folded away for training; --llm then subtracts it from --input"},
-    {"out", "FILE.safetensors", NULL, "what to write; with --trace it may be left out"},
-    {"trace", "FILE", NULL,
-     "a line for each tensor, in the order of execution: its name, shape and SHA-256"},
-    IMAGE_TEXT_OPTION,
-    SAE_OPTIONS,
-};
-
-static void command_dump(Arguments *a, const Compute *compute, const Console *console) {
-    DumpOptions options = {.prompt = get_prompt(a),
-                           .sae = get(a, "sae"),
-                           .input = get(a, "input"),
-                           .tensor = get(a, "tensor"),
-                           .hooks = get(a, "hooks"),
-                           .grad = get(a, "grad"),
-                           .trace = get(a, "trace"),
-                           .sae_options = get_sae_options(a),
-                           .fold_value_biases = get_centre(a, "fold-value-biases")};
-    options.out = options.trace == NULL ? need(a, "out") : get(a, "out");
-    if (options.out != NULL && options.trace != NULL && strcmp(options.out, options.trace) == 0) {
-        bad_value(a, "trace", "another file than --out");
+static void command_hooks(Arguments *a) {
+    if (a->vlm.vision == NULL) {
+        (void)need(a, "llm");
     }
-    if (options.sae == NULL) {
+    hooks_list(a->vlm.llm, a->vlm.vision, a->console.json, stdout);
+}
+
+static void command_dump(Arguments *a) {
+    DumpOptions *dump = &a->dump;
+    dump->vlm = a->vlm;
+    dump->out = a->vlm.out;
+    dump->fold_value_biases = get_centre(a, "fold-value-biases");
+    if (dump->trace == NULL) {
+        (void)need(a, "out");
+    } else if (dump->out != NULL && strcmp(dump->out, dump->trace) == 0) {
+        bad_value("trace", dump->trace, "another file than --out");
+    }
+    if (dump->sae == NULL) {
         (void)need(a, "hooks");
     }
-    dump_run(compute, &options, console);
+    dump_run(&a->compute, dump, &a->console);
 }
 
-static const Option diff_options[] = {
-    {"ulp", "N", NULL,
-     "units in the last place that two values may be apart (0 without it); with a histogram"},
-    {"atol", "X", "0", "or |a - b| <= atol + rtol |b|"},
-    {"rtol", "X", "0", "see --atol"},
-    {"bad-only", NULL, NULL, "only lines of tensors that are not as allowed"},
-    {"common", NULL, NULL, "only tensors that both files have"},
-};
-
-static void command_diff(Arguments *a, const Compute *compute, const Console *console) {
-    (void)compute;
-    DiffOptions options = {.a = a->positional[0],
-                           .b = a->positional[1],
-                           .ulp = get_whole(a, "ulp", UINT64_MAX),
-                           .histogram = get_flag(a, "ulp"),
-                           .bad_only = get_flag(a, "bad-only"),
-                           .common = get_flag(a, "common"),
-                           .atol = get_double(a, "atol"),
-                           .rtol = get_double(a, "rtol"),
-                           .json = console->json};
-    diff_run(&options, stdout);
+static void command_diff(Arguments *a) {
+    const char *ulp = get(a, "ulp");
+    a->diff.a = a->positional[0];
+    a->diff.b = a->positional[1];
+    a->diff.histogram = ulp != NULL;
+    a->diff.ulp = ulp != NULL ? whole_parse("ulp", ulp, UINT64_MAX) : 0;
+    a->diff.json = a->console.json;
+    diff_run(&a->diff, stdout);
 }
 
-/* ---- info ---- */
-
-static void command_info(Arguments *a, const Compute *compute, const Console *console) {
-    info_run(compute, a->positional, (size_t)a->n_positional, console->json, stdout);
+static void command_info(Arguments *a) {
+    info_run(&a->compute, a->positional, (size_t)a->n_positional, a->console.json, stdout);
 }
 
-/* ---- report ---- */
-
-static const Option report_options[] = {
-    {"out", "FILE.html", NULL, "one page; may be one of the reports that it merges"},
-    {"title", "TEXT", "refsae", "its title"},
-};
-
-static void command_report(Arguments *a, const Compute *compute, const Console *console) {
-    (void)compute;
-    const char *out = need(a, "out");
-    folders_merge(out, get(a, "title"), a->positional, (size_t)a->n_positional);
-    if (console->json) {
+static void command_report(Arguments *a) {
+    folders_merge(a->vlm.out, a->title, a->positional, (size_t)a->n_positional);
+    if (a->console.json) {
         JsonOut json = json_out_start(stdout, 0);
-        json_out(&json, "{ out %s folders [", out);
+        json_out(&json, "{ out %s folders [", a->vlm.out);
         for (int i = 0; i < a->n_positional; i++) {
             json_out(&json, "%s", a->positional[i]);
         }
@@ -825,165 +708,138 @@ static void command_report(Arguments *a, const Compute *compute, const Console *
     }
 }
 
-/* ---- merge ---- */
-
 static const Command *command_find(const char *name);
-static char *command_line(Arena *arena, int argc, char **argv);
+static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv);
 
-/* The command whose shards lie in the folder, once more, from their journals. */
-static void command_merge(Arguments *a, const Compute *compute, const Console *console) {
+/* The command whose shards lie in the folder, once more, from their journals; the folder may have
+ * moved, and what every command has may be given anew. */
+static void command_merge(Arguments *a) {
     Arena *arena = arena_new();
     Shard *shard = shard_open(arena, a->positional[0], 0, 0);
     int argc;
     char **argv = shard_command(arena, shard, &argc);
     const Command *command = argc > 1 ? command_find(argv[1]) : NULL;
-    int out = command != NULL ? option_find(command, "out", 3) : -1;
-    if (out < 0 || option_find(command, "shard", 5) < 0) {
+    if (command == NULL || option_find(command, "shard", strlen("shard")) < 0) {
         fail(STATUS_INPUT, "%s: shard 1 is of no command that can be merged", shard->out);
     }
-    Arguments whole = {.command = command,
-                       .positional = arena_alloc(arena, (size_t)argc, sizeof(char *)),
-                       .shard = shard};
-    arguments_parse(&whole, argc - 2, argv + 2);
-    whole.values[out] = shard->out; /* the folder may have moved */
-    for (size_t i = 0; i < N_COMMON; i++) {
-        const char *given = a->values[a->command->n_options + i];
-        if (given != common_options[i].fallback) {
-            whole.values[command->n_options + i] = given;
+    Arguments whole = {.command = command, .compute = a->compute, .vlm.shard = shard};
+    arguments_parse(&whole, arena, argc, argv);
+    whole.values[option_find(command, "out", 3)] = shard->out;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(a->command, i) && a->values[i] != options[i].fallback) {
+            whole.values[i] = a->values[i];
         }
     }
-    set_unpack(&whole);
+    arguments_start(&whole, arena, argc, argv);
     shard->settings = shard_settings(arena, &whole);
-    Console told = {console->quiet, command_line(arena, argc, argv), console->json};
-    command->run(&whole, compute, &told);
+    command->run(&whole);
     arena_free(arena);
 }
 
-/* ---- verify ---- */
-
-static void command_verify(Arguments *a, const Compute *compute, const Console *console) {
-    (void)compute;
-    folder_verify(a->positional[0], console);
+static void command_verify(Arguments *a) {
+    folder_verify(a->positional[0], &a->console);
 }
 
-/* ---- tokenize ---- */
-
-static const Option tokenize_options[] = {
-    {"special", NULL, NULL, "add what the post-processor adds; with --decode: keep special tokens"},
-    {"jsonl", NULL, NULL,
-     "standard input is a JSON string (--decode: array) a line, so is the output"},
-    {"decode", NULL, NULL, "ids to text"},
-};
-
-static void command_tokenize(Arguments *a, const Compute *compute, const Console *console) {
-    (void)compute;
-    TokenizeOptions options = {get_flag(a, "special"), get_flag(a, "jsonl") || console->json,
-                               get_flag(a, "decode")};
-    tokenize_command(a->positional[0], &options, stdin, stdout);
+static void command_tokenize(Arguments *a) {
+    a->tokenize.jsonl |= a->console.json;
+    tokenize_command(a->positional[0], &a->tokenize, stdin, stdout);
 }
 
-/* ---- bench ---- */
+static void command_vectors(Arguments *a) {
+    vectors_write(&a->compute, a->vlm.out);
+    if (a->console.json) {
+        JsonOut json = json_out_start(stdout, 0);
+        json_out(&json, "{ out %s }", a->vlm.out);
+    }
+}
 
-static const Option bench_options[] = {
-    {"llm", "DIR", NULL, "language model: commands on it, instead of kernels"},
-    {"vision", "DIR", NULL, "CLIP vision tower: train too"},
-    {"saes", "DIR", NULL, "SAEs of the residual stream: with --vision, analyze too"},
-    {"task", "ioi|agreement|induction|greater-than|FILE.json", NULL, "with --saes, sage too"},
-    {"rows", "N", "0", "passes forward and back over 64, 128, 256 and so on up to N rows, too"},
-};
-
-static void command_bench(Arguments *a, const Compute *compute, const Console *console) {
-    BenchModel model = {get(a, "llm"), get(a, "vision"), get(a, "saes"), get(a, "task"),
-                        get_count(a, "rows")};
+static void command_bench(Arguments *a) {
+    BenchModel model = {a->vlm.llm, a->vlm.vision, a->vlm.saes, a->sage.task, a->rows};
     if (model.llm != NULL) {
-        bench_model(compute, &model, console->json, stdout);
+        bench_model(&a->compute, &model, a->console.json, stdout);
     } else if (model.vision != NULL || model.saes != NULL || model.rows > 0) {
         (void)need(a, "llm");
     } else {
-        bench_kernels(compute, console->json, stdout);
+        bench_kernels(&a->compute, a->console.json, stdout);
     }
 }
 
-static const Option vectors_options[] = {
-    {"out", "DIR", NULL, "index.json and the files that it names"},
-};
-
-static void command_vectors(Arguments *a, const Compute *compute, const Console *console) {
-    const char *out = need(a, "out");
-    vectors_write(compute, out);
-    if (console->json) {
-        JsonOut json = json_out_start(stdout, 0);
-        json_out(&json, "{ out %s }", out);
-    }
+static void command_selftest(Arguments *a) {
+    selftest_run(&a->compute, a->console.json, stdout);
 }
 
-static void command_selftest(Arguments *a, const Compute *compute, const Console *console) {
-    (void)a;
-    selftest_run(compute, console->json, stdout);
-}
-
-/* ---- the table ---- */
-
-#define COMMAND(name, form, summary, min, max)                                                     \
-    {#name, form, summary,       name##_options, sizeof name##_options / sizeof *name##_options,   \
-     min,   max,  command_##name}
+#define SAE_OPTIONS " hook norm-factor centre unit-decoder dict-class pick"
+#define SAMPLING " max-new-tokens temperature top-k top-p"
 
 static const Command commands[] = {
-    COMMAND(train,
-            "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage "
-            "pretrain|finetune] "
-            "[--init ADAPTER] [--resume]",
-            "train the adapter between a frozen vision tower and a frozen language model", 0, 0),
-    COMMAND(analyze,
-            "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images "
-            "DIR --out DIR",
-            "how far image tokens have become language, layer by layer, through SAEs", 0, 0),
-    COMMAND(
-        sage,
-        "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
-        "judge SAEs by the ground-truth features of a task, found and computed automatically", 0,
-        0),
-    COMMAND(generate,
-            "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
-            "continue a prompt", 0, 0),
-    COMMAND(
-        eval,
-        "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
-        "answer visual questions and score the answers", 0, 0),
-    COMMAND(dump,
-            "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR "
-            "--adapter FILE]) "
-            "--hooks GLOB,... [--grad A[,B]] --out FILE.safetensors\n"
-            "       refsae dump --vision DIR --image FILE --hooks GLOB,... --out FILE.safetensors\n"
-            "       refsae dump --image FILE --hooks image.rgb --out FILE.safetensors\n"
-            "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
-            "FILE.safetensors",
-            "write activations and gradients", 0, 0),
-    COMMAND(hooks, "hooks --llm DIR [--vision DIR]",
-            "hook points with their shapes: T tokens, * any layer; a gradient adds .grad", 0, 0),
-    COMMAND(diff,
-            "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X] [--bad-only] "
-            "[--common]",
-            "compare two files of tensors; exit 1 if they differ by more than allowed", 2, 2),
-    COMMAND(report, "report --out FILE.html [--title TEXT] DIR...",
-            "one page from what other commands left in folders", 1, -1),
-    {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", NULL,
-     0, 1, 1, command_merge},
+    {"train",
+     "train --llm DIR --vision DIR --data FILE.json --images DIR --out DIR [--stage "
+     "pretrain|finetune] [--init ADAPTER] [--resume]",
+     "train the adapter between a frozen vision tower and a frozen language model",
+     "llm vision data images out [stage init resume lr min-lr warmup batch accumulate epochs steps "
+     "tokens shuffle save-every softcap image-text strict shard wait]",
+     0, 0, command_train},
+    {"analyze",
+     "analyze --llm DIR --vision DIR --adapter FILE --saes DIR --data FILE.json --images DIR --out "
+     "DIR",
+     "how far image tokens have become language, layer by layer, through SAEs",
+     "llm vision adapter saes data images out [examples layers descriptions features judge "
+     "write-questions judge-examples compare loss-examples converge max-frequency max-density "
+     "canonical image-text strict shard" SAE_OPTIONS "]",
+     0, 0, command_analyze},
+    {"sage",
+     "sage --llm DIR --saes DIR --task ioi|agreement|induction|greater-than|FILE.json --out DIR",
+     "judge SAEs by the ground-truth features of a task, found and computed automatically",
+     "llm saes task out [train test prompts cross-sections nodes share max-nodes projection f1 bos "
+     "canonical shard" SAE_OPTIONS "]",
+     0, 0, command_sage},
+    {"generate",
+     "generate --llm DIR --prompt TEXT [--chat] [--vision DIR --adapter FILE --image FILE]",
+     "continue a prompt", "llm prompt [chat vision adapter image bos image-text" SAMPLING "]", 0, 0,
+     command_generate},
+    {"eval",
+     "eval --llm DIR --vision DIR --adapter FILE --questions FILE.jsonl --images DIR --out DIR",
+     "answer visual questions and score the answers",
+     "llm vision adapter questions images out [permute-images image-text strict shard" SAMPLING "]",
+     0, 0, command_eval},
+    {"dump",
+     "dump --llm DIR (--ids 2,15,7 | --text TEXT | --prompt TEXT [--image FILE --vision DIR "
+     "--adapter FILE]) --hooks GLOB,... [--grad A[,B]] --out FILE.safetensors\n"
+     "       refsae dump --vision DIR --image FILE --hooks GLOB,... --out FILE.safetensors\n"
+     "       refsae dump --image FILE --hooks image.rgb --out FILE.safetensors\n"
+     "       refsae dump --sae PATH --input FILE.safetensors [--tensor NAME] --out "
+     "FILE.safetensors",
+     "write activations and gradients",
+     "[llm ids text prompt chat vision adapter image hooks grad bos image-text sae input tensor "
+     "fold-value-biases out trace" SAE_OPTIONS "]",
+     0, 0, command_dump},
+    {"hooks", "hooks --llm DIR [--vision DIR]",
+     "hook points with their shapes: T tokens, * any layer; a gradient adds .grad", "[llm vision]",
+     0, 0, command_hooks},
+    {"diff",
+     "diff A.safetensors B.safetensors [--ulp N] [--atol X] [--rtol X] [--bad-only] [--common]",
+     "compare two files of tensors; exit 1 if they differ by more than allowed",
+     "[ulp atol rtol bad-only common]", 2, 2, command_diff},
+    {"report", "report --out FILE.html [--title TEXT] DIR...",
+     "one page from what other commands left in folders", "out [title]", 1, -1, command_report},
+    {"merge", "merge DIR", "the whole run, from the shards that --shard I/N --out DIR left", "", 1,
+     1, command_merge},
     {"verify", "verify DIR",
      "whether what a run read and wrote is as its manifest.json has it; exit 1 if not. Inputs are "
      "looked for from here",
-     NULL, 0, 1, 1, command_verify},
+     "", 1, 1, command_verify},
     {"info", "info PATH...",
      "what a checkpoint, SAE, adapter, image, task or file of data is, and what it takes to run",
-     NULL, 0, 1, -1, command_info},
-    COMMAND(tokenize, "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
-            "text to token ids and back", 1, 1),
-    {"selftest", "selftest", "every stage on this machine, against built-in digests", NULL, 0, 0, 0,
+     "", 1, -1, command_info},
+    {"tokenize", "tokenize DIR|tokenizer.json [--special] [--jsonl] [--decode]",
+     "text to token ids and back", "[special jsonl decode]", 1, 1, command_tokenize},
+    {"selftest", "selftest", "every stage on this machine, against built-in digests", "", 0, 0,
      command_selftest},
-    COMMAND(vectors, "vectors --out DIR", "conformance vectors, to check other implementations by",
-            0, 0),
-    COMMAND(bench, "bench [--llm DIR [--vision DIR] [--saes DIR]]",
-            "kernels, or commands on a model, against this machine's own limits", 0, 0),
+    {"vectors", "vectors --out DIR", "conformance vectors, to check other implementations by",
+     "out", 0, 0, command_vectors},
+    {"bench", "bench [--llm DIR [--vision DIR] [--saes DIR]]",
+     "kernels, or commands on a model, against this machine's own limits",
+     "[llm vision saes task rows]", 0, 0, command_bench},
 };
 
 enum {
@@ -991,17 +847,12 @@ enum {
 };
 
 static const Command *command_find(const char *name) {
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        if (strcmp(commands[i].name, name) == 0) {
-            return &commands[i];
-        }
-    }
-    return NULL;
-}
-
-REFSAE_NORETURN static void refuse_command(const char *name) {
     Nearest nearest = nearest_start(arena_new(), name);
     for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            arena_free(nearest.arena);
+            return &commands[i];
+        }
         nearest_add(&nearest, commands[i].name);
     }
     fail(STATUS_INPUT, "no command '%s'%s (see 'refsae help')", name, nearest_hint(&nearest));
@@ -1061,24 +912,26 @@ static void print_format(const char *format) {
     printf("%.*s", (int)length, format);
 }
 
-static void print_help(const Command *command) {
-    if (command == NULL) {
-        printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
-        for (size_t i = 0; i < N_COMMANDS; i++) {
-            printf("  %-10s %s\n", commands[i].name, commands[i].summary);
-        }
-        printf("\n'refsae help COMMAND' prints a command's options with their defaults,\n"
-               "'refsae help NAME' how a file is written or what was printed:\n\n");
-        const char *format = (const char *)formats[0].text;
-        while ((format = next_format(format)) != NULL) {
-            printf("  %.*s\n", (int)strcspn(format, "\n"), format);
-        }
-        printf("\nExit: %s.\n", exit_codes);
-        return;
+static void print_overview(void) {
+    printf("refsae %s: %s\n\nusage: refsae COMMAND ...\n\n", REFSAE_VERSION, purpose);
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        printf("  %-10s %s\n", commands[i].name, commands[i].summary);
     }
+    printf("\n'refsae help COMMAND' prints a command's options with their defaults,\n"
+           "'refsae help NAME' how a file is written or what was printed:\n\n");
+    const char *format = (const char *)formats[0].text;
+    while ((format = next_format(format)) != NULL) {
+        printf("  %.*s\n", (int)strcspn(format, "\n"), format);
+    }
+    printf("\nExit: %s.\n", exit_codes);
+}
+
+static void print_command(const Command *command) {
     printf("usage: refsae %s\n\n%s\n\n", command->form, command->summary);
-    for (size_t i = 0; i < command->n_options + N_COMMON; i++) {
-        print_option(option_at(command, i));
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (command_has(command, i)) {
+            print_option(&options[i]);
+        }
     }
 }
 
@@ -1092,19 +945,21 @@ static void print_roff(const char *text) {
     }
 }
 
-static void print_roff_option(const Option *option) {
-    printf(".TP\n\\fB\\-\\-");
-    print_roff(option->name);
-    printf("\\fR \\fI");
-    print_roff(option->argument != NULL ? option->argument : "");
-    printf("\\fR\n\\&");
-    print_roff(option->help);
-    if (option->fallback != NULL) {
-        printf(" [");
-        print_roff(option->fallback);
-        printf("]");
+static void print_roff_options(const char *list) {
+    bool optional;
+    for (const Option *o = options; o < options + N_OPTIONS; o++) {
+        if (listed(list, o, &optional)) {
+            printf(".TP\n\\fB\\-\\-");
+            print_roff(o->name);
+            printf("\\fR \\fI");
+            print_roff(o->argument != NULL ? o->argument : "");
+            printf("\\fR\n\\&");
+            print_roff(o->help);
+            printf(o->fallback != NULL ? " [" : "");
+            print_roff(o->fallback != NULL ? o->fallback : "");
+            printf(o->fallback != NULL ? "]\n" : "\n");
+        }
     }
-    putchar('\n');
 }
 
 static void print_man(void) {
@@ -1118,14 +973,10 @@ static void print_man(void) {
         printf("\n.fi\n.PP\n");
         print_roff(command->summary);
         putchar('\n');
-        for (size_t k = 0; k < command->n_options; k++) {
-            print_roff_option(&command->options[k]);
-        }
+        print_roff_options(command->options);
     }
     printf(".SH OPTIONS OF EVERY COMMAND\n");
-    for (size_t k = 0; k < N_COMMON; k++) {
-        print_roff_option(&common_options[k]);
-    }
+    print_roff_options(common);
     printf(".SH EXIT STATUS\n");
     print_roff(exit_codes);
     putchar('\n');
@@ -1154,12 +1005,16 @@ static void print_completion(void) {
     for (size_t i = 0; i < N_COMMANDS; i++) {
         const Command *command = &commands[i];
         printf("  %s)\n    case $current in -*) words=\"", command->name);
-        for (size_t k = 0; k < command->n_options + N_COMMON; k++) {
-            printf("--%s ", option_at(command, k)->name);
+        for (size_t k = 0; k < N_OPTIONS; k++) {
+            if (command_has(command, k)) {
+                printf("--%s ", options[k].name);
+            }
         }
         printf("\" ;; esac\n    case ${COMP_WORDS[COMP_CWORD - 1]} in\n");
-        for (size_t k = 0; k < command->n_options; k++) {
-            print_values(&command->options[k]);
+        for (size_t k = 0; k < N_OPTIONS; k++) {
+            if (command_has(command, k)) {
+                print_values(&options[k]);
+            }
         }
         printf("    esac ;;\n");
     }
@@ -1173,20 +1028,20 @@ static void print_completion(void) {
            "complete -o default -F _refsae refsae\n");
 }
 
-/* False: the help of this name is not one of these. */
-static bool print_generated(const char *name) {
-    static const struct {
-        const char *name;
-        void (*print)(void);
-    } pages[] = {{"--man", print_man}, {"--bash-completion", print_completion}};
-    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
-        if (strcmp(pages[i].name, name) == 0) {
-            pages[i].print();
-            flush_output();
-            return true;
-        }
+/* About a command, a format, or (NULL) all of it. */
+static void print_help(const char *name) {
+    if (name == NULL) {
+        print_overview();
+    } else if (strcmp(name, "--man") == 0) {
+        print_man();
+    } else if (strcmp(name, "--bash-completion") == 0) {
+        print_completion();
+    } else if (format_find(name) != NULL) {
+        print_format(format_find(name));
+    } else {
+        print_command(command_find(name));
     }
-    return false;
+    flush_output();
 }
 
 /* The command line as a shell would take it back. */
@@ -1210,31 +1065,30 @@ static char *command_line(Arena *arena, int argc, char **argv) {
     return line;
 }
 
+static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv) {
+    a->vlm.bos = -1;
+    a->vlm.sae.centre = get_centre(a, "centre");
+    a->vlm.seed = whole_parse("seed", get(a, "seed"), UINT64_MAX);
+    a->console.command = command_line(arena, argc, argv);
+    inflate_most(whole_parse("unpack", get(a, "unpack"), SIZE_MAX));
+    options_store(a);
+}
+
 static void run_command(const Command *command, int argc, char **argv) {
     Arena *arena = arena_new();
-    Arguments arguments = {.command = command,
-                           .positional = arena_alloc(arena, (size_t)argc, sizeof(char *))};
-    arguments_parse(&arguments, argc - 2, argv + 2);
-    Console console = {get_flag(&arguments, "quiet"), command_line(arena, argc, argv),
-                       get_flag(&arguments, "json")};
-    set_unpack(&arguments);
-    Compute compute;
-    compute_open(&compute, arena, (int)get_whole(&arguments, "threads", 1024));
+    Arguments a = {.command = command};
+    arguments_parse(&a, arena, argc, argv);
+    compute_open(&a.compute, arena, (int)whole_parse("threads", get(&a, "threads"), 1024));
     interrupts_catch(option_find(command, "resume", strlen("resume")) >= 0
                          ? "interrupted; the same command with --resume goes on from the last "
                            "checkpoint"
                          : "interrupted; no file is left half-written");
-    arguments.shard = get_shard(&arguments, arena, argc, argv);
+    get_shard(&a, arena, argc, argv);
+    arguments_start(&a, arena, argc, argv);
     files_note(arena);
-    command->run(&arguments, &compute, &console);
+    command->run(&a);
     flush_output();
     arena_free(arena);
-}
-
-static Error attempt_command(const Command *command, int argc, char **argv) {
-    Error error;
-    ATTEMPT(&error, run_command(command, argc, argv));
-    return error;
 }
 
 /* OpenMP's threads spin while they wait, which costs a busy machine many times what it gains. How
@@ -1250,34 +1104,32 @@ static void wait_without_spinning(char **argv) {
 #endif
 }
 
+static bool is_help(const char *word) {
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
 int main(int argc, char **argv) {
     secure_standard_streams();
     wait_without_spinning(argv);
     signal(SIGXFSZ, SIG_IGN); /* a limit on files is a write that fails */
     const char *name = argc > 1 ? argv[1] : "help";
-    if (argc == 3 && strcmp(name, "help") == 0 && print_generated(argv[2])) {
-        return STATUS_OK;
-    }
-    bool help = strcmp(name, "help") == 0 || strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
-    const Command *command = command_find(help && argc > 2 ? argv[2] : name);
-    const char *format = help && argc > 2 ? format_find(argv[2]) : NULL;
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0 || strcmp(name, "version") == 0) {
         printf("refsae %s\n", REFSAE_VERSION);
         flush_output();
         return STATUS_OK;
     }
-    for (int i = 2; i < argc && command != NULL; i++) {
-        help = help || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
-    }
-    if (command == NULL && format == NULL && !(help && argc <= 2)) {
-        refuse_command(help ? argv[2] : name);
+    bool help = strcmp(name, "help") == 0 || is_help(name);
+    const char *topic = !help ? name : argc > 2 ? argv[2] : NULL;
+    for (int i = 2; i < argc; i++) {
+        help |= is_help(argv[i]);
     }
     if (help) {
-        format != NULL ? print_format(format) : print_help(command);
-        flush_output();
+        print_help(topic);
         return argc > 1 ? STATUS_OK : STATUS_INPUT;
     }
-    Error error = attempt_command(command, argc, argv);
+    const Command *command = command_find(name);
+    Error error;
+    ATTEMPT(&error, run_command(command, argc, argv));
     if (error.status != STATUS_OK) {
         fflush(stdout); /* what was said before comes first */
         fprintf(stderr, "refsae: %s\n", error.text);

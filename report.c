@@ -820,7 +820,7 @@ static void tell_file(const Console *console, const char *path, Arena *arena) {
 
 void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     Arena *arena = arena_new();
-    const AnalyzeOptions *o = result->options;
+    const VlmOptions *o = result->options;
     LayerTable ours = layer_table(arena, result);
     char *path = path_join(arena, o->out, "layers.json");
     write_layers(result, &ours, published, path);

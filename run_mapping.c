@@ -11,25 +11,23 @@
 
 /* ---- models and images ---- */
 
-void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmPaths *paths) {
-    *vlm = (Vlm){.compute = compute};
-    if (paths->llm != NULL) {
-        llm_open(&vlm->llm, arena, paths->llm);
+void vlm_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmOptions *o) {
+    *vlm = (Vlm){.compute = compute, .image_text = o->image_text};
+    if (o->llm != NULL) {
+        llm_open(&vlm->llm, arena, o->llm);
+        vlm->tokenizer = o->ids != NULL ? NULL : tokenizer_open(arena, o->llm);
     }
-    if (paths->llm != NULL && !paths->without_tokenizer) {
-        vlm->tokenizer = tokenizer_open(arena, paths->llm);
-    }
-    if (paths->vision != NULL) {
+    if (o->vision != NULL) {
         const VitConfig *vit = &vlm->vit.config;
-        vit_open(&vlm->vit, arena, paths->vision);
-        vlm->preprocess = preprocess_open(paths->vision, vit->image_size);
+        vit_open(&vlm->vit, arena, o->vision);
+        vlm->preprocess = preprocess_open(o->vision, vit->image_size);
         vlm->vit_run = vit_run_layout(&vlm->vit, compute, arena);
         vlm->features = arena_floats(arena, vit->n_patches, vit->d_model);
     }
-    if (paths->adapter != NULL) {
+    if (o->llm != NULL && o->vision != NULL && o->adapter != NULL) {
         adapter_layout(&vlm->adapter, vlm->llm.config.d_model, vlm->vit.config.d_model, arena);
-        adapter_read(&vlm->adapter, paths->adapter,
-                     arena_format(arena, "%s and %s", paths->llm, paths->vision));
+        adapter_read(&vlm->adapter, o->adapter,
+                     arena_format(arena, "%s and %s", o->llm, o->vision));
     }
 }
 
@@ -75,14 +73,15 @@ static ImagePool image_pool_open(Vlm *vlm, Arena *arena) {
 }
 
 /* The rows [n_patches, d_llm] of image `index`, until another takes their place. */
-static const float *image_pool_rows(ImagePool *pool, size_t index, const char *path) {
+static const float *image_pool_rows(ImagePool *pool, size_t index) {
     Vlm *vlm = pool->vlm;
-    float *rows = pool->rows + (index % IMAGE_POOL) * image_size(vlm);
-    if (pool->held[index % IMAGE_POOL] != index + 1) {
-        vlm_image(vlm, path, NULL);
-        pool->held[index % IMAGE_POOL] = index + 1;
+    size_t place = index % IMAGE_POOL;
+    float *rows = pool->rows + place * image_size(vlm);
+    if (pool->held[place] != index + 1) {
+        vlm_image(vlm, pool->paths[index], NULL);
         adapter_forward(vlm->compute, &vlm->adapter, vlm->features, rows,
                         vlm->vit.config.n_patches);
+        pool->held[place] = index + 1;
     }
     return rows;
 }
@@ -95,16 +94,11 @@ static size_t image_pool_add(ImagePool *pool, const char *path) {
             return i;
         }
     }
-    (void)image_pool_rows(pool, pool->count, path);
     pool->paths =
         arena_grow(pool->arena, pool->paths, &pool->capacity, pool->count + 1, sizeof *pool->paths);
     pool->paths[pool->count] = arena_copy(pool->arena, path, strlen(path));
+    (void)image_pool_rows(pool, pool->count);
     return pool->count++;
-}
-
-static void image_pool_get(ImagePool *pool, size_t index, float *out) {
-    memcpy(out, image_pool_rows(pool, index, pool->paths[index]),
-           image_size(pool->vlm) * sizeof(float));
 }
 
 /* The permuted control: each position from one of the next IMAGE_POOL - 1 images of the list
@@ -117,7 +111,7 @@ static void image_pool_permuted(ImagePool *pool, size_t index, uint64_t seed, fl
     }
     for (size_t k = 0; k < others; k++) { /* image by image: each is computed at most once */
         size_t other = (index + 1 + k) % pool->count;
-        permuted_images(random, others, k, image_pool_rows(pool, other, pool->paths[other]), out,
+        permuted_images(random, others, k, image_pool_rows(pool, other), out,
                         pool->vlm->vit.config.n_patches, pool->vlm->llm.config.d_model);
     }
 }
@@ -130,7 +124,7 @@ typedef struct LeftOut { /* why examples were left out */
 /* An input may be left out, unless that is forbidden; what the machine lacks is always told. */
 static void may_leave_out(const Error *cause, bool strict) {
     fail_for_resources(cause);
-    if (strict) {
+    if (strict && cause->status != STATUS_OK) {
         fail(cause->status, "%s", cause->text);
     }
 }
@@ -169,7 +163,7 @@ typedef enum TrainLook {
 } TrainLook;
 
 typedef struct Trainer {
-    const TrainOptions *options;
+    const VlmOptions *options;
     const Console *console;
     Vlm vlm;
     TrainRun run;
@@ -178,13 +172,13 @@ typedef struct Trainer {
     TrainState state;
     uint64_t *order;     /* [examples] of the epoch */
     TrainRow *rows;      /* [steps] */
-    double *seconds;     /* [steps]; NaN: not known */
+    MemoryStream *times; /* timing.csv so far */
     unsigned char *skip; /* [examples] */
     size_t without_image;
     TrainLook look;
     LeftOut left_out;
-    const char *settings;                  /* a line each: what is set, its value */
-    const char *checkpoint, *csv, *timing; /* paths */
+    const char *settings;            /* a line each: what is set, its value */
+    const char *checkpoint, *timing; /* paths */
 } Trainer;
 
 /* The picture of an example; features NULL: what t->look says. */
@@ -194,19 +188,17 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
              conversation->id, conversation->n_images);
     }
     char *path = path_join(t->examples, t->options->images, conversation->image);
-    if (features == NULL) {
-        Arena *scratch = arena_new();
-        if (t->look == LOOK_PIXELS) {
-            (void)vlm_pixels(&t->vlm, scratch, path);
-        } else if (t->look == LOOK_FILE) {
-            (void)file_open(scratch, path);
-        }
-        arena_free(scratch);
-        return;
+    Arena *scratch = arena_new();
+    if (features != NULL) {
+        size_t size = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
+        vlm_image(&t->vlm, path, NULL);
+        memcpy(features, t->vlm.features, size * sizeof(float));
+    } else if (t->look == LOOK_PIXELS) {
+        (void)vlm_pixels(&t->vlm, scratch, path);
+    } else if (t->look == LOOK_FILE) {
+        (void)file_open(scratch, path);
     }
-    vlm_image(&t->vlm, path, NULL);
-    size_t size = t->vlm.vit.config.n_patches * t->vlm.vit.config.d_model;
-    memcpy(features, t->vlm.features, size * sizeof(float));
+    arena_free(scratch);
 }
 
 /* Reads example `index` into sequence and its image into features. False: left out (and why is
@@ -314,7 +306,7 @@ static size_t train_collect(Trainer *t, TrainLoss *sum) {
 }
 
 /* The length of the schedule. */
-static size_t train_steps(const TrainOptions *o, size_t usable) {
+static size_t train_steps(const VlmOptions *o, size_t usable) {
     size_t per_step = o->batch * o->accumulate;
     return o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
@@ -323,7 +315,7 @@ static size_t train_steps(const TrainOptions *o, size_t usable) {
  * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
  * something to predict. */
 static void train_count(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
     Progress progress = progress_start("reading", "examples", 0, t->data.count, t->console->quiet);
     t->look = o->steps > 0 ? LOOK_NAME : LOOK_PIXELS;
@@ -392,22 +384,6 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_commit(w);
 }
 
-/* Room for what is noted of each step. */
-static void train_rows(Trainer *t) {
-    t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
-    t->seconds = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->seconds);
-}
-
-static void settings_compare(const char *then, const char *now, const char *path) {
-    int a, b;
-    if (lines_differ(&then, &now, &a, &b)) {
-        fail(STATUS_INPUT,
-             "%s: was written with '%.*s', this run has '%.*s': give the same, or another "
-             "--out to start anew",
-             path, a, then, b, now);
-    }
-}
-
 static void checkpoint_read(Trainer *t) {
     Arena *scratch = arena_new();
     TensorStore store;
@@ -419,7 +395,14 @@ static void checkpoint_read(Trainer *t) {
         rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow)) {
         fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
     }
-    settings_compare(arena_copy(scratch, settings->data, settings->count), t->settings, store.path);
+    const char *then = arena_copy(scratch, settings->data, settings->count), *now = t->settings;
+    int a, b;
+    if (lines_differ(&then, &now, &a, &b)) {
+        fail(STATUS_INPUT,
+             "%s: was written with '%.*s', this run has '%.*s': give the same, or another --out to "
+             "start anew",
+             store.path, a, then, b, now);
+    }
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
     if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
@@ -432,53 +415,49 @@ static void checkpoint_read(Trainer *t) {
         const Tensor *tensor = tensors_need(&store, part_names[i], 2 - i % 2, shape);
         weight_widen(part_data(t, i), (Weight){tensor->data, tensor->dtype}, 0, tensor->count);
     }
-    train_rows(t);
+    t->rows = arena_alloc(t->arena, (size_t)s->steps, sizeof *t->rows);
     little_copy(t->rows, rows->data, 8, rows->count / 8);
     arena_free(scratch);
 }
 
-static const char *map_digest(Trainer *t, const FileMap *maps, size_t count) {
-    Sha256 sha;
-    char hex[65];
-    sha256_start(&sha);
-    for (size_t i = 0; i < count; i++) {
-        sha256_add(&sha, maps[i].data, maps[i].size);
-    }
-    sha256_end(&sha, hex);
-    return arena_format(t->arena, "%s", hex);
-}
-
 /* Of a language model, whose bytes may be many, sizes and the first bytes of every tensor. */
-static const char *llm_digest(Trainer *t) {
+static void llm_digest(const TensorStore *store, char hex[65]) {
     Arena *scratch = arena_new();
-    const TensorStore *store = &t->vlm.llm.store;
-    FileMap *parts = arena_alloc(scratch, 2 * store->count, sizeof *parts);
-    uint64_t *sizes = arena_alloc(scratch, store->count, sizeof *sizes);
+    Sha256 sha;
+    sha256_start(&sha);
     for (size_t i = 0; i < store->count; i++) {
         const Tensor *tensor = &store->tensors[i];
-        sizes[i] = tensor->count * dtype_size(tensor->dtype);
-        size_t element = dtype_size(tensor->dtype),
-               head = sizes[i] < 4096 ? (size_t)sizes[i] : 4096;
-        parts[2 * i] =
-            (FileMap){little_elements(scratch, &sizes[i], sizeof *sizes, 1), sizeof *sizes};
-        parts[2 * i + 1] = (FileMap){
-            little_elements(scratch, tensor->data, element, head / size_larger(element, 1)), head};
+        size_t element = dtype_size(tensor->dtype);
+        uint64_t size = tensor->count * element;
+        size_t head = size < 4096 ? (size_t)size : 4096, count = head / size_larger(element, 1);
+        sha256_add(&sha, little_elements(scratch, &size, sizeof size, 1), sizeof size);
+        sha256_add(&sha, little_elements(scratch, tensor->data, element, count), head);
     }
-    const char *digest = map_digest(t, parts, 2 * store->count);
+    sha256_end(&sha, hex);
     arena_free(scratch);
-    return digest;
+}
+
+static void vit_digest(const TensorStore *store, char hex[65]) {
+    Sha256 sha;
+    sha256_start(&sha);
+    for (size_t i = 0; i < store->map_count; i++) {
+        sha256_add(&sha, store->maps[i].data, store->maps[i].size);
+    }
+    sha256_end(&sha, hex);
 }
 
 /* What must be equal for two runs to be the same run. */
 static void train_settings(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     const LlmConfig *llm = &t->vlm.llm.config;
     const VitConfig *vit = &t->vlm.vit.config;
-    char data[65], init[65] = "none";
+    char data[65], init[65] = "none", llm_hex[65], vit_hex[65];
     char lr[JSON_NUMBER_SIZE], min_lr[JSON_NUMBER_SIZE], warmup[JSON_NUMBER_SIZE];
     json_format_double(lr, o->lr);
     json_format_double(min_lr, o->min_lr);
     json_format_double(warmup, o->warmup);
+    llm_digest(&t->vlm.llm.store, llm_hex);
+    vit_digest(&t->vlm.vit.store, vit_hex);
     sha256_file(o->data, data);
     if (o->init != NULL) {
         sha256_file(o->init, init);
@@ -492,8 +471,7 @@ static void train_settings(Trainer *t) {
         lr, min_lr, warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
         o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
         o->image_text == IMAGE_TEXT_DROP ? "drop" : "keep", o->seed, data, init, llm->n_layers,
-        llm->d_vocab, llm_digest(t), vit->n_layers, vit->n_patches,
-        map_digest(t, t->vlm.vit.store.maps, t->vlm.vit.store.map_count));
+        llm->d_vocab, llm_hex, vit->n_layers, vit->n_patches, vit_hex);
 }
 
 /* Opens the images that were looked at up to the checkpoint, so that the run's inputs are noted
@@ -513,9 +491,9 @@ static void train_recall(Trainer *t) {
 
 static void train_save(Trainer *t) {
     checkpoint_write(t);
-    OutFile *out = out_open(t->csv), *times = out_open(t->timing);
+    OutFile *out = out_open(path_join(t->examples, t->options->out, "train.csv")),
+            *times = out_open(t->timing);
     Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
-    fprintf(times->stream, "step,seconds\n");
     for (size_t i = 0; i < t->state.step; i++) {
         csv_int(&csv, (int64_t)i + 1);
         csv_int(&csv, (int64_t)t->rows[i].epoch + 1);
@@ -523,26 +501,21 @@ static void train_save(Trainer *t) {
         csv_double(&csv, t->rows[i].lr);
         csv_int(&csv, (int64_t)t->rows[i].tokens);
         csv_end(&csv);
-        if (!isnan(t->seconds[i])) {
-            fprintf(times->stream, "%zu,%.3f\n", i + 1, t->seconds[i]);
-        }
     }
+    fputs(memory_text(t->times), times->stream);
     out_commit(out);
     out_commit(times);
 }
 
 /* The times of the steps before the checkpoint, as far as they are known. */
 static void timing_read(Trainer *t) {
-    for (size_t i = 0; i < t->state.step; i++) {
-        t->seconds[i] = NAN;
-    }
     FILE *file = path_exists(t->timing) ? file_open(t->examples, t->timing) : NULL;
     char line[64];
     while (file != NULL && fgets(line, sizeof line, file) != NULL) {
         char *end;
         unsigned long step = strtoul(line, &end, 10);
         if (*end == ',' && step > 0 && step <= t->state.step) {
-            t->seconds[step - 1] = strtod(end + 1, NULL);
+            fputs(line, t->times->stream);
         }
     }
 }
@@ -550,31 +523,25 @@ static void timing_read(Trainer *t) {
 /* ---- the run ---- */
 
 static void train_open(Trainer *t, const Compute *compute) {
-    const TrainOptions *o = t->options;
-    if (o->batch == 0 || o->accumulate == 0 || (o->epochs == 0 && o->steps == 0) || o->tokens < 2 ||
-        o->batch > 4096 || o->accumulate > 65536 || o->tokens > (1u << 20)) {
-        fail(STATUS_INPUT,
-             "--batch must lie in [1, 4096], --accumulate in [1, 65536], --tokens in [2, 1048576], "
-             "--epochs or --steps be at least 1");
-    }
-    if (!(o->warmup >= 0.0 && o->warmup <= 1.0) || !(o->lr >= 0.0) || !(o->min_lr >= 0.0)) {
-        fail(STATUS_INPUT, "--warmup must lie in [0, 1], --lr and --min-lr must not be negative");
+    const VlmOptions *o = t->options;
+    if (o->epochs == 0 && o->steps == 0) {
+        fail(STATUS_INPUT, "--epochs or --steps must be at least 1");
     }
     out_folder(t->arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&t->vlm, t->arena, compute, &(VlmPaths){.llm = o->llm, .vision = o->vision});
-    t->vlm.image_text = o->image_text;
+    vlm_open(&t->vlm, t->arena, compute, o);
     json_array_open(&t->data, t->arena, o->data);
     t->state.examples = t->data.count;
     t->order = arena_alloc(t->arena, t->data.count + 1, sizeof *t->order);
     t->skip = arena_alloc(t->arena, t->data.count + 1, 1);
     t->checkpoint = path_join(t->arena, o->out, "checkpoint.safetensors");
-    t->csv = path_join(t->arena, o->out, "train.csv");
     t->timing = path_join(t->arena, o->out, "timing.csv");
+    t->times = memory_open(t->arena);
+    fprintf(t->times->stream, "step,seconds\n");
 }
 
 static void train_begin(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     if (o->init != NULL) {
         adapter_read(&t->vlm.adapter, o->init,
                      arena_format(t->arena, "%s and %s", o->llm, o->vision));
@@ -591,7 +558,7 @@ static void train_begin(Trainer *t) {
         return;
     }
     train_count(t);
-    train_rows(t);
+    t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
 }
 
 /* One step and its row; how many examples were left in the epoch for it. */
@@ -611,7 +578,8 @@ static size_t train_step(Trainer *t, Progress *progress) {
     }
     train_update(&t->run, count, row.lr, s->step + 1);
     t->rows[s->step] = row;
-    t->seconds[s->step++] = progress_now() - before;
+    s->step++;
+    fprintf(t->times->stream, "%" PRIu64 ",%.3f\n", s->step, progress_now() - before);
     char note[32];
     snprintf(note, sizeof note, "loss %.4f", row.loss);
     progress_set(progress, s->step, note);
@@ -620,7 +588,7 @@ static size_t train_step(Trainer *t, Progress *progress) {
 
 /* Steps to the schedule's end; an epoch that is over begins anew with another order. */
 static void train_loop(Trainer *t) {
-    const TrainOptions *o = t->options;
+    const VlmOptions *o = t->options;
     TrainState *s = &t->state;
     Progress progress = progress_start("training", "steps", s->step, s->steps, t->console->quiet);
     size_t idle_epochs = 0;
@@ -663,7 +631,7 @@ static void train_tell(const Trainer *t) {
     tell_left_out(t->console, &t->left_out, "examples whose image cannot be read or is not one");
 }
 
-TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *options,
+TrainResult run_train(Arena *arena, const Compute *compute, const VlmOptions *options,
                       const Console *console) {
     Trainer t = {
         .options = options, .console = console, .arena = arena, .examples = arena_within(arena)};
@@ -688,10 +656,9 @@ TrainResult run_train(Arena *arena, const Compute *compute, const TrainOptions *
 
 /* ---- generation ---- */
 
-static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32_t id) {
+static bool generate_stops(const Vlm *vlm, bool chat, int32_t id) {
     const LlmConfig *config = &vlm->llm.config;
-    bool stops =
-        options->stop_at_end_of_turn && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
+    bool stops = chat && id == tokenizer_id(vlm->tokenizer, "<end_of_turn>");
     for (size_t i = 0; i < config->eos_count; i++) {
         stops |= config->eos[i] == id;
     }
@@ -701,7 +668,7 @@ static bool generate_stops(const Vlm *vlm, const GenerateOptions *options, int32
 /* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
  * one that stopped it. */
 static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
-                           const GenerateOptions *options, Arena *arena) {
+                           const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
     size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
     if (rows == 0) {
@@ -729,7 +696,7 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
         arena_reset(scratch);
         llm_logits(run, &last, 1, true, logits, NULL);
         int32_t id = token_sample(logits, config->d_vocab, &options->sampling, &random, scratch);
-        if (generate_stops(vlm, options, id)) {
+        if (generate_stops(vlm, chat, id)) {
             break;
         }
         out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
@@ -764,7 +731,7 @@ int32_t *token_ids_parse(Arena *arena, const char *text, const char *option, siz
     }
 }
 
-void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o) {
+void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmOptions *o) {
     bool image = o->image != NULL;
     if (o->bos >= 0 && (o->ids != NULL || image || o->chat)) {
         fail(STATUS_INPUT,
@@ -776,13 +743,11 @@ void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const Prompt *o
     if (image && (o->prompt == NULL || o->vision == NULL || o->adapter == NULL)) {
         fail(STATUS_INPUT, "--llm with --image needs --prompt, --vision and --adapter");
     }
-    VlmPaths paths = {o->llm, image ? o->vision : NULL, image ? o->adapter : NULL, o->ids != NULL};
-    vlm_open(vlm, arena, compute, &paths);
-    vlm->image_text = o->image_text;
+    vlm_open(vlm, arena, compute, o);
 }
 
 /* Text as it stands, with what the post-processor adds, or with --bos exactly that. */
-static Sequence prompt_text(const Vlm *vlm, const Prompt *o, const char *text, Arena *arena) {
+static Sequence prompt_text(const Vlm *vlm, const VlmOptions *o, const char *text, Arena *arena) {
     if (o->bos == 1 && vlm->llm.config.bos < 0) {
         fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
     }
@@ -800,7 +765,7 @@ static Sequence prompt_text(const Vlm *vlm, const Prompt *o, const char *text, A
     return sequence;
 }
 
-Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
+Sequence prompt_sequence(const Vlm *vlm, const VlmOptions *o, Arena *arena) {
     if (o->ids != NULL) {
         Sequence sequence = {0};
         sequence.ids = token_ids_parse(arena, o->ids, "--ids", &sequence.rows);
@@ -818,19 +783,19 @@ Sequence prompt_sequence(const Vlm *vlm, const Prompt *o, Arena *arena) {
 
 /* ---- generate: the command ---- */
 
-void generate_command(const Compute *compute, const Prompt *prompt, const GenerateOptions *options,
-                      bool json, FILE *out) {
+void generate_command(const Compute *compute, const VlmOptions *o, bool json, FILE *out) {
     Arena *arena = arena_new();
     Vlm vlm;
-    prompt_open(&vlm, arena, compute, prompt);
-    Sequence sequence = prompt_sequence(&vlm, prompt, arena);
+    prompt_open(&vlm, arena, compute, o);
+    Sequence sequence = prompt_sequence(&vlm, o, arena);
+    bool image = o->image != NULL;
     float *images = NULL;
-    if (prompt->image != NULL) {
+    if (image) {
         images = arena_floats(arena, sequence.n_image, vlm.llm.config.d_model);
-        vlm_image(&vlm, prompt->image, NULL);
+        vlm_image(&vlm, o->image, NULL);
         adapter_forward(compute, &vlm.adapter, vlm.features, images, sequence.n_image);
     }
-    Tokens tokens = vlm_generate(&vlm, &sequence, images, options, arena);
+    Tokens tokens = vlm_generate(&vlm, &sequence, images, o, image || o->chat, arena);
     size_t length;
     char *text = tokenizer_decode(vlm.tokenizer, tokens.id, tokens.count, true, arena, &length);
     if (json) {
@@ -852,7 +817,7 @@ void generate_command(const Compute *compute, const Prompt *prompt, const Genera
 /* ---- visual questions ---- */
 
 typedef struct Evaluation {
-    const EvalOptions *options;
+    const VlmOptions *options;
     const Console *console;
     Vlm vlm;
     ImagePool pool;
@@ -864,16 +829,17 @@ typedef struct Evaluation {
 
 /* What the model says. */
 static char *eval_answer(Evaluation *e, const Question *q, size_t image, size_t *length) {
-    if (e->options->permute) {
+    const float *images = e->images;
+    if (e->options->permute_images) {
         image_pool_permuted(&e->pool, image, e->options->seed, e->images);
     } else {
-        image_pool_get(&e->pool, image, e->images);
+        images = image_pool_rows(&e->pool, image);
     }
     Turn turn = q->text;
     Conversation c = {.turns = &turn, .count = 1};
     conversation_place_image(e->question, &c);
     Sequence sequence = vlm_sequence(&e->vlm, c.turns, c.count, true, 0, e->question);
-    Tokens tokens = vlm_generate(&e->vlm, &sequence, e->images, &e->options->generate, e->question);
+    Tokens tokens = vlm_generate(&e->vlm, &sequence, images, e->options, true, e->question);
     return tokenizer_decode(e->vlm.tokenizer, tokens.id, tokens.count, true, e->question, length);
 }
 
@@ -888,28 +854,28 @@ static void eval_score(Evaluation *e, const Question *q, const char *text, size_
     e->scores.asked++;
 }
 
-/* Question i of `total`; out NULL: only looks whether its image can be read. */
+/* Which of the pool's images the question is about; *cause: why none. */
+static size_t eval_image(Evaluation *e, const Question *q, Error *cause) {
+    volatile size_t image = 0;
+    char *path = path_join(e->question, e->options->images, q->image);
+    ATTEMPT(cause, image = image_pool_add(&e->pool, path));
+    may_leave_out(cause, e->options->strict);
+    return image;
+}
+
+/* Question i of `total`. */
 static void eval_question(Evaluation *e, const Question *q, size_t i, size_t total, FILE *out) {
     Shard *shard = e->options->shard;
-    ShardTurn turn = out == NULL ? SHARD_COMPUTE : shard_turn(shard, i, total);
+    ShardTurn turn = shard_turn(shard, i, total);
     Error cause = {.status = STATUS_OK};
-    volatile size_t image = 0;
     size_t length = 0;
     const char *text = "";
     if (turn == SHARD_SKIP) {
         return;
     }
     if (turn == SHARD_COMPUTE) {
-        char *path = path_join(e->question, e->options->images, q->image);
-        ATTEMPT(&cause, image = image_pool_add(&e->pool, path));
-        if (cause.status != STATUS_OK) {
-            may_leave_out(&cause, e->options->strict);
-        } else if (out != NULL) {
-            text = eval_answer(e, q, image, &length);
-        }
-    }
-    if (out == NULL) {
-        return;
+        size_t image = eval_image(e, q, &cause);
+        text = cause.status == STATUS_OK ? eval_answer(e, q, image, &length) : text;
     }
     shard_error(shard, i, total, &cause);
     const void *bytes = shard_bytes(shard, i, total, text, &length);
@@ -921,21 +887,24 @@ static void eval_question(Evaluation *e, const Question *q, size_t i, size_t tot
     }
 }
 
-/* Visits every question: how many there are. out NULL: only looks at them, and with permuted images
+/* Visits every question: how many there are. out NULL: only counts them, and with permuted images
  * adds each image to the pool, so that the control knows them all. */
 static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
-    const EvalOptions *o = e->options;
+    const VlmOptions *o = e->options;
     Arena *scratch = arena_new();
     FILE *file = file_open(scratch, o->questions);
     size_t line = 0, count = 0;
-    bool look = out != NULL || (o->permute && !shard_is_merge(o->shard));
-    Progress progress = progress_start(out != NULL ? "answering" : "reading images", "questions", 0,
-                                       total, e->console->quiet || !look);
+    bool look = out == NULL && o->permute_images && !shard_is_merge(o->shard);
+    Progress progress = progress_start(look ? "reading images" : "answering", "questions", 0, total,
+                                       e->console->quiet || (out == NULL && !look));
     const Json *value;
     while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
         Question question = question_parse(e->question, value, o->questions, line);
-        if (look) {
+        Error cause;
+        if (out != NULL) {
             eval_question(e, &question, count, total, out);
+        } else if (look) {
+            (void)eval_image(e, &question, &cause);
         }
         progress_set(&progress, ++count, NULL);
         arena_reset(e->question);
@@ -949,7 +918,7 @@ static void eval_tell(const Evaluation *e) {
     const Scores *s = &e->scores;
     if (s->with_answer > 0) {
         console_result(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
-                       e->options->permute ? " (image tokens permuted)" : "");
+                       e->options->permute_images ? " (image tokens permuted)" : "");
     }
     if (s->with_answer < s->asked) {
         console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
@@ -958,15 +927,13 @@ static void eval_tell(const Evaluation *e) {
     tell_left_out(e->console, &e->left_out, "questions whose image cannot be read");
 }
 
-void run_eval(const Compute *compute, const EvalOptions *o, const Console *console) {
+void run_eval(const Compute *compute, const VlmOptions *o, const Console *console) {
     Arena *arena = arena_new();
     Evaluation e = {
         .options = o, .console = console, .arena = arena, .question = arena_within(arena)};
     out_folder(arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&e.vlm, arena, compute,
-             &(VlmPaths){.llm = o->llm, .vision = o->vision, .adapter = o->adapter});
-    e.vlm.image_text = o->image_text;
+    vlm_open(&e.vlm, arena, compute, o);
     e.pool = image_pool_open(&e.vlm, arena);
     e.images = arena_floats(arena, image_size(&e.vlm), 1);
     size_t count = eval_pass(&e, 0, NULL);
@@ -984,10 +951,10 @@ void run_eval(const Compute *compute, const EvalOptions *o, const Console *conso
     char adapter[65];
     sha256_file(o->adapter, adapter);
     OutFile *scores = out_open(path_join(arena, o->out, "scores.json"));
-    scores_write(scores->stream, &e.scores, o->permute, adapter);
+    scores_write(scores->stream, &e.scores, o->permute_images, adapter);
     out_commit(scores);
     if (console->json) {
-        scores_write(stdout, &e.scores, o->permute, adapter);
+        scores_write(stdout, &e.scores, o->permute_images, adapter);
     }
     eval_tell(&e);
     arena_free(arena);
@@ -1012,7 +979,7 @@ typedef struct UsedExample { /* one that is not left out */
 } UsedExample;
 
 typedef struct Analysis {
-    const AnalyzeOptions *options;
+    const VlmOptions *options;
     AnalyzeResult result;
     Vlm vlm;
     AnalyzeRun run;
@@ -1021,8 +988,9 @@ typedef struct Analysis {
     Arena *arena, *example; /* the whole analysis; one example */
     UsedExample *used;      /* [result.examples] */
     LeftOut left_out;
-    Moments moments; /* of image tokens */
-    float *images;
+    Moments moments;         /* of image tokens */
+    float *control;          /* the image rows of a control */
+    const float *images;     /* those of the current example, or its control's */
     size_t first;            /* examples of the file among which those are that are judged */
     unsigned char *verdicts; /* [first, layers, groups]: Verdict; NULL: lexical */
     OutFile *questions;      /* for a judge outside, or NULL */
@@ -1080,8 +1048,7 @@ static void scan_example(Analysis *a, size_t index) {
     for (size_t k = 0; k < 4; k++) {
         a->run.longest = size_larger(all[k]->rows, a->run.longest);
     }
-    image_pool_get(&a->pool, image, a->images);
-    moments_add(&a->moments, a->images, a->vlm.vit.config.n_patches);
+    moments_add(&a->moments, image_pool_rows(&a->pool, image), a->vlm.vit.config.n_patches);
     use_example(a, index, image);
 }
 
@@ -1104,7 +1071,7 @@ static void scan(Analysis *a) {
     size_t d = a->vlm.llm.config.d_model;
     bool merge = shard_is_merge(a->options->shard);
     a->used = arena_alloc(a->arena, n + 1, sizeof *a->used);
-    a->images = arena_floats(a->arena, image_size(&a->vlm), 1);
+    a->control = arena_floats(a->arena, image_size(&a->vlm), 1);
     a->moments = (Moments){.sum = arena_alloc(a->arena, d, sizeof(double)),
                            .squares = arena_alloc(a->arena, d, sizeof(double)),
                            .d_model = d};
@@ -1261,11 +1228,13 @@ static void measure_example(Analysis *a) {
     if (a->pool.count > 1) {
         a->variant = VARIANT_PERMUTED;
         image_pool_permuted(&a->pool, a->used[a->example_number].image, a->options->seed,
-                            a->images);
+                            a->control);
+        a->images = a->control;
         analysis_forward(a, &example->prompt);
     }
     a->variant = VARIANT_GAUSSIAN;
-    gaussian_images(&a->moments, noise, a->images, a->vlm.vit.config.n_patches);
+    gaussian_images(&a->moments, noise, a->control, a->vlm.vit.config.n_patches);
+    a->images = a->control;
     analysis_forward(a, &example->prompt);
 }
 
@@ -1325,7 +1294,7 @@ static void analysis_pass(Analysis *a, const char *what, size_t n, void (*visit)
         a->current = &example;
         a->reading = turn == SHARD_READ;
         if (!a->reading) {
-            image_pool_get(&a->pool, a->used[e].image, a->images);
+            a->images = image_pool_rows(&a->pool, a->used[e].image);
         }
         a->measuring ? measure_one(a, visit) : visit(a);
         progress_set(&progress, e + 1, NULL);
@@ -1418,7 +1387,7 @@ static void verdicts_count(Analysis *a) {
 }
 
 static void features_pass(Analysis *a) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     OutFile *features = out_open(path_join(a->arena, o->out, "features.jsonl"));
     a->features_out = features->stream;
     analysis_pass(a, "features", a->result.examples, features_example);
@@ -1475,7 +1444,7 @@ static void open_descriptions(Analysis *a, LayerResult *layer) {
 }
 
 static void layer_open(Analysis *a, const Sae *sae, int layer) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     LayerResult *result = a->run.of_layer[layer] = &a->result.layers[a->result.n_layers++];
     *result = (LayerResult){.layer = layer, .sae = sae};
     a->run.widest = size_larger(sae->d_sae, a->run.widest);
@@ -1492,7 +1461,7 @@ static void layer_open(Analysis *a, const Sae *sae, int layer) {
 }
 
 static void open_layers(Analysis *a) {
-    const AnalyzeOptions *o = a->options;
+    const VlmOptions *o = a->options;
     size_t n = a->vlm.llm.config.n_layers;
     bool *wanted = arena_alloc(a->arena, n, sizeof(bool)), described = false;
     SaeSet saes;
@@ -1521,7 +1490,7 @@ static void open_layers(Analysis *a) {
     }
 }
 
-AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOptions *o,
+AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const VlmOptions *o,
                           const Console *console) {
     Analysis a = {.options = o,
                   .result = {.options = o, .console = console},
@@ -1532,8 +1501,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const AnalyzeOpt
     }
     out_folder(arena, o->out);
     path_need_directory(o->images);
-    vlm_open(&a.vlm, arena, compute, &(VlmPaths){o->llm, o->vision, o->adapter, false});
-    a.vlm.image_text = o->image_text;
+    vlm_open(&a.vlm, arena, compute, o);
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result, .longest = 1};
     open_layers(&a);
     a.before = arena_alloc(arena, a.result.n_layers, sizeof *a.before);

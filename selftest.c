@@ -187,40 +187,40 @@ static void run_functions(void) {
     out_commit(file);
 }
 
-static TrainOptions selftest_train(const char *llm, const char *vision) {
-    return (TrainOptions){.llm = llm,
-                          .vision = vision,
-                          .data = "data.json",
-                          .images = "images",
-                          .out = "train",
-                          .shuffle = true,
-                          .lr = 1e-2,
-                          .min_lr = 1e-8,
-                          .warmup = 0.3,
-                          .batch = 2,
-                          .accumulate = 2,
-                          .epochs = 3,
-                          .tokens = 60,
-                          .seed = 475};
+static VlmOptions selftest_train(const char *llm, const char *vision) {
+    return (VlmOptions){.llm = llm,
+                        .vision = vision,
+                        .data = "data.json",
+                        .images = "images",
+                        .out = "train",
+                        .shuffle = true,
+                        .lr = 1e-2,
+                        .min_lr = 1e-8,
+                        .warmup = 0.3,
+                        .batch = 2,
+                        .accumulate = 2,
+                        .epochs = 3,
+                        .tokens = 60,
+                        .seed = 475};
 }
 
-static AnalyzeOptions selftest_analyze(const char *llm, const char *vision, const char *saes) {
-    return (AnalyzeOptions){.llm = llm,
-                            .vision = vision,
-                            .adapter = "train/adapter.safetensors",
-                            .saes = saes,
-                            .data = "data.json",
-                            .images = "images",
-                            .out = "analyze",
-                            .judge = "lexical",
-                            .examples = 4,
-                            .loss_examples = 2,
-                            .features = 3,
-                            .max_frequency = 1,
-                            .max_density = 1,
-                            .converge = 1.5,
-                            .canonical = true,
-                            .seed = 475};
+static VlmOptions selftest_analyze(const char *llm, const char *vision, const char *saes) {
+    return (VlmOptions){.llm = llm,
+                        .vision = vision,
+                        .adapter = "train/adapter.safetensors",
+                        .saes = saes,
+                        .data = "data.json",
+                        .images = "images",
+                        .out = "analyze",
+                        .judge = "lexical",
+                        .examples = 4,
+                        .loss_examples = 2,
+                        .features = 3,
+                        .max_frequency = 1,
+                        .max_density = 1,
+                        .converge = 1.5,
+                        .canonical = true,
+                        .seed = 475};
 }
 
 static SageOptions selftest_sage(const char *llm, const char *saes, const char *task) {
@@ -248,34 +248,33 @@ static void run_stages(const Compute *compute) {
     run_functions();
     for (size_t i = 0; i < 3; i++) {
         DumpOptions dump = {
-            .prompt = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
+            .vlm = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
             .hooks = "*",
             .grad = "261,262",
             .out = dumps[i]};
         dump_run(compute, &dump, &console);
     }
-    DumpOptions vision = {.prompt = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
+    DumpOptions vision = {.vlm = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
                           .hooks = "*",
                           .out = "clip.st"};
     DumpOptions picture = {
-        .prompt = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
+        .vlm = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
     dump_run(compute, &vision, &console);
     dump_run(compute, &picture, &console);
     Arena *arena = arena_new();
-    TrainOptions train = selftest_train("gemma2", "clip");
+    VlmOptions train = selftest_train("gemma2", "clip");
     (void)run_train(arena, compute, &train, &console);
-    EvalOptions eval = {.llm = "gemma2",
-                        .vision = "clip",
-                        .adapter = "train/adapter.safetensors",
-                        .questions = "questions.jsonl",
-                        .images = "images",
-                        .out = "eval",
-                        .generate = {.max_new_tokens = 6,
-                                     .sampling = {.temperature = 0.7f, .top_k = 40, .top_p = 0.9f},
-                                     .seed = 475},
-                        .seed = 475};
+    VlmOptions eval = {.llm = "gemma2",
+                       .vision = "clip",
+                       .adapter = "train/adapter.safetensors",
+                       .questions = "questions.jsonl",
+                       .images = "images",
+                       .out = "eval",
+                       .max_new_tokens = 6,
+                       .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
+                       .seed = 475};
     run_eval(compute, &eval, &console);
-    AnalyzeOptions analyze = selftest_analyze("gemma2", "clip", "saes_gemma2");
+    VlmOptions analyze = selftest_analyze("gemma2", "clip", "saes_gemma2");
     AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
     report_analyze(&layers, &(LayerTable){.n = 0});
     SageOptions sage = selftest_sage("gpt2", "saes_gpt2", "task.json");
@@ -827,8 +826,8 @@ static void write_conversations(void) {
 }
 
 static void bench_mapping(ModelBench *b, const Console *console) {
-    TrainOptions train = selftest_train(b->model->llm, b->model->vision);
-    AnalyzeOptions analyze = selftest_analyze(b->model->llm, b->model->vision, b->model->saes);
+    VlmOptions train = selftest_train(b->model->llm, b->model->vision);
+    VlmOptions analyze = selftest_analyze(b->model->llm, b->model->vision, b->model->saes);
     write_conversations();
     train.data = analyze.data = "bench.json";
     train.batch = train.accumulate = 1;

@@ -164,48 +164,45 @@ void shard_read(Shard *s, const char *name) {
     s->journals = journals;
 }
 
-void shard_inputs(Shard *s) {
-    size_t size;
-    if (shard_is_part(s)) {
-        shard_write(s, "inputs");
-        for (const FileNote *n = files_noted(); n != NULL; n = n->next) {
-            if (!n->written) {
-                journal_write(s, n->path, strlen(n->path));
-            }
-        }
-        shard_end(s);
-        return;
-    }
-    files_note(s->arena);
-    for (size_t k = 1; k <= s->count; k++) {
-        Journal j = journal_open(s, s->arena, k, "inputs");
-        for (size_t i = 0; j.left > 0; i++) { /* behind settings and command */
-            const char *path = journal_block(&j, &size);
-            if (i > 1) {
-                file_note(arena_copy(s->arena, path, size), false);
-            }
-        }
+void shard_start(Shard *s) {
+    if (s != NULL) {
+        s->whole = true;
+        shard_is_part(s) ? shard_write(s, "journal") : shard_read(s, "journal");
     }
 }
 
-void shard_end(Shard *s) {
-    if (s == NULL) {
-        return;
+/* Behind the values of a whole run stand the names of its inputs. */
+static void shard_end_writing(Shard *s) {
+    char hex[DIGEST_SIZE + 1];
+    for (const FileNote *n = files_noted(); n != NULL && s->whole; n = n->next) {
+        if (!n->written) {
+            journal_write(s, n->path, strlen(n->path));
+        }
     }
-    if (s->journals == NULL) {
-        char hex[DIGEST_SIZE + 1];
-        sha256_end(&s->sha, hex);
-        fwrite(hex, 1, DIGEST_SIZE, s->own->stream);
-        out_commit(s->own);
-        return;
-    }
-    for (size_t k = 0; k < s->count; k++) {
-        if (s->journals[k].left > 0) {
-            fail(STATUS_INPUT, "%s: goes on where this run ends", s->journals[k].path);
+    sha256_end(&s->sha, hex);
+    fwrite(hex, 1, DIGEST_SIZE, s->own->stream);
+    out_commit(s->own);
+}
+
+static void shard_end_reading(Shard *s) {
+    for (Journal *j = s->journals; j < s->journals + s->count; j++) {
+        while (s->whole && j->left > 0) {
+            size_t size;
+            const char *path = journal_block(j, &size);
+            file_note(arena_copy(s->arena, path, size), false);
+        }
+        if (j->left > 0) {
+            fail(STATUS_INPUT, "%s: goes on where this run ends", j->path);
         }
     }
     s->journals = NULL;
     arena_free(s->reading);
+}
+
+void shard_end(Shard *s) {
+    if (s != NULL) {
+        s->journals != NULL ? shard_end_reading(s) : shard_end_writing(s);
+    }
 }
 
 /* Shard k has the units n (k - 1) / N .. n k / N. */

@@ -18,6 +18,7 @@ typedef struct Shard {
     const char *command;      /* the whole run's words, each with a 0 byte after it */
     size_t command_size;
     double wait; /* seconds until a journal that is not there is given up */
+    bool whole;  /* what is written or read is the run's journal, not a step's */
     OutFile *own;
     Sha256 sha;               /* of what was written into it */
     Arena *reading;           /* holds the journals */
@@ -36,11 +37,12 @@ Shard *shard_open(Arena *arena, const char *out, size_t index, size_t count);
 char **shard_command(Arena *arena, const Shard *shard, int *count);
 bool shard_is_part(const Shard *shard);
 bool shard_is_merge(const Shard *shard);
-void shard_write(Shard *shard, const char *name); /* begins a journal */
-void shard_end(Shard *shard);                     /* of writing, or of reading: all was read */
-/* Leaves the names of the inputs that were noted; a merge notes those of all shards instead of its
- * own, since it does not open all that they did. */
-void shard_inputs(Shard *shard);
+/* Begins the run's journal, or the reading of all of them. */
+void shard_start(Shard *shard);
+/* Of writing, or of reading: all was read. A run's journal ends with the names of the inputs that
+ * were noted, for the merge, which does not open all that the shards did. */
+void shard_end(Shard *shard);
+void shard_write(Shard *shard, const char *name); /* begins a step's journal */
 /* Begins to read the journals of this name of all shards. One that is not there within shard->wait
  * seconds, or has other settings, is an error. */
 void shard_read(Shard *shard, const char *name);

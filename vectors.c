@@ -122,20 +122,20 @@ static float *in_floats(const Inputs *in, const char *key, size_t *count) {
 static const Console console = {.quiet = true, .command = "refsae vectors"};
 
 static void run_dump(const Inputs *in, Outcome *outcome) {
-    DumpOptions options = {.prompt = {.llm = in_text(in, "llm"),
-                                      .ids = in_text(in, "ids"),
-                                      .text = in_text(in, "text"),
-                                      .prompt = in_text(in, "prompt"),
-                                      .vision = in_text(in, "vision"),
-                                      .image = in_text(in, "image"),
-                                      .adapter = in_text(in, "adapter"),
-                                      .bos = -1},
+    DumpOptions options = {.vlm = {.llm = in_text(in, "llm"),
+                                   .ids = in_text(in, "ids"),
+                                   .text = in_text(in, "text"),
+                                   .prompt = in_text(in, "prompt"),
+                                   .vision = in_text(in, "vision"),
+                                   .image = in_text(in, "image"),
+                                   .adapter = in_text(in, "adapter"),
+                                   .bos = -1,
+                                   .sae = {.norm_factor = in_number(in, "norm_factor"),
+                                           .unit_decoder = in_flag(in, "unit_decoder")}},
                            .sae = in_text(in, "sae"),
                            .input = in_text(in, "input"),
                            .hooks = in_text(in, "hooks"),
                            .grad = in_text(in, "grad"),
-                           .sae_options = {.norm_factor = in_number(in, "norm_factor"),
-                                           .unit_decoder = in_flag(in, "unit_decoder")},
                            .out = tensor_file};
     dump_run(in->compute, &options, &console);
     outcome_file(in, outcome, tensor_file);
@@ -157,29 +157,29 @@ static void run_tokenize(const Inputs *in, Outcome *outcome) {
 }
 
 static void run_training(const Inputs *in, Outcome *outcome) {
-    TrainOptions options = {.llm = in_text(in, "llm"),
-                            .vision = in_text(in, "vision"),
-                            .data = in_text(in, "data"),
-                            .images = in_text(in, "images"),
-                            .init = in_text(in, "adapter"),
-                            .out = in->instead != NULL ? wrong_folder : run_folder,
-                            .softcap = in_flag(in, "softcap"),
-                            .lr = in_number(in, "lr"),
-                            .min_lr = in_number(in, "min_lr"),
-                            .batch = 1,
-                            .accumulate = 1,
-                            .epochs = 1,
-                            .steps = in_size(in, "steps"),
-                            .tokens = in_size(in, "tokens")};
+    VlmOptions options = {.llm = in_text(in, "llm"),
+                          .vision = in_text(in, "vision"),
+                          .data = in_text(in, "data"),
+                          .images = in_text(in, "images"),
+                          .init = in_text(in, "adapter"),
+                          .out = in->instead != NULL ? wrong_folder : run_folder,
+                          .softcap = in_flag(in, "softcap"),
+                          .lr = in_number(in, "lr"),
+                          .min_lr = in_number(in, "min_lr"),
+                          .batch = 1,
+                          .accumulate = 1,
+                          .epochs = 1,
+                          .steps = in_size(in, "steps"),
+                          .tokens = in_size(in, "tokens")};
     TrainResult result = run_train(in->arena, in->compute, &options, &console);
     outcome_row(in, outcome, "loss", DTYPE_F64, result.loss, result.steps);
     outcome_file(in, outcome, path_join(in->arena, options.out, "adapter.safetensors"));
 }
 
 static void run_schedule(const Inputs *in, Outcome *outcome) {
-    TrainOptions options = {.lr = in_number(in, "lr"),
-                            .min_lr = in_number(in, "min_lr"),
-                            .warmup = in_number(in, "warmup")};
+    VlmOptions options = {.lr = in_number(in, "lr"),
+                          .min_lr = in_number(in, "min_lr"),
+                          .warmup = in_number(in, "warmup")};
     size_t steps = in_size(in, "steps");
     double *rates = arena_alloc(in->arena, steps, sizeof *rates);
     for (size_t s = 0; s < steps; s++) {

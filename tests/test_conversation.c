@@ -106,7 +106,7 @@ Test(conversation, a_template_trims_as_python_strips) {
 Test(conversation, image_rows_and_answers) {
     static const struct {
         const char *question, *rendered;
-        ImageText image_text;
+        int image_text;
     } cases[] = {
         {"<image>\\nwhat is red",
          "<start_of_turn>user\n<image>\nwhat is red<end_of_turn>\n<start_of_turn>model\n",
@@ -125,7 +125,7 @@ Test(conversation, image_rows_and_answers) {
     Vlm vlm;
     Arena *arena = arena_new(), *own = arena_new();
     compute_open(&compute, own, 1);
-    vlm_open(&vlm, own, &compute, &(VlmPaths){.llm = "weights/gemma2", .vision = "weights/clip"});
+    vlm_open(&vlm, own, &compute, &(VlmOptions){.llm = "weights/gemma2", .vision = "weights/clip"});
     size_t patches = vlm.vit.config.n_patches;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         char text[1024], whole[1024];

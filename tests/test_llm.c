@@ -849,7 +849,7 @@ Test(llm, sampling) {
                 above += logits[j] > logits[i];
             }
             kept[i] = ways[way].top_k == 0 || above < ways[way].top_k;
-            p[i] = kept[i] ? exp((double)(logits[i] / ways[way].temperature)) : 0;
+            p[i] = kept[i] ? exp((double)(logits[i] / (float)ways[way].temperature)) : 0;
             total += p[i];
         }
         double after = 0;
@@ -861,8 +861,7 @@ Test(llm, sampling) {
                 tail += less ? p[j] / total : 0;
                 top = top && (less || j == i);
             }
-            kept[i] =
-                kept[i] && (ways[way].top_p >= 1 || top || tail > 1 - (double)ways[way].top_p);
+            kept[i] = kept[i] && (ways[way].top_p >= 1 || top || tail > 1 - ways[way].top_p);
             after += kept[i] ? p[i] : 0;
         }
         for (int draw = 0; draw < DRAWS; draw++) {

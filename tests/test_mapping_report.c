@@ -49,7 +49,7 @@ static const Json *report(size_t n, double scale, double factor, const char *com
         }
     }
     Console console = {.quiet = true, .command = "refsae analyze"};
-    AnalyzeOptions options = {.out = folder, .converge = factor};
+    VlmOptions options = {.out = folder, .converge = factor};
     LayerTable table = published_read(arena, compare);
     AnalyzeResult result = {.options = &options,
                             .console = &console,

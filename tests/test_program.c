@@ -297,6 +297,7 @@ Test(program, options_that_cannot_hold) {
         {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
         {"info x --unpack 0", "--unpack 0: expected at least 1"},
+        {"generate --prompt p", "generate needs --llm"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
         {"generate --llm x --prompt p --max-new-tokens 0", "--max-new-tokens 0: expected"},
         {"generate --llm x --prompt p --adapter a", "--adapter needs --image"},

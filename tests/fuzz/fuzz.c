@@ -24,7 +24,7 @@ static void read_cross_file(Arena *arena, const char *path) {
 }
 
 static void read_verdicts(Arena *arena, const char *path) {
-    AnalyzeOptions options = {.judge = path};
+    VlmOptions options = {.judge = path};
     Descriptions descriptions = {.text = arena_alloc(arena, 1, sizeof(char *))};
     LayerResult layer = {.descriptions = descriptions};
     Analysis *a = arena_alloc(arena, 1, sizeof *a);
@@ -40,7 +40,7 @@ static void read_verdicts(Arena *arena, const char *path) {
 static void read_checkpoint(Arena *arena, const char *path) {
     Trainer *t = arena_alloc(arena, 1, sizeof *t);
     Adapter part = {arena_floats(arena, 2, 3), arena_floats(arena, 2, 1), 2, 3};
-    TrainOptions options = {.steps = 2, .batch = 1, .accumulate = 1};
+    VlmOptions options = {.steps = 2, .batch = 1, .accumulate = 1};
     *t = (Trainer){.options = &options, .arena = arena, .checkpoint = path};
     t->settings = "--seed 0\n";
     t->vlm.adapter = t->run.m = t->run.v = part;
