@@ -793,7 +793,7 @@ static String read_marks(const Tokenizer *t, String token, char *bytes) {
 
 /* ByteFallback: a run of bytes is text if it is UTF-8 as a whole, else one U+FFFD a byte. */
 static void put_run(FILE *out, const char *run, size_t length) {
-    if (utf8_valid(run, length)) {
+    if (length > 0 && utf8_valid(run, length)) {
         fwrite(run, 1, length, out);
     } else {
         put_broken(out, length);
@@ -814,7 +814,7 @@ char *tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t count, boo
             continue; /* an unknown id is passed over */
         }
         String token = t->tokens[ids[i]].text;
-        bytes = arena_grow(scratch, bytes, &room, REPLACEMENT_MOST * token.length, 1);
+        bytes = arena_grow(scratch, bytes, &room, REPLACEMENT_MOST * token.length + 1, 1);
         token =
             t->decode_byte_level ? read_byte_level(t, token, bytes) : read_marks(t, token, bytes);
         int byte = t->decode_byte_level ? -1 : fallback_byte(token);
