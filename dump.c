@@ -1094,8 +1094,7 @@ static void tokenize_unit(const Tokenizer *tokenizer, const char *text, size_t l
         length = o->decode ? length : value->length;
     }
     if (!o->decode) {
-        Tokens tokens = tokenizer_encode(tokenizer, text, length, o->special, arena);
-        tokens = tokenizer_fit(tokenizer, &tokens, o->special, arena);
+        Tokens tokens = tokenizer_encode_fit(tokenizer, text, length, o->special, arena);
         fputs(o->jsonl ? "[" : "", out);
         print_ids(out, tokens.id, tokens.count, o->jsonl);
         fputs(o->jsonl ? "]\n" : "\n", out);

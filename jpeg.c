@@ -81,9 +81,6 @@ typedef struct Jpeg {
     uint32_t end_of_band_run;
 } Jpeg;
 
-/* Decodes one block of a scan's kind into block[64]. */
-typedef void BlockDecoder(Jpeg *j, Component *c, int16_t *block);
-
 /* zigzag[k]: place of coefficient k in the 8x8 block, row-major. Damaged runs reach k = 79. */
 static const unsigned char zigzag[80] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33,
@@ -249,10 +246,10 @@ static void read_scan_header(Jpeg *j, const unsigned char *s, size_t n) {
         j->scan[i]->dc_table = s[2 + 2 * i] >> 4;
         j->scan[i]->ac_table = s[2 + 2 * i] & 15;
     }
-    j->first = s[n - 3];
-    j->last = s[n - 2];
-    j->high = s[n - 1] >> 4;
-    j->low = s[n - 1] & 15;
+    j->first = j->progressive ? s[n - 3] : 0;
+    j->last = j->progressive ? s[n - 2] : 63;
+    j->high = j->progressive ? s[n - 1] >> 4 : 0;
+    j->low = j->progressive ? s[n - 1] & 15 : 0;
     j->next_restart = 0;
     for (size_t i = 0; i < j->in_scan; i++) {
         j->visits += j->scan[i]->blocks_wide * j->scan[i]->blocks_high;
@@ -440,88 +437,69 @@ static int read_symbol(Jpeg *j, const HuffmanTable *t) {
     return length > 16 ? 0 : t->symbol[(code + t->offset[length]) & 255]; /* no such code: 0 */
 }
 
-/* ---- blocks: each decodes one of a scan's kind into block[64] ---- */
+/* ---- blocks ---- */
 
 static int16_t wrap16(int value) {
     return (int16_t)(uint16_t)value;
 }
 
-static int next_dc(Jpeg *j, Component *c) {
-    int n = read_symbol(j, &j->dc[c->dc_table]);
-    c->dc += (uint32_t)(n > 0 ? read_signed(j, n) : 0);
-    return (int)c->dc;
+/* How many bands, this one among them, end here: of T.81 G.1.2.2; a sequential block ends alone. */
+static uint32_t read_band_run(Jpeg *j, int run) {
+    return j->progressive ? (1u << run) + (uint32_t)(run > 0 ? read_bits(j, run) : 0) : 1;
 }
 
-static void decode_sequential(Jpeg *j, Component *c, int16_t *block) {
-    const HuffmanTable *ac = &j->ac[c->ac_table];
-    block[0] = wrap16(next_dc(j, c));
-    for (int k = 1; k < 64; k++) {
-        int symbol = read_symbol(j, ac), run = symbol >> 4, n = symbol & 15;
-        if (n == 0 && run != 15) {
-            break;
-        }
-        k += run;
-        if (n > 0) {
-            block[zigzag[k]] = (int16_t)read_signed(j, n);
-        }
+/* The first bits of the scan's coefficients; of a sequential file, all. */
+static void decode_first(Jpeg *j, Component *c, int16_t *block) {
+    if (j->first == 0) {
+        int n = read_symbol(j, &j->dc[c->dc_table]);
+        c->dc += (uint32_t)(n > 0 ? read_signed(j, n) : 0);
+        block[0] = wrap16((int)(c->dc << j->low));
     }
-}
-
-static void decode_dc_first(Jpeg *j, Component *c, int16_t *block) {
-    block[0] = wrap16((int)((uint32_t)next_dc(j, c) << j->low));
-}
-
-static void decode_dc_refine(Jpeg *j, Component *c, int16_t *block) {
-    (void)c;
-    if (read_bits(j, 1)) {
-        block[0] = (int16_t)(block[0] | 1 << j->low);
-    }
-}
-
-static void decode_ac_first(Jpeg *j, Component *c, int16_t *block) {
     if (j->end_of_band_run > 0) {
         j->end_of_band_run--;
         return;
     }
-    for (int k = j->first; k <= j->last; k++) {
-        int symbol = read_symbol(j, &j->ac[c->ac_table]), run = symbol >> 4, n = symbol & 15;
+    const HuffmanTable *ac = &j->ac[c->ac_table];
+    int last = j->last, scale = 1 << j->low;
+    for (int k = j->first > 0 ? j->first : 1; k <= last; k++) {
+        int symbol = read_symbol(j, ac), run = symbol >> 4, n = symbol & 15;
         if (n == 0 && run != 15) {
-            j->end_of_band_run = (1u << run) + (uint32_t)(run > 0 ? read_bits(j, run) : 0) - 1;
+            j->end_of_band_run = read_band_run(j, run) - 1;
             break;
         }
         k += run;
         if (n > 0) {
-            block[zigzag[k]] = wrap16(read_signed(j, n) * (1 << j->low));
+            block[zigzag[k]] = wrap16(read_signed(j, n) * scale);
         }
     }
 }
 
-/* One more bit for a coefficient that is not zero. */
+/* One more bit for a coefficient, unless it is zero. */
 static void refine(Jpeg *j, int16_t *coef) {
     int bit = 1 << j->low;
-    if (read_bits(j, 1) && (*coef & bit) == 0) {
+    if (*coef != 0 && read_bits(j, 1) && (*coef & bit) == 0) {
         *coef = wrap16(*coef + (*coef >= 0 ? bit : -bit));
     }
 }
 
-static void decode_ac_refine(Jpeg *j, Component *c, int16_t *block) {
+/* One more bit of what earlier scans began. */
+static void decode_refine(Jpeg *j, Component *c, int16_t *block) {
+    if (j->first == 0) {
+        block[0] = (int16_t)(block[0] | read_bits(j, 1) << j->low);
+        return;
+    }
     int k = j->first;
     while (j->end_of_band_run == 0 && k <= j->last) {
         int symbol = read_symbol(j, &j->ac[c->ac_table]), run = symbol >> 4, value = 0;
         if ((symbol & 15) > 0) {
             value = read_bits(j, 1) ? 1 << j->low : -(1 << j->low);
         } else if (run != 15) {
-            j->end_of_band_run = (1u << run) + (uint32_t)(run > 0 ? read_bits(j, run) : 0);
+            j->end_of_band_run = read_band_run(j, run);
             break;
         }
         /* over `run` zeros, refining what is not zero on the way, to the zero that becomes value */
-        for (; k <= j->last; k++) {
-            int16_t *coef = &block[zigzag[k]];
-            if (*coef != 0) {
-                refine(j, coef);
-            } else if (--run < 0) {
-                break;
-            }
+        for (; k <= j->last && (block[zigzag[k]] != 0 || --run >= 0); k++) {
+            refine(j, &block[zigzag[k]]);
         }
         if (value != 0) {
             block[zigzag[k]] = wrap16(value);
@@ -530,9 +508,7 @@ static void decode_ac_refine(Jpeg *j, Component *c, int16_t *block) {
     }
     if (j->end_of_band_run > 0) {
         for (; k <= j->last; k++) {
-            if (block[zigzag[k]] != 0) {
-                refine(j, &block[zigzag[k]]);
-            }
+            refine(j, &block[zigzag[k]]);
         }
         j->end_of_band_run--;
     }
@@ -581,34 +557,25 @@ static void inverse_dct(const int16_t *coef, const uint16_t *quant, unsigned cha
     for (size_t i = 8; i < 64 && flat; i++) {
         flat = coef[i] == 0;
     }
-    if (flat) {
-        for (size_t x = 0; x < 8; x++) {
-            v[x] = wrap16((int32_t)((uint32_t)coef[x] * quant[x] << PASS_BITS));
-        }
-        if ((v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) == 0) {
-            unsigned char sample =
-                clamp8(((v[0] + (1 << (PASS_BITS + 2))) >> (PASS_BITS + 3)) + 128);
-            for (size_t y = 0; y < 8; y++) {
-                memset(out + y * stride, sample, 8);
-            }
-            return;
-        }
-        for (size_t y = 1; y < 8; y++) {
-            memcpy(v + 8 * y, v, 8 * sizeof *v);
-        }
-    } else {
-        for (size_t i = 0; i < 64; i++) {
-            v[i] = wrap16((int32_t)((uint32_t)coef[i] * quant[i]));
-        }
-        for (size_t x = 0; x < 8; x++) {
+    size_t rows = flat ? 1 : 8; /* that differ */
+    for (size_t i = 0; i < 64; i++) {
+        v[i] = wrap16((int32_t)((uint32_t)coef[i] * quant[i]));
+    }
+    for (size_t x = 0; x < 8; x++) {
+        if (flat) {
+            v[x] = wrap16(v[x] * (1 << PASS_BITS));
+        } else {
             dct_8(v + x, 8, DCT_BITS - PASS_BITS);
         }
     }
-    for (size_t y = 0; y < 8; y++) {
+    for (size_t y = 0; y < rows; y++) {
         dct_8(v + 8 * y, 1, DCT_BITS + PASS_BITS + 3);
         for (size_t x = 0; x < 8; x++) {
             out[y * stride + x] = clamp8(v[8 * y + x] + 128);
         }
+    }
+    for (size_t y = rows; y < 8; y++) {
+        memcpy(out + y * stride, out, 8);
     }
 }
 
@@ -650,11 +617,8 @@ static void next_segment(Jpeg *j) {
     j->starved = j->starved && j->marker != 0;
 }
 
-/* Checks the scan against T.81 G.1.1.1 and its tables; keeps what is known of each coefficient.
- * Returns the decoder of its blocks. */
-static BlockDecoder *start_scan(Jpeg *j) {
-    static BlockDecoder *const kinds[2][2] = {{decode_ac_refine, decode_ac_first},
-                                              {decode_dc_refine, decode_dc_first}};
+/* Checks the scan against T.81 G.1.1.1 and its tables; keeps what is known of each coefficient. */
+static void start_scan(Jpeg *j) {
     size_t blocks = 0;
     bool dc_band = j->first == 0, fresh = j->high == 0;
     if (j->progressive &&
@@ -672,13 +636,13 @@ static BlockDecoder *start_scan(Jpeg *j) {
             memcpy(c->quant, j->quant[c->quant_index], sizeof c->quant);
             c->quant_latched = true;
         }
-        if (!j->progressive || (dc_band && fresh)) {
+        if (dc_band && fresh) {
             derive_table(j, j->dc, c->dc_table, true);
         }
-        if (!j->progressive || !dc_band) {
+        if (j->last > 0) {
             derive_table(j, j->ac, c->ac_table, false);
         }
-        for (int k = j->first; j->progressive && k <= j->last && k < SMOOTHED; k++) {
+        for (int k = j->first; k <= j->last && k < SMOOTHED; k++) {
             c->missing[k] = j->low;
         }
     }
@@ -687,11 +651,11 @@ static BlockDecoder *start_scan(Jpeg *j) {
     }
     reset_segment(j);
     j->starved = false;
-    return j->progressive ? kinds[dc_band][fresh] : decode_sequential;
 }
 
 /* The unit at (y, x): where several components alternate, h x v blocks of each; else one block. */
-static void decode_unit(Jpeg *j, BlockDecoder *decode, size_t y, size_t x) {
+static void decode_unit(Jpeg *j, size_t y, size_t x) {
+    void (*decode)(Jpeg *, Component *, int16_t *) = j->high == 0 ? decode_first : decode_refine;
     for (size_t i = 0; i < j->in_scan; i++) {
         Component *c = j->scan[i];
         size_t h = j->in_scan > 1 ? c->h : 1, v = j->in_scan > 1 ? c->v : 1;
@@ -704,19 +668,17 @@ static void decode_unit(Jpeg *j, BlockDecoder *decode, size_t y, size_t x) {
 }
 
 static void decode_scan(Jpeg *j) {
-    BlockDecoder *decode = start_scan(j);
+    start_scan(j);
     bool alone = j->in_scan == 1;
     size_t rows = alone ? j->scan[0]->blocks_high : j->mcu_rows;
     size_t columns = alone ? j->scan[0]->blocks_wide : j->mcu_columns;
     for (size_t i = 0; i < rows * columns; i++) {
-        if (j->restart_interval > 0) {
-            if (j->restarts_left == 0) {
-                next_segment(j);
-            }
-            j->restarts_left--;
+        if (j->restart_interval > 0 && j->restarts_left == 0) {
+            next_segment(j);
         }
+        j->restarts_left--; /* wraps where there are none */
         if (!j->starved) {
-            decode_unit(j, decode, i / columns, i % columns);
+            decode_unit(j, i / columns, i % columns);
         }
         if (j->truncated) {
             jpeg_truncated(j);
@@ -765,26 +727,20 @@ static const unsigned char *upsample_row(const Jpeg *j, const Component *c, size
     if (h == 1 && v == 1) {
         return near;
     }
-    if (!triangle_h && !triangle_v) {
-        for (size_t x = 0; x < j->width; x += h) {
-            memset(out + x, near[x / h], j->width - x < h ? j->width - x : h);
-        }
-        return out;
-    }
     const unsigned char *far = near;
     if (triangle_v && y % 2 == 0 && y > 0) {
         far = near - stride;
     } else if (triangle_v && y % 2 == 1 && y / 2 + 1 < c->height) {
         far = near + stride;
     }
-    if (!triangle_h) {
-        for (size_t x = 0; x < n; x++) {
-            out[x] = (unsigned char)((near[x] * 3 + far[x] + 1 + (int)(y % 2)) >> 2);
-        }
-        return out;
-    }
     for (size_t x = 0; x < n; x++) {
         sum[x] = (uint16_t)(triangle_v ? near[x] * 3 + far[x] : near[x]);
+    }
+    if (!triangle_h) {
+        for (size_t x = 0; x < j->width; x++) {
+            out[x] = triangle_v ? (unsigned char)((sum[x] + 1 + (int)(y % 2)) >> 2) : near[x / h];
+        }
+        return out;
     }
     int shift = triangle_v ? 4 : 2, left = triangle_v ? 8 : 1, right = triangle_v ? 7 : 2;
     for (size_t x = 0; x < n; x++) {

@@ -687,6 +687,7 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
     LlmRun *run = llm_run_layout(&vlm->llm, vlm->compute, &plan, block);
     float *logits = arena_floats(block, config->d_vocab, 1);
     Tokens out = {0};
+    size_t room = 0;
     Random random = random_start(options->seed, RANDOM_SAMPLE);
     LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
     ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
@@ -699,7 +700,7 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
         if (generate_stops(vlm, chat, id)) {
             break;
         }
-        out.id = arena_grow(arena, out.id, &out.capacity, out.count + 1, sizeof *out.id);
+        out.id = arena_grow(arena, out.id, &room, out.count + 1, sizeof *out.id);
         out.id[out.count++] = id;
         if (out.count < new_tokens) {
             LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};

@@ -11,10 +11,10 @@ typedef struct Tokens {
     int32_t *id;
     size_t *begin; /* byte offset in the text of the character with which each token begins (0 for
                       added ones like <bos>) */
-    size_t count, capacity;
+    size_t count;
 } Tokens;
 
-/* In tokenizer_load.c. path: tokenizer.json, or a directory that holds it. What the files of those
+/* path: tokenizer.json, or a directory that holds it. What the files of those
  * models do not ask for (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks
  * a byte) is refused by name. Of a directory, add_prefix_space is what transformers makes of
  * tokenizer_config.json. */
@@ -25,9 +25,10 @@ Tokenizer *tokenizer_open(Arena *arena, const char *path);
 Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         Arena *arena);
 
-/* What the file's `truncation` and `padding` blocks make of them. Only `tokenize` asks: models are
- * fed what transformers feeds them, which resets both. `special` as it was for tokenizer_encode. */
-Tokens tokenizer_fit(const Tokenizer *tokenizer, const Tokens *tokens, bool special, Arena *arena);
+/* The same, and then what the file's `truncation` and `padding` blocks ask for. Only `tokenize`
+ * does: models are fed what transformers feeds them, which resets both. */
+Tokens tokenizer_encode_fit(const Tokenizer *tokenizer, const char *text, size_t length,
+                            bool special, Arena *arena);
 
 /* Text of ids as tokenizers' decode(ids, skip_special_tokens=skip_special) gives it, in the arena,
  * with a 0 byte after it. */

@@ -11,7 +11,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 build=$1
-readers="json tensor checkpoint zip png jpeg image tokenizer tokenizer_load base"
+readers="json tensor checkpoint zip png jpeg image tokenizer base"
 suffix=$(clang --version | sed -n 's/.*version \([0-9]*\)\..*/-\1/p')
 tool() { if command -v "$1" >/dev/null; then echo "$1"; else echo "$1$suffix"; fi; }
 merge=$(tool llvm-profdata)

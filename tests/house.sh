@@ -12,8 +12,8 @@ floors='base
 elementary linalg hooks shard
 json zip unicode(unicode_tables.h)
 tensor pixels
-checkpoint kernels(kernelset.h) png jpeg tokenizer(tokenizer_tables.h)
-image kernels_simd(simd.h) tokenizer_load
+checkpoint kernels(kernelset.h) png jpeg tokenizer
+image kernels_simd(simd.h)
 vit llm sae
 model_load sae_load
 data task

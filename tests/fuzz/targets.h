@@ -186,8 +186,7 @@ static void read_preprocess(Arena *arena, const char *path) {
 
 static void encode_all(Arena *arena, const Tokenizer *t, const char *text, size_t length) {
     size_t back;
-    Tokens tokens = tokenizer_encode(t, text, length, true, arena);
-    tokens = tokenizer_fit(t, &tokens, true, arena);
+    Tokens tokens = tokenizer_encode_fit(t, text, length, true, arena);
     (void)tokenizer_decode(t, tokens.id, tokens.count, false, arena, &back);
 }
 
