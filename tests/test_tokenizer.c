@@ -8,7 +8,6 @@
 
 #include "json.h"
 #include "tokenizer.h"
-#include "tokenizer_tables.h"
 
 #define FOLDER "tests/golden/tokenizer/"
 
@@ -570,21 +569,6 @@ Test(tokenizer, declared_tokens_as_transformers_has_them) {
     cr_assert_eq(remove(beside), 0);
     cr_assert_eq(remove(folder), 0);
     arena_free(arena);
-}
-
-/* As u8::from_str_radix reads the digits. */
-Test(tokenizer, byte_that_a_token_stands_for) {
-    static const struct {
-        const char *token;
-        int byte;
-    } cases[] = {{"<0x00>", 0},    {"<0x9F>", 0x9F}, {"<0xaf>", 0xAF}, {"<0xFA>", 0xFA},
-                 {"<0x+B>", 0x0B}, {"<0x0+>", -1},   {"<0xg0>", -1},   {"<0xG0>", -1},
-                 {"<0x!0>", -1},   {"<0x:0>", -1},   {"<0x410", -1},   {"<0x4>", -1},
-                 {"[0x41>", -1}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        String token = {cases[i].token, strlen(cases[i].token)};
-        cr_assert_eq(fallback_byte(token), cases[i].byte, "%s", cases[i].token);
-    }
 }
 
 Test(tokenizer, refuses_broken_text_and_ids) {
