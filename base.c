@@ -1332,7 +1332,7 @@ Progress progress_start(const char *what, const char *unit, uint64_t first, uint
 }
 
 static void progress_print(Progress *progress, double now, const char *note) {
-    char line[256], share[80], time[48], left[64] = "";
+    char line[320], share[80], time[48], left[64] = "";
     double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
     uint64_t done = progress->done, total = progress->total;
     snprintf(share, sizeof share, " %.20s", progress->unit);

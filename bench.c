@@ -524,8 +524,9 @@ static void stage_figures(const ModelBench *b, const Stage *s, double x[FIGURES]
         x[2 + i] = s->took[i] / seconds / (i < 2 ? 1e9 * b->limit[i].best : 1.0);
     }
     x[7] = 1.0 - x[4] - x[5] - x[6];
-    x[8] = s->took[SYSTEM] / whole;
-    x[9] = 1.0 - (s->took[USER] + s->took[SYSTEM]) / whole;
+    const bool told = seconds >= 1.0; /* by a clock of hundredths */
+    x[8] = told ? s->took[SYSTEM] / whole : NAN;
+    x[9] = told ? 1.0 - (s->took[USER] + s->took[SYSTEM]) / whole : NAN;
     x[10] = 0x1p-20 * s->predicted;
     x[11] = 0x1p-20 * s->held;
 }

@@ -548,8 +548,17 @@ static void print_told(FILE *out, const Json *value) {
           out);
 }
 
+/* A key in words; sizes keep the field's names, as d_model. */
+static char *words_of(Arena *arena, const char *key) {
+    char *words = arena_format(arena, "%s", key), *at = words;
+    while (strncmp(key, "d_", 2) != 0 && (at = strchr(at, '_')) != NULL) {
+        *at = ' ';
+    }
+    return words;
+}
+
 /* For people: a line for each member and each object of a list; the memory in MiB. */
-static void print_object(FILE *out, const Json *object) {
+static void print_object(Arena *arena, FILE *out, const Json *object) {
     const Json *memory = json_get(object, "memory");
     fprintf(out, "%s\n", json_string(object->child));
     for (const Json *v = object->child->next; v != NULL; v = v->next) {
@@ -558,7 +567,7 @@ static void print_object(FILE *out, const Json *object) {
         }
         bool rows = json_is(v, JSON_ARRAY) && json_is(v->child, JSON_OBJECT);
         for (const Json *row = rows ? v->child : v; row != NULL; row = rows ? row->next : NULL) {
-            fprintf(out, rows ? "    " : "  %-26s ", v->key);
+            fprintf(out, rows ? "    " : "  %-26s ", words_of(arena, v->key));
             print_told(out, row);
             fputc('\n', out);
         }
@@ -568,8 +577,8 @@ static void print_object(FILE *out, const Json *object) {
         while (strcmp(memory_for[k][0], v->key) != 0) {
             k++;
         }
-        fprintf(out, "  memory: %-18s %.1f MiB (%s)\n", v->key, json_double(v) / 1048576.0,
-                memory_for[k][1]);
+        fprintf(out, "  memory: %-18s %.1f MiB (%s)\n", words_of(arena, v->key),
+                json_double(v) / 1048576.0, memory_for[k][1]);
     }
 }
 
@@ -593,7 +602,7 @@ static Error info_one(JsonOut *list, const Compute *compute, const char *path, F
     if (text == NULL) {
         json_out_value(list, NULL, object);
     } else {
-        print_object(text, object);
+        print_object(arena, text, object);
     }
     arena_free(arena);
     return error;
