@@ -957,8 +957,9 @@ static void section_run(SageRun *r, SageSection *section) {
     }
     patches_measure(r, "testing", SAGE_TEST, patches, section->n_edits, NULL, section);
     for (const SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
-        for (size_t k = 0; k < n && e->magnitude != NULL; k++) {
-            shard_rows(r->options->shard, e->magnitude + k * n_test, n_test, sizeof *e->magnitude);
+        for (size_t k = 0; k < n && e->magnitudes != NULL; k++) {
+            shard_rows(r->options->shard, e->magnitudes + k * n_test, n_test,
+                       sizeof *e->magnitudes);
         }
     }
     arena_free(scratch);
@@ -980,20 +981,6 @@ static SageWay writes_by(const SageOptions *options) {
         first = first == SAGE_BY_WEIGHTS ? way : first;
     }
     return first == SAGE_BY_ENCODER ? SAGE_BY_ENCODER : SAGE_BY_SPAN;
-}
-
-/* Room for what sage_judge finds. */
-static void cross_layout(const SageRun *r, SageCross *cross) {
-    size_t n = r->task->n_attributes;
-    cross->none = arena_alloc(r->arena, n, sizeof(SageFigure));
-    for (size_t m = 0; m < SAGE_METHODS; m++) {
-        SageTests *t = &cross->tests[m];
-        t->supervised = arena_alloc(r->arena, n, sizeof(SageControl));
-        t->f1 = arena_alloc(r->arena, r->result.n_thresholds, sizeof(SageF1));
-        for (int aware = 0; aware < 2; aware++) {
-            t->control[aware] = arena_alloc(r->arena, n * SAGE_KS, sizeof(SageControl));
-        }
-    }
 }
 
 static void test_cross(SageRun *r, SageCross *cross) {
@@ -1028,8 +1015,9 @@ static void test_cross(SageRun *r, SageCross *cross) {
         arena_free(arena);
         return;
     }
-    cross_layout(r, cross);
     sage_judge(&section, cross);
+    cross->edits = arena_alloc(r->arena, section.n_edits, sizeof(SageEdit));
+    memcpy(cross->edits, section.edits, section.n_edits * sizeof(SageEdit));
     result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
     result->m_positive = sage_positive(&section);
     result->m_clean = section.edits[0].figure;
