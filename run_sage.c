@@ -35,18 +35,17 @@ typedef struct Patch {
 } Patch;
 
 typedef struct SageRun {
-    const Compute *compute;
+    SageSection section; /* what all cross-sections have */
     const SageOptions *options;
     const Console *console;
     Llm llm;
     Tokenizer *tokenizer;
     SaeSet saes;
     SageTask *task;
-    SageKinds *kinds;
     SageResult result;
     Arena *arena; /* of the caller: task and result */
     LlmRun *run;
-    size_t batch, longest, longest_list;
+    size_t longest, longest_list;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
     /* The current batch: prompts first .. first + n_forms - 1 of a split, and which of a slice's
      * values are the first's; of the clean ones hook_resid_pre of every layer, a prompt's rows from
@@ -113,7 +112,7 @@ static void call_slices(void *user, const HookPoint *point, float *data) {
 
 /* How many of `count` prompts run at once from `first` on; 0: none is left. */
 static size_t batch_size(const SageRun *r, size_t count, size_t first) {
-    return count - first < r->batch ? count - first : r->batch;
+    return count - first < r->section.batch ? count - first : r->section.batch;
 }
 
 /* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
@@ -154,7 +153,7 @@ static void outcomes_read(SageRun *r, bool ends) {
     size_t vocab = r->llm.config.d_vocab;
     for (size_t s = 0, n; s < r->n; s += n) {
         bool asked = r->patch[s]->predicted != NULL;
-        for (n = 0; n < r->batch && s + n < r->n; n++) {
+        for (n = 0; n < r->section.batch && s + n < r->n; n++) {
             if ((r->patch[s + n]->predicted != NULL) != asked) {
                 break;
             }
@@ -262,7 +261,7 @@ static void patch_add(SageRun *r, const Patch *patch, size_t s) {
         past = position < past ? position : past;
     }
     size_t count = form->rows - past;
-    if (r->n > 0 && (r->start[r->n] + count > r->batch * r->longest ||
+    if (r->n > 0 && (r->start[r->n] + count > r->section.batch * r->longest ||
                      patch_first(r, r->patch[0], &ends_before) != first || ends_before != ends)) {
         patches_run(r);
     }
@@ -321,7 +320,7 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
                             size_t n_patches, const Patch *others, SageSection *section) {
     size_t n_prompts = r->task->n_prompts[split], begin, end;
     Arena *scratch = arena_new();
-    const Patch **twins = arena_alloc(scratch, n_patches * r->batch, sizeof *twins);
+    const Patch **twins = arena_alloc(scratch, n_patches * r->section.batch, sizeof *twins);
     shard_range(r->options->shard, n_prompts, &begin, &end);
     Progress progress = progress_start(what, "prompts", begin, end, r->console->quiet);
     for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
@@ -570,7 +569,7 @@ static Patch batch_reader(const SageRun *r, const double *effect, Arena *arena) 
     for (size_t i = 0; i < r->result.n_nodes; i++) {
         if (effect == NULL || !isnan(effect[i])) {
             const SageNode *node = &r->result.nodes[i];
-            float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
+            float *values = arena_floats(arena, r->section.batch, node_width(r, node->kind));
             patch.slices[patch.n++] = node_slice(r, node, values, false);
         }
     }
@@ -773,7 +772,7 @@ static void site_encode(const SageRun *r, SageSite *site, size_t side, float *x,
     size_t n_test = r->task->n_prompts[SAGE_TEST], n = site->start[side * n_test];
     const Sae *sae = site->sae;
     Arena *scratch = arena_new();
-    SaeRun *run = sae_run_layout(r->compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
+    SaeRun *run = sae_run_layout(r->section.compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
     float *acts = arena_floats(scratch, ENCODED_ROWS, sae->d_sae);
     for (size_t i = 0; i < n_test * sae->d_in && site->b_v != NULL; i++) {
         x[i] -= site->b_v[i % sae->d_in];
@@ -986,17 +985,7 @@ static SageWay writes_by(const SageOptions *options) {
 static void test_cross(SageRun *r, SageCross *cross) {
     SageResult *result = &r->result;
     Arena *arena = arena_new();
-    SageSection section = {.compute = r->compute,
-                           .llm = &r->llm,
-                           .task = r->task,
-                           .options = r->options,
-                           .kinds = r->kinds,
-                           .thresholds = result->thresholds,
-                           .n_thresholds = result->n_thresholds,
-                           .n_train = r->task->n_prompts[SAGE_TRAIN],
-                           .n_test = r->task->n_prompts[SAGE_TEST],
-                           .batch = r->batch,
-                           .writes = writes_by(r->options)};
+    SageSection section = r->section;
     section_open(r, &section, cross, arena);
     for (size_t side = 0; side < 2 + r->task->n_attributes; side++) {
         section_capture(r, &section, side, arena);
@@ -1049,7 +1038,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
     Slice *slices = arena_alloc(scratch, n_positions, sizeof(Slice));
     float *x = arena_floats(scratch, rows, d), *target = arena_floats(scratch, rows, d);
     float *recon = arena_floats(scratch, rows, d), *acts = arena_floats(scratch, rows, sae->d_sae);
-    SaeRun *run = sae_run_layout(r->compute, d, sae->d_sae, rows, scratch);
+    SaeRun *run = sae_run_layout(r->section.compute, d, sae->d_sae, rows, scratch);
     for (size_t p = 0; p < n_positions; p++) {
         slices[p] = (Slice){sae->hook, sae->layer, -1, p, d, false, false, x + p * n * d};
     }
@@ -1058,7 +1047,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
         sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
         sae_encode(sae, run, x, NULL, acts, rows);
         sae_decode(sae, run, acts, recon, rows);
-        sae_target(sae, r->compute, target, x, rows);
+        sae_target(sae, r->section.compute, target, x, rows);
         fvu[k] = sae_stats(target, recon, acts, rows, d, sae->d_sae).fvu;
     }
     arena_free(scratch);
@@ -1071,14 +1060,14 @@ static void settle_centring(SageRun *r, Sae *sae) {
 static void run_layout(Arena *arena, void *user) {
     SageRun *r = user;
     const LlmConfig *c = &r->llm.config;
-    size_t batch = r->batch, rows = batch * r->longest;
+    size_t batch = r->section.batch, rows = batch * r->longest;
     LlmPlan plan = {.max_rows = rows,
                     .max_sequence = r->longest,
                     .max_sequences = rows,
                     .max_logits = batch,
                     .backward = true,
                     .tails = true};
-    r->run = llm_run_layout(&r->llm, r->compute, &plan, arena);
+    r->run = llm_run_layout(&r->llm, r->section.compute, &plan, arena);
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
     r->stream_row = arena_alloc(arena, batch, sizeof(size_t));
     r->streams = arena_alloc(arena, c->n_layers, sizeof(float *));
@@ -1102,16 +1091,17 @@ static void run_layout(Arena *arena, void *user) {
 
 /* Settles how many prompts run at once; the bytes of their run. */
 static size_t run_measure(SageRun *r) {
-    for (r->batch = BATCH_ROWS / r->longest + 1;; r->batch = (r->batch + 1) / 2) {
+    size_t *batch = &r->section.batch;
+    for (*batch = BATCH_ROWS / r->longest + 1;; *batch = (*batch + 1) / 2) {
         size_t bytes = arena_measure(run_layout, r);
-        if (r->batch == 1 || bytes <= batch_bytes) {
+        if (*batch == 1 || bytes <= batch_bytes) {
             return bytes;
         }
     }
 }
 
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
-    SageRun r = {.compute = compute, .llm = *llm, .longest = longest, .longest_list = 1};
+    SageRun r = {.section.compute = compute, .llm = *llm, .longest = longest, .longest_list = 1};
     return run_measure(&r);
 }
 
@@ -1208,7 +1198,7 @@ static char **example_tokens(const SageRun *r) {
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
                     const Console *console) {
     SageTask *task = arena_alloc(arena, 1, sizeof(SageTask));
-    SageRun r = {.compute = compute,
+    SageRun r = {.section = {.compute = compute, .llm = &r.llm, .task = task, .result = &r.result},
                  .options = options,
                  .console = console,
                  .task = task,
@@ -1219,12 +1209,14 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
         !(options->share > 0.0 && options->share <= 1.0)) {
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
     }
-    (void)writes_by(options); /* a mistake is told before the work */
+    r.section.writes = writes_by(options); /* a mistake is told before the work */
     out_folder(arena, options->out);
     llm_open(&r.llm, files, options->llm);
     r.tokenizer = tokenizer_open(files, options->llm);
     open_saes(&r, files);
     open_prompts(&r);
+    r.section.n_train = task->n_prompts[SAGE_TRAIN];
+    r.section.n_test = task->n_prompts[SAGE_TEST];
     r.result.example = example_tokens(&r);
     Arena *block = run_open(&r);
     open_nodes(&r);
@@ -1232,7 +1224,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t i = 0; i < r.saes.count; i++) {
         settle_centring(&r, &r.saes.saes[i]);
     }
-    r.kinds = sage_kinds(task, options->seed, files);
+    r.section.kinds = sage_kinds(task, options->seed, files);
     if (options->cross_sections == NULL) {
         r.order = arena_alloc(files, task->n_attributes * r.result.n_nodes, sizeof(size_t));
         score_nodes(&r);

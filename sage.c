@@ -560,7 +560,7 @@ static void site_row(void *user, size_t u, int thread) {
         real[i] = (double)weight_at(
             sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
-    random_row(call->section->options->seed, sae, j, random);
+    random_row(call->section->result->options->seed, sae, j, random);
     double length = sqrt(dot_of(random, random, d)),
            factor = length > 0.0 ? sqrt(dot_of(real, real, d)) / length : 0.0;
     for (size_t i = 0; i < d; i++) { /* in binary32, as weights are */
@@ -1098,7 +1098,7 @@ static void threshold_edit(const SageSection *s, const SageSubject *node, const 
     const SageSite *site = site_of(node, e->method);
     edit_start(node, p, work);
     for (size_t j = 0; j < work->clean.n; j++) {
-        bool above = site->best[work->clean.feature[j]].f1 >= s->thresholds[e->at];
+        bool above = site->best[work->clean.feature[j]].f1 >= s->result->thresholds[e->at];
         if (above == (e->test == SAGE_F1_NECESSITY)) {
             edit_add(work, work->clean.c + j * node->width, -1.0, node->width);
         }
@@ -1273,7 +1273,7 @@ static SageFigure figure_of(const SageSection *s, const SageEdit *e, bool recove
 /* The resamples are the same for all figures. */
 static void figures_all(SageSection *s) {
     SageWork *work = s->work;
-    Random random = random_start(s->options->seed, RANDOM_SAGE_RESAMPLE);
+    Random random = random_start(s->result->options->seed, RANDOM_SAGE_RESAMPLE);
     for (size_t k = 0; k <= SAGE_RESAMPLES; k++) {
         for (size_t p = 0; p < s->n_test; p++) {
             work->which[k * s->n_test + p] =
@@ -1293,7 +1293,7 @@ static size_t features_above(const SageSection *s, const SageEdit *e) {
     for (size_t i = 0; i < s->n_sites; i++) {
         for (size_t u = 0; u < s->sites[i].n_union; u++) {
             n += s->sites[i].native == (e->method == SAGE_NATIVE) &&
-                 s->sites[i].best[u].f1 >= s->thresholds[e->at];
+                 s->sites[i].best[u].f1 >= s->result->thresholds[e->at];
         }
     }
     return n;
@@ -1370,7 +1370,7 @@ static void list_edit(SageSection *s, Arena *arena, SageMethod method, SageTest 
 /* All edits, in the order that edit_one needs. */
 static void edits_list(SageSection *s, Arena *arena) {
     size_t attributes = s->task->n_attributes,
-           of_method = 2 + 2 * s->n_thresholds + 2 * SAGE_KS * attributes;
+           of_method = 2 + 2 * s->result->n_thresholds + 2 * SAGE_KS * attributes;
     s->edits = arena_alloc(arena, 2 + attributes + SAGE_METHODS * of_method, sizeof(SageEdit));
     list_edit(s, arena, SAGE_NONE, SAGE_UNTOUCHED, 0, 0);
     list_edit(s, arena, SAGE_NONE, SAGE_ABLATED, 0, 0);
@@ -1383,8 +1383,8 @@ static void edits_list(SageSection *s, Arena *arena) {
         }
         list_edit(s, arena, method, SAGE_SUFFICIENCY, 0, 0);
         list_edit(s, arena, method, SAGE_NECESSITY, 0, 0);
-        for (size_t t = 0; t < s->n_thresholds; t++) {
-            if (sage_threshold_tested(s->options, method, s->thresholds[t])) {
+        for (size_t t = 0; t < s->result->n_thresholds; t++) {
+            if (sage_threshold_tested(s->result->options, method, s->result->thresholds[t])) {
                 list_edit(s, arena, method, SAGE_F1_SUFFICIENCY, 0, t);
                 list_edit(s, arena, method, SAGE_F1_NECESSITY, 0, t);
             }

@@ -283,19 +283,18 @@ const SageEdit *sage_edit_find(const SageEdit *edits, SageTest test, SageMethod 
 
 typedef struct SageWork SageWork; /* scratch */
 
-typedef struct SageSection { /* a cross-section under test */
+typedef struct SageSection { /* a cross-section under test; up to `writes` the same for all */
     const Compute *compute;
     const Llm *llm;
     const SageTask *task;
-    const SageOptions *options;
+    const SageResult *result; /* its options and thresholds */
     const SageKinds *kinds;
-    const double *thresholds;
-    size_t n_thresholds, n_train, n_test, batch;
+    size_t n_train, n_test, batch;
+    SageWay writes; /* for nodes that write: span or encoder */
     SageSubject *subjects;
     SageSite *sites;
     size_t n_subjects, n_sites;
     bool native;                   /* every subject has an SAE of its own */
-    SageWay writes;                /* for nodes that write: span or encoder */
     size_t n_values, *first_value; /* [attributes]: where an attribute's values begin among all */
     SageEdit *edits;               /* the first is untouched */
     size_t n_edits, first;         /* prompt of the batch whose values the edits have */

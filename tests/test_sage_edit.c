@@ -469,7 +469,7 @@ typedef struct World {
     SageSite sites[2 * NODES];
     SageSubject subjects[NODES];
     SageFit fits[NODES];
-    double thresholds[THRESHOLDS];
+    SageResult result; /* options and thresholds alone */
     SageSection section;
     SageCross cross;
     Random random;
@@ -587,13 +587,12 @@ static World *world_make(void) {
         made_codes(w, subject->site);
         made_codes(w, subject->native);
     }
+    w->result = (SageResult){.options = &w->options, .n_thresholds = THRESHOLDS};
     w->section = (SageSection){.compute = &w->compute,
                                .llm = &w->llm,
                                .task = &w->task,
-                               .options = &w->options,
+                               .result = &w->result,
                                .kinds = sage_kinds(&w->task, w->options.seed, arena),
-                               .thresholds = w->thresholds,
-                               .n_thresholds = THRESHOLDS,
                                .n_train = TRAIN,
                                .n_test = TEST,
                                .batch = TEST,
@@ -611,9 +610,9 @@ static void world_open(World *w) {
     for (size_t i = 0; i < w->section.n_sites; i++) {
         sage_site_open(&w->section, &w->sites[i]);
     }
-    w->thresholds[1] = 0.5;
-    w->thresholds[2] = w->sites[1].best[0].f1; /* met exactly */
-    w->thresholds[3] = 1.0;
+    w->result.thresholds[1] = 0.5;
+    w->result.thresholds[2] = w->sites[1].best[0].f1; /* met exactly */
+    w->result.thresholds[3] = 1.0;
     sage_prepare(&w->section, w->fits);
     sage_edit(&w->section, 0, w->section.n_test);
 }
@@ -774,8 +773,8 @@ Test(sage_section, edits_are_their_formulas) {
                 }
                 for (size_t k = 0; k < FEATURES * D; k++) {
                     double f1 = w->sites[2 * n + 1].best[k / D].f1;
-                    x[k % D] -= (f1 >= w->thresholds[t / 2]) == above ? c[k] : 0.0;
-                    away += (f1 >= w->thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
+                    x[k % D] -= (f1 >= w->result.thresholds[t / 2]) == above ? c[k] : 0.0;
+                    away += (f1 >= w->result.thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
                 }
                 const SageEdit *e = edit_of(w, above ? SAGE_F1_NECESSITY : SAGE_F1_SUFFICIENCY,
                                             SAGE_NATIVE, 0, t / 2);
@@ -1077,7 +1076,8 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
     for (size_t t = 0; t < THRESHOLDS; t++) {
         size_t features = 0;
         for (size_t k = 0; k < NODES * FEATURES; k++) {
-            features += w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= w->thresholds[t];
+            features +=
+                w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= w->result.thresholds[t];
         }
         suffices = edit_of(w, SAGE_F1_SUFFICIENCY, SAGE_NATIVE, 0, t);
         needed = edit_of(w, SAGE_F1_NECESSITY, SAGE_NATIVE, 0, t);
@@ -1121,7 +1121,7 @@ Test(sage_section, a_low_resolution_leaves_necessity_and_recovered_undefined) {
         cr_assert(isnan(suffices->recovered.value) && isnan(suffices->recovered.low));
         cr_assert(isnan(needed->figure.value) && isnan(needed->figure.high));
         for (size_t k = 0; k < THRESHOLDS; k++) {
-            if (sage_threshold_tested(w->section.options, m, w->section.thresholds[k])) {
+            if (sage_threshold_tested(&w->options, m, w->result.thresholds[k])) {
                 needed = edit_of(w, SAGE_F1_NECESSITY, m, 0, k);
                 cr_assert(isfinite(edit_of(w, SAGE_F1_SUFFICIENCY, m, 0, k)->figure.value));
                 cr_assert(isnan(needed->figure.value) && isnan(needed->figure.low));
