@@ -411,8 +411,8 @@ static void write_sage(const SageResult *r, const char *path) {
     const SageTask *task = r->task;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 4);
-    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name, r->options->llm,
-             task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
+    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name,
+             r->options->vlm.llm, task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
     json_dropped(&json, task);
     json_out(&json, "} baseline { accuracy %g", r->accuracy);
     json_figure(&json, "m_clean", r->m_clean);
@@ -884,20 +884,20 @@ static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
 void report_sage(const SageResult *result) {
     Arena *arena = arena_new();
     const SageOptions *o = result->options;
-    char *json = path_join(arena, o->out, "sage.json");
+    char *json = path_join(arena, o->vlm.out, "sage.json");
     write_sage(result, json);
-    write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
-    write_cross_sections(result, path_join(arena, o->out, "cross_sections.json"));
+    write_nodes(result, path_join(arena, o->vlm.out, "cross_sections.csv"));
+    write_cross_sections(result, path_join(arena, o->vlm.out, "cross_sections.json"));
     if (result->example != NULL) {
-        write_example(result, path_join(arena, o->out, "example.json"));
+        write_example(result, path_join(arena, o->vlm.out, "example.json"));
     }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
-        write_figure(arena, o->out, name, heat_figure(result, c, arena));
+        write_figure(arena, o->vlm.out, name, heat_figure(result, c, arena));
     }
-    report_sage_figures(o->out, o->f1[0]);
+    report_sage_figures(o->vlm.out, o->f1[0]);
     const Json *tests = json_get(json_read_file(arena, json), "tests");
-    folder_page(o->out, o->seed, result->console);
+    folder_page(o->vlm.out, o->vlm.seed, result->console);
     tell_tests(result, tests, arena);
     tell_file(result->console, json, arena);
     arena_free(arena);

@@ -321,7 +321,7 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
     size_t n_prompts = r->task->n_prompts[split], begin, end;
     Arena *scratch = arena_new();
     const Patch **twins = arena_alloc(scratch, n_patches * r->section.batch, sizeof *twins);
-    shard_range(r->options->shard, n_prompts, &begin, &end);
+    shard_range(r->options->vlm.shard, n_prompts, &begin, &end);
     Progress progress = progress_start(what, "prompts", begin, end, r->console->quiet);
     for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
         for (size_t a = 0; a < r->task->n_attributes && others != NULL; a++) {
@@ -338,9 +338,10 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
     }
     progress_end(&progress);
     for (const Patch *patch = patches; patch < patches + n_patches; patch++) {
-        shard_rows(r->options->shard, patch->m, n_prompts, sizeof *patch->m);
+        shard_rows(r->options->vlm.shard, patch->m, n_prompts, sizeof *patch->m);
         if (patch->predicted != NULL) {
-            shard_rows(r->options->shard, patch->predicted, n_prompts, sizeof *patch->predicted);
+            shard_rows(r->options->vlm.shard, patch->predicted, n_prompts,
+                       sizeof *patch->predicted);
         }
     }
     arena_free(scratch);
@@ -636,7 +637,7 @@ static void find_cross(SageRun *r, size_t attribute) {
     const double *score = result->score + attribute * n;
     double *effect = result->effect + attribute * n;
     Random random =
-        random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+        random_start(r->options->vlm.seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
     sage_order(score, n, order);
     size_t walked =
         sage_walk(score, order, n, r->options->share, r->options->max_nodes, &cross->share);
@@ -678,7 +679,7 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
         fail(STATUS_INPUT,
              "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
              "search other nodes (--nodes %s)",
-             r->options->saes, wanted, name, r->task->positions[node->position], cross->name,
+             r->options->vlm.saes, wanted, name, r->task->positions[node->position], cross->name,
              sage_node_reads(node) ? "z" : "q,k,v");
     }
 }
@@ -957,7 +958,7 @@ static void section_run(SageRun *r, SageSection *section) {
     patches_measure(r, "testing", SAGE_TEST, patches, section->n_edits, NULL, section);
     for (const SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
         for (size_t k = 0; k < n && e->magnitudes != NULL; k++) {
-            shard_rows(r->options->shard, e->magnitudes + k * n_test, n_test,
+            shard_rows(r->options->vlm.shard, e->magnitudes + k * n_test, n_test,
                        sizeof *e->magnitudes);
         }
     }
@@ -1000,7 +1001,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
     }
     sage_prepare(&section, cross->fits);
     section_run(r, &section);
-    if (shard_is_part(r->options->shard)) {
+    if (shard_is_part(r->options->vlm.shard)) {
         arena_free(arena);
         return;
     }
@@ -1140,10 +1141,10 @@ static void list_thresholds(SageResult *result) {
 }
 
 static void open_saes(SageRun *r, Arena *arena) {
-    SaeOptions options = r->options->sae;
+    SaeOptions options = r->options->vlm.sae;
     options.sage = true;
-    sae_set_open(&r->saes, arena, r->options->saes, HOOK_KINDS, NULL, 0, r->options->canonical,
-                 &options);
+    sae_set_open(&r->saes, arena, r->options->vlm.saes, HOOK_KINDS, NULL, 0,
+                 r->options->vlm.canonical, &options);
     for (size_t i = 0; i < r->saes.count; i++) {
         const Sae *sae = &r->saes.saes[i];
         size_t d = is_component(sae->hook) ? node_heads(r, sae->hook) * node_width(r, sae->hook)
@@ -1152,19 +1153,19 @@ static void open_saes(SageRun *r, Arena *arena) {
             char name[HOOK_NAME_MAX];
             hook_name(name, sae->hook, sae->layer, false, false);
             fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
-                 name, r->options->llm, d);
+                 name, r->options->vlm.llm, d);
         }
     }
 }
 
 static void open_prompts(SageRun *r) {
     const SageOptions *o = r->options;
-    bool bos = o->bos == 1 || (o->bos < 0 && r->llm.config.kind == LLM_GEMMA2);
+    bool bos = o->vlm.bos == 1 || (o->vlm.bos < 0 && r->llm.config.kind == LLM_GEMMA2);
     for (size_t i = 0; i < r->saes.count; i++) {
-        bos |= o->bos < 0 && r->saes.saes[i].prepend_bos;
+        bos |= o->vlm.bos < 0 && r->saes.saes[i].prepend_bos;
     }
     if (bos && r->llm.config.bos < 0 && o->prompts == NULL) {
-        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->vlm.llm);
     }
     sage_task_open(r->task, r->arena, o->task, r->tokenizer);
     for (size_t i = 0; i < r->task->n_dropped; i++) {
@@ -1174,7 +1175,7 @@ static void open_prompts(SageRun *r) {
     if (o->prompts != NULL) {
         sage_prompts_read(r->task, o->prompts, r->tokenizer, r->llm.config.d_vocab);
     } else {
-        sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
+        sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->vlm.seed);
     }
     if (r->task->n_unmatched > 0) {
         console_line(r->console,
@@ -1210,9 +1211,9 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
     }
     r.section.writes = writes_by(options); /* a mistake is told before the work */
-    out_folder(arena, options->out);
-    llm_open(&r.llm, files, options->llm);
-    r.tokenizer = tokenizer_open(files, options->llm);
+    out_folder(arena, options->vlm.out);
+    llm_open(&r.llm, files, options->vlm.llm);
+    r.tokenizer = tokenizer_open(files, options->vlm.llm);
     open_saes(&r, files);
     open_prompts(&r);
     r.section.n_train = task->n_prompts[SAGE_TRAIN];
@@ -1224,7 +1225,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t i = 0; i < r.saes.count; i++) {
         settle_centring(&r, &r.saes.saes[i]);
     }
-    r.section.kinds = sage_kinds(task, options->seed, files);
+    r.section.kinds = sage_kinds(task, options->vlm.seed, files);
     if (options->cross_sections == NULL) {
         r.order = arena_alloc(files, task->n_attributes * r.result.n_nodes, sizeof(size_t));
         score_nodes(&r);
@@ -1242,8 +1243,8 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t c = 0; c < r.result.n_cross; c++) {
         test_cross(&r, &r.result.cross[c]);
     }
-    shard_end(options->shard);
-    sage_prompts_write(task, path_join(arena, options->out, "prompts.jsonl"));
+    shard_end(options->vlm.shard);
+    sage_prompts_write(task, path_join(arena, options->vlm.out, "prompts.jsonl"));
     arena_free(block);
     arena_free(files);
     return r.result;

@@ -560,7 +560,7 @@ static void site_row(void *user, size_t u, int thread) {
         real[i] = (double)weight_at(
             sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
-    random_row(call->section->result->options->seed, sae, j, random);
+    random_row(call->section->result->options->vlm.seed, sae, j, random);
     double length = sqrt(dot_of(random, random, d)),
            factor = length > 0.0 ? sqrt(dot_of(real, real, d)) / length : 0.0;
     for (size_t i = 0; i < d; i++) { /* in binary32, as weights are */
@@ -1273,7 +1273,7 @@ static SageFigure figure_of(const SageSection *s, const SageEdit *e, bool recove
 /* The resamples are the same for all figures. */
 static void figures_all(SageSection *s) {
     SageWork *work = s->work;
-    Random random = random_start(s->result->options->seed, RANDOM_SAGE_RESAMPLE);
+    Random random = random_start(s->result->options->vlm.seed, RANDOM_SAGE_RESAMPLE);
     for (size_t k = 0; k <= SAGE_RESAMPLES; k++) {
         for (size_t p = 0; p < s->n_test; p++) {
             work->which[k * s->n_test + p] =

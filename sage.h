@@ -5,27 +5,23 @@
 #define REFSAE_SAGE_H
 
 #include "base.h"
+#include "data.h"
 #include "hooks.h"
 #include "kernels.h"
 #include "llm.h"
 #include "sae_load.h"
-#include "shard.h"
 #include "task.h"
 
 /* ---- what is asked and what is found ---- */
 
 typedef struct SageOptions {
-    const char *llm, *saes, *task, *out, *prompts; /* prompts NULL: drawn */
-    const char *cross_sections;                    /* file; NULL: they are found */
-    const char *nodes, *projection;                /* "q,k,v,z", "auto" or a list */
+    VlmOptions vlm;             /* bos -1: Gemma always, others if an SAE's cfg says prepend_bos */
+    const char *task, *prompts; /* prompts NULL: drawn */
+    const char *cross_sections; /* file; NULL: they are found */
+    const char *nodes, *projection; /* "q,k,v,z", "auto" or a list */
     size_t n[SAGE_SPLITS];
     double share, f1[8];
     size_t max_nodes, n_f1;
-    int bos; /* --bos: 1 yes, 0 no, -1: Gemma always, others if an SAE's cfg says prepend_bos */
-    bool canonical;
-    SaeOptions sae;
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
 } SageOptions;
 
 typedef enum SageMethod {

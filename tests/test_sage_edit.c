@@ -565,7 +565,7 @@ static World *world_make(void) {
     w->random = random_start(16, RANDOM_TEST);
     compute_open(&w->compute, arena, 2);
     w->llm.config = (LlmConfig){.kind = LLM_GPT2, .d_model = D, .d_head = 2};
-    w->options.seed = 475;
+    w->options.vlm.seed = 475;
     made_prompts(w);
     w->stream = made_sae(w, HOOK_RESID_POST);
     w->native = made_sae(w, HOOK_MLP_OUT);
@@ -592,7 +592,7 @@ static World *world_make(void) {
                                .llm = &w->llm,
                                .task = &w->task,
                                .result = &w->result,
-                               .kinds = sage_kinds(&w->task, w->options.seed, arena),
+                               .kinds = sage_kinds(&w->task, w->options.vlm.seed, arena),
                                .n_train = TRAIN,
                                .n_test = TEST,
                                .batch = TEST,
@@ -698,7 +698,7 @@ static void active_by_hand(const SageSite *site, size_t u, const uint64_t *order
 Test(sage_section, features_have_their_best_predicate_and_that_of_permuted_prompts) {
     World *w = world_make();
     uint64_t order[TEST], set[2];
-    Random random = random_start(w->options.seed, RANDOM_SAGE_PERMUTE);
+    Random random = random_start(w->options.vlm.seed, RANDOM_SAGE_PERMUTE);
     random_permutation(&random, order, TEST);
     world_open(w);
     size_t differ = 0;
@@ -1030,7 +1030,7 @@ static void assert_figure(const World *w, const SageEdit *e, double (*formula)(M
                           SageFigure found, const char *what) {
     static double samples[SAGE_RESAMPLES];
     size_t which[TEST];
-    Random random = random_start(w->options.seed, RANDOM_SAGE_RESAMPLE);
+    Random random = random_start(w->options.vlm.seed, RANDOM_SAGE_RESAMPLE);
     for (size_t p = 0; p < TEST; p++) {
         which[p] = p;
     }

@@ -181,16 +181,15 @@ static World *world_make(const char *odd) {
                                            i + 2,
                                            odd != NULL ? odd : "IO=Mary & Pos=ABB"};
     }
-    w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
-                               .task = "ioi",
-                               .out = folder,
-                               .nodes = "q,k,v,z",
-                               .projection = "auto",
-                               .share = 0.5,
-                               .f1 = {0.25},
-                               .max_nodes = 16,
-                               .n_f1 = 1,
-                               .seed = 475};
+    w->options = (SageOptions){
+        .vlm = {.llm = odd != NULL ? odd : "weights/gpt2", .out = folder, .seed = 475},
+        .task = "ioi",
+        .nodes = "q,k,v,z",
+        .projection = "auto",
+        .share = 0.5,
+        .f1 = {0.25},
+        .max_nodes = 16,
+        .n_f1 = 1};
     w->console = (Console){.quiet = true, .command = "refsae sage --task ioi"};
     w->task = (SageTask){.name = odd != NULL ? odd : "ioi",
                          .file = "ioi",
@@ -539,7 +538,7 @@ Test(sage_json, nothing_found) {
 Test(sage_json, a_folder_that_cannot_be_made) {
     World *w = world_make(NULL);
     Error error;
-    w->options.out = "/dev/null/out";
+    w->options.vlm.out = "/dev/null/out";
     ATTEMPT(&error, report_sage(&w->result));
     cr_assert(error.status != STATUS_OK);
     cr_assert_not_null(strstr(error.text, "/dev/null"));
