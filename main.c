@@ -1,5 +1,6 @@
 /* main.c: commands, options, help and exit codes. No mathematics: each command fills the options of
  * the module that does it. */
+#include "bench.h"
 #include "dump.h"
 #include "folder.h"
 #include "formats.h"

@@ -103,7 +103,7 @@ portable() {
     done
 }
 c99='abs atoi bsearch calloc ceil exit fclose feof ferror fflush fgets floor fma fmaf fmax fmin fmod fprintf fputc fputs
-fopen fread free frexp fwrite getc getenv ldexp longjmp memchr memcmp memcpy memmove memset printf putc putchar puts qsort
+fopen fread free frexp fscanf fwrite getc getenv ldexp longjmp memchr memcmp memcpy memmove memset printf putc putchar puts qsort
 raise realloc remove rename rint signal snprintf sprintf sqrt sqrtf sscanf stderr stdin stdout strcat strchr strcmp strcpy strcspn
 strerror strlen strncmp strncpy strpbrk strrchr strspn strstr strtod strtof strtok strtol strtoll strtoul strtoull trunc
 vfprintf vsnprintf setjmp isalnum tolower __errno_location _GLOBAL_OFFSET_TABLE_ __cpu_indicator_init __cpu_model'

@@ -24,7 +24,7 @@ folder
 report
 dump info
 selftest
-vectors
+bench vectors
 main'
 bad=0
 complain() { echo "house: $*"; bad=1; }
