@@ -13,50 +13,6 @@
 #include "tokenizer.h"
 #include "vit.h"
 
-/* ---- options: what the commands are told about; a name means the same in all of them ---- */
-
-typedef enum ImageText { /* the literal <image> in what the model reads */
-    IMAGE_TEXT_KEEP,
-    IMAGE_TEXT_DROP
-} ImageText;
-
-typedef struct Sampling {
-    double temperature; /* 0: greedy (lowest id among equals) */
-    size_t top_k;       /* 0: off */
-    double top_p;       /* 1: off */
-} Sampling;
-
-typedef struct VlmOptions {
-    const char *llm, *vision, *adapter, *saes, *data, *images, *questions, *out;
-    int image_text; /* ImageText */
-    bool strict;    /* what cannot be used ends the run, and is not left out */
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
-    /* train */
-    const char *init;
-    bool resume;
-    int shuffle, softcap; /* 1: yes, model; 0: no, off */
-    double lr, min_lr, warmup;
-    size_t batch, accumulate, epochs, steps, tokens, save_every;
-    /* a prompt: one of ids, text, prompt with llm */
-    const char *ids, *text, *prompt, *image;
-    int bos; /* 1 yes, 0 no, -1 what the tokenizer's post-processor adds */
-    bool chat;
-    size_t max_new_tokens;
-    Sampling sampling;
-    bool permute_images; /* eval's control: every image row comes from another question's image */
-    /* analyze */
-    const char *layers;          /* "0,4-9"; NULL: every layer that has an SAE */
-    const char *descriptions;    /* NULL: features are reported by number */
-    const char *judge;           /* "lexical", or a file of verdicts */
-    const char *write_questions; /* a file for what a judge is to decide; NULL: none */
-    size_t examples, judge_examples, loss_examples;
-    size_t features; /* reported of an example, layer and group */
-    double max_frequency, max_density, converge;
-    bool canonical;
-    SaeOptions sae;
-} VlmOptions;
-
 /* ---- the adapter (struct Adapter: data.h) and the models around it ---- */
 
 /* The bias stands behind the weight. */

@@ -629,18 +629,10 @@ static void get_thresholds(const char *text, SageOptions *sage) {
 
 static void command_sage(Arguments *a) {
     SageOptions *sage = &a->sage;
-    const VlmOptions *o = &a->vlm;
-    sage->llm = o->llm;
-    sage->saes = o->saes;
-    sage->out = o->out;
-    sage->bos = o->bos;
-    sage->canonical = o->canonical;
-    sage->sae = o->sae;
-    sage->seed = o->seed;
-    sage->shard = o->shard;
+    sage->vlm = a->vlm;
     get_thresholds(get(a, "f1"), sage);
     Arena *arena = arena_new();
-    shard_start(o->shard);
+    shard_start(a->vlm.shard);
     SageResult result = sage_run(arena, &a->compute, sage, &a->console);
     if (shard_done(a)) {
         report_sage(&result);

@@ -313,28 +313,30 @@ static void json_figure(JsonOut *json, const char *key, SageFigure figure) {
     }
 }
 
-/* Control in every attribute; aware: by what features stand for. */
-static void json_controls(JsonOut *json, const SageResult *r, const SageCross *cross,
-                          SageMethod method, bool aware) {
-    const SageTests *tests = &cross->tests[method],
-                    *own = &cross->tests[sage_supervised(method) ? method : SAGE_MEAN];
-    json_out(json, "%s {", aware ? "control_aware" : "control");
+/* Control in every attribute, greedy or aware of what features stand for. */
+static void json_controls(JsonOut *json, const SageResult *r, const SageEdit *edits,
+                          SageMethod method, SageTest test) {
+    SageMethod supervised = sage_supervised(method) ? method : SAGE_MEAN;
+    json_out(json, "%s {", test == SAGE_AWARE ? "control_aware" : "control");
     for (size_t a = 0; a < r->task->n_attributes; a++) {
+        const SageEdit *none = sage_edit_find(edits, SAGE_TARGET, SAGE_NONE, a, 0),
+                       *own = sage_edit_find(edits, SAGE_SUPERVISED, supervised, a, 0);
         json_out(json, "%s {", r->task->attributes[a].name);
-        if (!aware) {
-            json_figure(json, "none", cross->none[a]);
+        if (test == SAGE_GREEDY) {
+            json_figure(json, "none", none->figure);
             json_out(json, "supervised {");
-            json_figure(json, "score", own->supervised[a].score);
-            json_out(json, "magnitude %g }", own->supervised[a].magnitude);
+            json_figure(json, "score", own->figure);
+            json_out(json, "magnitude %g }", own->magnitude);
         }
         for (size_t k = 0; k < SAGE_KS && !sage_supervised(method); k++) {
-            const SageControl *control = &tests->control[aware][a * SAGE_KS + k];
+            const SageEdit *e =
+                method == SAGE_NONE ? none : sage_edit_find(edits, test, method, a, k);
             char key[24];
             snprintf(key, sizeof key, "%zu", sage_ks[k]);
             json_out(json, "%s {", key);
-            json_figure(json, "score", control->score);
-            json_out(json, "magnitude %g score_rescaled %g magnitude_rescaled %g }",
-                     control->magnitude, control->score_rescaled, control->magnitude_rescaled);
+            json_figure(json, "score", e->figure);
+            json_out(json, "magnitude %g score_rescaled %g magnitude_rescaled %g }", e->magnitude,
+                     e->score_rescaled, e->magnitude_rescaled);
         }
         json_out(json, "}");
     }
@@ -342,39 +344,46 @@ static void json_controls(JsonOut *json, const SageResult *r, const SageCross *c
 }
 
 /* A member for each threshold. */
-static void json_thresholds(JsonOut *json, const SageResult *r, SageMethod method,
-                            const SageF1 *f1) {
+static void json_thresholds(JsonOut *json, const SageResult *r, const SageEdit *edits,
+                            SageMethod method) {
     json_out(json, "f1 {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
         if (sage_threshold_tested(r->options, method, r->thresholds[t])) {
+            const SageEdit *kept = sage_edit_find(edits, SAGE_F1_SUFFICIENCY, method, 0, t);
             char key[JSON_NUMBER_SIZE];
             json_format_double(key, r->thresholds[t]);
             json_out(json, "%s {", key);
-            json_figure(json, "sufficiency", f1[t].sufficiency);
-            json_figure(json, "necessity", f1[t].necessity);
-            json_out(json, "features %zu }", f1[t].features);
+            json_figure(json, "sufficiency", kept->figure);
+            json_figure(json, "necessity",
+                        sage_edit_find(edits, SAGE_F1_NECESSITY, method, 0, t)->figure);
+            json_out(json, "features %zu }", kept->features);
         }
     }
     json_out(json, "}");
 }
 
 static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cross) {
+    /* none is the model as it is: 1, 1 and 0 by definition */
+    static const SageEdit all = {.figure = {1, 1, 1}, .recovered = {1, 1, 1}}, nothing = {0};
+    const SageEdit *edits = cross->edits;
     json_out(json, "%s {", cross->name);
     json_figure(json, "m_ablated", cross->m_ablated);
     json_out(json, "resolution %g", cross->resolution);
     for (SageMethod m = 0; m < SAGE_METHODS; m++) {
-        const SageTests *tests = &cross->tests[m];
         if (m == SAGE_NATIVE && !cross->native) {
             continue;
         }
+        bool none = m == SAGE_NONE;
+        const SageEdit *kept = none ? &all : sage_edit_find(edits, SAGE_SUFFICIENCY, m, 0, 0),
+                       *lost = none ? &nothing : sage_edit_find(edits, SAGE_NECESSITY, m, 0, 0);
         json_out(json, "%s {", sage_method_names[m]);
-        json_figure(json, "sufficiency", tests->sufficiency);
-        json_figure(json, "recovered", tests->recovered);
-        json_figure(json, "necessity", tests->necessity);
-        json_controls(json, r, cross, m, false);
+        json_figure(json, "sufficiency", kept->figure);
+        json_figure(json, "recovered", kept->recovered);
+        json_figure(json, "necessity", lost->figure);
+        json_controls(json, r, edits, m, SAGE_GREEDY);
         if (sage_of_features(m)) {
-            json_controls(json, r, cross, m, true);
-            json_thresholds(json, r, m, tests->f1);
+            json_controls(json, r, edits, m, SAGE_AWARE);
+            json_thresholds(json, r, edits, m);
         }
         json_out(json, "}");
     }
@@ -402,8 +411,8 @@ static void write_sage(const SageResult *r, const char *path) {
     const SageTask *task = r->task;
     OutFile *out = out_open(path);
     JsonOut json = json_out_start(out->stream, 4);
-    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name, r->options->llm,
-             task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
+    json_out(&json, "{ task %s model %s prompts { train %zu test %zu", task->name,
+             r->options->vlm.llm, task->n_prompts[SAGE_TRAIN], task->n_prompts[SAGE_TEST]);
     json_dropped(&json, task);
     json_out(&json, "} baseline { accuracy %g", r->accuracy);
     json_figure(&json, "m_clean", r->m_clean);
@@ -875,20 +884,20 @@ static void tell_tests(const SageResult *r, const Json *tests, Arena *arena) {
 void report_sage(const SageResult *result) {
     Arena *arena = arena_new();
     const SageOptions *o = result->options;
-    char *json = path_join(arena, o->out, "sage.json");
+    char *json = path_join(arena, o->vlm.out, "sage.json");
     write_sage(result, json);
-    write_nodes(result, path_join(arena, o->out, "cross_sections.csv"));
-    write_cross_sections(result, path_join(arena, o->out, "cross_sections.json"));
+    write_nodes(result, path_join(arena, o->vlm.out, "cross_sections.csv"));
+    write_cross_sections(result, path_join(arena, o->vlm.out, "cross_sections.json"));
     if (result->example != NULL) {
-        write_example(result, path_join(arena, o->out, "example.json"));
+        write_example(result, path_join(arena, o->vlm.out, "example.json"));
     }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
-        write_figure(arena, o->out, name, heat_figure(result, c, arena));
+        write_figure(arena, o->vlm.out, name, heat_figure(result, c, arena));
     }
-    report_sage_figures(o->out, o->f1[0]);
+    report_sage_figures(o->vlm.out, o->f1[0]);
     const Json *tests = json_get(json_read_file(arena, json), "tests");
-    folder_page(o->out, o->seed, result->console);
+    folder_page(o->vlm.out, o->vlm.seed, result->console);
     tell_tests(result, tests, arena);
     tell_file(result->console, json, arena);
     arena_free(arena);

@@ -35,18 +35,17 @@ typedef struct Patch {
 } Patch;
 
 typedef struct SageRun {
-    const Compute *compute;
+    SageSection section; /* what all cross-sections have */
     const SageOptions *options;
     const Console *console;
     Llm llm;
     Tokenizer *tokenizer;
     SaeSet saes;
     SageTask *task;
-    SageKinds *kinds;
     SageResult result;
     Arena *arena; /* of the caller: task and result */
     LlmRun *run;
-    size_t batch, longest, longest_list;
+    size_t longest, longest_list;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
     /* The current batch: prompts first .. first + n_forms - 1 of a split, and which of a slice's
      * values are the first's; of the clean ones hook_resid_pre of every layer, a prompt's rows from
@@ -113,7 +112,7 @@ static void call_slices(void *user, const HookPoint *point, float *data) {
 
 /* How many of `count` prompts run at once from `first` on; 0: none is left. */
 static size_t batch_size(const SageRun *r, size_t count, size_t first) {
-    return count - first < r->batch ? count - first : r->batch;
+    return count - first < r->section.batch ? count - first : r->section.batch;
 }
 
 /* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
@@ -154,7 +153,7 @@ static void outcomes_read(SageRun *r, bool ends) {
     size_t vocab = r->llm.config.d_vocab;
     for (size_t s = 0, n; s < r->n; s += n) {
         bool asked = r->patch[s]->predicted != NULL;
-        for (n = 0; n < r->batch && s + n < r->n; n++) {
+        for (n = 0; n < r->section.batch && s + n < r->n; n++) {
             if ((r->patch[s + n]->predicted != NULL) != asked) {
                 break;
             }
@@ -262,7 +261,7 @@ static void patch_add(SageRun *r, const Patch *patch, size_t s) {
         past = position < past ? position : past;
     }
     size_t count = form->rows - past;
-    if (r->n > 0 && (r->start[r->n] + count > r->batch * r->longest ||
+    if (r->n > 0 && (r->start[r->n] + count > r->section.batch * r->longest ||
                      patch_first(r, r->patch[0], &ends_before) != first || ends_before != ends)) {
         patches_run(r);
     }
@@ -321,8 +320,8 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
                             size_t n_patches, const Patch *others, SageSection *section) {
     size_t n_prompts = r->task->n_prompts[split], begin, end;
     Arena *scratch = arena_new();
-    const Patch **twins = arena_alloc(scratch, n_patches * r->batch, sizeof *twins);
-    shard_range(r->options->shard, n_prompts, &begin, &end);
+    const Patch **twins = arena_alloc(scratch, n_patches * r->section.batch, sizeof *twins);
+    shard_range(r->options->vlm.shard, n_prompts, &begin, &end);
     Progress progress = progress_start(what, "prompts", begin, end, r->console->quiet);
     for (size_t first = begin, n; (n = batch_size(r, end, first)) > 0; first += n) {
         for (size_t a = 0; a < r->task->n_attributes && others != NULL; a++) {
@@ -339,9 +338,10 @@ static void patches_measure(SageRun *r, const char *what, SageSplit split, const
     }
     progress_end(&progress);
     for (const Patch *patch = patches; patch < patches + n_patches; patch++) {
-        shard_rows(r->options->shard, patch->m, n_prompts, sizeof *patch->m);
+        shard_rows(r->options->vlm.shard, patch->m, n_prompts, sizeof *patch->m);
         if (patch->predicted != NULL) {
-            shard_rows(r->options->shard, patch->predicted, n_prompts, sizeof *patch->predicted);
+            shard_rows(r->options->vlm.shard, patch->predicted, n_prompts,
+                       sizeof *patch->predicted);
         }
     }
     arena_free(scratch);
@@ -570,7 +570,7 @@ static Patch batch_reader(const SageRun *r, const double *effect, Arena *arena) 
     for (size_t i = 0; i < r->result.n_nodes; i++) {
         if (effect == NULL || !isnan(effect[i])) {
             const SageNode *node = &r->result.nodes[i];
-            float *values = arena_floats(arena, r->batch, node_width(r, node->kind));
+            float *values = arena_floats(arena, r->section.batch, node_width(r, node->kind));
             patch.slices[patch.n++] = node_slice(r, node, values, false);
         }
     }
@@ -637,7 +637,7 @@ static void find_cross(SageRun *r, size_t attribute) {
     const double *score = result->score + attribute * n;
     double *effect = result->effect + attribute * n;
     Random random =
-        random_start(r->options->seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
+        random_start(r->options->vlm.seed, RANDOM_SAGE_OTHERS + ((uint64_t)attribute << 32));
     sage_order(score, n, order);
     size_t walked =
         sage_walk(score, order, n, r->options->share, r->options->max_nodes, &cross->share);
@@ -679,7 +679,7 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
         fail(STATUS_INPUT,
              "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
              "search other nodes (--nodes %s)",
-             r->options->saes, wanted, name, r->task->positions[node->position], cross->name,
+             r->options->vlm.saes, wanted, name, r->task->positions[node->position], cross->name,
              sage_node_reads(node) ? "z" : "q,k,v");
     }
 }
@@ -773,7 +773,7 @@ static void site_encode(const SageRun *r, SageSite *site, size_t side, float *x,
     size_t n_test = r->task->n_prompts[SAGE_TEST], n = site->start[side * n_test];
     const Sae *sae = site->sae;
     Arena *scratch = arena_new();
-    SaeRun *run = sae_run_layout(r->compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
+    SaeRun *run = sae_run_layout(r->section.compute, sae->d_in, sae->d_sae, ENCODED_ROWS, scratch);
     float *acts = arena_floats(scratch, ENCODED_ROWS, sae->d_sae);
     for (size_t i = 0; i < n_test * sae->d_in && site->b_v != NULL; i++) {
         x[i] -= site->b_v[i % sae->d_in];
@@ -957,8 +957,9 @@ static void section_run(SageRun *r, SageSection *section) {
     }
     patches_measure(r, "testing", SAGE_TEST, patches, section->n_edits, NULL, section);
     for (const SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
-        for (size_t k = 0; k < n && e->magnitude != NULL; k++) {
-            shard_rows(r->options->shard, e->magnitude + k * n_test, n_test, sizeof *e->magnitude);
+        for (size_t k = 0; k < n && e->magnitudes != NULL; k++) {
+            shard_rows(r->options->vlm.shard, e->magnitudes + k * n_test, n_test,
+                       sizeof *e->magnitudes);
         }
     }
     arena_free(scratch);
@@ -982,34 +983,10 @@ static SageWay writes_by(const SageOptions *options) {
     return first == SAGE_BY_ENCODER ? SAGE_BY_ENCODER : SAGE_BY_SPAN;
 }
 
-/* Room for what sage_judge finds. */
-static void cross_layout(const SageRun *r, SageCross *cross) {
-    size_t n = r->task->n_attributes;
-    cross->none = arena_alloc(r->arena, n, sizeof(SageFigure));
-    for (size_t m = 0; m < SAGE_METHODS; m++) {
-        SageTests *t = &cross->tests[m];
-        t->supervised = arena_alloc(r->arena, n, sizeof(SageControl));
-        t->f1 = arena_alloc(r->arena, r->result.n_thresholds, sizeof(SageF1));
-        for (int aware = 0; aware < 2; aware++) {
-            t->control[aware] = arena_alloc(r->arena, n * SAGE_KS, sizeof(SageControl));
-        }
-    }
-}
-
 static void test_cross(SageRun *r, SageCross *cross) {
     SageResult *result = &r->result;
     Arena *arena = arena_new();
-    SageSection section = {.compute = r->compute,
-                           .llm = &r->llm,
-                           .task = r->task,
-                           .options = r->options,
-                           .kinds = r->kinds,
-                           .thresholds = result->thresholds,
-                           .n_thresholds = result->n_thresholds,
-                           .n_train = r->task->n_prompts[SAGE_TRAIN],
-                           .n_test = r->task->n_prompts[SAGE_TEST],
-                           .batch = r->batch,
-                           .writes = writes_by(r->options)};
+    SageSection section = r->section;
     section_open(r, &section, cross, arena);
     for (size_t side = 0; side < 2 + r->task->n_attributes; side++) {
         section_capture(r, &section, side, arena);
@@ -1024,12 +1001,13 @@ static void test_cross(SageRun *r, SageCross *cross) {
     }
     sage_prepare(&section, cross->fits);
     section_run(r, &section);
-    if (shard_is_part(r->options->shard)) {
+    if (shard_is_part(r->options->vlm.shard)) {
         arena_free(arena);
         return;
     }
-    cross_layout(r, cross);
     sage_judge(&section, cross);
+    cross->edits = arena_alloc(r->arena, section.n_edits, sizeof(SageEdit));
+    memcpy(cross->edits, section.edits, section.n_edits * sizeof(SageEdit));
     result->accuracy = sage_accuracy(&section); /* the same in every cross-section */
     result->m_positive = sage_positive(&section);
     result->m_clean = section.edits[0].figure;
@@ -1061,7 +1039,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
     Slice *slices = arena_alloc(scratch, n_positions, sizeof(Slice));
     float *x = arena_floats(scratch, rows, d), *target = arena_floats(scratch, rows, d);
     float *recon = arena_floats(scratch, rows, d), *acts = arena_floats(scratch, rows, sae->d_sae);
-    SaeRun *run = sae_run_layout(r->compute, d, sae->d_sae, rows, scratch);
+    SaeRun *run = sae_run_layout(r->section.compute, d, sae->d_sae, rows, scratch);
     for (size_t p = 0; p < n_positions; p++) {
         slices[p] = (Slice){sae->hook, sae->layer, -1, p, d, false, false, x + p * n * d};
     }
@@ -1070,7 +1048,7 @@ static void settle_centring(SageRun *r, Sae *sae) {
         sae->centre = k == 0 ? SAE_CENTRE_NO : SAE_CENTRE_YES;
         sae_encode(sae, run, x, NULL, acts, rows);
         sae_decode(sae, run, acts, recon, rows);
-        sae_target(sae, r->compute, target, x, rows);
+        sae_target(sae, r->section.compute, target, x, rows);
         fvu[k] = sae_stats(target, recon, acts, rows, d, sae->d_sae).fvu;
     }
     arena_free(scratch);
@@ -1083,14 +1061,14 @@ static void settle_centring(SageRun *r, Sae *sae) {
 static void run_layout(Arena *arena, void *user) {
     SageRun *r = user;
     const LlmConfig *c = &r->llm.config;
-    size_t batch = r->batch, rows = batch * r->longest;
+    size_t batch = r->section.batch, rows = batch * r->longest;
     LlmPlan plan = {.max_rows = rows,
                     .max_sequence = r->longest,
                     .max_sequences = rows,
                     .max_logits = batch,
                     .backward = true,
                     .tails = true};
-    r->run = llm_run_layout(&r->llm, r->compute, &plan, arena);
+    r->run = llm_run_layout(&r->llm, r->section.compute, &plan, arena);
     r->forms = arena_alloc(arena, batch, sizeof(SageForm *));
     r->stream_row = arena_alloc(arena, batch, sizeof(size_t));
     r->streams = arena_alloc(arena, c->n_layers, sizeof(float *));
@@ -1114,16 +1092,17 @@ static void run_layout(Arena *arena, void *user) {
 
 /* Settles how many prompts run at once; the bytes of their run. */
 static size_t run_measure(SageRun *r) {
-    for (r->batch = BATCH_ROWS / r->longest + 1;; r->batch = (r->batch + 1) / 2) {
+    size_t *batch = &r->section.batch;
+    for (*batch = BATCH_ROWS / r->longest + 1;; *batch = (*batch + 1) / 2) {
         size_t bytes = arena_measure(run_layout, r);
-        if (r->batch == 1 || bytes <= batch_bytes) {
+        if (*batch == 1 || bytes <= batch_bytes) {
             return bytes;
         }
     }
 }
 
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
-    SageRun r = {.compute = compute, .llm = *llm, .longest = longest, .longest_list = 1};
+    SageRun r = {.section.compute = compute, .llm = *llm, .longest = longest, .longest_list = 1};
     return run_measure(&r);
 }
 
@@ -1162,10 +1141,10 @@ static void list_thresholds(SageResult *result) {
 }
 
 static void open_saes(SageRun *r, Arena *arena) {
-    SaeOptions options = r->options->sae;
+    SaeOptions options = r->options->vlm.sae;
     options.sage = true;
-    sae_set_open(&r->saes, arena, r->options->saes, HOOK_KINDS, NULL, 0, r->options->canonical,
-                 &options);
+    sae_set_open(&r->saes, arena, r->options->vlm.saes, HOOK_KINDS, NULL, 0,
+                 r->options->vlm.canonical, &options);
     for (size_t i = 0; i < r->saes.count; i++) {
         const Sae *sae = &r->saes.saes[i];
         size_t d = is_component(sae->hook) ? node_heads(r, sae->hook) * node_width(r, sae->hook)
@@ -1174,19 +1153,19 @@ static void open_saes(SageRun *r, Arena *arena) {
             char name[HOOK_NAME_MAX];
             hook_name(name, sae->hook, sae->layer, false, false);
             fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
-                 name, r->options->llm, d);
+                 name, r->options->vlm.llm, d);
         }
     }
 }
 
 static void open_prompts(SageRun *r) {
     const SageOptions *o = r->options;
-    bool bos = o->bos == 1 || (o->bos < 0 && r->llm.config.kind == LLM_GEMMA2);
+    bool bos = o->vlm.bos == 1 || (o->vlm.bos < 0 && r->llm.config.kind == LLM_GEMMA2);
     for (size_t i = 0; i < r->saes.count; i++) {
-        bos |= o->bos < 0 && r->saes.saes[i].prepend_bos;
+        bos |= o->vlm.bos < 0 && r->saes.saes[i].prepend_bos;
     }
     if (bos && r->llm.config.bos < 0 && o->prompts == NULL) {
-        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->llm);
+        fail(STATUS_INPUT, "%s: config.json names no bos_token_id", o->vlm.llm);
     }
     sage_task_open(r->task, r->arena, o->task, r->tokenizer);
     for (size_t i = 0; i < r->task->n_dropped; i++) {
@@ -1196,7 +1175,7 @@ static void open_prompts(SageRun *r) {
     if (o->prompts != NULL) {
         sage_prompts_read(r->task, o->prompts, r->tokenizer, r->llm.config.d_vocab);
     } else {
-        sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->seed);
+        sage_prompts_draw(r->task, r->tokenizer, bos ? r->llm.config.bos : -1, o->n, o->vlm.seed);
     }
     if (r->task->n_unmatched > 0) {
         console_line(r->console,
@@ -1220,7 +1199,7 @@ static char **example_tokens(const SageRun *r) {
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
                     const Console *console) {
     SageTask *task = arena_alloc(arena, 1, sizeof(SageTask));
-    SageRun r = {.compute = compute,
+    SageRun r = {.section = {.compute = compute, .llm = &r.llm, .task = task, .result = &r.result},
                  .options = options,
                  .console = console,
                  .task = task,
@@ -1231,12 +1210,14 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
         !(options->share > 0.0 && options->share <= 1.0)) {
         fail(STATUS_INPUT, "--train, --test and --max-nodes must be at least 1, --share in (0, 1]");
     }
-    (void)writes_by(options); /* a mistake is told before the work */
-    out_folder(arena, options->out);
-    llm_open(&r.llm, files, options->llm);
-    r.tokenizer = tokenizer_open(files, options->llm);
+    r.section.writes = writes_by(options); /* a mistake is told before the work */
+    out_folder(arena, options->vlm.out);
+    llm_open(&r.llm, files, options->vlm.llm);
+    r.tokenizer = tokenizer_open(files, options->vlm.llm);
     open_saes(&r, files);
     open_prompts(&r);
+    r.section.n_train = task->n_prompts[SAGE_TRAIN];
+    r.section.n_test = task->n_prompts[SAGE_TEST];
     r.result.example = example_tokens(&r);
     Arena *block = run_open(&r);
     open_nodes(&r);
@@ -1244,7 +1225,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t i = 0; i < r.saes.count; i++) {
         settle_centring(&r, &r.saes.saes[i]);
     }
-    r.kinds = sage_kinds(task, options->seed, files);
+    r.section.kinds = sage_kinds(task, options->vlm.seed, files);
     if (options->cross_sections == NULL) {
         r.order = arena_alloc(files, task->n_attributes * r.result.n_nodes, sizeof(size_t));
         score_nodes(&r);
@@ -1262,8 +1243,8 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     for (size_t c = 0; c < r.result.n_cross; c++) {
         test_cross(&r, &r.result.cross[c]);
     }
-    shard_end(options->shard);
-    sage_prompts_write(task, path_join(arena, options->out, "prompts.jsonl"));
+    shard_end(options->vlm.shard);
+    sage_prompts_write(task, path_join(arena, options->vlm.out, "prompts.jsonl"));
     arena_free(block);
     arena_free(files);
     return r.result;

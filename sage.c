@@ -560,7 +560,7 @@ static void site_row(void *user, size_t u, int thread) {
         real[i] = (double)weight_at(
             sae->w_dec, (size_t)((ptrdiff_t)j * sae->dec_feature + (ptrdiff_t)i * sae->dec_input));
     }
-    random_row(call->section->options->seed, sae, j, random);
+    random_row(call->section->result->options->vlm.seed, sae, j, random);
     double length = sqrt(dot_of(random, random, d)),
            factor = length > 0.0 ? sqrt(dot_of(real, real, d)) / length : 0.0;
     for (size_t i = 0; i < d; i++) { /* in binary32, as weights are */
@@ -1098,7 +1098,7 @@ static void threshold_edit(const SageSection *s, const SageSubject *node, const 
     const SageSite *site = site_of(node, e->method);
     edit_start(node, p, work);
     for (size_t j = 0; j < work->clean.n; j++) {
-        bool above = site->best[work->clean.feature[j]].f1 >= s->thresholds[e->at];
+        bool above = site->best[work->clean.feature[j]].f1 >= s->result->thresholds[e->at];
         if (above == (e->test == SAGE_F1_NECESSITY)) {
             edit_add(work, work->clean.c + j * node->width, -1.0, node->width);
         }
@@ -1149,8 +1149,8 @@ static void edit_one(void *user, size_t task, int thread) {
             sum_parts(&work->clean, work->sum, node->width);
         }
         edits[e->test](s, node, e, p, work);
-        if (e->magnitude != NULL) {
-            e->magnitude[n * s->n_test + p] = work->magnitude;
+        if (e->magnitudes != NULL) {
+            e->magnitudes[n * s->n_test + p] = work->magnitude;
         }
         for (size_t i = 0; i < node->width; i++) {
             e->values[n][(p - s->first) * node->width + i] = (float)work->edited[i];
@@ -1166,13 +1166,13 @@ void sage_edit(SageSection *s, size_t first, size_t n) {
 
 /* ==== step 4: tests (2405.08366, 3.2 to 3.4, 5.1) ==== */
 
-static const SageEdit *edit_find(const SageSection *s, SageTest test, SageMethod method,
-                                 size_t attribute) {
-    const SageEdit *e = s->edits;
-    while (e->test != test || e->method != method || e->attribute != attribute) {
-        e++;
+const SageEdit *sage_edit_find(const SageEdit *edits, SageTest test, SageMethod method,
+                               size_t attribute, size_t at) {
+    while (edits->test != test || edits->method != method || edits->attribute != attribute ||
+           edits->at != at) {
+        edits++;
     }
-    return e;
+    return edits;
 }
 
 /* accuracy = share of test prompts whose most probable token is one of the answer's */
@@ -1209,12 +1209,12 @@ static double m_sum(const SageSection *s, const SageEdit *e, size_t k) {
 
 /* score = share of prompts whose most probable token is that of patching a_t in */
 static double score_of(const SageSection *s, const SageEdit *e, size_t k) {
-    const int32_t *target = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->predicted,
-                  *predicted = e->test == SAGE_TARGET ? s->edits[0].predicted : e->predicted;
+    const SageEdit *target = sage_edit_find(s->edits, SAGE_TARGET, SAGE_NONE, e->attribute, 0),
+                   *edited = e == target ? &s->edits[0] : e;
     size_t same = 0;
     for (size_t i = 0; i < s->n_test; i++) {
         size_t p = s->work->which[k * s->n_test + i];
-        same += predicted[p] == target[p] ? 1 : 0;
+        same += edited->predicted[p] == target->predicted[p] ? 1 : 0;
     }
     return (double)same / (double)s->n_test;
 }
@@ -1273,15 +1273,14 @@ static SageFigure figure_of(const SageSection *s, const SageEdit *e, bool recove
 /* The resamples are the same for all figures. */
 static void figures_all(SageSection *s) {
     SageWork *work = s->work;
-    const SageEdit *ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0);
-    Random random = random_start(s->options->seed, RANDOM_SAGE_RESAMPLE);
+    Random random = random_start(s->result->options->vlm.seed, RANDOM_SAGE_RESAMPLE);
     for (size_t k = 0; k <= SAGE_RESAMPLES; k++) {
         for (size_t p = 0; p < s->n_test; p++) {
             work->which[k * s->n_test + p] =
                 (uint32_t)(k == 0 ? p : random_below(&random, s->n_test));
         }
         work->clean[k] = m_sum(s, &s->edits[0], k);
-        work->ablated[k] = m_sum(s, ablated, k);
+        work->ablated[k] = m_sum(s, &s->edits[1], k);
     }
     for (SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
         e->figure = figure_of(s, e, false);
@@ -1294,7 +1293,7 @@ static size_t features_above(const SageSection *s, const SageEdit *e) {
     for (size_t i = 0; i < s->n_sites; i++) {
         for (size_t u = 0; u < s->sites[i].n_union; u++) {
             n += s->sites[i].native == (e->method == SAGE_NATIVE) &&
-                 s->sites[i].best[u].f1 >= s->thresholds[e->at];
+                 s->sites[i].best[u].f1 >= s->result->thresholds[e->at];
         }
     }
     return n;
@@ -1303,8 +1302,8 @@ static size_t features_above(const SageSection *s, const SageEdit *e) {
 /* magnitude = mean over nodes and prompts; of no intervention 0 */
 static double edit_magnitude(const SageSection *s, const SageEdit *e) {
     double sum = 0.0;
-    for (size_t i = 0; i < s->n_subjects * s->n_test && e->magnitude != NULL; i++) {
-        sum += e->magnitude[i];
+    for (size_t i = 0; i < s->n_subjects * s->n_test && e->magnitudes != NULL; i++) {
+        sum += e->magnitudes[i];
     }
     return sum / ((double)s->n_subjects * (double)s->n_test);
 }
@@ -1315,50 +1314,33 @@ static double rescaled(double x, double from, double to) {
 
 /* Rescaled as in Figure 4 of 2405.08366: score 0 is no intervention and 1 the supervised edit (mean
  * dictionary), magnitude 0 what that edit takes away and 1 the whole reconstruction. */
-static SageControl control_of(const SageSection *s, const SageEdit *e) {
-    const SageEdit *mean = edit_find(s, SAGE_SUPERVISED, SAGE_MEAN, e->attribute);
-    double none = edit_find(s, SAGE_TARGET, SAGE_NONE, e->attribute)->figure.value,
-           magnitude = edit_magnitude(s, e);
+static void control_rescale(const SageSection *s, SageEdit *e) {
+    const SageEdit *mean = sage_edit_find(s->edits, SAGE_SUPERVISED, SAGE_MEAN, e->attribute, 0);
+    double none = sage_edit_find(s->edits, SAGE_TARGET, SAGE_NONE, e->attribute, 0)->figure.value;
     bool tells = none <= most_agreement;
-    return (SageControl){e->figure, magnitude,
-                         tells ? rescaled(e->figure.value, none, mean->figure.value) : NAN,
-                         tells ? rescaled(magnitude, edit_magnitude(s, mean), 1.0) : NAN};
+    e->magnitude = edit_magnitude(s, e);
+    e->score_rescaled = tells ? rescaled(e->figure.value, none, mean->figure.value) : NAN;
+    e->magnitude_rescaled = tells ? rescaled(e->magnitude, edit_magnitude(s, mean), 1.0) : NAN;
 }
 
-/* Every figure in its place. Where ablation moves m by too little, necessity and recovered say
- * nothing of any method; `none` is the model as it is, 1, 1 and 0 by definition. */
+/* Where ablation moves m by too little, necessity and recovered say nothing of any method. */
 void sage_judge(SageSection *s, SageCross *cross) {
-    const SageFigure zero = {0.0, 0.0, 0.0}, one = {1.0, 1.0, 1.0}, spoiled = {NAN, NAN, NAN};
+    const SageFigure spoiled = {NAN, NAN, NAN};
     figures_all(s);
-    cross->m_ablated = edit_find(s, SAGE_ABLATED, SAGE_NONE, 0)->figure;
+    cross->m_ablated = s->edits[1].figure;
     double clean = s->edits[0].figure.value, moved = fabs(clean - cross->m_ablated.value);
     cross->resolution = clean != 0.0 ? moved / fabs(clean) : NAN;
     bool low = !(cross->resolution >= least_resolution);
     cross->native = s->native;
-    cross->tests[SAGE_NONE].sufficiency = cross->tests[SAGE_NONE].recovered = one;
-    cross->tests[SAGE_NONE].necessity = zero;
-    for (const SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
-        SageTests *t = &cross->tests[e->method];
-        size_t a = e->attribute, place = a * SAGE_KS + e->at;
+    for (SageEdit *e = s->edits; e < s->edits + s->n_edits; e++) {
         if (e->test == SAGE_SUFFICIENCY) {
-            t->sufficiency = e->figure;
-            t->recovered = low ? spoiled : figure_of(s, e, true);
-        } else if (e->test == SAGE_NECESSITY) {
-            t->necessity = low ? spoiled : e->figure;
+            e->recovered = low ? spoiled : figure_of(s, e, true);
         } else if (e->test == SAGE_F1_SUFFICIENCY) {
-            t->f1[e->at].sufficiency = e->figure;
-            t->f1[e->at].features = features_above(s, e);
-        } else if (e->test == SAGE_F1_NECESSITY) {
-            t->f1[e->at].necessity = low ? spoiled : e->figure;
-        } else if (e->test == SAGE_SUPERVISED) {
-            t->supervised[a] = control_of(s, e);
-        } else if (e->test == SAGE_GREEDY || e->test == SAGE_AWARE) {
-            t->control[e->test == SAGE_AWARE][place] = control_of(s, e);
-        } else if (e->test == SAGE_TARGET) {
-            cross->none[a] = e->figure;
-            for (size_t k = 0; k < SAGE_KS; k++) {
-                t->control[0][place + k] = control_of(s, e);
-            }
+            e->features = features_above(s, e);
+        } else if (e->test == SAGE_NECESSITY || e->test == SAGE_F1_NECESSITY) {
+            e->figure = low ? spoiled : e->figure;
+        } else if (e->test == SAGE_TARGET || e->test >= SAGE_SUPERVISED) {
+            control_rescale(s, e);
         }
     }
 }
@@ -1379,7 +1361,7 @@ static void list_edit(SageSection *s, Arena *arena, SageMethod method, SageTest 
     for (size_t i = 0; i < s->n_subjects && !untouched; i++) {
         e->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
     }
-    e->magnitude = control ? doubles(arena, s->n_subjects, s->n_test) : NULL;
+    e->magnitudes = control ? doubles(arena, s->n_subjects, s->n_test) : NULL;
     if (control || untouched || test == SAGE_TARGET) {
         e->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
     }
@@ -1388,7 +1370,7 @@ static void list_edit(SageSection *s, Arena *arena, SageMethod method, SageTest 
 /* All edits, in the order that edit_one needs. */
 static void edits_list(SageSection *s, Arena *arena) {
     size_t attributes = s->task->n_attributes,
-           of_method = 2 + 2 * s->n_thresholds + 2 * SAGE_KS * attributes;
+           of_method = 2 + 2 * s->result->n_thresholds + 2 * SAGE_KS * attributes;
     s->edits = arena_alloc(arena, 2 + attributes + SAGE_METHODS * of_method, sizeof(SageEdit));
     list_edit(s, arena, SAGE_NONE, SAGE_UNTOUCHED, 0, 0);
     list_edit(s, arena, SAGE_NONE, SAGE_ABLATED, 0, 0);
@@ -1401,8 +1383,8 @@ static void edits_list(SageSection *s, Arena *arena) {
         }
         list_edit(s, arena, method, SAGE_SUFFICIENCY, 0, 0);
         list_edit(s, arena, method, SAGE_NECESSITY, 0, 0);
-        for (size_t t = 0; t < s->n_thresholds; t++) {
-            if (sage_threshold_tested(s->options, method, s->thresholds[t])) {
+        for (size_t t = 0; t < s->result->n_thresholds; t++) {
+            if (sage_threshold_tested(s->result->options, method, s->result->thresholds[t])) {
                 list_edit(s, arena, method, SAGE_F1_SUFFICIENCY, 0, t);
                 list_edit(s, arena, method, SAGE_F1_NECESSITY, 0, t);
             }

@@ -5,27 +5,23 @@
 #define REFSAE_SAGE_H
 
 #include "base.h"
+#include "data.h"
 #include "hooks.h"
 #include "kernels.h"
 #include "llm.h"
 #include "sae_load.h"
-#include "shard.h"
 #include "task.h"
 
 /* ---- what is asked and what is found ---- */
 
 typedef struct SageOptions {
-    const char *llm, *saes, *task, *out, *prompts; /* prompts NULL: drawn */
-    const char *cross_sections;                    /* file; NULL: they are found */
-    const char *nodes, *projection;                /* "q,k,v,z", "auto" or a list */
+    VlmOptions vlm;             /* bos -1: Gemma always, others if an SAE's cfg says prepend_bos */
+    const char *task, *prompts; /* prompts NULL: drawn */
+    const char *cross_sections; /* file; NULL: they are found */
+    const char *nodes, *projection; /* "q,k,v,z", "auto" or a list */
     size_t n[SAGE_SPLITS];
     double share, f1[8];
     size_t max_nodes, n_f1;
-    int bos; /* --bos: 1 yes, 0 no, -1: Gemma always, others if an SAE's cfg says prepend_bos */
-    bool canonical;
-    SaeOptions sae;
-    uint64_t seed;
-    Shard *shard; /* NULL: the whole run */
 } SageOptions;
 
 typedef enum SageMethod {
@@ -68,25 +64,6 @@ typedef struct SageFigure {  /* NaN: undefined, or spoiled by a low resolution *
     double value, low, high; /* with the interval that holds 95 % of its resamples */
 } SageFigure;
 
-typedef struct SageControl {
-    SageFigure score;
-    double magnitude;
-    /* 0: no intervention, 1: the supervised edit; 0: that edit's magnitude, 1: all */
-    double score_rescaled, magnitude_rescaled;
-} SageControl;
-
-typedef struct SageF1 { /* with the features of one side of a threshold taken away */
-    SageFigure sufficiency, necessity;
-    size_t features; /* at or above it */
-} SageF1;
-
-typedef struct SageTests { /* of a method in a cross-section */
-    SageFigure sufficiency, recovered, necessity;
-    SageControl *supervised; /* [n_attributes]: its own edit, or the mean dictionary's */
-    SageControl *control[2]; /* [n_attributes, SAGE_KS]: greedy, and aware of interpretations */
-    SageF1 *f1;              /* [n_thresholds] */
-} SageTests;
-
 /* Ways to a reconstruction a^ of a node. */
 typedef enum SageWay {
     SAGE_BY_MEAN,
@@ -121,9 +98,8 @@ typedef struct SageCross {
     size_t n_curve;
     SageFigure m_ablated;
     double resolution;
-    SageFigure *none; /* [n_attributes]: the score of no intervention */
-    bool native;      /* it was tested */
-    SageTests tests[SAGE_METHODS];
+    bool native;            /* it was tested */
+    struct SageEdit *edits; /* as SageSection.edits; what these point to is gone */
 } SageCross;
 
 typedef struct SageInterpretation {
@@ -285,27 +261,36 @@ typedef struct SageEdit {
     SageTest test;
     size_t attribute, at; /* control's; place of k in sage_ks, or of a threshold */
     float **values;       /* [subjects]: [batch, width]; untouched: NULL */
-    double *magnitude;    /* [subjects, test prompts]; control alone */
+    double *magnitudes;   /* [subjects, test prompts]; control alone */
     double *m;            /* [test prompts] */
     int32_t *predicted;   /* [test prompts]; untouched, target and control alone */
-    SageFigure figure;    /* score, or figure of merit */
+    /* What sage_judge finds; the last three of control, and of target, for no intervention. */
+    SageFigure figure;    /* score (of target: that of no intervention), or figure of merit */
+    SageFigure recovered; /* sufficiency alone */
+    size_t features;      /* at or above the threshold; of F1 sufficiency alone */
+    double magnitude;     /* the mean of `magnitudes` */
+    /* 0: no intervention, 1: the supervised edit; 0: that edit's magnitude, 1: all */
+    double score_rescaled, magnitude_rescaled;
 } SageEdit;
+
+/* An edit that is there; the first two, untouched and ablated, always are. */
+const SageEdit *sage_edit_find(const SageEdit *edits, SageTest test, SageMethod method,
+                               size_t attribute, size_t at);
 
 typedef struct SageWork SageWork; /* scratch */
 
-typedef struct SageSection { /* a cross-section under test */
+typedef struct SageSection { /* a cross-section under test; up to `writes` the same for all */
     const Compute *compute;
     const Llm *llm;
     const SageTask *task;
-    const SageOptions *options;
+    const SageResult *result; /* its options and thresholds */
     const SageKinds *kinds;
-    const double *thresholds;
-    size_t n_thresholds, n_train, n_test, batch;
+    size_t n_train, n_test, batch;
+    SageWay writes; /* for nodes that write: span or encoder */
     SageSubject *subjects;
     SageSite *sites;
     size_t n_subjects, n_sites;
     bool native;                   /* every subject has an SAE of its own */
-    SageWay writes;                /* for nodes that write: span or encoder */
     size_t n_values, *first_value; /* [attributes]: where an attribute's values begin among all */
     SageEdit *edits;               /* the first is untouched */
     size_t n_edits, first;         /* prompt of the batch whose values the edits have */
@@ -330,7 +315,7 @@ void sage_site_open(const SageSection *section, SageSite *site);
 void sage_prepare(SageSection *section, SageFit *fits);
 /* The values of every edit for test prompts first .. first + n - 1, n <= batch. */
 void sage_edit(SageSection *section, size_t first, size_t n);
-/* The figures of merit, from what the model said under every edit. */
+/* The figures of every edit and of the cross-section, from what the model said under all. */
 void sage_judge(SageSection *section, SageCross *cross);
 /* Of the model as it is. */
 double sage_accuracy(const SageSection *section);

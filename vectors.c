@@ -245,17 +245,17 @@ static void run_sage(const Inputs *in, Outcome *outcome) {
     const char *figures = path_join(in->arena, sage_folder, "sage.json");
     Numbers numbers = {0};
     if (!path_exists(figures)) {
-        SageOptions options = {.llm = in_text(in, "llm"),
-                               .saes = in_text(in, "saes"),
+        SageOptions options = {.vlm = {.llm = in_text(in, "llm"),
+                                       .saes = in_text(in, "saes"),
+                                       .out = sage_folder,
+                                       .bos = 1,
+                                       .seed = in_size(in, "seed")},
                                .task = in_text(in, "task"),
-                               .out = sage_folder,
                                .nodes = in_text(in, "nodes"),
                                .projection = in_text(in, "projection"),
                                .n = {in_size(in, "train"), in_size(in, "test")},
                                .share = in_number(in, "share"),
-                               .max_nodes = in_size(in, "max_nodes"),
-                               .bos = 1,
-                               .seed = in_size(in, "seed")};
+                               .max_nodes = in_size(in, "max_nodes")};
         files_note(in->arena); /* for its manifest.json: those of this run alone */
         SageResult result = sage_run(in->arena, in->compute, &options, &console);
         report_sage(&result);

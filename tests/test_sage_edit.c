@@ -469,7 +469,7 @@ typedef struct World {
     SageSite sites[2 * NODES];
     SageSubject subjects[NODES];
     SageFit fits[NODES];
-    double thresholds[THRESHOLDS];
+    SageResult result; /* options and thresholds alone */
     SageSection section;
     SageCross cross;
     Random random;
@@ -565,7 +565,7 @@ static World *world_make(void) {
     w->random = random_start(16, RANDOM_TEST);
     compute_open(&w->compute, arena, 2);
     w->llm.config = (LlmConfig){.kind = LLM_GPT2, .d_model = D, .d_head = 2};
-    w->options.seed = 475;
+    w->options.vlm.seed = 475;
     made_prompts(w);
     w->stream = made_sae(w, HOOK_RESID_POST);
     w->native = made_sae(w, HOOK_MLP_OUT);
@@ -587,13 +587,12 @@ static World *world_make(void) {
         made_codes(w, subject->site);
         made_codes(w, subject->native);
     }
+    w->result = (SageResult){.options = &w->options, .n_thresholds = THRESHOLDS};
     w->section = (SageSection){.compute = &w->compute,
                                .llm = &w->llm,
                                .task = &w->task,
-                               .options = &w->options,
-                               .kinds = sage_kinds(&w->task, w->options.seed, arena),
-                               .thresholds = w->thresholds,
-                               .n_thresholds = THRESHOLDS,
+                               .result = &w->result,
+                               .kinds = sage_kinds(&w->task, w->options.vlm.seed, arena),
                                .n_train = TRAIN,
                                .n_test = TEST,
                                .batch = TEST,
@@ -611,9 +610,9 @@ static void world_open(World *w) {
     for (size_t i = 0; i < w->section.n_sites; i++) {
         sage_site_open(&w->section, &w->sites[i]);
     }
-    w->thresholds[1] = 0.5;
-    w->thresholds[2] = w->sites[1].best[0].f1; /* met exactly */
-    w->thresholds[3] = 1.0;
+    w->result.thresholds[1] = 0.5;
+    w->result.thresholds[2] = w->sites[1].best[0].f1; /* met exactly */
+    w->result.thresholds[3] = 1.0;
     sage_prepare(&w->section, w->fits);
     sage_edit(&w->section, 0, w->section.n_test);
 }
@@ -699,7 +698,7 @@ static void active_by_hand(const SageSite *site, size_t u, const uint64_t *order
 Test(sage_section, features_have_their_best_predicate_and_that_of_permuted_prompts) {
     World *w = world_make();
     uint64_t order[TEST], set[2];
-    Random random = random_start(w->options.seed, RANDOM_SAGE_PERMUTE);
+    Random random = random_start(w->options.vlm.seed, RANDOM_SAGE_PERMUTE);
     random_permutation(&random, order, TEST);
     world_open(w);
     size_t differ = 0;
@@ -774,8 +773,8 @@ Test(sage_section, edits_are_their_formulas) {
                 }
                 for (size_t k = 0; k < FEATURES * D; k++) {
                     double f1 = w->sites[2 * n + 1].best[k / D].f1;
-                    x[k % D] -= (f1 >= w->thresholds[t / 2]) == above ? c[k] : 0.0;
-                    away += (f1 >= w->thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
+                    x[k % D] -= (f1 >= w->result.thresholds[t / 2]) == above ? c[k] : 0.0;
+                    away += (f1 >= w->result.thresholds[t / 2]) == above && active[k / D] ? 1 : 0;
                 }
                 const SageEdit *e = edit_of(w, above ? SAGE_F1_NECESSITY : SAGE_F1_SUFFICIENCY,
                                             SAGE_NATIVE, 0, t / 2);
@@ -832,7 +831,7 @@ Test(sage_section, greedy_edits_are_their_definition) {
                 }
             }
             assert_value(e, n, p, edited, "greedy");
-            cr_assert_float_eq(e->magnitude[n * TEST + p], magnitude, 1e-9);
+            cr_assert_float_eq(e->magnitudes[n * TEST + p], magnitude, 1e-9);
         }
     }
     arena_free(w->arena);
@@ -878,7 +877,7 @@ Test(sage_section, aware_edits_are_their_definition) {
                 }
             }
             assert_value(e, n, p, edited, "aware");
-            cr_assert_float_eq(e->magnitude[n * TEST + p], magnitude, 1e-9);
+            cr_assert_float_eq(e->magnitudes[n * TEST + p], magnitude, 1e-9);
         }
     }
     arena_free(w->arena);
@@ -917,7 +916,7 @@ Test(sage_section, supervised_edits_are_their_definition) {
                 x[i] = (double)w->subjects[n].a[at * D + i] - old[i] + new[i];
             }
             assert_value(e, n, at, x, "supervised");
-            cr_assert_float_eq(e->magnitude[n * TEST + at], dot(old, sum) / dot(sum, sum), 1e-9);
+            cr_assert_float_eq(e->magnitudes[n * TEST + at], dot(old, sum) / dot(sum, sum), 1e-9);
         }
     }
     arena_free(w->arena);
@@ -954,7 +953,7 @@ Test(sage_section, a_feature_that_weakens_closes_the_gap_in_one_choice) {
                 target[i] = (double)w->subjects[n].a[(1 + at / SAGE_KS) * D + i];
             }
             assert_value(e, n, 0, target, "closed");
-            cr_assert_float_eq(e->magnitude[n], 1.0, 1e-12, "the whole reconstruction was moved");
+            cr_assert_float_eq(e->magnitudes[n], 1.0, 1e-12, "the whole reconstruction was moved");
         }
     }
     arena_free(w->arena);
@@ -979,15 +978,6 @@ static void made_outcomes(World *w, double clean, double ablated, float agree) {
                                       : (int32_t)random_below(&w->random, 2);
             }
         }
-    }
-    memset(&w->cross, 0, sizeof w->cross);
-    w->cross.none = arena_alloc(w->arena, ATTRIBUTES, sizeof(SageFigure));
-    for (int m = 0; m < SAGE_METHODS; m++) {
-        SageTests *t = &w->cross.tests[m];
-        t->supervised = arena_alloc(w->arena, ATTRIBUTES, sizeof(SageControl));
-        t->f1 = arena_alloc(w->arena, THRESHOLDS, sizeof(SageF1));
-        t->control[0] = arena_alloc(w->arena, ATTRIBUTES * SAGE_KS, sizeof(SageControl));
-        t->control[1] = arena_alloc(w->arena, ATTRIBUTES * SAGE_KS, sizeof(SageControl));
     }
 }
 
@@ -1040,7 +1030,7 @@ static void assert_figure(const World *w, const SageEdit *e, double (*formula)(M
                           SageFigure found, const char *what) {
     static double samples[SAGE_RESAMPLES];
     size_t which[TEST];
-    Random random = random_start(w->options.seed, RANDOM_SAGE_RESAMPLE);
+    Random random = random_start(w->options.vlm.seed, RANDOM_SAGE_RESAMPLE);
     for (size_t p = 0; p < TEST; p++) {
         which[p] = p;
     }
@@ -1063,7 +1053,7 @@ static void assert_figure(const World *w, const SageEdit *e, double (*formula)(M
 static double mean_magnitude(const SageEdit *e) {
     double sum = 0.0;
     for (size_t i = 0; i < NODES * TEST; i++) {
-        sum += e->magnitude[i] / (NODES * TEST);
+        sum += e->magnitudes[i] / (NODES * TEST);
     }
     return sum;
 }
@@ -1073,58 +1063,51 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
     world_open(w);
     made_outcomes(w, 4.0, 1.0, 0.3f);
     sage_judge(&w->section, &w->cross);
-    const SageTests *native = &w->cross.tests[SAGE_NATIVE], *none = &w->cross.tests[SAGE_NONE];
     const SageEdit *ablated = edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0),
                    *suffices = edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0),
                    *needed = edit_of(w, SAGE_NECESSITY, SAGE_NATIVE, 0, 0);
     assert_figure(w, ablated, mean_of, w->cross.m_ablated, "m_ablated");
     assert_figure(w, w->section.edits, mean_of, w->section.edits->figure, "m_clean");
-    assert_figure(w, suffices, sufficiency_of, native->sufficiency, "sufficiency");
-    assert_figure(w, suffices, recovered_of, native->recovered, "recovered");
-    assert_figure(w, needed, necessity_of, native->necessity, "necessity");
+    assert_figure(w, suffices, sufficiency_of, suffices->figure, "sufficiency");
+    assert_figure(w, suffices, recovered_of, suffices->recovered, "recovered");
+    assert_figure(w, needed, necessity_of, needed->figure, "necessity");
     double clean = w->section.edits->figure.value;
     cr_assert_float_eq(w->cross.resolution, (clean - w->cross.m_ablated.value) / clean, 1e-12);
     for (size_t t = 0; t < THRESHOLDS; t++) {
         size_t features = 0;
         for (size_t k = 0; k < NODES * FEATURES; k++) {
-            features += w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= w->thresholds[t];
+            features +=
+                w->sites[2 * (k / FEATURES) + 1].best[k % FEATURES].f1 >= w->result.thresholds[t];
         }
-        assert_figure(w, edit_of(w, SAGE_F1_SUFFICIENCY, SAGE_NATIVE, 0, t), sufficiency_of,
-                      native->f1[t].sufficiency, "f1 sufficiency");
-        assert_figure(w, edit_of(w, SAGE_F1_NECESSITY, SAGE_NATIVE, 0, t), necessity_of,
-                      native->f1[t].necessity, "f1 necessity");
-        cr_assert_eq(native->f1[t].features, features);
+        suffices = edit_of(w, SAGE_F1_SUFFICIENCY, SAGE_NATIVE, 0, t);
+        needed = edit_of(w, SAGE_F1_NECESSITY, SAGE_NATIVE, 0, t);
+        assert_figure(w, suffices, sufficiency_of, suffices->figure, "f1 sufficiency");
+        assert_figure(w, needed, necessity_of, needed->figure, "f1 necessity");
+        cr_assert_eq(suffices->features, features);
     }
     for (size_t a = 0; a < ATTRIBUTES; a++) {
-        const SageEdit *mean = edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, a, 0);
+        const SageEdit *mean = edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, a, 0),
+                       *none = edit_of(w, SAGE_TARGET, SAGE_NONE, a, 0);
         SageEdit untouched = *w->section.edits;
         untouched.attribute = a;
-        assert_figure(w, &untouched, share_of, w->cross.none[a], "none");
-        assert_figure(w, mean, share_of, w->cross.tests[SAGE_MEAN].supervised[a].score, "mean");
+        assert_figure(w, &untouched, share_of, none->figure, "none");
+        cr_assert_eq(none->magnitude, 0.0);
+        assert_figure(w, mean, share_of, mean->figure, "mean");
         for (size_t k = 0; k < 2 * SAGE_KS; k++) {
             const SageEdit *e =
                 edit_of(w, k < SAGE_KS ? SAGE_GREEDY : SAGE_AWARE, SAGE_NATIVE, a, k % SAGE_KS);
-            const SageControl *c = &native->control[k / SAGE_KS][a * SAGE_KS + k % SAGE_KS];
-            double from = w->cross.none[a].value, least = mean_magnitude(mean);
-            assert_figure(w, e, share_of, c->score, "score");
-            cr_assert_float_eq(c->magnitude, mean_magnitude(e), 1e-9);
-            cr_assert_float_eq(c->score_rescaled,
-                               (c->score.value - from) / (mean->figure.value - from), 1e-9);
-            cr_assert_float_eq(c->magnitude_rescaled, (c->magnitude - least) / (1.0 - least), 1e-9);
-            cr_assert_eq(none->control[0][a * SAGE_KS + k % SAGE_KS].score.value, from);
-            cr_assert_eq(none->control[0][a * SAGE_KS + k % SAGE_KS].magnitude, 0.0);
+            double from = none->figure.value, least = mean_magnitude(mean);
+            assert_figure(w, e, share_of, e->figure, "score");
+            cr_assert_float_eq(e->magnitude, mean_magnitude(e), 1e-9);
+            cr_assert_float_eq(e->score_rescaled,
+                               (e->figure.value - from) / (mean->figure.value - from), 1e-9);
+            cr_assert_float_eq(e->magnitude_rescaled, (e->magnitude - least) / (1.0 - least), 1e-9);
         }
     }
     arena_free(w->arena);
 }
 
-static void assert_none(const SageTests *none) {
-    cr_assert_eq(none->sufficiency.value, 1.0);
-    cr_assert_eq(none->recovered.value, 1.0);
-    cr_assert_eq(none->necessity.value, 0.0);
-}
-
-/* Ablation moves m by 5 %: what it moves tells nothing, of any method but none. */
+/* Ablation moves m by 5 %: what it moves tells nothing, of any method. */
 Test(sage_section, a_low_resolution_leaves_necessity_and_recovered_undefined) {
     World *w = world_make();
     world_open(w);
@@ -1132,18 +1115,19 @@ Test(sage_section, a_low_resolution_leaves_necessity_and_recovered_undefined) {
     sage_judge(&w->section, &w->cross);
     cr_assert(w->cross.resolution > 0.0 && w->cross.resolution < 0.1);
     for (SageMethod m = SAGE_MEAN; m < SAGE_METHODS; m++) {
-        const SageTests *t = &w->cross.tests[m];
-        cr_assert(isfinite(t->sufficiency.value) && isfinite(t->sufficiency.low));
-        cr_assert(isnan(t->recovered.value) && isnan(t->recovered.low));
-        cr_assert(isnan(t->necessity.value) && isnan(t->necessity.high));
+        const SageEdit *suffices = edit_of(w, SAGE_SUFFICIENCY, m, 0, 0),
+                       *needed = edit_of(w, SAGE_NECESSITY, m, 0, 0);
+        cr_assert(isfinite(suffices->figure.value) && isfinite(suffices->figure.low));
+        cr_assert(isnan(suffices->recovered.value) && isnan(suffices->recovered.low));
+        cr_assert(isnan(needed->figure.value) && isnan(needed->figure.high));
         for (size_t k = 0; k < THRESHOLDS; k++) {
-            if (sage_threshold_tested(w->section.options, m, w->section.thresholds[k])) {
-                cr_assert(isfinite(t->f1[k].sufficiency.value));
-                cr_assert(isnan(t->f1[k].necessity.value) && isnan(t->f1[k].necessity.low));
+            if (sage_threshold_tested(&w->options, m, w->result.thresholds[k])) {
+                needed = edit_of(w, SAGE_F1_NECESSITY, m, 0, k);
+                cr_assert(isfinite(edit_of(w, SAGE_F1_SUFFICIENCY, m, 0, k)->figure.value));
+                cr_assert(isnan(needed->figure.value) && isnan(needed->figure.low));
             }
         }
     }
-    assert_none(&w->cross.tests[SAGE_NONE]);
     arena_free(w->arena);
 }
 
@@ -1157,22 +1141,24 @@ Test(sage_section, figures_of_a_denominator_of_0_are_undefined) {
         memset(e->m, 0, TEST * sizeof *e->m);
     }
     sage_judge(&w->section, &w->cross);
-    const SageTests *native = &w->cross.tests[SAGE_NATIVE];
+    const SageEdit *suffices = edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0),
+                   *greedy = edit_of(w, SAGE_GREEDY, SAGE_NATIVE, 0, 0);
     cr_assert(isnan(w->cross.resolution));
-    cr_assert(isnan(native->sufficiency.value) && isnan(native->sufficiency.low));
-    cr_assert(isnan(native->recovered.value) && isnan(native->necessity.value));
-    cr_assert(w->cross.none[0].value > 0.9);
-    cr_assert(isfinite(native->control[0][0].score.value));
-    cr_assert(isnan(native->control[0][0].score_rescaled));
-    cr_assert(isnan(native->control[0][0].magnitude_rescaled));
-    assert_none(&w->cross.tests[SAGE_NONE]);
+    cr_assert(isnan(suffices->figure.value) && isnan(suffices->figure.low));
+    cr_assert(isnan(suffices->recovered.value));
+    cr_assert(isnan(edit_of(w, SAGE_NECESSITY, SAGE_NATIVE, 0, 0)->figure.value));
+    cr_assert(edit_of(w, SAGE_TARGET, SAGE_NONE, 0, 0)->figure.value > 0.9);
+    cr_assert(isfinite(greedy->figure.value));
+    cr_assert(isnan(greedy->score_rescaled));
+    cr_assert(isnan(greedy->magnitude_rescaled));
 
     made_outcomes(w, 4.0, 1.0, 0.5f);
     memcpy(edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, 0, 0)->predicted, w->section.edits->predicted,
            TEST * sizeof(int32_t));
     sage_judge(&w->section, &w->cross);
-    cr_assert(isnan(native->control[0][0].score_rescaled));
-    cr_assert(isfinite(native->control[0][0].magnitude_rescaled));
-    cr_assert(isfinite(native->control[0][SAGE_KS].score_rescaled), "the other attribute");
+    cr_assert(isnan(greedy->score_rescaled));
+    cr_assert(isfinite(greedy->magnitude_rescaled));
+    greedy = edit_of(w, SAGE_GREEDY, SAGE_NATIVE, 1, 0);
+    cr_assert(isfinite(greedy->score_rescaled), "the other attribute");
     arena_free(w->arena);
 }

@@ -18,7 +18,8 @@ enum {
     THRESHOLDS = 3,
     CURVE = 3,
     NODES = LAYERS * (4 * HEADS + 2) * POSITIONS,
-    FOUND = 40
+    FOUND = 40,
+    EDITS = SAGE_METHODS * (SAGE_AWARE + 1) * ATTRIBUTES * SAGE_KS /* at most */
 };
 
 typedef struct World {
@@ -37,7 +38,6 @@ typedef struct World {
     SageFit fits[ATTRIBUTES][8];
     SageCross cross[ATTRIBUTES];
     SageCurve curve[CURVE];
-    SageFigure none[ATTRIBUTES];
     SageInterpretation found[FOUND];
     Random random;
 } World;
@@ -50,23 +50,33 @@ static SageFigure make_figure(World *w, double level) {
     return (SageFigure){level + 0.1 * uniform(w), level - 0.25, level + 0.25};
 }
 
-static SageTests make_tests(World *w, double level) {
-    SageTests t = {make_figure(w, level), make_figure(w, level), make_figure(w, level),
-                   .supervised = arena_alloc(w->arena, ATTRIBUTES, sizeof(SageControl)),
-                   .f1 = arena_alloc(w->arena, THRESHOLDS, sizeof(SageF1))};
-    for (size_t a = 0; a < ATTRIBUTES; a++) {
-        t.supervised[a] = (SageControl){make_figure(w, level), 0.12, 0.25, 0.5};
-    }
-    for (int aware = 0; aware < 2; aware++) {
-        t.control[aware] = arena_alloc(w->arena, ATTRIBUTES * SAGE_KS, sizeof(SageControl));
-        for (size_t k = 0; k < ATTRIBUTES * SAGE_KS; k++) {
-            t.control[aware][k] = (SageControl){make_figure(w, level), uniform(w), 0.125, 0.75};
+/* Every edit, at a level of its method; features fall with the threshold. */
+static SageEdit *make_edits(World *w) {
+    static const double level[SAGE_METHODS] = {0.2, 0.93, 0.95, 0.94, 0.7, 0.8, 0.1};
+    static const size_t places[] = {[SAGE_F1_SUFFICIENCY] = THRESHOLDS,
+                                    [SAGE_F1_NECESSITY] = THRESHOLDS,
+                                    [SAGE_GREEDY] = SAGE_KS,
+                                    [SAGE_AWARE] = SAGE_KS};
+    size_t n = 0;
+    SageEdit *edits = arena_alloc(w->arena, EDITS, sizeof *edits);
+    for (SageMethod m = SAGE_NONE; m < SAGE_METHODS; m++) {
+        for (SageTest test = SAGE_UNTOUCHED; test <= SAGE_AWARE; test++) {
+            size_t each = places[test] == 0 ? 1 : places[test];
+            for (size_t i = 0; i < ATTRIBUTES * each; i++) {
+                edits[n++] = (SageEdit){.method = m,
+                                        .test = test,
+                                        .attribute = i / each,
+                                        .at = i % each,
+                                        .figure = make_figure(w, level[m]),
+                                        .recovered = make_figure(w, level[m]),
+                                        .features = 7 - i % each,
+                                        .magnitude = uniform(w),
+                                        .score_rescaled = 0.125,
+                                        .magnitude_rescaled = 0.75};
+            }
         }
     }
-    for (size_t i = 0; i < THRESHOLDS; i++) {
-        t.f1[i] = (SageF1){make_figure(w, level), make_figure(w, level), 7 - i};
-    }
-    return t;
+    return edits;
 }
 
 /* Ways that lead to the node have a value; poor: but none that its SAE gives, and no native one. */
@@ -84,7 +94,6 @@ static void make_fit(World *w, const SageNode *node, SageFit *fit, bool poor) {
 }
 
 static void make_cross(World *w, size_t a) {
-    static const double level[SAGE_METHODS] = {0, 0.93, 0.95, 0.94, 0.7, 0.8, 0.1};
     SageCross *cross = &w->cross[a];
     size_t order[NODES];
     for (size_t i = 0; i < NODES; i++) {
@@ -117,17 +126,11 @@ static void make_cross(World *w, size_t a) {
                          .n_curve = CURVE,
                          .m_ablated = {0.5, 0.25, 0.75},
                          .resolution = 0.84,
-                         .none = w->none,
-                         .native = a == 1};
+                         .native = a == 1,
+                         .edits = make_edits(w)};
     for (size_t i = 0; i < 8; i++) {
         make_fit(w, &w->nodes[cross->nodes[i]], &cross->fits[i], i % 2 == 1);
     }
-    for (int m = 0; m < SAGE_METHODS; m++) {
-        cross->tests[m] = make_tests(w, level[m]);
-    }
-    cross->tests[SAGE_NONE].sufficiency = (SageFigure){1, 1, 1};
-    cross->tests[SAGE_NONE].recovered = (SageFigure){1, 1, 1};
-    cross->tests[SAGE_NONE].necessity = (SageFigure){0, 0, 0};
 }
 
 static void make_nodes(World *w) {
@@ -167,7 +170,6 @@ static World *world_make(const char *odd) {
     make_nodes(w);
     for (size_t i = 0; i < CURVE; i++) {
         w->curve[i] = (SageCurve){(size_t)1 << i, i == 0 ? (double)NAN : 0.5 * (double)i};
-        w->none[i] = make_figure(w, 0.2);
     }
     for (size_t i = 0; i < FOUND; i++) {
         w->found[i] = (SageInterpretation){HOOK_RESID_PRE,
@@ -179,16 +181,15 @@ static World *world_make(const char *odd) {
                                            i + 2,
                                            odd != NULL ? odd : "IO=Mary & Pos=ABB"};
     }
-    w->options = (SageOptions){.llm = odd != NULL ? odd : "weights/gpt2",
-                               .task = "ioi",
-                               .out = folder,
-                               .nodes = "q,k,v,z",
-                               .projection = "auto",
-                               .share = 0.5,
-                               .f1 = {0.25},
-                               .max_nodes = 16,
-                               .n_f1 = 1,
-                               .seed = 475};
+    w->options = (SageOptions){
+        .vlm = {.llm = odd != NULL ? odd : "weights/gpt2", .out = folder, .seed = 475},
+        .task = "ioi",
+        .nodes = "q,k,v,z",
+        .projection = "auto",
+        .share = 0.5,
+        .f1 = {0.25},
+        .max_nodes = 16,
+        .n_f1 = 1};
     w->console = (Console){.quiet = true, .command = "refsae sage --task ioi"};
     w->task = (SageTask){.name = odd != NULL ? odd : "ioi",
                          .file = "ioi",
@@ -265,6 +266,11 @@ static double number_at(const Json *value, const char *path) {
     return json_double(found);
 }
 
+static const SageEdit *edit_of(const World *w, SageTest test, SageMethod method, size_t a,
+                               size_t at) {
+    return sage_edit_find(w->cross[1].edits, test, method, a, at);
+}
+
 /* Keys in their order, separated by spaces. */
 static void assert_keys(const Json *object, const char *path, const char *keys) {
     char text[256] = "";
@@ -325,23 +331,32 @@ Test(sage_json, json_has_the_form_that_others_read) {
     cr_assert(json_is(at(json, "cross_sections/Pos/curve/0/share"), JSON_NULL), "NaN is null");
     cr_assert_eq(number_at(json, "cross_sections/Pos/curve/2/nodes"), 4);
     cr_assert_eq(number_at(json, "cross_sections/Pos/curve/2/share"), 1);
-    const SageTests *sae = &w->cross[1].tests[SAGE_SAE], *random = &w->cross[1].tests[SAGE_RANDOM];
-    cr_assert_eq(number_at(json, "tests/S/sae/sufficiency"), sae->sufficiency.value);
-    cr_assert_eq(number_at(json, "tests/S/sae/recovered"), sae->recovered.value);
-    cr_assert_eq(number_at(json, "tests/S/sae/necessity"), sae->necessity.value);
-    cr_assert_eq(number_at(json, "tests/S/sae/necessity_ci/1"), sae->necessity.high);
+    const SageEdit *suffices = edit_of(w, SAGE_SUFFICIENCY, SAGE_SAE, 0, 0),
+                   *needed = edit_of(w, SAGE_NECESSITY, SAGE_SAE, 0, 0);
+    cr_assert_eq(number_at(json, "tests/S/sae/sufficiency"), suffices->figure.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/recovered"), suffices->recovered.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/necessity"), needed->figure.value);
+    cr_assert_eq(number_at(json, "tests/S/sae/necessity_ci/1"), needed->figure.high);
+    cr_assert_eq(number_at(json, "tests/S/none/sufficiency"), 1.0, "by definition");
+    cr_assert_eq(number_at(json, "tests/S/none/recovered_ci/0"), 1.0);
+    cr_assert_eq(number_at(json, "tests/S/none/necessity"), 0.0);
+    cr_assert_eq(number_at(json, "tests/S/none/necessity_ci/1"), 0.0);
     cr_assert_eq(number_at(json, "tests/S/random/control/Pos/4/magnitude"),
-                 random->control[0][2 * SAGE_KS + 2].magnitude, "[attribute][k]");
+                 edit_of(w, SAGE_GREEDY, SAGE_RANDOM, 2, 2)->magnitude, "[attribute][k]");
     cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/score"),
-                 random->control[1][2 * SAGE_KS + 2].score.value);
+                 edit_of(w, SAGE_AWARE, SAGE_RANDOM, 2, 2)->figure.value);
     cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/score_rescaled"), 0.125);
     cr_assert_eq(number_at(json, "tests/S/random/control_aware/Pos/4/magnitude_rescaled"), 0.75);
-    cr_assert_eq(number_at(json, "tests/S/random/control/Pos/none"), w->none[2].value);
+    const SageEdit *none = edit_of(w, SAGE_TARGET, SAGE_NONE, 2, 0);
+    cr_assert_eq(number_at(json, "tests/S/random/control/Pos/none"), none->figure.value);
+    cr_assert_eq(number_at(json, "tests/S/none/control/Pos/8/score"), none->figure.value);
     cr_assert_eq(number_at(json, "tests/S/random/control/Pos/supervised/score"),
-                 w->cross[1].tests[SAGE_MEAN].supervised[2].score.value, "the mean dictionary's");
+                 edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, 2, 0)->figure.value,
+                 "the mean dictionary's");
     cr_assert_eq(number_at(json, "tests/S/mse/control/Pos/supervised/score"),
-                 w->cross[1].tests[SAGE_MSE].supervised[2].score.value, "its own");
-    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/necessity"), sae->f1[1].necessity.value);
+                 edit_of(w, SAGE_SUPERVISED, SAGE_MSE, 2, 0)->figure.value, "its own");
+    cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/necessity"),
+                 edit_of(w, SAGE_F1_NECESSITY, SAGE_SAE, 0, 1)->figure.value);
     cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/features"), 6);
     cr_assert_eq(number_at(json, "interpretations_by_chance/0/permuted"), FOUND);
     cr_assert_eq(number_at(json, "interpretations_by_chance/0.1/permuted"), 10);
@@ -499,10 +514,13 @@ Test(sage_json, nothing_found) {
     for (size_t a = 0; a < ATTRIBUTES; a++) {
         w->cross[a].n_nodes = w->cross[a].n_others = 0;
         w->cross[a].spearman = (double)NAN;
-        for (int m = 0; m < SAGE_METHODS; m++) {
-            double x = m == SAGE_MEAN ? (double)NAN : -1e30, y = (double)INFINITY;
-            w->cross[a].tests[m].sufficiency = (SageFigure){x, x, x};
-            w->cross[a].tests[m].necessity = (SageFigure){y, y, y};
+        for (SageEdit *e = w->cross[a].edits; e < w->cross[a].edits + EDITS; e++) {
+            double x = e->test == SAGE_NECESSITY ? (double)INFINITY
+                       : e->method == SAGE_MEAN  ? (double)NAN
+                                                 : -1e30;
+            if (e->test == SAGE_NECESSITY || e->test == SAGE_SUFFICIENCY) {
+                e->figure = (SageFigure){x, x, x};
+            }
         }
         w->cross[a].n_curve = 0;
     }
@@ -520,7 +538,7 @@ Test(sage_json, nothing_found) {
 Test(sage_json, a_folder_that_cannot_be_made) {
     World *w = world_make(NULL);
     Error error;
-    w->options.out = "/dev/null/out";
+    w->options.vlm.out = "/dev/null/out";
     ATTEMPT(&error, report_sage(&w->result));
     cr_assert(error.status != STATUS_OK);
     cr_assert_not_null(strstr(error.text, "/dev/null"));

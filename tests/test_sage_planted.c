@@ -122,6 +122,7 @@ Test(planted, dictionaries_return_the_planted_vectors) {
     SageSite site = {.sae = &sae};
     Llm llm = {.config = {.d_model = WIDTH, .d_head = WIDTH}};
     SageOptions options = {0};
+    SageResult result = {.options = &options};
     size_t nodes = 0;
     compute_open(&compute, arena, 1);
     tensors_open(&truth, arena, PLANTED "truth.safetensors");
@@ -144,7 +145,7 @@ Test(planted, dictionaries_return_the_planted_vectors) {
         SageSection section = {.compute = &compute,
                                .llm = &llm,
                                .task = &task,
-                               .options = &options,
+                               .result = &result,
                                .kinds = sage_kinds(&task, 0, arena),
                                .n_train = n_train,
                                .subjects = &subject,
