@@ -80,8 +80,9 @@ enum {
 };
 
 typedef struct Weights {
-    size_t *first, *count; /* [outputs]: the inputs that an output reads */
-    int32_t *weight;       /* [outputs][stride] */
+    size_t outputs, begin, span; /* inputs begin ... begin + span - 1 are read */
+    size_t *first, *count;       /* [outputs]: the inputs that an output reads, from begin on */
+    int32_t *weight;             /* [outputs][stride] */
     size_t stride;
 } Weights;
 
@@ -101,99 +102,74 @@ static Weights make_weights(size_t in_size, size_t out_size, size_t from, size_t
     double stretch = scale < 1.0 ? 1.0 : scale, shrink = 1.0 / stretch, support = 2.0 * stretch;
     size_t stride = (size_t)ceil(support) * 2 + 1;
     stride = stride < in_size ? stride : in_size;
-    Weights w = {arena_alloc(scratch, n, sizeof *w.first), arena_alloc(scratch, n, sizeof *w.count),
-                 arena_alloc(scratch, n, stride * sizeof *w.weight), stride};
+    Weights w = {.outputs = n,
+                 .first = arena_alloc(scratch, n, sizeof *w.first),
+                 .count = arena_alloc(scratch, n, sizeof *w.count),
+                 .weight = arena_alloc(scratch, n, stride * sizeof *w.weight),
+                 .stride = stride};
     double *exact = arena_alloc(scratch, stride, sizeof *exact);
     for (size_t i = 0; i < n; i++) {
         double centre = ((double)(from + i) + 0.5) * scale, sum = 0.0;
         double low = centre - support + 0.5, high = centre + support + 0.5;
         size_t first = low < 0 ? 0 : (size_t)low;
         size_t end = high > (double)in_size ? in_size : (size_t)high;
-        w.first[i] = first;
+        w.begin = i == 0 ? first : w.begin;
+        w.first[i] = first - w.begin;
         w.count[i] = end - first;
+        w.span = end - w.begin;
         for (size_t k = 0; k < end - first; k++) {
             exact[k] = cubic(((double)(first + k) - centre + 0.5) * shrink);
             sum += exact[k];
         }
         for (size_t k = 0; k < end - first; k++) {
-            double share = sum != 0.0 ? exact[k] / sum : exact[k];
-            share *= 1 << WEIGHT_BITS;
+            double share = exact[k] / sum * (1 << WEIGHT_BITS);
             w.weight[i * stride + k] = (int32_t)(share < 0 ? share - 0.5 : share + 0.5);
         }
     }
     return w;
 }
 
-/* n samples, `step` apart, under their weights. */
-static unsigned char weigh(const unsigned char *in, size_t step, const int32_t *weight, size_t n) {
-    int32_t sum = 1 << (WEIGHT_BITS - 1);
-    for (size_t k = 0; k < n; k++) {
-        sum += in[k * step] * weight[k];
-    }
-    sum >>= WEIGHT_BITS;
-    return (unsigned char)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-}
-
-/* Rows of `in` (`stride` bytes apart, beginning at pixel `left`) to out[rows][n pixels]. */
-static void resize_across(unsigned char *out, size_t n, const unsigned char *in, size_t stride,
-                          size_t left, size_t rows, const Weights *w) {
-    for (size_t y = 0; y < rows; y++) {
-        for (size_t x = 0; x < n; x++) {
-            const unsigned char *from = in + y * stride + (w->first[x] - left) * 3;
-            for (size_t c = 0; c < 3; c++) {
-                *out++ = weigh(from + c, 3, w->weight + x * w->stride, w->count[x]);
+/* in[lines][inputs][samples], lines `pitch` bytes apart, to out[lines][outputs][samples]. */
+static void resize_axis(unsigned char *out, const unsigned char *in, size_t lines, size_t pitch,
+                        size_t samples, const Weights *w) {
+    for (const unsigned char *line = in; lines-- > 0; line += pitch) {
+        for (size_t i = 0; i < w->outputs; i++) {
+            const unsigned char *from = line + w->first[i] * samples;
+            const int32_t *weight = w->weight + i * w->stride;
+            size_t n = w->count[i];
+            for (size_t c = 0; c < samples; c++, from++) {
+                int32_t sum = 1 << (WEIGHT_BITS - 1);
+                for (size_t k = 0; k < n; k++) {
+                    sum += from[k * samples] * weight[k];
+                }
+                sum >>= WEIGHT_BITS;
+                *out++ = (unsigned char)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
             }
         }
     }
 }
 
-/* Columns of `in` (rows `stride` bytes apart, beginning at row `top`) to out[n][bytes]. */
-static void resize_down(unsigned char *out, size_t n, const unsigned char *in, size_t stride,
-                        size_t top, size_t bytes, const Weights *w) {
-    for (size_t y = 0; y < n; y++) {
-        const unsigned char *from = in + (w->first[y] - top) * stride;
-        for (size_t i = 0; i < bytes; i++) {
-            *out++ = weigh(from + i, stride, w->weight + y * w->stride, w->count[y]);
-        }
-    }
-}
-
-/* The inputs that n outputs read: from *first on. */
-static size_t weights_span(const Weights *w, size_t n, size_t *first) {
-    *first = w->first[0];
-    return w->first[n - 1] + w->count[n - 1] - *first;
-}
-
-/* The part [y0, y0 + out->height) x [x0, x0 + out->width) of `in` resized to width x height. */
-static void resize_part(const Image *out, const Image *in, size_t width, size_t height, size_t x0,
-                        size_t y0, Arena *scratch) {
-    Weights across = make_weights(in->width, width, x0, out->width, scratch);
-    Weights down = make_weights(in->height, height, y0, out->height, scratch);
-    size_t left, top;
-    size_t columns = weights_span(&across, out->width, &left);
-    size_t rows = weights_span(&down, out->height, &top);
+/* The part [y0, y0 + part_height) x [x0, x0 + part_width) of `in` resized to width x height. */
+static Image resize_part(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
+                         size_t y0, size_t part_width, size_t part_height) {
+    Image out = image_new(arena, part_width, part_height, in->format, 0);
+    Arena *scratch = arena_new();
+    Weights across = make_weights(in->width, width, x0, part_width, scratch);
+    Weights down = make_weights(in->height, height, y0, part_height, scratch);
+    size_t row = in->width * 3;
+    const unsigned char *rows = in->rgb + down.begin * row;
     /* Pillow 13's rule; until Pillow 12 rows always came first. It matters for tall pictures only.
      */
-    bool down_first = in->height > height && in->width != width &&
-                      in->height - height + 2 * width > 2 * in->width;
-    size_t pixels = down_first ? out->height * columns : rows * out->width;
-    unsigned char *middle = arena_alloc(scratch, pixels, 3);
-    if (down_first) {
-        const unsigned char *corner = in->rgb + (top * in->width + left) * 3;
-        resize_down(middle, out->height, corner, in->width * 3, top, columns * 3, &down);
-        resize_across(out->rgb, out->width, middle, columns * 3, left, out->height, &across);
+    if (in->height > height && in->width != width &&
+        in->height - height + 2 * width > 2 * in->width) {
+        unsigned char *middle = arena_alloc(scratch, part_height, row);
+        resize_axis(middle, rows, 1, 0, row, &down);
+        resize_axis(out.rgb, middle + across.begin * 3, part_height, row, 3, &across);
     } else {
-        resize_across(middle, out->width, in->rgb + top * in->width * 3, in->width * 3, 0, rows,
-                      &across);
-        resize_down(out->rgb, out->height, middle, out->width * 3, top, out->width * 3, &down);
+        unsigned char *middle = arena_alloc(scratch, down.span, part_width * 3);
+        resize_axis(middle, rows + across.begin * 3, down.span, row, 3, &across);
+        resize_axis(out.rgb, middle, 1, 0, part_width * 3, &down);
     }
-}
-
-static Image resize_window(Arena *arena, const Image *in, size_t width, size_t height, size_t x0,
-                           size_t y0, size_t window_width, size_t window_height) {
-    Image out = image_new(arena, window_width, window_height, in->format, 0);
-    Arena *scratch = arena_new();
-    resize_part(&out, in, width, height, x0, y0, scratch);
     arena_free(scratch);
     return out;
 }
@@ -380,7 +356,7 @@ float *preprocess_apply(Arena *arena, size_t *height, size_t *width, const Prepr
     size_t origin = y0 * w + x0, stride = w;
     if (h != image->height || w != image->width) {
         size_t part_h = h < out_h ? h : out_h, part_w = w < out_w ? w : out_w;
-        part = resize_window(arena, image, w, h, x0, y0, part_w, part_h);
+        part = resize_part(arena, image, w, h, x0, y0, part_w, part_h);
         origin = 0;
         stride = part_w;
     }

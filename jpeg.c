@@ -189,7 +189,7 @@ static void read_frame(Jpeg *j, const unsigned char *s, size_t n) {
         fail(STATUS_INPUT, "%s: JPEG: %d components are not supported", j->name, (int)s[5]);
     }
     image_check_size(j->width, j->height, j->name);
-    image_check_memory(image_memory(j->width, j->height, 0), j->size, j->name);
+    image_check_memory(3 * j->width * j->height, j->size, j->name);
     j->h_max = j->v_max = 1;
     for (size_t i = 0; i < j->n_components; i++) {
         Component *c = &j->component[i];
@@ -552,30 +552,37 @@ static unsigned char clamp8(int32_t value) {
 /* coef[64], quant[64] -> 8 rows of 8 samples at `out`, rows `stride` apart. */
 static void inverse_dct(const int16_t *coef, const uint16_t *quant, unsigned char *out,
                         size_t stride) {
+    static const int16_t zeros[56];
     int16_t v[64];
-    bool flat = true; /* nothing below the first row: the column pass is a shift, and it wraps */
-    for (size_t i = 8; i < 64 && flat; i++) {
-        flat = coef[i] == 0;
-    }
-    size_t rows = flat ? 1 : 8; /* that differ */
-    for (size_t i = 0; i < 64; i++) {
-        v[i] = wrap16((int32_t)((uint32_t)coef[i] * quant[i]));
-    }
-    for (size_t x = 0; x < 8; x++) {
-        if (flat) {
-            v[x] = wrap16(v[x] * (1 << PASS_BITS));
-        } else {
+    /* nothing below the first row: the column pass is a shift, and it wraps */
+    if (memcmp(coef + 8, zeros, sizeof zeros) == 0) {
+        for (size_t x = 0; x < 8; x++) {
+            v[x] = wrap16((int32_t)((uint32_t)coef[x] * quant[x] << PASS_BITS));
+        }
+        if ((v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) == 0) {
+            unsigned char sample =
+                clamp8(((v[0] + (1 << (PASS_BITS + 2))) >> (PASS_BITS + 3)) + 128);
+            for (size_t y = 0; y < 8; y++) {
+                memset(out + y * stride, sample, 8);
+            }
+            return;
+        }
+        for (size_t y = 1; y < 8; y++) {
+            memcpy(v + 8 * y, v, 8 * sizeof *v);
+        }
+    } else {
+        for (size_t i = 0; i < 64; i++) {
+            v[i] = wrap16((int32_t)((uint32_t)coef[i] * quant[i]));
+        }
+        for (size_t x = 0; x < 8; x++) {
             dct_8(v + x, 8, DCT_BITS - PASS_BITS);
         }
     }
-    for (size_t y = 0; y < rows; y++) {
+    for (size_t y = 0; y < 8; y++) {
         dct_8(v + 8 * y, 1, DCT_BITS + PASS_BITS + 3);
         for (size_t x = 0; x < 8; x++) {
             out[y * stride + x] = clamp8(v[8 * y + x] + 128);
         }
-    }
-    for (size_t y = rows; y < 8; y++) {
-        memcpy(out + y * stride, out, 8);
     }
 }
 

@@ -28,11 +28,6 @@ static inline void image_check_size(size_t width, size_t height, const char *nam
     }
 }
 
-/* Bytes of the pixels and of what they are made from. */
-static inline size_t image_memory(size_t width, size_t height, size_t beside) {
-    return 3 * width * height + beside;
-}
-
 static inline void image_check_memory(size_t bytes, size_t packed, const char *name) {
     if (inflates_too_far(bytes, packed)) {
         fail(STATUS_INPUT,
@@ -44,7 +39,7 @@ static inline void image_check_memory(size_t bytes, size_t packed, const char *n
 static inline Image image_new(Arena *arena, size_t width, size_t height, const char *format,
                               size_t beside) {
     return (Image){width, height, arena_alloc(arena, width * height, 3), format,
-                   image_memory(width, height, beside)};
+                   3 * width * height + beside};
 }
 
 #endif

@@ -32,13 +32,11 @@ enum {
     PNG_RGB_ALPHA = 6
 };
 
+/* The pixels in columns x, x + dx ... of rows y, y + dy ..., stored as rows of their own. */
 typedef struct PngPass {
-    unsigned char x, y, dx, dy;
+    size_t x, y, dx, dy;
+    size_t width, height, stride; /* stride: bytes of a row, that of its filter among them */
 } PngPass;
-
-/* Adam7, and after it the one pass of a picture that is not interlaced. */
-static const PngPass passes[8] = {{0, 0, 8, 8}, {4, 0, 8, 8}, {0, 4, 4, 8}, {2, 0, 4, 4},
-                                  {0, 2, 2, 4}, {1, 0, 2, 2}, {0, 1, 1, 2}, {0, 0, 1, 1}};
 
 REFSAE_NORETURN static void png_fail(const Png *png, const char *what) {
     fail(STATUS_INPUT, "%s: PNG: %s", png->name, what);
@@ -67,13 +65,16 @@ static void read_header(Png *png, const unsigned char *s, size_t n) {
     image_check_size(png->width, png->height, png->name);
 }
 
-static size_t row_bytes(const Png *png, size_t width) {
-    return (width * png->channels * png->depth + 7) / 8;
-}
-
-/* Pixels of a pass in one direction: those at start, start + step ... below size. */
-static size_t pass_size(size_t size, size_t start, size_t step) {
-    return size > start ? (size - start + step - 1) / step : 0;
+/* Pass 0 is the one of a picture that is not interlaced, 1 to 7 are Adam7's. */
+static PngPass png_pass(const Png *png, size_t i) {
+    static const unsigned char grid[8][4] = {{0, 0, 1, 1}, {0, 0, 8, 8}, {4, 0, 8, 8},
+                                             {0, 4, 4, 8}, {2, 0, 4, 4}, {0, 2, 2, 4},
+                                             {1, 0, 2, 2}, {0, 1, 1, 2}};
+    PngPass p = {.x = grid[i][0], .y = grid[i][1], .dx = grid[i][2], .dy = grid[i][3]};
+    p.width = (png->width + p.dx - 1 - p.x) / p.dx;
+    p.height = p.width > 0 ? (png->height + p.dy - 1 - p.y) / p.dy : 0;
+    p.stride = 1 + (p.width * png->channels * png->depth + 7) / 8;
+    return p;
 }
 
 /* row[n] was stored as the difference from a prediction by the bytes one pixel back, above, and
@@ -126,20 +127,18 @@ static void unpack_pixel(const Png *png, const unsigned char *row, size_t x, uns
     }
 }
 
-/* Undoes the filters of one pass in place and spreads its pixels; *raw moves past it. */
-static void unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
+/* Undoes the filters of one pass in place and spreads its pixels. */
+static void unpack_pass(const Png *png, PngPass pass, unsigned char *raw,
                         const unsigned char *zeros, unsigned char *rgb) {
-    size_t width = pass_size(png->width, pass.x, pass.dx);
-    size_t height = pass_size(png->height, pass.y, pass.dy);
-    size_t n = row_bytes(png, width), pixel = (png->channels * png->depth + 7) / 8;
     const unsigned char *above = zeros;
-    for (size_t y = 0; width > 0 && y < height; y++, *raw += 1 + n) {
-        unsigned char *row = *raw + 1, *out = rgb + (pass.y + y * pass.dy) * png->width * 3;
+    for (size_t y = 0; y < pass.height; y++) {
+        unsigned char *row = raw + y * pass.stride + 1;
+        unsigned char *out = rgb + (pass.y + y * pass.dy) * png->width * 3;
         if (row[-1] > 4) {
             fail(STATUS_INPUT, "%s: PNG: unknown filter %u", png->name, row[-1]);
         }
-        unfilter(row, above, n, pixel, row[-1]);
-        for (size_t x = 0; x < width; x++) {
+        unfilter(row, above, pass.stride - 1, (png->channels * png->depth + 7) / 8, row[-1]);
+        for (size_t x = 0; x < pass.width; x++) {
             unpack_pixel(png, row, x, out + (pass.x + x * pass.dx) * 3);
         }
         above = row;
@@ -148,21 +147,22 @@ static void unpack_pass(const Png *png, PngPass pass, unsigned char **raw,
 
 static Image unpack_image(const Png *png, const unsigned char *stream, size_t size, Arena *arena,
                           Arena *scratch) {
-    size_t first = png->interlaced ? 0 : 7, last = png->interlaced ? 7 : 8, expected = 0;
-    for (size_t i = first; i < last; i++) {
-        size_t width = pass_size(png->width, passes[i].x, passes[i].dx);
-        size_t height = pass_size(png->height, passes[i].y, passes[i].dy);
-        expected += width > 0 ? height * (1 + row_bytes(png, width)) : 0;
+    size_t first = png->interlaced ? 1 : 0, last = png->interlaced ? 7 : 0, expected = 0;
+    for (size_t i = first; i <= last; i++) {
+        PngPass pass = png_pass(png, i);
+        expected += pass.height * pass.stride;
     }
-    image_check_memory(image_memory(png->width, png->height, expected), size, png->name);
+    image_check_memory(3 * png->width * png->height + expected, size, png->name);
     unsigned char *raw = arena_alloc(scratch, expected, 1);
-    unsigned char *zeros = arena_alloc(scratch, row_bytes(png, png->width), 1);
+    unsigned char *zeros = arena_alloc(scratch, png_pass(png, last).stride, 1); /* the longest */
     if (inflate_zlib(raw, expected, stream, size, png->name) < expected) {
         png_fail(png, "the file ends before the picture is complete");
     }
     Image image = image_new(arena, png->width, png->height, "PNG", expected);
-    for (size_t i = first; i < last; i++) {
-        unpack_pass(png, passes[i], &raw, zeros, image.rgb);
+    for (size_t i = first; i <= last; i++) {
+        PngPass pass = png_pass(png, i);
+        unpack_pass(png, pass, raw, zeros, image.rgb);
+        raw += pass.height * pass.stride;
     }
     return image;
 }
