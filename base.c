@@ -41,7 +41,7 @@ static bool code_is_control(uint32_t code) {
 static void sentence(char *out, size_t size, const char *format, va_list arguments) {
     char raw[8192] = "";
     int written = vsnprintf(raw, sizeof raw, format, arguments);
-    bool cut = written < 0 || (size_t)written >= sizeof raw;
+    bool cut = (size_t)written >= sizeof raw;
     size_t length = strlen(raw), room = size - 4, used = 0; /* "..." and the 0 byte */
     for (size_t i = 0; i < length;) {
         uint32_t code;
@@ -312,16 +312,16 @@ char *arena_copy(Arena *arena, const char *text, size_t length) {
 char *arena_format(Arena *arena, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    int length = vsnprintf(NULL, 0, format, arguments), written = length;
+    int length = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
-    char *text = length < 0 ? NULL : arena_take(arena, (size_t)length + 1, 1);
+    if (length < 0) {
+        fail(STATUS_RESOURCE, "out of memory");
+    }
+    char *text = arena_take(arena, (size_t)length + 1, 1);
     if (text != NULL) {
         va_start(arguments, format);
-        written = vsnprintf(text, (size_t)length + 1, format, arguments);
+        vsnprintf(text, (size_t)length + 1, format, arguments);
         va_end(arguments);
-    }
-    if (written < 0) {
-        fail(STATUS_RESOURCE, "out of memory");
     }
     return text;
 }
@@ -1295,9 +1295,7 @@ double progress_now(void) {
 
 /* "12 s", "3 min 20 s", "5 h 02 min" */
 static void format_seconds(char text[48], double seconds) {
-    unsigned long long s = seconds < 0     ? 0
-                           : seconds > 1e9 ? 1000000000
-                                           : (unsigned long long)(seconds + 0.5);
+    unsigned long long s = seconds > 1e9 ? 1000000000 : (unsigned long long)(seconds + 0.5);
     if (s < 60) {
         snprintf(text, 48, "%llu s", s);
     } else if (s < 3600) {

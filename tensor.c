@@ -78,7 +78,7 @@ const Tensor *tensors_find(const TensorStore *store, const char *name) {
 static void shape_format(char text[24 * TENSOR_MAX_RANK], int rank, const size_t *shape) {
     size_t used = 1;
     text[0] = '[';
-    for (int i = 0; i < rank && i < TENSOR_MAX_RANK; i++) {
+    for (int i = 0; i < rank; i++) {
         used += (size_t)snprintf(text + used, 24, "%s%zu", i == 0 ? "" : ", ", shape[i]);
     }
     memcpy(text + used, "]", 2);

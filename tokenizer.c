@@ -449,7 +449,7 @@ static void encode_piece(Encoder *e, size_t begin, size_t end) {
             at += e->symbols[i].length;
         }
     }
-    if (slot != NULL && e->count < NONE) {
+    if (slot != NULL) {
         *slot = (Remembered){(uint32_t)begin, (uint32_t)length, (uint32_t)first,
                              (uint32_t)(e->count - first)};
     }
