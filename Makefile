@@ -256,8 +256,9 @@ coverage:
 	sh tests/coverage.sh build-coverage
 
 # What analysers and provers say of the source (tests/analyze.sh, tests/proofs), and what valgrind and Clang's
-# MemorySanitizer say of selftest. A part whose tool is missing says so.
-MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory -U_FILE_OFFSET_BITS" BUILD=build-msan PROGRAM=build-msan/refsae
+# MemorySanitizer say of selftest. A part whose tool is missing says so. MemorySanitizer does not know the functions
+# for files above 2 GiB, nor what libc hands to a fopencookie, which is used on Linux: undefined, so is that.
+MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory -U_FILE_OFFSET_BITS -U__linux__" BUILD=build-msan PROGRAM=build-msan/refsae
 analyze-static: $(PROGRAM)
 	sh tests/analyze.sh
 	sh tests/proofs/run.sh

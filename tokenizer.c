@@ -735,15 +735,14 @@ static void put_broken(FILE *out, size_t times) {
 }
 
 /* Bytes of the longest beginning of a well-formed sequence, at least 1: what
- * String::from_utf8_lossy replaces by one U+FFFD. Filled up with the least bytes or the greatest it
- * is a sequence. */
+ * String::from_utf8_lossy replaces by one U+FFFD. Filled up it is a sequence: what may follow the
+ * first two bytes depends on no more than them. */
 static size_t broken_prefix(const char *text, size_t length) {
     for (size_t n = length < 3 ? length : 3; n > 1; n--) {
-        char least[4] = "\x80\x80\x80\x80", greatest[4] = "\xBF\xBF\xBF\xBF";
+        char filled[4] = "\x80\x80\x80\x80";
         uint32_t code;
-        memcpy(least, text, n);
-        memcpy(greatest, text, n);
-        if (utf8_decode(least, 4, &code) > n || utf8_decode(greatest, 4, &code) > n) {
+        memcpy(filled, text, n);
+        if (utf8_decode(filled, 4, &code) > n) {
             return n;
         }
     }

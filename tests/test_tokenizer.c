@@ -571,6 +571,32 @@ Test(tokenizer, declared_tokens_as_transformers_has_them) {
     arena_free(arena);
 }
 
+/* As u8::from_str_radix reads the digits; a token that stands for no byte is its text. */
+Test(tokenizer, byte_that_a_token_stands_for) {
+    static const char *const cases[][2] = {
+        /* a token of the vocabulary, its text */
+        {"<0x+B>", "\v"},     {"<0x0+>", "<0x0+>"}, {"<0xg0>", "<0xg0>"}, {"<0xG0>", "<0xG0>"},
+        {"<0x!0>", "<0x!0>"}, {"<0x:0>", "<0x:0>"}, {"<0x410", "<0x410"}, {"<0x4>", "<0x4>"},
+        {"[0x41>", "[0x41>"}, {"<0xaf>", "\uFFFD"}, {"<0x4a>", "J"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Arena *arena = arena_new();
+        FileMap map = file_map(arena, FOLDER "split.json");
+        const char *text = arena_copy(arena, (const char *)map.data, map.size),
+                   *place = strstr(text, "\"<pad>\":0,");
+        char path[] = "/tmp/refsae_tokenizer_XXXXXX";
+        FILE *file = fdopen(mkstemp(path), "wb");
+        fprintf(file, "%.*s\"%s\":495,%s", (int)(place - text), text, cases[i][0], place);
+        fclose(file);
+        Tokenizer *t = tokenizer_open(arena, path);
+        remove(path);
+        size_t length;
+        cr_expect_str_eq(tokenizer_decode(t, (int32_t[]){495}, 1, false, arena, &length),
+                         cases[i][1]);
+        arena_free(arena);
+    }
+}
+
 Test(tokenizer, refuses_broken_text_and_ids) {
     Arena *arena = arena_new();
     Tokenizer *t = open_golden(arena, "gpt2");
