@@ -1032,6 +1032,7 @@ void folders_merge(const char *out, const char *title, char *const *directories,
     if (!any) {
         fail(STATUS_INPUT, "%s: %s", directories[0], nothing);
     }
+    files_spare(out);
     page_commit(&page);
 }
 
