@@ -286,6 +286,9 @@ static void show_table(const Folder *f, const char *caption, const char *keys,
                                c->keys[1]));
     }
     for (const Match *row = rows->list; row < rows->list + rows->count; row++) {
+        if (!json_is(row->value, JSON_OBJECT)) {
+            continue; /* "resolution" beside the methods */
+        }
         page_row(f->page);
         for (size_t k = 0; k < n_keys; k++) {
             page_cell(f->page, false, row->keys[k] == NULL ? "" : row->keys[k]);

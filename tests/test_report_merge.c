@@ -77,7 +77,8 @@ static void make_demo(void) {
         "\"group\": \"g\", \"mse\": 1.25, \"permuted\": {\"mse\": 1000000}}, {\"layer\": 1, "
         "\"group\": \"g\", \"mse\": null, \"loss\": {\"sae\": -0.125}}]}");
     put("demo/sage/sage.json",
-        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"none\": {\"control\": {\"S\": {\"none\": "
+        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"resolution\": 0.5, \"none\": {\"control\": "
+        "{\"S\": {\"none\": "
         "0.25}}}, "
         "\"sae\": {\"sufficiency\": 0.75, \"sufficiency_ci\": [0.5, 1], \"control\": {\"S\": "
         "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}}}}}}");
