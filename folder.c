@@ -903,7 +903,7 @@ static void find_training(JsonOut *view, const Folder *f) {
         fail(STATUS_INPUT, "%s: no column 'loss'", path);
     }
     while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
-        if (!csv_number(line, column, &end)) {
+        if (!csv_number(line, column, &end) || !isfinite(end)) {
             fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
         }
         begin = steps++ == 0 ? end : begin;

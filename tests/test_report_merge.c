@@ -340,6 +340,7 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
                  {"train.csv", "", "no column 'loss'"},
                  {"train.csv", "noise\n1\n", "no column 'loss'"},
                  {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
+                 {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
                  {"manifest.json", "[1]", "expected an object"},
                  {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
                   "ends too early"}};
