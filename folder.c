@@ -850,8 +850,8 @@ static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross
     }
     json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
              f->name);
-    json_out(view, "%s %s %s %s", "strongest nodes (effect on m)", strongest, "SAE's best edit",
-             best_edit(cross, f->arena));
+    json_out(view, "%s %s %s %s", "strongest nodes by score (effect on m)", strongest,
+             "SAE's best edit", best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
         bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
         json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
