@@ -163,12 +163,21 @@ static Matches path_matches(Arena *arena, const Scope *scope, const char *path) 
     return found;
 }
 
-/* " [0.71, 0.83]"; nothing where there is none */
+/* "0.630": digits that do not vary, where a number has room for them. */
+static const char *end_text(Arena *arena, double value) {
+    double size = fabs(value);
+    return size == 0 || (size >= 1e-4 && size < 99)
+               ? arena_format(arena, "%s%#.3g", value < 0 ? "−" : "", size)
+               : text_number(arena, value, 3);
+}
+
+/* " [0.710, 0.830]", which does not break inside; nothing where there is none */
 static const char *interval_text(const Json *interval, Arena *arena) {
     const Json *ends = json_first(interval);
-    return ends == NULL ? ""
-                        : arena_format(arena, " [%s, %s]", text_number(arena, json_double(ends), 3),
-                                       text_number(arena, json_double(ends->next), 3));
+    return ends == NULL
+               ? ""
+               : arena_format(arena, " [%s,\xC2\xA0%s]", end_text(arena, json_double(ends)),
+                              end_text(arena, json_double(ends->next)));
 }
 
 /* A value in a format of page.txt; NULL: it is missing. */

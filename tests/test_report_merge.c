@@ -123,7 +123,8 @@ Test(report_merge, tables_of_json) {
         "<thead><tr><th scope=\"col\">cross-section</th><th scope=\"col\">method</th><th "
         "scope=\"col\" class=\"n\">sufficiency</th></tr>"
         "</thead><tbody>\n<tr><td>IO</td><td>none</td><td></td></tr>\n<tr><td>IO</td><td>sae</td>"
-        "<td class=\"n\">0.7500 [0.5, 1]</td></tr>\n</tbody>";
+        "<td class=\"n\">0.7500 [0.500,\xC2\xA0"
+        "1.00]</td></tr>\n</tbody>";
     static const char edits[] =
         "<th scope=\"col\" class=\"n\">none</th><th scope=\"col\" "
         "class=\"n\">1</th></tr></thead><tbody>\n"
