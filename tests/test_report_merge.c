@@ -93,7 +93,7 @@ Test(report_merge, shows_every_part_once) {
     assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
-                  "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
+                  "<b>87.5 %</b><span>F1 of “yes”<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
                   "BETA made", 1, "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1,
                   "<nav ", 1);
     for (int s = 1; s <= 9; s++) { /* ids: once each */
