@@ -797,6 +797,7 @@ void file_note(const char *path, bool written) {
         notes.end = &(*at)->next;
     }
     (*at)->written |= written;
+    (*at)->read |= !written;
 }
 
 /* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
@@ -1178,7 +1179,7 @@ void files_spare(const char *path) {
     Arena *arena = arena_new();
     const char *target = path_real(arena, path);
     for (const FileNote *n = files_noted(); n != NULL && target != NULL; n = n->next) {
-        const char *read = n->written ? NULL : path_real(arena, n->path);
+        const char *read = n->read ? path_real(arena, n->path) : NULL;
         if (read != NULL && strcmp(read, target) == 0) {
             fail(STATUS_INPUT, "%s: is read by this run, expected another file to write", path);
         }

@@ -208,7 +208,7 @@ FILE *file_open(Arena *arena,
  * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
 typedef struct FileNote {
     const char *path;      /* as it was opened */
-    bool written;          /* it may have been read as well */
+    bool written, read;
     struct FileNote *next; /* in the order of opening */
     struct FileNote *branch[2];
 } FileNote;
@@ -219,7 +219,7 @@ void file_note(const char *path, bool written);
 /* file_map of what lies between processes, which is neither input nor output of a run. */
 FileMap file_map_unnoted(Arena *arena, const char *path);
 /* Before a file is written that is named by itself, not by its folder: STATUS_INPUT if it is one
- * that was only read. */
+ * that was read. */
 void files_spare(const char *path);
 
 /* Text gathered by stdio; it goes with the arena. */

@@ -163,12 +163,21 @@ static Matches path_matches(Arena *arena, const Scope *scope, const char *path) 
     return found;
 }
 
-/* " [0.71, 0.83]"; nothing where there is none */
+/* "0.630": digits that do not vary, where a number has room for them. */
+static const char *end_text(Arena *arena, double value) {
+    double size = fabs(value);
+    return size == 0 || (size >= 1e-4 && size < 99)
+               ? arena_format(arena, "%s%#.3g", value < 0 ? "−" : "", size)
+               : text_number(arena, value, 3);
+}
+
+/* " [0.710, 0.830]", which does not break inside; nothing where there is none */
 static const char *interval_text(const Json *interval, Arena *arena) {
     const Json *ends = json_first(interval);
-    return ends == NULL ? ""
-                        : arena_format(arena, " [%s, %s]", text_number(arena, json_double(ends), 3),
-                                       text_number(arena, json_double(ends->next), 3));
+    return ends == NULL
+               ? ""
+               : arena_format(arena, " [%s,\xC2\xA0%s]", end_text(arena, json_double(ends)),
+                              end_text(arena, json_double(ends->next)));
 }
 
 /* A value in a format of page.txt; NULL: it is missing. */
@@ -286,6 +295,9 @@ static void show_table(const Folder *f, const char *caption, const char *keys,
                                c->keys[1]));
     }
     for (const Match *row = rows->list; row < rows->list + rows->count; row++) {
+        if (!json_is(row->value, JSON_OBJECT)) {
+            continue; /* "resolution" beside the methods */
+        }
         page_row(f->page);
         for (size_t k = 0; k < n_keys; k++) {
             page_cell(f->page, false, row->keys[k] == NULL ? "" : row->keys[k]);
@@ -847,8 +859,8 @@ static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross
     }
     json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
              f->name);
-    json_out(view, "%s %s %s %s", "strongest nodes (effect on m)", strongest, "SAE's best edit",
-             best_edit(cross, f->arena));
+    json_out(view, "%s %s %s %s", "strongest nodes by score (effect on m)", strongest,
+             "SAE's best edit", best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
         bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
         json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
@@ -900,7 +912,7 @@ static void find_training(JsonOut *view, const Folder *f) {
         fail(STATUS_INPUT, "%s: no column 'loss'", path);
     }
     while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
-        if (!csv_number(line, column, &end)) {
+        if (!csv_number(line, column, &end) || !isfinite(end)) {
             fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
         }
         begin = steps++ == 0 ? end : begin;
@@ -1032,6 +1044,7 @@ void folders_merge(const char *out, const char *title, char *const *directories,
     if (!any) {
         fail(STATUS_INPUT, "%s: %s", directories[0], nothing);
     }
+    files_spare(out);
     page_commit(&page);
 }
 

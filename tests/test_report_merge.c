@@ -77,7 +77,8 @@ static void make_demo(void) {
         "\"group\": \"g\", \"mse\": 1.25, \"permuted\": {\"mse\": 1000000}}, {\"layer\": 1, "
         "\"group\": \"g\", \"mse\": null, \"loss\": {\"sae\": -0.125}}]}");
     put("demo/sage/sage.json",
-        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"none\": {\"control\": {\"S\": {\"none\": "
+        "{\"task\": \"ioi\", \"tests\": {\"IO\": {\"resolution\": 0.5, \"none\": {\"control\": "
+        "{\"S\": {\"none\": "
         "0.25}}}, "
         "\"sae\": {\"sufficiency\": 0.75, \"sufficiency_ci\": [0.5, 1], \"control\": {\"S\": "
         "{\"1\": {\"score\": 0.5, \"magnitude\": 0.25}}}}}}}");
@@ -92,7 +93,7 @@ Test(report_merge, shows_every_part_once) {
     assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
-                  "<b>87.5 %</b><span>yes no f1<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
+                  "<b>87.5 %</b><span>F1 of “yes”<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
                   "BETA made", 1, "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1,
                   "<nav ", 1);
     for (int s = 1; s <= 9; s++) { /* ids: once each */
@@ -122,7 +123,8 @@ Test(report_merge, tables_of_json) {
         "<thead><tr><th scope=\"col\">cross-section</th><th scope=\"col\">method</th><th "
         "scope=\"col\" class=\"n\">sufficiency</th></tr>"
         "</thead><tbody>\n<tr><td>IO</td><td>none</td><td></td></tr>\n<tr><td>IO</td><td>sae</td>"
-        "<td class=\"n\">0.7500 [0.5, 1]</td></tr>\n</tbody>";
+        "<td class=\"n\">0.7500 [0.500,\xC2\xA0"
+        "1.00]</td></tr>\n</tbody>";
     static const char edits[] =
         "<th scope=\"col\" class=\"n\">none</th><th scope=\"col\" "
         "class=\"n\">1</th></tr></thead><tbody>\n"
@@ -339,6 +341,7 @@ Test(report_merge, what_is_damaged_is_refused_by_name) {
                  {"train.csv", "", "no column 'loss'"},
                  {"train.csv", "noise\n1\n", "no column 'loss'"},
                  {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
+                 {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
                  {"manifest.json", "[1]", "expected an object"},
                  {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
                   "ends too early"}};

@@ -182,13 +182,18 @@ Test(sage_report, page_has_every_test_and_says_what_tells_nothing) {
     char *html = page();
     assert_counts(html, 9, "<svg", 9, "<dt>S</dt><dd>resolution 0.062: methods look", 1,
                   "<dt>S in IO</dt><dd>none 0.97: methods look", 1, "<dt>S in S</dt>", 1,
-                  "<td>IO</td><td>native</td><td class=\"n\">0.7500 [0.688, 0.812]</td>"
-                  "<td class=\"n\">0.5000 [0.438, 0.562]</td>",
+                  "<td>IO</td><td>native</td><td class=\"n\">0.7500 [0.688,\xC2\xA0"
+                  "0.812]</td>"
+                  "<td class=\"n\">0.5000 [0.438,\xC2\xA0"
+                  "0.562]</td>",
                   1,
-                  "<td>S</td><td>sae</td><td class=\"n\">0.7500 [0.688, 0.812]</td>"
+                  "<td>S</td><td>sae</td><td class=\"n\">0.7500 [0.688,\xC2\xA0"
+                  "0.812]</td>"
                   "<td class=\"n\">–</td>",
-                  1, "<td class=\"n\">0.62 [0.562, 0.688] (0.50)</td>", 20,
-                  "<td>0.8</td><td class=\"n\">164</td><td class=\"n\">3</td>", 1, "_ci<", 0);
+                  1,
+                  "<td class=\"n\">0.62 [0.562,\xC2\xA0"
+                  "0.688] (0.50)</td>",
+                  20, "<td>0.8</td><td class=\"n\">164</td><td class=\"n\">3</td>", 1, "_ci<", 0);
     static const int best[] = {36, 35, 34};
     html = strstr(html, "support</th><th scope=\"col\">predicate</th>");
     for (size_t i = 0; i < sizeof best / sizeof *best; i++) {
