@@ -402,33 +402,39 @@ static bool info_csv(Teller *t, const FileMap *file) {
     return false;
 }
 
-/* A folder of folders LAYER-...; false: it has none. */
-static bool info_descriptions(Teller *t, const char *path) {
+/* The folder `name` of `directory`, if it is LAYER-...; false: it is not. */
+static bool tell_layer(Teller *t, const char *directory, const char *name, bool first) {
     enum {
         FEATURES_MOST = 1 << 20
     };
+    size_t digits = strspn(name, "0123456789"), described = 0;
+    if (digits == 0 || digits > 9 || (name[digits] != '-' && name[digits] != '\0') ||
+        !path_is_directory(path_join(t->arena, directory, name))) {
+        return false;
+    }
+    Arena *arena = arena_new(); /* of one layer */
+    Descriptions d = descriptions_read(arena, directory, atoi(name), FEATURES_MOST);
+    for (size_t j = 0; j < FEATURES_MOST; j++) {
+        described += d.text[j] != NULL ? 1 : 0;
+    }
+    if (first) {
+        json_out(&t->object, "kind %s", "feature descriptions");
+    }
+    json_out(&t->object, "%s %zu", arena_format(t->arena, "layer_%d", atoi(name)), described);
+    arena_free(arena);
+    return true;
+}
+
+/* A folder of folders LAYER-..., or one of them; false: it is neither. */
+static bool info_descriptions(Teller *t, const char *path) {
     size_t count;
-    char **names = path_list(t->arena, path, &count);
+    char **names = path_list(t->arena, path, &count), *real = path_real(t->arena, path);
     bool any = false;
     for (size_t i = 0; i < count; i++) {
-        size_t digits = strspn(names[i], "0123456789"), described = 0;
-        if (digits == 0 || digits > 9 || (names[i][digits] != '-' && names[i][digits] != '\0')) {
-            continue;
-        }
-        Arena *arena = arena_new(); /* of one layer */
-        Descriptions d = descriptions_read(arena, path, atoi(names[i]), FEATURES_MOST);
-        for (size_t j = 0; j < FEATURES_MOST; j++) {
-            described += d.text[j] != NULL ? 1 : 0;
-        }
-        if (!any) {
-            json_out(&t->object, "kind %s", "feature descriptions");
-        }
-        any = true;
-        json_out(&t->object, "%s %zu", arena_format(t->arena, "layer_%d", atoi(names[i])),
-                 described);
-        arena_free(arena);
+        any |= tell_layer(t, path, names[i], !any);
     }
-    return any;
+    return any || (real != NULL &&
+                   tell_layer(t, path_parent(t->arena, real), strrchr(real, '/') + 1, true));
 }
 
 static void info_image(Teller *t, const char *path) {

@@ -109,6 +109,8 @@ Test(info, knows_every_kind) {
         {"weights/questions.jsonl", {"kind", "questions", "entries", "240"}},
         {"weights/descriptions",
          {"kind", "feature descriptions", "layer_0", "482", "layer_1", "479"}},
+        {"weights/descriptions/1-gemmascope-res-512/",
+         {"kind", "feature descriptions", "layer_1", "479"}},
         {"weights/descriptions/0-gemmascope-res-512/0-128.json",
          {"kind", "feature descriptions", "entries", "128"}},
         {"weights/mapping_published.csv", {"kind", "curves by layer", "entries", "26"}},
