@@ -458,8 +458,16 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
         size_t count;
         ATTEMPT(&no_saes, (void)sae_list(t->arena, path, &count));
         fail_for_resources(&no_saes);
-        if (no_saes.status == STATUS_OK || !info_descriptions(t, path)) {
+        const char *manifest = path_join(t->arena, path, "manifest.json");
+        if (no_saes.status == STATUS_OK) {
             info_sae(t, compute, path);
+        } else if (path_exists(manifest)) {
+            info_records(t, manifest);
+        } else if (!info_descriptions(t, path)) {
+            fail(
+                no_saes.status,
+                "%s; nor a model's config.json, a run's manifest.json or LAYER-... of descriptions",
+                no_saes.text);
         }
     }
 }
@@ -483,8 +491,11 @@ static bool info_object(Teller *t, const Compute *compute, const char *path) {
             fail(not_one.status, "%s", not_one.text);
         }
     } else if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
-               json_get(value, "trainer") != NULL) { /* of a model or of an SAE */
+               json_get(value, "trainer") != NULL || json_get(value, "eos_token_id") != NULL ||
+               json_get(value, "image_mean") != NULL) { /* of a model or of an SAE */
         info_directory(t, compute, path_parent(t->arena, path));
+    } else if (json_get(value, "tokenizer_class") != NULL) {
+        info_tokenizer(t, path_parent(t->arena, path));
     } else if (json_get(value, "weight_map") != NULL) {
         return false;
     } else if (json_is(json_get(value, "model"), JSON_OBJECT)) {
@@ -511,12 +522,17 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     memcpy(head, file.data, file.size < sizeof head ? file.size : sizeof head);
     bool safetensors = file.size > 8 && file.data[8] == '{' && first != '{' && first != '[';
     bool csv = info_csv(t, &file);
+    bool tar = file.size > 512 && memcmp(file.data + 257, "ustar", 5) == 0;
     arena_free(scratch);
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
     size_t length = strlen(path);
     bool npz =
         head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
+    bool named = length > 12 && strcmp(path + length - 12, ".safetensors") == 0;
+    bool packed = head[0] == 0x80 || tar || (head[0] == 'P' && head[1] == 'K');
+    bool json = first == '{' || head[0] == 0xEF; /* a byte order mark */
+    bool long_header = head[4] != 0 || head[5] != 0 || head[6] != 0 || head[7] != 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
     if (csv) {
         return;
@@ -529,6 +545,9 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
         return;
     } else if (npz) {
         info_sae(t, compute, path);
+    } else if (!named && !packed && !json && (file.size < sizeof head || long_header)) {
+        fail(STATUS_INPUT, "%s: %s", path,
+             file.size == 0 ? "is empty" : "of no kind that refsae reads");
     } else {
         info_tensors(t, compute, path);
     }
