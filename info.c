@@ -18,7 +18,7 @@ typedef struct Teller {
 
 /* The last member, "memory": what commands take of their own, in bytes beside the mapped file, and
  * for how much of it. */
-static const char *const memory_for[][2] = {{"generate", "512 + 128 tokens"},
+static const char *const memory_for[][2] = {{"generate", "512 + 128 tokens, or all positions"},
                                             {"dump_grad", "32 tokens, all hook points"},
                                             {"sage", "prompts of 24 tokens"},
                                             {"train", "256 image and 512 text tokens"},
@@ -122,8 +122,9 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     }
     json_out(o, "]");
     tell_store(t, &llm.store);
-    LlmPlan generate = {.max_rows = TEXT_ROWS,
-                        .max_sequence = TEXT_ROWS + 128,
+    size_t positions = c->rotary_dim > 0 ? SIZE_MAX : c->n_ctx; /* learned ones end the text */
+    LlmPlan generate = {.max_rows = positions < TEXT_ROWS ? positions : TEXT_ROWS,
+                        .max_sequence = positions < TEXT_ROWS + 128 ? positions : TEXT_ROWS + 128,
                         .max_sequences = 1,
                         .max_logits = 1,
                         .cache = true};
@@ -133,8 +134,7 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
                     .max_logits = 32,
                     .backward = true,
                     .attention_hooks = true};
-    size_t longest =
-        TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
+    size_t longest = TEXT_ROWS + IMAGE_ROWS < positions ? TEXT_ROWS + IMAGE_ROWS : positions;
     VlmOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
     Vlm vlm = {.compute = compute,
                .llm = llm,
@@ -241,8 +241,27 @@ static Error tell_sae_row(Teller *t, const char *path) {
     return error;
 }
 
+/* The models among the folders of `path`. */
+static void tell_models(Teller *t, const char *path) {
+    size_t count;
+    bool any = false;
+    char **names = path_list(t->arena, path, &count);
+    for (size_t i = 0; i < count; i++) {
+        const char *folder = path_join(t->arena, path, names[i]);
+        const char *file = path_join(t->arena, folder, "config.json");
+        const Json *config = path_exists(file) ? json_read_file(t->arena, file) : NULL;
+        const Json *type = json_get(config, "model_type");
+        if (json_is(type, JSON_STRING)) {
+            json_out(&t->object, any ? "" : "models [");
+            json_out(&t->object, "{ folder %s model_type %s }", folder, type->text);
+            any = true;
+        }
+    }
+    json_out(&t->object, any ? "]" : "");
+}
+
 /* A folder of several: all are told before the first that cannot be opened is an error. */
-static void info_saes(Teller *t, const char **paths, size_t count) {
+static void info_saes(Teller *t, const char *path, const char **paths, size_t count) {
     Error first = {0};
     json_out(&t->object, "kind %s count %zu saes [", "sparse autoencoders", count);
     for (size_t i = 0; i < count; i++) {
@@ -250,6 +269,7 @@ static void info_saes(Teller *t, const char **paths, size_t count) {
         first = first.status == STATUS_OK ? error : first;
     }
     json_out(&t->object, "]");
+    tell_models(t, path);
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -269,7 +289,7 @@ static void info_sae(Teller *t, const Compute *compute, const char *path) {
     if (count < 2) {
         fail(single.status, "%s", single.text);
     }
-    info_saes(t, paths, count);
+    info_saes(t, path, paths, count);
 }
 
 /* ---- files ---- */

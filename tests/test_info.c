@@ -4,6 +4,7 @@
 
 #include "info.h"
 #include "json.h"
+#include "model_load.h"
 #include "scratch.h"
 
 typedef struct Told {
@@ -142,6 +143,32 @@ Test(info, knows_every_kind) {
         cr_assert_not_null(strstr(t.text, "  kind  "), "%s", t.text);
         forget(&t);
     }
+}
+
+/* 640 tokens do not fit where 128 positions were learned. */
+Test(info, memory_is_for_no_more_than_all_positions) {
+    Told t;
+    Llm llm;
+    Compute compute;
+    LlmPlan plan = {
+        .max_rows = 128, .max_sequence = 128, .max_sequences = 1, .max_logits = 1, .cache = true};
+    ask(&t, "weights/gpt2", true);
+    compute_open(&compute, t.arena, 1);
+    llm_open(&llm, t.arena, "weights/gpt2");
+    member_is(&t, "memory.generate",
+              arena_format(t.arena, "%zu", llm_memory(&llm, &compute, &plan)), "weights/gpt2");
+    forget(&t);
+}
+
+Test(info, models_beside_saes_are_told) {
+    Told t;
+    ask(&t, "weights", true);
+    cr_assert_eq(t.error.status, STATUS_OK, "%s", t.error.text);
+    const Json *models = json_get(t.value, "models");
+    cr_assert_eq(models->length, 4);
+    cr_assert(json_text_is(json_get(models->child, "model_type"), "clip_vision_model"));
+    cr_assert(json_text_is(json_get(models->child, "folder"), "weights/clip"));
+    forget(&t);
 }
 
 Test(info, what_is_none_is_said) {
