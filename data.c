@@ -93,13 +93,11 @@ static void turn_strip(Turn *turn) {
 
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trimmed) {
     Conversation c = {.id = ""};
-    const Json *volatile list = NULL;
-    Error not_json; /* then it is what the user says */
-    ATTEMPT(&not_json,
-            list = prompt[0] == '[' ? json_parse(arena, prompt, strlen(prompt), "--prompt") : NULL);
-    fail_for_resources(&not_json);
-    if (not_json.status == STATUS_OK && json_is(list, JSON_ARRAY) &&
-        json_is(list->child, JSON_OBJECT)) {
+    if (prompt[strspn(prompt, " \t\r\n")] == '[') {
+        const Json *list = json_parse(arena, prompt, strlen(prompt), "--prompt");
+        if (list->length == 0) {
+            fail(STATUS_INPUT, "--prompt: the list has no turn");
+        }
         parse_turns(&c, list, "--prompt", arena);
     } else {
         c.turns = arena_alloc(arena, 1, sizeof(Turn));

@@ -70,8 +70,8 @@ typedef struct Conversation { /* one example of LLaVA JSON */
 /* `element` is one member of the file's array. Turns have "from" and "value", or "role" and
  * "content". Messages start with `name`. */
 Conversation conversation_parse(Arena *arena, const Json *element, const char *name);
-/* Messages of `--prompt`: a JSON list of turns, or text that is the user's one turn. trim: as
- * Gemma's template, contents trimmed and roles that do not alternate refused. */
+/* Messages of `--prompt`: a JSON list of turns if it begins with '[', else text that is the user's
+ * one turn. trim: as Gemma's template, contents trimmed and roles that do not alternate refused. */
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trim);
 /* Puts "<image>\n" before the first user's turn if no turn has the literal. */
 void conversation_place_image(Arena *arena, Conversation *conversation);

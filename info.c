@@ -18,7 +18,7 @@ typedef struct Teller {
 
 /* The last member, "memory": what commands take of their own, in bytes beside the mapped file, and
  * for how much of it. */
-static const char *const memory_for[][2] = {{"generate", "512 + 128 tokens"},
+static const char *const memory_for[][2] = {{"generate", "512 + 128 tokens, or all positions"},
                                             {"dump_grad", "32 tokens, all hook points"},
                                             {"sage", "prompts of 24 tokens"},
                                             {"train", "256 image and 512 text tokens"},
@@ -122,8 +122,9 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
     }
     json_out(o, "]");
     tell_store(t, &llm.store);
-    LlmPlan generate = {.max_rows = TEXT_ROWS,
-                        .max_sequence = TEXT_ROWS + 128,
+    size_t positions = c->rotary_dim > 0 ? SIZE_MAX : c->n_ctx; /* learned ones end the text */
+    LlmPlan generate = {.max_rows = positions < TEXT_ROWS ? positions : TEXT_ROWS,
+                        .max_sequence = positions < TEXT_ROWS + 128 ? positions : TEXT_ROWS + 128,
                         .max_sequences = 1,
                         .max_logits = 1,
                         .cache = true};
@@ -133,8 +134,7 @@ static void info_llm(Teller *t, const Compute *compute, const char *path) {
                     .max_logits = 32,
                     .backward = true,
                     .attention_hooks = true};
-    size_t longest =
-        TEXT_ROWS + IMAGE_ROWS < c->n_ctx || c->rotary_dim > 0 ? TEXT_ROWS + IMAGE_ROWS : c->n_ctx;
+    size_t longest = TEXT_ROWS + IMAGE_ROWS < positions ? TEXT_ROWS + IMAGE_ROWS : positions;
     VlmOptions train = {.batch = 8, .accumulate = 16, .tokens = TEXT_ROWS};
     Vlm vlm = {.compute = compute,
                .llm = llm,
@@ -241,8 +241,27 @@ static Error tell_sae_row(Teller *t, const char *path) {
     return error;
 }
 
+/* The models among the folders of `path`. */
+static void tell_models(Teller *t, const char *path) {
+    size_t count;
+    bool any = false;
+    char **names = path_list(t->arena, path, &count);
+    for (size_t i = 0; i < count; i++) {
+        const char *folder = path_join(t->arena, path, names[i]);
+        const char *file = path_join(t->arena, folder, "config.json");
+        const Json *config = path_exists(file) ? json_read_file(t->arena, file) : NULL;
+        const Json *type = json_get(config, "model_type");
+        if (json_is(type, JSON_STRING)) {
+            json_out(&t->object, any ? "" : "models [");
+            json_out(&t->object, "{ folder %s model_type %s }", folder, type->text);
+            any = true;
+        }
+    }
+    json_out(&t->object, any ? "]" : "");
+}
+
 /* A folder of several: all are told before the first that cannot be opened is an error. */
-static void info_saes(Teller *t, const char **paths, size_t count) {
+static void info_saes(Teller *t, const char *path, const char **paths, size_t count) {
     Error first = {0};
     json_out(&t->object, "kind %s count %zu saes [", "sparse autoencoders", count);
     for (size_t i = 0; i < count; i++) {
@@ -250,6 +269,7 @@ static void info_saes(Teller *t, const char **paths, size_t count) {
         first = first.status == STATUS_OK ? error : first;
     }
     json_out(&t->object, "]");
+    tell_models(t, path);
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -269,7 +289,7 @@ static void info_sae(Teller *t, const Compute *compute, const char *path) {
     if (count < 2) {
         fail(single.status, "%s", single.text);
     }
-    info_saes(t, paths, count);
+    info_saes(t, path, paths, count);
 }
 
 /* ---- files ---- */
@@ -402,33 +422,39 @@ static bool info_csv(Teller *t, const FileMap *file) {
     return false;
 }
 
-/* A folder of folders LAYER-...; false: it has none. */
-static bool info_descriptions(Teller *t, const char *path) {
+/* The folder `name` of `directory`, if it is LAYER-...; false: it is not. */
+static bool tell_layer(Teller *t, const char *directory, const char *name, bool first) {
     enum {
         FEATURES_MOST = 1 << 20
     };
+    size_t digits = strspn(name, "0123456789"), described = 0;
+    if (digits == 0 || digits > 9 || (name[digits] != '-' && name[digits] != '\0') ||
+        !path_is_directory(path_join(t->arena, directory, name))) {
+        return false;
+    }
+    Arena *arena = arena_new(); /* of one layer */
+    Descriptions d = descriptions_read(arena, directory, atoi(name), FEATURES_MOST);
+    for (size_t j = 0; j < FEATURES_MOST; j++) {
+        described += d.text[j] != NULL ? 1 : 0;
+    }
+    if (first) {
+        json_out(&t->object, "kind %s", "feature descriptions");
+    }
+    json_out(&t->object, "%s %zu", arena_format(t->arena, "layer_%d", atoi(name)), described);
+    arena_free(arena);
+    return true;
+}
+
+/* A folder of folders LAYER-..., or one of them; false: it is neither. */
+static bool info_descriptions(Teller *t, const char *path) {
     size_t count;
-    char **names = path_list(t->arena, path, &count);
+    char **names = path_list(t->arena, path, &count), *real = path_real(t->arena, path);
     bool any = false;
     for (size_t i = 0; i < count; i++) {
-        size_t digits = strspn(names[i], "0123456789"), described = 0;
-        if (digits == 0 || digits > 9 || (names[i][digits] != '-' && names[i][digits] != '\0')) {
-            continue;
-        }
-        Arena *arena = arena_new(); /* of one layer */
-        Descriptions d = descriptions_read(arena, path, atoi(names[i]), FEATURES_MOST);
-        for (size_t j = 0; j < FEATURES_MOST; j++) {
-            described += d.text[j] != NULL ? 1 : 0;
-        }
-        if (!any) {
-            json_out(&t->object, "kind %s", "feature descriptions");
-        }
-        any = true;
-        json_out(&t->object, "%s %zu", arena_format(t->arena, "layer_%d", atoi(names[i])),
-                 described);
-        arena_free(arena);
+        any |= tell_layer(t, path, names[i], !any);
     }
-    return any;
+    return any || (real != NULL &&
+                   tell_layer(t, path_parent(t->arena, real), strrchr(real, '/') + 1, true));
 }
 
 static void info_image(Teller *t, const char *path) {
@@ -452,8 +478,16 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
         size_t count;
         ATTEMPT(&no_saes, (void)sae_list(t->arena, path, &count));
         fail_for_resources(&no_saes);
-        if (no_saes.status == STATUS_OK || !info_descriptions(t, path)) {
+        const char *manifest = path_join(t->arena, path, "manifest.json");
+        if (no_saes.status == STATUS_OK) {
             info_sae(t, compute, path);
+        } else if (path_exists(manifest)) {
+            info_records(t, manifest);
+        } else if (!info_descriptions(t, path)) {
+            fail(
+                no_saes.status,
+                "%s; nor a model's config.json, a run's manifest.json or LAYER-... of descriptions",
+                no_saes.text);
         }
     }
 }
@@ -477,8 +511,11 @@ static bool info_object(Teller *t, const Compute *compute, const char *path) {
             fail(not_one.status, "%s", not_one.text);
         }
     } else if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
-               json_get(value, "trainer") != NULL) { /* of a model or of an SAE */
+               json_get(value, "trainer") != NULL || json_get(value, "eos_token_id") != NULL ||
+               json_get(value, "image_mean") != NULL) { /* of a model or of an SAE */
         info_directory(t, compute, path_parent(t->arena, path));
+    } else if (json_get(value, "tokenizer_class") != NULL) {
+        info_tokenizer(t, path_parent(t->arena, path));
     } else if (json_get(value, "weight_map") != NULL) {
         return false;
     } else if (json_is(json_get(value, "model"), JSON_OBJECT)) {
@@ -505,12 +542,17 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     memcpy(head, file.data, file.size < sizeof head ? file.size : sizeof head);
     bool safetensors = file.size > 8 && file.data[8] == '{' && first != '{' && first != '[';
     bool csv = info_csv(t, &file);
+    bool tar = file.size > 512 && memcmp(file.data + 257, "ustar", 5) == 0;
     arena_free(scratch);
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
     size_t length = strlen(path);
     bool npz =
         head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
+    bool named = length > 12 && strcmp(path + length - 12, ".safetensors") == 0;
+    bool packed = head[0] == 0x80 || tar || (head[0] == 'P' && head[1] == 'K');
+    bool json = first == '{' || head[0] == 0xEF; /* a byte order mark */
+    bool long_header = head[4] != 0 || head[5] != 0 || head[6] != 0 || head[7] != 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
     if (csv) {
         return;
@@ -523,6 +565,9 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
         return;
     } else if (npz) {
         info_sae(t, compute, path);
+    } else if (!named && !packed && !json && (file.size < sizeof head || long_header)) {
+        fail(STATUS_INPUT, "%s: %s", path,
+             file.size == 0 ? "is empty" : "of no kind that refsae reads");
     } else {
         info_tensors(t, compute, path);
     }

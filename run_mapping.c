@@ -745,6 +745,10 @@ void prompt_open(Vlm *vlm, Arena *arena, const Compute *compute, const VlmOption
         fail(STATUS_INPUT, "--llm with --image needs --prompt, --vision and --adapter");
     }
     vlm_open(vlm, arena, compute, o);
+    if (o->chat && tokenizer_id(vlm->tokenizer, "<start_of_turn>") < 0) {
+        fail(STATUS_INPUT, "%s: --chat is Gemma's form, and its tokenizer has no <start_of_turn>",
+             o->llm);
+    }
 }
 
 /* Text as it stands, with what the post-processor adds, or with --bos exactly that. */

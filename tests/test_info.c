@@ -4,6 +4,7 @@
 
 #include "info.h"
 #include "json.h"
+#include "model_load.h"
 #include "scratch.h"
 
 typedef struct Told {
@@ -109,12 +110,17 @@ Test(info, knows_every_kind) {
         {"weights/questions.jsonl", {"kind", "questions", "entries", "240"}},
         {"weights/descriptions",
          {"kind", "feature descriptions", "layer_0", "482", "layer_1", "479"}},
+        {"weights/descriptions/1-gemmascope-res-512/",
+         {"kind", "feature descriptions", "layer_1", "479"}},
         {"weights/descriptions/0-gemmascope-res-512/0-128.json",
          {"kind", "feature descriptions", "entries", "128"}},
         {"weights/mapping_published.csv", {"kind", "curves by layer", "entries", "26"}},
         {"tasks/ioi.json", {"kind", "task", "entries", "3"}},
         {"tasks/ioi-gpt2-circuit.json", {"kind", "cross-sections", "entries", "5"}},
         {"weights/planted/prompts.jsonl", {"kind", "prompts", "entries", "*"}},
+        {"weights/gpt2/tokenizer_config.json", {"kind", "tokenizer", "vocabulary", "1080"}},
+        {"weights/gpt2/generation_config.json", {"kind", "language model", "model_type", "gpt2"}},
+        {"weights/clip/preprocessor_config.json", {"kind", "CLIP vision tower"}},
         {"weights/gemma2/tokenizer.json", {"kind", "tokenizer", "vocabulary", "1200"}},
         {"weights/images/held_000.png",
          {"kind", "image", "format", "PNG", "width", "77", "height", "77", "memory.dump",
@@ -137,6 +143,32 @@ Test(info, knows_every_kind) {
         cr_assert_not_null(strstr(t.text, "  kind  "), "%s", t.text);
         forget(&t);
     }
+}
+
+/* 640 tokens do not fit where 128 positions were learned. */
+Test(info, memory_is_for_no_more_than_all_positions) {
+    Told t;
+    Llm llm;
+    Compute compute;
+    LlmPlan plan = {
+        .max_rows = 128, .max_sequence = 128, .max_sequences = 1, .max_logits = 1, .cache = true};
+    ask(&t, "weights/gpt2", true);
+    compute_open(&compute, t.arena, 1);
+    llm_open(&llm, t.arena, "weights/gpt2");
+    member_is(&t, "memory.generate",
+              arena_format(t.arena, "%zu", llm_memory(&llm, &compute, &plan)), "weights/gpt2");
+    forget(&t);
+}
+
+Test(info, models_beside_saes_are_told) {
+    Told t;
+    ask(&t, "weights", true);
+    cr_assert_eq(t.error.status, STATUS_OK, "%s", t.error.text);
+    const Json *models = json_get(t.value, "models");
+    cr_assert_eq(models->length, 4);
+    cr_assert(json_text_is(json_get(models->child, "model_type"), "clip_vision_model"));
+    cr_assert(json_text_is(json_get(models->child, "folder"), "weights/clip"));
+    forget(&t);
 }
 
 Test(info, what_is_none_is_said) {
