@@ -310,6 +310,48 @@ static void check_pairs(const Arguments *a) {
     }
 }
 
+/* What a command leaves in --out. None of it may be a file that an option names: the one would be
+ * gone, and only the other there. */
+static const struct {
+    const char *command, *names;
+} outputs[] = {
+    {"train", "adapter.safetensors checkpoint.safetensors train.csv timing.csv loss.svg"},
+    {"eval", "answers.jsonl scores.json"},
+    {"analyze", "features.jsonl layers.json layers.csv mse.svg sparsity.svg match.svg"},
+    {"sage",
+     "prompts.jsonl cross_sections.json cross_sections.csv example.json sage.json sage.csv"},
+    {NULL, "manifest.json report.html"},
+};
+
+static bool names_file(const Option *option) {
+    return option->argument != NULL && (strstr(option->argument, "FILE") != NULL ||
+                                        strstr(option->argument, "ADAPTER") != NULL);
+}
+
+/* Without links and dots, as far as it is there. */
+static const char *path_whole(Arena *arena, const char *path) {
+    const char *real = path_real(arena, path), *parent = path_parent(arena, path);
+    if (real != NULL || strcmp(parent, path) == 0) {
+        return real != NULL ? real : path;
+    }
+    const char *slash = strrchr(path, '/');
+    return path_join(arena, path_whole(arena, parent), slash != NULL ? slash + 1 : path);
+}
+
+static void check_outputs(const Arguments *a, Arena *arena, const char *list) {
+    for (size_t length; (length = strcspn(list, " ")) > 0; list += length + (list[length] == ' ')) {
+        char *name = arena_copy(arena, list, length);
+        const char *path = path_whole(arena, path_join(arena, get(a, "out"), name));
+        for (size_t i = 0; i < N_OPTIONS; i++) {
+            if (a->values[i] != NULL && names_file(&options[i]) &&
+                strcmp(path_whole(arena, a->values[i]), path) == 0) {
+                fail(STATUS_INPUT, "--%s %s: is written by this run, expected another file than %s",
+                     options[i].name, a->values[i], name);
+            }
+        }
+    }
+}
+
 REFSAE_NORETURN static void refuse_option(const Command *command, const char *word, size_t length) {
     Arena *arena = arena_new();
     Nearest nearest = nearest_start(arena, arena_copy(arena, word, length));
@@ -370,6 +412,13 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         bool optional;
         if (listed(command->options, &options[i], &optional) && !optional) {
             (void)need(a, options[i].name);
+        }
+    }
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        const char *of = outputs[i].command;
+        if (option_find(command, "shard", 5) >= 0 &&
+            (of == NULL || strcmp(of, command->name) == 0)) {
+            check_outputs(a, arena, outputs[i].names);
         }
     }
 }
@@ -497,10 +546,8 @@ static char *shard_settings(Arena *arena, const Arguments *a) {
         if (!command_has(a->command, i) || listed(free_ones, option, &optional)) {
             continue;
         }
-        bool path =
-            value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
-            (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
-             strstr(option->argument, "ADAPTER") != NULL);
+        bool path = value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
+                    (strstr(option->argument, "DIR") != NULL || names_file(option));
         if (path && path_exists(value)) {
             path_digest(value, hex);
             state = " of SHA-256 ";

@@ -277,7 +277,7 @@ Test(program, what_is_no_model) {
     }
 }
 
-/* Before anything is opened: none of these files is there. */
+/* Before any file is opened: none of these is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
         {"analyze --judge lexical", "--judge needs --descriptions"},
@@ -296,6 +296,21 @@ Test(program, options_that_cannot_hold) {
         {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
         {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
+        {"train --llm x --vision x --data x --images x --init @/there/adapter.safetensors --out "
+         "@/there/.",
+         "there/adapter.safetensors: is written by this run, expected another file than "
+         "adapter.safe"},
+        {"train --llm x --vision x --data ./train.csv --images x --out .",
+         "--data ./train.csv: is written by this run, expected another file than train.csv"},
+        {"eval --llm x --vision x --adapter x --questions @/there/../there/answers.jsonl --images "
+         "x "
+         "--out @/there",
+         "answers.jsonl: is written by this run, expected another file than answers.jsonl"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --descriptions d "
+         "--write-questions @/new/layers.csv --out @/new",
+         "new/layers.csv: is written by this run, expected another file than layers.csv"},
+        {"sage --llm x --saes x --task ioi --prompts manifest.json --out ./",
+         "--prompts manifest.json: is written by this run, expected another file than manifest"},
         {"info x --unpack 0", "--unpack 0: expected at least 1"},
         {"generate --prompt p", "generate needs --llm"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
@@ -311,6 +326,7 @@ Test(program, options_that_cannot_hold) {
         {"dump --llm x --out @/o --hooks '*' --ids 1 --fold-value-biases yes",
          "--fold-value-biases needs --sae"},
     };
+    shell("mkdir %s/there", folder);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
         one_sentence(cases[i][1]);
