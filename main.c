@@ -293,6 +293,19 @@ static const struct Pair {
     {"input", "sae", false},
     {"tensor", "sae", false},
     {"fold-value-biases", "sae", false},
+    {"hook", "sae", false},
+    {"norm-factor", "sae", false},
+    {"centre", "sae", false},
+    {"unit-decoder", "sae", false},
+    {"dict-class", "sae", false},
+    {"pick", "sae", false},
+    {"hooks", "sae", true},
+    {"grad", "sae", true},
+    {"ids", "sae", true},
+    {"text", "sae", true},
+    {"prompt", "sae", true},
+    {"image", "sae", true},
+    {"task", "saes", false},
     {"nodes", "cross-sections", true},
     {"share", "cross-sections", true},
     {"max-nodes", "cross-sections", true},
@@ -447,6 +460,10 @@ static const struct {
     {"test", 0, 1u << 20, "at most 1048576 prompts"},
     {"max-new-tokens", 1, 1u << 24, "a number from 1 to 16777216"},
     {"temperature", 0, DBL_MAX, "0 or more"},
+    {"max-frequency", 0, 1, "a share in [0, 1]"},
+    {"max-density", 0, 1, "a share in [0, 1]"},
+    {"atol", 0, DBL_MAX, "0 or more"},
+    {"rtol", 0, DBL_MAX, "0 or more"},
     {"top-p", FLT_MIN, 1, "a number in (0, 1]"},
 };
 
@@ -627,6 +644,11 @@ static void command_train(Arguments *a) {
         (void)need(a, "init");
     }
     options_store(a);
+    const char *least = get(a, "min-lr");
+    if (a->vlm.min_lr > a->vlm.lr &&
+        least != options[option_find(a->command, "min-lr", 6)].fallback) {
+        bad_value("min-lr", least, "at most --lr");
+    }
     Arena *arena = arena_new();
     Shard *shard = a->vlm.shard;
     VlmOptions run = a->vlm;
@@ -1116,6 +1138,9 @@ static char *command_line(Arena *arena, int argc, char **argv) {
 static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv) {
     a->vlm.bos = -1;
     a->vlm.sae.centre = get_centre(a, "centre");
+    if (get(a, "dict-class") != NULL) {
+        (void)choice_parse("dict-class", get(a, "dict-class"), "AutoEncoderTopK|BatchTopKSAE");
+    }
     a->vlm.seed = whole_parse("seed", get(a, "seed"), UINT64_MAX);
     a->console.command = command_line(arena, argc, argv);
     inflate_most(whole_parse("unpack", get(a, "unpack"), SIZE_MAX));

@@ -311,6 +311,19 @@ Test(program, options_that_cannot_hold) {
          "new/layers.csv: is written by this run, expected another file than layers.csv"},
         {"sage --llm x --saes x --task ioi --prompts manifest.json --out ./",
          "--prompts manifest.json: is written by this run, expected another file than manifest"},
+        {"train --llm x --vision x --data x --images x --out x --lr 1e-3 --min-lr 5",
+         "--min-lr 5: expected at most --lr"},
+        {"sage --llm x --saes x --task ioi --out x --dict-class Foo",
+         "--dict-class Foo: expected AutoEncoderTopK|BatchTopKSAE"},
+        {"diff a b --atol -1", "--atol -1: expected 0 or more"},
+        {"diff a b --rtol -1", "--rtol -1: expected 0 or more"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out x "
+         "--max-frequency -1",
+         "--max-frequency -1: expected a share in [0, 1]"},
+        {"bench --llm x --task ioi", "--task needs --saes"},
+        {"dump --sae x --hooks logits", "--hooks has no effect beside --sae"},
+        {"dump --llm x --ids 1 --hooks logits --canonical", "dump has no option '--canonical'"},
+        {"dump --llm x --ids 1 --hooks logits --norm-factor 2", "--norm-factor needs --sae"},
         {"info x --unpack 0", "--unpack 0: expected at least 1"},
         {"generate --prompt p", "generate needs --llm"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
@@ -1598,7 +1611,7 @@ Test(program, two_runs_into_one_folder) {
                                "--steps 4 --quiet";
     char other[512];
     snprintf(other, sizeof other, form, folder);
-    shell("mkdir %s/o", folder);
+    shell("mkdir %s/there", folder);
     int first = open(folder, O_RDONLY | O_DIRECTORY); /* of another folder: no matter */
     cr_assert_eq(flock(first, LOCK_EX), 0);
     cr_assert_eq(run("", "%s", other), 0);
