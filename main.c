@@ -1196,6 +1196,10 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         help |= is_help(argv[i]);
     }
+    topic = topic != NULL && strcmp(topic, "help") == 0 ? NULL : topic; /* help help */
+    if (help && strcmp(name, "help") == 0 && argc > 3) {
+        fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae help [NAME]", argv[3]);
+    }
     if (help) {
         print_help(topic);
         return argc > 1 ? STATUS_OK : STATUS_INPUT;

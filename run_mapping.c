@@ -1445,7 +1445,7 @@ static void layers_parse(const char *text, bool *wanted, size_t n_layers) {
             last = strtoul(p, &end, 10);
         }
         if (bad || (*end != ',' && *end != '\0') || last < first || last >= n_layers) {
-            fail(STATUS_INPUT, "--layers %s: expected layers below %zu, as in 0,4-9", text,
+            fail(STATUS_INPUT, "--layers %s: expected rising layers below %zu, as in 0,4-9", text,
                  n_layers);
         }
         for (unsigned long i = first; i <= last; i++) {
