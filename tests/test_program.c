@@ -1611,7 +1611,7 @@ Test(program, two_runs_into_one_folder) {
                                "--steps 4 --quiet";
     char other[512];
     snprintf(other, sizeof other, form, folder);
-    shell("mkdir %s/there", folder);
+    shell("mkdir %s/o", folder);
     int first = open(folder, O_RDONLY | O_DIRECTORY); /* of another folder: no matter */
     cr_assert_eq(flock(first, LOCK_EX), 0);
     cr_assert_eq(run("", "%s", other), 0);
