@@ -293,6 +293,19 @@ static const struct Pair {
     {"input", "sae", false},
     {"tensor", "sae", false},
     {"fold-value-biases", "sae", false},
+    {"hook", "sae", false},
+    {"norm-factor", "sae", false},
+    {"centre", "sae", false},
+    {"unit-decoder", "sae", false},
+    {"dict-class", "sae", false},
+    {"pick", "sae", false},
+    {"hooks", "sae", true},
+    {"grad", "sae", true},
+    {"ids", "sae", true},
+    {"text", "sae", true},
+    {"prompt", "sae", true},
+    {"image", "sae", true},
+    {"task", "saes", false},
     {"nodes", "cross-sections", true},
     {"share", "cross-sections", true},
     {"max-nodes", "cross-sections", true},
@@ -306,6 +319,48 @@ static void check_pairs(const Arguments *a) {
             a->values[place] != options[place].fallback) {
             fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
                  p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
+        }
+    }
+}
+
+/* What a command leaves in --out. None of it may be a file that an option names: the one would be
+ * gone, and only the other there. */
+static const struct {
+    const char *command, *names;
+} outputs[] = {
+    {"train", "adapter.safetensors checkpoint.safetensors train.csv timing.csv loss.svg"},
+    {"eval", "answers.jsonl scores.json"},
+    {"analyze", "features.jsonl layers.json layers.csv mse.svg sparsity.svg match.svg"},
+    {"sage",
+     "prompts.jsonl cross_sections.json cross_sections.csv example.json sage.json sage.csv"},
+    {NULL, "manifest.json report.html"},
+};
+
+static bool names_file(const Option *option) {
+    return option->argument != NULL && (strstr(option->argument, "FILE") != NULL ||
+                                        strstr(option->argument, "ADAPTER") != NULL);
+}
+
+/* Without links and dots, as far as it is there. */
+static const char *path_whole(Arena *arena, const char *path) {
+    const char *real = path_real(arena, path), *parent = path_parent(arena, path);
+    if (real != NULL || strcmp(parent, path) == 0) {
+        return real != NULL ? real : path;
+    }
+    const char *slash = strrchr(path, '/');
+    return path_join(arena, path_whole(arena, parent), slash != NULL ? slash + 1 : path);
+}
+
+static void check_outputs(const Arguments *a, Arena *arena, const char *list) {
+    for (size_t length; (length = strcspn(list, " ")) > 0; list += length + (list[length] == ' ')) {
+        char *name = arena_copy(arena, list, length);
+        const char *path = path_whole(arena, path_join(arena, get(a, "out"), name));
+        for (size_t i = 0; i < N_OPTIONS; i++) {
+            if (a->values[i] != NULL && names_file(&options[i]) &&
+                strcmp(path_whole(arena, a->values[i]), path) == 0) {
+                fail(STATUS_INPUT, "--%s %s: is written by this run, expected another file than %s",
+                     options[i].name, a->values[i], name);
+            }
         }
     }
 }
@@ -372,6 +427,13 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
             (void)need(a, options[i].name);
         }
     }
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        const char *of = outputs[i].command;
+        if (option_find(command, "shard", 5) >= 0 &&
+            (of == NULL || strcmp(of, command->name) == 0)) {
+            check_outputs(a, arena, outputs[i].names);
+        }
+    }
 }
 
 /* ---- values ---- */
@@ -398,6 +460,10 @@ static const struct {
     {"test", 0, 1u << 20, "at most 1048576 prompts"},
     {"max-new-tokens", 1, 1u << 24, "a number from 1 to 16777216"},
     {"temperature", 0, DBL_MAX, "0 or more"},
+    {"max-frequency", 0, 1, "a share in [0, 1]"},
+    {"max-density", 0, 1, "a share in [0, 1]"},
+    {"atol", 0, DBL_MAX, "0 or more"},
+    {"rtol", 0, DBL_MAX, "0 or more"},
     {"top-p", FLT_MIN, 1, "a number in (0, 1]"},
 };
 
@@ -497,10 +563,8 @@ static char *shard_settings(Arena *arena, const Arguments *a) {
         if (!command_has(a->command, i) || listed(free_ones, option, &optional)) {
             continue;
         }
-        bool path =
-            value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
-            (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "FILE") != NULL ||
-             strstr(option->argument, "ADAPTER") != NULL);
+        bool path = value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
+                    (strstr(option->argument, "DIR") != NULL || names_file(option));
         if (path && path_exists(value)) {
             path_digest(value, hex);
             state = " of SHA-256 ";
@@ -580,6 +644,11 @@ static void command_train(Arguments *a) {
         (void)need(a, "init");
     }
     options_store(a);
+    const char *least = get(a, "min-lr");
+    if (a->vlm.min_lr > a->vlm.lr &&
+        least != options[option_find(a->command, "min-lr", 6)].fallback) {
+        bad_value("min-lr", least, "at most --lr");
+    }
     Arena *arena = arena_new();
     Shard *shard = a->vlm.shard;
     VlmOptions run = a->vlm;
@@ -1061,6 +1130,9 @@ static char *command_line(Arena *arena, int argc, char **argv) {
 static void arguments_start(Arguments *a, Arena *arena, int argc, char **argv) {
     a->vlm.bos = -1;
     a->vlm.sae.centre = get_centre(a, "centre");
+    if (get(a, "dict-class") != NULL) {
+        (void)choice_parse("dict-class", get(a, "dict-class"), "AutoEncoderTopK|BatchTopKSAE");
+    }
     a->vlm.seed = whole_parse("seed", get(a, "seed"), UINT64_MAX);
     a->console.command = command_line(arena, argc, argv);
     inflate_most(whole_parse("unpack", get(a, "unpack"), SIZE_MAX));
@@ -1115,6 +1187,10 @@ int main(int argc, char **argv) {
     const char *topic = !help ? name : argc > 2 ? argv[2] : NULL;
     for (int i = 2; i < argc; i++) {
         help |= is_help(argv[i]);
+    }
+    topic = topic != NULL && strcmp(topic, "help") == 0 ? NULL : topic; /* help help */
+    if (help && strcmp(name, "help") == 0 && argc > 3) {
+        fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae help [NAME]", argv[3]);
     }
     if (help) {
         print_help(topic);

@@ -277,7 +277,7 @@ Test(program, what_is_no_model) {
     }
 }
 
-/* Before anything is opened: none of these files is there. */
+/* Before any file is opened: none of these is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
         {"analyze --judge lexical", "--judge needs --descriptions"},
@@ -296,6 +296,34 @@ Test(program, options_that_cannot_hold) {
         {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
         {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
+        {"train --llm x --vision x --data x --images x --init @/there/adapter.safetensors --out "
+         "@/there/.",
+         "there/adapter.safetensors: is written by this run, expected another file than "
+         "adapter.safe"},
+        {"train --llm x --vision x --data ./train.csv --images x --out .",
+         "--data ./train.csv: is written by this run, expected another file than train.csv"},
+        {"eval --llm x --vision x --adapter x --questions @/there/../there/answers.jsonl --images "
+         "x "
+         "--out @/there",
+         "answers.jsonl: is written by this run, expected another file than answers.jsonl"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --descriptions d "
+         "--write-questions @/new/layers.csv --out @/new",
+         "new/layers.csv: is written by this run, expected another file than layers.csv"},
+        {"sage --llm x --saes x --task ioi --prompts manifest.json --out ./",
+         "--prompts manifest.json: is written by this run, expected another file than manifest"},
+        {"train --llm x --vision x --data x --images x --out x --lr 1e-3 --min-lr 5",
+         "--min-lr 5: expected at most --lr"},
+        {"sage --llm x --saes x --task ioi --out x --dict-class Foo",
+         "--dict-class Foo: expected AutoEncoderTopK|BatchTopKSAE"},
+        {"diff a b --atol -1", "--atol -1: expected 0 or more"},
+        {"diff a b --rtol -1", "--rtol -1: expected 0 or more"},
+        {"analyze --llm x --vision x --adapter x --saes x --data x --images x --out x "
+         "--max-frequency -1",
+         "--max-frequency -1: expected a share in [0, 1]"},
+        {"bench --llm x --task ioi", "--task needs --saes"},
+        {"dump --sae x --hooks logits", "--hooks has no effect beside --sae"},
+        {"dump --llm x --ids 1 --hooks logits --canonical", "dump has no option '--canonical'"},
+        {"dump --llm x --ids 1 --hooks logits --norm-factor 2", "--norm-factor needs --sae"},
         {"info x --unpack 0", "--unpack 0: expected at least 1"},
         {"generate --prompt p", "generate needs --llm"},
         {"generate --llm x --prompt p --vision v", "--vision needs --image"},
@@ -311,6 +339,7 @@ Test(program, options_that_cannot_hold) {
         {"dump --llm x --out @/o --hooks '*' --ids 1 --fold-value-biases yes",
          "--fold-value-biases needs --sae"},
     };
+    shell("mkdir %s/there", folder);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         cr_assert_eq(run("", "%s", cases[i][0]), 2, "%s", cases[i][0]);
         one_sentence(cases[i][1]);
@@ -870,6 +899,13 @@ Test(program, resuming_a_finished_run) {
     cr_assert_eq(run("", form, "--resume"), 0);
     cr_assert(says("stderr", "resuming after step 4 of 4"));
     same_file("before", "o/timing.csv");
+    shell("cp %s/o/checkpoint.safetensors %s/whole; "
+          "printf '\\252' | dd of=%s/o/checkpoint.safetensors bs=1 seek=3000 conv=notrunc "
+          "2>/dev/null",
+          folder, folder, folder);
+    cr_assert_eq(run("", form, "--resume"), 2);
+    one_sentence("o/checkpoint.safetensors: is damaged");
+    shell("mv %s/whole %s/o/checkpoint.safetensors", folder, folder);
     snprintf(path, sizeof path, "%s/tower/model.safetensors", folder);
     FILE *file = fopen(path, "r+b");
     cr_assert_not_null(file);
