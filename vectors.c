@@ -256,7 +256,6 @@ static void run_sage(const Inputs *in, Outcome *outcome) {
                                .n = {in_size(in, "train"), in_size(in, "test")},
                                .share = in_number(in, "share"),
                                .max_nodes = in_size(in, "max_nodes")};
-        files_note(in->arena); /* for its manifest.json: those of this run alone */
         SageResult result = sage_run(in->arena, in->compute, &options, &console);
         report_sage(&result);
         keep(in, "prompts.jsonl", "prompts");
@@ -283,6 +282,7 @@ enum {
 
 static Outcome outcome_of(const Inputs *in, size_t kind) {
     Outcome outcome = {0};
+    files_note(in->arena); /* each is a run of its own */
     kinds[kind].run(in, &outcome);
     if (outcome.count == 0) {
         fail(STATUS_INPUT, "vectors: nothing comes out as '%s'", in_text(in, "take"));

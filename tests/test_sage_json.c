@@ -482,11 +482,13 @@ Test(sage_json, report_and_heat_maps) {
                                         "475",
                                         "Zebulon",
                                         "SAGE: ioi, weights/gpt2",
-                                        "mean m (nats) [3, 3.5]",
+                                        "mean m (nats) [3.00,\xC2\xA0"
+                                        "3.50]",
                                         "<b>100 + 50</b>",
                                         "carries 51.0 % of all |score|; of the nodes walked, 8 ",
                                         "correlation of 0.93 (",
-                                        "mean m is 0.5 [0.25, 0.75]: a resolution",
+                                        "mean m is 0.5 [0.250,\xC2\xA0"
+                                        "0.750]: a resolution",
                                         "The best 30 of 40 interpretations"};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         cr_assert_not_null(strstr(html, parts[i]), "%s", parts[i]);
