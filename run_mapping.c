@@ -364,27 +364,8 @@ static float *part_data(Trainer *t, int part) {
     return part % 2 == 0 ? a->weight : a->bias;
 }
 
-static void checkpoint_digest(Trainer *t, char hex[65]) {
-    Arena *scratch = arena_new();
-    size_t d = t->vlm.adapter.d_llm, rows = (size_t)t->state.step * sizeof(TrainRow) / 8;
-    Sha256 sha;
-    sha256_start(&sha);
-    for (int i = 0; i < CHECKPOINT_PARTS; i++) {
-        size_t count = i % 2 == 0 ? d * t->vlm.adapter.d_vit : d;
-        arena_reset(scratch);
-        sha256_add(&sha, little_elements(scratch, part_data(t, i), 4, count), 4 * count);
-    }
-    sha256_add(&sha, little_elements(scratch, &t->state, 8, CHECKPOINT_NUMBERS), sizeof t->state);
-    sha256_add(&sha, little_elements(scratch, t->rows, 8, rows), 8 * rows);
-    sha256_end(&sha, hex);
-    arena_free(scratch);
-}
-
-/* Adapter, moments, the numbers of TrainState, the settings, a row a step and a digest of all but
- * the settings, which each run compares with its own. */
+/* Adapter, moments, the numbers of TrainState, the settings and a row a step. */
 static void checkpoint_write(Trainer *t) {
-    char digest[65];
-    checkpoint_digest(t, digest);
     TensorWriter *w = tensor_writer_open(t->checkpoint);
     size_t shape[2] = {t->vlm.adapter.d_llm, t->vlm.adapter.d_vit}, steps = (size_t)t->state.step;
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
@@ -393,7 +374,6 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_declare(w, "numbers", DTYPE_I64, 1, (size_t[]){CHECKPOINT_NUMBERS});
     tensor_writer_declare(w, "settings", DTYPE_U8, 1, (size_t[]){strlen(t->settings)});
     tensor_writer_declare(w, "rows", DTYPE_U8, 2, (size_t[]){steps, sizeof(TrainRow)});
-    tensor_writer_declare(w, "sha256", DTYPE_U8, 1, (size_t[]){64});
     for (int i = 0; i < CHECKPOINT_PARTS; i++) {
         size_t count = i % 2 == 0 ? shape[0] * shape[1] : shape[0];
         tensor_writer_data(w, part_data(t, i), sizeof(float), count);
@@ -401,7 +381,6 @@ static void checkpoint_write(Trainer *t) {
     tensor_writer_data(w, &t->state, sizeof(uint64_t), CHECKPOINT_NUMBERS);
     tensor_writer_data(w, t->settings, 1, strlen(t->settings));
     tensor_writer_data(w, t->rows, 8, steps * sizeof(TrainRow) / 8);
-    tensor_writer_data(w, digest, 1, 64);
     tensor_writer_commit(w);
 }
 
@@ -410,12 +389,10 @@ static void checkpoint_read(Trainer *t) {
     TensorStore store;
     tensors_open(&store, scratch, t->checkpoint);
     const Tensor *settings = tensors_find(&store, "settings"), *rows = tensors_find(&store, "rows"),
-                 *numbers = tensors_find(&store, "numbers"),
-                 *digest = tensors_find(&store, "sha256");
+                 *numbers = tensors_find(&store, "numbers");
     if (settings == NULL || settings->dtype != DTYPE_U8 || settings->rank != 1 || numbers == NULL ||
         numbers->dtype != DTYPE_I64 || numbers->count != CHECKPOINT_NUMBERS || rows == NULL ||
-        rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow) ||
-        digest == NULL || digest->dtype != DTYPE_U8 || digest->count != 64) {
+        rows->dtype != DTYPE_U8 || rows->rank != 2 || rows->shape[1] != sizeof(TrainRow)) {
         fail(STATUS_INPUT, "%s: not a checkpoint of this program", store.path);
     }
     const char *then = arena_copy(scratch, settings->data, settings->count), *now = t->settings;
@@ -440,11 +417,6 @@ static void checkpoint_read(Trainer *t) {
     }
     t->rows = arena_alloc(t->arena, (size_t)s->steps, sizeof *t->rows);
     little_copy(t->rows, rows->data, 8, rows->count / 8);
-    char found[65];
-    checkpoint_digest(t, found);
-    if (memcmp(found, digest->data, 64) != 0) {
-        fail(STATUS_INPUT, "%s: is damaged: its SHA-256 is not the one it ends with", store.path);
-    }
     arena_free(scratch);
 }
 

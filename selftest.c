@@ -32,7 +32,7 @@ static const struct {
     {"train/adapter.safetensors",
      "15c0fa4cc23dc3c7bbbc7ed8895fbb54882746e645308437ba240e8b110f452e"},
     {"train/checkpoint.safetensors",
-     "857efea32e6d5b4ae9aaced0581d0b6c92d12b084f28c6db3a69d3b5ab992c77"},
+     "580b282bdcf1ba393fc610808ca84d5cb033f33a2f2400f6ee238ef7063abee8"},
     {"train/train.csv", "f161707af2994f4d2371aa969a53fa43260e5c029d6fc4a56c1e1b5b3572649e"},
     {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
     {"eval/scores.json", "599598c1d31f094bf3e6f73d3fc08fa8024feced325628f9dedf10c87ba7b288"},
