@@ -207,7 +207,7 @@ FILE *file_open(Arena *arena,
 /* From here until the arena goes every regular file is noted, once, that is opened to be read or
  * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
 typedef struct FileNote {
-    const char *path;      /* as it was opened */
+    const char *path; /* as it was opened */
     bool written, read;
     struct FileNote *next; /* in the order of opening */
     struct FileNote *branch[2];

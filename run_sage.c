@@ -923,8 +923,8 @@ static void section_capture(SageRun *r, SageSection *section, size_t side, Arena
         HookKind kind = reads ? HOOK_LN1_SCALE : HOOK_LN1_POST_SCALE;
         slices[n++] = node_slice(r, node, subject->a + row * subject->width, false);
         if (reads || (post && node->kind == HOOK_Z)) {
-            slices[n++] = (Slice){kind,  node->layer, -1,    node->position,
-                                  1,     false,       false, subject->scale + row};
+            slices[n++] = (Slice){kind, node->layer, -1,    node->position,
+                                  1,    false,       false, subject->scale + row};
         }
     }
     Slice *read = slices + n;
@@ -968,8 +968,10 @@ static void section_run(SageRun *r, SageSection *section) {
 /* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
  * reached. */
 static SageWay writes_by(const SageOptions *options) {
-    static const JsonName names[] = {{"auto", SAGE_BY_SPAN},       {"span", SAGE_BY_SPAN},
-                                     {"encoder", SAGE_BY_ENCODER}, {"weights", SAGE_BY_WEIGHTS},
+    static const JsonName names[] = {{"auto", SAGE_BY_SPAN},
+                                     {"span", SAGE_BY_SPAN},
+                                     {"encoder", SAGE_BY_ENCODER},
+                                     {"weights", SAGE_BY_WEIGHTS},
                                      {NULL, SAGE_WAYS}};
     int first = SAGE_BY_WEIGHTS;
     for (const char *list = options->projection; list != NULL;) {

@@ -173,7 +173,7 @@ Test(descriptions, words_of_one_stem_match) {
                                           {"12 34x", "34x"}};
     static const char *const other[][2] = {
         {"feed", "fe"},       {"bled", "bl"},  {"sing", "s"},      {"sky", "ski"},
-        {"action", "act of"}, {"onion", "on"}, {"boxed", "bo"},  {"hissing", "his"},
+        {"action", "act of"}, {"onion", "on"}, {"boxed", "bo"},    {"hissing", "his"},
         {"the of an", "the"}, {"roll", "rol"}, {"[bracket]", "{}"}};
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
         cr_expect(lexical_match(same[i][0], same[i][1]), "%s %s", same[i][0], same[i][1]);
