@@ -682,7 +682,7 @@ static Tokens encode_text(const Tokenizer *t, const char *text, size_t length, b
     }
     Arena *scratch = arena_new();
     Encoder e = encoder_start(t, text, length, scratch);
-    e.tokens = arena_grow(scratch, NULL, &e.capacity, length / 2, sizeof *e.tokens);
+    e.tokens = arena_grow(scratch, NULL, &e.capacity, length / 2 + 1, sizeof *e.tokens);
     if (length >= 256) { /* memory for remembered pieces grows with the text */
         size_t slots = 64;
         while (slots < length / 16 && slots < CACHE_MOST) {
