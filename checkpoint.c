@@ -228,7 +228,7 @@ static Value **take_items(Pickle *p, size_t *count) {
                                     : "an opcode finds the stack empty");
     p->stack_count = height - (*count == MARKED);
     *count = taken;
-    return p->stack + height;
+    return taken > 0 ? p->stack + height : p->stack; /* a stack of nothing has no place */
 }
 
 static Value **take(Pickle *p, size_t count) {
