@@ -947,19 +947,19 @@ static void section_run(SageRun *r, SageSection *section) {
     size_t n_test = section->n_test, n = section->n_subjects;
     Patch *patches = arena_alloc(scratch, section->n_edits, sizeof(Patch));
     for (size_t i = 0; i < section->n_edits; i++) {
-        const SageEdit *e = &section->edits[i];
-        patches[i] =
-            (Patch){arena_alloc(scratch, n, sizeof(Slice)), i > 0 ? n : 0, e->m, e->predicted};
+        const SageTrial *trial = &section->trials[i];
+        patches[i] = (Patch){arena_alloc(scratch, n, sizeof(Slice)), i > 0 ? n : 0, trial->m,
+                             trial->predicted};
         for (size_t k = 0; k < patches[i].n; k++) {
-            patches[i].slices[k] = node_slice(r, section->subjects[k].node, e->values[k], true);
+            patches[i].slices[k] = node_slice(r, section->subjects[k].node, trial->values[k], true);
         }
         sort_slices(r, &patches[i], scratch);
     }
     patches_measure(r, "testing", SAGE_TEST, patches, section->n_edits, NULL, section);
-    for (const SageEdit *e = section->edits; e < section->edits + section->n_edits; e++) {
-        for (size_t k = 0; k < n && e->magnitudes != NULL; k++) {
-            shard_rows(r->options->vlm.shard, e->magnitudes + k * n_test, n_test,
-                       sizeof *e->magnitudes);
+    for (size_t i = 0; i < section->n_edits; i++) {
+        double *magnitudes = section->trials[i].magnitudes;
+        for (size_t k = 0; k < n && magnitudes != NULL; k++) {
+            shard_rows(r->options->vlm.shard, magnitudes + k * n_test, n_test, sizeof *magnitudes);
         }
     }
     arena_free(scratch);

@@ -1105,7 +1105,7 @@ static void threshold_edit(const SageSection *s, const SageSubject *node, const 
     }
 }
 
-/* All nodes at once (2405.08366, 3.2, A.2):
+/* The whole activation (2405.08366, 3.2, A.2):
  *
  *   target         a_t, the counterfactual's own
  *   ablated        abar
@@ -1142,18 +1142,20 @@ static void edit_one(void *user, size_t task, int thread) {
     const SageSubject *node = &s->subjects[n];
     ThreadWork *work = &s->work->thread[thread];
     SageMethod method = SAGE_NONE;
-    for (const SageEdit *e = s->edits + 1; e < s->edits + s->n_edits; e++) {
+    for (size_t k = 1; k < s->n_edits; k++) {
+        const SageEdit *e = &s->edits[k];
+        const SageTrial *trial = &s->trials[k];
         if (e->method != method) {
             method = e->method;
             parts_of(s, node, method, way_of(s, node, method), p, &work->clean, work);
             sum_parts(&work->clean, work->sum, node->width);
         }
         edits[e->test](s, node, e, p, work);
-        if (e->magnitudes != NULL) {
-            e->magnitudes[n * s->n_test + p] = work->magnitude;
+        if (trial->magnitudes != NULL) {
+            trial->magnitudes[n * s->n_test + p] = work->magnitude;
         }
         for (size_t i = 0; i < node->width; i++) {
-            e->values[n][(p - s->first) * node->width + i] = (float)work->edited[i];
+            trial->values[n][(p - s->first) * node->width + i] = (float)work->edited[i];
         }
     }
 }
@@ -1182,7 +1184,7 @@ double sage_accuracy(const SageSection *s) {
         const SageForm *form = &s->task->prompts[SAGE_TEST][p].clean;
         bool hit = false;
         for (size_t i = 0; i < form->n_answer; i++) {
-            hit |= form->answer[i] == s->edits[0].predicted[p];
+            hit |= form->answer[i] == s->trials[0].predicted[p];
         }
         right += hit ? 1 : 0;
     }
@@ -1193,28 +1195,34 @@ double sage_accuracy(const SageSection *s) {
 double sage_positive(const SageSection *s) {
     size_t positive = 0;
     for (size_t p = 0; p < s->n_test; p++) {
-        positive += s->edits[0].m[p] > 0.0 ? 1 : 0;
+        positive += s->trials[0].m[p] > 0.0 ? 1 : 0;
     }
     return (double)positive / (double)s->n_test;
 }
 
+static const SageTrial *trial_of(const SageSection *s, const SageEdit *e) {
+    return &s->trials[e - s->edits];
+}
+
 /* n m(edit) over the test prompts of resample k; 0: all of them as they are */
 static double m_sum(const SageSection *s, const SageEdit *e, size_t k) {
+    const double *m = trial_of(s, e)->m;
     double sum = 0.0;
     for (size_t i = 0; i < s->n_test; i++) {
-        sum += e->m[s->work->which[k * s->n_test + i]];
+        sum += m[s->work->which[k * s->n_test + i]];
     }
     return sum;
 }
 
 /* score = share of prompts whose most probable token is that of patching a_t in */
 static double score_of(const SageSection *s, const SageEdit *e, size_t k) {
-    const SageEdit *target = sage_edit_find(s->edits, SAGE_TARGET, SAGE_NONE, e->attribute, 0),
-                   *edited = e == target ? &s->edits[0] : e;
+    const SageEdit *target = sage_edit_find(s->edits, SAGE_TARGET, SAGE_NONE, e->attribute, 0);
+    const int32_t *wanted = trial_of(s, target)->predicted,
+                  *predicted = trial_of(s, e == target ? s->edits : e)->predicted;
     size_t same = 0;
     for (size_t i = 0; i < s->n_test; i++) {
         size_t p = s->work->which[k * s->n_test + i];
-        same += edited->predicted[p] == target->predicted[p] ? 1 : 0;
+        same += predicted[p] == wanted[p] ? 1 : 0;
     }
     return (double)same / (double)s->n_test;
 }
@@ -1301,9 +1309,10 @@ static size_t features_above(const SageSection *s, const SageEdit *e) {
 
 /* magnitude = mean over nodes and prompts; of no intervention 0 */
 static double edit_magnitude(const SageSection *s, const SageEdit *e) {
+    const double *magnitudes = trial_of(s, e)->magnitudes;
     double sum = 0.0;
-    for (size_t i = 0; i < s->n_subjects * s->n_test && e->magnitudes != NULL; i++) {
-        sum += e->magnitudes[i];
+    for (size_t i = 0; i < s->n_subjects * s->n_test && magnitudes != NULL; i++) {
+        sum += magnitudes[i];
     }
     return sum / ((double)s->n_subjects * (double)s->n_test);
 }
@@ -1353,25 +1362,28 @@ static double *doubles(Arena *arena, size_t rows, size_t cols) {
 
 static void list_edit(SageSection *s, Arena *arena, SageMethod method, SageTest test,
                       size_t attribute, size_t at) {
-    SageEdit *e = &s->edits[s->n_edits++];
+    SageTrial *trial = &s->trials[s->n_edits];
     bool control = test >= SAGE_SUPERVISED, untouched = test == SAGE_UNTOUCHED;
-    *e = (SageEdit){.method = method, .test = test, .attribute = attribute, .at = at};
-    e->m = doubles(arena, 1, s->n_test);
-    e->values = untouched ? NULL : arena_alloc(arena, s->n_subjects, sizeof(float *));
+    s->edits[s->n_edits++] =
+        (SageEdit){.method = method, .test = test, .attribute = attribute, .at = at};
+    trial->m = doubles(arena, 1, s->n_test);
+    trial->values = untouched ? NULL : arena_alloc(arena, s->n_subjects, sizeof(float *));
     for (size_t i = 0; i < s->n_subjects && !untouched; i++) {
-        e->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
+        trial->values[i] = arena_floats(arena, s->batch, s->subjects[i].width);
     }
-    e->magnitudes = control ? doubles(arena, s->n_subjects, s->n_test) : NULL;
+    trial->magnitudes = control ? doubles(arena, s->n_subjects, s->n_test) : NULL;
     if (control || untouched || test == SAGE_TARGET) {
-        e->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
+        trial->predicted = arena_alloc(arena, s->n_test, sizeof(int32_t));
     }
 }
 
 /* All edits, in the order that edit_one needs. */
 static void edits_list(SageSection *s, Arena *arena) {
     size_t attributes = s->task->n_attributes,
-           of_method = 2 + 2 * s->result->n_thresholds + 2 * SAGE_KS * attributes;
-    s->edits = arena_alloc(arena, 2 + attributes + SAGE_METHODS * of_method, sizeof(SageEdit));
+           of_method = 2 + 2 * s->result->n_thresholds + 2 * SAGE_KS * attributes,
+           most = 2 + attributes + SAGE_METHODS * of_method;
+    s->edits = arena_alloc(arena, most, sizeof(SageEdit));
+    s->trials = arena_alloc(arena, most, sizeof(SageTrial));
     list_edit(s, arena, SAGE_NONE, SAGE_UNTOUCHED, 0, 0);
     list_edit(s, arena, SAGE_NONE, SAGE_ABLATED, 0, 0);
     for (size_t a = 0; a < attributes; a++) {

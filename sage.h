@@ -99,7 +99,7 @@ typedef struct SageCross {
     SageFigure m_ablated;
     double resolution;
     bool native;            /* it was tested */
-    struct SageEdit *edits; /* as SageSection.edits; what these point to is gone */
+    struct SageEdit *edits; /* as SageSection.edits */
 } SageCross;
 
 typedef struct SageInterpretation {
@@ -260,18 +260,21 @@ typedef struct SageEdit {
     SageMethod method;
     SageTest test;
     size_t attribute, at; /* control's; place of k in sage_ks, or of a threshold */
-    float **values;       /* [subjects]: [batch, width]; untouched: NULL */
-    double *magnitudes;   /* [subjects, test prompts]; control alone */
-    double *m;            /* [test prompts] */
-    int32_t *predicted;   /* [test prompts]; untouched, target and control alone */
     /* What sage_judge finds; the last three of control, and of target, for no intervention. */
     SageFigure figure;    /* score (of target: that of no intervention), or figure of merit */
     SageFigure recovered; /* sufficiency alone */
     size_t features;      /* at or above the threshold; of F1 sufficiency alone */
-    double magnitude;     /* the mean of `magnitudes` */
+    double magnitude;     /* the mean of its trial's */
     /* 0: no intervention, 1: the supervised edit; 0: that edit's magnitude, 1: all */
     double score_rescaled, magnitude_rescaled;
 } SageEdit;
+
+typedef struct SageTrial { /* of an edit */
+    float **values;        /* [subjects]: [batch, width]; untouched: NULL */
+    double *magnitudes;    /* [subjects, test prompts]; control alone */
+    double *m;             /* [test prompts] */
+    int32_t *predicted;    /* [test prompts]; untouched, target and control alone */
+} SageTrial;
 
 /* An edit that is there; the first two, untouched and ablated, always are. */
 const SageEdit *sage_edit_find(const SageEdit *edits, SageTest test, SageMethod method,
@@ -293,6 +296,7 @@ typedef struct SageSection { /* a cross-section under test; up to `writes` the s
     bool native;                   /* every subject has an SAE of its own */
     size_t n_values, *first_value; /* [attributes]: where an attribute's values begin among all */
     SageEdit *edits;               /* the first is untouched */
+    SageTrial *trials;             /* [n_edits] */
     size_t n_edits, first;         /* prompt of the batch whose values the edits have */
     SageWork *work;
 } SageSection;

@@ -627,11 +627,15 @@ static SageEdit *edit_of(const World *w, SageTest test, SageMethod method, size_
     return NULL;
 }
 
+static SageTrial *trial_at(const World *w, const SageEdit *e) {
+    return &w->section.trials[e - w->section.edits];
+}
+
 /* Is the edit's value at a node and prompt x, as binary32 has it? */
-static void assert_value(const SageEdit *e, size_t node, size_t p, const double *x,
+static void assert_value(const World *w, const SageEdit *e, size_t node, size_t p, const double *x,
                          const char *what) {
     for (size_t i = 0; i < D; i++) {
-        double found = (double)e->values[node][p * D + i];
+        double found = (double)trial_at(w, e)->values[node][p * D + i];
         cr_assert(fabs(found - x[i]) <= 1e-5, "%s, node %zu, prompt %zu, k or t %zu: %g, %g", what,
                   node, p, e->at, found, x[i]);
     }
@@ -754,15 +758,15 @@ Test(sage_section, edits_are_their_formulas) {
             for (size_t k = 0; k < FEATURES * D; k++) {
                 recon[k % D] += c[k];
             }
-            assert_value(edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0), n, p, mean, "ablated");
-            assert_value(edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0), n, p, recon, "a^");
+            assert_value(w, edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0), n, p, mean, "ablated");
+            assert_value(w, edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0), n, p, recon, "a^");
             for (size_t i = 0; i < D; i++) {
                 x[i] = mean[i] + (double)a[i] - recon[i];
             }
-            assert_value(edit_of(w, SAGE_NECESSITY, SAGE_NATIVE, 0, 0), n, p, x, "necessity");
+            assert_value(w, edit_of(w, SAGE_NECESSITY, SAGE_NATIVE, 0, 0), n, p, x, "necessity");
             for (size_t attribute = 0; attribute < ATTRIBUTES; attribute++) {
                 const SageEdit *target = edit_of(w, SAGE_TARGET, SAGE_NONE, attribute, 0);
-                cr_assert_arr_eq(target->values[n] + p * D,
+                cr_assert_arr_eq(trial_at(w, target)->values[n] + p * D,
                                  w->subjects[n].a + ((1 + attribute) * TEST + p) * D,
                                  D * sizeof(float));
             }
@@ -778,9 +782,10 @@ Test(sage_section, edits_are_their_formulas) {
                 }
                 const SageEdit *e = edit_of(w, above ? SAGE_F1_NECESSITY : SAGE_F1_SUFFICIENCY,
                                             SAGE_NATIVE, 0, t / 2);
-                assert_value(e, n, p, x, above ? "f1 necessity" : "f1 sufficiency");
+                assert_value(w, e, n, p, x, above ? "f1 necessity" : "f1 sufficiency");
                 if (t == 0) {
-                    cr_assert_arr_eq(e->values[n] + p * D, a, D * sizeof(float), "t = 0: clean");
+                    cr_assert_arr_eq(trial_at(w, e)->values[n] + p * D, a, D * sizeof(float),
+                                     "t = 0: clean");
                 }
             }
         }
@@ -830,8 +835,8 @@ Test(sage_section, greedy_edits_are_their_definition) {
                     edited[i] += c[1][best * D + i] - c[0][best * D + i];
                 }
             }
-            assert_value(e, n, p, edited, "greedy");
-            cr_assert_float_eq(e->magnitudes[n * TEST + p], magnitude, 1e-9);
+            assert_value(w, e, n, p, edited, "greedy");
+            cr_assert_float_eq(trial_at(w, e)->magnitudes[n * TEST + p], magnitude, 1e-9);
         }
     }
     arena_free(w->arena);
@@ -876,8 +881,8 @@ Test(sage_section, aware_edits_are_their_definition) {
                     }
                 }
             }
-            assert_value(e, n, p, edited, "aware");
-            cr_assert_float_eq(e->magnitudes[n * TEST + p], magnitude, 1e-9);
+            assert_value(w, e, n, p, edited, "aware");
+            cr_assert_float_eq(trial_at(w, e)->magnitudes[n * TEST + p], magnitude, 1e-9);
         }
     }
     arena_free(w->arena);
@@ -915,8 +920,9 @@ Test(sage_section, supervised_edits_are_their_definition) {
                 sum[i] = u[0][prompt->values[0]][i] + u[1][prompt->values[1]][i];
                 x[i] = (double)w->subjects[n].a[at * D + i] - old[i] + new[i];
             }
-            assert_value(e, n, at, x, "supervised");
-            cr_assert_float_eq(e->magnitudes[n * TEST + at], dot(old, sum) / dot(sum, sum), 1e-9);
+            assert_value(w, e, n, at, x, "supervised");
+            cr_assert_float_eq(trial_at(w, e)->magnitudes[n * TEST + at],
+                               dot(old, sum) / dot(sum, sum), 1e-9);
         }
     }
     arena_free(w->arena);
@@ -952,8 +958,9 @@ Test(sage_section, a_feature_that_weakens_closes_the_gap_in_one_choice) {
             for (size_t i = 0; i < D; i++) {
                 target[i] = (double)w->subjects[n].a[(1 + at / SAGE_KS) * D + i];
             }
-            assert_value(e, n, 0, target, "closed");
-            cr_assert_float_eq(e->magnitudes[n], 1.0, 1e-12, "the whole reconstruction was moved");
+            assert_value(w, e, n, 0, target, "closed");
+            cr_assert_float_eq(trial_at(w, e)->magnitudes[n], 1.0, 1e-12,
+                               "the whole reconstruction was moved");
         }
     }
     arena_free(w->arena);
@@ -965,17 +972,18 @@ Test(sage_section, a_feature_that_weakens_closes_the_gap_in_one_choice) {
  * same token as under the target in about `agree` of the prompts where nothing is done. */
 static void made_outcomes(World *w, double clean, double ablated, float agree) {
     for (SageEdit *e = w->section.edits; e < w->section.edits + w->section.n_edits; e++) {
+        SageTrial *trial = trial_at(w, e);
         for (size_t p = 0; p < TEST; p++) {
             double level = e->test == SAGE_UNTOUCHED ? clean
                            : e->test == SAGE_ABLATED ? ablated
                                                      : between(&w->random, ablated, clean);
-            e->m[p] = level + between(&w->random, -0.25, 0.25);
-            if (e->predicted != NULL) {
+            trial->m[p] = level + between(&w->random, -0.25, 0.25);
+            if (trial->predicted != NULL) {
                 int32_t one = random_uniform(&w->random) < agree ? 1 : 0;
-                e->predicted[p] = e->test == SAGE_TARGET ? 1
-                                  : e->test == SAGE_UNTOUCHED
-                                      ? one
-                                      : (int32_t)random_below(&w->random, 2);
+                trial->predicted[p] = e->test == SAGE_TARGET ? 1
+                                      : e->test == SAGE_UNTOUCHED
+                                          ? one
+                                          : (int32_t)random_below(&w->random, 2);
             }
         }
     }
@@ -986,16 +994,18 @@ typedef struct Means {
 } Means;
 
 static Means means_of(const World *w, const SageEdit *e, const size_t *which) {
-    const SageEdit *clean = w->section.edits, *ablated = edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0),
-                   *target = edit_of(w, SAGE_TARGET, SAGE_NONE, e->attribute, 0);
+    const SageTrial *clean = w->section.trials, *edited = trial_at(w, e),
+                    *ablated = trial_at(w, edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0)),
+                    *target = trial_at(w, edit_of(w, SAGE_TARGET, SAGE_NONE, e->attribute, 0));
     Means means = {0.0, 0.0, 0.0, 0.0};
     for (size_t i = 0; i < TEST; i++) {
         size_t p = which[i];
         means.clean += clean->m[p] / TEST;
         means.ablated += ablated->m[p] / TEST;
-        means.m += e->m[p] / TEST;
-        means.same +=
-            e->predicted != NULL && e->predicted[p] == target->predicted[p] ? 1.0 / TEST : 0.0;
+        means.m += edited->m[p] / TEST;
+        means.same += edited->predicted != NULL && edited->predicted[p] == target->predicted[p]
+                          ? 1.0 / TEST
+                          : 0.0;
     }
     return means;
 }
@@ -1050,10 +1060,10 @@ static void assert_figure(const World *w, const SageEdit *e, double (*formula)(M
     cr_assert(found.low < value && value < found.high, "%s", what);
 }
 
-static double mean_magnitude(const SageEdit *e) {
+static double mean_magnitude(const World *w, const SageEdit *e) {
     double sum = 0.0;
     for (size_t i = 0; i < NODES * TEST; i++) {
-        sum += e->magnitudes[i] / (NODES * TEST);
+        sum += trial_at(w, e)->magnitudes[i] / (NODES * TEST);
     }
     return sum;
 }
@@ -1088,17 +1098,17 @@ Test(sage_section, figures_and_intervals_are_their_definitions) {
     for (size_t a = 0; a < ATTRIBUTES; a++) {
         const SageEdit *mean = edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, a, 0),
                        *none = edit_of(w, SAGE_TARGET, SAGE_NONE, a, 0);
-        SageEdit untouched = *w->section.edits;
-        untouched.attribute = a;
-        assert_figure(w, &untouched, share_of, none->figure, "none");
+        SageEdit *untouched = w->section.edits;
+        untouched->attribute = a;
+        assert_figure(w, untouched, share_of, none->figure, "none");
         cr_assert_eq(none->magnitude, 0.0);
         assert_figure(w, mean, share_of, mean->figure, "mean");
         for (size_t k = 0; k < 2 * SAGE_KS; k++) {
             const SageEdit *e =
                 edit_of(w, k < SAGE_KS ? SAGE_GREEDY : SAGE_AWARE, SAGE_NATIVE, a, k % SAGE_KS);
-            double from = none->figure.value, least = mean_magnitude(mean);
+            double from = none->figure.value, least = mean_magnitude(w, mean);
             assert_figure(w, e, share_of, e->figure, "score");
-            cr_assert_float_eq(e->magnitude, mean_magnitude(e), 1e-9);
+            cr_assert_float_eq(e->magnitude, mean_magnitude(w, e), 1e-9);
             cr_assert_float_eq(e->score_rescaled,
                                (e->figure.value - from) / (mean->figure.value - from), 1e-9);
             cr_assert_float_eq(e->magnitude_rescaled, (e->magnitude - least) / (1.0 - least), 1e-9);
@@ -1137,8 +1147,8 @@ Test(sage_section, figures_of_a_denominator_of_0_are_undefined) {
     World *w = world_make();
     world_open(w);
     made_outcomes(w, 0.0, 0.0, 0.97f);
-    for (SageEdit *e = w->section.edits; e <= edit_of(w, SAGE_ABLATED, SAGE_NONE, 0, 0); e++) {
-        memset(e->m, 0, TEST * sizeof *e->m);
+    for (size_t i = 0; i < 2; i++) { /* untouched, ablated */
+        memset(w->section.trials[i].m, 0, TEST * sizeof(double));
     }
     sage_judge(&w->section, &w->cross);
     const SageEdit *suffices = edit_of(w, SAGE_SUFFICIENCY, SAGE_NATIVE, 0, 0),
@@ -1153,8 +1163,8 @@ Test(sage_section, figures_of_a_denominator_of_0_are_undefined) {
     cr_assert(isnan(greedy->magnitude_rescaled));
 
     made_outcomes(w, 4.0, 1.0, 0.5f);
-    memcpy(edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, 0, 0)->predicted, w->section.edits->predicted,
-           TEST * sizeof(int32_t));
+    memcpy(trial_at(w, edit_of(w, SAGE_SUPERVISED, SAGE_MEAN, 0, 0))->predicted,
+           w->section.trials->predicted, TEST * sizeof(int32_t));
     sage_judge(&w->section, &w->cross);
     cr_assert(isnan(greedy->score_rescaled));
     cr_assert(isfinite(greedy->magnitude_rescaled));
