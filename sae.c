@@ -26,28 +26,29 @@ struct SaeRun {
     bool *bad;                          /* [max_rows]: not finite */
     HeapItem *heap;                     /* [threads, d_sae] */
     /* active features of rows that are decoded together */
-    size_t room, *start; /* [max_rows + 1] */
-    uint32_t *feature;   /* [room] */
-    float *value;        /* [room] */
+    size_t *start;     /* [LIST_ROWS + 1] */
+    uint32_t *feature; /* [LIST_ENTRIES] */
+    float *value;      /* [LIST_ENTRIES] */
+};
+
+enum {
+    LIST_ROWS = 1024,
+    LIST_ENTRIES = 1 << 18
 };
 
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
                        Arena *arena) {
-    enum {
-        ROOM_LEAST = 1 << 18
-    };
     SaeRun r = {.compute = compute, .d_in = d_in, .d_sae = d_sae, .max_rows = max_rows};
     size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1;
-    r.room = size_larger(max_rows, ROOM_LEAST);
     SaeRun *run = arena_alloc(arena, 1, sizeof *run);
     r.x = arena_floats(arena, max_rows, d_in);
     r.mean = arena_floats(arena, max_rows, 1);
     r.factor = arena_floats(arena, max_rows, 1);
     r.bad = arena_alloc(arena, max_rows, sizeof *r.bad);
     r.heap = arena_alloc(arena, size_product(threads, d_sae), sizeof *r.heap);
-    r.start = arena_alloc(arena, max_rows + 1, sizeof *r.start);
-    r.feature = arena_alloc(arena, r.room, sizeof *r.feature);
-    r.value = arena_floats(arena, r.room, 1);
+    r.start = arena_alloc(arena, LIST_ROWS + 1, sizeof *r.start);
+    r.feature = arena_alloc(arena, LIST_ENTRIES, sizeof *r.feature);
+    r.value = arena_floats(arena, LIST_ENTRIES, 1);
     if (run != NULL) {
         *run = r;
     }
@@ -345,9 +346,20 @@ static void finish_row(void *user, size_t row, int thread) {
     call->run->bad[row] = !all_finite(y, sae->d_in);
 }
 
+/* y = f W_dec of at most LIST_ROWS rows. Of many rows few features are taken at a time, whose W_dec
+ * stays in a cache. */
+static void decode_active(const Sae *sae, SaeRun *run, const float *acts, float *y, size_t rows) {
+    const size_t step = LIST_ENTRIES / rows;
+    for (size_t j = 0; j < sae->d_sae; j += step) {
+        size_t left = sae->d_sae - j;
+        list_active(sae, run, acts, rows, j, j + (left < step ? left : step));
+        sparse_run(run->compute, y, run->start, run->feature, run->value, rows, sae->w_dec,
+                   sae->dec_feature, sae->dec_input, sae->d_in);
+    }
+}
+
 /* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf
- * over them, in rising order. Of many rows few features are taken at a time, whose W_dec stays in a
- * cache. */
+ * over them, in rising order. */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
     check_run(sae, run, rows);
     if (rows > run->rows && (sae->norm == SAE_NORM_LAYER || sae->norm == SAE_NORM_CONSTANT)) {
@@ -355,11 +367,10 @@ void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, si
     }
     RowCall call = {.sae = sae, .run = run, .y = recon};
     memset(recon, 0, rows * sae->d_in * sizeof *recon);
-    for (size_t j0 = 0, step = run->room / size_larger(rows, 1); j0 < sae->d_sae; j0 += step) {
-        size_t left = sae->d_sae - j0;
-        list_active(sae, run, acts, rows, j0, j0 + (left < step ? left : step));
-        sparse_run(run->compute, recon, run->start, run->feature, run->value, rows, sae->w_dec,
-                   sae->dec_feature, sae->dec_input, sae->d_in);
+    for (size_t r = 0; r < rows; r += LIST_ROWS) {
+        size_t left = rows - r;
+        decode_active(sae, run, acts + r * sae->d_sae, recon + r * sae->d_in,
+                      left < LIST_ROWS ? left : LIST_ROWS);
     }
     compute_parallel(run->compute, rows, finish_row, &call);
     check_finite(sae, run, rows, "the reconstruction");

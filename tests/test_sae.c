@@ -303,19 +303,18 @@ static void made_free(Made *m) {
 }
 
 Test(sae, decoding_is_the_chain_over_active_features) {
-    /* More active features than one batch of the decoder holds, rows without any, one row of all.
-     */
+    /* More rows and features than the decoder lists at once, rows without any, rows of all. */
     enum {
         D_IN = 37,
-        D_SAE = 9000,
-        ROWS = 9
+        D_SAE = 700,
+        ROWS = 1030
     };
     Made m;
     make(&m, D_IN, D_SAE, 0);
     Random random = random_start(7, RANDOM_TEST);
     float *acts = noise(&random, ROWS * D_SAE, 1), *want = calloc(ROWS * D_IN, sizeof *want);
     for (size_t i = 0; i < ROWS * D_SAE; i++) {
-        size_t row = i / D_SAE;
+        size_t row = i / D_SAE % 9;
         acts[i] = row == 3 || (row != 5 && acts[i] < 0.9f - 0.2f * (float)row) ? 0 : acts[i];
     }
     for (size_t r = 0; r < ROWS; r++) {
