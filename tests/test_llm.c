@@ -1143,6 +1143,11 @@ Test(hooks, globs) {
         {"{[,],b}x", ",x", true},
         {"*a*a*a*a*a*a*a*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false},
         {"*.attn.*", "blocks.0.attn.hook_z", true},
+        {"[[:alpha:]x]", "q", true},
+        {"[[:x]]", "x]", true},
+        {"\\{a,b}", "{a,b}", true},
+        {"\\{a,b}", "a", false},
+        {"\\[{a,b]}", "[b]", true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         cr_expect_eq(glob_match(cases[i].pattern, cases[i].name), cases[i].match, "%s %s",
