@@ -1154,3 +1154,15 @@ Test(hooks, globs) {
                      cases[i].pattern, cases[i].name);
     }
 }
+
+/* Hours where one that is open is searched to the end from every byte. */
+Test(hooks, long_globs_take_no_time) {
+    static const char *const units[] = {"[:", "[^", "{,"};
+    static char pattern[1 << 20];
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+        for (size_t i = 0; i + 1 < sizeof pattern; i++) {
+            pattern[i] = units[u][i % 2];
+        }
+        cr_expect(!glob_match(pattern, "blocks.0.hook_z"), "%s", units[u]);
+    }
+}
