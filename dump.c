@@ -890,7 +890,8 @@ static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, con
     if (d->options->json) {
         json_out(&d->json, "%s [", key);
     }
-    for (const Step *s = d->steps; s < d->steps + d->n_steps; s++) {
+    for (size_t i = 0; i < d->n_steps; i++) {
+        const Step *s = &d->steps[i];
         const char *why = s->pair == NULL            ? " (in neither file)"
                           : s->pair->problem == NULL ? ""
                           : !s->pair->in_b           ? " (only in A)"
@@ -973,7 +974,8 @@ void diff_run(const DiffOptions *o, FILE *out) {
     if (o->json) {
         json_out(&d.json, "{ tensors [");
     }
-    for (DiffPair *p = d.pairs; p < d.pairs + d.count; p++) {
+    for (size_t i = 0; i < d.count; i++) {
+        DiffPair *p = &d.pairs[i];
         if (o->common && !(p->in_a && p->in_b)) {
             continue;
         }

@@ -211,10 +211,10 @@ static size_t set_end(const char *pattern, size_t at) {
     i += pattern[i] == '!' || pattern[i] == '^';
     i += pattern[i] == ']';
     for (; pattern[i] != 0 && pattern[i] != ']'; i++) {
-        const char *close = pattern[i] == '[' && pattern[i + 1] == ':' /* [[:alpha:]] */
-                                ? strstr(pattern + i + 2, ":]")
-                                : NULL;
-        i = close != NULL ? (size_t)(close + 1 - pattern) : i;
+        if (pattern[i] == '[' && pattern[i + 1] == ':') { /* [[:alpha:]] */
+            size_t close = i + 2 + strspn(pattern + i + 2, "abcdefghijklmnopqrstuvwxyz");
+            i = strncmp(pattern + close, ":]", 2) == 0 ? close + 1 : i;
+        }
     }
     return pattern[i] == ']' ? i : at;
 }
@@ -226,10 +226,14 @@ static size_t *glob_links(Arena *arena, const char *pattern) {
     size_t *next = arena_alloc(arena, length + 1, sizeof *next);
     size_t *open = arena_alloc(arena, length + 1, sizeof *open);
     size_t *last = arena_alloc(arena, length + 1, sizeof *last);
+    bool sets = true; /* behind one that does not close none does */
     for (size_t i = 0; i < length; i++) {
-        if (pattern[i] == '[') {
+        if (pattern[i] == '\\') {
+            i++;
+        } else if (pattern[i] == '[' && sets) {
             size_t end = set_end(pattern, i);
-            next[i] = end > i ? end : 0;
+            sets = end > i;
+            next[i] = sets ? end : 0;
             i = end;
         } else if (pattern[i] == '{') {
             open[depth] = last[depth] = i;

@@ -668,7 +668,7 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* Any of up to 15 digits (6 for binary32) survives the way through the binary
+/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
  * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
  * and start at 1. */
 static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {

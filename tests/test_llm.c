@@ -1143,9 +1143,26 @@ Test(hooks, globs) {
         {"{[,],b}x", ",x", true},
         {"*a*a*a*a*a*a*a*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false},
         {"*.attn.*", "blocks.0.attn.hook_z", true},
+        {"[[:alpha:]x]", "q", true},
+        {"[[:x]]", "x]", true},
+        {"\\{a,b}", "{a,b}", true},
+        {"\\{a,b}", "a", false},
+        {"\\[{a,b]}", "[b]", true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         cr_expect_eq(glob_match(cases[i].pattern, cases[i].name), cases[i].match, "%s %s",
                      cases[i].pattern, cases[i].name);
+    }
+}
+
+/* Hours where one that is open is searched to the end from every byte. */
+Test(hooks, long_globs_take_no_time) {
+    static const char *const units[] = {"[:", "[^", "{,"};
+    static char pattern[1 << 20];
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+        for (size_t i = 0; i + 1 < sizeof pattern; i++) {
+            pattern[i] = units[u][i % 2];
+        }
+        cr_expect(!glob_match(pattern, "blocks.0.hook_z"), "%s", units[u]);
     }
 }

@@ -71,7 +71,6 @@ static char *draw(Kind kind, const double *values, size_t n, const char *name, b
                    .marker_label = kind == BARS ? NULL : name,
                    .marker_x = 1e9,
                    .groups = kind == BARS ? rows : NULL,
-
                    .group_count = kind == BARS ? n / 4 : 0};
     HeatMap heat = {.title = name,
                     .subtitle = name,
