@@ -597,6 +597,29 @@ Test(tokenizer, byte_that_a_token_stands_for) {
     }
 }
 
+/* A token of 4 MiB is decoded in one pass. */
+Test(tokenizer, decodes_a_long_token) {
+    enum {
+        LENGTH = 4 << 20
+    };
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, FOLDER "split.json");
+    const char *text = arena_copy(arena, (const char *)map.data, map.size),
+               *place = strstr(text, "\"<pad>\":0,");
+    char path[] = "/tmp/refsae_tokenizer_XXXXXX", *token = arena_alloc(arena, LENGTH + 1, 1);
+    memset(token, 'x', LENGTH);
+    FILE *file = fdopen(mkstemp(path), "wb");
+    fprintf(file, "%.*s\"%s\":495,%s", (int)(place - text), text, token, place);
+    fclose(file);
+    Tokenizer *t = tokenizer_open(arena, path);
+    remove(path);
+    size_t length;
+    clock_t start = clock();
+    cr_assert_str_eq(tokenizer_decode(t, (int32_t[]){495}, 1, false, arena, &length), token);
+    cr_assert((double)(clock() - start) / CLOCKS_PER_SEC < 2.5);
+    arena_free(arena);
+}
+
 Test(tokenizer, refuses_broken_text_and_ids) {
     Arena *arena = arena_new();
     Tokenizer *t = open_golden(arena, "gpt2");
