@@ -63,14 +63,15 @@ static bool begins_word(const char *text, const char *at) {
  * dictionary_learning's sets layer8; *after: what follows. -1: none, or none that a layer could
  * have. */
 static int layer_in(SaeSource source, const char *text, const char **after) {
-    static const char *const forms[] = {"layer%9[0-9]%n", "layer%*1[_.-]%9[0-9]%n",
-                                        "layers%*1[_.-]%9[0-9]%n", "h.%9[0-9]%n"};
-    const size_t first = source == SAE_DICTIONARY_LEARNING ? 0 : 1;
+    static const char *const forms[] = {"layer%*1[_.-]%9[0-9]%n", "layers%*1[_.-]%9[0-9]%n",
+                                        "h.%9[0-9]%n", "layer%9[0-9]%n"};
+    const size_t known = source == SAE_DICTIONARY_LEARNING ? 4 : 3;
     char digits[10];
     int length;
-    for (const char *at = text; *at != 0; at++) {
-        for (size_t f = first; begins_word(text, at) && f < sizeof forms / sizeof forms[0]; f++) {
-            if (sscanf(at, forms[f], digits, &length) == 1 && atoi(digits) <= 100000) {
+    for (size_t f = 0; f < known; f++) {
+        for (const char *at = text; *at != 0; at++) {
+            if (begins_word(text, at) && sscanf(at, forms[f], digits, &length) == 1 &&
+                atoi(digits) <= 100000) {
                 *after = at + length;
                 return atoi(digits);
             }
