@@ -304,8 +304,9 @@ static void push_global(Pickle *p, const Value *module, const Value *name) {
                    "a global whose name is no string");
     snprintf(text, sizeof text, "%.*s.%.*s", (int)(module->count < 200 ? module->count : 200),
              module->text, (int)(name->count < 200 ? name->count : 200), name->text);
+    bool whole = strlen(text) == module->count + 1 + name->count; /* no 0 in it */
     for (size_t i = 0; i < sizeof globals / sizeof globals[0]; i++) {
-        if (strcmp(text, globals[i].text) == 0) {
+        if (whole && strcmp(text, globals[i].text) == 0) {
             push_new(p, globals[i]);
             return;
         }

@@ -119,19 +119,13 @@ static Matrix need_conv1d(Loader *loader, const char *module, size_t out, size_t
     return (Matrix){w, need_bias(loader, module, out, true), 1, (ptrdiff_t)out, out, in};
 }
 
-/* Opens config.json and the tensors, whose sizes it states. A folder of another program's weights
- * often has none, so those are named first. */
-static const Json *directory_open(TensorStore *store, Arena *arena, Arena *scratch,
-                                  const char *directory) {
+/* A folder of another program's weights often has no config.json, so those are named first. */
+static const Json *read_config(Arena *arena, const char *directory, const char *file) {
     path_need_directory(directory);
-    const char *file = path_join(arena, directory, "config.json");
     if (!path_exists(file)) {
         checkpoint_refuse(directory);
     }
-    const Json *config = json_read_file(scratch, file);
-    tensors_open(store, arena, directory);
-    store->settings = file;
-    return config;
+    return json_read_file(arena, file);
 }
 
 /* ---- config.json of the language models ---- */
@@ -461,13 +455,16 @@ static void load_llm(Llm *llm, Arena *arena, Arena *scratch, const Json *config)
 void llm_open(Llm *llm, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
     *llm = (Llm){.path = arena_copy(arena, directory, strlen(directory))};
-    const Json *config = directory_open(&llm->store, arena, scratch, directory), *generation = NULL;
-    llm->config = config_read(config, llm->store.settings);
-    const char *file = path_join(scratch, directory, "generation_config.json");
-    if (path_exists(file)) {
-        generation = json_read_file(scratch, file);
+    const char *file = path_join(arena, directory, "config.json");
+    const char *beside = path_join(scratch, directory, "generation_config.json");
+    const Json *config = read_config(scratch, directory, file), *generation = NULL;
+    llm->config = config_read(config, file);
+    if (path_exists(beside)) {
+        generation = json_read_file(scratch, beside);
     }
     config_tokens(&llm->config, arena, config, generation);
+    tensors_open(&llm->store, arena, directory);
+    llm->store.settings = file;
     load_llm(llm, arena, scratch, config);
     arena_free(scratch);
 }
@@ -533,8 +530,10 @@ static void load_vit(Vit *vit, Arena *arena, Arena *scratch) {
 void vit_open(Vit *vit, Arena *arena, const char *directory) {
     Arena *scratch = arena_new();
     *vit = (Vit){.path = arena_copy(arena, directory, strlen(directory))};
-    const Json *config = directory_open(&vit->store, arena, scratch, directory);
-    vit->config = config_clip(config, vit->store.settings);
+    const char *file = path_join(arena, directory, "config.json");
+    vit->config = config_clip(read_config(scratch, directory, file), file);
+    tensors_open(&vit->store, arena, directory);
+    vit->store.settings = file;
     load_vit(vit, arena, scratch);
     arena_free(scratch);
 }

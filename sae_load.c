@@ -59,16 +59,19 @@ static bool begins_word(const char *text, const char *at) {
     return at == text || strchr("-_. ", at[-1]) != NULL;
 }
 
-/* Which layer a component of a path or of a module's name says: layer_12, layer8, layers.12, h.12;
- * *after: what follows. -1: none, or none that a layer could have. */
-static int layer_in(const char *text, const char **after) {
-    static const char *const forms[] = {"layer%6[0-9]%n", "layer%*1[_.-]%6[0-9]%n",
-                                        "layers%*1[_.-]%6[0-9]%n", "h.%6[0-9]%n"};
-    char digits[7];
+/* Which layer a component of a path or of a module's name says: layer_12, layers.12, h.12, and in
+ * dictionary_learning's sets layer8; *after: what follows. -1: none, or none that a layer could
+ * have. */
+static int layer_in(SaeSource source, const char *text, const char **after) {
+    static const char *const forms[] = {"layer%*1[_.-]%9[0-9]%n", "layers%*1[_.-]%9[0-9]%n",
+                                        "h.%9[0-9]%n", "layer%9[0-9]%n"};
+    const size_t known = source == SAE_DICTIONARY_LEARNING ? 4 : 3;
+    char digits[10];
     int length;
-    for (const char *at = text; *at != 0; at++) {
-        for (size_t f = 0; begins_word(text, at) && f < sizeof forms / sizeof forms[0]; f++) {
-            if (sscanf(at, forms[f], digits, &length) == 1 && atoi(digits) <= 100000) {
+    for (size_t f = 0; f < known; f++) {
+        for (const char *at = text; *at != 0; at++) {
+            if (begins_word(text, at) && sscanf(at, forms[f], digits, &length) == 1 &&
+                atoi(digits) <= 100000) {
                 *after = at + length;
                 return atoi(digits);
             }
@@ -150,7 +153,7 @@ static void path_read(SaeFound *c) {
         if (site_open && c->folder == NULL && hook_parse(name, &kind, &layer, &vision) && !vision) {
             c->folder = name;
         }
-        int in = layer_in(name, &after);
+        int in = layer_in(sae->source, name, &after);
         bool first = c->layer < 0 && in >= 0;
         c->layer = first ? in : c->layer;
         if (c->site == SITE_OPEN) {
@@ -621,9 +624,11 @@ static void dictionary_identify(SaeFound *c) {
         c->named =
             arena_format(c->sae.arena, "the input of %s", module != NULL ? module : "a module");
     } else if (module != NULL && module[0] != 0) {
-        int layer = layer_in(module, &after);
+        int layer = layer_in(c->sae.source, module, &after);
         c->site = site_in(SAE_DICTIONARY_LEARNING, module, NULL);
-        c->site = c->site == SITE_OPEN ? site_in(SAE_SPARSIFY, module, after) : c->site;
+        if (c->site == SITE_OPEN && after != NULL) {
+            c->site = site_in(SAE_SPARSIFY, module, after);
+        }
         if (c->site == SITE_OPEN || hook_parse(module, &kind, &inside, &vision)) {
             c->named = module;
         }

@@ -210,7 +210,7 @@ typedef struct Encoder {
 
 static void text_reserve(Encoder *e, size_t more) {
     if (more >= NONE - e->length) {
-        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
+        fail(STATUS_INPUT, "the text to tokenize and what is made of it are longer than 4 GiB");
     }
     size_t same = e->room;
     e->origin = arena_grow(e->arena, e->origin, &same, e->length + more, sizeof *e->origin);
@@ -781,11 +781,12 @@ static String read_byte_level(const Tokenizer *t, String token, char *bytes) {
 static String read_marks(const Tokenizer *t, String token, char *bytes) {
     String read = {bytes, 0};
     for (size_t k = 0; k < token.length;) {
-        bool hit = find_bytes(token.text, k, token.length, t->decode_mark) == k;
+        size_t left = token.length - k, mark = t->decode_mark.length;
+        bool hit = left >= mark && memcmp(token.text + k, t->decode_mark.text, mark) == 0;
         String from = hit ? t->decode_space : (String){token.text + k, 1};
         memcpy(bytes + read.length, from.text, from.length);
         read.length += from.length;
-        k += hit ? t->decode_mark.length : 1;
+        k += hit ? mark : 1;
     }
     return read;
 }

@@ -14,14 +14,13 @@ typedef struct Tokens {
     size_t count;
 } Tokens;
 
-/* path: tokenizer.json, or a directory that holds it. What the files of those
- * models do not ask for (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks
- * a byte) is refused by name. Of a directory, add_prefix_space is what transformers makes of
- * tokenizer_config.json. */
+/* path: tokenizer.json, or a directory that holds it. What the files of those models do not ask for
+ * (another model, normalizer, pre-tokenizer, decoder; a vocabulary that lacks a byte) is refused by
+ * name. Of a directory, add_prefix_space is what transformers makes of tokenizer_config.json. */
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
- * adds (<bos> ...). A text is at most 2 GiB long, normalized too. */
+ * adds (<bos> ...). A text is at most 2 GiB long, with what is made of it 4 GiB. */
 Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         Arena *arena);
 

@@ -1011,8 +1011,10 @@ Test(llm, refuses_by_name) {
     Error error;
     Arena *arena = arena_new();
     ATTEMPT(&error, llm_open(&(Llm){0}, arena, "/nonexistent"));
-    arena_free(arena);
     cr_expect_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, llm_open(&(Llm){0}, arena, "selftest/clip")); /* it has no weights either */
+    cr_expect(strstr(error.text, "'model_type'") != NULL, "%s", error.text);
+    arena_free(arena);
 }
 
 Test(llm, refuses_what_a_run_cannot_hold) {

@@ -745,6 +745,9 @@ Test(sae, hook_points_from_paths_and_options) {
          "blocks.7.hook_mlp_out"},
         {"att/layer_21/params.npz", NPZ, NULL, "blocks.21.attn.hook_z"},
         {"blocks.4.hook_resid_mid/params.npz", NPZ, NULL, "blocks.4.hook_resid_mid"},
+        {"gemma-scope-2b-pt-mlp-res/layer_7/params.npz", NPZ, NULL, "blocks.7.hook_resid_post"},
+        {"att/layer7/params.npz", NPZ, NULL, NULL}, /* SAELens asks for layer_(\d+) */
+        {"att/layer_10000012/params.npz", NPZ, NULL, NULL},
         {"some/params.npz", NPZ, NULL, NULL},
         {"some/params.npz", NPZ, "blocks.2.hook_mlp_out", "blocks.2.hook_mlp_out"},
         {"some/params.npz", NPZ, "blocks.2.hook_nothing", NULL},
@@ -822,6 +825,8 @@ Test(sae, dictionary_learning_settings_paths_and_options) {
          NULL, NULL, "blocks.2.hook_mlp_out"},
         {LINEAR, "x", "{\"trainer\":{\"layer\":1,\"submodule_name\":\"mine\"}}", NULL, NULL,
          "'mine' is not known: give --hook"},
+        {LINEAR, "x", "{\"trainer\":{\"submodule_name\":\"embed_in\"}}", NULL, NULL,
+         "'embed_in' is not known: give --hook"},
         {LINEAR, "x", "{\"trainer\":{\"layer\":1},\"buffer\":{\"io\":\"in\"}}", NULL, NULL,
          "'the input of a module' is not known: give --hook"},
         {LINEAR, "x", "{\"trainer\":{\"layer\":1},\"buffer\":{\"io\":\"in_to_out\"}}", NULL, NULL,

@@ -571,6 +571,21 @@ Test(tokenizer, declared_tokens_as_transformers_has_them) {
     arena_free(arena);
 }
 
+/* What the token, in the vocabulary of a tokenizer that has <0xNN>, is decoded to. */
+static const char *decoded_token(Arena *arena, const char *token) {
+    FileMap map = file_map(arena, FOLDER "split.json");
+    const char *text = arena_copy(arena, (const char *)map.data, map.size),
+               *place = strstr(text, "\"<pad>\":0,");
+    char path[] = "/tmp/refsae_tokenizer_XXXXXX";
+    FILE *file = fdopen(mkstemp(path), "wb");
+    fprintf(file, "%.*s\"%s\":495,%s", (int)(place - text), text, token, place);
+    fclose(file);
+    Tokenizer *t = tokenizer_open(arena, path);
+    remove(path);
+    size_t length;
+    return tokenizer_decode(t, (int32_t[]){495}, 1, false, arena, &length);
+}
+
 /* As u8::from_str_radix reads the digits; a token that stands for no byte is its text. */
 Test(tokenizer, byte_that_a_token_stands_for) {
     static const char *const cases[][2] = {
@@ -581,20 +596,23 @@ Test(tokenizer, byte_that_a_token_stands_for) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Arena *arena = arena_new();
-        FileMap map = file_map(arena, FOLDER "split.json");
-        const char *text = arena_copy(arena, (const char *)map.data, map.size),
-                   *place = strstr(text, "\"<pad>\":0,");
-        char path[] = "/tmp/refsae_tokenizer_XXXXXX";
-        FILE *file = fdopen(mkstemp(path), "wb");
-        fprintf(file, "%.*s\"%s\":495,%s", (int)(place - text), text, cases[i][0], place);
-        fclose(file);
-        Tokenizer *t = tokenizer_open(arena, path);
-        remove(path);
-        size_t length;
-        cr_expect_str_eq(tokenizer_decode(t, (int32_t[]){495}, 1, false, arena, &length),
-                         cases[i][1]);
+        cr_expect_str_eq(decoded_token(arena, cases[i][0]), cases[i][1]);
         arena_free(arena);
     }
+}
+
+/* In one pass. */
+Test(tokenizer, decodes_a_long_token) {
+    enum {
+        LENGTH = 4 << 20
+    };
+    Arena *arena = arena_new();
+    char *token = arena_alloc(arena, LENGTH + 1, 1);
+    memset(token, 'x', LENGTH);
+    clock_t start = clock();
+    cr_assert_str_eq(decoded_token(arena, token), token);
+    cr_assert((double)(clock() - start) / CLOCKS_PER_SEC < 2.5);
+    arena_free(arena);
 }
 
 Test(tokenizer, refuses_broken_text_and_ids) {
