@@ -624,7 +624,7 @@ static void dictionary_identify(SaeFound *c) {
         c->named =
             arena_format(c->sae.arena, "the input of %s", module != NULL ? module : "a module");
     } else if (module != NULL && module[0] != 0) {
-        int layer = layer_in(c->sae.source, module, &after);
+        int layer = layer_in(SAE_SPARSIFY, module, &after); /* a separator is asked for */
         c->site = site_in(SAE_DICTIONARY_LEARNING, module, NULL);
         if (c->site == SITE_OPEN && after != NULL) {
             c->site = site_in(SAE_SPARSIFY, module, after);

@@ -193,9 +193,9 @@ typedef struct Encoder {
      * space: a stage takes a range of bytes and appends what it makes of them. Places stay valid,
      * and pointers for reading. */
     char *bytes;
-    uint32_t *origin; /* of each byte: where its character began in the text */
-    size_t length, room;
-    NfcChar *chars; /* scratch of put_nfc */
+    uint32_t *origin;           /* of each byte: where its character began in the text */
+    size_t given, length, room; /* given: of the text itself */
+    NfcChar *chars;             /* scratch of put_nfc */
     size_t chars_room;
     Emitted *tokens;
     size_t count, capacity;
@@ -209,8 +209,8 @@ typedef struct Encoder {
 } Encoder;
 
 static void text_reserve(Encoder *e, size_t more) {
-    if (more >= NONE - e->length) {
-        fail(STATUS_INPUT, "the text to tokenize and what is made of it are longer than 4 GiB");
+    if (more >= NONE / 2 + e->given - e->length) {
+        fail(STATUS_INPUT, "the text to tokenize is longer than 2 GiB once normalized");
     }
     size_t same = e->room;
     e->origin = arena_grow(e->arena, e->origin, &same, e->length + more, sizeof *e->origin);
@@ -238,7 +238,7 @@ static void text_copy(Encoder *e, size_t begin, size_t end) {
 /* Room at once for what most texts need, since growth leaves memory behind; what is not used is not
  * touched. */
 static Encoder encoder_start(const Tokenizer *t, const char *text, size_t length, Arena *arena) {
-    Encoder e = {.t = t, .arena = arena};
+    Encoder e = {.t = t, .arena = arena, .given = length};
     text_reserve(&e, length < NONE / 8 ? 3 * length : length);
     for (size_t i = 0, start = 0; i < length; i++) {
         start = ((unsigned char)text[i] & 0xC0) == 0x80 ? start : i;

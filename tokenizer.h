@@ -20,7 +20,7 @@ typedef struct Tokens {
 Tokenizer *tokenizer_open(Arena *arena, const char *path);
 
 /* Ids of `text` (valid UTF-8, else STATUS_INPUT), in the arena. special: what the post-processor
- * adds (<bos> ...). A text is at most 2 GiB long, with what is made of it 4 GiB. */
+ * adds (<bos> ...). A text is at most 2 GiB long, and what is made of it. */
 Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t length, bool special,
                         Arena *arena);
 
