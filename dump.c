@@ -391,7 +391,16 @@ static const float *value_bias(const Sae *sae, const DumpOptions *o, const Conso
     Llm llm;
     SaeCentre folded = sae->fold_value_biases != SAE_CENTRE_UNKNOWN ? sae->fold_value_biases
                                                                     : o->fold_value_biases;
-    if (folded != SAE_CENTRE_YES || !sae->hook_known || sae->hook != HOOK_Z) {
+    bool z = sae->hook_known && sae->hook == HOOK_Z;
+    if (o->fold_value_biases != SAE_CENTRE_UNKNOWN &&
+        (!z || sae->fold_value_biases != SAE_CENTRE_UNKNOWN)) {
+        fail(STATUS_INPUT, "%s: --fold-value-biases has no effect on what is read here", o->sae);
+    }
+    if (!z || folded != SAE_CENTRE_YES) {
+        if (o->vlm.llm != NULL) {
+            fail(STATUS_INPUT, "%s: --llm has no effect on an SAE without folded value biases",
+                 o->sae);
+        }
         return NULL;
     }
     if (o->vlm.llm == NULL) {

@@ -305,6 +305,10 @@ static const struct Pair {
     {"text", "sae", true},
     {"prompt", "sae", true},
     {"image", "sae", true},
+    {"image-text", "image", false},
+    {"top-k", "temperature", false},
+    {"top-p", "temperature", false},
+    {"epochs", "steps", true},
     {"task", "saes", false},
     {"nodes", "cross-sections", true},
     {"share", "cross-sections", true},
@@ -315,8 +319,12 @@ static void check_pairs(const Arguments *a) {
     for (const struct Pair *p = pairs; p < pairs + sizeof pairs / sizeof *pairs; p++) {
         int place = option_find(a->command, p->name, strlen(p->name));
         int other = option_find(a->command, p->other, strlen(p->other));
-        if (place >= 0 && other >= 0 && (a->values[other] != NULL) == p->idle &&
-            a->values[place] != options[place].fallback) {
+        if (place < 0 || other < 0) {
+            continue;
+        }
+        const char *value = a->values[other], *unset = options[other].fallback;
+        bool set = value != NULL && (unset == NULL || strcmp(value, unset) != 0);
+        if (set == p->idle && a->values[place] != options[place].fallback) {
             fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
                  p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
         }
@@ -460,6 +468,7 @@ static const struct {
     {"test", 0, 1u << 20, "at most 1048576 prompts"},
     {"max-new-tokens", 1, 1u << 24, "a number from 1 to 16777216"},
     {"temperature", 0, DBL_MAX, "0 or more"},
+    {"norm-factor", FLT_MIN, FLT_MAX, "a number above 0"},
     {"max-frequency", 0, 1, "a share in [0, 1]"},
     {"max-density", 0, 1, "a share in [0, 1]"},
     {"atol", 0, DBL_MAX, "0 or more"},

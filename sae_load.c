@@ -40,12 +40,21 @@ typedef struct SaeFound {
     /* Its hook point: the name that the settings or a folder have for it (NULL: none), or a site
      * and a layer. */
     const char *named, *folder;
-    int site;  /* a HookKind, or one of these two */
-    int layer; /* -1: not said */
+    int site;       /* a HookKind, or one of these two */
+    int layer;      /* -1: not said */
+    unsigned asked; /* options that its files leave something to */
 } SaeFound;
 enum {
     SITE_TRANSCODER = HOOK_KINDS,
     SITE_OPEN
+};
+enum {
+    ASKED_HOOK = 1,
+    ASKED_FACTOR = 2,
+    ASKED_CENTRE = 4,
+    ASKED_UNIT = 8,
+    ASKED_CLASS = 16,
+    ASKED_CANONICAL = 32
 };
 
 /* ---- the hook point: sites and layers in names of folders and modules ---- */
@@ -198,7 +207,10 @@ static void hook_find(SaeFound *c, const SaeOptions *options) {
         sae->hook = c->site == SITE_OPEN ? HOOK_RESID_POST : (HookKind)c->site;
         sae->layer = c->site == HOOK_EMBED ? -1 : c->layer;
         sae->hook_known = true;
-    } else if (options->hook != NULL && !hook_set(sae, options->hook, c->layer)) {
+        return;
+    }
+    c->asked |= ASKED_HOOK;
+    if (options->hook != NULL && !hook_set(sae, options->hook, c->layer)) {
         fail(STATUS_INPUT, "--hook: '%s' is not the name of a hook point", options->hook);
     }
 }
@@ -495,8 +507,9 @@ static void saelens_scaling(SaeFound *c) {
 }
 
 /* A training checkpoint has the factor of expected_average_only_in beside it, not yet folded in. */
-static float saelens_norm_factor(const SaeFound *c, const SaeOptions *options) {
+static float saelens_norm_factor(SaeFound *c, const SaeOptions *options) {
     const Sae *sae = &c->sae;
+    c->asked |= ASKED_FACTOR;
     char *path = path_join(sae->arena, sae->path, "activation_scaler.json");
     const Json *scaler = path_exists(path) ? settings_read(sae->arena, path) : NULL;
     float given = (float)options->norm_factor, stored = 0;
@@ -647,7 +660,7 @@ static const SaeLayout dictionary_classes[] = {
      "", ""}};
 
 /* What the settings say, else the tensors' names, else --dict-class. */
-static const SaeLayout *dictionary_class(const SaeFound *c, const SaeOptions *options) {
+static const SaeLayout *dictionary_class(SaeFound *c, const SaeOptions *options) {
     const Sae *sae = &c->sae;
     const char *name = json_text(json_get(c->cfg, "trainer"), "dict_class", NULL);
     if (name == NULL) {
@@ -659,6 +672,7 @@ static const SaeLayout *dictionary_class(const SaeFound *c, const SaeOptions *op
                : has(sae, "W_enc") && has(sae, "threshold") ? "JumpReluAutoEncoder"
                : linear && has(sae, "b_dec")                ? options->dict_class
                                                             : "";
+        c->asked |= name == options->dict_class ? ASKED_CLASS : 0;
         if (name == NULL) {
             fail(STATUS_INPUT,
                  "%s: its tensors may be an AutoEncoderTopK's or a BatchTopKSAE's, and no "
@@ -777,6 +791,7 @@ static void unit_decoder(Sae *sae) {
 static void dictionary_load(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     layout_load(sae, dictionary_class(c, options));
+    c->asked |= sae->act == SAE_RELU ? ASKED_UNIT : 0;
     if (sae->act == SAE_RELU && options->unit_decoder) {
         unit_decoder(sae);
     } else if (sae->act == SAE_TOPK) {
@@ -827,7 +842,10 @@ static SaeFound found_start(Arena *arena, const SaeFormat *format, const char *d
     if (format->identify != NULL) {
         format->identify(&c);
     }
-    sae->centre = sae->centre == SAE_CENTRE_UNKNOWN ? options->centre : sae->centre;
+    if (sae->centre == SAE_CENTRE_UNKNOWN) {
+        c.asked |= ASKED_CENTRE;
+        sae->centre = options->centre;
+    }
     hook_find(&c, options);
     return c;
 }
@@ -965,11 +983,30 @@ static SaeFound *choose(SaeFound *same, size_t count, bool canonical, const char
 
 static const SaeOptions no_options;
 
+/* asked: by any of the SAEs opened. */
+static void options_check(unsigned asked, const SaeOptions *o, bool canonical, const char *path) {
+    const struct {
+        const char *name;
+        bool given;
+    } of[] = {{"hook", o->hook != NULL},
+              {"norm-factor", o->norm_factor > 0},
+              {"centre", o->centre != SAE_CENTRE_UNKNOWN},
+              {"unit-decoder", o->unit_decoder},
+              {"dict-class", o->dict_class != NULL},
+              {"canonical", canonical}};
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        if (of[i].given && (asked >> i & 1) == 0) {
+            fail(STATUS_INPUT, "%s: --%s has no effect on what is read here", path, of[i].name);
+        }
+    }
+}
+
 void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kind,
                   const bool *layers, size_t n_layers, bool canonical, const SaeOptions *options) {
     options = options != NULL ? options : &no_options;
     Search s = search_run(arena, directory, options);
     size_t wanted = 0;
+    unsigned asked = 0;
     for (size_t i = 0; i < s.count; i++) {
         SaeFound *c = &s.found[i];
         if (!c->sae.hook_known) {
@@ -995,8 +1032,10 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
         SaeFound *c = choose(&s.found[i], end - i, canonical, directory);
         found_load(c, options);
         sae_norm_check(&c->sae);
+        asked |= c->asked | (is_canonical(&c->sae) ? ASKED_CANONICAL : 0);
         set->saes[set->count++] = c->sae;
     }
+    options_check(asked, options, canonical, directory);
 }
 
 const char **sae_list(Arena *arena, const char *directory, size_t *count) {
@@ -1063,5 +1102,6 @@ void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *option
     options = options != NULL ? options : &no_options;
     SaeFound found = find_one(arena, path, options);
     found_load(&found, options);
+    options_check(found.asked, options, false, path);
     *sae = found.sae;
 }

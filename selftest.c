@@ -209,21 +209,19 @@ VlmOptions selftest_analyze(const char *llm, const char *vision, const char *sae
                         .max_frequency = 1,
                         .max_density = 1,
                         .converge = 1.5,
-                        .canonical = true,
                         .seed = 475};
 }
 
 SageOptions selftest_sage(const char *llm, const char *saes, const char *task) {
-    return (SageOptions){
-        .vlm = {.llm = llm, .saes = saes, .out = "sage", .bos = 1, .canonical = true, .seed = 475},
-        .task = task,
-        .nodes = "q,k,v,z,mlp_out",
-        .projection = "auto",
-        .n = {24, 12},
-        .share = 0.5,
-        .f1 = {0.5},
-        .max_nodes = 8,
-        .n_f1 = 1};
+    return (SageOptions){.vlm = {.llm = llm, .saes = saes, .out = "sage", .bos = 1, .seed = 475},
+                         .task = task,
+                         .nodes = "q,k,v,z,mlp_out",
+                         .projection = "auto",
+                         .n = {24, 12},
+                         .share = 0.5,
+                         .f1 = {0.5},
+                         .max_nodes = 8,
+                         .n_f1 = 1};
 }
 
 static void run_stages(const Compute *compute) {

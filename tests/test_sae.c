@@ -242,8 +242,12 @@ Test(sae, what_the_settings_say_about_the_model) {
     cr_assert_str_eq(sae.model_name, "gpt2-small");
     cr_assert(sae.prepend_bos);
     /* The files say no: an option settles only what they leave open. */
-    sae_open(&sae, arena, GOLDEN "saelens/old_gated", &centre);
+    sae_open(&sae, arena, GOLDEN "saelens/old_gated", NULL);
     cr_assert_eq(sae.centre, SAE_CENTRE_NO);
+    Error error;
+    ATTEMPT(&error, sae_open(&sae, arena_new(), GOLDEN "saelens/old_gated", &centre));
+    cr_assert_str_eq(error.text,
+                     GOLDEN "saelens/old_gated: --centre has no effect on what is read here");
     sae_open(&sae, arena, GOLDEN "saelens/old_jumprelu", NULL);
     cr_assert_eq(sae.centre, SAE_CENTRE_UNKNOWN);
     sae_open(&sae, arena, GOLDEN "saelens/old_jumprelu", &centre);
