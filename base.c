@@ -1330,14 +1330,19 @@ Progress progress_start(const char *what, const char *unit, uint64_t first, uint
     return progress;
 }
 
+/* How much of a unit's name stands after a count. */
+static int unit_length(const Progress *progress, uint64_t count) {
+    return (int)strlen(progress->unit) - (count == 1);
+}
+
 static void progress_print(Progress *progress, double now, const char *note) {
     char line[320], share[80], time[48], left[64] = "";
     double rate = (double)(progress->done - progress->first) / fmax(now - progress->started, 1e-9);
     uint64_t done = progress->done, total = progress->total;
-    snprintf(share, sizeof share, " %.20s", progress->unit);
+    snprintf(share, sizeof share, " %.*s", unit_length(progress, done), progress->unit);
     if (total != 0) {
-        snprintf(share, sizeof share, "/%llu %.20s, %.0f %%", (unsigned long long)total,
-                 progress->unit, 100 * (double)done / (double)total);
+        snprintf(share, sizeof share, "/%llu %.*s, %.0f %%", (unsigned long long)total,
+                 unit_length(progress, total), progress->unit, 100 * (double)done / (double)total);
     }
     if (total > done && rate > 0) {
         format_seconds(time, (double)(total - done) / rate);
@@ -1371,8 +1376,9 @@ void progress_end(Progress *progress) {
         return;
     }
     format_seconds(took, seconds);
-    fprintf(stderr, "%s%.40s: %llu %.20s in %s\n", progress->terminal ? "\r\033[K" : "",
-            progress->what, (unsigned long long)done, progress->unit, took);
+    fprintf(stderr, "%s%.40s: %llu %.*s in %s\n", progress->terminal ? "\r\033[K" : "",
+            progress->what, (unsigned long long)done, unit_length(progress, done), progress->unit,
+            took);
     progress->quiet = true;
 }
 

@@ -275,6 +275,11 @@ typedef struct Console { /* what a command may say beside its files */
     bool json;           /* results on standard output are one JSON value */
 } Console;
 
+/* What a noun has after this count. */
+static inline const char *plural(uint64_t count) {
+    return count == 1 ? "" : "s";
+}
+
 /* A line on stderr, unless quiet. */
 void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
 

@@ -535,7 +535,7 @@ static void model_print(const ModelBench *b, bool json, FILE *out) {
     machine_print(out, json, &b->compute);
     fprintf(out,
             json ? "\"threads\": %d, \"multiply_limit\": %.1f, \"read_limit\": %.1f, \"stages\": ["
-                 : ", %d threads, %.1f GFLOP/s, %.1f GB/s\n%38s",
+                 : ", threads: %d, %.1f GFLOP/s, %.1f GB/s\n%38s",
             b->compute.threads, b->limit[0].best, b->limit[1].best, "");
     for (size_t i = 0; i < FIGURES && !json; i++) {
         fprintf(out, " %8s", figure_names[i]);

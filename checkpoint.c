@@ -493,8 +493,9 @@ static const unsigned char *storage_bytes(Pickle *p, const Tensor *tensor, const
         tensor_fail(tensor, "its storage '%s' is missing", name);
     }
     if (member->size / unit != count) {
-        tensor_fail(tensor, "its storage of %llu elements holds %llu bytes",
-                    (unsigned long long)count, (unsigned long long)member->size);
+        tensor_fail(tensor, "its storage of %llu element%s holds %llu byte%s",
+                    (unsigned long long)count, plural(count), (unsigned long long)member->size,
+                    plural(member->size));
     }
     const unsigned char **unpacked = &p->unpacked[member - p->zip->members];
     if (*unpacked == NULL) {

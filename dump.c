@@ -997,7 +997,7 @@ void diff_run(const DiffOptions *o, FILE *out) {
     if (o->json) {
         json_out(&d.json, "] total %zu allowed %zu first_beyond", total, total - n_bad);
     } else {
-        fprintf(out, "%zu of %zu tensors as allowed", total - n_bad, total);
+        fprintf(out, "%zu of %zu tensor%s as allowed", total - n_bad, total, plural(total));
         fprintf(out, total < d.count ? "; %zu in one file only\n" : "\n", d.count - total);
     }
     if (beyond != NULL) {
@@ -1011,8 +1011,8 @@ void diff_run(const DiffOptions *o, FILE *out) {
         json_out(&d.json, bad == NULL ? "equal true }" : "equal false }");
     }
     if (bad != NULL) {
-        fail(STATUS_CHECK, "%zu of %zu tensors differ by more than allowed, first %s", n_bad, total,
-             beyond != NULL ? beyond->name : bad->name);
+        fail(STATUS_CHECK, "%zu of %zu tensor%s beyond what is allowed, first %s", n_bad, total,
+             plural(total), beyond != NULL ? beyond->name : bad->name);
     }
     arena_free(arena);
 }

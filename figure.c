@@ -627,8 +627,8 @@ char *svg_chart(Arena *arena, const char *title, const Chart *charts, size_t cou
     const char *names = series_names(arena, model->series, model->series_count);
     if (bars) {
         return figure_end(&figure, y_axis.from + 36,
-                          arena_format(arena, "Bars in %zu groups, %s: %s.", model->group_count,
-                                       model->y_label, names));
+                          arena_format(arena, "Bars in %zu group%s, %s: %s.", model->group_count,
+                                       plural(model->group_count), model->y_label, names));
     }
     figure_text(&figure, figure.width / 2, y_axis.from + 42, "middle", model->x_label,
                 figure.width - 44);
@@ -769,9 +769,9 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
     figure_text(&figure, left + cell_w * columns / 2, height - 10, "middle", map->x_label,
                 figure.width / 2);
     return figure_end(&figure, height,
-                      arena_format(arena, "Heat map of %s: %zu rows, %zu columns (%s).",
-                                   map->value_label, map->row_count, map->column_count,
-                                   map->x_label));
+                      arena_format(arena, "Heat map of %s: %zu row%s, %zu column%s (%s).",
+                                   map->value_label, map->row_count, plural(map->row_count),
+                                   map->column_count, plural(map->column_count), map->x_label));
 }
 
 /* ---- the page ---- */

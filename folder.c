@@ -574,8 +574,8 @@ static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const 
     }
     json_out(json, "] inputs %zu outputs %zu", count[0], count[1]);
     if (bad[0] + bad[1] == 0) {
-        console_result(console, "%s: %zu inputs and %zu outputs as written", run->key, count[0],
-                       count[1]);
+        console_result(console, "%s: %zu input%s and %zu output%s as written", run->key, count[0],
+                       plural(count[0]), count[1], plural(count[1]));
     }
     if (bad[1] == 0) {
         const char *digest = list_digest(f->arena, json_first(json_get(run, "outputs")), NULL);

@@ -63,8 +63,8 @@ static size_t heads_share(const char *file, size_t d_model, size_t n_heads) {
 /* Before memory is asked for layers that the file cannot hold. */
 static void check_layers(size_t n_layers, const TensorStore *store) {
     if (n_layers > store->count) {
-        fail(STATUS_INPUT, "%s: num_hidden_layers is %zu, but %s has only %zu tensors",
-             store->settings, n_layers, store->path, store->count);
+        fail(STATUS_INPUT, "%s: num_hidden_layers is %zu, but %s has only %zu tensor%s",
+             store->settings, n_layers, store->path, store->count, plural(store->count));
     }
 }
 

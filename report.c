@@ -852,11 +852,12 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
                    convergence_text(arena, convergence, "sparsity_layer"));
     if (result->verdicts > 0) {
         console_line(result->console,
-                     "%zu of %zu verdicts used; %zu questions without one count as no",
-                     result->verdicts_used, result->verdicts, result->verdicts_missing);
+                     "%zu of %zu verdict%s used; questions without one, which count as no: %zu",
+                     result->verdicts_used, result->verdicts, plural(result->verdicts),
+                     result->verdicts_missing);
     }
-    console_result(result->console, "%zu examples, %zu of them judged, %zu left out",
-                   result->examples, result->judged, result->n_failures);
+    console_result(result->console, "%zu example%s, %zu of them judged, %zu left out",
+                   result->examples, plural(result->examples), result->judged, result->n_failures);
     tell_file(result->console, path, arena);
     arena_free(arena);
 }

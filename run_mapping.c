@@ -135,9 +135,10 @@ static void leave_out(LeftOut *out, Arena *arena, bool strict, const Error *caus
     out->why[out->count++] = arena_copy(arena, cause->text, strlen(cause->text));
 }
 
-static void tell_left_out(const Console *console, const LeftOut *out, const char *what) {
+static void tell_left_out(const Console *console, const LeftOut *out, const char *what,
+                          const char *why) {
     if (out->count > 0) {
-        console_line(console, "left out %zu %s:", out->count, what);
+        console_line(console, "left out %zu %s%s %s:", out->count, what, plural(out->count), why);
     }
     for (size_t i = 0; i < out->count; i++) {
         console_line(console, "  %s", out->why[i]);
@@ -335,14 +336,14 @@ static void train_count(Trainer *t) {
              t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
     }
     if (unanswered == usable) {
-        fail(STATUS_INPUT, "%s: 0 of %zu examples keep a token to predict within --tokens %zu",
-             o->data, usable, o->tokens);
+        fail(STATUS_INPUT, "%s: 0 of %zu example%s with a token to predict within --tokens %zu",
+             o->data, usable, plural(usable), o->tokens);
     }
     if (unanswered > 0) {
         console_line(t->console,
-                     "%zu of %zu examples keep no token to predict within --tokens %zu: each adds "
-                     "0 to the mean",
-                     unanswered, usable, o->tokens);
+                     "%zu of %zu example%s without a token to predict within --tokens %zu: each "
+                     "adds 0 to the mean",
+                     unanswered, usable, plural(usable), o->tokens);
     }
     t->state.usable = usable;
     t->state.steps = train_steps(o, usable);
@@ -619,16 +620,17 @@ static void train_tell(const Trainer *t) {
     const TrainState *s = &t->state; /* its epoch may be one that has no step yet */
     double loss = s->step > 0 ? t->rows[s->step - 1].loss : NAN;
     uint64_t epochs = s->step > 0 ? t->rows[s->step - 1].epoch + 1 : 0;
-    console_result(t->console, "%" PRIu64 " steps, %" PRIu64 " epochs, last loss %.4f", s->step,
-                   epochs, loss);
+    console_result(t->console, "%" PRIu64 " step%s, %" PRIu64 " epoch%s, last loss %.4f", s->step,
+                   plural(s->step), epochs, plural(epochs), loss);
     if (t->console->json) {
         JsonOut json = json_out_start(stdout, 0);
         json_out(&json, "{ steps %zu epochs %zu loss %g }", (size_t)s->step, (size_t)epochs, loss);
     }
     if (t->without_image > 0) {
-        console_line(t->console, "left out %zu examples without an image", t->without_image);
+        console_line(t->console, "left out %zu example%s without an image", t->without_image,
+                     plural(t->without_image));
     }
-    tell_left_out(t->console, &t->left_out, "examples whose image cannot be read or is not one");
+    tell_left_out(t->console, &t->left_out, "example", "whose image cannot be read or is not one");
 }
 
 TrainResult run_train(Arena *arena, const Compute *compute, const VlmOptions *options,
@@ -922,14 +924,15 @@ static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
 static void eval_tell(const Evaluation *e) {
     const Scores *s = &e->scores;
     if (s->with_answer > 0) {
-        console_result(e->console, "%zu questions: exact match %.4f%s", s->asked, exact_match(s),
+        console_result(e->console, "%zu question%s: exact match %.4f%s", s->asked, plural(s->asked),
+                       exact_match(s),
                        e->options->permute_images ? " (image tokens permuted)" : "");
     }
     if (s->with_answer < s->asked) {
-        console_line(e->console, "not scored: %zu of %zu questions, which have no reference answer",
-                     s->asked - s->with_answer, s->asked);
+        console_line(e->console, "not scored: %zu of %zu question%s, without a reference answer",
+                     s->asked - s->with_answer, s->asked, plural(s->asked));
     }
-    tell_left_out(e->console, &e->left_out, "questions whose image cannot be read");
+    tell_left_out(e->console, &e->left_out, "question", "whose image cannot be read");
 }
 
 void run_eval(const Compute *compute, const VlmOptions *o, const Console *console) {
@@ -1352,9 +1355,9 @@ static bool verdict_apply(Analysis *a, const Json *line) {
 static void need_verdicts(const Analysis *a, bool any) {
     if (!any) {
         fail(STATUS_INPUT,
-             "%s: 0 of %zu verdicts can be used: expected lines of an example, layer and group as "
+             "%s: 0 of %zu verdict%s can be used: expected lines of an example, layer and group as "
              "--write-questions has them, with 'verdict' yes or no",
-             a->options->judge, a->result.verdicts);
+             a->options->judge, a->result.verdicts, plural(a->result.verdicts));
     }
 }
 
@@ -1441,8 +1444,8 @@ static void open_descriptions(Analysis *a, LayerResult *layer) {
     for (size_t j = 0; j < d_sae; j++) {
         count += read.text[j] != NULL;
     }
-    console_line(a->result.console, "layer %d: %zu of %zu features described", layer->layer, count,
-                 d_sae);
+    console_line(a->result.console, "layer %d: %zu of %zu feature%s described", layer->layer, count,
+                 d_sae, plural(d_sae));
     if (count > 0) {
         layer->descriptions = read;
     }
@@ -1532,7 +1535,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const VlmOptions
     a.measuring = false;
     add_active(&a);
     features_pass(&a);
-    tell_left_out(console, &a.left_out, "examples that cannot be used");
+    tell_left_out(console, &a.left_out, "example", "that cannot be used");
     arena_free(block);
     arena_free(a.example);
     return a.result;

@@ -1014,8 +1014,8 @@ static void test_cross(SageRun *r, SageCross *cross) {
     result->m_positive = sage_positive(&section);
     result->m_clean = section.edits[0].figure;
     if (cross->attribute >= 0) {
-        console_result(r->console, "%s: %zu nodes, Spearman of score and effect %.3f", cross->name,
-                       cross->n_nodes, cross->spearman);
+        console_result(r->console, "%s: %zu node%s, Spearman of score and effect %.3f", cross->name,
+                       cross->n_nodes, plural(cross->n_nodes), cross->spearman);
     }
     arena_free(arena);
 }
@@ -1181,9 +1181,10 @@ static void open_prompts(SageRun *r) {
     }
     if (r->task->n_unmatched > 0) {
         console_line(r->console,
-                     "%s: no template of the task gives the text of %zu of %zu test prompts: no "
+                     "%s: no template of the task gives the text of %zu of %zu test prompt%s: no "
                      "predicate of places holds in them",
-                     o->prompts, r->task->n_unmatched, r->task->n_prompts[SAGE_TEST]);
+                     o->prompts, r->task->n_unmatched, r->task->n_prompts[SAGE_TEST],
+                     plural(r->task->n_prompts[SAGE_TEST]));
     }
 }
 

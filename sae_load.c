@@ -1019,7 +1019,8 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
         }
     }
     if (wanted == 0) {
-        fail(STATUS_INPUT, "%s: none of the %zu SAEs below it is %s", directory, s.count,
+        fail(STATUS_INPUT, "%s: none of the %zu SAE%s below it is %s", directory, s.count,
+             plural(s.count),
              options->sage ? "of the residual stream or a node"
                            : "for a hook point and layer asked for");
     }

@@ -557,9 +557,9 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
         attribute->count = kept;
         if (kept < 2) {
             fail(STATUS_INPUT,
-                 "%s: attribute '%s' has %zu values that are one token in this model's tokenizer, "
-                 "it needs two",
-                 task->file, attribute->name, kept);
+                 "%s: attribute '%s' has %zu value%s of one token in this model's tokenizer, it "
+                 "needs two",
+                 task->file, attribute->name, kept, plural(kept));
         }
     }
     arena_free(scratch);

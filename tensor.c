@@ -143,8 +143,8 @@ static void tensor_take(TensorStore *store, Tensor *tensor, const unsigned char 
     size_t bytes = tensor_measure(tensor), element = dtype_size(tensor->dtype);
     if (tensor->dtype != DTYPE_OTHER) {
         if (size != bytes) {
-            tensor_fail(tensor, "its shape takes %zu bytes, but the file gives it %zu", bytes,
-                        size);
+            tensor_fail(tensor, "its shape takes %zu byte%s, but the file gives it %zu", bytes,
+                        plural(bytes), size);
         }
         tensor->data = data;
         if (strides != NULL && tensor->count > 0) {
@@ -274,7 +274,8 @@ static void extents_check(Extent *extents, size_t count, size_t size, const char
         end = extents[i].end;
     }
     if (end != size) {
-        fail(STATUS_INPUT, "%s: %zu bytes after the last tensor", path, size - end);
+        fail(STATUS_INPUT, "%s: %zu byte%s after the last tensor", path, size - end,
+             plural(size - end));
     }
 }
 
@@ -286,7 +287,8 @@ bool safetensors_is(const FileMap *map) {
 
 void safetensors_read(TensorStore *store, const FileMap *map, const char *path) {
     if (map->size < 8) {
-        fail(STATUS_INPUT, "%s: not a safetensors file: %zu bytes", path, map->size);
+        fail(STATUS_INPUT, "%s: not a safetensors file: %zu byte%s", path, map->size,
+             plural(map->size));
     }
     uint64_t length = read_little(map->data, 8);
     if (length > map->size - 8 || length > HEADER_LIMIT) {

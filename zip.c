@@ -530,8 +530,8 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
         left -= size;
     }
     if (left != 0) {
-        fail(STATUS_INPUT, "%s: a zip whose directory holds more than the %zu members it counts",
-             path, count);
+        fail(STATUS_INPUT, "%s: a zip whose directory holds more than the %zu member%s it counts",
+             path, count, plural(count));
     }
     qsort(members, count, sizeof *members, compare_places);
     for (size_t i = 1; i < count; i++) {

@@ -145,7 +145,7 @@ Test(diff, names_inputs_that_are_missing) {
     says("hook_resid_pre: ");
     cr_assert_eq(run(OURS, "hook_embed"), 0);
     cr_assert_eq(run(BUG), 0);
-    last_line("1 of 1 tensors as allowed; 51 in one file only");
+    last_line("1 of 1 tensor as allowed; 51 in one file only");
 }
 
 /* ---- order ---- */
@@ -326,7 +326,7 @@ Test(diff, bad_only_and_common) {
     says("logits: only in A\n");
     cr_assert_eq(run("diff @/c @/a --common"), 0);
     says_not("logits");
-    last_line("1 of 1 tensors as allowed; 1 in one file only");
+    last_line("1 of 1 tensor as allowed; 1 in one file only");
     put("d", &(Given){"another", DTYPE_F32, 1, {1}, &zero}, 1);
     cr_assert_eq(run("diff @/c @/d --common 2>&1"), 2);
     says("no tensor is in both");

@@ -744,13 +744,13 @@ Test(program, training_needs_tokens_to_predict) {
             i == 0 ? "21" : "22"; /* with --steps an unread image is one that may be */
         char words[128];
         cr_assert_eq(run("", "train " ODD " --out @/o --tokens 4 %s --quiet", lengths[i]), 2);
-        snprintf(words, sizeof words, "0 of %s examples keep a token to predict within --tokens 4",
+        snprintf(words, sizeof words, "0 of %s examples with a token to predict within --tokens 4",
                  many);
         one_sentence(words);
         cr_assert(!there("o/train.csv"));
         cr_assert_eq(run("", "train " ODD " --out @/p --tokens 20 %s", lengths[i]), 0);
         snprintf(words, sizeof words,
-                 "3 of %s examples keep no token to predict within --tokens 20", many);
+                 "3 of %s examples without a token to predict within --tokens 20", many);
         cr_assert(says("stderr", words));
         cr_assert_eq(run("", "train " ODD " --out @/p --tokens 200 %s", lengths[i]), 0);
         cr_assert(!says("stderr", "no token"));
@@ -987,7 +987,7 @@ Test(program, eval_says_what_it_left_out) {
     put("q.jsonl", text);
     cr_assert_eq(run("", asking, "b"), 0);
     cr_assert(says("stderr", "not scored: 1 of 1 questions, which have no reference answer\n"
-                             "left out 1 questions whose image cannot be read:\n  "
+                             "left out 1 question whose image cannot be read:\n  "
                              "weights/images/none.png: "));
     cr_assert(!says("stderr", "exact match"));
     cr_assert(says("b/scores.json", "\"exact_match\": null"));
@@ -1249,7 +1249,7 @@ Test(program, analyze_counts_verdicts) {
     } cases[] = {
         {VERDICT("0", "1", "vlm_img", "\"yes\"") VERDICT("0", "1", "llm_text", "false")
              VERDICT("2", "1", "vlm_img", "\"perhaps\"") "{bad\n\n" VERDICT("0", "0", "x", "1"),
-         "2 of 5 verdicts used; 4 questions without one count as no\n"},
+         "2 of 5 verdicts used; questions without one, which count as no: 4\n"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "0"),
          "1 of 2 verdicts used"},
         {VERDICT("0", "1", "vlm_img", "1") VERDICT("0", "1", "vlm_img", "\"Yes.\""),
@@ -1278,7 +1278,7 @@ Test(program, analyze_counts_verdicts) {
             one_sentence("verdicts.jsonl: 0 of ");
         } else {
             cr_assert(says("stderr", cases[i].says), "%zu", i);
-            cr_assert(says("stderr", "left out 1 examples that cannot be used:\n  "
+            cr_assert(says("stderr", "left out 1 example that cannot be used:\n  "
                                      "weights/images/none.png: "));
         }
     }
