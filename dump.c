@@ -977,7 +977,7 @@ void diff_run(const DiffOptions *o, FILE *out) {
     Diff d = {.options = o, .out = out, .json = json_out_start(out, 2), .arena = arena};
     const DiffPair *bad = NULL, *beyond = NULL; /* the first of each */
     size_t n_bad = 0, total = 0;
-    if (diff_open(&d) == 0 && o->common) {
+    if (diff_open(&d) == 0 && (o->common || d.count > 0)) {
         fail(STATUS_INPUT, "%s and %s: no tensor is in both", o->a, o->b);
     }
     if (o->json) {
