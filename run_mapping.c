@@ -332,8 +332,9 @@ static void train_count(Trainer *t) {
     progress_end(&progress);
     t->look = LOOK_PIXELS;
     if (usable == 0) {
-        fail(STATUS_INPUT, "%s: no example can be used%s%s", o->data,
-             t->left_out.count > 0 ? ": " : "", t->left_out.count > 0 ? t->left_out.why[0] : "");
+        fail(STATUS_INPUT, "%s: none of %zu example%s can be used: %s", o->data, t->data.count,
+             plural(t->data.count),
+             t->left_out.count > 0 ? t->left_out.why[0] : "they are without an image");
     }
     if (unanswered == usable) {
         fail(STATUS_INPUT, "%s: 0 of %zu example%s with a token to predict within --tokens %zu",
