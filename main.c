@@ -349,6 +349,12 @@ static bool names_file(const Option *option) {
                                         strstr(option->argument, "ADAPTER") != NULL);
 }
 
+static bool names_path(const Option *option) {
+    return names_file(option) ||
+           (option->argument != NULL &&
+            (strstr(option->argument, "DIR") != NULL || strstr(option->argument, "PATH") != NULL));
+}
+
 /* Without links and dots, as far as it is there. */
 static const char *path_whole(Arena *arena, const char *path) {
     const char *real = path_real(arena, path), *parent = path_parent(arena, path);
@@ -397,6 +403,9 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         const char *word = argv[i];
         if (only_positional || word[0] != '-' || word[1] == '\0') {
             a->positional[a->n_positional++] = argv[i];
+            if (word[0] == '\0') {
+                fail(STATUS_INPUT, "%s '': expected a path", command->name);
+            }
             continue;
         }
         if (strcmp(word, "--") == 0) {
@@ -420,6 +429,9 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         a->values[place] = option->argument == NULL ? "yes"
                            : equals != NULL         ? equals + 1
                                                     : argv[++i];
+        if (names_path(option) && a->values[place][0] == '\0') {
+            fail(STATUS_INPUT, "--%s '': expected %s", option->name, option->argument);
+        }
     }
     if (command->max_positional >= 0 && a->n_positional > command->max_positional) {
         fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae %s",
@@ -572,8 +584,7 @@ static char *shard_settings(Arena *arena, const Arguments *a) {
         if (!command_has(a->command, i) || listed(free_ones, option, &optional)) {
             continue;
         }
-        bool path = value != NULL && option->argument != NULL && strcmp(name, "images") != 0 &&
-                    (strstr(option->argument, "DIR") != NULL || names_file(option));
+        bool path = value != NULL && strcmp(name, "images") != 0 && names_path(option);
         if (path && path_exists(value)) {
             path_digest(value, hex);
             state = " of SHA-256 ";

@@ -145,6 +145,14 @@ static void tell_left_out(const Console *console, const LeftOut *out, const char
     }
 }
 
+/* The examples of --data, of which there must be some. */
+static void data_open(JsonArrayFile *data, Arena *arena, const char *path) {
+    json_array_open(data, arena, path);
+    if (data->count == 0) {
+        fail(STATUS_INPUT, "%s: holds no example", path);
+    }
+}
+
 /* ---- training ---- */
 
 typedef struct TrainRow { /* of members of 8 bytes: a checkpoint holds it */
@@ -532,7 +540,7 @@ static void train_open(Trainer *t, const Compute *compute) {
     out_folder(t->arena, o->out);
     path_need_directory(o->images);
     vlm_open(&t->vlm, t->arena, compute, o);
-    json_array_open(&t->data, t->arena, o->data);
+    data_open(&t->data, t->arena, o->data);
     t->state.examples = t->data.count;
     t->order = arena_alloc(t->arena, t->data.count + 1, sizeof *t->order);
     t->skip = arena_alloc(t->arena, t->data.count + 1, 1);
@@ -1514,7 +1522,7 @@ AnalyzeResult run_analyze(Arena *arena, const Compute *compute, const VlmOptions
     a.run = (AnalyzeRun){.llm = &a.vlm.llm, .compute = compute, .result = &a.result, .longest = 1};
     open_layers(&a);
     a.before = arena_alloc(arena, a.result.n_layers, sizeof *a.before);
-    json_array_open(&a.data, arena, o->data);
+    data_open(&a.data, arena, o->data);
     a.first = o->examples < a.data.count ? o->examples : a.data.count;
     a.first = o->judge_examples < a.first ? o->judge_examples : a.first;
     if (strcmp(o->judge, "lexical") != 0) {
