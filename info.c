@@ -241,8 +241,8 @@ static Error tell_sae_row(Teller *t, const char *path) {
     return error;
 }
 
-/* The models among the folders of `path`. */
-static void tell_models(Teller *t, const char *path) {
+/* The models among the folders of `path`, after `head`; false: there are none. */
+static bool tell_models(Teller *t, const char *path, const char *head) {
     size_t count;
     bool any = false;
     char **names = path_list(t->arena, path, &count);
@@ -252,12 +252,13 @@ static void tell_models(Teller *t, const char *path) {
         const Json *config = path_exists(file) ? json_read_file(t->arena, file) : NULL;
         const Json *type = json_get(config, "model_type");
         if (json_is(type, JSON_STRING)) {
-            json_out(&t->object, any ? "" : "models [");
+            json_out(&t->object, any ? "" : head);
             json_out(&t->object, "{ folder %s model_type %s }", folder, type->text);
             any = true;
         }
     }
     json_out(&t->object, any ? "]" : "");
+    return any;
 }
 
 /* A folder of several: all are told before the first that cannot be opened is an error. */
@@ -269,7 +270,7 @@ static void info_saes(Teller *t, const char *path, const char **paths, size_t co
         first = first.status == STATUS_OK ? error : first;
     }
     json_out(&t->object, "]");
-    tell_models(t, path);
+    (void)tell_models(t, path, "models [");
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -483,7 +484,7 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
             info_sae(t, compute, path);
         } else if (path_exists(manifest)) {
             info_records(t, manifest);
-        } else if (!info_descriptions(t, path)) {
+        } else if (!info_descriptions(t, path) && !tell_models(t, path, "kind models models [")) {
             fail(
                 no_saes.status,
                 "%s; nor a model's config.json, a run's manifest.json or LAYER-... of descriptions",
