@@ -1001,6 +1001,24 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
 
 static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
 
+/* Says of each file of a folder that lacks what every such file has, on the page and to whom it
+ * is made. */
+static void show_empty(const Folder *f, const Console *console) {
+    const struct {
+        const Json *json;
+        const char *file, *member;
+    } of[] = {{f->scores, "scores.json", "questions"},
+              {f->layers, "layers.json", "layers"},
+              {f->sage, "sage.json", "task"}};
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        if (of[i].json != NULL && json_get(of[i].json, of[i].member) == NULL) {
+            const char *text = arena_format(f->arena, "%s: no %s", of[i].file, of[i].member);
+            page_item(f->page, ' ', text, "");
+            console_line(console, "%s/%s", f->path, text);
+        }
+    }
+}
+
 static Folder folder_open(Page *page, const char *path) {
     Folder f = {.page = page, .path = path, .arena = page->out->arena};
     const char *real = path_real(f.arena, path);
@@ -1015,7 +1033,8 @@ static Folder folder_open(Page *page, const char *path) {
     return f;
 }
 
-void folders_merge(const char *out, const char *title, char *const *directories, size_t count) {
+void folders_merge(const char *out, const char *title, char *const *directories, size_t count,
+                   const Console *console) {
     Page page;
     page_open(&page, out, title);
     Folder *folders = arena_alloc(page.out->arena, count, sizeof *folders);
@@ -1039,6 +1058,7 @@ void folders_merge(const char *out, const char *title, char *const *directories,
         if (page.sections == before) {
             page_item(&page, ' ', arena_format(page.out->arena, "This folder %s.", nothing), "");
         }
+        show_empty(&folders[i], console);
         show_part(&folders[i], "made");
     }
     if (!any) {
@@ -1053,6 +1073,7 @@ void folder_page(const char *out, uint64_t seed, const Console *console) {
     char *path = path_join(arena, out, "report.html"), *folder = arena_format(arena, "%s", out);
     file_note(path, true);
     manifest_write(out, seed, console);
-    folders_merge(path, arena_format(arena, "refsae %s", run_name(console, arena)), &folder, 1);
+    folders_merge(path, arena_format(arena, "refsae %s", run_name(console, arena)), &folder, 1,
+                  console);
     arena_free(arena);
 }

@@ -38,6 +38,7 @@ void folder_verify(const char *directory, const Console *console);
  * with their figures, whichever are there, and from its manifest.json how it was made. `out` may
  * lie in one of them; merging once more gives the same page. None of them holding anything is an
  * error. */
-void folders_merge(const char *out, const char *title, char *const *directories, size_t count);
+void folders_merge(const char *out, const char *title, char *const *directories, size_t count,
+                   const Console *console);
 
 #endif

@@ -779,7 +779,7 @@ static void command_info(Arguments *a) {
 }
 
 static void command_report(Arguments *a) {
-    folders_merge(a->vlm.out, a->title, a->positional, (size_t)a->n_positional);
+    folders_merge(a->vlm.out, a->title, a->positional, (size_t)a->n_positional, &a->console);
     if (a->console.json) {
         JsonOut json = json_out_start(stdout, 0);
         json_out(&json, "{ out %s folders [", a->vlm.out);

@@ -56,7 +56,7 @@ static void put_manifest(const char *name, const char *mark) {
 
 static void merge(const char *out, const char *a, const char *b, const char *c) {
     char *directories[3] = {at(a), at(b), at(c)}, *path = at(out);
-    folders_merge(path, "All <of> it", directories, 3);
+    folders_merge(path, "All <of> it", directories, 3, &(const Console){.quiet = true});
 }
 
 static void make_demo(void) {
@@ -388,5 +388,7 @@ Test(report_merge, json_of_any_form) {
         char *html = slurp("all.html");
         int rows = count_of(html, "<tr>");
         assert_counts(html, 3, "</tr>", rows, "Image tokens (vlm_img)", 1, ">SAGE: ", 1);
+        assert_counts(html, 2, "<p>sage.json: no task</p>", strstr(odd[i], "task") == NULL,
+                      "<p>scores.json: no questions</p>", 1);
     }
 }

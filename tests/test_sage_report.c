@@ -122,7 +122,8 @@ static void write_json(const char *a, const char *b) {
 
 static char *page(void) {
     char *directories[1] = {folder};
-    folders_merge(path_join(arena, folder, "page.html"), "t", directories, 1);
+    folders_merge(path_join(arena, folder, "page.html"), "t", directories, 1,
+                  &(const Console){.quiet = true});
     return slurp("page.html");
 }
 
