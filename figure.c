@@ -785,9 +785,21 @@ static const struct {
     {' ', "", "<p>%s</p>\n", ""},
     {'*', "", "<p><b>%s</b> %s</p>\n", ""},
     {'=', "<div class=\"values\">\n", "<div><b>%s</b><span>%s</span></div>\n", "</div>\n"},
-    {':', "<dl>\n", "<dt>%s</dt><dd>%s</dd>\n", "</dl>\n"},
+    {':', "<dl>\n", "<dt>%s</dt><dd>", "</dl>\n"},
     {'+', "<div class=\"scroll\" role=\"group\" tabindex=\"0\">",
      "<table><caption><span>%s</span></caption>", "</tr>\n</tbody></table></div>\n"}};
+
+/* A line may end between words, but not behind the hyphens of an option. */
+static void page_words(const Page *page, const char *text) {
+    for (const char *at; (at = strstr(text, " --")) != NULL;) {
+        size_t length = strcspn(at + 1, " ");
+        markup(page->body->stream, "%s <span>%s</span>",
+               arena_copy(page->out->arena, text, (size_t)(at - text)),
+               arena_copy(page->out->arena, at + 1, length));
+        text = at + 1 + length;
+    }
+    markup(page->body->stream, "%s</dd>\n", text);
+}
 
 void page_item(Page *page, char mark, const char *first, const char *second) {
     FILE *f = page->body->stream;
@@ -800,6 +812,9 @@ void page_item(Page *page, char mark, const char *first, const char *second) {
         page->block = next;
     }
     markup(f, blocks[next].item, first, second);
+    if (mark == ':') {
+        page_words(page, second);
+    }
 }
 
 void page_open(Page *page, const char *path, const char *title) {
