@@ -731,6 +731,8 @@ static void refuse_foreign(int file, const char *path) {
         {"gguf", "a GGUF file, for other programs: take the safetensors files it was made from"},
         {"<!doctype html", "a web page: the download gave an error or log-in page, not the file"},
         {"<html", "a web page: the download gave an error or log-in page, not the file"},
+        {"\xFF\xFE{", "UTF-16, as PowerShell writes it by itself: save it as UTF-8"},
+        {"\xFF\xFE[", "UTF-16, as PowerShell writes it by itself: save it as UTF-8"},
         {"version https://git-lfs", "a Git LFS pointer; fetch the file itself: git lfs pull"},
     };
     const char *ending = strrchr(path, '.');

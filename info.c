@@ -241,8 +241,9 @@ static Error tell_sae_row(Teller *t, const char *path) {
     return error;
 }
 
-/* The models among the folders of `path`, after `head`; false: there are none. */
-static bool tell_models(Teller *t, const char *path, const char *head) {
+/* The models among the folders of `path`, and (alone) that these are the kind; false: there are
+ * none. */
+static bool tell_models(Teller *t, const char *path, bool alone) {
     size_t count;
     bool any = false;
     char **names = path_list(t->arena, path, &count);
@@ -252,7 +253,10 @@ static bool tell_models(Teller *t, const char *path, const char *head) {
         const Json *config = path_exists(file) ? json_read_file(t->arena, file) : NULL;
         const Json *type = json_get(config, "model_type");
         if (json_is(type, JSON_STRING)) {
-            json_out(&t->object, any ? "" : head);
+            if (alone && !any) {
+                json_out(&t->object, "kind %s", "models");
+            }
+            json_out(&t->object, any ? "" : "models [");
             json_out(&t->object, "{ folder %s model_type %s }", folder, type->text);
             any = true;
         }
@@ -270,7 +274,7 @@ static void info_saes(Teller *t, const char *path, const char **paths, size_t co
         first = first.status == STATUS_OK ? error : first;
     }
     json_out(&t->object, "]");
-    (void)tell_models(t, path, "models [");
+    (void)tell_models(t, path, false);
     if (first.status != STATUS_OK) {
         fail(first.status, "%s", first.text);
     }
@@ -484,7 +488,7 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
             info_sae(t, compute, path);
         } else if (path_exists(manifest)) {
             info_records(t, manifest);
-        } else if (!info_descriptions(t, path) && !tell_models(t, path, "kind models models [")) {
+        } else if (!info_descriptions(t, path) && !tell_models(t, path, true)) {
             fail(
                 no_saes.status,
                 "%s; nor a model's config.json, a run's manifest.json or LAYER-... of descriptions",
@@ -535,7 +539,7 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     Arena *scratch = arena_new();
     FileMap file = file_map(scratch, path);
     unsigned char head[8] = {0};
-    size_t at = 0;
+    size_t at = file.size > 3 && memcmp(file.data, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0; /* a mark */
     while (at < file.size && strchr(" \t\r\n", file.data[at]) != NULL && file.data[at] != '\0') {
         at++;
     }
@@ -552,7 +556,6 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
         head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
     bool named = length > 12 && strcmp(path + length - 12, ".safetensors") == 0;
     bool packed = head[0] == 0x80 || tar || (head[0] == 'P' && head[1] == 'K');
-    bool json = first == '{' || head[0] == 0xEF; /* a byte order mark */
     bool long_header = head[4] != 0 || head[5] != 0 || head[6] != 0 || head[7] != 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
     if (csv) {
@@ -566,7 +569,7 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
         return;
     } else if (npz) {
         info_sae(t, compute, path);
-    } else if (!named && !packed && !json && (file.size < sizeof head || long_header)) {
+    } else if (!named && !packed && first != '{' && (file.size < sizeof head || long_header)) {
         fail(STATUS_INPUT, "%s: %s", path,
              file.size == 0 ? "is empty" : "of no kind that refsae reads");
     } else {

@@ -50,7 +50,8 @@ static char *slurp(const char *name) {
 static void put_manifest(const char *name, const char *mark) {
     char text[256];
     snprintf(text, sizeof text,
-             "{\"runs\": {\"a\": {\"command\": \"%s made\", \"seed\": \"475\"}}}", mark);
+             "{\"runs\": {\"a\": {\"command\": \"%s made --it now --so\", \"seed\": \"475\"}}}",
+             mark);
     put(name, text);
 }
 
@@ -90,12 +91,13 @@ Test(report_merge, shows_every_part_once) {
     make_demo();
     merge("all.html", "demo", "demo/permuted/", "demo/sage");
     char *html = slurp("all.html");
-    assert_counts(html, 17, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
+    assert_counts(html, 18, "<title>All &#60;of&#62; it</title>", 1, ">demo</h2>", 1,
                   ">permuted</h2>", 1, ">sage</h2>", 1, "LOSS", 1, "<b>3</b>", 1, "<b>3.500</b>", 1,
                   "<b>0.125</b>", 1, "<b>60</b>", 2, "<b>100.0 %</b>", 1,
-                  "<b>87.5 %</b><span>F1 of “yes”<", 1, "<b>25.0 %</b>", 1, "ALPHA made", 1,
-                  "BETA made", 1, "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1,
-                  "<nav ", 1);
+                  "<b>87.5 %</b><span>F1 of “yes”<", 1, "<b>25.0 %</b>", 1,
+                  "ALPHA made <span>--it</span> now <span>--so</span></dd>", 1,
+                  "<dt>MSE, image tokens</dt><dd>0.500</dd>", 1, "BETA made", 1,
+                  "<b>4</b><span>of them judged", 1, "no &#60;picture&#62;", 1, "<nav ", 1);
     for (int s = 1; s <= 9; s++) { /* ids: once each */
         char id[32];
         snprintf(id, sizeof id, "id=\"s%d\"", s);
