@@ -834,7 +834,7 @@ Test(sage, each_missing_thing_has_its_sentence_and_exit_2) {
     put_changed("\"Mary\", \"John\", \"Tom\"", "\"Mary\"");
     assert_refused(run(OWN), "attribute 'A'");
     put_changed("\"Mary\", \"John\", \"Tom\"", "\"Mary\", \"Rumpelstiltskin\"");
-    assert_refused(run(OWN), "attribute 'A' has 1 values that are one token");
+    assert_refused(run(OWN), "attribute 'A' has 1 value of one token");
     put_changed("\"answer\": \"A\"", "\"answer\": {\"of\": \"A\", \"map\": {\"Mary\": \" "
                                      "Rumpelstiltskin\", \"John\": \" is\", \"Tom\": \" is\"}}");
     assert_refused(run(OWN), "the answer ' Rumpelstiltskin' is not one token");

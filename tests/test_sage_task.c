@@ -373,7 +373,7 @@ Test(sage_task, values_that_are_no_token_are_dropped_and_listed) {
         cr_assert_null(strstr(task.prompts[SAGE_TRAIN][i].text, "Rumpel"));
     }
     REFUSED(attributes, "{\"A\": [\"Mary\", \"Rumpelstiltskin\"], \"B\": [\"Mary\", \"John\"]}",
-            "attribute 'A' has 1 values that are one token");
+            "attribute 'A' has 1 value of one token");
 }
 
 /* Of A = Mary or John and another B no counterfactual in B is left: only A = Tom can be drawn. */
