@@ -250,7 +250,8 @@ static bool tell_models(Teller *t, const char *path, bool alone) {
     for (size_t i = 0; i < count; i++) {
         const char *folder = path_join(t->arena, path, names[i]);
         const char *file = path_join(t->arena, folder, "config.json");
-        const Json *config = path_exists(file) ? json_read_file(t->arena, file) : NULL;
+        bool here = path_is_directory(folder) && path_exists(file);
+        const Json *config = here ? json_read_file(t->arena, file) : NULL;
         const Json *type = json_get(config, "model_type");
         if (json_is(type, JSON_STRING)) {
             if (alone && !any) {

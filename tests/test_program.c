@@ -727,7 +727,7 @@ Test(program, training_follows_pytorch_toy) {
 Test(program, training_counts_what_it_leaves_out) {
     cr_assert_eq(run("", "train " ODD " --out @/o --batch 2 --accumulate 2 --tokens 55"), 0);
     cr_assert(says("stderr", "2 examples without an image"));
-    cr_assert(says("stderr", "1 examples whose image cannot be read"));
+    cr_assert(says("stderr", "1 example whose image cannot be read"));
     cr_assert(says("stderr", "missing.png"));
     cr_assert_eq(run("", "train " ODD " --out @/o --batch 99 --accumulate 1 --steps 2"), 0);
     cr_assert(says("stdout", "2 steps, 2 epochs"));
@@ -986,7 +986,7 @@ Test(program, eval_says_what_it_left_out) {
     snprintf(text, sizeof text, "%s%s", missing, unanswered);
     put("q.jsonl", text);
     cr_assert_eq(run("", asking, "b"), 0);
-    cr_assert(says("stderr", "not scored: 1 of 1 questions, which have no reference answer\n"
+    cr_assert(says("stderr", "not scored: 1 of 1 question, without a reference answer\n"
                              "left out 1 question whose image cannot be read:\n  "
                              "weights/images/none.png: "));
     cr_assert(!says("stderr", "exact match"));
@@ -1343,9 +1343,9 @@ Test(program, results_on_stdout) {
         const char *words, *text, *key;
     } cases[] = {
         {"train " TOY " --steps 1 --batch 2 --accumulate 1 --tokens 64 --out @/t",
-         "1 steps, 1 epochs, last loss ", "loss"},
+         "1 step, 1 epoch, last loss ", "loss"},
         {"eval " TWO ADAPTER " --questions @/q --max-new-tokens 1 --out @/e",
-         "1 questions: exact match ", "exact_match"},
+         "1 question: exact match ", "exact_match"},
         {"analyze " TWO ADAPTER " --saes weights/saes/gemma2 --data weights/heldout.json "
          "--examples 1 --loss-examples 0 --layers 0 --max-frequency 1 --out @/a",
          "convergence layer: MSE ", "layers"},
