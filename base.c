@@ -686,8 +686,7 @@ static size_t name_distance(const char *text, const char *name, bool within) {
 }
 
 Nearest nearest_start(Arena *arena, const char *text) {
-    return (Nearest){
-        .arena = arena, .text = text, .most = 1 + strlen(text) / 4};
+    return (Nearest){.arena = arena, .text = text, .most = 1 + strlen(text) / 4};
 }
 
 void nearest_add(Nearest *nearest, const char *name) {
