@@ -477,7 +477,7 @@ Test(sage_json, report_and_heat_maps) {
         cr_assert_eq(assert_xml(slurp(w, figures[i]), "svg"), 1);
     }
     char *html = slurp(w, "report.html");
-    static const char *const parts[] = {"refsae sage --task ioi",
+    static const char *const parts[] = {"refsae sage <span>--task</span> ioi",
                                         "97.0 %",
                                         "475",
                                         "Zebulon",
