@@ -1,14 +1,16 @@
 # refsae: make, make demo, make deps test. Needs a C compiler and make; OPENMP=no builds without threads (as does a
 # compiler that has no OpenMP), SIMD=no without vector kernels. make check runs the tests without Criterion.
 
-# SMALL=1: for machines with little (PORTING.md): no threads, vector kernels or maps; static, stripped.
+# SMALL=1: for machines with little (PORTING.md): no threads, vector kernels or maps, neither bench nor vectors, and of
+# FORMATS.md the headings; static, stripped.
 ifdef SMALL
 BUILD   ?= build-small
 PROGRAM ?= $(BUILD)/refsae
 OPENMP  ?= no
 SIMD    ?= no
-SMALLER := -DREFSAE_NO_MMAP -ffunction-sections
-LDFLAGS ?= -static -s -Wl,--gc-sections
+SMALLER := -DREFSAE_SMALL -DREFSAE_NO_MMAP -ffunction-sections -fno-asynchronous-unwind-tables
+LEFT_OUT := bench vectors
+LDFLAGS ?= -static -s -Wl,--gc-sections -Wl,-z,noseparate-code
 endif
 
 CC      ?= cc
@@ -50,7 +52,7 @@ ALL_CFLAGS += $(if $(filter own,$(FMA)),-DREFSAE_OWN_FMA)
 
 # SIMD=no builds without kernels_simd.c, which may also be deleted: the same bits, slower.
 SIMD    ?= $(if $(wildcard kernels_simd.c),yes,no)
-SOURCES := $(filter-out main.c kernels_simd.c,$(wildcard *.c))
+SOURCES := $(filter-out main.c kernels_simd.c $(LEFT_OUT:%=%.c),$(wildcard *.c))
 
 # The loops once more for each instruction set of this processor; -O3 vectorises across outputs. These
 # flags change no value: no code reads errno or floating-point traps.
@@ -74,7 +76,8 @@ ISAS    :=
 endif
 # The sets first in line: they take the longest to compile.
 OBJECTS := $(ISAS:%=$(BUILD)/kernels_simd.%.o) $(SETS:%=$(BUILD)/kernels.%.o) $(SOURCES:%.c=$(BUILD)/%.o)
-TESTS   := $(patsubst tests/%.c,$(BUILD)/%.o,$(wildcard tests/test_*.c))
+TEST_FILES := $(filter-out $(LEFT_OUT:%=tests/test_%.c),$(wildcard tests/test_*.c))
+TESTS   := $(TEST_FILES:tests/%.c=$(BUILD)/%.o)
 
 all: $(PROGRAM)
 
@@ -106,6 +109,10 @@ EMBED = set -e; n=0; for file in $(4); do \
 # A circuit is no task: cross-sections of one.
 TASK_FILES     := $(sort $(filter-out %-circuit.json,$(wildcard tasks/*.json)))
 SELFTEST_FILES := $(sort $(shell find selftest ! -type d))
+ifdef SMALL
+SELFTEST_FILES := $(filter-out $(patsubst %,selftest/%,vectors.json tokenizers/% sae/% dictionary/% sparsify/% gemma-%) \
+    $(filter-out $(wildcard selftest/images/?.*),$(wildcard selftest/images/*)),$(SELFTEST_FILES))
+endif
 $(BUILD)/tasks.h: $(TASK_FILES) | $(BUILD)
 	@($(call EMBED,shipped_tasks,tasks,.json,$(TASK_FILES))) >$@
 
@@ -118,8 +125,11 @@ $(BUILD)/page_style.h: page.css | $(BUILD)
 $(BUILD)/page_text.h: page.txt | $(BUILD)
 	@($(call EMBED,page_text,.,.txt,page.txt)) >$@
 
-$(BUILD)/formats.h: FORMATS.md | $(BUILD)
-	@($(call EMBED,formats,.,.md,FORMATS.md)) >$@
+$(BUILD)/FORMATS.md: FORMATS.md | $(BUILD)
+	@awk '$(if $(SMALL),/^## / { print "\n" $$0 "\n\nThe small build leaves this out: see FORMATS.md." },1)' $< >$@
+
+$(BUILD)/formats.h: $(BUILD)/FORMATS.md
+	@($(call EMBED,formats,$(BUILD),.md,$<)) >$@
 
 $(BUILD)/figure.o: $(BUILD)/page_style.h
 $(BUILD)/folder.o: $(BUILD)/page_text.h
@@ -159,7 +169,7 @@ fuzz:
 	    SAN="-g -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
 
 # The same tests without Criterion, by a header of our own.
-CHECKS  := $(patsubst tests/%.c,$(BUILD)/check.%.o,$(wildcard tests/test_*.c))
+CHECKS  := $(TEST_FILES:tests/%.c=$(BUILD)/check.%.o)
 $(BUILD)/check.%.o: tests/%.c tests/check/criterion/criterion.h | $(BUILD)
 	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check $(DEPS) -c -o $@ $<
 

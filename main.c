@@ -824,6 +824,13 @@ static void command_tokenize(Arguments *a) {
     tokenize_command(a->positional[0], &a->tokenize, stdin, stdout);
 }
 
+#ifdef REFSAE_SMALL
+static void command_left_out(Arguments *a) {
+    fail(STATUS_INPUT, "%s: the small build leaves this command out", a->command->name);
+}
+#define command_vectors command_left_out
+#define command_bench command_left_out
+#else
 static void command_vectors(Arguments *a) {
     vectors_write(&a->compute, a->vlm.out);
     if (a->console.json) {
@@ -842,6 +849,7 @@ static void command_bench(Arguments *a) {
         bench_kernels(&a->compute, a->console.json, stdout);
     }
 }
+#endif
 
 static void command_selftest(Arguments *a) {
     selftest_run(&a->compute, a->console.json, stdout);

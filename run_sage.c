@@ -8,7 +8,11 @@
 #include <string.h>
 
 /* A run's memory stays within this where a batch of several prompts would take more. */
+#ifdef REFSAE_SMALL
+static const size_t batch_bytes = (size_t)1 << 20;
+#else
 static const size_t batch_bytes = (size_t)768 << 20;
+#endif
 enum {
     BATCH_ROWS = 512,
     ENCODED_ROWS = 32,    /* prompts that an SAE encodes at once */

@@ -83,8 +83,9 @@ narrow() {
     rm -f "$build/large.safetensors"
 }
 
-# A small build against PORTING.md: what is undefined in an object is C99's, the compiler's or in the list.
+# A small build against PORTING.md: its size, and what is undefined in an object is C99's, the compiler's or in the list.
 portable() {
+    [ "$(wc -c <"$build/refsae")" -le 608000 ] || complain "$name: $(wc -c <"$build/refsae") bytes, expected at most 608000"
     nm --defined-only "$build"/*.o | awk 'NF > 2 { print $3 }' | sort -u >"$build/defined"
     for file in $(sed -n 's/^| `\([a-z_]*\)\.c`.*/\1/p' PORTING.md); do
         sed -n "/^| .$file\.c/p" PORTING.md | grep -o '`[a-z_]*`' | tr -d '`' >"$build/listed"
@@ -127,7 +128,9 @@ for level in -O0 -O3 '-O2 -flto' '-O2 -march=native'; do
     platform "x86-64 $level" gcc "OPT=${level%% *} CFLAGS=${level#* }"
 done
 platform 'x86-64, own fma' gcc 'FMA=own SIMD=no OPENMP=no'
-for compiler in gcc-11 clang clang-19 'zig cc'; do
+# zig-N, PATH's name for the zig of PyPI's ziglang N, brings a Clang of its own.
+for compiler in gcc-11 clang-13 clang clang-15 clang-16 'zig-0.12 cc' 'zig-0.13 cc' clang-19 'zig-0.14 cc' \
+    'zig-0.15 cc' 'zig-0.16 cc' clang-22 'zig cc'; do
     platform "x86-64 $compiler" "$compiler" 'OPENMP=no'
 done
 platform 'x86-64 tcc' tcc 'DEPS= WARN= OPENMP=no SIMD=no'

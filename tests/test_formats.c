@@ -160,6 +160,7 @@ Test(formats, examples_are_read_and_results_are_as_shown) {
     cr_assert(inputs > 5 && results > 10, "%zu examples read, %zu written", inputs, results);
 }
 
+#ifndef REFSAE_SMALL
 Test(formats, help_prints_each) {
     size_t sections = 0;
     cr_assert(shell("refsae help"));
@@ -178,3 +179,4 @@ Test(formats, help_prints_each) {
     cr_assert(sections > 10);
     cr_assert(!shell("refsae help tas"));
 }
+#endif

@@ -1386,6 +1386,16 @@ Test(program, selftest) {
     cr_expect(says("stderr", "/dev/null"));
 }
 
+#ifdef REFSAE_SMALL
+Test(program, small_build_leaves_out) {
+    cr_assert_eq(run("", "bench"), 2);
+    one_sentence("bench: the small build leaves this command out");
+    cr_assert_eq(run("", "vectors --out %s/v", folder), 2);
+    one_sentence("vectors: the small build leaves this command out");
+    cr_assert_eq(run("", "help trace"), 0);
+    cr_assert(says("stdout", "trace: ") && says("stdout", "see FORMATS.md"));
+}
+#else
 /* Every command's stages; what is measured of their time is within it. */
 Test(program, bench_on_a_model) {
     static const char *const stages[] = {
@@ -1418,6 +1428,7 @@ Test(program, bench_on_a_model) {
     cr_assert_eq(run("", "bench --llm weights/none"), 2);
     one_sentence("weights/none");
 }
+#endif
 
 Test(program, full_disk_leaves_nothing_half_written) {
     char command[512];

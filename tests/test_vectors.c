@@ -40,6 +40,7 @@ Test(vectors, are_what_is_written) {
     const Json *said = json_read_file(arena, path_join(arena, folder, "said"));
     cr_assert_str_eq(json_string(json_get(said, "out")), path_join(arena, folder, "v"));
     cr_assert_eq(run("vectors 2>/dev/null"), 2);
+    cr_assert_eq(run("vectors --out /dev/null/v 2>/dev/null"), 2);
     cr_assert_eq(run("vectors --out tests 2>/dev/null"), 2, "a folder of something else");
 }
 
