@@ -412,8 +412,7 @@ static const float *value_bias(const Sae *sae, const DumpOptions *o, const Conso
     }
     llm_open(&llm, arena, o->vlm.llm);
     const LlmConfig *m = &llm.config;
-    if (sae->layer < 0 || (size_t)sae->layer >= m->n_layers ||
-        sae->d_in != m->n_heads * m->d_head) {
+    if ((size_t)sae->layer >= m->n_layers || sae->d_in != m->n_heads * m->d_head) {
         fail(STATUS_INPUT,
              "%s: an SAE of layer %d with d_in %zu does not fit %s: %zu layers, z of %zu",
              sae->path, sae->layer, sae->d_in, o->vlm.llm, m->n_layers, m->n_heads * m->d_head);

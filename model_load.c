@@ -338,8 +338,7 @@ static LlmConfig config_read(const Json *config, const char *file) {
     c.kind = (LlmKind)kind;
     refuse_settings(config);
     kinds[kind].config(config, &c);
-    size_t width = 0;
-    if (!size_mul(&width, c.n_heads, c.d_head) || !size_mul(&width, width, 3)) {
+    if (c.n_heads > SIZE_MAX / 3 / c.d_head) {
         fail(STATUS_INPUT, "%s: %zu heads of %zu are too many", file, c.n_heads, c.d_head);
     }
     return c;
@@ -348,8 +347,7 @@ static LlmConfig config_read(const Json *config, const char *file) {
 /* An id, or -1 where there is none or it is outside the vocabulary. */
 static int32_t token_id(const Json *value, size_t d_vocab) {
     int64_t id = -1;
-    bool whole = value != NULL && json_int64(value, &id);
-    return whole && id >= 0 && (uint64_t)id < d_vocab ? (int32_t)id : -1;
+    return json_int64(value, &id) && id >= 0 && (uint64_t)id < d_vocab ? (int32_t)id : -1;
 }
 
 /* bos: config.json first; where generation stops: generation_config.json first; then the class. */
@@ -408,7 +406,7 @@ static void load_embed_and_head(Loader *t, Llm *llm, const Json *config) {
     bool tied = json_bool(config, "tie_word_embeddings", c->kind != LLM_GPT_NEOX);
     bool lm_head = is_stored(t, "", "lm_head");
     bool embed_out = !lm_head && is_stored(t, "", "embed_out");
-    bool only_head = lm_head && tied && c->kind != LLM_GPT_NEOX && !is_stored(t, prefix, embed);
+    bool only_head = (lm_head || embed_out) && tied && !is_stored(t, prefix, embed);
     if (!only_head) {
         llm->embed = need_table(t, embed, c->d_vocab, c->d_model);
     }

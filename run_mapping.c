@@ -415,8 +415,8 @@ static void checkpoint_read(Trainer *t) {
     }
     TrainState *s = &t->state;
     memcpy(s, numbers->data, sizeof *s);
-    if (s->step != rows->shape[0] || s->step > s->steps || s->steps == 0 ||
-        s->position > s->examples || s->examples != t->data.count || s->usable > s->examples ||
+    if (s->step != rows->shape[0] || s->step > s->steps || s->position > s->examples ||
+        s->examples != t->data.count || s->usable > s->examples ||
         s->steps != train_steps(t->options, (size_t)s->usable)) {
         fail(STATUS_INPUT, "%s: its step numbers contradict each other", store.path);
     }
@@ -682,9 +682,6 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
                            const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
     size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
-    if (rows == 0) {
-        fail(STATUS_INPUT, "the text has no token");
-    }
     size_t new_tokens = options->max_new_tokens;
     if (config->rotary_dim == 0 && rows + new_tokens > config->n_ctx) { /* learned positions */
         new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;

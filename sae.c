@@ -39,13 +39,12 @@ enum {
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
                        Arena *arena) {
     SaeRun r = {.compute = compute, .d_in = d_in, .d_sae = d_sae, .max_rows = max_rows};
-    size_t threads = compute->threads > 0 ? (size_t)compute->threads : 1;
     SaeRun *run = arena_alloc(arena, 1, sizeof *run);
     r.x = arena_floats(arena, max_rows, d_in);
     r.mean = arena_floats(arena, max_rows, 1);
     r.factor = arena_floats(arena, max_rows, 1);
     r.bad = arena_alloc(arena, max_rows, sizeof *r.bad);
-    r.heap = arena_alloc(arena, size_product(threads, d_sae), sizeof *r.heap);
+    r.heap = arena_alloc(arena, size_product((size_t)compute->threads, d_sae), sizeof *r.heap);
     r.start = arena_alloc(arena, LIST_ROWS + 1, sizeof *r.start);
     r.feature = arena_alloc(arena, LIST_ENTRIES, sizeof *r.feature);
     r.value = arena_floats(arena, LIST_ENTRIES, 1);

@@ -526,8 +526,7 @@ static float saelens_norm_factor(SaeFound *c, const SaeOptions *options) {
 /* |W_dec row|, for topk that chooses by it. Where inputs are scaled by one factor SAELens folds it
  * in (W_dec / factor) before it runs the SAE, so that f, too, is on the scale of activations. */
 static void decoder_norms(Sae *sae) {
-    double scale =
-        sae->norm == SAE_NORM_EXPECTED && sae->norm_factor > 0 ? (double)sae->norm_factor : 1;
+    double scale = sae->norm == SAE_NORM_EXPECTED ? (double)sae->norm_factor : 1;
     double *length = decoder_lengths(sae);
     float *norm = arena_floats(sae->arena, sae->d_sae, 1);
     for (size_t j = 0; j < sae->d_sae; j++) {
@@ -725,7 +724,11 @@ static size_t dictionary_k(const SaeFound *c) {
     size_t unsaid = (size_t)INT32_MAX + 1, said = size_setting(trainer, "k", unsaid);
     if (has(&c->sae, "k")) {
         double stored = scalar_load(&c->sae, "k");
-        if (!(stored >= 0 && stored <= INT32_MAX) || (said != unsaid && stored != (double)said)) {
+        if (!(stored >= 1 && stored <= (double)c->sae.d_sae) || floor(stored) < stored) {
+            fail(STATUS_INPUT, "%s: tensor 'k': expected a whole number from 1 to %zu, found %.9g",
+                 c->weights_file, c->sae.d_sae, stored);
+        }
+        if (said != unsaid && stored != (double)said) {
             fail(STATUS_INPUT, "%s: tensor 'k' is %.9g, but 'k' is %zu in %s", c->weights_file,
                  stored, said, c->cfg_file);
         }
@@ -934,7 +937,7 @@ static bool is_canonical(const Sae *sae) {
     static const short l0[26] = {105, 102, 141, 59, 124, 68, 70, 69, 71, 73, 77, 80, 82,
                                  84,  84,  78,  78, 77,  74, 73, 71, 70, 72, 75, 73, 116};
     return sae->source == SAE_GEMMASCOPE && sae->hook == HOOK_RESID_POST && sae->width_16k &&
-           sae->layer >= 0 && sae->layer < 26 && sae->average_l0 == (double)l0[sae->layer];
+           sae->layer < 26 && sae->average_l0 == (double)l0[sae->layer];
 }
 
 static bool is_wanted(const Sae *sae, HookKind kind, bool sage, const bool *layers,
@@ -949,8 +952,7 @@ static bool is_wanted(const Sae *sae, HookKind kind, bool sage, const bool *laye
     if ((kind != HOOK_KINDS && sae->hook != kind) || !good) {
         return false;
     }
-    return layers == NULL || sae->layer < 0 ||
-           ((size_t)sae->layer < n_layers && layers[sae->layer]);
+    return layers == NULL || ((size_t)sae->layer < n_layers && layers[sae->layer]);
 }
 
 /* By layer, then kind. */

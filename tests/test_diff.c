@@ -330,6 +330,30 @@ Test(diff, bad_only_and_common) {
     put("d", &(Given){"another", DTYPE_F32, 1, {1}, &zero}, 1);
     cr_assert_eq(run("diff @/c @/d --common 2>&1"), 2);
     says("no tensor is in both");
+    cr_assert_eq(run("diff @/c @/d 2>/dev/null"), 1);
+    last_line("nothing beyond in what could be compared, which hook_embed could not");
+    cr_assert_eq(run("diff @/c @/c --json"), 0);
+    says("\"equal\": true");
+}
+
+Test(diff, says_what_cannot_be_compared) {
+    static const float six[6];
+    static const char *const names[] = {
+        "a.name.of.more.bytes.than.any.hook.point.that.a.model.could.have.has.in.all.of.its.name."
+        "and.then.some.more.so.that.none.can.be.this.long"};
+    put("a", &(Given){"x", DTYPE_F32, 2, {2, 3}, six}, 1);
+    put("b", &(Given){"x", DTYPE_F32, 2, {3, 2}, six}, 1);
+    cr_assert_eq(run("diff @/a @/b 2>/dev/null"), 1);
+    says("x: other shape: [2, 3] in A, [3, 2] in B\n");
+#define ALL "tests/golden/tensor/all.safetensors"
+    cr_assert_eq(run("diff " ALL " " ALL " 2>/dev/null"), 1);
+    says("not compared: F8_E4M3 in A, F8_E4M3 in B");
+    put("c", &(Given){"F8_E4M3", DTYPE_F32, 1, {4}, six}, 1);
+    cr_assert_eq(run("diff @/c " ALL " 2>/dev/null"), 1);
+    says("not compared: F32 in A, F8_E4M3 in B");
+    put_names(names, 1, 1);
+    cr_assert_eq(run("diff @/a @/b"), 0);
+    says(names[0]);
 }
 
 Test(diff, counts_and_values_in_json) {
@@ -480,6 +504,8 @@ Test(diff, hooks_are_what_dump_writes) {
     says("\nvision.blocks.*.attn.hook_pattern");
     says("\nblocks.*.attn.hook_q                   [T, 4, 16]\n");
     says("\nvision.blocks.*: layers 0 to 2\nblocks.*: layers 0 to 3\n");
+    cr_assert_eq(run("hooks --llm weights/gpt2"), 0);
+    says_not("vision");
     cr_assert_eq(run("hooks 2>&1"), 2);
     says("--llm");
 }

@@ -834,11 +834,12 @@ Test(llm, sampling) {
         logits[i] = sinf((float)i * 1.7F) * 3;
     }
     logits[7] = logits[31] = 4;
+    logits[5] = -INFINITY;
     id = token_sample(logits, V, &(Sampling){0, 0, 1}, &random, arena);
     cr_expect_eq(id, 7);
 
-    static const Sampling ways[] = {{1, 0, 1},     {0.7F, 5, 1}, {1.3F, 0, 0.6F},
-                                    {2, 20, 0.5F}, {1, 1, 1},    {1, 0, 0}};
+    static const Sampling ways[] = {{1, 0, 1}, {0.7F, 5, 1}, {1.3F, 0, 0.6F}, {2, 20, 0.5F},
+                                    {1, 1, 1}, {1, 0, 0},    {1, V, 1}};
     for (size_t way = 0; way < sizeof ways / sizeof ways[0]; way++) {
         /* What transformers' warpers leave, from their definition. */
         double p[V], total = 0, counts[V] = {0};
@@ -875,6 +876,15 @@ Test(llm, sampling) {
                       "way %zu, id %d: %g %g", way, i, counts[i] / DRAWS, share);
         }
     }
+    logits[3] = INFINITY;
+    cr_expect_eq(token_sample(logits, V, &ways[0], &random, arena), 3);
+    float equal[V] = {0};
+    bool seen[V] = {false};
+    for (int draw = 0; draw < DRAWS; draw++) { /* all are as good as the first of top_k */
+        arena_reset(arena);
+        seen[token_sample(equal, V, &ways[4], &random, arena)] = true;
+    }
+    cr_expect(memchr(seen, false, sizeof seen) == NULL);
     logits[3] = NAN;
     ATTEMPT(&error, token_sample(logits, V, &ways[0], &random, arena));
     cr_expect_eq(error.status, STATUS_INPUT);
@@ -889,6 +899,36 @@ Test(llm, where_generation_begins_and_stops) {
     w = world_open("weights/gpt2", 1);
     cr_expect_eq(w.llm.config.eos_count, 1);
     world_close(&w);
+}
+
+/* A tied pair saved once, under the head's name. */
+Test(llm, a_tied_embedding_may_be_called_head) {
+    static const char *const tied[][2] = {{"gpt2", "transformer.wte.weight\"        "},
+                                          {"gpt_neox", "gpt_neox.embed_in.weight\"          "}};
+    char command[512];
+    for (int i = 0; i < 2; i++) {
+        char directory[] = "/tmp/refsae_llm_XXXXXX";
+        const char *name = tied[i][0], *embed = tied[i][1];
+        cr_assert_not_null(mkdtemp(directory));
+        snprintf(
+            command, sizeof command,
+            "cp weights/%s/* %s && cd %s && sed -i 's/\\(tie_word_embeddings\": \\)false/\\1true/' "
+            "config.json && LC_ALL=C sed -i 's/%.*s/lm_head.weight\"%s/' model.safetensors",
+            name, directory, directory, (int)strcspn(embed, " "), embed,
+            embed + strcspn(embed, " "));
+        cr_assert_eq(system(command), 0);
+        Llm saved, whole;
+        Arena *arena = arena_new();
+        llm_open(&saved, arena, directory);
+        llm_open(&whole, arena, path_join(arena, "weights", name));
+        cr_expect_eq(saved.embed.data, saved.head.w.data);
+        cr_expect_arr_eq(saved.embed.data, whole.embed.data,
+                         whole.config.d_vocab * whole.config.d_model *
+                             dtype_size(whole.embed.dtype));
+        arena_free(arena);
+        snprintf(command, sizeof command, "rm -r %s", directory);
+        cr_assert_eq(system(command), 0);
+    }
 }
 
 /* ---- bad input ---- */

@@ -595,6 +595,16 @@ Test(program, dump_of_images) {
     cr_assert(!there("b.safetensors"));
 }
 
+static size_t lines_of(const char *name) {
+    size_t size, lines = 0;
+    char *text = slurp(name, &size);
+    for (size_t i = 0; i < size; i++) {
+        lines += text[i] == '\n' ? 1 : 0;
+    }
+    free(text);
+    return lines;
+}
+
 /* ---- tokenize ---- */
 
 Test(program, tokenize) {
@@ -624,6 +634,22 @@ Test(program, tokenize) {
                  0);
     cr_assert(says("stdout", "]\n["));
     cr_assert_eq(run("printf '\\377' |", "tokenize weights/gpt2"), 2);
+    cr_assert_eq(run("printf '5 99999999999' |", "tokenize weights/gpt2 --decode"), 2);
+    one_sentence("no id 99999999999");
+    cr_assert_eq(run("printf '5;6' |", "tokenize weights/gpt2 --decode"), 2);
+    one_sentence("standard input: expected token ids");
+    cr_assert_eq(run("printf '5\\0' |", "tokenize weights/gpt2 --decode"), 2);
+    one_sentence("standard input: expected token ids");
+    cr_assert_eq(run("echo 5 |", "tokenize weights/gpt2 --jsonl"), 2);
+    one_sentence("line 1: expected a JSON string");
+    cr_assert_eq(run("echo '\"5\"' |", "tokenize weights/gpt2 --jsonl --decode"), 2);
+    one_sentence("line 1: expected a JSON array of ids");
+    cr_assert_eq(run("printf '\"a\"\\n \\t\\n\"b\"' |", "tokenize weights/gpt2 --jsonl"), 0);
+    cr_assert_eq(lines_of("stdout"), 2);
+    cr_assert_eq(run("printf ' red%.0s' $(seq 3000) |", "tokenize weights/gpt2"), 0);
+    cr_assert_eq(run(command, "tokenize weights/gpt2 --decode"), 0);
+    free(slurp("stdout", &size));
+    cr_assert_eq(size, 12000);
 }
 
 /* ---- generate ---- */
@@ -649,6 +675,44 @@ Test(program, generate) {
                               "--max-new-tokens 8"),
                  0);
     same_file("first", "stdout");
+    /* no further than the model has positions */
+    cr_assert_eq(run("", "generate --llm weights/gpt2 --max-new-tokens 50 --json --prompt "
+                         "\"$(printf ' red%%.0s' $(seq 120))\""),
+                 0);
+    Arena *arena = arena_new();
+    const Json *ids = json_get(json_read_file(arena, path_join(arena, folder, "stdout")), "ids");
+    cr_assert_eq(ids->length, 8);
+    arena_free(arena);
+    cr_assert_eq(run("", "dump --llm weights/gpt2 --bos yes --text ' red' --hooks hook_embed "
+                         "--json --out @/bos"),
+                 0);
+    cr_assert(says("stdout", "[2, 64]"));
+    cr_assert_eq(run("", "generate --llm weights/gemma2 --chat --prompt red --max-new-tokens 8"),
+                 0);
+    cr_assert_eq(run(command, "generate --llm weights/gemma2 --chat --max-new-tokens 8 --prompt "
+                              "'[{\"role\":\"user\",\"content\":\"red\"}]'"),
+                 0);
+    same_file("first", "stdout");
+}
+
+/* Of a picture it says what eval has it say. */
+Test(program, generate_of_an_image) {
+#define SEES                                                                                       \
+    "--llm weights/gemma2 --vision weights/clip --max-new-tokens 8 "                               \
+    "--adapter tests/golden/training/toy/adapter_off.safetensors"
+    char command[256], said[64] = "\"text\": \"";
+    snprintf(command, sizeof command, "head -n 1 weights/questions.jsonl >%s/q;", folder);
+    cr_assert_eq(run(command, "eval " SEES " --images weights/images --questions @/q --out @/e"),
+                 0);
+    cr_assert_eq(run("", "generate " SEES " --image weights/images/held_000.png --prompt "
+                         "'What color is the triangle?'"),
+                 0);
+    size_t size;
+    char *text = slurp("stdout", &size);
+    text[strcspn(text, "\n")] = '"';
+    strncat(said, text, 32);
+    free(text);
+    cr_assert(says("e/answers.jsonl", said), "%s", said);
 }
 
 /* ---- training ---- */
@@ -871,16 +935,6 @@ Test(program, what_a_killed_run_left_goes_with_the_next) {
     close(files[1]);
 }
 
-static size_t lines_of(const char *name) {
-    size_t size, lines = 0;
-    char *text = slurp(name, &size);
-    for (size_t i = 0; i < size; i++) {
-        lines += text[i] == '\n' ? 1 : 0;
-    }
-    free(text);
-    return lines;
-}
-
 /* Its times stay, of every step; and a tower of the same shape but other weights is another run. */
 Test(program, resuming_a_finished_run) {
 #define TOWER "tests/golden/models/clip_odd/"
@@ -894,7 +948,9 @@ Test(program, resuming_a_finished_run) {
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form, ""), 0);
     cr_assert_eq(lines_of("o/timing.csv"), 5);
-    snprintf(command, sizeof command, "cp %s/o/timing.csv %s/before", folder, folder);
+    snprintf(command, sizeof command,
+             "cp %s/o/timing.csv %s/before; printf '5,1.0\\n0,1.0\\n' >>%s/o/timing.csv", folder,
+             folder, folder);
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form, "--resume"), 0);
     cr_assert(says("stderr", "resuming after step 4 of 4"));
@@ -909,6 +965,91 @@ Test(program, resuming_a_finished_run) {
     fclose(file);
     cr_assert_eq(run("", form, "--resume"), 2);
     one_sentence("was written with '--vision of ");
+}
+
+typedef enum Change {
+    REMOVED,
+    OF_DTYPE,
+    OF_RANK,
+    OF_WIDTH,
+    NUMBERED
+} Change;
+
+/* o/checkpoint.safetensors as `good` is, but for a change to one of its parts; NUMBERED: number `n`
+ * of it is `value`. */
+static void checkpoint_change(Arena *arena, const char *part, Change change, size_t n,
+                              int64_t value) {
+    TensorStore store;
+    tensors_open(&store, arena, path_join(arena, folder, "good"));
+    TensorWriter *w = tensor_writer_open(path_join(arena, folder, "o/checkpoint.safetensors"));
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < store.count; i++) {
+            const Tensor *t = &store.tensors[i];
+            size_t shape[3] = {t->shape[0], t->rank > 1 ? t->shape[1] : 1, 1}, count = t->count;
+            Dtype dtype = t->dtype;
+            int rank = t->rank;
+            void *data = arena_copy(arena, t->data, count * dtype_size(dtype));
+            if (strcmp(t->name, part) == 0) {
+                if (change == REMOVED) {
+                    continue;
+                }
+                dtype = change != OF_DTYPE ? dtype : dtype == DTYPE_I64 ? DTYPE_U64 : DTYPE_I8;
+                rank += change == OF_RANK;
+                shape[rank - 1] -= change == OF_WIDTH;
+                count = shape[0] * (rank > 1 ? shape[1] : 1);
+                if (change == NUMBERED) {
+                    ((int64_t *)data)[n] = value;
+                }
+            }
+            if (pass == 0) {
+                tensor_writer_declare(w, t->name, dtype, rank, shape);
+            } else {
+                tensor_writer_data(w, data, dtype_size(dtype), count);
+            }
+        }
+    }
+    tensor_writer_commit(w);
+}
+
+Test(program, a_checkpoint_is_not_believed) {
+    static const char form[] = "train " ODD " --out @/o --batch 8 --accumulate 1 --tokens 55 "
+                               "--epochs 0 --steps 4 --image-text drop %s";
+    static const struct {
+        const char *part, *says;
+        Change change;
+        size_t n;
+        int64_t value;
+    } bad[] = {{"settings", "not a checkpoint", REMOVED, 0, 0},
+               {"settings", "not a checkpoint", OF_DTYPE, 0, 0},
+               {"settings", "not a checkpoint", OF_RANK, 0, 0},
+               {"numbers", "not a checkpoint", REMOVED, 0, 0},
+               {"numbers", "not a checkpoint", OF_DTYPE, 0, 0},
+               {"numbers", "not a checkpoint", OF_WIDTH, 0, 0},
+               {"rows", "not a checkpoint", REMOVED, 0, 0},
+               {"rows", "not a checkpoint", OF_DTYPE, 0, 0},
+               {"rows", "not a checkpoint", OF_RANK, 0, 0},
+               {"rows", "not a checkpoint", OF_WIDTH, 0, 0},
+               {"exp_avg.bias", "tensor 'exp_avg.bias'", REMOVED, 0, 0},
+               {"numbers", "contradict each other", NUMBERED, 0, 3},       /* step */
+               {"numbers", "contradict each other", NUMBERED, 1, 3},       /* steps: fewer */
+               {"numbers", "contradict each other", NUMBERED, 1, 5},       /* steps: more */
+               {"numbers", "contradict each other", NUMBERED, 3, 1000000}, /* position */
+               {"numbers", "contradict each other", NUMBERED, 4, 1000000}, /* usable */
+               {"numbers", "contradict each other", NUMBERED, 5, 1000000}, /* examples */
+               {"none", "", REMOVED, 0, 0}};
+    char command[256];
+    Arena *arena = arena_new();
+    cr_assert_eq(run("", form, ""), 0);
+    snprintf(command, sizeof command, "mv %s/o/checkpoint.safetensors %s/good", folder, folder);
+    cr_assert_eq(system(command), 0);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        checkpoint_change(arena, bad[i].part, bad[i].change, bad[i].n, bad[i].value);
+        int want = bad[i].says[0] != 0 ? 2 : 0;
+        cr_assert_eq(run("", form, "--resume"), want, "case %zu", i);
+        cr_assert(says("stderr", want == 2 ? bad[i].says : "resuming after step 4 of 4"),
+                  "case %zu", i);
+    }
+    arena_free(arena);
 }
 
 Test(program, same_bits_on_one_thread_in_scalar_code_and_in_any_batch) {

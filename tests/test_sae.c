@@ -448,6 +448,8 @@ Test(sae, statistics) {
     const float equal[] = {1, 2, 1, 2};
     stats = sae_stats(equal, recon, acts, 2, 2, 3);
     cr_assert(isnan(stats.fvu));
+    const float none[] = {0, 0, 3, 4}, back[] = {1, 0, 0, 0};
+    cr_assert_eq(sae_stats(none, back, acts, 2, 2, 3).cosine, 0); /* of nothing it is 0 */
 }
 
 Test(sae, what_is_not_finite_is_an_error) {
@@ -469,6 +471,18 @@ Test(sae, what_is_not_finite_is_an_error) {
     cr_assert_not_null(strstr(f.error.text, "reconstruction of row 1"), "%s", f.error.text);
     ATTEMPT(&f.error, sae_encode(&m.sae, f.run, x, NULL, acts, 3));
     cr_assert_eq(f.error.status, STATUS_INPUT); /* too many rows */
+    m.sae.norm = SAE_NORM_CONSTANT;
+    sae_encode(&m.sae, f.run, x, NULL, acts, 1);
+    ATTEMPT(&f.error, sae_decode(&m.sae, f.run, acts, recon, 2));
+    cr_assert_not_null(strstr(f.error.text, "rows that were encoded"), "%s", f.error.text);
+    stop(&f);
+    start(&f, 1, 3, 8, 2);
+    ATTEMPT(&f.error, sae_encode(&m.sae, f.run, x, NULL, acts, 1));
+    cr_assert_not_null(strstr(f.error.text, "planned: 2 of [3, 8]"), "%s", f.error.text);
+    stop(&f);
+    start(&f, 1, 4, 7, 2);
+    ATTEMPT(&f.error, sae_encode(&m.sae, f.run, x, NULL, acts, 1));
+    cr_assert_not_null(strstr(f.error.text, "planned: 2 of [4, 7]"), "%s", f.error.text);
     stop(&f);
     made_free(&m);
 }
@@ -506,11 +520,15 @@ static void remove_tree(const char *root) {
     cr_assert_eq(system(command), 0);
 }
 
+static Error open_one(Sae *sae, Arena *arena, const char *path, const SaeOptions *options) {
+    Error error;
+    ATTEMPT(&error, sae_open(sae, arena, path, options));
+    return error;
+}
+
 static Error open_error(const char *path) {
     Sae sae;
-    Error error;
-    ATTEMPT(&error, sae_open(&sae, arena_new(), path, NULL));
-    return error;
+    return open_one(&sae, arena_new(), path, NULL);
 }
 
 static Status search_for(SaeSet *set, Arena *arena, const char *root, HookKind kind, bool canonical,
@@ -553,6 +571,7 @@ Test(sae, refusals_name_what_is_wrong) {
         {"{\"d_in\":4294967296,\"architecture\":\"standard\"}", STANDARD, "d_in"},
         {"{" OLD ",\"activation_fn_str\":\"tanh-relu\"}", STANDARD, "tanh-relu"},
         {"{" OLD ",\"activation_fn\":\"topk\"}", STANDARD, "activation_fn_kwargs"},
+        {"{" OLD ",\"architecture\":\"topk\"}", STANDARD, "'k' is 100"},
         {"{" OLD ",\"architecture\":\"topk\",\"activation_fn_kwargs\":{}}", STANDARD,
          "activation_fn_kwargs: 'k': expected a number, found nothing"},
         {"{" OLD ",\"activation_fn\":\"topk\",\"activation_fn_str\":\"relu\"}", STANDARD,
@@ -602,6 +621,136 @@ Test(sae, refusals_name_what_is_wrong) {
         Error error = open_error(root);
         cr_assert_eq(error.status, STATUS_INPUT, "%s", sparse[i].cfg);
         cr_assert_not_null(strstr(error.text, sparse[i].says), "%s: %s", sparse[i].cfg, error.text);
+        remove_tree(root);
+    }
+}
+
+/* "NAME[ROWS,COLS] NAME[COUNT]": a file of such tensors, all of one value, F32 but where "of DTYPE"
+ * (I32, I64 or U8) follows. */
+static void put_tensors(const char *root, const char *name, const char *tensors, double value) {
+    char path[512], tensor[32];
+    snprintf(path, sizeof path, "%s/%s", root, name);
+    TensorWriter *writer = tensor_writer_open(path);
+    for (int pass = 0; pass < 2; pass++) {
+        int length;
+        for (const char *at = tensors; sscanf(at, " %31[^[][%n", tensor, &length) == 1;) {
+            size_t shape[2] = {0}, count;
+            char *end;
+            int rank = 0;
+            do {
+                at += rank == 0 ? length : 1;
+                shape[rank++] = strtoul(at, &end, 10);
+                at = end;
+            } while (*at == ',');
+            count = shape[0] * (rank == 2 ? shape[1] : 1);
+            at++;
+            Dtype dtype = strncmp(at, "I32", 3) == 0   ? DTYPE_I32
+                          : strncmp(at, "I64", 3) == 0 ? DTYPE_I64
+                          : strncmp(at, "U8", 2) == 0  ? DTYPE_U8
+                                                       : DTYPE_F32;
+            at += strcspn(at, " ");
+            if (pass == 0) {
+                tensor_writer_declare(writer, tensor, dtype, rank, shape);
+                continue;
+            }
+            for (size_t i = 0; i < count; i++) {
+                float real = (float)value;
+                int32_t whole = (int32_t)value;
+                int64_t wide = (int64_t)value;
+                unsigned char byte = (unsigned char)value;
+                tensor_writer_data(writer,
+                                   dtype == DTYPE_F32   ? (void *)&real
+                                   : dtype == DTYPE_I32 ? (void *)&whole
+                                   : dtype == DTYPE_I64 ? (void *)&wide
+                                                        : &byte,
+                                   dtype_size(dtype), 1);
+            }
+        }
+    }
+    tensor_writer_commit(writer);
+}
+
+#define ENC "encoder.weight[3,2] encoder.bias[3] "
+#define DEC "decoder.weight[2,3] "
+#define GATED ENC DEC "r_mag[3] gate_bias[3] mag_bias[3] decoder_bias[2] "
+#define BOTH "W_enc[2,3] W_dec[3,2] b_enc[3] b_dec[2] "
+#define TOP "{\"trainer\":{\"dict_class\":\"AutoEncoderTopK\"}}"
+
+/* What the tensors say where the settings do not, and what is wrong with them. */
+Test(sae, what_its_tensors_say) {
+    static const struct {
+        const char *file, *cfg, *tensors;
+        double value;
+        const char *says; /* its architecture, or what the refusal says */
+        size_t k;
+    } given[] = {
+        {"ae.pt", NULL, GATED, 1, "GatedAutoEncoder", 0},
+        {"ae.pt", NULL, ENC DEC "bias[2]", 1, "AutoEncoder", 0},
+        {"ae.pt", NULL, BOTH "threshold[3]", 1, "JumpReluAutoEncoder", 0},
+        {"ae.pt", NULL, BOTH, 1, "not those of an SAE of dictionary_learning", 0},
+        {"ae.pt", NULL, ENC DEC, 1, "not those of an SAE of dictionary_learning", 0},
+        {"ae.pt", NULL, ENC "b_dec[2]", 1, "not those of an SAE of dictionary_learning", 0},
+        {"ae.pt", NULL, "ae.W_enc[2,3]", 1, "of a training that was not finished", 0},
+        {"ae.pt", NULL, "ae.encoder.weight[3,2]", 1, "of a training that was not finished", 0},
+        {"ae.pt", NULL, ENC DEC "b_dec[2] group_sizes[2]", 1, "'MatryoshkaBatchTopKSAE'", 0},
+        {"ae.pt", NULL, ENC DEC "decoder.bias[2]", 1, "'AutoEncoderNew'", 0},
+        {"ae.pt", NULL, "encoder.weight[6] bias[2] " DEC, 1, "[d_sae, d_in], found rank 1", 0},
+        {"ae.pt", NULL, "encoder.weight[3,0] bias[0] " DEC, 1, "ae.pt: d_in is 0 and d_sae 3", 0},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]I32", 2, "AutoEncoderTopK", 2},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]I64", 3, "AutoEncoderTopK", 3},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]", 1, "AutoEncoderTopK", 1},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]U8", 1, "'k': expected F32, BF16, F16, I64 or I32", 0},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[2]", 1, "expected a single number, found several", 0},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]", -1, "a whole number from 1 to 3, found -1", 0},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]", 3e9, "from 1 to 3, found 3e+09", 0},
+        {"ae.pt", TOP, ENC DEC "b_dec[2] k[1]", 1.5, "from 1 to 3, found 1.5", 0},
+        {"params.npz", NULL, BOTH "threshold[3]", 1, "jumprelu", 0},
+        {"params.npz", NULL, "W[2,3]", 1, "tensor 'W_enc' is missing", 0},
+        {"sae_weights.safetensors", "{\"d_in\":2,\"d_sae\":3}", BOTH "scaling_factor[3]", 1,
+         "standard", 100}, /* its default, not used */
+        {"sae_weights.safetensors", "{\"d_in\":2,\"d_sae\":3}", BOTH "scaling_factor[3]", 2,
+         "'scaling_factor' is not 1 everywhere", 0},
+        {"sae.safetensors", "{\"d_in\":2}", ENC "W_dec[3,2] b_dec[2] W_skip[2,2]", 1,
+         "tensor 'W_skip': skip_connection is not supported", 0}};
+    for (size_t i = 0; i < sizeof given / sizeof given[0]; i++) {
+        char root[] = "/tmp/refsae_sae_XXXXXX";
+        cr_assert_not_null(mkdtemp(root));
+        put_tensors(root, given[i].file, given[i].tensors, given[i].value);
+        if (given[i].cfg != NULL) {
+            put(root, strcmp(given[i].file, "ae.pt") == 0 ? "config.json" : "cfg.json",
+                given[i].cfg);
+        }
+        Sae sae = {.k = 0};
+        Arena *arena = arena_new();
+        Error error = open_one(&sae, arena, root, NULL);
+        const char *says = error.status == STATUS_OK ? sae.architecture : error.text;
+        cr_assert(error.status == STATUS_OK ? strcmp(says, given[i].says) == 0
+                                            : strstr(says, given[i].says) != NULL,
+                  "case %zu: %s", i, says);
+        cr_assert_eq(sae.k, given[i].k, "case %zu", i);
+        arena_free(arena);
+        remove_tree(root);
+    }
+}
+
+/* --unit-decoder: columns that already have length 1 stay; those without a length are refused. */
+Test(sae, a_unit_decoder_stays) {
+    const SaeOptions options = {.unit_decoder = true};
+    for (int i = 0; i < 3; i++) {
+        char root[] = "/tmp/refsae_sae_XXXXXX";
+        cr_assert_not_null(mkdtemp(root));
+        put_tensors(root, "ae.pt", ENC DEC "bias[2]", (double[]){sqrt(0.5), 2, 0}[i]);
+        Sae sae;
+        Arena *arena = arena_new();
+        Error error = open_one(&sae, arena, root, &options);
+        cr_assert_eq(error.status, i == 2 ? STATUS_INPUT : STATUS_OK, "%s", error.text);
+        if (i == 2) {
+            cr_assert_not_null(strstr(error.text, "column 0 has length 0"), "%s", error.text);
+        } else {
+            cr_assert_eq(sae.dec_input, i == 0 ? 3 : 1);
+            cr_assert_float_eq(weight_at(sae.w_dec, 0), sqrt(0.5), 1e-6);
+        }
+        arena_free(arena);
         remove_tree(root);
     }
 }
@@ -702,6 +851,7 @@ Test(sae, search_finds_picks_and_asks) {
     put(root, "layer_2/cfg.json", "{" V6 ",\"architecture\":\"standard\"}");
     put(root, "layer_2/cfg.txt", "ignored");
     put(root, "config.json", "not even JSON");
+    put(root, "layer_1/params.npz/x", "a folder");
     put_link(root, "layer_2/loop", root); /* a loop, and each SAE a second time */
     SaeSet set;
     Error error;
@@ -737,6 +887,25 @@ Test(sae, search_finds_picks_and_asks) {
     sae_set_open(&set, arena, root, HOOK_RESID_POST, layers, 11, false, NULL);
     cr_assert_eq(set.count, 1);
     cr_assert_eq(set.saes[0].source, SAE_SAELENS);
+    ATTEMPT(&error, sae_set_open(&set, arena, root, HOOK_RESID_POST, layers, 2, false, NULL));
+    cr_assert_not_null(strstr(error.text, "none of the 5 SAEs"), "%s", error.text);
+
+    static const char *const both[] = {"mlp/layer_3", "layer_30", "layer_2"};
+    for (size_t i = 0; i < 3; i++) { /* two of one hook point, neither of them canonical */
+        for (const char *name = "ab"; *name != 0; name++) {
+            char path[64], cfg[64];
+            snprintf(path, sizeof path, "%s/%c/%s", both[i], *name,
+                     i < 2 ? "params.npz" : "sae_weights.safetensors");
+            snprintf(cfg, sizeof cfg, "%s/%c/cfg.json", both[i], *name);
+            put_link(root, path, i < 2 ? NPZ : STANDARD);
+            put(root, cfg, "{" V6 ",\"architecture\":\"standard\"}");
+        }
+        char glob[32];
+        snprintf(glob, sizeof glob, "%s/?", both[i]);
+        cr_assert_eq(search(&set, arena, root, HOOK_KINDS, true, glob, NULL, &error), STATUS_INPUT);
+        cr_assert_not_null(strstr(error.text, "--pick GLOB"), "%s", error.text);
+        cr_assert_null(strstr(error.text, "--canonical"), "%s", error.text);
+    }
     arena_free(arena);
     remove_tree(root);
 }
@@ -753,6 +922,7 @@ Test(sae, hook_points_from_paths_and_options) {
         {"att/layer7/params.npz", NPZ, NULL, NULL}, /* SAELens asks for layer_(\d+) */
         {"att/layer_10000012/params.npz", NPZ, NULL, NULL},
         {"some/params.npz", NPZ, NULL, NULL},
+        {"vision.blocks.1.hook_resid_post/params.npz", NPZ, NULL, NULL},
         {"some/params.npz", NPZ, "blocks.2.hook_mlp_out", "blocks.2.hook_mlp_out"},
         {"some/params.npz", NPZ, "blocks.2.hook_nothing", NULL},
         {"gpt2/h.3/sae.safetensors", GOLDEN "sparsify/layers.0/sae.safetensors", NULL,
