@@ -883,6 +883,7 @@ FileMap file_map(Arena *arena, const char *path) {
         fail_errno(code, path, "cannot map");
     }
     map->data = data;
+    prefer_large_pages(data, map->size);
     if (map->size == 0) {
         map->data = (const unsigned char *)"";
     } else {

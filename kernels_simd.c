@@ -10,8 +10,7 @@ enum {
     PANEL = TILE_N * VW,
     GROUP = BLOCK_N / PANEL * PANEL, /* columns of the panels that are packed together */
     GROUPS = (TILE_M + VW - 1) / VW, /* vectors that hold a tile's rows */
-    BYTES_AHEAD = 256,               /* of a row, fetched before they are read */
-    ROWS_AHEAD = 24                  /* the same where a few bytes are taken of each row */
+    BYTES_AHEAD = 256                /* of a row, fetched before they are read */
 };
 
 /* f(dtype, ...) with a dtype that the compiler knows, so that each has its own loop. */
@@ -50,13 +49,13 @@ INLINE vf second_widened(Dtype dtype, vu words) {
 }
 
 /* VW rows of VW words each, transposed: a lane is a row. A row that does not exist (rows < VW)
- * repeats the last; words that do not exist (bytes < 4 VW) are 0. What lies `ahead` is fetched. */
+ * repeats the last; words that do not exist (bytes < 4 VW) are 0. */
 INLINE void load_transposed(vu r[VW], const unsigned char *p, ptrdiff_t stride, size_t rows,
-                            size_t bytes, ptrdiff_t ahead) {
+                            size_t bytes) {
     if (bytes >= VW * 4) {
         UNROLL(16) for (size_t i = 0; i < VW; i++) {
             const unsigned char *row = p + (ptrdiff_t)(i < rows ? i : rows - 1) * stride;
-            __builtin_prefetch(row + ahead);
+            __builtin_prefetch(row + BYTES_AHEAD);
             r[i] = vu_load(row);
         }
     } else {
@@ -88,10 +87,7 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
             vu r[VW];
             const size_t left = depth - k;
             float *out = panel + k * PANEL + n;
-            /* at the end of these rows what is ahead is the beginning of the next VW */
-            const ptrdiff_t next =
-                left * size > BYTES_AHEAD ? 0 : VW * stride - (ptrdiff_t)(depth * size);
-            load_transposed(r, p + k * size, stride, columns - n, left * size, BYTES_AHEAD + next);
+            load_transposed(r, p + k * size, stride, columns - n, left * size);
             if (left >= VW * each) {
                 UNROLL(16) for (size_t i = 0; i < VW; i++) {
                     store_widened(dtype, out + i * each * PANEL, r[i], each);
@@ -109,7 +105,6 @@ INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff
 INLINE void pack_columns(Dtype dtype, float *panel, const unsigned char *p, ptrdiff_t stride,
                          size_t panels, size_t depth) {
     for (size_t k = 0; k < depth; k++, p += stride) {
-        prefetch(p + ROWS_AHEAD * stride, panels * PANEL * (dtype == DTYPE_F32 ? 4 : 2));
         for (size_t g = 0; g < panels; g++) {
             UNROLL(3) for (int j = 0; j < TILE_N; j++) {
                 const size_t n = g * PANEL + (size_t)j * VW;
@@ -120,11 +115,16 @@ INLINE void pack_columns(Dtype dtype, float *panel, const unsigned char *p, ptrd
     }
 }
 
-/* panel[g][k][PANEL] = B(n0 + g PANEL .., k0 .. k0 + depth - 1) for `columns` n. */
-static void pack_panels(float *panel, const Product *p, size_t n0, size_t columns, size_t k0,
-                        size_t depth) {
+/* Columns n .. n_end - 1 and k .. k_end - 1 of B, which are packed at a time. */
+typedef struct Part {
+    size_t n, n_end, k, k_end;
+} Part;
+
+/* panel[g][k][PANEL] = B(part.n + g PANEL .., part.k ..). */
+static void pack_panels(float *panel, const Product *p, Part part) {
+    const size_t columns = part.n_end - part.n, depth = part.k_end - part.k;
     const ptrdiff_t size = p->b.dtype == DTYPE_F32 ? 4 : 2;
-    const ptrdiff_t first = (ptrdiff_t)n0 * p->b_row + (ptrdiff_t)k0 * p->b_col;
+    const ptrdiff_t first = (ptrdiff_t)part.n * p->b_row + (ptrdiff_t)part.k * p->b_col;
     const unsigned char *from = weight_address(p->b, first);
     size_t done = 0; /* columns */
     for (; p->b_col == 1 && done < columns; done += PANEL, from += PANEL * p->b_row * size) {
@@ -157,7 +157,7 @@ static void pack_block(float *block, const Product *p, size_t m0, size_t rows, s
             UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
                 const size_t first = g * VW < count ? g * VW : 0;
                 load_transposed(r[g], (const unsigned char *)(a + k) + (ptrdiff_t)first * row, row,
-                                count - first, left * sizeof *a, BYTES_AHEAD);
+                                count - first, left * sizeof *a);
             }
             for (size_t i = 0; i < left; i++) { /* lanes behind TILE_M give way to the next k */
                 UNROLL(2) for (size_t g = 0; g < GROUPS; g++) {
@@ -251,7 +251,7 @@ INLINE void stream_step(Dtype dtype, int rows, vf acc[STREAM_MAX], const float *
     const size_t each = dtype == DTYPE_F32 ? 1 : 2, size = 4 / each;
     const bool whole = left >= VW * each;
     vu r[VW];
-    load_transposed(r, b, stride, columns, left * size, BYTES_AHEAD);
+    load_transposed(r, b, stride, columns, left * size);
     UNROLL(16) for (size_t i = 0; i < VW; i++) {
         if (!whole && i * each >= left) {
             break;
@@ -404,6 +404,22 @@ static void tile_at(size_t left, float *c, size_t ldc, size_t columns, const flo
     }
 }
 
+static Part part_at(size_t n, size_t n1, size_t k, size_t k1) {
+    return (Part){n, n1 - n < GROUP ? n1 : n + GROUP, k, k1 - k < BLOCK_K ? k1 : k + BLOCK_K};
+}
+
+/* The share-th of `shares` of what a part reads, while a tile before it computes. */
+static void part_fetch(const Product *p, Part part, size_t share, size_t shares) {
+    const bool by_column = p->b_col == 1; /* of B, whose k are then contiguous */
+    const size_t columns = part.n_end - part.n, depth = part.k_end - part.k;
+    const size_t lines = by_column ? columns : depth;
+    const size_t bytes = (by_column ? depth : columns) * (p->b.dtype == DTYPE_F32 ? 4 : 2);
+    for (size_t i = lines * share / shares; i < lines * (share + 1) / shares; i++) {
+        const size_t n = part.n + (by_column ? i : 0), k = part.k + (by_column ? 0 : i);
+        prefetch(weight_address(p->b, (ptrdiff_t)n * p->b_row + (ptrdiff_t)k * p->b_col), bytes);
+    }
+}
+
 static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
                           void *scratch) {
     float *panel = scratch, *block = panel + BLOCK_K * GROUP;
@@ -417,15 +433,21 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
     }
     for (size_t k0 = 0; k0 < p->k; k0 += BLOCK_K) {
         const size_t depth = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
-        const bool start = k0 == 0 && !p->resume;
         pack_block(block, p, m0, m1 - m0, k0, depth);
         for (size_t n = n0; n < n1; n += GROUP) {
-            const size_t end = n1 - n < GROUP ? n1 : n + GROUP;
-            pack_panels(panel, p, n, end - n, k0, depth);
+            const Part part = part_at(n, n1, k0, p->k);
+            const Part next = part.n_end < n1 ? part_at(part.n_end, n1, k0, p->k)
+                                              : part_at(n0, n1, part.k_end, p->k);
+            const size_t columns = part.n_end - n, panels = (columns + PANEL - 1) / PANEL;
+            const size_t tiles = (m1 - m0 + TILE_M - 1) / TILE_M * panels;
+            size_t done = 0;
+            pack_panels(panel, p, part);
             for (size_t m = m0; m < m1; m += TILE_M) {
-                for (size_t i = n; i < end; i += PANEL) {
-                    tile_at(m1 - m, p->c + m * p->ldc + i, p->ldc, end - i,
-                            block + (m - m0) * depth, panel + (i - n) * depth, depth, start);
+                for (size_t i = 0; i < columns; i += PANEL) {
+                    part_fetch(p, next, done++, tiles);
+                    tile_at(m1 - m, p->c + m * p->ldc + n + i, p->ldc, columns - i,
+                            block + (m - m0) * depth, panel + i * depth, depth,
+                            k0 == 0 && !p->resume);
                 }
             }
         }

@@ -71,7 +71,7 @@ typedef struct Task {
 enum {
     BLOCK_M = 560,
     BLOCK_K = 384,
-    BLOCK_N = 128,
+    BLOCK_N = 192,
     BLOCK_STEP = 56
 };
 
