@@ -50,11 +50,10 @@ enum {
 };
 enum {
     ASKED_HOOK = 1,
-    ASKED_FACTOR = 2,
-    ASKED_CENTRE = 4,
-    ASKED_UNIT = 8,
-    ASKED_CLASS = 16,
-    ASKED_CANONICAL = 32
+    ASKED_CENTRE = 2,
+    ASKED_UNIT = 4,
+    ASKED_CLASS = 8,
+    ASKED_CANONICAL = 16
 };
 
 /* ---- the hook point: sites and layers in names of folders and modules ---- */
@@ -507,9 +506,8 @@ static void saelens_scaling(SaeFound *c) {
 }
 
 /* A training checkpoint has the factor of expected_average_only_in beside it, not yet folded in. */
-static float saelens_norm_factor(SaeFound *c, const SaeOptions *options) {
+static float saelens_norm_factor(const SaeFound *c, const SaeOptions *options) {
     const Sae *sae = &c->sae;
-    c->asked |= ASKED_FACTOR;
     char *path = path_join(sae->arena, sae->path, "activation_scaler.json");
     const Json *scaler = path_exists(path) ? settings_read(sae->arena, path) : NULL;
     float given = (float)options->norm_factor, stored = 0;
@@ -991,7 +989,6 @@ static void options_check(unsigned asked, const SaeOptions *o, bool canonical, c
         const char *name;
         bool given;
     } of[] = {{"hook", o->hook != NULL},
-              {"norm-factor", o->norm_factor > 0},
               {"centre", o->centre != SAE_CENTRE_UNKNOWN},
               {"unit-decoder", o->unit_decoder},
               {"dict-class", o->dict_class != NULL},
