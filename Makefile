@@ -266,15 +266,21 @@ coverage:
 	sh tests/coverage.sh build-coverage
 
 # What analysers and provers say of the source (tests/analyze.sh, tests/proofs), and what valgrind and Clang's
-# MemorySanitizer say of selftest. A part whose tool is missing says so. MemorySanitizer does not know the functions
-# for files above 2 GiB, nor what libc hands to a fopencookie, which is used on Linux: undefined, so is that.
+# MemorySanitizer and ThreadSanitizer say of selftest. A part whose tool is missing says so. MemorySanitizer does not
+# know the functions for files above 2 GiB, nor what libc hands to a fopencookie, which is used on Linux: undefined,
+# so is that.
 MEMORY := CC=clang OPENMP=no OPT=-O1 SAN="-g -fsanitize=memory -U_FILE_OFFSET_BITS -U__linux__" BUILD=build-msan PROGRAM=build-msan/refsae
+# ThreadSanitizer knows OpenMP's barriers by Archer, of libomp-dev.
+THREADS := CC=clang OPENMP=yes SIMD=no OPT=-O1 SAN="-g -fsanitize=thread" BUILD=build-tsan PROGRAM=build-tsan/refsae
+ARCHER  = $(shell clang -print-resource-dir)/../../libarcher.so
 analyze-static: $(PROGRAM)
 	sh tests/analyze.sh
 	sh tests/proofs/run.sh
 	OMP_WAIT_POLICY=passive REFSAE_ISA=scalar valgrind -q --leak-check=full --error-exitcode=1 ./$(PROGRAM) selftest --threads 1 >/dev/null
 	$(MAKE) $(MEMORY) build-msan/refsae
 	build-msan/refsae selftest >/dev/null
+	$(MAKE) $(THREADS) build-tsan/refsae
+	OMP_NUM_THREADS=4 OMP_TOOL_LIBRARIES=$(ARCHER) TSAN_OPTIONS=ignore_noninstrumented_modules=1 build-tsan/refsae selftest >/dev/null
 
 clean:
 	rm -rf $(BUILD) $(PROGRAM) $(DEMO) build-bits

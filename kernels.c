@@ -409,7 +409,7 @@ void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *i
     const KernelSet *set;
     for (size_t i = 0; compute->set == NULL && (set = kernel_set_at(i, &usable)) != NULL; i++) {
         const bool named = isa == NULL || strcmp(isa, set->name) == 0;
-        known = known || named;
+        known |= named;
         compute->set = named && usable ? set : NULL;
     }
     if (!known) {

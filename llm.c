@@ -516,9 +516,7 @@ static void mask_scores(const LlmRun *run, const Layer *l, const Pieces *pieces,
 static void scores_forward(const LlmRun *run, const Layer *l, const Pieces *pieces, float *scores) {
     const LlmConfig *c = &run->llm->config;
     head_products(run, pieces, S_IS_Q_KT, scores, l->q, l->k);
-    if (c->attn_scale != 1) {
-        vector_scale(run->compute, scores, scores, c->attn_scale, pieces->size);
-    }
+    vector_scale(run->compute, scores, scores, c->attn_scale, pieces->size);
     if (c->attn_softcap > 0) {
         softcap(run->compute, scores, scores, c->attn_softcap, pieces->size);
     }
@@ -594,9 +592,7 @@ static void pieces_backward(const LlmRun *run, const Layer *l, const Pieces *pie
     if (c->attn_softcap > 0) {
         softcap_backward(run->compute, d, d, run->scores, c->attn_softcap, pieces->size);
     }
-    if (c->attn_scale != 1) {
-        vector_scale(run->compute, d, d, c->attn_scale, pieces->size);
-    }
+    vector_scale(run->compute, d, d, c->attn_scale, pieces->size);
     head_products(run, pieces, Q_IS_S_K, d, run->dq, l->k);
     head_products(run, pieces, K_ADDS_ST_Q, d, l->q, run->dk);
 }
@@ -1102,8 +1098,7 @@ void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcapped, 
     hooks_show(run->hooks, point_of(HOOK_LOGITS, -1, false, count, v, 0), logits);
 }
 
-void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcapped,
-                   float *logits) {
+void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, float *logits) {
     const LlmConfig *c = &run->llm->config;
     rows_check(run, &row, 1);
     for (size_t i = 0; i < count; i++) {
@@ -1111,7 +1106,7 @@ void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bo
         product_run_one(run->compute,
                         product_nt(logits + i, run->final_x + row * c->d_model, &one, 1));
     }
-    if (softcapped && c->final_softcap > 0) {
+    if (c->final_softcap > 0) {
         softcap(run->compute, logits, logits, c->final_softcap, count);
     }
 }

@@ -108,9 +108,9 @@ const float *llm_resid(const LlmRun *run);
  * hook sees them). softcap: the model's own final soft-cap, if it has one. */
 void llm_logits(LlmRun *run, const size_t *rows, size_t count, bool softcap, float *logits,
                 const Hooks *hooks);
-/* The logits of some tokens alone, at one row: logits[count] at ids. The same values, no hook. */
-void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, bool softcap,
-                   float *logits);
+/* The logits of some tokens alone, at one row: logits[count] at ids. The same values as with
+ * softcap, no hook. */
+void llm_logits_at(LlmRun *run, size_t row, const int32_t *ids, size_t count, float *logits);
 /* The way back, block by block: before the first, llm_backward_start. logits as llm_logits left
  * them (used for the soft-cap's slope); dlogits[count, d_vocab] is overwritten. */
 void llm_backward_start(LlmRun *run);

@@ -145,7 +145,7 @@ static void sequence_add(SageRun *r, const Patch *patch, size_t s, size_t past) 
 
 /* The logits that m reads, alone, in their places among all. */
 static void read_list(SageRun *r, size_t row, const int32_t *ids, size_t n, float *logits) {
-    llm_logits_at(r->run, row, ids, n, true, r->listed);
+    llm_logits_at(r->run, row, ids, n, r->listed);
     for (size_t i = 0; i < n; i++) {
         logits[ids[i]] = r->listed[i];
     }

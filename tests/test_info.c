@@ -78,6 +78,8 @@ Test(info, knows_every_kind) {
         {"tests/golden/models/neox_par",
          {"model_type", "gpt_neox", "parallel_blocks", "true", "tied_head", "false",
           "rotary_dimensions", "4", "memory.dump_grad", "*"}},
+        {"tests/golden/models/clip_odd", {"kind", "CLIP vision tower"}},
+        {"tests/golden/models/gemma2_odd/model.safetensors.index.json", {"kind", "tensors"}},
         {"weights/clip",
          {"kind", "CLIP vision tower", "image_tokens", "16", "patch_size", "16", "dtype", "F32",
           "memory.dump", "*"}},
@@ -93,6 +95,9 @@ Test(info, knows_every_kind) {
         {SAES "saelens/expected_average/cfg.json",
          {"normalization", "expected_average_only_in", "normalization_factor",
           "not in the file: give --norm-factor X"}},
+        {SAES
+         "dictionary/JumpRelu_pythia-70m-deduped__0108/resid_post_layer_3/trainer_3/config.json",
+         {"format", "dictionary_learning", "activation", "JumpReLU"}},
         {SAES "gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59/params.npz",
          {"format", "GemmaScope", "activation", "JumpReLU", "b_dec_subtracted", "false",
           "average_l0", "59", "hook_point", "blocks.3.hook_resid_post"}},
@@ -184,6 +189,107 @@ Test(info, what_is_none_is_said) {
     }
 }
 
+static void write_text(const char *path, const char *text) {
+    OutFile *out = out_open(path);
+    fputs(text, out->stream);
+    out_commit(out);
+}
+
+/* By the first bytes, whatever the name; of JSON by the first record. */
+Test(info, a_file_is_what_it_holds) {
+    static const struct {
+        const char *name, *text, *says;
+    } cases[] = {
+        {"none.json", "[]", "\"kind\": \"conversations\""},
+        {"number.json", "[3]", "JSON of no kind that refsae reads"},
+        {"other.json", "[{\"a\": 1}]", "JSON of no kind that refsae reads"},
+        {"object.json", "{\"abcd\":{}}", "JSON of no kind that refsae reads"},
+        {"eighth.json", "[1,2,3, {}]", "JSON of no kind that refsae reads"},
+        {"two.json", " {\"a\": 1} x", "line 1, column 11: expected nothing after the value"},
+        {"mark.json", "\xEF\xBB\xBF{\"a\": 1}", "neither safetensors nor an index"},
+        {"layers.csv", "layer,x\n0,1", "\"entries\": 1"}, /* the last line may have no end */
+        {"picture.jpg", "\xFFxxxxxxxxx", "of no kind that refsae reads"},
+        {"sae.npz", "PK\3\4xxxxxxx", "a zip whose end is missing"},
+        {"1234567890-a/0-1.json", "[]", "no SAE below it"}, /* too large for a layer */
+        {"12x/0-1.json", "[]", "no SAE below it"},
+        {"7/0-1.json", "[{\"index\": 1, \"description\": \"a\"}]", "\"layer_7\": 1"},
+    };
+    folder_new();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Told t;
+        char *name = in(folder, cases[i].name), *slash = strchr(cases[i].name, '/');
+        if (slash != NULL) {
+            folder_remove();
+            path_make_directory(path_parent(arena_new(), name));
+        }
+        write_text(name, cases[i].text);
+        ask(&t, slash != NULL ? folder : name, true);
+        cr_assert_not_null(strstr(t.text, cases[i].says), "%s: %s", name, t.text);
+        forget(&t);
+    }
+    folder_remove();
+}
+
+/* weight [2, 3], or [6], and `bias` values of this rank (0: none). */
+static void write_linear(const char *path, int weight_rank, size_t bias, int bias_rank,
+                         bool settings) {
+    static const float zeros[6];
+    const size_t matrix[] = {2, 3}, six = 6, biases[] = {bias, 1}, one = 1;
+    TensorWriter *writer = tensor_writer_open(path);
+    tensor_writer_declare(writer, "weight", DTYPE_F32, weight_rank,
+                          weight_rank == 2 ? matrix : &six);
+    if (bias_rank > 0) {
+        tensor_writer_declare(writer, "bias", DTYPE_F32, bias_rank, biases);
+    }
+    if (settings) {
+        tensor_writer_declare(writer, "settings", DTYPE_F32, 1, &one);
+    }
+    tensor_writer_data(writer, zeros, sizeof *zeros, 6);
+    tensor_writer_data(writer, zeros, sizeof *zeros, bias_rank > 0 ? bias : 0);
+    tensor_writer_data(writer, zeros, sizeof *zeros, settings ? 1 : 0);
+    tensor_writer_commit(writer);
+}
+
+Test(info, an_adapter_is_one_linear_map) {
+    static const struct {
+        int weight_rank, bias_rank;
+        size_t bias;
+        bool settings;
+        const char *kind;
+    } cases[] = {{2, 1, 2, false, "adapter"}, {1, 1, 2, false, "tensors"},
+                 {2, 0, 0, false, "tensors"}, {2, 2, 2, false, "tensors"},
+                 {2, 1, 3, false, "tensors"}, {2, 1, 2, true, "tensors"}}; /* a checkpoint */
+    folder_new();
+    const char *path = in(folder, "x.safetensors");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Told t;
+        write_linear(path, cases[i].weight_rank, cases[i].bias, cases[i].bias_rank,
+                     cases[i].settings);
+        ask(&t, path, true);
+        member_is(&t, "kind", cases[i].kind, "a linear map");
+        forget(&t);
+    }
+    folder_remove();
+}
+
+Test(info, an_sae_may_leave_its_hook_point_unsaid) {
+    Told t;
+    folder_new();
+    cr_assert_eq(setenv("FOLDER", folder, 1), 0);
+    cr_assert_eq(
+        system("set -e; cd " SAES "saelens/standard; for x in a b; do mkdir $FOLDER/$x\n"
+               "cp sae_weights.safetensors $FOLDER/$x\n"
+               "sed 's/\"hook_name\": \"[^\"]*\", //' cfg.json >$FOLDER/$x/cfg.json; done"),
+        0);
+    ask(&t, folder, false);
+    cr_assert_eq(count_of(t.text, "hook_point not said, format SAELens"), 2, "%s", t.text);
+    forget(&t);
+    ask(&t, in(folder, "a"), true);
+    member_is(&t, "hook_point", "not said: give --hook NAME", folder);
+    forget(&t);
+    folder_remove();
+}
+
 /* Folders that only have numbers are SAEs by what is in them, not descriptions of layers. */
 Test(info, a_damaged_sae_of_a_numbered_folder_is_named) {
     Told t;
@@ -192,9 +298,7 @@ Test(info, a_damaged_sae_of_a_numbered_folder_is_named) {
     for (int i = 0; i < 2; i++) {
         const char *file = arena_format(arena, "%s/%d/params.npz", folder, i);
         path_make_directory(path_parent(arena, file));
-        OutFile *out = out_open(file);
-        fputs("PK", out->stream);
-        out_commit(out);
+        write_text(file, "PK");
     }
     ask(&t, folder, true);
     cr_assert_eq(t.error.status, STATUS_INPUT);

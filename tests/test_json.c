@@ -46,6 +46,7 @@ Test(json, values) {
     cr_assert(isnan(json_double(parse(arena, "NaN"))));
     cr_assert_eq(json_double(parse(arena, "-Infinity")), (double)-INFINITY);
     cr_assert_eq(json_double(parse(arena, "1e999")), (double)INFINITY);
+    cr_assert_eq(json_double(parse(arena, "\t1E+2")), 100);
     arena_free(arena);
 }
 
@@ -534,6 +535,8 @@ Test(json, csv_is_read) {
     cr_assert(!csv_number("1,,3", 1, &value));
     cr_assert(!csv_number("1,2", 2, &value), "no such column");
     cr_assert_eq(value, 2.5);
+    cr_assert_str_eq(csv_line_next("1,2\n3"), "3");
+    cr_assert_str_eq(csv_line_next("1,2"), "", "the last line may have no end");
 }
 
 Test(json, csv_is_written) {

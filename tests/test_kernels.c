@@ -543,7 +543,11 @@ Test(kernels, functions_at_their_edges) {
                  {FN_LOG, -1.0f, NAN},
                  {FN_LOG, INFINITY, INFINITY},
                  {FN_LOG, 0x1p-149f, -0x1.9d1da0p+6f},
+                 {FN_LOG, 0x1.827a74p-7f, -0x1.1c2b1ep+2f}, /* nearly between two floats */
                  {FN_LOG, 0x1.2f1fd6p+3f, 0x1.1fcbcep+1f},
+                 {FN_LOG, 0x1.bacb4ap+25f, 0x1.1e0696p+4f},
+                 {FN_LOG, 0x1.b121a6p+76f, 0x1.a9a3f2p+5f},
+                 {FN_LOG, 0x1.6351d8p+95f, 0x1.08b512p+6f},
                  {FN_TANH, -0.0f, -0.0f},
                  {FN_TANH, INFINITY, 1.0f},
                  {FN_TANH, -1e-40f, -1e-40f},
@@ -555,6 +559,7 @@ Test(kernels, functions_at_their_edges) {
                  {FN_SIN, 0x1.000002p20f, NAN},
                  {FN_COS, -0.0f, 1.0f},
                  {FN_SIN, 0x1.33333p+13f, -0x1.63f4bap-2f},
+                 {FN_SIN, -0x1.33333p+13f, 0x1.63f4bap-2f},
                  {FN_COS, 0x1p20f, 0x1.e33adap-1f},
                  {FN_COS, NAN, NAN}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -801,8 +806,15 @@ Test(kernels, instruction_sets_are_asked_for_by_name) {
     ATTEMPT(&error, compute_open_isa(&compute, arena, 1, "mmx"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_not_null(strstr(error.text, "mmx"));
+    compute_open_isa(&compute, arena, 1, NULL);
+    const char *chosen = compute_isa(&compute);
     compute_open_isa(&compute, arena, 1, "scalar");
     cr_assert_str_eq(compute_isa(&compute), "scalar");
     ATTEMPT(&error, compute_open_isa(&compute, arena, -1, NULL));
     cr_assert_eq(error.status, STATUS_INPUT);
+    ATTEMPT(&error, compute_open_isa(&compute, arena, 1025, NULL));
+    cr_assert_str_eq(error.text, "threads: expected 0 to 1024, found 1025");
+    cr_assert_eq(setenv("REFSAE_ISA", "", 1), 0); /* as if it were not set */
+    compute_open(&compute, arena, 1);
+    cr_assert_str_eq(compute_isa(&compute), chosen);
 }

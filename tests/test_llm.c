@@ -499,7 +499,7 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
                 llm_logits(w.run, tail_last, 2, true, part, NULL);
                 cr_expect_arr_eq(part, whole, 2 * v * sizeof *part, "%s, layer %zu, round %d",
                                  models[m], layer, round);
-                llm_logits_at(w.run, 5, some, 3, true, few);
+                llm_logits_at(w.run, 5, some, 3, few);
                 for (size_t i = 0; i < 3; i++) {
                     cr_expect_arr_eq(few + i, part + v + some[i], sizeof *few, "%s: token %d",
                                      models[m], some[i]);
@@ -1074,9 +1074,38 @@ Test(llm, refuses_what_a_run_cannot_hold) {
     cr_expect(strstr(error.text, "71") != NULL, "%s", error.text);
     ids[3] = -1;
     llm_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL, NULL);
+    cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "a run without backward");
     start[1] = 0;
     error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
+    world_plan(&w, plan_for(20, true)); /* of four sequences */
+    size_t many[] = {0, 1, 2, 3, 4, 5}, long_one[] = {0, 21}, two[] = {0, 11, 22}, late[] = {1, 5};
+    ids[4] = -2;
+    const struct {
+        LlmBatch batch;
+        size_t first, last;
+        Status status;
+    } cases[] = {{{5, many, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
+                 {{1, long_one, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
+                 {{2, two, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
+                 {{1, late, ids, NULL, NULL, false}, 0, layers, STATUS_INPUT},
+                 {{1, many, ids, many, NULL, false}, 0, layers, STATUS_INPUT}, /* of no tail */
+                 {{0, many, ids, NULL, NULL, false}, 0, layers, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, false}, 1, 0, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, false}, 0, layers + 1, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, false}, 1, layers, STATUS_INPUT}, /* of no stream */
+                 {{1, many, ids + 4, NULL, NULL, false}, 0, layers, STATUS_INPUT}}; /* id -2 */
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        error = try_forward(w.run, &cases[i].batch, cases[i].first, cases[i].last, NULL);
+        cr_expect_eq(error.status, cases[i].status, "%zu: %s", i, error.text);
+    }
+    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, false}, 0, 1, NULL, NULL);
+    cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "not all layers");
+    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, false}, 1, layers, llm_resid(w.run),
+                NULL);
+    cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "not from layer 0 on");
+    llm_backward_start(w.run);
+    cr_expect_eq(try_backward(w.run, 1).status, STATUS_OK);
     world_close(&w);
 }
 

@@ -143,6 +143,8 @@ Test(shard, what_does_not_belong_together_is_refused) {
          "run/shard-2-of-2/journal: is not of shard 2 of 2"},
         {"cp -r run/shard-1-of-2 run/shard-2-of-2; echo refsae-0 >run/shard-2-of-2/journal",
          "run/shard-2-of-2/journal: not a journal of this program"},
+        {"mkdir run/shard-2-of-2; echo >run/shard-2-of-2/journal",
+         "run/shard-2-of-2/journal: ends early: not what this run would have left"},
         {"echo >>questions.jsonl; $REFSAE $command --out run --shard 2/2",
          "run/shard-1-of-2/journal: was made with '--questions questions.jsonl of SHA-256 "},
     };

@@ -7,7 +7,8 @@ cbmc=${CBMC:-cbmc}
 command -v "$cbmc" >/dev/null || { echo "proofs: no cbmc here, skipped"; exit 0; }
 bad=0
 while read -r file function bytes unwind; do
-    if "$cbmc" -I. -D_POSIX_C_SOURCE=200809L --drop-unused-functions --signed-overflow-check --function "$function" \
+    if "$cbmc" -I. -D_POSIX_C_SOURCE=200809L --drop-unused-functions --signed-overflow-check --slice-formula \
+        --sat-solver cadical --function "$function" \
         --unwind "$unwind" -DBYTES="$bytes" "tests/proofs/$file.c" >build/proof.txt 2>&1; then
         echo "proved: $file.c: $function, $bytes bytes"
     else
