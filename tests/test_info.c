@@ -206,7 +206,7 @@ Test(info, a_file_is_what_it_holds) {
         {"object.json", "{\"abcd\":{}}", "JSON of no kind that refsae reads"},
         {"eighth.json", "[1,2,3, {}]", "JSON of no kind that refsae reads"},
         {"two.json", " {\"a\": 1} x", "line 1, column 11: expected nothing after the value"},
-        {"mark.json", "\xEF\xBB\xBF{\"a\": 1}", "neither safetensors nor an index"},
+        {"mark.json", "\xEF\xBB\xBF{\"a\": 1}", "JSON of no kind that refsae reads"},
         {"layers.csv", "layer,x\n0,1", "\"entries\": 1"}, /* the last line may have no end */
         {"picture.jpg", "\xFFxxxxxxxxx", "of no kind that refsae reads"},
         {"sae.npz", "PK\3\4xxxxxxx", "a zip whose end is missing"},
