@@ -11,6 +11,7 @@ group of rows) here. Prints a table of medians, for the README, and the processo
     python3 tests/reference/bench_torch.py --dir DIR [--program ./refsae] [--layers 26] [--threads 2]
 """
 import argparse
+import glob
 import json
 import os
 import re
@@ -55,6 +56,11 @@ def write_world(folder, layers):
                 "architecture": "jumprelu", "d_in": d, "d_sae": D_SAE, "apply_b_dec_to_input": False,
                 "normalize_activations": "constant_norm_rescale", "reshape_activations": "none",
                 "metadata": {"sae_lens_version": "6.5.0", "hook_name": f"blocks.{layer}.hook_resid_post"}})
+    for path in glob.glob(os.path.join(folder, "*", "**", "*.safetensors"), recursive=True):
+        file = os.open(path, os.O_RDONLY)  # read anew, it comes in the large pages that refsae asks for
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
     y, x = torch.meshgrid(torch.arange(300), torch.arange(411), indexing="ij")
     pixels = torch.stack([x, y, x * y // 97], -1) % 256
     Image.fromarray(pixels.to(torch.uint8).numpy()).save(os.path.join(folder, "picture.png"))
