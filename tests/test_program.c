@@ -998,7 +998,7 @@ static void checkpoint_change(Arena *arena, const char *part, Change change, siz
                 shape[rank - 1] -= change == OF_WIDTH;
                 count = shape[0] * (rank > 1 ? shape[1] : 1);
                 if (change == NUMBERED) {
-                    ((int64_t *)data)[n] = value;
+                    memcpy((unsigned char *)data + n * sizeof value, &value, sizeof value);
                 }
             }
             if (pass == 0) {
