@@ -584,7 +584,7 @@ static void product_body(void *user, size_t i, int thread) {
  * than PIECE_WIDTH columns, or packing A, which each piece does for itself, would show. */
 void product_run(const Compute *compute, const Product *products, size_t count) {
     enum {
-        PIECE_WIDTH = 1152
+        PIECE_WIDTH = 2304
     };
     const size_t threads = (size_t)compute->threads;
     size_t blocks = 1, widest = 0;
