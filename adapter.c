@@ -629,14 +629,19 @@ size_t peak_features(AnalyzeRun *a, const LayerResult *layer, Group g, size_t fi
     size_t d_sae = layer->sae->d_sae, n = 0;
     const float *acts = a->acts + first * d_sae;
     for (size_t j = 0; j < d_sae; j++) {
-        TopFeature peak = {(uint32_t)j, 0, 0.0f};
-        size_t considered = left_out(a->result, layer, g, j) ? 0 : rows;
-        for (size_t r = 0; r < considered; r++) {
+        a->peaks[j] = (TopFeature){(uint32_t)j, 0, 0.0f};
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = 0; j < d_sae; j++) {
             float f = acts[r * d_sae + j];
-            peak = f > peak.activation ? (TopFeature){(uint32_t)j, (uint32_t)r, f} : peak;
+            if (f > a->peaks[j].activation) {
+                a->peaks[j] = (TopFeature){(uint32_t)j, (uint32_t)r, f};
+            }
         }
-        a->peaks[n] = peak;
-        n += peak.activation > 0.0f;
+    }
+    for (size_t j = 0; j < d_sae; j++) {
+        a->peaks[n] = a->peaks[j];
+        n += a->peaks[j].activation > 0.0f && !left_out(a->result, layer, g, j);
     }
     return n;
 }
