@@ -137,7 +137,7 @@ static double decoding_sae(Bench *bench, const Item *item) {
     (void)item;
     sparse_run(bench->compute, bench->y, start, column, bench->x, 256,
                (Weight){bench->weights, DTYPE_F32}, D_MODEL, 1, D_MODEL);
-    return 2.0 * (double)start[256] * D_MODEL;
+    return 2.0 * (double)start[256] * (double)D_MODEL;
 }
 
 /* One token through all of the weights; the bytes that had to be read. */

@@ -312,6 +312,12 @@ static const struct Pair {
     {"max-nodes", "cross-sections", true},
 };
 
+/* To what it is not by itself. */
+static bool is_set(const Arguments *a, int place) {
+    const char *value = a->values[place], *unset = options[place].fallback;
+    return value != NULL && (unset == NULL || strcmp(value, unset) != 0);
+}
+
 static void check_pairs(const Arguments *a) {
     for (const struct Pair *p = pairs; p < pairs + sizeof pairs / sizeof *pairs; p++) {
         int place = option_find(a->command, p->name, strlen(p->name));
@@ -319,9 +325,7 @@ static void check_pairs(const Arguments *a) {
         if (place < 0 || other < 0) {
             continue;
         }
-        const char *value = a->values[other], *unset = options[other].fallback;
-        bool set = value != NULL && (unset == NULL || strcmp(value, unset) != 0);
-        if (set == p->idle && a->values[place] != options[place].fallback) {
+        if (is_set(a, other) == p->idle && is_set(a, place)) {
             fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
                  p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
         }

@@ -128,10 +128,12 @@ for level in -O0 -O3 '-O2 -flto' '-O2 -march=native'; do
     platform "x86-64 $level" gcc "OPT=${level%% *} CFLAGS=${level#* }"
 done
 platform 'x86-64, own fma' gcc 'FMA=own SIMD=no OPENMP=no'
-# zig-N, PATH's name for the zig of PyPI's ziglang N, brings a Clang of its own.
-for compiler in gcc-11 clang-13 clang clang-15 clang-16 'zig-0.12 cc' 'zig-0.13 cc' clang-19 'zig-0.14 cc' \
-    'zig-0.15 cc' 'zig-0.16 cc' clang-22 'zig cc'; do
+for compiler in gcc-11 clang-13 clang clang-15 clang-16 clang-19 clang-22 'zig cc'; do
     platform "x86-64 $compiler" "$compiler" 'OPENMP=no'
+done
+# zig-N, PATH's name for the zig of PyPI's ziglang N: a Clang of its own, without what the choice of vector code needs.
+for compiler in 'zig-0.12 cc' 'zig-0.13 cc' 'zig-0.14 cc' 'zig-0.15 cc'; do
+    platform "x86-64 $compiler, scalar" "$compiler" 'OPENMP=no SIMD=no'
 done
 platform 'x86-64 tcc' tcc 'DEPS= WARN= OPENMP=no SIMD=no'
 platform 'x86-64 SMALL' gcc 'SMALL=1'
