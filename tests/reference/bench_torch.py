@@ -56,15 +56,19 @@ def write_world(folder, layers):
                 "architecture": "jumprelu", "d_in": d, "d_sae": D_SAE, "apply_b_dec_to_input": False,
                 "normalize_activations": "constant_norm_rescale", "reshape_activations": "none",
                 "metadata": {"sae_lens_version": "6.5.0", "hook_name": f"blocks.{layer}.hook_resid_post"}})
-    for path in glob.glob(os.path.join(folder, "*", "**", "*.safetensors"), recursive=True):
-        file = os.open(path, os.O_RDONLY)  # read anew, it comes in the large pages that refsae asks for
-        os.fsync(file)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(file)
     y, x = torch.meshgrid(torch.arange(300), torch.arange(411), indexing="ij")
     pixels = torch.stack([x, y, x * y // 97], -1) % 256
     Image.fromarray(pixels.to(torch.uint8).numpy()).save(os.path.join(folder, "picture.png"))
     return llm, vision, saes
+
+
+def leave_memory(folder):
+    """Its files, of which PyTorch has copies: read anew they come in the large pages that refsae asks for."""
+    for path in glob.glob(os.path.join(folder, "*", "**", "*.safetensors"), recursive=True):
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
 
 
 def refsae(program, threads, *arguments):
@@ -196,6 +200,7 @@ def main():
         return
     if args.kernels != "only":
         torch_side = TorchMapping(llm, vision, saes, args.dir)
+        leave_memory(args.dir)
     pairs = {}
     for _ in range(args.rounds):
         one = {}
