@@ -113,7 +113,7 @@ LayerTable published_read(Arena *arena, const char *path) {
             fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
                  path, number);
         }
-        for (int i = 0; i < METRICS * GROUPS; i++) {
+        for (int i = 0; i < (int)METRICS * (int)GROUPS; i++) {
             double *values = table.value[i / GROUPS][i % GROUPS];
             if (values != NULL &&
                 !csv_number(line, column[i / GROUPS][i % GROUPS], values + table.n)) {
@@ -154,7 +154,7 @@ static void write_layers(const AnalyzeResult *result, const LayerTable *ours,
         json_out(&json, "published {");
         json_convergence(&json, published, factor);
         json_out(&json, "} } distance {");
-        for (int i = 0; i < METRICS * GROUPS; i++) {
+        for (int i = 0; i < (int)METRICS * (int)GROUPS; i++) {
             Metric m = (Metric)(i / GROUPS);
             Group g = (Group)(i % GROUPS);
             if (published->value[m][g] != NULL) {
