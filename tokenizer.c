@@ -739,7 +739,7 @@ static void put_broken(FILE *out, size_t times) {
  * first two bytes depends on no more than them. */
 static size_t broken_prefix(const char *text, size_t length) {
     for (size_t n = length < 3 ? length : 3; n > 1; n--) {
-        char filled[4] = "\x80\x80\x80\x80";
+        char filled[] = "\x80\x80\x80\x80";
         uint32_t code;
         memcpy(filled, text, n);
         if (utf8_decode(filled, 4, &code) > n) {
