@@ -747,7 +747,7 @@ Test(kernels, rope_turns_and_turns_back, .init = open_best) {
     rope_tables(cosine, sine, 10000.0f, DIM, 100, ROWS);
     for (size_t r = 0; r < ROWS; r++) {
         for (size_t i = 0; i < DIM / 2; i++) { /* an angle of 108 errs by 2^-18 in binary32 */
-            const double angle = (double)(100 + r) * pow(10000.0, -2.0 * (double)i / DIM);
+            const double angle = (double)(100 + r) * pow(10000.0, -2.0 * (double)i / (double)DIM);
             cr_assert_float_eq(cosine[r * DIM / 2 + i], cos(angle), 1e-5);
             cr_assert_float_eq(sine[r * DIM / 2 + i], sin(angle), 1e-5);
         }

@@ -872,8 +872,8 @@ Test(llm, sampling) {
         }
         for (int i = 0; i < V; i++) { /* five standard deviations */
             double share = kept[i] ? p[i] / after : 0;
-            cr_expect(fabs(counts[i] / DRAWS - share) <= 5 * sqrt(share / DRAWS),
-                      "way %zu, id %d: %g %g", way, i, counts[i] / DRAWS, share);
+            cr_expect(fabs(counts[i] / (double)DRAWS - share) <= 5 * sqrt(share / (double)DRAWS),
+                      "way %zu, id %d: %g %g", way, i, counts[i] / (double)DRAWS, share);
         }
     }
     logits[3] = INFINITY;

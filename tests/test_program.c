@@ -280,7 +280,7 @@ Test(program, what_is_no_model) {
 /* Before any file is opened: none of these is there. */
 Test(program, options_that_cannot_hold) {
     static const char *const cases[][2] = {
-        {"analyze --judge lexical", "--judge needs --descriptions"},
+        {"analyze --judge x.jsonl", "--judge needs --descriptions"},
         {"analyze --judge-examples 3", "--judge-examples needs --descriptions"},
         {"analyze --max-density 1", "--max-density needs --descriptions"},
         {"analyze --write-questions q", "--write-questions needs --descriptions"},
@@ -526,7 +526,7 @@ static void put_saes(const char *name, bool centred, const char *settings) {
     static float w_enc[D][2 * D], w_dec[2 * D][D], b_enc[2 * D], b_dec[D];
     for (size_t i = 0; i < D; i++) {
         for (size_t k = 0; k < D; k++) {
-            w_enc[i][k] = (i == k ? 1.0f : 0.0f) - (centred ? 1.0f / D : 0.0f);
+            w_enc[i][k] = (i == k ? 1.0f : 0.0f) - (centred ? 1.0f / (float)D : 0.0f);
             w_enc[i][D + k] = -w_enc[i][k];
             w_dec[k][i] = i == k ? 1.0f : 0.0f;
             w_dec[D + k][i] = -w_dec[k][i];

@@ -747,7 +747,7 @@ Test(sage_section, edits_are_their_formulas) {
     for (size_t n = 0; n < NODES; n++) {
         double mean[D] = {0.0};
         for (size_t i = 0; i < TRAIN * D; i++) {
-            mean[i % D] += (double)w->subjects[n].a[ROWS * D + i] / TRAIN;
+            mean[i % D] += (double)w->subjects[n].a[ROWS * D + i] / (double)TRAIN;
         }
         for (size_t p = 0; p < TEST; p++) {
             double c[FEATURES * D], base[D], x[D], recon[D];
@@ -896,7 +896,7 @@ Test(sage_section, supervised_edits_are_their_definition) {
         double u[ATTRIBUTES][3][D] = {{{0.0}}}, count[ATTRIBUTES][3] = {{0.0}}, mean[D] = {0.0};
         const float *train = w->subjects[n].a + ROWS * D;
         for (size_t i = 0; i < TRAIN * D; i++) {
-            mean[i % D] += (double)train[i] / TRAIN;
+            mean[i % D] += (double)train[i] / (double)TRAIN;
         }
         for (size_t a = 0; a < ATTRIBUTES; a++) {
             for (size_t p = 0; p < TRAIN; p++) {
@@ -1000,11 +1000,11 @@ static Means means_of(const World *w, const SageEdit *e, const size_t *which) {
     Means means = {0.0, 0.0, 0.0, 0.0};
     for (size_t i = 0; i < TEST; i++) {
         size_t p = which[i];
-        means.clean += clean->m[p] / TEST;
-        means.ablated += ablated->m[p] / TEST;
-        means.m += edited->m[p] / TEST;
+        means.clean += clean->m[p] / (double)TEST;
+        means.ablated += ablated->m[p] / (double)TEST;
+        means.m += edited->m[p] / (double)TEST;
         means.same += edited->predicted != NULL && edited->predicted[p] == target->predicted[p]
-                          ? 1.0 / TEST
+                          ? 1.0 / (double)TEST
                           : 0.0;
     }
     return means;

@@ -358,7 +358,7 @@ Test(sage_json, json_has_the_form_that_others_read) {
     cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/necessity"),
                  edit_of(w, SAGE_F1_NECESSITY, SAGE_SAE, 0, 1)->figure.value);
     cr_assert_eq(number_at(json, "tests/S/sae/f1/0.1/features"), 6);
-    cr_assert_eq(number_at(json, "interpretations_by_chance/0/permuted"), FOUND);
+    cr_assert_eq(number_at(json, "interpretations_by_chance/0/permuted"), (double)FOUND);
     cr_assert_eq(number_at(json, "interpretations_by_chance/0.1/permuted"), 10);
     cr_assert_eq(number_at(json, "interpretations_by_chance/0.25/features"), 37 - 25);
     cr_assert_eq(number_at(json, "interpretations_by_chance/0.25/permuted"), 0);
@@ -383,8 +383,8 @@ Test(sage_json, json_has_the_form_that_others_read) {
             cr_assert(json_is(at(fit, "head"), node->head < 0 ? JSON_NULL : JSON_NUMBER));
             if (!reads) {
                 assert_keys(fit, "r2_stream", keys);
-                cr_assert_eq(number_at(fit, "r2_stream/sae"), 0.25 + 0.0625 * SAGE_BY_SPAN);
-                cr_assert_eq(number_at(fit, "r2/sae"), 0.5 + 0.0625 * SAGE_BY_SPAN);
+                cr_assert_eq(number_at(fit, "r2_stream/sae"), 0.25 + 0.0625 * (double)SAGE_BY_SPAN);
+                cr_assert_eq(number_at(fit, "r2/sae"), 0.5 + 0.0625 * (double)SAGE_BY_SPAN);
             } else if (poor) {
                 cr_assert(json_is(at(fit, "r2/weights"), JSON_NULL), "NaN is null");
                 cr_assert(json_is(at(fit, "r2/sae"), JSON_NULL), "NaN is null");
