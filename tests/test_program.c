@@ -294,7 +294,7 @@ Test(program, options_that_cannot_hold) {
          "0",
          "--examples, --features and --converge must be at least 1"},
         {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
-        {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
+        {"sage --share 0.6 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
         {"train --llm x --vision x --data x --images x --init @/there/adapter.safetensors --out "
          "@/there/.",
