@@ -484,7 +484,7 @@ static void description_file(DescriptionReader *r, const char *path, int64_t pla
     FileMap map = file_map(scratch, path);
     map = gzip_is(&map) ? gzip_unpack(scratch, &map, path) : map;
     const char *text = (const char *)map.data;
-    const size_t mark = map.size > 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    const size_t mark = json_mark(text, map.size);
     size_t begin = mark + json_blanks(text + mark, map.size - mark), line = 1;
     if (begin < map.size && text[begin] == '[') {
         const Json *list = json_parse(scratch, text, map.size, path);

@@ -540,7 +540,7 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     Arena *scratch = arena_new();
     FileMap file = file_map(scratch, path);
     unsigned char head[8] = {0};
-    size_t at = file.size > 3 && memcmp(file.data, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0; /* a mark */
+    size_t at = json_mark((const char *)file.data, file.size);
     while (at < file.size && strchr(" \t\r\n", file.data[at]) != NULL && file.data[at] != '\0') {
         at++;
     }

@@ -283,12 +283,15 @@ static void parse_value(Parser *p, Json *value, int depth) {
     }
 }
 
+size_t json_mark(const char *text, size_t length) {
+    return length >= 3 && memcmp(text, BYTE_ORDER_MARK, 3) == 0 ? 3 : 0;
+}
+
 const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name) {
-    Parser p = {.arena = arena, .at = text, .end = text + length, .nodes_next = 16};
+    Parser p = {.arena = arena, .end = text + length, .nodes_next = 16};
     p.name = arena_copy(arena, name, strlen(name));
     p.text = arena_alloc(arena, length + 1, 1);
-    skip_word(&p, BYTE_ORDER_MARK);
-    p.start = p.at;
+    p.start = p.at = text + json_mark(text, length);
     Json *root = node_new(&p);
     parse_value(&p, root, 0);
     skip_space(&p);

@@ -33,6 +33,8 @@ typedef struct Json {
  * above 256 and trailing bytes are errors with file, line and column. A UTF-8 byte order mark is
  * skipped. `name` stands in messages. */
 const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name);
+/* Bytes of the byte order mark that text begins with: 3, or 0. */
+size_t json_mark(const char *text, size_t length);
 const Json *json_read_file(Arena *arena, const char *path);
 
 /* The last member of that name, as Python keeps it; NULL if there is none or `object` is none. */

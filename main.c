@@ -312,20 +312,16 @@ static const struct Pair {
     {"max-nodes", "cross-sections", true},
 };
 
-/* To what it is not by itself. */
-static bool is_set(const Arguments *a, int place) {
-    const char *value = a->values[place], *unset = options[place].fallback;
-    return value != NULL && (unset == NULL || strcmp(value, unset) != 0);
-}
-
 static void check_pairs(const Arguments *a) {
     for (const struct Pair *p = pairs; p < pairs + sizeof pairs / sizeof *pairs; p++) {
         int place = option_find(a->command, p->name, strlen(p->name));
         int other = option_find(a->command, p->other, strlen(p->other));
-        if (place < 0 || other < 0) {
+        if (place < 0 || other < 0 || (a->values[other] != NULL) != p->idle) {
             continue;
         }
-        if (is_set(a, other) == p->idle && is_set(a, place)) {
+        const char *value = a->values[place], *unset = options[place].fallback;
+        /* what a command takes by itself needs nothing */
+        if (value != unset && (p->idle || unset == NULL || strcmp(value, unset) != 0)) {
             fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
                  p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
         }

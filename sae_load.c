@@ -986,15 +986,16 @@ static const SaeOptions no_options;
 /* asked: by any of the SAEs opened. */
 static void options_check(unsigned asked, const SaeOptions *o, bool canonical, const char *path) {
     const struct {
+        unsigned bit;
         const char *name;
         bool given;
-    } of[] = {{"hook", o->hook != NULL},
-              {"centre", o->centre != SAE_CENTRE_UNKNOWN},
-              {"unit-decoder", o->unit_decoder},
-              {"dict-class", o->dict_class != NULL},
-              {"canonical", canonical}};
+    } of[] = {{ASKED_HOOK, "hook", o->hook != NULL},
+              {ASKED_CENTRE, "centre", o->centre != SAE_CENTRE_UNKNOWN},
+              {ASKED_UNIT, "unit-decoder", o->unit_decoder},
+              {ASKED_CLASS, "dict-class", o->dict_class != NULL},
+              {ASKED_CANONICAL, "canonical", canonical}};
     for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
-        if (of[i].given && (asked >> i & 1) == 0) {
+        if (of[i].given && (asked & of[i].bit) == 0) {
             fail(STATUS_INPUT, "%s: --%s has no effect on what is read here", path, of[i].name);
         }
     }

@@ -294,7 +294,7 @@ Test(program, options_that_cannot_hold) {
          "0",
          "--examples, --features and --converge must be at least 1"},
         {"sage --cross-sections c --nodes q", "--nodes has no effect beside --cross-sections"},
-        {"sage --share 0.6 --cross-sections c", "--share has no effect beside --cross-sections"},
+        {"sage --share 0.5 --cross-sections c", "--share has no effect beside --cross-sections"},
         {"sage --cross-sections c --max-nodes 1", "--max-nodes has no effect beside --cross-sec"},
         {"train --llm x --vision x --data x --images x --init @/there/adapter.safetensors --out "
          "@/there/.",
@@ -634,16 +634,16 @@ Test(program, tokenize) {
                  0);
     cr_assert(says("stdout", "]\n["));
     cr_assert_eq(run("printf '\\377' |", "tokenize weights/gpt2"), 2);
-    cr_assert_eq(run("printf '5 99999999999' |", "tokenize weights/gpt2 --decode"), 2);
-    one_sentence("no id 99999999999");
-    cr_assert_eq(run("printf '5;6' |", "tokenize weights/gpt2 --decode"), 2);
-    one_sentence("standard input: expected token ids");
-    cr_assert_eq(run("printf '5\\0' |", "tokenize weights/gpt2 --decode"), 2);
-    one_sentence("standard input: expected token ids");
-    cr_assert_eq(run("echo 5 |", "tokenize weights/gpt2 --jsonl"), 2);
-    one_sentence("line 1: expected a JSON string");
-    cr_assert_eq(run("echo '\"5\"' |", "tokenize weights/gpt2 --jsonl --decode"), 2);
-    one_sentence("line 1: expected a JSON array of ids");
+    static const char *const bad[][3] = {
+        {"printf '5 99999999999' |", "--decode", "no id 99999999999"},
+        {"printf '5;6' |", "--decode", "standard input: expected token ids"},
+        {"printf '5\\0' |", "--decode", "standard input: expected token ids"},
+        {"echo 5 |", "--jsonl", "line 1: expected a JSON string"},
+        {"echo '\"5\"' |", "--jsonl --decode", "line 1: expected a JSON array of ids"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        cr_assert_eq(run(bad[i][0], "tokenize weights/gpt2 %s", bad[i][1]), 2);
+        one_sentence(bad[i][2]);
+    }
     cr_assert_eq(run("printf '\"a\"\\n \\t\\n\"b\"' |", "tokenize weights/gpt2 --jsonl"), 0);
     cr_assert_eq(lines_of("stdout"), 2);
     cr_assert_eq(run("printf ' red%.0s' $(seq 3000) |", "tokenize weights/gpt2"), 0);

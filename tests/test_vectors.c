@@ -40,7 +40,10 @@ Test(vectors, are_what_is_written) {
     const Json *said = json_read_file(arena, path_join(arena, folder, "said"));
     cr_assert_str_eq(json_string(json_get(said, "out")), path_join(arena, folder, "v"));
     cr_assert_eq(run("vectors 2>/dev/null"), 2);
-    cr_assert_eq(run("vectors --out /dev/null/v 2>/dev/null"), 2);
+    cr_assert_eq(run(arena_format(arena, "vectors --out /dev/null/v 2>%s/said", folder)), 2);
+    FileMap refusal = file_map(arena, path_join(arena, folder, "said"));
+    cr_assert_str_eq(arena_copy(arena, (const char *)refusal.data, refusal.size),
+                     "refsae: /dev/null: cannot make this directory: File exists\n");
     cr_assert_eq(run("vectors --out tests 2>/dev/null"), 2, "a folder of something else");
 }
 
