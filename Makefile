@@ -10,7 +10,7 @@ OPENMP  ?= no
 SIMD    ?= no
 SMALLER := -DREFSAE_SMALL -DREFSAE_NO_MMAP -ffunction-sections -fno-asynchronous-unwind-tables
 LEFT_OUT := bench vectors
-LDFLAGS ?= -static -s -Wl,--gc-sections -Wl,-z,noseparate-code
+LDFLAGS ?= -static -s -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,-z,norelro
 endif
 
 CC      ?= cc
