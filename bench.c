@@ -21,6 +21,9 @@ enum {
     D_MLP = 9216,
     HEADS = 16,
     D_HEAD = 256,
+    FEATURE_ROWS = 256,
+    D_SAE = 16384,
+    ACTIVE = 1024,
     MAX_ITEMS = 96,
     LIMIT_ROUNDS = 1000000
 };
@@ -56,6 +59,7 @@ static const Shape shapes[] = {
 typedef struct Bench {
     const Compute *compute;
     float *x, *y;           /* [TOKENS, D_MLP] each */
+    float *features;        /* [FEATURE_ROWS, D_SAE] */
     unsigned char *weights; /* four matrices [D_MLP, D_MODEL] of 16 bits, two of 32 */
     size_t weight_bytes;
     volatile float sink;
@@ -124,20 +128,17 @@ static double product(Bench *bench, const Item *item) {
     return 2.0 * (double)shape->rows * (double)shape->in * (double)shape->out;
 }
 
-/* Decoding by every 16th feature of an SAE of 16k, in all of 256 rows. */
 static double decoding_sae(Bench *bench, const Item *item) {
-    static size_t start[257];
-    static uint32_t column[256 * 1024];
-    for (size_t r = 0; r < 256; r++) {
-        start[r + 1] = (r + 1) * 1024;
-        for (size_t i = 0; i < 1024; i++) {
-            column[r * 1024 + i] = (uint32_t)(16 * i);
-        }
-    }
     (void)item;
-    sparse_run(bench->compute, bench->y, start, column, bench->x, 256,
-               (Weight){bench->weights, DTYPE_F32}, D_MODEL, 1, D_MODEL);
-    return 2.0 * (double)start[256] * (double)D_MODEL;
+    sparse_run(bench->compute, (Sparse){.y = bench->y,
+                                        .f = bench->features,
+                                        .w = {bench->weights, DTYPE_F32},
+                                        .w_row = D_MODEL,
+                                        .w_col = 1,
+                                        .rows = FEATURE_ROWS,
+                                        .k = D_SAE,
+                                        .n = D_MODEL});
+    return 2.0 * FEATURE_ROWS * ACTIVE * D_MODEL;
 }
 
 /* One token through all of the weights; the bytes that had to be read. */
@@ -285,9 +286,14 @@ static void bench_layout(Bench *bench, Arena *arena, const Compute *compute) {
     *bench = (Bench){.compute = compute, .weight_bytes = (size_t)D_MLP * D_MODEL * 8};
     bench->x = arena_floats(arena, TOKENS, D_MLP);
     bench->y = arena_floats(arena, TOKENS, D_MLP);
+    bench->features = arena_floats(arena, FEATURE_ROWS, D_SAE);
     bench->weights = arena_alloc(arena, bench->weight_bytes, 1);
     for (size_t i = 0; i < (size_t)TOKENS * D_MLP; i++) {
         bench->x[i] = 0.25f + (float)(i * 2654435761u % 4096) / 1024.0f;
+    }
+    for (size_t i = 0; i < (size_t)FEATURE_ROWS * ACTIVE; i++) { /* each row has its own */
+        const size_t every = D_SAE / ACTIVE;
+        bench->features[i * every + i / ACTIVE % every] = 0.5f;
     }
     for (size_t i = 0; i < bench->weight_bytes / 2; i++) { /* small and positive in every dtype */
         const uint16_t bits = (uint16_t)(0x3c00 + i * 2654435761u % 256);

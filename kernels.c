@@ -294,8 +294,9 @@ static void scale_range(const Task *t, size_t first, size_t last) {
     }
 }
 
-static void sparse_blocks(const Task *t, size_t first, size_t last) {
-    sparse_columns(t, first * SPARSE_COLUMNS, last * SPARSE_COLUMNS);
+static void sparse_block(const SparseList *list, size_t c0, size_t c1, void *scratch) {
+    (void)scratch;
+    sparse_columns(list, c0, c1);
 }
 
 /* torch.optim.AdamW, one element: p <- p (1 - lr lambda); m <- m + (1 - beta1)(g - m);
@@ -326,6 +327,7 @@ const KernelSet KERNEL_SET = {
     .name = "scalar",
     .panel = 1,
     .product = product_block,
+    .sparse = sparse_block,
     .run = KERNEL_RUNS,
 };
 
@@ -426,6 +428,7 @@ void compute_open_isa(Compute *compute, Arena *arena, int threads, const char *i
     }
     compute->block_rows = block_rows();
     compute->scratch = arena_alloc(arena, (size_t)compute->threads, SCRATCH_SIZE);
+    compute->list = arena_alloc(arena, 1, sizeof *compute->list);
 }
 
 void compute_open(Compute *compute, Arena *arena, int threads) {
@@ -607,27 +610,63 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
                product_body, &job);
 }
 
-void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
-                const float *value, size_t rows, Weight w, ptrdiff_t w_row, ptrdiff_t w_col,
-                size_t n) {
-    Task task = {.y = y,
-                 .a = value,
-                 .table_row = column,
-                 .start = start,
-                 .w = w,
-                 .w_row = w_row,
-                 .w_col = w_col,
-                 .cols = n,
-                 .rows = rows};
-    RangeRun range = {&task, compute->set->run[OP_SPARSE],
-                      (n + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, 1};
-    count_product(compute, (double)start[rows] * (double)n, 0.0);
-    run_pieces(compute, METER_SPARSE, start[rows] * n >= WORTH_PRODUCTS, range.count, range_body,
-               &range);
-}
-
 void product_run_one(const Compute *compute, Product product) {
     product_run(compute, &product, 1);
+}
+
+/* The active features of a row. */
+static void list_row(void *user, size_t row, int thread) {
+    SparseList *list = user;
+    const float *f = list->part.f + row * list->f_row, *divide = list->part.divide;
+    uint32_t *column = list->column + row * list->slot;
+    float *value = list->value + row * list->slot;
+    size_t n = 0;
+    (void)thread;
+    for (size_t j = 0; j < list->part.k; j++) { /* what is 0 the next one overwrites */
+        column[n] = (uint32_t)j;
+        value[n] = f[j];
+        n += f[j] != 0.0f;
+    }
+    for (size_t i = 0; divide != NULL && i < n; i++) {
+        value[i] /= divide[column[i]];
+    }
+    list->count[row] = n;
+}
+
+static void sparse_body(void *user, size_t i, int thread) {
+    const Compute *compute = *(const Compute **)user;
+    const size_t c0 = i * SPARSE_COLUMNS, left = compute->list->part.n - c0;
+    compute->set->sparse(compute->list, c0, c0 + (left < SPARSE_COLUMNS ? left : SPARSE_COLUMNS),
+                         (unsigned char *)compute->scratch + (size_t)thread * SCRATCH_SIZE);
+}
+
+void sparse_run(const Compute *compute, Sparse s) {
+    SparseList *list = compute->list;
+    for (size_t r0 = 0, rows; r0 < s.rows; r0 += rows) {
+        rows = s.rows - r0 < LIST_ROWS ? s.rows - r0 : LIST_ROWS;
+        list->slot = LIST_ENTRIES / rows < s.k ? LIST_ENTRIES / rows : s.k;
+        list->f_row = s.k;
+        for (size_t j0 = 0, k; j0 < s.k; j0 += k) {
+            k = s.k - j0 < list->slot ? s.k - j0 : list->slot;
+            list->part = (Sparse){.y = s.y + r0 * s.n,
+                                  .f = s.f + r0 * s.k + j0,
+                                  .divide = s.divide != NULL ? s.divide + j0 : NULL,
+                                  .w = {weight_address(s.w, (ptrdiff_t)j0 * s.w_row), s.w.dtype},
+                                  .w_row = s.w_row,
+                                  .w_col = s.w_col,
+                                  .rows = rows,
+                                  .k = k,
+                                  .n = s.n};
+            run_pieces(compute, METER_SPARSE, rows * k >= WORTH_ELEMENTS, rows, list_row, list);
+            list->entries = 0;
+            for (size_t r = 0; r < rows; r++) {
+                list->entries += list->count[r];
+            }
+            count_product(compute, (double)list->entries * (double)s.n, 0.0);
+            run_pieces(compute, METER_SPARSE, list->entries * s.n >= WORTH_PRODUCTS,
+                       (s.n + SPARSE_COLUMNS - 1) / SPARSE_COLUMNS, sparse_body, &compute);
+        }
+    }
 }
 
 Product product_nt(float *y, const float *x, const Matrix *matrix, size_t rows) {

@@ -25,9 +25,10 @@ typedef struct Compute {
     int threads;
     const struct KernelSet
         *set; /* chosen once from the processor; REFSAE_ISA=scalar|avx2|avx512|neon overrides */
-    size_t block_rows; /* of a product's A, packed at a time: what the second cache holds */
-    void *scratch;     /* packing buffers, a fixed size a thread */
-    double *meter;     /* [METERS], added to; NULL: nobody asks */
+    size_t block_rows;       /* of a product's A, packed at a time: what the second cache holds */
+    void *scratch;           /* packing buffers, a fixed size a thread */
+    struct SparseList *list; /* of a sparse product */
+    double *meter;           /* [METERS], added to; NULL: nobody asks */
 } Compute;
 
 /* threads 0: as many as there are cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT.
@@ -74,12 +75,20 @@ typedef struct Product {
 /* Runs `count` products; they may not overlap in what they write. Threads share blocks of all of
  * them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
-/* y[rows, n] += of each row its entries start[r] .. start[r + 1] - 1: value_i W(column_i, .), an
- * element being the chain of fmaf in their order. W(j, c) = w[j * w_row + c * w_col]. */
-void sparse_run(const Compute *compute, float *y, const size_t *start, const uint32_t *column,
-                const float *value, size_t rows, Weight w, ptrdiff_t w_row, ptrdiff_t w_col,
-                size_t n);
 void product_run_one(const Compute *compute, Product product); /* one alone */
+
+/* y[rows, n] += F W over what is not 0 in F [rows, k]: an element is the chain of fmaf over that,
+ * in rising order. divide [k]: F(r, j) / divide(j) stands for F(r, j); or NULL.
+ * W(j, c) = w[j * w_row + c * w_col]. */
+typedef struct Sparse {
+    float *y;
+    const float *f, *divide;
+    Weight w;
+    ptrdiff_t w_row, w_col;
+    size_t rows, k, n;
+} Sparse;
+
+void sparse_run(const Compute *compute, Sparse sparse);
 
 /* W [out, in] where it lies: W(o, i) = w[o * row + i * col], strides in elements. Both Linear's
  * [out, in] and Conv1D's [in, out] are read as they are. bias [out] may be absent. */

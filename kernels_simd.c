@@ -339,30 +339,31 @@ INLINE void stream_typed(Dtype dtype, const Product *p, size_t m0, size_t rows, 
     }
 }
 
-/* A whole block of columns of W that are contiguous; outputs stay in registers. */
-INLINE void sparse_block(Dtype dtype, const Task *t, size_t c) {
+/* The rows' chains over SPARSE_COLUMNS columns of W, whose rows are `stride` bytes apart and,
+ * unless ahead is 0, are fetched so many entries before they are needed. Outputs stay in registers.
+ */
+INLINE void sparse_chains(Dtype dtype, const SparseList *list, float *y, const unsigned char *w,
+                          ptrdiff_t stride, size_t ahead) {
     enum {
-        VECTORS = SPARSE_COLUMNS / VW,
-        AHEAD = 8
+        VECTORS = SPARSE_COLUMNS / VW
     };
     const size_t size = dtype == DTYPE_F32 ? 4 : 2;
-    for (size_t row = 0; row < t->rows; row++) {
-        float *y = t->y + row * t->cols + c;
+    for (size_t row = 0; row < list->part.rows; row++, y += list->part.n) {
+        const float *value = list->value + row * list->slot;
+        const uint32_t *column = list->column + row * list->slot;
         vf acc[VECTORS];
         UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
             acc[v] = vf_load(y + v * VW);
         }
-        for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
-            const vf x = vf_set(t->a[i]);
-            const unsigned char *w =
-                weight_address(t->w, (ptrdiff_t)t->table_row[i] * t->w_row + (ptrdiff_t)c);
-            if (i + AHEAD < t->start[row + 1]) {
-                prefetch(weight_address(t->w, (ptrdiff_t)t->table_row[i + AHEAD] * t->w_row +
-                                                  (ptrdiff_t)c),
-                         SPARSE_COLUMNS * size);
+        prefetch(y + 2 * list->part.n, SPARSE_COLUMNS * 4);
+        for (size_t i = 0; i < list->count[row]; i++) {
+            const vf x = vf_set(value[i]);
+            const unsigned char *at = w + (ptrdiff_t)column[i] * stride;
+            if (ahead > 0 && i + ahead < list->count[row]) {
+                prefetch(w + (ptrdiff_t)column[i + ahead] * stride, SPARSE_COLUMNS * size);
             }
             UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
-                acc[v] = vf_fma(x, load_widened(dtype, w + v * VW * size), acc[v]);
+                acc[v] = vf_fma(x, load_widened(dtype, at + v * VW * size), acc[v]);
             }
         }
         UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
@@ -371,15 +372,35 @@ INLINE void sparse_block(Dtype dtype, const Task *t, size_t c) {
     }
 }
 
-static void sparse_blocks(const Task *t, size_t first, size_t last) {
-    for (size_t c0 = first * SPARSE_COLUMNS; c0 < last * SPARSE_COLUMNS && c0 < t->cols;
-         c0 += SPARSE_COLUMNS) {
-        const size_t c1 = c0 + SPARSE_COLUMNS;
-        if (t->w_col == 1 && c1 <= t->cols) {
-            BY_DTYPE(t->w.dtype, sparse_block, t, c0);
-        } else {
-            sparse_columns(t, c0, c1);
+/* Where W's rows are read REUSE times or more, they are packed first: side by side they lie in few
+ * pages. */
+INLINE void sparse_typed(Dtype dtype, const SparseList *list, size_t c, float *packed) {
+    enum {
+        AHEAD = 32,
+        REUSE = 4
+    };
+    const Sparse *s = &list->part;
+    const size_t size = dtype == DTYPE_F32 ? 4 : 2, room = SCRATCH_SIZE / (SPARSE_COLUMNS * 4);
+    const ptrdiff_t stride = s->w_row * (ptrdiff_t)size;
+    const unsigned char *w = weight_address(s->w, (ptrdiff_t)c);
+    if (s->k > room || list->entries < REUSE * s->k) {
+        sparse_chains(dtype, list, s->y + c, w, stride, 8);
+        return;
+    }
+    for (size_t j = 0; j < s->k; j++, w += stride) {
+        prefetch(w + AHEAD * stride, SPARSE_COLUMNS * size);
+        UNROLL(16) for (size_t v = 0; v < SPARSE_COLUMNS; v += VW) {
+            vf_store(packed + j * SPARSE_COLUMNS + v, load_widened(dtype, w + v * size));
         }
+    }
+    sparse_chains(DTYPE_F32, list, s->y + c, (const unsigned char *)packed, SPARSE_COLUMNS * 4, 0);
+}
+
+static void sparse_block(const SparseList *list, size_t c0, size_t c1, void *scratch) {
+    if (list->part.w_col == 1 && c1 - c0 == SPARSE_COLUMNS) {
+        BY_DTYPE(list->part.w.dtype, sparse_typed, list, c0, scratch);
+    } else {
+        sparse_columns(list, c0, c1);
     }
 }
 
@@ -897,6 +918,7 @@ const KernelSet KERNEL_SET = {
     .name = KERNEL_SET_NAME,
     .panel = PANEL,
     .product = product_block,
+    .sparse = sparse_block,
     .limit_multiply = limit_multiply,
     .limit_read = limit_read,
     .run = KERNEL_RUNS,

@@ -18,7 +18,6 @@ typedef enum Operation {
     OP_SOFTMAX_BACKWARD,
     OP_CROSS_ENTROPY,
     OP_ROPE,
-    OP_SPARSE,   /* blocks of SPARSE_COLUMNS columns */
     OP_ACTIVATE, /* from here on: elements */
     OP_ACTIVATE_BACKWARD,
     OP_SOFTCAP,
@@ -52,7 +51,6 @@ typedef struct Task {
     double *loss;
     const float *a, *b, *mean, *scale, *dscale;
     const uint32_t *table_row;
-    const size_t *start; /* [rows + 1] */
     ptrdiff_t w_row, w_col;
     size_t rows;
     const int32_t *target;
@@ -75,11 +73,23 @@ enum {
     BLOCK_STEP = 56
 };
 
-/* Columns of W that a sparse product takes at a time, for all rows, so that they stay in a cache.
- */
+/* A sparse product's features are taken few at a time, as many as the list has room for in all
+ * rows, and of their W SPARSE_COLUMNS columns at a time, so that these stay in a cache. */
 enum {
-    SPARSE_COLUMNS = 64
+    SPARSE_COLUMNS = 64,
+    LIST_ROWS = 1024,
+    LIST_ENTRIES = 1 << 18
 };
+
+typedef struct SparseList {
+    Sparse part;  /* f and w from its first feature on; k: its features */
+    size_t f_row; /* from one row of f to the next */
+    size_t slot;  /* row r has count[r] entries from column[r * slot], value[r * slot] on */
+    size_t entries;
+    size_t count[LIST_ROWS];
+    uint32_t column[LIST_ENTRIES];
+    float value[LIST_ENTRIES];
+} SparseList;
 
 typedef struct KernelSet {
     const char *name;
@@ -88,6 +98,7 @@ typedef struct KernelSet {
     /* C[m0:m1, n0:n1]; n0 a multiple of `panel`; scratch of SCRATCH_SIZE bytes, 64-byte aligned. */
     void (*product)(const Product *product, size_t m0, size_t m1, size_t n0, size_t n1,
                     void *scratch);
+    void (*sparse)(const SparseList *list, size_t c0, size_t c1, void *scratch); /* c0 <= c < c1 */
     /* For bench: multiply-adds in registers and reads of memory, as fast as they go. The result is
      * of no use. NULL in the plain set. */
     float (*limit_multiply)(size_t rounds, size_t *operations);
@@ -121,14 +132,15 @@ INLINE float weight_read(Weight w, ptrdiff_t index) {
     return w.dtype == DTYPE_BF16 ? widen_bf16(x) : widen_f16(x);
 }
 
-/* y(row, c) += sum over the row's entries of value W(column, c), in their order; c0 <= c < c1 */
-INLINE void sparse_columns(const Task *t, size_t c0, size_t c1) {
-    for (size_t row = 0; row < t->rows; row++) {
-        for (size_t c = c0; c < c1 && c < t->cols; c++) {
-            float *y = t->y + row * t->cols + c;
-            for (size_t i = t->start[row]; i < t->start[row + 1]; i++) {
-                const ptrdiff_t j = (ptrdiff_t)t->table_row[i] * t->w_row;
-                *y = fmaf(t->a[i], weight_read(t->w, j + (ptrdiff_t)c * t->w_col), *y);
+INLINE void sparse_columns(const SparseList *list, size_t c0, size_t c1) {
+    const Sparse *s = &list->part;
+    for (size_t row = 0; row < s->rows; row++) {
+        const size_t first = row * list->slot;
+        for (size_t c = c0; c < c1; c++) {
+            float *y = s->y + row * s->n + c;
+            for (size_t i = first; i < first + list->count[row]; i++) {
+                const ptrdiff_t j = (ptrdiff_t)list->column[i] * s->w_row;
+                *y = fmaf(list->value[i], weight_read(s->w, j + (ptrdiff_t)c * s->w_col), *y);
             }
         }
     }
@@ -197,7 +209,6 @@ INLINE float activation_backward(int kind, float dy, float x) {
      [OP_SOFTMAX_BACKWARD] = softmax_backward_range,                                               \
      [OP_CROSS_ENTROPY] = cross_entropy_range,                                                     \
      [OP_ROPE] = rope_range,                                                                       \
-     [OP_SPARSE] = sparse_blocks,                                                                  \
      [OP_ACTIVATE] = activate_range,                                                               \
      [OP_ACTIVATE_BACKWARD] = activate_backward_range,                                             \
      [OP_SOFTCAP] = softcap_range,                                                                 \

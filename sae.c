@@ -25,15 +25,6 @@ struct SaeRun {
     float *mean, *factor;               /* [max_rows]: layer: mean and std; constant: c */
     bool *bad;                          /* [max_rows]: not finite */
     HeapItem *heap;                     /* [threads, d_sae] */
-    /* active features of rows that are decoded together */
-    size_t *start;     /* [LIST_ROWS + 1] */
-    uint32_t *feature; /* [LIST_ENTRIES] */
-    float *value;      /* [LIST_ENTRIES] */
-};
-
-enum {
-    LIST_ROWS = 1024,
-    LIST_ENTRIES = 1 << 18
 };
 
 SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t max_rows,
@@ -45,9 +36,6 @@ SaeRun *sae_run_layout(const Compute *compute, size_t d_in, size_t d_sae, size_t
     r.factor = arena_floats(arena, max_rows, 1);
     r.bad = arena_alloc(arena, max_rows, sizeof *r.bad);
     r.heap = arena_alloc(arena, size_product((size_t)compute->threads, d_sae), sizeof *r.heap);
-    r.start = arena_alloc(arena, LIST_ROWS + 1, sizeof *r.start);
-    r.feature = arena_alloc(arena, LIST_ENTRIES, sizeof *r.feature);
-    r.value = arena_floats(arena, LIST_ENTRIES, 1);
     if (run != NULL) {
         *run = r;
     }
@@ -316,22 +304,6 @@ void sae_encode(const Sae *sae, SaeRun *run, const float *x, float *pre, float *
 
 /* ---- decoding: x^ = norm^-1(f W_dec + b_dec) ---- */
 
-/* Lists the active ones among features j0 .. j1 - 1 of the rows. */
-static void list_active(const Sae *sae, SaeRun *run, const float *acts, size_t rows, size_t j0,
-                        size_t j1) {
-    size_t n = 0;
-    for (size_t r = 0; r < rows; r++) {
-        for (size_t j = j0; j < j1; j++) {
-            float f = acts[r * sae->d_sae + j];
-            if (f != 0) {
-                run->feature[n] = (uint32_t)j;
-                run->value[n++] = sae->rescale_by_decoder_norm ? f / sae->dec_norm[j] : f;
-            }
-        }
-        run->start[r + 1] = n;
-    }
-}
-
 /* x^ = norm^-1(f W_dec + b_dec) of one row, whose f W_dec is there */
 static void finish_row(void *user, size_t row, int thread) {
     RowCall *call = user;
@@ -345,18 +317,6 @@ static void finish_row(void *user, size_t row, int thread) {
     call->run->bad[row] = !all_finite(y, sae->d_in);
 }
 
-/* y = f W_dec of at most LIST_ROWS rows. Of many rows few features are taken at a time, whose W_dec
- * stays in a cache. */
-static void decode_active(const Sae *sae, SaeRun *run, const float *acts, float *y, size_t rows) {
-    const size_t step = LIST_ENTRIES / rows;
-    for (size_t j = 0; j < sae->d_sae; j += step) {
-        size_t left = sae->d_sae - j;
-        list_active(sae, run, acts, rows, j, j + (left < step ? left : step));
-        sparse_run(run->compute, y, run->start, run->feature, run->value, rows, sae->w_dec,
-                   sae->dec_feature, sae->dec_input, sae->d_in);
-    }
-}
-
 /* x^ = norm^-1(f W_dec + b_dec), visiting active features alone: an element is the chain of fmaf
  * over them, in rising order. */
 void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, size_t rows) {
@@ -366,11 +326,15 @@ void sae_decode(const Sae *sae, SaeRun *run, const float *acts, float *recon, si
     }
     RowCall call = {.sae = sae, .run = run, .y = recon};
     memset(recon, 0, rows * sae->d_in * sizeof *recon);
-    for (size_t r = 0; r < rows; r += LIST_ROWS) {
-        size_t left = rows - r;
-        decode_active(sae, run, acts + r * sae->d_sae, recon + r * sae->d_in,
-                      left < LIST_ROWS ? left : LIST_ROWS);
-    }
+    sparse_run(run->compute, (Sparse){.y = recon,
+                                      .f = acts,
+                                      .divide = sae->rescale_by_decoder_norm ? sae->dec_norm : NULL,
+                                      .w = sae->w_dec,
+                                      .w_row = sae->dec_feature,
+                                      .w_col = sae->dec_input,
+                                      .rows = rows,
+                                      .k = sae->d_sae,
+                                      .n = sae->d_in});
     compute_parallel(run->compute, rows, finish_row, &call);
     check_finite(sae, run, rows, "the reconstruction");
 }
@@ -398,7 +362,8 @@ static double scatter(const float *x, size_t rows, size_t d_in) {
  *   cosine = mean x . x^ / (|x| |x^|)     l0 = mean over rows of the count of f_j that are not 0 */
 SaeStats sae_stats(const float *x, const float *recon, const float *acts, size_t rows, size_t d_in,
                    size_t d_sae) {
-    double error = 0, cosine = 0, norm = 0, active = 0;
+    double error = 0, cosine = 0, norm = 0;
+    size_t active = 0;
     for (size_t r = 0; r < rows; r++) {
         double xx = 0, yy = 0, xy = 0;
         for (size_t i = r * d_in; i < (r + 1) * d_in; i++) {
@@ -419,7 +384,7 @@ SaeStats sae_stats(const float *x, const float *recon, const float *acts, size_t
                       .fvu = spread > 0 ? error / spread : (double)NAN,
                       .cosine = cosine / n,
                       .norm = norm / n,
-                      .l0 = active / n,
-                      .sparsity = active / n / (double)d_sae,
+                      .l0 = (double)active / n,
+                      .sparsity = (double)active / n / (double)d_sae,
                       .rows = rows};
 }

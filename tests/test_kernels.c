@@ -212,50 +212,57 @@ Test(kernels, many_products_in_one_call) {
     }
 }
 
-/* Rows of W in any dtype and layout, columns that end within a block, rows without entries. */
+/* Rows of W in any dtype and layout, columns that end within a block, rows without entries; few
+ * rows, whose W is not worth packing, and more rows and features than are listed at once. */
 Test(kernels, sparse_products_are_the_chain_of_their_entries) {
     static const size_t widths[] = {1, SPARSE_COLUMNS, 2 * SPARSE_COLUMNS + 13, 300};
-    enum {
-        ROWS = 7,
-        FEATURES = 40
-    };
     random_state = random_start(4, RANDOM_TEST);
-    for (int i = 0; i < 36; i++) {
-        size_t n = widths[i % 4], start[ROWS + 1] = {0};
+    for (int i = 0; i < 37; i++) {
+        const bool large = i == 36, across = i % 9 >= 6; /* columns of W are far apart */
+        const size_t rows = large   ? LIST_ROWS + 30
+                            : i % 2 ? 9
+                                    : 3,
+                     k = large ? 300 : 40, n = large ? SPARSE_COLUMNS + 1 : widths[i % 4];
         const Dtype dtype = (Dtype[]){DTYPE_F32, DTYPE_BF16, DTYPE_F16}[i % 3];
-        const bool across = i % 9 >= 6; /* columns of W are far apart */
-        float *w = values(FEATURES * n, 30), *y = values(ROWS * n, 0), *right = values(ROWS * n, 0),
-              *found = values(ROWS * n, 0), entry[ROWS * FEATURES];
-        uint32_t feature[ROWS * FEATURES];
-        for (size_t r = 0; r < ROWS; r++) {
-            start[r + 1] = start[r];
-            for (uint32_t j = 0; j < FEATURES; j++) {
-                if (below(r + 1) != 0) {
-                    feature[start[r + 1]] = j;
-                    entry[start[r + 1]++] = value(60);
-                }
-            }
+        float *w = values(k * n, 30), *y = values(rows * n, 0), *right = values(rows * n, 0),
+              *found = values(rows * n, 0), *f = values(rows * k, 60), *divide = values(k, 0);
+        for (size_t at = 0; at < rows * k; at++) {
+            f[at] = below(at / k + 1) != 0 ? f[at] : 0.0f;
         }
         const Weight weight = {w, dtype}; /* halves of the floats serve as such numbers */
-        const ptrdiff_t row = across ? 1 : (ptrdiff_t)n, col = across ? FEATURES : 1;
-        for (size_t k = 0; k < ROWS * n; k++) {
-            right[k] = y[k];
-            for (size_t e = start[k / n]; e < start[k / n + 1]; e++) {
-                ptrdiff_t place = (ptrdiff_t)feature[e] * row + (ptrdiff_t)(k % n) * col;
-                right[k] = fmaf(entry[e], weight_at(weight, (size_t)place), right[k]);
+        const Sparse sparse = {.y = found,
+                               .f = f,
+                               .divide = i % 5 == 0 ? divide : NULL,
+                               .w = weight,
+                               .w_row = across ? 1 : (ptrdiff_t)n,
+                               .w_col = across ? (ptrdiff_t)k : 1,
+                               .rows = rows,
+                               .k = k,
+                               .n = n};
+        for (size_t at = 0; at < rows * n; at++) {
+            right[at] = y[at];
+            for (size_t j = 0; j < k; j++) {
+                float value = f[at / n * k + j];
+                size_t place = across ? j + at % n * k : j * n + at % n;
+                if (value != 0) {
+                    value = sparse.divide != NULL ? value / divide[j] : value;
+                    right[at] = fmaf(value, weight_at(weight, place), right[at]);
+                }
             }
         }
         Compute compute;
         for (size_t at = 0; next_compute(&compute, &at);) {
-            memcpy(found, y, ROWS * n * sizeof *y);
-            sparse_run(&compute, found, start, feature, entry, ROWS, weight, row, col, n);
-            cr_assert(same(found, right, ROWS * n), "%s, %d threads: n %zu, dtype %d",
+            memcpy(found, y, rows * n * sizeof *y);
+            sparse_run(&compute, sparse);
+            cr_assert(same(found, right, rows * n), "%s, %d threads: n %zu, dtype %d",
                       compute_isa(&compute), compute.threads, n, (int)dtype);
         }
         free(w);
         free(y);
         free(right);
         free(found);
+        free(f);
+        free(divide);
     }
 }
 
