@@ -88,6 +88,7 @@ $(BUILD)/%.o: %.c | $(BUILD)
 	$(CC) $(ALL_CFLAGS) $(DEPS) -c -o $@ $<
 
 $(BUILD)/kernels.o: ALL_CFLAGS += $(FAST) $(PLAIN)
+$(BUILD)/sae.o: ALL_CFLAGS += $(FAST)
 
 # Static patterns: as implicit rules they would also make kernels.d "from" kernels.d.o.
 $(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c | $(BUILD)
