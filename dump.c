@@ -276,7 +276,7 @@ static void dump_backward(const Llm *llm, LlmRun *run, const size_t *rows, size_
     for (size_t i = 0; i < tokens; i++) {
         if ((size_t)ids[i] >= vocab) {
             fail(STATUS_INPUT, "--grad %s: token id %d is outside the vocabulary of %zu", grad,
-                 ids[i], vocab);
+                 (int)ids[i], vocab);
         }
         dlogits[(count - 1) * vocab + (size_t)ids[i]] += i == 0 ? 1.0f : -1.0f;
     }

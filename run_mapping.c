@@ -1114,7 +1114,7 @@ static void write_features(Analysis *a, const LayerResult *layer, Group group, s
     for (size_t i = 0; i < n; i++) {
         const TopFeature *top = &a->run.peaks[i];
         json_out(&json, "{ feature %zu position %zu activation %f", (size_t)top->feature,
-                 first_row + top->row, (double)top->activation);
+                 first_row + (size_t)top->row, (double)top->activation);
         if (layer->descriptions.text != NULL) {
             json_out(&json, "description %s }", layer->descriptions.text[top->feature]);
         } else {
