@@ -642,7 +642,9 @@ static void project_codes(const SageSite *site, const SageDictionary *dictionary
 static void project_span(const double *rows, const double *o, size_t d, SageParts *out,
                          ThreadWork *work) {
     for (size_t j = 0; j < out->n; j++) {
-        memcpy(work->columns + j * d, rows + out->feature[j] * d, d * sizeof(double));
+        for (size_t i = 0; i < d; i++) {
+            work->columns[out->n <= d ? j * d + i : i * out->n + j] = rows[out->feature[j] * d + i];
+        }
     }
     least_squares(out->coefficient, work->columns, o, d, out->n, span_cutoff, work->solve);
 }
