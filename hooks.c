@@ -291,6 +291,8 @@ bool glob_match(const char *pattern, const char *name) {
             size_t after = c == '[' && next[i] > 0 ? next[i] + 1 : i + 1 + (c == '\\');
             if (at[i] && c == '*') {
                 then[i] = true;
+            } else if (at[i] && next[i] == 0 && strchr("?[\\", c) == NULL) {
+                then[after] |= c == *name;
             } else if (at[i] && (next[i] == 0 || c == '[')) {
                 const char one[2] = {*name, '\0'}, kept = piece[after];
                 piece[after] = '\0';

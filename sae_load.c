@@ -88,56 +88,37 @@ static int layer_in(SaeSource source, const char *text, const char **after) {
     return -1;
 }
 
+/* What begins a word; the last word, or behind scope any (gemma-scope-res-canonical). */
+#define BEGINS(words) "{,*[-_. ]}{" words "}*"
+#define WORD(words) "{{,*[-_. ]}{" words "},*scope*[-_. ]{" words "}[-_. ]*}"
+
 /* The site that a component of the path or a module's name says, as the format's users write it;
- * after: what follows its layer (NULL: it has none). */
+ * after: what follows its layer, as in layers.12.mlp (NULL: it has none). */
 static int site_in(SaeSource source, const char *name, const char *after) {
-    enum {
-        WHOLE,
-        AFTER, /* the layer: layers.12.mlp */
-        BEGIN, /* of a word: resid_post_layer_8 */
-        WORD /* the last (gemma-scope-2b-pt-res), or any beside scope (gemma-scope-res-canonical) */
-    };
     static const struct {
         SaeSource source;
-        int place;
-        const char *text;
+        const char *name, *after; /* NULL: not asked */
         int site;
-    } words[] = {{SAE_GEMMASCOPE, WORD, "transcoder", SITE_TRANSCODER},
-                 {SAE_GEMMASCOPE, WORD, "transcoders", SITE_TRANSCODER},
-                 {SAE_GEMMASCOPE, WORD, "embedding", HOOK_EMBED},
-                 {SAE_GEMMASCOPE, WORD, "res", HOOK_RESID_POST},
-                 {SAE_GEMMASCOPE, WORD, "resid", HOOK_RESID_POST},
-                 {SAE_GEMMASCOPE, WORD, "mlp", HOOK_MLP_OUT},
-                 {SAE_GEMMASCOPE, WORD, "att", HOOK_Z},
-                 {SAE_GEMMASCOPE, WORD, "attn", HOOK_Z},
-                 {SAE_SPARSIFY, WHOLE, "embed_tokens", HOOK_EMBED},
-                 {SAE_SPARSIFY, WHOLE, "embed_in", HOOK_EMBED},
-                 {SAE_SPARSIFY, WHOLE, "wte", HOOK_EMBED},
-                 {SAE_SPARSIFY, AFTER, "", HOOK_RESID_POST},
-                 {SAE_SPARSIFY, AFTER, ".mlp", HOOK_MLP_OUT},
-                 {SAE_SPARSIFY, AFTER, ".attention", HOOK_ATTN_OUT},
-                 {SAE_SPARSIFY, AFTER, ".attn", HOOK_ATTN_OUT},
-                 {SAE_SPARSIFY, AFTER, ".self_attn", HOOK_ATTN_OUT},
-                 {SAE_DICTIONARY_LEARNING, WHOLE, "embed", HOOK_EMBED},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_post", HOOK_RESID_POST},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_out", HOOK_RESID_POST},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_pre", HOOK_RESID_PRE},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_mid", HOOK_RESID_MID},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "mlp_out", HOOK_MLP_OUT},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "attn_out", HOOK_ATTN_OUT},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "attention_out", HOOK_ATTN_OUT}};
-    bool scope = strstr(name, "scope") != NULL;
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-        const char *text = words[i].text, *whole = words[i].place == AFTER ? after : name;
-        bool fits = whole != NULL && strcmp(whole, text) == 0;
-        for (const char *at = name; words[i].place >= BEGIN && (at = strstr(at, text)) != NULL;
-             at++) {
-            char next = at[strlen(text)];
-            fits |= begins_word(name, at) && (words[i].place == BEGIN || next == 0 ||
-                                              (scope && strchr("-_. ", next) != NULL));
-        }
-        if (fits && words[i].source == source) {
-            return words[i].site;
+    } sites[] = {{SAE_GEMMASCOPE, WORD("transcoder,transcoders"), NULL, SITE_TRANSCODER},
+                 {SAE_GEMMASCOPE, WORD("embedding"), NULL, HOOK_EMBED},
+                 {SAE_GEMMASCOPE, WORD("res,resid"), NULL, HOOK_RESID_POST},
+                 {SAE_GEMMASCOPE, WORD("mlp"), NULL, HOOK_MLP_OUT},
+                 {SAE_GEMMASCOPE, WORD("att,attn"), NULL, HOOK_Z},
+                 {SAE_SPARSIFY, "{embed_tokens,embed_in,wte}", NULL, HOOK_EMBED},
+                 {SAE_SPARSIFY, NULL, "", HOOK_RESID_POST},
+                 {SAE_SPARSIFY, NULL, ".mlp", HOOK_MLP_OUT},
+                 {SAE_SPARSIFY, NULL, ".{attention,attn,self_attn}", HOOK_ATTN_OUT},
+                 {SAE_DICTIONARY_LEARNING, "embed", NULL, HOOK_EMBED},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_post,resid_out"), NULL, HOOK_RESID_POST},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_pre"), NULL, HOOK_RESID_PRE},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_mid"), NULL, HOOK_RESID_MID},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("mlp_out"), NULL, HOOK_MLP_OUT},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("attn_out,attention_out"), NULL, HOOK_ATTN_OUT}};
+    for (size_t i = 0; i < sizeof sites / sizeof sites[0]; i++) {
+        const char *glob = sites[i].name != NULL ? sites[i].name : sites[i].after;
+        const char *text = sites[i].name != NULL ? name : after;
+        if (sites[i].source == source && text != NULL && glob_match(glob, text)) {
+            return sites[i].site;
         }
     }
     return SITE_OPEN;
@@ -437,13 +418,8 @@ static SaeLayout saelens_layout(SaeFound *c) {
                                     {"topk", SAE_TOPK},
                                     {NULL, 0}};
     static const JsonName functions[] = {{"relu", SAE_RELU}, {"topk", SAE_TOPK}, {NULL, 0}};
-    SaeLayout layout = {.dec_rows = true,
-                        .w_enc = "W_enc",
-                        .w_dec = "W_dec",
-                        .b_enc = "b_enc",
-                        .b_dec = "b_dec",
-                        .b_gate = "b_gate",
-                        .b_mag = "b_mag"};
+    SaeLayout layout = {NULL,    SAE_RELU, false,   false,    true,   "W_enc",
+                        "W_dec", "b_enc",  "b_dec", "b_gate", "b_mag"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *kwargs = json_get(cfg, "activation_fn_kwargs");
     bool old = sae->source == SAE_SAELENS_OLD;
@@ -573,15 +549,8 @@ static void saelens_load(SaeFound *c, const SaeOptions *options) {
 }
 
 static void sparsify_load(SaeFound *c, const SaeOptions *options) {
-    static const SaeLayout layout = {.name = "topk",
-                                     .act = SAE_TOPK,
-                                     .subtract_b_dec = true,
-                                     .enc_rows = true,
-                                     .dec_rows = true,
-                                     .w_enc = "encoder.weight",
-                                     .w_dec = "W_dec",
-                                     .b_enc = "encoder.bias",
-                                     .b_dec = "b_dec"};
+    static const SaeLayout layout = {"topk",  SAE_TOPK,       true,    true, true, "encoder.weight",
+                                     "W_dec", "encoder.bias", "b_dec", "",   ""};
     static const JsonName activations[] = {{"topk", SAE_TOPK}, {NULL, 0}};
     static const char *const refused[] = {"signed", "skip_connection", "transcode"};
     Sae *sae = &c->sae;
