@@ -464,8 +464,7 @@ static Value *pickle_run(Pickle *p) {
 
 /* ---- from values to tensors ---- */
 
-/* Of copies (strides, deflated storages) together: a state dict stays far below, a few numbers
- * expanded to a terabyte do not. */
+/* Of all copies (strides, deflated storages): a state dict stays far below, a bomb does not. */
 static void spend(Pickle *p, const Tensor *tensor, uint64_t bytes) {
     p->spent = bytes < UINT64_MAX - p->spent ? p->spent + bytes : UINT64_MAX;
     if (inflates_too_far(p->spent, p->file_size)) {
@@ -475,8 +474,7 @@ static void spend(Pickle *p, const Tensor *tensor, uint64_t bytes) {
     }
 }
 
-/* torch.load asks no CRC-32 of what is stored, and torch.save may leave it out (set_crc32_options).
- */
+/* torch.load asks no CRC-32 of what is stored; torch.save may leave it out (set_crc32_options). */
 static const unsigned char *member_bytes(Arena *arena, const ZipMember *member, const char *what) {
     return member->method == 0 ? member->data : zip_unpack(arena, member, what);
 }
@@ -769,8 +767,7 @@ void tensors_open(TensorStore *store, Arena *arena, const char *path) {
     *store = (TensorStore){.arena = arena, .path = resolve(arena, path)};
     path = store->path;
     FileMap map = file_map(arena, path);
-    /* The length of a safetensors header may begin with any bytes, so it is asked for before "PK"
-     * (a zip) and '{'. */
+    /* A safetensors header's length may begin with any bytes: it is asked before "PK" and '{'. */
     if (safetensors_is(&map)) {
         safetensors_read(store, add_map(store, map), path);
     } else if (zip_is(&map)) {

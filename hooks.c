@@ -1,5 +1,4 @@
-/* hooks.c: names of the hook points, what each is computed from, and the patterns that choose among
- * them. */
+/* hooks.c: names of the hook points, what each is computed from, and patterns that choose them. */
 #include "hooks.h"
 
 #include <fnmatch.h>

@@ -10,8 +10,7 @@ enum {
     MAX_SWEEPS = 60
 };
 
-/* The rotation that makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix
- * Computations", 8.5.2. */
+/* Makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix Computations", 8.5.2. */
 static void rotation(double app, double apq, double aqq, double *c, double *s) {
     double tau = (aqq - app) / (2.0 * apq);
     double t = 1.0 / (fabs(tau) + sqrt(1.0 + tau * tau));
@@ -214,9 +213,8 @@ static void back_substitute(double *x, const double *r, size_t n, size_t count) 
     }
 }
 
-/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F,
- * which is at least their ratio, says so for all but badly conditioned ones, without a
- * decomposition. work: [n]. */
+/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F, at
+ * least their ratio, says so for all but badly conditioned ones. work: [n]. */
 static bool surely_full_rank(const double *r, size_t n, double cutoff, double *work) {
     double size = 0.0, inverse = 0.0;
     for (size_t j = 0; j < n; j++) {
@@ -236,8 +234,7 @@ size_t least_squares_work(size_t rows, size_t n) {
     return 2 * small * small + large + small;
 }
 
-/* x[n] = sum_k v_k (u_k . b) / s_k over the s[count] above the cutoff, for vectors u_k[rows],
- * v_k[n]. */
+/* x[n] = sum_k v_k (u_k . b) / s_k over the s[count] above the cutoff, of u_k[rows], v_k[n]. */
 static void svd_solve(double *x, const double *v, size_t n, const double *u, size_t rows,
                       const double *s, size_t count, const double *b, double cutoff) {
     for (size_t k = 0; k < count && s[k] > cutoff * s[0]; k++) {

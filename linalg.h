@@ -1,5 +1,4 @@
-/* linalg.h: the linear algebra of SAGE, in binary64, with one fixed order of operations. Floor 2.
- */
+/* linalg.h: SAGE's linear algebra, in binary64, with one fixed order of operations. Floor 2. */
 #ifndef REFSAE_LINALG_H
 #define REFSAE_LINALG_H
 
@@ -9,9 +8,8 @@
  * is destroyed, values[n], vectors[n, n] with vector k in row k. */
 void symmetric_eigen(double *a, double *values, double *vectors, size_t n);
 
-/* X[n, columns] = A^+ B for symmetric positive semidefinite A[n, n], B[n, columns]; eigenvalues at
- * or below cutoff times the largest count as zero. Minimum norm. A is destroyed; work: [n n + n].
- */
+/* X[n, columns] = A^+ B for symmetric positive semidefinite A[n, n], B[n, columns]; eigenvalues up
+ * to cutoff times the largest count as 0. Minimum norm. A is destroyed; work: [n n + n]. */
 void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff,
                      double *work);
 
@@ -26,8 +24,7 @@ size_t least_squares_work(size_t rows, size_t n);
 void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,
                    double *work);
 
-/* P[n, rows] row-major = A^+ of A[rows, n] column-major (rows >= n); A is destroyed;
- * work: [n n + n]. */
+/* P[n, rows] row-major = A^+ of A[rows, n] column-major, destroyed; rows >= n; work: [n n + n]. */
 void pseudo_inverse(double *p, double *a, size_t rows, size_t n, double cutoff, double *work);
 
 #endif

@@ -5,8 +5,7 @@
  *   params.npz                         GemmaScope           the path (site, layer, average_l0)
  *   cfg.json, sae_weights.safetensors  SAELens              cfg.json; 6.0 moved names to `metadata`
  *   cfg.json, sae.safetensors          EleutherAI sparsify  cfg.json; hook from the folder
- *   config.json, ae.pt                 dictionary_learning  config.json; before it, tensors and
- * path
+ *   config.json, ae.pt                 dictionary_learning  config.json, else tensors and path
  *
  * First identify (settings and path only), then load (weights, refusals): a search can pass over
  * what is not wanted without opening it. */
@@ -37,8 +36,7 @@ typedef struct SaeFound {
     const char *cfg_file; /* names it in messages; where there is none, the weights */
     const char *weights_file;
     const char *below; /* path below the directory of the search */
-    /* Its hook point: the name that the settings or a folder have for it (NULL: none), or a site
-     * and a layer. */
+    /* Its hook point: its name in the settings or a folder (NULL: none), or site and layer. */
     const char *named, *folder;
     int site;       /* a HookKind, or one of these two */
     int layer;      /* -1: not said */
@@ -68,8 +66,7 @@ static bool begins_word(const char *text, const char *at) {
 }
 
 /* Which layer a component of a path or of a module's name says: layer_12, layers.12, h.12, and in
- * dictionary_learning's sets layer8; *after: what follows. -1: none, or none that a layer could
- * have. */
+ * dictionary_learning's sets layer8; *after: what follows. -1: none. */
 static int layer_in(SaeSource source, const char *text, const char **after) {
     static const char *const forms[] = {"layer%*1[_.-]%9[0-9]%n", "layers%*1[_.-]%9[0-9]%n",
                                         "h.%9[0-9]%n", "layer%9[0-9]%n"};
@@ -214,8 +211,7 @@ static Weight of_floats(const float *values) {
     return (Weight){.data = values, .dtype = DTYPE_F32};
 }
 
-/* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
- * feature off). */
+/* A vector[count], widened; finite unless `infinite` (a threshold that switches a feature off). */
 static Weight vector_load(const Sae *sae, const char *name, size_t count, bool infinite) {
     const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
     float *values = arena_floats(sae->arena, count, 1);
@@ -318,8 +314,7 @@ static void gemmascope_load(SaeFound *c, const SaeOptions *options) {
     sae->prepend_bos = true;
     layout_load(sae, &layouts[!has(sae, "W_enc") && has(sae, "w_enc")]);
     if (sae->hook_known && sae->hook == HOOK_EMBED) {
-        /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
-         * corrects it in the same two places. */
+        /* Trained on embeddings before hook_embed's factor sqrt(d); SAELens corrects both, too. */
         float root = (float)sqrt((double)sae->d_in);
         scaled_copy(sae, &sae->w_enc, root, 1);
         scaled_copy(sae, &sae->w_dec, 1, root);
@@ -351,8 +346,7 @@ static SaeCentre stated(const Json *object, const char *key) {
     return yes ? SAE_CENTRE_YES : no ? SAE_CENTRE_NO : SAE_CENTRE_UNKNOWN;
 }
 
-/* SAELens' loader takes the later of two names of one setting: files that say both differently mean
- * nothing in particular. */
+/* SAELens takes the later of two names of a setting: files in which they differ mean nothing. */
 static const char *renamed_text(const SaeFound *c, const char *key, const char *older) {
     const char *text = json_text(c->cfg, key, NULL), *other = json_text(c->cfg, older, text);
     if (text != NULL && strcmp(text, other) != 0) {
@@ -362,9 +356,8 @@ static const char *renamed_text(const SaeFound *c, const char *key, const char *
     return other;
 }
 
-/* Since 6.0 what concerns the model is in `metadata`, and what is not there is not set; before, it
- * is beside all else, hook_point is hook_name's older name, and an absent prepend_bos is true (null
- * is false). */
+/* Since 6.0 what concerns the model is in `metadata`; before, it is beside all else, hook_point is
+ * hook_name's older name, and an absent prepend_bos is true (null is false). */
 static void saelens_identify(SaeFound *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");

@@ -5,9 +5,8 @@
 #include "run_mapping.h"
 #include "run_sage.h"
 
-/* Makes a small world of random models, SAEs, pictures and conversations in a folder of its own
- * below TMPDIR (or /tmp), runs every command on it and removes it. STATUS_CHECK: some output has
- * other bytes than it should. */
+/* Makes a small world of random models, SAEs, pictures and conversations in a folder below TMPDIR
+ * (or /tmp), runs every command on it and removes it. STATUS_CHECK: some output has wrong bytes. */
 void selftest_run(const Compute *compute, bool json, FILE *out);
 
 /* Inside the folder, where every path is the same on every machine: writes a world of random

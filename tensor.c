@@ -1,9 +1,7 @@
 /* tensor.c: reads safetensors and npz, writes safetensors. See tensor.h.
  *
  *   safetensors   u64 n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data
- *   npz           zip of NAME.npy: "\x93NUMPY" version, u16 or u32 n | n bytes of a Python dict |
- * data
- */
+ *   npz           zip of NAME.npy: "\x93NUMPY" version, u16 or u32 n | n bytes of a dict | data */
 #include "tensor.h"
 
 #include "json.h"
@@ -155,8 +153,7 @@ static void tensor_take(TensorStore *store, Tensor *tensor, const unsigned char 
     tensors_add(store, tensor);
 }
 
-/* Sets the shape from a JSON array. A size is written in plain digits: neither -1 nor 1.0 nor 1e3
- * is one. */
+/* A size is written in plain digits: neither -1 nor 1.0 nor 1e3 is one. */
 static bool size_parse(const Json *value, size_t *out) {
     int64_t number;
     if (!json_is(value, JSON_NUMBER) || strspn(value->text, "0123456789") != value->length ||

@@ -9,9 +9,8 @@
  *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
  *   canonical walk -> literal, or length and distance -> copy from the output itself
  *
- * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but
- * for a single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
- * start. */
+ * Broken is what zlib refuses: over-subscribed codes, incomplete codes (but for a single one of
+ * length 1), more than 286 or 30 symbols, no end of block, distances before the start. */
 
 enum {
     FAST_BITS = 10,
@@ -387,8 +386,7 @@ uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size) {
  *
  *   member = local header (30 + name + extra) | data | ...   directory | end record
  *
- * Only the directory at the end is believed: sizes and CRC-32 of local headers may be empty, as
- * streaming writers (torch.save) leave them. */
+ * Only the directory at the end is believed: streaming writers leave local headers empty. */
 
 bool zip_is(const FileMap *map) {
     return map->size >= 4 &&
@@ -434,8 +432,7 @@ static Directory zip_directory(const FileMap *map, const char *path) {
     return directory;
 }
 
-/* The zip64 extra field (id 1) holds, in this order, those of the three values that are all ones.
- */
+/* The zip64 extra field (id 1) holds, in order, those of the three values that are all ones. */
 static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *values[3]) {
     const unsigned char *field = NULL;
     size_t left = 0, size;
@@ -461,8 +458,7 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
     return true;
 }
 
-/* Reads the directory entry at `entry` (`left` bytes remain) and finds the member's data. Returns
- * the size of the entry. */
+/* Reads a directory entry (`left` bytes remain) and finds its data; returns the size of the entry. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
     zip_fail_if(left < 46 || read_little(entry, 4) != 0x02014B50, path,
