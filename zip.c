@@ -458,7 +458,7 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
     return true;
 }
 
-/* Reads a directory entry (`left` bytes remain) and finds its data; returns the size of the entry. */
+/* Reads a directory entry (`left` bytes remain) and finds its data; returns the entry's size. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
     zip_fail_if(left < 46 || read_little(entry, 4) != 0x02014B50, path,
