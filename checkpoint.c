@@ -16,10 +16,6 @@ static const FileMap *add_map(TensorStore *store, FileMap map) {
 
 /* ==== index and shards ==== */
 
-static int compare_shards(const void *a, const void *b) {
-    return strcmp((*(const Json *const *)a)->text, (*(const Json *const *)b)->text);
-}
-
 /* A shard lies beside its index; a name that leads elsewhere is not followed. */
 static bool shard_name_is_plain(const Json *value) {
     return json_is(value, JSON_STRING) && value->length != 0 &&
@@ -35,30 +31,31 @@ static void index_read(TensorStore *store, const FileMap *map, const char *path)
     if (!json_is(weights, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: neither safetensors nor an index with a weight_map", path);
     }
-    const Json **places = arena_alloc(scratch, weights->length, sizeof(const Json *));
+    struct Place {
+        const char *shard, *name;
+    } *places = arena_alloc(scratch, weights->length, sizeof *places);
     size_t count = 0;
     for (const Json *c = weights->child; c != NULL; c = c->next) {
         if (!shard_name_is_plain(c) || strlen(c->key) != c->key_length) {
             fail(STATUS_INPUT, "%s: tensor '%s': '%s' is no name of a shard beside it", path,
                  c->key, json_is(c, JSON_STRING) ? c->text : "");
         }
-        places[count++] = c;
+        places[count++] = (struct Place){c->text, c->key};
     }
-    qsort(places, count, sizeof *places, compare_shards);
+    qsort(places, count, sizeof *places, compare_names);
     const char *slash = strrchr(path, '/');
     int directory = slash == NULL ? 0 : (int)(slash - path) + 1;
     TensorStore shard = {.arena = store->arena};
     for (size_t i = 0; i < count; i++) {
-        const char *name = places[i]->text;
-        if (i == 0 || strcmp(places[i - 1]->text, name) != 0) {
-            const char *file = arena_format(store->arena, "%.*s%s", directory, path, name);
+        const char *name = places[i].name, *in = places[i].shard;
+        if (i == 0 || strcmp(places[i - 1].shard, in) != 0) {
+            const char *file = arena_format(store->arena, "%.*s%s", directory, path, in);
             shard.count = 0;
             safetensors_read(&shard, add_map(store, file_map(store->arena, file)), file);
         }
-        const Tensor *tensor = tensors_find(&shard, places[i]->key);
+        const Tensor *tensor = tensors_find(&shard, name);
         if (tensor == NULL) {
-            fail(STATUS_INPUT, "%s: tensor '%s': is not in its shard %s", path, places[i]->key,
-                 name);
+            fail(STATUS_INPUT, "%s: tensor '%s': is not in its shard %s", path, name, in);
         }
         tensors_add(store, tensor);
     }

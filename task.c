@@ -72,16 +72,12 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
     return out;
 }
 
-static int compare_texts(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 /* What names a thing must do so once. */
 static void check_once(const SageTask *task, const char *const *names, size_t count,
                        const char *what) {
     const char **sorted = arena_alloc(task->arena, count, sizeof(char *));
     memcpy(sorted, names, count * sizeof(char *));
-    qsort(sorted, count, sizeof(char *), compare_texts);
+    qsort(sorted, count, sizeof(char *), compare_names);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(sorted[i - 1], sorted[i]) == 0) {
             fail(STATUS_INPUT, "%s: '%s' stands twice in '%s'", task->file, sorted[i], what);

@@ -50,13 +50,9 @@ void tensors_add(TensorStore *store, const Tensor *tensor) {
     store->tensors[store->count++] = *tensor;
 }
 
-static int compare_tensors(const void *a, const void *b) {
-    return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name);
-}
-
 void tensors_sort(TensorStore *store) {
     if (store->count > 1) {
-        qsort(store->tensors, store->count, sizeof *store->tensors, compare_tensors);
+        qsort(store->tensors, store->count, sizeof *store->tensors, compare_names);
     }
     for (size_t i = 1; i < store->count; i++) {
         if (strcmp(store->tensors[i - 1].name, store->tensors[i].name) == 0) {
@@ -69,7 +65,7 @@ const Tensor *tensors_find(const TensorStore *store, const char *name) {
     Tensor key = {.name = name};
     return store->count == 0
                ? NULL
-               : bsearch(&key, store->tensors, store->count, sizeof key, compare_tensors);
+               : bsearch(&key, store->tensors, store->count, sizeof key, compare_names);
 }
 
 /* "[64, 16]" */

@@ -29,7 +29,7 @@ enum {
 };
 
 typedef struct Tensor {
-    const char *name;
+    const char *name; /* first, for compare_names */
     const char *file;
     const void *data; /* row-major, in the order of bytes of the machine; any alignment */
     Dtype dtype;

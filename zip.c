@@ -502,10 +502,6 @@ static int compare_places(const void *a, const void *b) {
     return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
-static int compare_members(const void *a, const void *b) {
-    return strcmp(((const ZipMember *)a)->name, ((const ZipMember *)b)->name);
-}
-
 Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
     Directory directory = zip_directory(map, path);
     const unsigned char *entry = map->data + directory.start;
@@ -536,7 +532,7 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
                  members[i].name);
         }
     }
-    qsort(members, count, sizeof *members, compare_members);
+    qsort(members, count, sizeof *members, compare_names);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(members[i - 1].name, members[i].name) == 0) {
             fail(STATUS_INPUT, "%s: zip member '%s' is there twice", path, members[i].name);
@@ -547,7 +543,7 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
 
 const ZipMember *zip_find(const Zip *zip, const char *name) {
     ZipMember key = {.name = name};
-    return bsearch(&key, zip->members, zip->count, sizeof key, compare_members);
+    return bsearch(&key, zip->members, zip->count, sizeof key, compare_names);
 }
 
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {
