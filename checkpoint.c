@@ -212,8 +212,7 @@ static void push_new(Pickle *p, Value value) {
 
 #define MARKED SIZE_MAX
 
-/* Takes the top *count values, or, if MARKED, those above the last mark, and the mark. They stay
- * where they are until the next push. */
+/* The top *count values, or, if MARKED, those above the last mark, and it; there until a push. */
 static Value **take_items(Pickle *p, size_t *count) {
     size_t taken = 0, height = p->stack_count;
     while (taken < *count && height > 0 && p->stack[height - 1] != NULL) {

@@ -38,9 +38,8 @@ bool sage_threshold_tested(const SageOptions *options, SageMethod method, double
     return method == SAGE_RANDOM ? asked : sage_of_features(method);
 }
 
-/* Eigenvalues of one-hot columns and of features at or below this share of the largest count as
- * zero, so that an attribute that moves nothing gets weight 0. Also the share of the parts' squares
- * below which features cancel. */
+/* Eigenvalues at or below this share of the largest count as zero, so that an attribute that moves
+ * nothing gets weight 0; so does the square of a sum, of its parts' squares. */
 static const double dictionary_cutoff = 1e-10;
 /* The same for singular values of decoder rows and of W_O, which are binary32. */
 static const double span_cutoff = 1e-6;
@@ -865,9 +864,8 @@ static void best_union(SagePredicate *best, const SageKind *kind, size_t least, 
     }
 }
 
-/* A feature's interpretation; of equal F1 the first: single values before unions, in the order of
- * the kinds. A union is never of more than a quarter of the kind's values: of twelve or sixteen
- * ten are nearly all, and hold for any feature. */
+/* A feature's interpretation; of equal F1 the first: single values, then unions, in the order of
+ * kinds. A union has at most a quarter of the kind's values: ten of twelve hold for any feature. */
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch) {
     SagePredicate best = {.f1 = -1.0};
     for (size_t k = 0; k < 2 * kinds->count; k++) {

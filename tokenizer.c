@@ -454,9 +454,8 @@ static void encode_piece(Encoder *e, size_t begin, size_t end) {
     }
 }
 
-/* A long word (Gemma's is all text between added tokens) is the sum of its pieces when cut between
- * two characters over which no merge reaches: no merge then ever sees both sides, and each side
- * merges in the same order as within the whole. */
+/* A long word (Gemma's is all text between added tokens) is the sum of its pieces when cut where no
+ * merge reaches across: none ever sees both sides, and each merges in the same order. */
 static void encode_word(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
     if (end - begin > WORD_CUT && t->cuttable) {
@@ -730,9 +729,8 @@ static void put_broken(FILE *out, size_t times) {
     }
 }
 
-/* Bytes of the longest beginning of a well-formed sequence, at least 1: what
- * String::from_utf8_lossy replaces by one U+FFFD. Filled up it is a sequence: what may follow the
- * first two bytes depends on no more than them. */
+/* Bytes of the longest beginning of a sequence, at least 1: what String::from_utf8_lossy replaces
+ * by one U+FFFD. Filled up it is one: what may follow two bytes depends on them alone. */
 static size_t broken_prefix(const char *text, size_t length) {
     for (size_t n = length < 3 ? length : 3; n > 1; n--) {
         char filled[] = "\x80\x80\x80\x80";

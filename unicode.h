@@ -15,9 +15,8 @@ enum {
 
 unsigned unicode_class(uint32_t code);
 
-/* A character of a normal form. change: how it consumes the text, as
- * unicode-normalization-alignments counts it: 1 = inserted (it belongs to what precedes), -n =
- * stands for 1 + n characters. */
+/* A character of a normal form. change, as unicode-normalization-alignments counts it: 1 = inserted
+ * (it belongs to what precedes), -n = stands for 1 + n. */
 typedef struct NfcChar {
     uint32_t code;
     int32_t change;
