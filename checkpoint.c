@@ -163,13 +163,9 @@ typedef struct Pickle {
     char name[NAME_MOST + 1];
 } Pickle;
 
-REFSAE_NORETURN static void pickle_fail(const Pickle *p, const char *what) {
-    fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
-}
-
 static void pickle_fail_if(bool bad, const Pickle *p, const char *what) {
     if (bad) {
-        pickle_fail(p, what);
+        fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
     }
 }
 
@@ -447,15 +443,15 @@ static void opcode_run(Pickle *p, unsigned char code) {
 }
 
 static Value *pickle_run(Pickle *p) {
-    for (size_t steps = 0; p->at < p->end; steps++) {
-        unsigned char code = *p->at++;
+    for (size_t steps = 0;; steps++) {
+        pickle_fail_if(p->at == p->end, p, "ends before its STOP");
         pickle_fail_if(steps == OPCODES_MOST, p, "more than 2^24 opcodes");
+        unsigned char code = *p->at++;
         if (code == '.') { /* STOP */
             return *take(p, 1);
         }
         opcode_run(p, code);
     }
-    pickle_fail(p, "ends before its STOP");
 }
 
 /* ---- from values to tensors ---- */
