@@ -187,10 +187,9 @@ static void run_stages(const Compute *compute, CommandRun *run) {
         {"dump --vision clip --image images/c.jpg --hooks * --out clip.st", {NULL}},
         {"dump --image images/d.png --hooks image.rgb --out png.st", {NULL}},
         {SELFTEST_TRAIN, {"gemma2", "clip"}},
-        {"eval --llm gemma2 --vision clip --adapter train/adapter.safetensors --images images "
-         "--out "
-         "eval --questions questions.jsonl --max-new-tokens 6 --temperature 0.7 --top-k 40 --top-p "
-         "0.9",
+        {"eval --llm gemma2 --vision clip --adapter train/adapter.safetensors --out eval "
+         "--questions questions.jsonl --images images --max-new-tokens 6 --temperature 0.7 "
+         "--top-k 40 --top-p 0.9",
          {NULL}},
         {SELFTEST_ANALYZE, {"gemma2", "clip", "saes_gemma2"}},
         {SELFTEST_SAGE, {"gpt2", "saes_gpt2", "task.json"}},

@@ -21,9 +21,8 @@ void selftest_world(void (*work)(void *user), void *user);
 /* Small runs of commands on that world, or on models of one's own: --llm, --vision, --saes, --task
  * are the paths. */
 #define SELFTEST_TRAIN                                                                             \
-    "train --llm % --vision % --data data.json --images images --out train --lr 1e-2 --warmup "    \
-    "0.3 "                                                                                         \
-    "--batch 2 --accumulate 2 --epochs 3 --tokens 60"
+    "train --llm % --vision % --data data.json --images images --out train --lr 1e-2 "             \
+    "--warmup 0.3 --batch 2 --accumulate 2 --epochs 3 --tokens 60"
 #define SELFTEST_ANALYZE                                                                           \
     "analyze --llm % --vision % --saes % --adapter train/adapter.safetensors --data data.json "    \
     "--images images --out analyze --examples 4 --loss-examples 2 --max-frequency 1"
