@@ -121,6 +121,10 @@ int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int compare_names(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
 int compare_natural(const void *a, const void *b) {
     static const char digits[] = "0123456789";
     const char *x = *(const char *const *)a, *y = *(const char *const *)b;
@@ -1272,10 +1276,6 @@ char *path_real(Arena *arena, const char *path) {
         arena_defer(arena, free, real);
     }
     return real;
-}
-
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 char **path_list(Arena *arena, const char *directory, size_t *count) {

@@ -75,8 +75,10 @@ bool size_mul(size_t *product, size_t a, size_t b); /* false on overflow */
 bool size_add(size_t *sum, size_t a, size_t b);     /* false on overflow */
 size_t size_larger(size_t a, size_t b);
 size_t size_product(size_t a, size_t b); /* STATUS_RESOURCE on overflow */
-/* For qsort: rising. Of texts (char *) numbers count by their value: layer.2 before layer.10. */
+/* For qsort: rising. Names and natural: texts (char *), or what begins with one; in natural numbers
+ * count by their value: layer.2 before layer.10. */
 int compare_doubles(const void *a, const void *b);
+int compare_names(const void *a, const void *b);
 int compare_natural(const void *a, const void *b);
 
 /* ---- the order of bytes ----

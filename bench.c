@@ -4,9 +4,9 @@
 #include "bench.h"
 
 #include "info.h"
+#include "json.h"
 #include "kernelset.h"
 #include "model_load.h"
-#include "selftest.h"
 
 #include <errno.h>
 #include <math.h>
@@ -476,37 +476,33 @@ static void write_conversations(void) {
     out_commit(file);
 }
 
-static void bench_mapping(ModelBench *b, const Console *console) {
-    VlmOptions train = selftest_train(b->model->llm, b->model->vision);
-    VlmOptions analyze = selftest_analyze(b->model->llm, b->model->vision, b->model->saes);
-    write_conversations();
-    train.data = analyze.data = "bench.json";
-    train.batch = train.accumulate = 1;
-    train.steps = analyze.examples = 2; /* in the first step weights are read from disk */
-    train.tokens = 512;
-    analyze.loss_examples = 0;
-    bench_begin(b, "train");
-    (void)run_train(b->arena, &b->compute, &train, console);
-    if (b->model->saes != NULL) {
-        bench_begin(b, "analyze");
-        (void)run_analyze(b->arena, &b->compute, &analyze, console);
-    }
+static void bench_command(ModelBench *b, const char *command, const char *words,
+                          const char *const *paths) {
+    bench_begin(b, command);
+    b->model->run(&b->compute, words, paths);
 }
 
 static void bench_commands(void *user) {
     ModelBench *b = user;
-    const Console console = {.quiet = true, .command = "refsae bench"};
+    const BenchModel *m = b->model;
     progress_watch(watch_stage, b);
     bench_text(b, "generate", 512, true);
-    if (b->model->vision != NULL) {
-        bench_mapping(b, &console);
+    if (m->vision != NULL) { /* two steps: in the first weights are read from disk */
+        write_conversations();
+        bench_command(b, "train",
+                      SELFTEST_TRAIN " --data bench.json --batch 1 --accumulate 1 --steps 2 "
+                                     "--tokens 512",
+                      (const char *[]){m->llm, m->vision});
     }
-    if (b->model->saes != NULL && b->model->task != NULL) {
-        SageOptions sage = selftest_sage(b->model->llm, b->model->saes, b->model->task);
-        bench_begin(b, "sage");
-        (void)sage_run(b->arena, &b->compute, &sage, &console);
+    if (m->vision != NULL && m->saes != NULL) {
+        bench_command(b, "analyze",
+                      SELFTEST_ANALYZE " --data bench.json --examples 2 --loss-examples 0",
+                      (const char *[]){m->llm, m->vision, m->saes});
     }
-    for (size_t rows = 64; rows <= b->model->rows; rows *= 2) {
+    if (m->saes != NULL && m->task != NULL) {
+        bench_command(b, "sage", SELFTEST_SAGE, (const char *[]){m->llm, m->saes, m->task});
+    }
+    for (size_t rows = 64; rows <= m->rows; rows *= 2) {
         bench_text(b, arena_format(b->arena, "%zu rows", rows), rows, false);
     }
 }
@@ -580,8 +576,12 @@ static const char *from_here(Arena *arena, const char *path) {
 
 void bench_model(const Compute *compute, const BenchModel *model, bool json, FILE *out) {
     Arena *arena = arena_new();
-    BenchModel here = {from_here(arena, model->llm), from_here(arena, model->vision),
-                       from_here(arena, model->saes), model->task, model->rows};
+    BenchModel here = {from_here(arena, model->llm),
+                       from_here(arena, model->vision),
+                       from_here(arena, model->saes),
+                       model->task,
+                       model->rows,
+                       model->run};
     ModelBench *b = arena_alloc(arena, 1, sizeof *b);
     *b = (ModelBench){.model = &here, .arena = arena, .compute = *compute};
     b->compute.meter = b->meter;

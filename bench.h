@@ -2,7 +2,7 @@
 #ifndef REFSAE_BENCH_H
 #define REFSAE_BENCH_H
 
-#include "kernels.h"
+#include "selftest.h"
 
 /* The kernels on 1 thread and on all of `compute`, interleaved, best of ten, with the multiply-add
  * and memory limits measured in the same rounds. json: one object, else a table. */
@@ -13,6 +13,7 @@ void bench_kernels(const Compute *compute, bool json, FILE *out);
 typedef struct BenchModel {
     const char *llm, *vision, *saes, *task;
     size_t rows; /* the most of passes over 64, 128, 256 .. rows; 0: none */
+    CommandRun *run;
 } BenchModel;
 void bench_model(const Compute *compute, const BenchModel *model, bool json, FILE *out);
 

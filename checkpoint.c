@@ -16,10 +16,6 @@ static const FileMap *add_map(TensorStore *store, FileMap map) {
 
 /* ==== index and shards ==== */
 
-static int compare_shards(const void *a, const void *b) {
-    return strcmp((*(const Json *const *)a)->text, (*(const Json *const *)b)->text);
-}
-
 /* A shard lies beside its index; a name that leads elsewhere is not followed. */
 static bool shard_name_is_plain(const Json *value) {
     return json_is(value, JSON_STRING) && value->length != 0 &&
@@ -35,30 +31,31 @@ static void index_read(TensorStore *store, const FileMap *map, const char *path)
     if (!json_is(weights, JSON_OBJECT)) {
         fail(STATUS_INPUT, "%s: neither safetensors nor an index with a weight_map", path);
     }
-    const Json **places = arena_alloc(scratch, weights->length, sizeof(const Json *));
+    struct Place {
+        const char *shard, *name;
+    } *places = arena_alloc(scratch, weights->length, sizeof *places);
     size_t count = 0;
     for (const Json *c = weights->child; c != NULL; c = c->next) {
         if (!shard_name_is_plain(c) || strlen(c->key) != c->key_length) {
             fail(STATUS_INPUT, "%s: tensor '%s': '%s' is no name of a shard beside it", path,
                  c->key, json_is(c, JSON_STRING) ? c->text : "");
         }
-        places[count++] = c;
+        places[count++] = (struct Place){c->text, c->key};
     }
-    qsort(places, count, sizeof *places, compare_shards);
+    qsort(places, count, sizeof *places, compare_names);
     const char *slash = strrchr(path, '/');
     int directory = slash == NULL ? 0 : (int)(slash - path) + 1;
     TensorStore shard = {.arena = store->arena};
     for (size_t i = 0; i < count; i++) {
-        const char *name = places[i]->text;
-        if (i == 0 || strcmp(places[i - 1]->text, name) != 0) {
-            const char *file = arena_format(store->arena, "%.*s%s", directory, path, name);
+        const char *name = places[i].name, *in = places[i].shard;
+        if (i == 0 || strcmp(places[i - 1].shard, in) != 0) {
+            const char *file = arena_format(store->arena, "%.*s%s", directory, path, in);
             shard.count = 0;
             safetensors_read(&shard, add_map(store, file_map(store->arena, file)), file);
         }
-        const Tensor *tensor = tensors_find(&shard, places[i]->key);
+        const Tensor *tensor = tensors_find(&shard, name);
         if (tensor == NULL) {
-            fail(STATUS_INPUT, "%s: tensor '%s': is not in its shard %s", path, places[i]->key,
-                 name);
+            fail(STATUS_INPUT, "%s: tensor '%s': is not in its shard %s", path, name, in);
         }
         tensors_add(store, tensor);
     }
@@ -166,13 +163,9 @@ typedef struct Pickle {
     char name[NAME_MOST + 1];
 } Pickle;
 
-REFSAE_NORETURN static void pickle_fail(const Pickle *p, const char *what) {
-    fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
-}
-
 static void pickle_fail_if(bool bad, const Pickle *p, const char *what) {
     if (bad) {
-        pickle_fail(p, what);
+        fail(STATUS_INPUT, "%s: data.pkl: %s", p->path, what);
     }
 }
 
@@ -215,8 +208,7 @@ static void push_new(Pickle *p, Value value) {
 
 #define MARKED SIZE_MAX
 
-/* Takes the top *count values, or, if MARKED, those above the last mark, and the mark. They stay
- * where they are until the next push. */
+/* The top *count values, or, if MARKED, those above the last mark, and it; there until a push. */
 static Value **take_items(Pickle *p, size_t *count) {
     size_t taken = 0, height = p->stack_count;
     while (taken < *count && height > 0 && p->stack[height - 1] != NULL) {
@@ -451,21 +443,20 @@ static void opcode_run(Pickle *p, unsigned char code) {
 }
 
 static Value *pickle_run(Pickle *p) {
-    for (size_t steps = 0; p->at < p->end; steps++) {
-        unsigned char code = *p->at++;
+    for (size_t steps = 0;; steps++) {
+        pickle_fail_if(p->at == p->end, p, "ends before its STOP");
         pickle_fail_if(steps == OPCODES_MOST, p, "more than 2^24 opcodes");
+        unsigned char code = *p->at++;
         if (code == '.') { /* STOP */
             return *take(p, 1);
         }
         opcode_run(p, code);
     }
-    pickle_fail(p, "ends before its STOP");
 }
 
 /* ---- from values to tensors ---- */
 
-/* Of copies (strides, deflated storages) together: a state dict stays far below, a few numbers
- * expanded to a terabyte do not. */
+/* Of all copies (strides, deflated storages): a state dict stays far below, a bomb does not. */
 static void spend(Pickle *p, const Tensor *tensor, uint64_t bytes) {
     p->spent = bytes < UINT64_MAX - p->spent ? p->spent + bytes : UINT64_MAX;
     if (inflates_too_far(p->spent, p->file_size)) {
@@ -475,8 +466,7 @@ static void spend(Pickle *p, const Tensor *tensor, uint64_t bytes) {
     }
 }
 
-/* torch.load asks no CRC-32 of what is stored, and torch.save may leave it out (set_crc32_options).
- */
+/* torch.load asks no CRC-32 of what is stored; torch.save may leave it out (set_crc32_options). */
 static const unsigned char *member_bytes(Arena *arena, const ZipMember *member, const char *what) {
     return member->method == 0 ? member->data : zip_unpack(arena, member, what);
 }
@@ -769,8 +759,7 @@ void tensors_open(TensorStore *store, Arena *arena, const char *path) {
     *store = (TensorStore){.arena = arena, .path = resolve(arena, path)};
     path = store->path;
     FileMap map = file_map(arena, path);
-    /* The length of a safetensors header may begin with any bytes, so it is asked for before "PK"
-     * (a zip) and '{'. */
+    /* A safetensors header's length may begin with any bytes: it is asked before "PK" and '{'. */
     if (safetensors_is(&map)) {
         safetensors_read(store, add_map(store, map), path);
     } else if (zip_is(&map)) {

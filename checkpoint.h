@@ -4,9 +4,8 @@
 
 #include "tensor.h"
 
-/* path: a safetensors file, an index of its shards, an npz, torch.save's zip, or a directory that
- * holds model.safetensors or model.safetensors.index.json. Chosen by content, not by name. Errors
- * name file and tensor. */
+/* path: a safetensors file, an index of its shards, an npz, torch.save's zip, or a directory with
+ * model.safetensors or model.safetensors.index.json. By content. Errors name file and tensor. */
 void tensors_open(TensorStore *store, Arena *arena, const char *path);
 
 /* Fails if the directory holds weights in a form that is not read. */

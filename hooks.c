@@ -1,5 +1,4 @@
-/* hooks.c: names of the hook points, what each is computed from, and the patterns that choose among
- * them. */
+/* hooks.c: names of the hook points, what each is computed from, and patterns that choose them. */
 #include "hooks.h"
 
 #include <fnmatch.h>
@@ -291,6 +290,8 @@ bool glob_match(const char *pattern, const char *name) {
             size_t after = c == '[' && next[i] > 0 ? next[i] + 1 : i + 1 + (c == '\\');
             if (at[i] && c == '*') {
                 then[i] = true;
+            } else if (at[i] && next[i] == 0 && strchr("?[\\", c) == NULL) {
+                then[after] |= c == *name;
             } else if (at[i] && (next[i] == 0 || c == '[')) {
                 const char one[2] = {*name, '\0'}, kept = piece[after];
                 piece[after] = '\0';

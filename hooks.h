@@ -96,9 +96,8 @@ typedef struct HookModel {
 /* Every point of a model with its shape, in the order of the pass. Returns their number. */
 size_t hook_points(Arena *arena, const HookModel *model, HookPoint **list);
 
-/* The points from which one is computed with no other point between them, in the order of the pass;
- * of a gradient the gradients of what it feeds. n_layers of the language model and of the tower, 0:
- * none. Returns their number. */
+/* The points from which one is computed directly, in the order of the pass; of a gradient the
+ * gradients of what it feeds. n_layers: language model, tower (0: none). Returns their number. */
 size_t hook_inputs(const HookPoint *of, const int n_layers[2], HookPoint inputs[HOOK_INPUTS_MAX]);
 /* Not every model has it, or it is seldom dumped: its own inputs may then stand for it. */
 bool hook_optional(HookKind kind);

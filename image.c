@@ -158,8 +158,7 @@ static Image resize_part(Arena *arena, const Image *in, size_t width, size_t hei
     Weights down = make_weights(in->height, height, y0, part_height, scratch);
     size_t row = in->width * 3;
     const unsigned char *rows = in->rgb + down.begin * row;
-    /* Pillow 13's rule; until Pillow 12 rows always came first. It matters for tall pictures only.
-     */
+    /* Pillow 13's rule; until Pillow 12 rows always came first. It matters for tall pictures. */
     if (in->height > height && in->width != width &&
         in->height - height + 2 * width > 2 * in->width) {
         unsigned char *middle = arena_alloc(scratch, part_height, row);

@@ -8,7 +8,7 @@
  * uses. Easy to get wrong:
  *
  *   - The inverse DCT rounds between its passes and, in the SIMD forms that everybody runs, keeps
- * 16 bits there: dequantised values and sums wrap, results of a pass saturate.
+ *     16 bits there: dequantised values and sums wrap, results of a pass saturate.
  *   - Triangle upsampling exists for 2:1 horizontal, vertical and both; it needs more than two
  *     samples a row when horizontal; every other ratio repeats samples. Rounding alternates.
  *   - Its neighbours end at the component's true size, ceil(size * sampling / maximum), not at the
@@ -118,8 +118,7 @@ static bool next_marker(Jpeg *j) {
     return c > 0;
 }
 
-/* The segment after a marker: its bytes without the length word. A length below 2 holds nothing.
- * False at the end of the file. */
+/* The segment after a marker, without its length word (below 2: nothing). False: the file ends. */
 static bool read_segment(Jpeg *j, const unsigned char **segment, size_t *length) {
     if (j->size - j->at < 2) {
         return false;
@@ -373,8 +372,7 @@ static void derive_table(Jpeg *j, HuffmanTable *tables, size_t index, bool dc) {
     t->max_code[17] = INT32_MAX;
 }
 
-/* Loads at least 57 bits, unless a marker stands before them; then, and only if `need` bits are not
- * there, zeros. */
+/* Loads at least 57 bits, unless a marker comes first; then zeros, if `need` bits are not there. */
 static void fill_bits(Jpeg *j, int need) {
     while (j->marker == 0 && j->n_bits <= 56) {
         int c = next_byte(j);

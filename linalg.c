@@ -10,8 +10,7 @@ enum {
     MAX_SWEEPS = 60
 };
 
-/* The rotation that makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix
- * Computations", 8.5.2. */
+/* Makes [app apq; apq aqq] diagonal: Golub and Van Loan, "Matrix Computations", 8.5.2. */
 static void rotation(double app, double apq, double aqq, double *c, double *s) {
     double tau = (aqq - app) / (2.0 * apq);
     double t = 1.0 / (fabs(tau) + sqrt(1.0 + tau * tau));
@@ -28,31 +27,25 @@ static void jacobi_rotate(double *x, double *y, size_t n, size_t stride, double 
     }
 }
 
-/* Sorts columns of `vectors` (column k at vectors + k * column, elements `stride` apart) by falling
- * value. */
-static void sort_columns(double *values, double *vectors, size_t n, size_t rows, size_t column,
-                         size_t stride, double *more, size_t more_rows) {
+static void swap_vectors(double *x, double *y, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double swap = x[i];
+        x[i] = y[i];
+        y[i] = swap;
+    }
+}
+
+/* By falling value; beside value k stand the vectors k of u [n, u_size] and v [n, v_size]. */
+static void sort_vectors(double *values, size_t n, double *u, size_t u_size, double *v,
+                         size_t v_size) {
     for (size_t k = 0; k + 1 < n; k++) {
         size_t top = k;
         for (size_t j = k + 1; j < n; j++) {
             top = values[j] > values[top] ? j : top;
         }
-        if (top == k) {
-            continue;
-        }
-        double swap = values[k];
-        values[k] = values[top];
-        values[top] = swap;
-        for (size_t i = 0; i < rows; i++) {
-            swap = vectors[k * column + i * stride];
-            vectors[k * column + i * stride] = vectors[top * column + i * stride];
-            vectors[top * column + i * stride] = swap;
-        }
-        for (size_t i = 0; i < more_rows; i++) {
-            swap = more[k * more_rows + i];
-            more[k * more_rows + i] = more[top * more_rows + i];
-            more[top * more_rows + i] = swap;
-        }
+        swap_vectors(values + k, values + top, 1);
+        swap_vectors(u + k * u_size, u + top * u_size, u_size);
+        swap_vectors(v + k * v_size, v + top * v_size, v_size);
     }
 }
 
@@ -74,7 +67,7 @@ void symmetric_eigen(double *a, double *values, double *vectors, size_t n) {
                 rotation(a[p * n + p], apq, a[q * n + q], &c, &s);
                 jacobi_rotate(a + p, a + q, n, n, c, s);         /* columns */
                 jacobi_rotate(a + p * n, a + q * n, n, 1, c, s); /* rows */
-                jacobi_rotate(vectors + p, vectors + q, n, n, c, s);
+                jacobi_rotate(vectors + p * n, vectors + q * n, n, 1, c, s);
             }
         }
         if (!changed) {
@@ -84,7 +77,7 @@ void symmetric_eigen(double *a, double *values, double *vectors, size_t n) {
     for (size_t i = 0; i < n; i++) {
         values[i] = a[i * n + i];
     }
-    sort_columns(values, vectors, n, n, 1, n, NULL, 0);
+    sort_vectors(values, n, vectors, n, vectors, 0);
 }
 
 void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t columns, double cutoff,
@@ -96,11 +89,11 @@ void symmetric_solve(double *x, double *a, const double *b, size_t n, size_t col
         for (size_t j = 0; j < columns; j++) {
             double dot = 0.0;
             for (size_t i = 0; i < n; i++) {
-                dot += vectors[i * n + k] * b[i * columns + j];
+                dot += vectors[k * n + i] * b[i * columns + j];
             }
             dot /= values[k];
             for (size_t i = 0; i < n; i++) {
-                x[i * columns + j] += dot * vectors[i * n + k];
+                x[i * columns + j] += dot * vectors[k * n + i];
             }
         }
     }
@@ -146,7 +139,7 @@ void thin_svd(double *a, double *s, double *v, size_t rows, size_t n) {
             a[j * rows + i] /= s[j];
         }
     }
-    sort_columns(s, a, n, rows, rows, 1, v, n);
+    sort_vectors(s, n, a, rows, v, n);
 }
 
 /* y -= (v . y / vv) v for each column y[rows] of `columns`; four sums run side by side, each
@@ -220,9 +213,8 @@ static void back_substitute(double *x, const double *r, size_t n, size_t count) 
     }
 }
 
-/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F,
- * which is at least their ratio, says so for all but badly conditioned ones, without a
- * decomposition. work: [n]. */
+/* Is no singular value of the triangle R at or below cutoff times the largest? |R|_F |R^-1|_F, at
+ * least their ratio, says so for all but badly conditioned ones. work: [n]. */
 static bool surely_full_rank(const double *r, size_t n, double cutoff, double *work) {
     double size = 0.0, inverse = 0.0;
     for (size_t j = 0; j < n; j++) {
@@ -242,65 +234,40 @@ size_t least_squares_work(size_t rows, size_t n) {
     return 2 * small * small + large + small;
 }
 
-void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,
-                   double *work) {
-    memset(x, 0, n * sizeof(double));
-    if (n == 0 || rows == 0) {
-        return;
-    }
-    if (rows >= n) {
-        double *r = work, *v = r + n * n, *s = v + n * n, *rhs = s + n;
-        memcpy(rhs, b, rows * sizeof(double));
-        qr_reduce(a, rhs, r, rows, n);
-        if (surely_full_rank(r, n, cutoff, s)) {
-            memcpy(x, rhs, n * sizeof(double));
-            back_substitute(x, r, n, n);
-            return;
-        }
-        thin_svd(r, s, v, n, n);
-        for (size_t k = 0; k < n && s[k] > cutoff * s[0]; k++) {
-            double dot = 0.0;
-            for (size_t i = 0; i < n; i++) {
-                dot += r[k * n + i] * rhs[i];
-            }
-            dot /= s[k];
-            for (size_t i = 0; i < n; i++) {
-                x[i] += dot * v[k * n + i];
-            }
-        }
-        return;
-    }
-    /* Wide: A^T = U diag(s) V^T has rows n >= rows, so A = V diag(s) U^T and x = sum u_k (v_k . b)
-     * / s_k. The transpose is made column by column in a's own memory. */
-    double *v = work, *s = v + rows * rows;
-    for (size_t cycle = 1, last = rows * n - 1; rows > 1 && n > 1 && cycle < last; cycle++) {
-        size_t from = cycle; /* in-place transposition: follow each cycle from its smallest index */
-        do {
-            from = (from % rows) * n + from / rows;
-        } while (from > cycle);
-        if (from < cycle) {
-            continue;
-        }
-        double carried = a[cycle];
-        size_t at = cycle;
-        do {
-            at = (at % rows) * n + at / rows;
-            double next = a[at];
-            a[at] = carried;
-            carried = next;
-        } while (at != cycle);
-    }
-    thin_svd(a, s, v, n, rows);
-    for (size_t k = 0; k < rows && s[k] > cutoff * s[0]; k++) {
+/* x[n] = sum_k v_k (u_k . b) / s_k over the s[count] above the cutoff, of u_k[rows], v_k[n]. */
+static void svd_solve(double *x, const double *v, size_t n, const double *u, size_t rows,
+                      const double *s, size_t count, const double *b, double cutoff) {
+    for (size_t k = 0; k < count && s[k] > cutoff * s[0]; k++) {
         double dot = 0.0;
         for (size_t i = 0; i < rows; i++) {
-            dot += v[k * rows + i] * b[i];
+            dot += u[k * rows + i] * b[i];
         }
         dot /= s[k];
         for (size_t i = 0; i < n; i++) {
-            x[i] += dot * a[k * n + i];
+            x[i] += dot * v[k * n + i];
         }
     }
+}
+
+void least_squares(double *x, double *a, const double *b, size_t rows, size_t n, double cutoff,
+                   double *work) {
+    memset(x, 0, n * sizeof(double));
+    if (rows < n) { /* A^T = U diag(s) V^T */
+        double *v = work, *s = v + rows * rows;
+        thin_svd(a, s, v, n, rows);
+        svd_solve(x, a, n, v, rows, s, rows, b, cutoff);
+        return;
+    }
+    double *r = work, *v = r + n * n, *s = v + n * n, *rhs = s + n;
+    memcpy(rhs, b, rows * sizeof(double));
+    qr_reduce(a, rhs, r, rows, n);
+    if (surely_full_rank(r, n, cutoff, s)) {
+        memcpy(x, rhs, n * sizeof(double));
+        back_substitute(x, r, n, n);
+        return;
+    }
+    thin_svd(r, s, v, n, n);
+    svd_solve(x, v, n, r, n, s, n, rhs, cutoff);
 }
 
 void pseudo_inverse(double *p, double *a, size_t rows, size_t n, double cutoff, double *work) {

@@ -815,6 +815,25 @@ static void command_merge(Arguments *a) {
     arena_free(arena);
 }
 
+/* A command within another. */
+static void run_words(const Compute *compute, const char *words, const char *const *paths) {
+    Arena *arena = arena_new();
+    size_t length = strlen(words);
+    char *copy = arena_copy(arena, words, length);
+    char **argv = arena_alloc(arena, length + 2, sizeof *argv);
+    int argc = 1;
+    argv[0] = arena_format(arena, "refsae");
+    for (char *word = strtok(copy, " "); word != NULL; word = strtok(NULL, " ")) {
+        argv[argc++] = strcmp(word, "%") == 0 ? arena_format(arena, "%s", *paths++) : word;
+    }
+    Arguments a = {
+        .command = command_find(argv[1]), .compute = *compute, .console = {.quiet = true}};
+    arguments_parse(&a, arena, argc, argv);
+    arguments_start(&a, arena, argc, argv);
+    a.command->run(&a);
+    arena_free(arena);
+}
+
 static void command_verify(Arguments *a) {
     folder_verify(a->positional[0], &a->console);
 }
@@ -840,7 +859,7 @@ static void command_vectors(Arguments *a) {
 }
 
 static void command_bench(Arguments *a) {
-    BenchModel model = {a->vlm.llm, a->vlm.vision, a->vlm.saes, a->sage.task, a->rows};
+    BenchModel model = {a->vlm.llm, a->vlm.vision, a->vlm.saes, a->sage.task, a->rows, run_words};
     if (model.llm != NULL) {
         bench_model(&a->compute, &model, a->console.json, stdout);
     } else if (model.vision != NULL || model.saes != NULL || model.rows > 0) {
@@ -852,7 +871,7 @@ static void command_bench(Arguments *a) {
 #endif
 
 static void command_selftest(Arguments *a) {
-    selftest_run(&a->compute, a->console.json, stdout);
+    selftest_run(&a->compute, run_words, a->console.json, stdout);
 }
 
 #define SAE_OPTIONS " hook norm-factor centre unit-decoder dict-class pick"

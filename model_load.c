@@ -4,12 +4,10 @@
  *   an absent key takes the default of that model's own config class;
  *   Gemma-2's head_dim and query_pre_attn_scalar are fields, not d_model / heads;
  *   gpt_neox has rotary_pct (0.25) and an untied head, stored as embed_out (4) or lm_head (5);
- *   the fused query_key_value of gpt_neox has rows [heads, 3, d_head], gpt2's c_attn columns
- *   [3, d];
+ *   query_key_value of gpt_neox has rows [heads, 3, d_head], gpt2's c_attn columns [3, d];
  *   a checkpoint of the base model has no prefix before its names; a stored head is used even where
  *   the config ties it, as transformers 5 does;
- *   a `clip` config that has vision_config_dict means that and not vision_config (Hugging Face lets
- *   it win, defaults included). */
+ *   in a `clip` config vision_config_dict wins over vision_config, defaults included. */
 #include "model_load.h"
 
 #include <math.h>
@@ -312,8 +310,7 @@ static void layer_gpt_neox(Loader *t, const LlmConfig *c, const Json *config, Ll
     l->out = need_linear(t, "mlp.dense_4h_to_h", d, c->d_mlp, true);
 }
 
-/* What differs by LlmKind: how its settings are read and its tensors are called, and its tokens
- * where no file says them. */
+/* What differs by LlmKind: settings, names of tensors, and tokens where no file says them. */
 static const struct {
     void (*config)(const Json *, LlmConfig *);
     void (*layer)(Loader *, const LlmConfig *, const Json *, LlmLayer *);

@@ -1,5 +1,4 @@
-/* pixels.h: what the decoders of pictures give, and the most that they may be asked for. Floor 4.
- */
+/* pixels.h: what the decoders of pictures give, and the most they may be asked for. Floor 4. */
 #ifndef REFSAE_PIXELS_H
 #define REFSAE_PIXELS_H
 

@@ -5,8 +5,7 @@
  *   params.npz                         GemmaScope           the path (site, layer, average_l0)
  *   cfg.json, sae_weights.safetensors  SAELens              cfg.json; 6.0 moved names to `metadata`
  *   cfg.json, sae.safetensors          EleutherAI sparsify  cfg.json; hook from the folder
- *   config.json, ae.pt                 dictionary_learning  config.json; before it, tensors and
- * path
+ *   config.json, ae.pt                 dictionary_learning  config.json, else tensors and path
  *
  * First identify (settings and path only), then load (weights, refusals): a search can pass over
  * what is not wanted without opening it. */
@@ -37,8 +36,7 @@ typedef struct SaeFound {
     const char *cfg_file; /* names it in messages; where there is none, the weights */
     const char *weights_file;
     const char *below; /* path below the directory of the search */
-    /* Its hook point: the name that the settings or a folder have for it (NULL: none), or a site
-     * and a layer. */
+    /* Its hook point: its name in the settings or a folder (NULL: none), or site and layer. */
     const char *named, *folder;
     int site;       /* a HookKind, or one of these two */
     int layer;      /* -1: not said */
@@ -68,8 +66,7 @@ static bool begins_word(const char *text, const char *at) {
 }
 
 /* Which layer a component of a path or of a module's name says: layer_12, layers.12, h.12, and in
- * dictionary_learning's sets layer8; *after: what follows. -1: none, or none that a layer could
- * have. */
+ * dictionary_learning's sets layer8; *after: what follows. -1: none. */
 static int layer_in(SaeSource source, const char *text, const char **after) {
     static const char *const forms[] = {"layer%*1[_.-]%9[0-9]%n", "layers%*1[_.-]%9[0-9]%n",
                                         "h.%9[0-9]%n", "layer%9[0-9]%n"};
@@ -88,56 +85,37 @@ static int layer_in(SaeSource source, const char *text, const char **after) {
     return -1;
 }
 
+/* What begins a word; the last word, or behind scope any (gemma-scope-res-canonical). */
+#define BEGINS(words) "{,*[-_. ]}{" words "}*"
+#define WORD(words) "{{,*[-_. ]}{" words "},*scope*[-_. ]{" words "}[-_. ]*}"
+
 /* The site that a component of the path or a module's name says, as the format's users write it;
- * after: what follows its layer (NULL: it has none). */
+ * after: what follows its layer, as in layers.12.mlp (NULL: it has none). */
 static int site_in(SaeSource source, const char *name, const char *after) {
-    enum {
-        WHOLE,
-        AFTER, /* the layer: layers.12.mlp */
-        BEGIN, /* of a word: resid_post_layer_8 */
-        WORD /* the last (gemma-scope-2b-pt-res), or any beside scope (gemma-scope-res-canonical) */
-    };
     static const struct {
         SaeSource source;
-        int place;
-        const char *text;
+        const char *name, *after; /* NULL: not asked */
         int site;
-    } words[] = {{SAE_GEMMASCOPE, WORD, "transcoder", SITE_TRANSCODER},
-                 {SAE_GEMMASCOPE, WORD, "transcoders", SITE_TRANSCODER},
-                 {SAE_GEMMASCOPE, WORD, "embedding", HOOK_EMBED},
-                 {SAE_GEMMASCOPE, WORD, "res", HOOK_RESID_POST},
-                 {SAE_GEMMASCOPE, WORD, "resid", HOOK_RESID_POST},
-                 {SAE_GEMMASCOPE, WORD, "mlp", HOOK_MLP_OUT},
-                 {SAE_GEMMASCOPE, WORD, "att", HOOK_Z},
-                 {SAE_GEMMASCOPE, WORD, "attn", HOOK_Z},
-                 {SAE_SPARSIFY, WHOLE, "embed_tokens", HOOK_EMBED},
-                 {SAE_SPARSIFY, WHOLE, "embed_in", HOOK_EMBED},
-                 {SAE_SPARSIFY, WHOLE, "wte", HOOK_EMBED},
-                 {SAE_SPARSIFY, AFTER, "", HOOK_RESID_POST},
-                 {SAE_SPARSIFY, AFTER, ".mlp", HOOK_MLP_OUT},
-                 {SAE_SPARSIFY, AFTER, ".attention", HOOK_ATTN_OUT},
-                 {SAE_SPARSIFY, AFTER, ".attn", HOOK_ATTN_OUT},
-                 {SAE_SPARSIFY, AFTER, ".self_attn", HOOK_ATTN_OUT},
-                 {SAE_DICTIONARY_LEARNING, WHOLE, "embed", HOOK_EMBED},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_post", HOOK_RESID_POST},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_out", HOOK_RESID_POST},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_pre", HOOK_RESID_PRE},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "resid_mid", HOOK_RESID_MID},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "mlp_out", HOOK_MLP_OUT},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "attn_out", HOOK_ATTN_OUT},
-                 {SAE_DICTIONARY_LEARNING, BEGIN, "attention_out", HOOK_ATTN_OUT}};
-    bool scope = strstr(name, "scope") != NULL;
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-        const char *text = words[i].text, *whole = words[i].place == AFTER ? after : name;
-        bool fits = whole != NULL && strcmp(whole, text) == 0;
-        for (const char *at = name; words[i].place >= BEGIN && (at = strstr(at, text)) != NULL;
-             at++) {
-            char next = at[strlen(text)];
-            fits |= begins_word(name, at) && (words[i].place == BEGIN || next == 0 ||
-                                              (scope && strchr("-_. ", next) != NULL));
-        }
-        if (fits && words[i].source == source) {
-            return words[i].site;
+    } sites[] = {{SAE_GEMMASCOPE, WORD("transcoder,transcoders"), NULL, SITE_TRANSCODER},
+                 {SAE_GEMMASCOPE, WORD("embedding"), NULL, HOOK_EMBED},
+                 {SAE_GEMMASCOPE, WORD("res,resid"), NULL, HOOK_RESID_POST},
+                 {SAE_GEMMASCOPE, WORD("mlp"), NULL, HOOK_MLP_OUT},
+                 {SAE_GEMMASCOPE, WORD("att,attn"), NULL, HOOK_Z},
+                 {SAE_SPARSIFY, "{embed_tokens,embed_in,wte}", NULL, HOOK_EMBED},
+                 {SAE_SPARSIFY, NULL, "", HOOK_RESID_POST},
+                 {SAE_SPARSIFY, NULL, ".mlp", HOOK_MLP_OUT},
+                 {SAE_SPARSIFY, NULL, ".{attention,attn,self_attn}", HOOK_ATTN_OUT},
+                 {SAE_DICTIONARY_LEARNING, "embed", NULL, HOOK_EMBED},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_post,resid_out"), NULL, HOOK_RESID_POST},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_pre"), NULL, HOOK_RESID_PRE},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("resid_mid"), NULL, HOOK_RESID_MID},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("mlp_out"), NULL, HOOK_MLP_OUT},
+                 {SAE_DICTIONARY_LEARNING, BEGINS("attn_out,attention_out"), NULL, HOOK_ATTN_OUT}};
+    for (size_t i = 0; i < sizeof sites / sizeof sites[0]; i++) {
+        const char *glob = sites[i].name != NULL ? sites[i].name : sites[i].after;
+        const char *text = sites[i].name != NULL ? name : after;
+        if (sites[i].source == source && text != NULL && glob_match(glob, text)) {
+            return sites[i].site;
         }
     }
     return SITE_OPEN;
@@ -233,8 +211,7 @@ static Weight of_floats(const float *values) {
     return (Weight){.data = values, .dtype = DTYPE_F32};
 }
 
-/* A vector of `count` values, widened; finite unless `infinite` (a threshold that switches a
- * feature off). */
+/* A vector[count], widened; finite unless `infinite` (a threshold that switches a feature off). */
 static Weight vector_load(const Sae *sae, const char *name, size_t count, bool infinite) {
     const Tensor *tensor = tensors_need(&sae->store, name, 1, &count);
     float *values = arena_floats(sae->arena, count, 1);
@@ -337,8 +314,7 @@ static void gemmascope_load(SaeFound *c, const SaeOptions *options) {
     sae->prepend_bos = true;
     layout_load(sae, &layouts[!has(sae, "W_enc") && has(sae, "w_enc")]);
     if (sae->hook_known && sae->hook == HOOK_EMBED) {
-        /* Trained on embeddings before the factor sqrt(d), which hook_embed has; SAELens' loader
-         * corrects it in the same two places. */
+        /* Trained on embeddings before hook_embed's factor sqrt(d); SAELens corrects both, too. */
         float root = (float)sqrt((double)sae->d_in);
         scaled_copy(sae, &sae->w_enc, root, 1);
         scaled_copy(sae, &sae->w_dec, 1, root);
@@ -370,8 +346,7 @@ static SaeCentre stated(const Json *object, const char *key) {
     return yes ? SAE_CENTRE_YES : no ? SAE_CENTRE_NO : SAE_CENTRE_UNKNOWN;
 }
 
-/* SAELens' loader takes the later of two names of one setting: files that say both differently mean
- * nothing in particular. */
+/* SAELens takes the later of two names of a setting: files in which they differ mean nothing. */
 static const char *renamed_text(const SaeFound *c, const char *key, const char *older) {
     const char *text = json_text(c->cfg, key, NULL), *other = json_text(c->cfg, older, text);
     if (text != NULL && strcmp(text, other) != 0) {
@@ -381,9 +356,8 @@ static const char *renamed_text(const SaeFound *c, const char *key, const char *
     return other;
 }
 
-/* Since 6.0 what concerns the model is in `metadata`, and what is not there is not set; before, it
- * is beside all else, hook_point is hook_name's older name, and an absent prepend_bos is true (null
- * is false). */
+/* Since 6.0 what concerns the model is in `metadata`; before, it is beside all else, hook_point is
+ * hook_name's older name, and an absent prepend_bos is true (null is false). */
 static void saelens_identify(SaeFound *c) {
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *meta = json_get(cfg, "metadata");
@@ -437,13 +411,8 @@ static SaeLayout saelens_layout(SaeFound *c) {
                                     {"topk", SAE_TOPK},
                                     {NULL, 0}};
     static const JsonName functions[] = {{"relu", SAE_RELU}, {"topk", SAE_TOPK}, {NULL, 0}};
-    SaeLayout layout = {.dec_rows = true,
-                        .w_enc = "W_enc",
-                        .w_dec = "W_dec",
-                        .b_enc = "b_enc",
-                        .b_dec = "b_dec",
-                        .b_gate = "b_gate",
-                        .b_mag = "b_mag"};
+    SaeLayout layout = {NULL,    SAE_RELU, false,   false,    true,   "W_enc",
+                        "W_dec", "b_enc",  "b_dec", "b_gate", "b_mag"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *kwargs = json_get(cfg, "activation_fn_kwargs");
     bool old = sae->source == SAE_SAELENS_OLD;
@@ -573,15 +542,8 @@ static void saelens_load(SaeFound *c, const SaeOptions *options) {
 }
 
 static void sparsify_load(SaeFound *c, const SaeOptions *options) {
-    static const SaeLayout layout = {.name = "topk",
-                                     .act = SAE_TOPK,
-                                     .subtract_b_dec = true,
-                                     .enc_rows = true,
-                                     .dec_rows = true,
-                                     .w_enc = "encoder.weight",
-                                     .w_dec = "W_dec",
-                                     .b_enc = "encoder.bias",
-                                     .b_dec = "b_dec"};
+    static const SaeLayout layout = {"topk",  SAE_TOPK,       true,    true, true, "encoder.weight",
+                                     "W_dec", "encoder.bias", "b_dec", "",   ""};
     static const JsonName activations[] = {{"topk", SAE_TOPK}, {NULL, 0}};
     static const char *const refused[] = {"signed", "skip_connection", "transcode"};
     Sae *sae = &c->sae;

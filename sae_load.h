@@ -12,8 +12,7 @@ typedef struct SaeOptions { /* what files leave open; from the command line */
     bool unit_decoder;      /* --unit-decoder */
     const char *dict_class; /* --dict-class, where dictionary_learning's config.json is missing */
     /* Of the SAEs below a directory those whose path below it matches (--pick GLOB), and those that
-     * SAGE takes alone: of the residual stream, hook_embed included, and of q, k, v, z and the
-     * blocks' outputs. */
+     * SAGE takes: of the residual stream (and hook_embed), q, k, v, z and blocks' outputs. */
     const char *pick;
     bool sage;
 } SaeOptions;

@@ -38,9 +38,8 @@ bool sage_threshold_tested(const SageOptions *options, SageMethod method, double
     return method == SAGE_RANDOM ? asked : sage_of_features(method);
 }
 
-/* Eigenvalues of one-hot columns and of features at or below this share of the largest count as
- * zero, so that an attribute that moves nothing gets weight 0. Also the share of the parts' squares
- * below which features cancel. */
+/* Eigenvalues at or below this share of the largest count as zero, so that an attribute that moves
+ * nothing gets weight 0; so does the square of a sum, of its parts' squares. */
 static const double dictionary_cutoff = 1e-10;
 /* The same for singular values of decoder rows and of W_O, which are binary32. */
 static const double span_cutoff = 1e-6;
@@ -48,9 +47,8 @@ static const double span_cutoff = 1e-6;
 static const double edit_cutoff = 1e-10;
 /* A denominator of a rescaled figure at or below it is 0. */
 static const double rescale_cutoff = 1e-9;
-/* Below this share of |m_clean|, what moves m by so little says nothing about what moves it; and
- * where the model as it is answers as the target does in more than so many prompts, no edit can be
- * told from none. */
+/* What moves m by less than this share of |m_clean| says nothing about what moves it; and where the
+ * model as it is answers as the target in more than so many prompts, no edit differs from none. */
 static const double least_resolution = 0.1, most_agreement = 0.9;
 
 /* All scratch; sage_layout, at the end of this file, says how much. */
@@ -307,8 +305,7 @@ static void dictionary_mean(const SageSection *s, SageSubject *node) {
     }
 }
 
-/* mse: U = (C^T C)^+ C^T (A - abar), C [prompts, values] the one-hot matrix of all attribute values
- */
+/* mse: U = (C^T C)^+ C^T (A - abar), C [prompts, values] the one-hot matrix of attribute values */
 static void dictionary_mse(const SageSection *s, SageSubject *node) {
     size_t d = node->width, n = s->n_values, n_attributes = s->task->n_attributes;
     const float *train = node->a + rows_of(s) * d;
@@ -479,8 +476,7 @@ static void write_map(const SageSection *s, const SageSubject *node) {
     pseudo_inverse(s->work->direct, columns, d, n, span_cutoff, s->work->solve);
 }
 
-/* o [d_model] of an activation a: write a / scale for a z, for a block output a itself, without its
- * mean if the SAE's stream is centred. */
+/* o[d_model]: write a / scale of a z, else a, without its mean if the SAE's stream is centred. */
 static void written(const SageSubject *node, const float *a, float scale, double *o, size_t d) {
     double mean = 0.0;
     bool z = node->write != NULL;
@@ -539,8 +535,7 @@ static void random_row(uint64_t seed, const Sae *sae, size_t j, double *row) {
 }
 
 /* d_j of feature u of the union, and a random row of the same norm; a choice by decoder norm
- * divides both. Behind the features b_dec, and ones for what an SAE that normalises shifts all of a
- * row by. */
+ * divides both. Behind them b_dec, and ones, for what an SAE that normalises shifts a row by. */
 static void site_row(void *user, size_t u, int thread) {
     const Call *call = user;
     const SageSite *site = call->site;
@@ -584,8 +579,7 @@ static void project_row(void *user, size_t u, int thread) {
     }
 }
 
-/* What the features of the node's SAEs are to it. A head has its part of every row of a native SAE.
- */
+/* What features of its SAEs are to a node. A head has its part of every row of a native SAE. */
 static void dictionaries_of_features(const SageSection *s, SageSubject *node) {
     size_t d = s->llm->config.d_model, head = (size_t)node->node->head;
     double *constant = node->dictionary[SAGE_SAE].constant;
@@ -642,7 +636,9 @@ static void project_codes(const SageSite *site, const SageDictionary *dictionary
 static void project_span(const double *rows, const double *o, size_t d, SageParts *out,
                          ThreadWork *work) {
     for (size_t j = 0; j < out->n; j++) {
-        memcpy(work->columns + j * d, rows + out->feature[j] * d, d * sizeof(double));
+        for (size_t i = 0; i < d; i++) {
+            work->columns[out->n <= d ? j * d + i : i * out->n + j] = rows[out->feature[j] * d + i];
+        }
     }
     least_squares(out->coefficient, work->columns, o, d, out->n, span_cutoff, work->solve);
 }
@@ -766,8 +762,7 @@ static void recon_row(void *user, size_t p, int thread) {
 }
 
 /* r2 = 1 - sum |a - a^|^2 / sum |a - abar|^2    over the test prompts; beside it the same of what
- * the node writes to the stream, o(a), o(a^) and obar, since span is orthogonal there and not in z.
- */
+ * the node writes, o(a), o(a^) and obar, since span is orthogonal there, not in z. */
 static void fit_way(const SageSection *s, SageSubject *node, SageWay way, SageFit *fit) {
     size_t d = s->llm->config.d_model;
     double residual[2] = {0.0}, total[2] = {0.0}, **o = s->work->thread[0].o;
@@ -823,8 +818,7 @@ void sage_prepare(SageSection *s, SageFit *fits) {
  *
  *   F1 = 2 precision recall / (precision + recall) = 2 both / (active + holds)
  *
- * over the test prompts: in how many is the feature active, does the predicate hold, are both? Sets
- * of prompts are bits. */
+ * over the test prompts; sets of prompts are bits. */
 static size_t count_bits(const uint64_t *a, const uint64_t *b, size_t words) {
     size_t n = 0;
     for (size_t i = 0; i < words; i++) {
@@ -870,9 +864,8 @@ static void best_union(SagePredicate *best, const SageKind *kind, size_t least, 
     }
 }
 
-/* A feature's interpretation; of equal F1 the first: single values before unions, in the order of
- * the kinds. A union is never of more than a quarter of the kind's values: of twelve or sixteen
- * ten are nearly all, and hold for any feature. */
+/* A feature's interpretation; of equal F1 the first: single values, then unions, in the order of
+ * kinds. A union has at most a quarter of the kind's values: ten of twelve hold for any feature. */
 SagePredicate sage_predicate(const SageKinds *kinds, const uint64_t *active, uint64_t *scratch) {
     SagePredicate best = {.f1 = -1.0};
     for (size_t k = 0; k < 2 * kinds->count; k++) {
@@ -1123,8 +1116,7 @@ static void whole_edit(const SageSection *s, const SageSubject *node, const Sage
     }
 }
 
-/* What every edit puts in place of a, at one node of one prompt. Edits of one method stand
- * together, so that its parts are formed once. */
+/* What every edit puts in place of a, at a node of a prompt; parts are formed once for a method. */
 static void edit_one(void *user, size_t task, int thread) {
     static void (*const edits[])(const SageSection *, const SageSubject *, const SageEdit *, size_t,
                                  ThreadWork *) = {[SAGE_TARGET] = whole_edit,

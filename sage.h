@@ -1,6 +1,5 @@
 /* sage.h: SAGE (arXiv 2410.07456, on the evaluation of arXiv 2405.08366): attribute cross-sections,
- * supervised dictionaries, residual SAEs carried to sublayers, edits, tests and predicates.
- * Floor 10. */
+ * supervised dictionaries, residual SAEs at sublayers, edits, tests, predicates. Floor 10. */
 #ifndef REFSAE_SAGE_H
 #define REFSAE_SAGE_H
 
@@ -56,8 +55,7 @@ typedef struct SageNode { /* a component at a named position */
     size_t position;      /* place in task->positions */
 } SageNode;
 
-/* q, k, v: reads the stream, so that its SAEs come by `weights`; else it writes to it: `span` and
- * `encoder` */
+/* q, k, v: reads the stream: its SAEs come by `weights`; else it writes: `span`, `encoder` */
 bool sage_node_reads(const SageNode *node);
 
 typedef struct SageFigure {  /* NaN: undefined, or spoiled by a low resolution */
@@ -132,8 +130,7 @@ typedef struct SageResult {
 
 /* ---- step 1: attribute cross-sections ---- */
 
-/* m of a prompt from the logits[d_vocab] at its last position; only the answer's and the wrong
- * tokens' are read. */
+/* m from logits[d_vocab] at a prompt's last position; only answer's and wrong tokens' are read. */
 double sage_metric(const float *logits, const SageForm *form);
 /* gradient[d_vocab] += dm / dlogits[d_vocab]. */
 void sage_metric_gradient(float *gradient, const float *logits, const SageForm *form);
@@ -190,8 +187,7 @@ typedef struct SageSite { /* an SAE at a named position */
     double *factor, *shift; /* [rows]: the SAE's normalisation undone */
     size_t n_union, most;   /* features active in some row; of one row, at most */
     uint32_t *feature;      /* [n_union]: number in the SAE, ascending */
-    double *rows[2];        /* [n_union + 2, d_in]: decoder rows; random ones of equal norms; behind
-                               both b_dec and ones */
+    double *rows[2];        /* [n_union + 2, d_in]: decoder; random, as long; behind b_dec, ones */
     uint64_t *active;       /* [n_union, words]: in which test prompts */
     double *value_f1;       /* [n_union, values]: of each value of each attribute */
     SagePredicate *best;    /* [n_union]; f1 -1: active in counterfactuals alone */

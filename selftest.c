@@ -2,9 +2,7 @@
  * command run on it, and the digests that must come out, without files or network. */
 #include "selftest.h"
 
-#include "dump.h"
 #include "elementary.h"
-#include "report.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -177,94 +175,29 @@ static void run_functions(void) {
     out_commit(file);
 }
 
-VlmOptions selftest_train(const char *llm, const char *vision) {
-    return (VlmOptions){.llm = llm,
-                        .vision = vision,
-                        .data = "data.json",
-                        .images = "images",
-                        .out = "train",
-                        .shuffle = true,
-                        .lr = 1e-2,
-                        .min_lr = 1e-8,
-                        .warmup = 0.3,
-                        .batch = 2,
-                        .accumulate = 2,
-                        .epochs = 3,
-                        .tokens = 60,
-                        .seed = 475};
-}
+#define IDS " --ids 2,70,71,261,9,100,33,262,12,250,8 --hooks * --grad 261,262 --out "
 
-VlmOptions selftest_analyze(const char *llm, const char *vision, const char *saes) {
-    return (VlmOptions){.llm = llm,
-                        .vision = vision,
-                        .adapter = "train/adapter.safetensors",
-                        .saes = saes,
-                        .data = "data.json",
-                        .images = "images",
-                        .out = "analyze",
-                        .judge = "lexical",
-                        .examples = 4,
-                        .loss_examples = 2,
-                        .features = 3,
-                        .max_frequency = 1,
-                        .max_density = 1,
-                        .converge = 1.5,
-                        .seed = 475};
-}
-
-SageOptions selftest_sage(const char *llm, const char *saes, const char *task) {
-    return (SageOptions){.vlm = {.llm = llm, .saes = saes, .out = "sage", .bos = 1, .seed = 475},
-                         .task = task,
-                         .nodes = "q,k,v,z,mlp_out",
-                         .projection = "auto",
-                         .n = {24, 12},
-                         .share = 0.5,
-                         .f1 = {0.5},
-                         .max_nodes = 8,
-                         .n_f1 = 1};
-}
-
-static void run_stages(const Compute *compute) {
-    static const char *const llms[] = {"gemma2", "gpt2", "gpt_neox"}, *const dumps[] = {
-                                                                          "gemma2.st", "gpt2.st",
-                                                                          "gpt_neox.st"};
-    const Console console = {.quiet = true, .command = "refsae selftest"};
+static void run_stages(const Compute *compute, CommandRun *run) {
+    static const struct {
+        const char *words, *paths[3];
+    } stages[] = {
+        {"dump --llm gemma2" IDS "gemma2.st", {NULL}},
+        {"dump --llm gpt2" IDS "gpt2.st", {NULL}},
+        {"dump --llm gpt_neox" IDS "gpt_neox.st", {NULL}},
+        {"dump --vision clip --image images/c.jpg --hooks * --out clip.st", {NULL}},
+        {"dump --image images/d.png --hooks image.rgb --out png.st", {NULL}},
+        {SELFTEST_TRAIN, {"gemma2", "clip"}},
+        {"eval --llm gemma2 --vision clip --adapter train/adapter.safetensors --out eval "
+         "--questions questions.jsonl --images images --max-new-tokens 6 --temperature 0.7 "
+         "--top-k 40 --top-p 0.9",
+         {NULL}},
+        {SELFTEST_ANALYZE, {"gemma2", "clip", "saes_gemma2"}},
+        {SELFTEST_SAGE, {"gpt2", "saes_gpt2", "task.json"}},
+    };
     run_functions();
-    for (size_t i = 0; i < 3; i++) {
-        DumpOptions dump = {
-            .vlm = {.llm = llms[i], .ids = "2,70,71,261,9,100,33,262,12,250,8", .bos = -1},
-            .hooks = "*",
-            .grad = "261,262",
-            .out = dumps[i]};
-        dump_run(compute, &dump, &console);
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+        run(compute, stages[i].words, stages[i].paths);
     }
-    DumpOptions vision = {.vlm = {.vision = "clip", .image = "images/c.jpg", .bos = -1},
-                          .hooks = "*",
-                          .out = "clip.st"};
-    DumpOptions picture = {
-        .vlm = {.image = "images/d.png", .bos = -1}, .hooks = "image.rgb", .out = "png.st"};
-    dump_run(compute, &vision, &console);
-    dump_run(compute, &picture, &console);
-    Arena *arena = arena_new();
-    VlmOptions train = selftest_train("gemma2", "clip");
-    (void)run_train(arena, compute, &train, &console);
-    VlmOptions eval = {.llm = "gemma2",
-                       .vision = "clip",
-                       .adapter = "train/adapter.safetensors",
-                       .questions = "questions.jsonl",
-                       .images = "images",
-                       .out = "eval",
-                       .max_new_tokens = 6,
-                       .sampling = {.temperature = 0.7, .top_k = 40, .top_p = 0.9},
-                       .seed = 475};
-    run_eval(compute, &eval, &console);
-    VlmOptions analyze = selftest_analyze("gemma2", "clip", "saes_gemma2");
-    AnalyzeResult layers = run_analyze(arena, compute, &analyze, &console);
-    report_analyze(&layers, &(LayerTable){.n = 0});
-    SageOptions sage = selftest_sage("gpt2", "saes_gpt2", "task.json");
-    SageResult found = sage_run(arena, compute, &sage, &console);
-    report_sage(&found);
-    arena_free(arena);
 }
 
 static void compare(bool json, FILE *out) {
@@ -307,13 +240,14 @@ void selftest_inside(const char *path, void (*work)(void *user), void *user) {
 
 typedef struct Check {
     const Compute *compute;
+    CommandRun *run;
     bool json;
     FILE *out;
 } Check;
 
 static void check_stages(void *user) {
     const Check *check = user;
-    run_stages(check->compute);
+    run_stages(check->compute, check->run);
     compare(check->json, check->out);
 }
 
@@ -346,6 +280,6 @@ void selftest_world(void (*work)(void *user), void *user) {
     }
 }
 
-void selftest_run(const Compute *compute, bool json, FILE *out) {
-    selftest_world(check_stages, &(Check){compute, json, out});
+void selftest_run(const Compute *compute, CommandRun *run, bool json, FILE *out) {
+    selftest_world(check_stages, &(Check){compute, run, json, out});
 }

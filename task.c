@@ -1,5 +1,4 @@
-/* task.c: tasks as data. What the file says is checked and laid out first; then prompts are drawn,
- * or read from prompts.jsonl. */
+/* task.c: tasks as data. The file is checked and laid out; then prompts are drawn, or read. */
 #include "task.h"
 #include "json.h"
 #include "tasks.h"
@@ -73,16 +72,12 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
     return out;
 }
 
-static int compare_texts(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 /* What names a thing must do so once. */
 static void check_once(const SageTask *task, const char *const *names, size_t count,
                        const char *what) {
     const char **sorted = arena_alloc(task->arena, count, sizeof(char *));
     memcpy(sorted, names, count * sizeof(char *));
-    qsort(sorted, count, sizeof(char *), compare_texts);
+    qsort(sorted, count, sizeof(char *), compare_names);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(sorted[i - 1], sorted[i]) == 0) {
             fail(STATUS_INPUT, "%s: '%s' stands twice in '%s'", task->file, sorted[i], what);
@@ -378,8 +373,7 @@ static size_t position_find(const SageTask *task, const char *name, const TaskTe
          rule, text->text);
 }
 
-/* Token ids of the texts of "answer" or "wrong": an attribute's own value, or what a map gives for
- * it. */
+/* Token ids of the texts of "answer" or "wrong": an attribute's value, or what a map has for it. */
 static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, const char *which,
                            const size_t *values, size_t *count, Arena *scratch) {
     const Json *rule = json_get(task->json, which), *of = json_get(rule, "of");
@@ -433,8 +427,7 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
 
 /* ---- places ---- */
 
-/* ends[i]: what was matched so far can end before byte i of the text. Matches one of `next` more.
- */
+/* ends[i]: what was matched so far can end before byte i of the text. Matches one of `next`. */
 static void match_next(bool *ends, const char *text, size_t length, const SageAttribute *next) {
     for (size_t i = length + 1; i-- > 0;) {
         bool reached = false;
@@ -446,8 +439,7 @@ static void match_next(bool *ends, const char *text, size_t length, const SageAt
     }
 }
 
-/* Does the template give the prompt's text, with whatever fillers? Then its slots are the places.
- */
+/* Does the template give the prompt's text, with any fillers? Then its slots are the places. */
 static bool match_template(const SageTask *task, const Choice *choice, SagePrompt *prompt,
                            Arena *scratch) {
     const Json *template = template_variant(task, choice);
@@ -491,8 +483,7 @@ static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
 
 /* ---- values that are one token ---- */
 
-/* Is the value one token in the slot that opens at `open`: after a space, after other text, or
- * first? */
+/* Is the value one token in the slot at `open`: after a space, after other text, or first? */
 static bool value_fits(const Tokenizer *tokenizer, const char *template, size_t open,
                        const char *value, Arena *scratch) {
     size_t from = open;
@@ -664,8 +655,7 @@ static bool value_allowed(const SageTask *task, const size_t *values, size_t kno
     return allowed;
 }
 
-/* A value for attribute `a`, uniform among those allowed; except: not this one. False: none is
- * allowed. */
+/* A value for attribute `a`, uniform among those allowed, but for `except`. False: none is. */
 static bool draw_value(const SageTask *task, Random *random, const size_t *values, size_t known,
                        size_t a, size_t except, size_t *value) {
     size_t allowed = 0, n = task->attributes[a].count;
@@ -681,8 +671,7 @@ static bool draw_value(const SageTask *task, Random *random, const size_t *value
     return allowed > 0;
 }
 
-/* Values of a prompt and of its counterfactuals. 'distinct' can leave an attribute without a value
- * to take: then all are drawn again. */
+/* Values of a prompt and its counterfactuals; all are drawn again where 'distinct' leaves none. */
 static void draw_values(const SageTask *task, Random *random, SagePrompt *prompt) {
     enum {
         TRIES = 1000
@@ -939,8 +928,7 @@ static void value_kind(SageKinds *kinds, const SageTask *task, size_t a, size_t 
 }
 
 /* Places of a set of slots, "IO/S#1=x", "#2", "#any": the value at the first, at the second, at any
- * of them in the text. Attributes of the same values are of one set: first[b] is its first, here
- * a. */
+ * of them in the text. Attributes of the same values are one set: first[b] is its first. */
 static void place_kinds(SageKinds *kinds, const SageTask *task, size_t a, const size_t *first,
                         Arena *arena) {
     static const char *const places[3] = {"1", "2", "any"};
@@ -978,8 +966,7 @@ static bool same_values(const SageAttribute *a, const SageAttribute *b) {
     return same;
 }
 
-/* All kinds of predicates: an attribute's values; with each form; values by their places in the
- * text; what the task's labels say of them. */
+/* All kinds of predicates: an attribute's values; with each form; by place in the text; labels. */
 SageKinds *sage_kinds(const SageTask *task, uint64_t seed, Arena *arena) {
     size_t n = task->n_attributes, forms = task->form >= 0 ? task->attributes[task->form].count : 0;
     size_t n_test = task->n_prompts[SAGE_TEST], *first = arena_alloc(arena, n, sizeof(size_t));

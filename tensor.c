@@ -1,9 +1,7 @@
 /* tensor.c: reads safetensors and npz, writes safetensors. See tensor.h.
  *
  *   safetensors   u64 n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data
- *   npz           zip of NAME.npy: "\x93NUMPY" version, u16 or u32 n | n bytes of a Python dict |
- * data
- */
+ *   npz           zip of NAME.npy: "\x93NUMPY" version, u16 or u32 n | n bytes of a dict | data */
 #include "tensor.h"
 
 #include "json.h"
@@ -52,13 +50,9 @@ void tensors_add(TensorStore *store, const Tensor *tensor) {
     store->tensors[store->count++] = *tensor;
 }
 
-static int compare_tensors(const void *a, const void *b) {
-    return strcmp(((const Tensor *)a)->name, ((const Tensor *)b)->name);
-}
-
 void tensors_sort(TensorStore *store) {
     if (store->count > 1) {
-        qsort(store->tensors, store->count, sizeof *store->tensors, compare_tensors);
+        qsort(store->tensors, store->count, sizeof *store->tensors, compare_names);
     }
     for (size_t i = 1; i < store->count; i++) {
         if (strcmp(store->tensors[i - 1].name, store->tensors[i].name) == 0) {
@@ -71,7 +65,7 @@ const Tensor *tensors_find(const TensorStore *store, const char *name) {
     Tensor key = {.name = name};
     return store->count == 0
                ? NULL
-               : bsearch(&key, store->tensors, store->count, sizeof key, compare_tensors);
+               : bsearch(&key, store->tensors, store->count, sizeof key, compare_names);
 }
 
 /* "[64, 16]" */
@@ -155,8 +149,7 @@ static void tensor_take(TensorStore *store, Tensor *tensor, const unsigned char 
     tensors_add(store, tensor);
 }
 
-/* Sets the shape from a JSON array. A size is written in plain digits: neither -1 nor 1.0 nor 1e3
- * is one. */
+/* A size is written in plain digits: neither -1 nor 1.0 nor 1e3 is one. */
 static bool size_parse(const Json *value, size_t *out) {
     int64_t number;
     if (!json_is(value, JSON_NUMBER) || strspn(value->text, "0123456789") != value->length ||

@@ -1,5 +1,4 @@
-/* tensor.h: named arrays: the bytes of safetensors and npz files to a list of tensors, and
- * safetensors written. Floor 4. */
+/* tensor.h: safetensors and npz read to a list of named tensors, safetensors written. Floor 4. */
 #ifndef REFSAE_TENSOR_H
 #define REFSAE_TENSOR_H
 
@@ -30,7 +29,7 @@ enum {
 };
 
 typedef struct Tensor {
-    const char *name;
+    const char *name; /* first, for compare_names */
     const char *file;
     const void *data; /* row-major, in the order of bytes of the machine; any alignment */
     Dtype dtype;
@@ -40,8 +39,7 @@ typedef struct Tensor {
     size_t count; /* product of shape */
 } Tensor;
 
-/* Every tensor of a checkpoint. Data stays in the mapped file where that has its order of bytes;
- * all of it goes with the arena. */
+/* Every tensor of a checkpoint. Data stays in the mapped file where bytes lie as in memory. */
 typedef struct TensorStore {
     Tensor *tensors; /* sorted by name (strcmp) */
     size_t count, room;
@@ -81,8 +79,7 @@ REFSAE_NORETURN void tensor_fail(const Tensor *tensor, const char *format, ...) 
 
 /* ---- writing safetensors: names in the order given ----
  * Two passes, so that large dumps need not be held: first declare every tensor, then give its data
- * in the same order, in as many pieces as is convenient. As with OutFile, what is not committed
- * leaves nothing. */
+ * in that order, in any pieces. As with OutFile, what is not committed leaves nothing. */
 typedef struct TensorWriter TensorWriter;
 
 TensorWriter *tensor_writer_open(const char *path);

@@ -235,8 +235,7 @@ static void text_copy(Encoder *e, size_t begin, size_t end) {
     e->length += n;
 }
 
-/* Room at once for what most texts need, since growth leaves memory behind; what is not used is not
- * touched. */
+/* Room at once for most texts: growth leaves memory behind, and unused room is not touched. */
 static Encoder encoder_start(const Tokenizer *t, const char *text, size_t length, Arena *arena) {
     Encoder e = {.t = t, .arena = arena, .given = length};
     text_reserve(&e, length < NONE / 8 ? 3 * length : length);
@@ -455,9 +454,8 @@ static void encode_piece(Encoder *e, size_t begin, size_t end) {
     }
 }
 
-/* A long word (Gemma's is all text between added tokens) is the sum of its pieces when cut between
- * two characters over which no merge reaches: no merge then ever sees both sides, and each side
- * merges in the same order as within the whole. */
+/* A long word (Gemma's is all text between added tokens) is the sum of its pieces when cut where no
+ * merge reaches across: none ever sees both sides, and each merges in the same order. */
 static void encode_word(Encoder *e, size_t begin, size_t end) {
     const Tokenizer *t = e->t;
     if (end - begin > WORD_CUT && t->cuttable) {
@@ -559,8 +557,7 @@ static int added_byte(const AddedToken *token, size_t i) {
     return i < token->text.length ? (unsigned char)token->text.text[i] : -1;
 }
 
-/* Of tokens in [low, high), which agree in the bytes before i, the first whose byte i is not below
- * `byte`. */
+/* Of tokens [low, high), alike up to byte i, the first whose byte i is not below `byte`. */
 static size_t added_bound(const AddedSet *set, size_t low, size_t high, size_t i, int byte) {
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -590,8 +587,7 @@ static const AddedToken *added_match(const AddedSet *set, const char *text, size
     return longest;
 }
 
-/* Emits the added tokens in [begin, end) and hands on what lies between
- * (AddedVocabulary::find_matches). */
+/* Emits added tokens in [begin, end), hands on what is between (AddedVocabulary::find_matches). */
 static void encode_added(Encoder *e, const AddedSet *set, size_t begin, size_t end,
                          void (*between)(Encoder *e, size_t begin, size_t end)) {
     const char *text = e->bytes;
@@ -644,8 +640,7 @@ static void encode_segment(Encoder *e, size_t begin, size_t end) {
 
 /* ---- truncation, special tokens, padding ---- */
 
-/* Of `count` tokens of the text itself, as many as truncation leaves beside `added` ones
- * (truncate_encodings). */
+/* Of `count` tokens of the text as many as are left beside `added` ones (truncate_encodings). */
 static size_t truncated_count(const Tokenizer *t, size_t count, size_t added) {
     const Truncation *cut = &t->truncation;
     size_t most = cut->length - added; /* wraps, then nothing is cut, as in `tokenizers` */
@@ -734,9 +729,8 @@ static void put_broken(FILE *out, size_t times) {
     }
 }
 
-/* Bytes of the longest beginning of a well-formed sequence, at least 1: what
- * String::from_utf8_lossy replaces by one U+FFFD. Filled up it is a sequence: what may follow the
- * first two bytes depends on no more than them. */
+/* Bytes of the longest beginning of a sequence, at least 1: what String::from_utf8_lossy replaces
+ * by one U+FFFD. Filled up it is one: what may follow two bytes depends on them alone. */
 static size_t broken_prefix(const char *text, size_t length) {
     for (size_t n = length < 3 ? length : 3; n > 1; n--) {
         char filled[] = "\x80\x80\x80\x80";
@@ -762,8 +756,7 @@ static void put_lossy(FILE *out, const char *bytes, size_t length) {
     }
 }
 
-/* ByteLevel: the bytes of a token; one with a character that stands for none is taken as it is.
- * bytes: [token.length]. */
+/* ByteLevel: a token's bytes[token.length]; one with a character that stands for none as it is. */
 static String read_byte_level(const Tokenizer *t, String token, char *bytes) {
     String read = {bytes, 0};
     for (size_t k = 0, step; k < token.length; k += step) {
@@ -980,8 +973,7 @@ static void add_ids(Ids *ids, const Json *special) {
     }
 }
 
-/* TemplateProcessing: the sequence A once, special tokens before and after it. ByteLevel trims
- * offsets and adds no token. */
+/* TemplateProcessing: the sequence A once, special tokens around it. ByteLevel adds no token. */
 static void load_post_processor(Tokenizer *t, const Json *root) {
     Parts parts = read_parts(root, "post_processor", "processors");
     for (size_t i = 0; i < parts.count; i++) {
@@ -1087,8 +1079,7 @@ static void load_vocabulary(Tokenizer *t, const Json *vocabulary, size_t most_ad
 }
 
 /* Characters for bytes as in openai/gpt-2, encoder.py, bytes_to_unicode: itself where Latin-1
- * prints it, else the next free one from U+0100 on. Each byte's id: such a character's, or
- * <0xNN>'s. */
+ * prints it, else the next from U+0100 on. Each byte's id: its character's, or <0xNN>'s. */
 static void index_bytes(Tokenizer *t) {
     uint32_t next = 0x100;
     memset(t->code_bytes, 0xFF, sizeof t->code_bytes);
@@ -1271,9 +1262,8 @@ static void add_added(Tokenizer *t, String content, const Json *flags, bool all_
                      .rstrip = read_flag(flags, "rstrip", all_flags)};
 }
 
-/* What tokenizer_config.json declares, as transformers 5.23 takes it over tokenizer.json: flags of
- * the tokens there, and tokens beside them: first those of added_tokens_decoder, whose order counts
- * and not their ids, then the special ones. */
+/* What tokenizer_config.json declares, as transformers 5.23 takes it: flags of the tokens of
+ * tokenizer.json, and more tokens: added_tokens_decoder's in their order, then special ones. */
 static const char *const special_names[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                             "pad_token", "cls_token", "mask_token"};
 

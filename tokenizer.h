@@ -9,8 +9,7 @@ typedef struct Tokenizer Tokenizer;
 
 typedef struct Tokens {
     int32_t *id;
-    size_t *begin; /* byte offset in the text of the character with which each token begins (0 for
-                      added ones like <bos>) */
+    size_t *begin; /* the byte of the text where its first character begins; 0 for <bos> ... */
     size_t count;
 } Tokens;
 
@@ -29,8 +28,7 @@ Tokens tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t len
 Tokens tokenizer_encode_fit(const Tokenizer *tokenizer, const char *text, size_t length,
                             bool special, Arena *arena);
 
-/* Text of ids as tokenizers' decode(ids, skip_special_tokens=skip_special) gives it, in the arena,
- * with a 0 byte after it. */
+/* What tokenizers' decode(ids, skip_special_tokens=skip_special) gives, and a 0 byte after it. */
 char *tokenizer_decode(const Tokenizer *tokenizer, const int32_t *ids, size_t count,
                        bool skip_special, Arena *arena, size_t *length);
 

@@ -91,8 +91,7 @@ static uint64_t find_row(uint64_t key, bool pair) {
     return 0;
 }
 
-/* Full canonical decomposition, appended to `out`. Depth: a decomposition's first character
- * decomposes further, at most four deep. */
+/* Full canonical decomposition, appended to `out`; first characters decompose on, to four deep. */
 static size_t decompose(uint32_t code, NfcChar *out, size_t count) {
     if (code - S_BASE < S_COUNT) {
         uint32_t index = code - S_BASE;

@@ -1,6 +1,5 @@
-/* unicode.h: classes of code points and canonical composition, exactly as the engines inside
- * Hugging Face `tokenizers` see them (three Unicode releases at once; see unicode_tables.h).
- * Floor 3. */
+/* unicode.h: classes of code points and canonical composition, as the engines inside Hugging Face
+ * `tokenizers` see them (three Unicode releases; see unicode_tables.h). Floor 3. */
 #ifndef REFSAE_UNICODE_H
 #define REFSAE_UNICODE_H
 
@@ -16,9 +15,8 @@ enum {
 
 unsigned unicode_class(uint32_t code);
 
-/* A character of a normal form. change: how it consumes the text, as
- * unicode-normalization-alignments counts it: 1 = inserted (it belongs to what precedes), -n =
- * stands for 1 + n characters. */
+/* A character of a normal form. change, as unicode-normalization-alignments counts it: 1 = inserted
+ * (it belongs to what precedes), -n = stands for 1 + n. */
 typedef struct NfcChar {
     uint32_t code;
     int32_t change;
@@ -26,9 +24,8 @@ typedef struct NfcChar {
     uint8_t combining;
 } NfcChar;
 
-/* The next stretch [start, *end) at or after `from` that NFC may change, beginning with the
- * character before it; what lies outside of such stretches is its own NFC. start = length: there is
- * none. */
+/* The next stretch [start, *end) at or after `from` that NFC may change, from the character before
+ * it on; what lies outside of such stretches is its own NFC. start = length: none. */
 size_t unicode_nfc_stretch(const char *text, size_t length, size_t from, size_t *end);
 
 /* NFC of valid UTF-8. `out` has room for 2 * length characters; returns how many there are. */

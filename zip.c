@@ -9,9 +9,8 @@
  *   bit buffer (64 bits, low bit first) -> symbol by a table of FAST_BITS bits, longer codes by the
  *   canonical walk -> literal, or length and distance -> copy from the output itself
  *
- * What counts as broken is what zlib refuses: over-subscribed codes, incomplete codes (but
- * for a single one of length 1), more than 286 or 30 symbols, no end of block, distances before the
- * start. */
+ * Broken is what zlib refuses: over-subscribed codes, incomplete codes (but for a single one of
+ * length 1), more than 286 or 30 symbols, no end of block, distances before the start. */
 
 enum {
     FAST_BITS = 10,
@@ -387,8 +386,7 @@ uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size) {
  *
  *   member = local header (30 + name + extra) | data | ...   directory | end record
  *
- * Only the directory at the end is believed: sizes and CRC-32 of local headers may be empty, as
- * streaming writers (torch.save) leave them. */
+ * Only the directory at the end is believed: streaming writers leave local headers empty. */
 
 bool zip_is(const FileMap *map) {
     return map->size >= 4 &&
@@ -434,8 +432,7 @@ static Directory zip_directory(const FileMap *map, const char *path) {
     return directory;
 }
 
-/* The zip64 extra field (id 1) holds, in this order, those of the three values that are all ones.
- */
+/* The zip64 extra field (id 1) holds, in order, those of the three values that are all ones. */
 static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *values[3]) {
     const unsigned char *field = NULL;
     size_t left = 0, size;
@@ -461,8 +458,7 @@ static bool zip64_values(const unsigned char *extra, size_t length, uint64_t *va
     return true;
 }
 
-/* Reads the directory entry at `entry` (`left` bytes remain) and finds the member's data. Returns
- * the size of the entry. */
+/* Reads a directory entry (`left` bytes remain) and finds its data; returns the entry's size. */
 static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_t left,
                          const char *path, Arena *arena, ZipMember *member) {
     zip_fail_if(left < 46 || read_little(entry, 4) != 0x02014B50, path,
@@ -506,10 +502,6 @@ static int compare_places(const void *a, const void *b) {
     return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
-static int compare_members(const void *a, const void *b) {
-    return strcmp(((const ZipMember *)a)->name, ((const ZipMember *)b)->name);
-}
-
 Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
     Directory directory = zip_directory(map, path);
     const unsigned char *entry = map->data + directory.start;
@@ -540,7 +532,7 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
                  members[i].name);
         }
     }
-    qsort(members, count, sizeof *members, compare_members);
+    qsort(members, count, sizeof *members, compare_names);
     for (size_t i = 1; i < count; i++) {
         if (strcmp(members[i - 1].name, members[i].name) == 0) {
             fail(STATUS_INPUT, "%s: zip member '%s' is there twice", path, members[i].name);
@@ -551,7 +543,7 @@ Zip zip_open(Arena *arena, const FileMap *map, const char *path) {
 
 const ZipMember *zip_find(const Zip *zip, const char *name) {
     ZipMember key = {.name = name};
-    return bsearch(&key, zip->members, zip->count, sizeof key, compare_members);
+    return bsearch(&key, zip->members, zip->count, sizeof key, compare_names);
 }
 
 const unsigned char *zip_unpack(Arena *arena, const ZipMember *member, const char *what) {

@@ -27,7 +27,7 @@ uint32_t crc32_of(uint32_t crc, const unsigned char *data, size_t size); /* star
 /* ---- archives ---- */
 
 typedef struct ZipMember {
-    const char *name;
+    const char *name;          /* first, for compare_names */
     const unsigned char *data; /* stored (method 0) or deflated (8); in the map */
     uint64_t packed, size;     /* bytes in the file and unpacked */
     uint64_t begin, end;       /* local header and data in the file */
