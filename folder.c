@@ -1055,8 +1055,9 @@ void folders_merge(const char *out, const char *title, char *const *directories,
         int before = page.sections;
         show_part(&folders[i], "folder");
         any |= page.sections > before;
-        if (page.sections == before) {
+        if (page.sections == before && count > 1) { /* one alone is refused below */
             page_item(&page, ' ', arena_format(page.out->arena, "This folder %s.", nothing), "");
+            console_line(console, "%s: %s", directories[i], nothing);
         }
         show_empty(&folders[i], console);
         show_part(&folders[i], "made");
