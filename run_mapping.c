@@ -1096,8 +1096,9 @@ static void scan(Analysis *a) {
     }
     progress_end(&progress);
     if (a->result.examples == 0) {
-        fail(STATUS_INPUT, "%s: none of the first %zu examples can be used%s%s", a->options->data,
-             n, a->left_out.count > 0 ? ": " : "", a->left_out.count > 0 ? a->left_out.why[0] : "");
+        fail(STATUS_INPUT, "%s: none of %zu example%s can be used%s%s", a->options->data, n,
+             plural(n), a->left_out.count > 0 ? ": " : "",
+             a->left_out.count > 0 ? a->left_out.why[0] : "");
     }
     a->result.failures = a->left_out.why;
     a->result.n_failures = a->left_out.count;
@@ -1367,23 +1368,27 @@ static void need_verdicts(const Analysis *a, bool any) {
     }
 }
 
-/* A line that is no JSON is as one that is not there; what has no verdict is a no. */
+/* A line that is no JSON is as one that is not there, but for a last one without its end: the file
+ * was cut. What has no verdict is a no. */
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
     const char *path = a->options->judge;
     FILE *file = file_open(scratch, path);
+    size_t number = 0;
     bool any = false;
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
     for (bool end = false; !end;) {
         const Json *volatile line = NULL;
         Error unreadable;
-        size_t number = 0; /* for messages that nobody reads */
         arena_reset(a->example);
         ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
         fail_for_resources(&unreadable);
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
         any |= line != NULL && verdict_apply(a, line);
         end = feof(file) != 0;
+        if (end && unreadable.status != STATUS_OK) {
+            fail(unreadable.status, "%s", unreadable.text);
+        }
     }
     need_verdicts(a, any);
     arena_free(scratch);
