@@ -504,7 +504,6 @@ static bool info_object(Teller *t, const Compute *compute, const char *path) {
     const Json *volatile value = NULL;
     Error not_one;
     ATTEMPT(&not_one, value = json_read_file(t->arena, path));
-    fail_for_resources(&not_one);
     if (not_one.status != STATUS_OK) {
         if (strstr(not_one.text, "expected nothing after the value, found '{'") == NULL) {
             fail(not_one.status, "%s", not_one.text);
@@ -548,21 +547,20 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
     size_t length = strlen(path);
-    bool npz =
-        head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
+    bool zip = head[0] == 'P' && head[1] == 'K';
+    bool npz = zip && length > 4 && strcmp(path + length - 4, ".npz") == 0;
     bool named = length > 12 && strcmp(path + length - 12, ".safetensors") == 0;
-    bool packed = head[0] == 0x80 || tar || (head[0] == 'P' && head[1] == 'K');
+    bool packed = head[0] == 0x80 || tar || zip;
     bool long_header = head[4] != 0 || head[5] != 0 || head[6] != 0 || head[7] != 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
-    if (csv || (gzip && info_descriptions(t, path_parent(t->arena, path)))) {
+    if (csv || (gzip && info_descriptions(t, path_parent(t->arena, path))) ||
+        (object && info_object(t, compute, path))) {
         return;
     }
     if (picture) {
         info_image(t, path);
     } else if (first == '[' && !safetensors) {
         info_records(t, path);
-    } else if (object && info_object(t, compute, path)) {
-        return;
     } else if (npz) {
         info_sae(t, compute, path);
     } else if (gzip ||
