@@ -999,7 +999,8 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
     f->view = json_parse(f->arena, text, memory->length, f->path);
 }
 
-static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
+static const char nothing[] =
+    "holds neither steps in train.csv nor scores.json, layers.json or sage.json";
 
 /* Says of each file of a folder that lacks what every such file has, on the page and to whom it
  * is made. */
