@@ -669,28 +669,29 @@ enum {
 };
 
 static size_t name_distance(const char *text, const char *name, bool within) {
-    size_t row[NEAREST_LENGTH], n = strlen(name), least = SIZE_MAX;
+    size_t rows[3][NEAREST_LENGTH], n = strlen(name), least = SIZE_MAX, i = 0;
     for (size_t j = 0; j <= n; j++) {
-        row[j] = within ? 0 : j;
+        rows[0][j] = within ? 0 : j;
     }
-    for (size_t i = 0; text[i] != '\0'; i++) {
-        size_t diagonal = row[0];
+    for (; text[i] != '\0'; i++) {
+        size_t *row = rows[(i + 1) % 3], *last = rows[i % 3], *before = rows[(i + 2) % 3];
         row[0] = i + 1;
         for (size_t j = 0; j < n; j++) {
-            size_t change = diagonal + (text[i] == name[j] ? 0 : 1);
-            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
-            diagonal = row[j + 1];
+            size_t change = last[j] + (text[i] == name[j] ? 0 : 1);
+            size_t other = (row[j] < last[j + 1] ? row[j] : last[j + 1]) + 1;
+            bool swapped = i > 0 && j > 0 && text[i] == name[j - 1] && text[i - 1] == name[j];
+            other = swapped && before[j - 1] + 1 < other ? before[j - 1] + 1 : other;
             row[j + 1] = change < other ? change : other;
         }
     }
     for (size_t j = within ? 0 : n; j <= n; j++) {
-        least = row[j] < least ? row[j] : least;
+        least = rows[i % 3][j] < least ? rows[i % 3][j] : least;
     }
     return least;
 }
 
 Nearest nearest_start(Arena *arena, const char *text) {
-    return (Nearest){.arena = arena, .text = text, .most = 1 + strlen(text) / 4};
+    return (Nearest){.arena = arena, .text = text, .most = 1 + strlen(text) / 8};
 }
 
 void nearest_add(Nearest *nearest, const char *name) {

@@ -698,11 +698,11 @@ static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
         json_out(json, "problem %s }", p->problem);
         return;
     }
-    json_out(
-        json,
-        "dtypes [ %s %s ] elements %zu differing %zu beyond %zu ulp %llu absolute %g relative %g",
-        dtype_name(p->a.dtype), dtype_name(p->b.dtype), p->a.count, w->differing, w->beyond,
-        (unsigned long long)w->ulp, w->absolute, w->relative);
+    json_out(json, "dtypes [ %s %s ] elements %zu differing %zu beyond %zu", dtype_name(p->a.dtype),
+             dtype_name(p->b.dtype), p->a.count, w->differing, w->beyond);
+    json_out(json, w->histogram[ULP_BUCKETS - 1] > 0 ? "ulp null" : "ulp %llu",
+             (unsigned long long)w->ulp);
+    json_out(json, "absolute %g relative %g", w->absolute, w->relative);
     if (w->differing > 0) {
         tell_place(d, p, w->first, "first");
         tell_place(d, p, w->at, "worst");

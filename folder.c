@@ -999,7 +999,8 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
     f->view = json_parse(f->arena, text, memory->length, f->path);
 }
 
-static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
+static const char nothing[] =
+    "holds neither steps in train.csv nor scores.json, layers.json or sage.json";
 
 /* Says of each file of a folder that lacks what every such file has, on the page and to whom it
  * is made. */
@@ -1055,8 +1056,9 @@ void folders_merge(const char *out, const char *title, char *const *directories,
         int before = page.sections;
         show_part(&folders[i], "folder");
         any |= page.sections > before;
-        if (page.sections == before) {
+        if (page.sections == before && count > 1) { /* one alone is refused below */
             page_item(&page, ' ', arena_format(page.out->arena, "This folder %s.", nothing), "");
+            console_line(console, "%s: %s", directories[i], nothing);
         }
         show_empty(&folders[i], console);
         show_part(&folders[i], "made");

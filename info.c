@@ -407,8 +407,8 @@ static void info_records(Teller *t, const char *path) {
     tell_entries(t, "cross-sections", first->length);
 }
 
-/* By its head; false: a head of none that refsae writes or reads. */
-static bool info_csv(Teller *t, const FileMap *file) {
+/* By its head, behind a byte order mark; false: a head of none that refsae writes or reads. */
+static bool info_csv(Teller *t, const FileMap *file, size_t mark) {
     static const char *const heads[][2] = {{"step,epoch,", "training by step"},
                                            {"step,seconds", "times of training"},
                                            {"layer,group,", "measures by layer and group"},
@@ -417,7 +417,7 @@ static bool info_csv(Teller *t, const FileMap *file) {
                                            {"cross_section,method,", "results of sage"}};
     for (size_t k = 0; k < sizeof heads / sizeof *heads; k++) {
         size_t n = strlen(heads[k][0]), lines = 0;
-        if (file->size >= n && memcmp(file->data, heads[k][0], n) == 0) {
+        if (file->size - mark >= n && memcmp(file->data + mark, heads[k][0], n) == 0) {
             for (size_t i = 0; i < file->size; i++) {
                 lines += file->data[i] == '\n' || i + 1 == file->size ? 1 : 0;
             }
@@ -498,24 +498,17 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
     }
 }
 
-static Error json_try(Arena *arena, const char *path, const Json **value) {
-    Error error;
-    ATTEMPT(&error, *value = json_read_file(arena, path));
-    fail_for_resources(&error);
-    return error;
-}
-
 /* A file that begins as a JSON object does: settings, a tokenizer, or records. False: an index of
  * shards. */
 static bool info_object(Teller *t, const Compute *compute, const char *path) {
-    const Json *value = NULL;
-    Error not_one = json_try(t->arena, path, &value), no_lines;
-    if (not_one.status != STATUS_OK) { /* one a line? If not, the first complaint is clearer */
-        ATTEMPT(&no_lines, info_records(t, path));
-        fail_for_resources(&no_lines);
-        if (no_lines.status != STATUS_OK) {
+    const Json *volatile value = NULL;
+    Error not_one;
+    ATTEMPT(&not_one, value = json_read_file(t->arena, path));
+    if (not_one.status != STATUS_OK) {
+        if (strstr(not_one.text, "expected nothing after the value, found '{'") == NULL) {
             fail(not_one.status, "%s", not_one.text);
         }
+        info_records(t, path); /* one object behind another */
     } else if (json_get(value, "model_type") != NULL || json_get(value, "d_in") != NULL ||
                json_get(value, "trainer") != NULL || json_get(value, "eos_token_id") != NULL ||
                json_get(value, "image_mean") != NULL) { /* of a model or of an SAE */
@@ -540,37 +533,38 @@ static void info_path(Teller *t, const Compute *compute, const char *path) {
     Arena *scratch = arena_new();
     FileMap file = file_map(scratch, path);
     unsigned char head[8] = {0};
-    size_t at = json_mark((const char *)file.data, file.size);
+    const size_t mark = json_mark((const char *)file.data, file.size);
+    size_t at = mark;
     while (at < file.size && strchr(" \t\r\n", file.data[at]) != NULL && file.data[at] != '\0') {
         at++;
     }
     unsigned char first = at < file.size ? file.data[at] : '\0';
     memcpy(head, file.data, file.size < sizeof head ? file.size : sizeof head);
     bool safetensors = file.size > 8 && file.data[8] == '{' && first != '{' && first != '[';
-    bool csv = info_csv(t, &file);
+    bool csv = info_csv(t, &file, mark), gzip = !safetensors && gzip_is(&file);
     bool tar = file.size > 512 && memcmp(file.data + 257, "ustar", 5) == 0;
     arena_free(scratch);
     bool picture = (head[0] == 0xFF && head[1] == 0xD8) || memcmp(head, "\x89PNG", 4) == 0 ||
                    (head[0] == 'P' && head[1] >= '1' && head[1] <= '6');
     size_t length = strlen(path);
-    bool npz =
-        head[0] == 'P' && head[1] == 'K' && length > 4 && strcmp(path + length - 4, ".npz") == 0;
+    bool zip = head[0] == 'P' && head[1] == 'K';
+    bool npz = zip && length > 4 && strcmp(path + length - 4, ".npz") == 0;
     bool named = length > 12 && strcmp(path + length - 12, ".safetensors") == 0;
-    bool packed = head[0] == 0x80 || tar || (head[0] == 'P' && head[1] == 'K');
+    bool packed = head[0] == 0x80 || tar || zip;
     bool long_header = head[4] != 0 || head[5] != 0 || head[6] != 0 || head[7] != 0;
     bool object = first == '{' && !safetensors && !(head[7] == 0 && head[6] == 0);
-    if (csv) {
+    if (csv || (gzip && info_descriptions(t, path_parent(t->arena, path))) ||
+        (object && info_object(t, compute, path))) {
         return;
     }
     if (picture) {
         info_image(t, path);
     } else if (first == '[' && !safetensors) {
         info_records(t, path);
-    } else if (object && info_object(t, compute, path)) {
-        return;
     } else if (npz) {
         info_sae(t, compute, path);
-    } else if (!named && !packed && first != '{' && (file.size < sizeof head || long_header)) {
+    } else if (gzip ||
+               (!named && !packed && first != '{' && (file.size < sizeof head || long_header))) {
         fail(STATUS_INPUT, "%s: %s", path,
              file.size == 0 ? "is empty" : "of no kind that refsae reads");
     } else {

@@ -60,6 +60,7 @@ typedef struct Option {
     size_t place; /* in Arguments; NOWHERE: read by its name */
 } Option;
 
+#define SAE_OPTIONS " hook norm-factor centre unit-decoder dict-class pick"
 #define AT(field) offsetof(Arguments, field)
 #define NOWHERE SIZE_MAX
 
@@ -276,54 +277,39 @@ static const char *need(const Arguments *a, const char *name) {
     return text;
 }
 
-/* An option, and one without which it has nothing to work on or (idle) one that then says what it
- * would have found; in commands that have both. */
-static const struct Pair {
-    const char *name, *other;
+/* Options, and one without which they have nothing to work on or (idle) beside which nothing reads
+ * them; in commands that have both. */
+static const struct {
+    const char *names, *other;
     bool idle;
 } pairs[] = {
-    {"judge", "descriptions", false},
-    {"judge-examples", "descriptions", false},
-    {"max-density", "descriptions", false},
-    {"write-questions", "descriptions", false},
-    {"vision", "image", false},
-    {"adapter", "image", false},
+    {"judge judge-examples max-density write-questions", "descriptions", false},
+    {"vision adapter image-text", "image", false},
     {"chat", "prompt", false},
-    {"grad", "llm", false},
-    {"input", "sae", false},
-    {"tensor", "sae", false},
-    {"fold-value-biases", "sae", false},
-    {"hook", "sae", false},
-    {"norm-factor", "sae", false},
-    {"centre", "sae", false},
-    {"unit-decoder", "sae", false},
-    {"dict-class", "sae", false},
-    {"pick", "sae", false},
-    {"hooks", "sae", true},
-    {"grad", "sae", true},
-    {"ids", "sae", true},
-    {"text", "sae", true},
-    {"prompt", "sae", true},
-    {"image", "sae", true},
-    {"image-text", "image", false},
+    {"input tensor fold-value-biases" SAE_OPTIONS, "sae", false},
+    {"hooks grad ids text prompt image bos", "sae", true},
+    {"adapter ids text prompt grad bos image-text", "llm", false},
     {"task", "saes", false},
-    {"nodes", "cross-sections", true},
-    {"share", "cross-sections", true},
-    {"max-nodes", "cross-sections", true},
+    {"nodes share max-nodes", "cross-sections", true},
+    {"bos", "prompts", true},
 };
 
 static void check_pairs(const Arguments *a) {
-    for (const struct Pair *p = pairs; p < pairs + sizeof pairs / sizeof *pairs; p++) {
-        int place = option_find(a->command, p->name, strlen(p->name));
-        int other = option_find(a->command, p->other, strlen(p->other));
-        if (place < 0 || other < 0 || (a->values[other] != NULL) != p->idle) {
+    for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
+        const char *other = pairs[p].other;
+        bool idle = pairs[p].idle, optional;
+        if (option_find(a->command, other, strlen(other)) < 0 || (get(a, other) != NULL) != idle) {
             continue;
         }
-        const char *value = a->values[place], *unset = options[place].fallback;
-        /* what a command takes by itself needs nothing */
-        if (value != unset && (p->idle || unset == NULL || strcmp(value, unset) != 0)) {
-            fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", p->name,
-                 p->idle ? "has no effect beside" : "needs", p->other, a->command->name);
+        for (size_t i = 0; i < N_OPTIONS; i++) {
+            const char *value = a->values[i], *unset = options[i].fallback;
+            bool given = value != NULL && value != unset;
+            /* what a command takes by itself needs nothing */
+            given = given && (idle || unset == NULL || strcmp(value, unset) != 0);
+            if (given && listed(pairs[p].names, &options[i], &optional)) {
+                fail(STATUS_INPUT, "--%s %s --%s (see 'refsae help %s')", options[i].name,
+                     idle ? "has no effect beside" : "needs", other, a->command->name);
+            }
         }
     }
 }
@@ -851,7 +837,7 @@ static void command_left_out(Arguments *a) {
 #define command_bench command_left_out
 #else
 static void command_vectors(Arguments *a) {
-    vectors_write(&a->compute, a->vlm.out);
+    vectors_write(&a->compute, need(a, "out"));
     if (a->console.json) {
         JsonOut json = json_out_start(stdout, 0);
         json_out(&json, "{ out %s }", a->vlm.out);
@@ -874,7 +860,6 @@ static void command_selftest(Arguments *a) {
     selftest_run(&a->compute, run_words, a->console.json, stdout);
 }
 
-#define SAE_OPTIONS " hook norm-factor centre unit-decoder dict-class pick"
 #define SAMPLING " max-new-tokens temperature top-k top-p"
 
 static const Command commands[] = {
@@ -942,7 +927,7 @@ static const Command commands[] = {
     {"selftest", "selftest", "every stage on this machine, against built-in digests", "", 0, 0,
      command_selftest},
     {"vectors", "vectors --out DIR", "conformance vectors, to check other implementations by",
-     "out", 0, 0, command_vectors},
+     "[out]", 0, 0, command_vectors},
     {"bench", "bench [--llm DIR [--vision DIR] [--saes DIR]]",
      "kernels, or commands on a model, against this machine's own limits",
      "[llm vision saes task rows]", 0, 0, command_bench},

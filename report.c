@@ -844,8 +844,10 @@ void report_analyze(const AnalyzeResult *result, const LayerTable *published) {
     }
     folder_page(o->out, o->seed, result->console);
     for (const Json *v = json_first(json_get(json, "distance")); v != NULL; v = v->next) {
-        console_result(result->console, "distance to the published %s: %.3f", v->key,
-                       json_double(v));
+        if (json_is(v, JSON_NUMBER)) { /* null: not measured here */
+            console_result(result->console, "distance to the published %s: %.3f", v->key,
+                           json_double(v));
+        }
     }
     console_result(result->console, "convergence layer: MSE %s, sparsity %s",
                    convergence_text(arena, convergence, "mse_layer"),

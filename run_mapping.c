@@ -320,6 +320,12 @@ static size_t train_steps(const VlmOptions *o, size_t usable) {
     return o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
 
+REFSAE_NORETURN static void refuse_all(const Trainer *t) {
+    fail(STATUS_INPUT, "%s: none of %zu example%s can be used: %s", t->options->data, t->data.count,
+         plural(t->data.count),
+         t->left_out.count > 0 ? t->left_out.why[0] : "they are without an image to read");
+}
+
 /* Looks at each example once: how many can be used, on which without --steps the length of the
  * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
  * something to predict. */
@@ -340,9 +346,7 @@ static void train_count(Trainer *t) {
     progress_end(&progress);
     t->look = LOOK_PIXELS;
     if (usable == 0) {
-        fail(STATUS_INPUT, "%s: none of %zu example%s can be used: %s", o->data, t->data.count,
-             plural(t->data.count),
-             t->left_out.count > 0 ? t->left_out.why[0] : "they are without an image");
+        refuse_all(t);
     }
     if (unanswered == usable) {
         fail(STATUS_INPUT, "%s: 0 of %zu example%s with a token to predict within --tokens %zu",
@@ -607,7 +611,7 @@ static void train_loop(Trainer *t) {
         size_t count = train_step(t, &progress);
         idle_epochs = count > 0 ? 0 : idle_epochs + 1;
         if (idle_epochs > 1) {
-            fail(STATUS_INPUT, "%s: no example can be used", o->data);
+            refuse_all(t);
         }
         if (s->position >= t->data.count) {
             if (o->steps == 0 && s->epoch + 1 >= o->epochs) {
@@ -1096,8 +1100,8 @@ static void scan(Analysis *a) {
     }
     progress_end(&progress);
     if (a->result.examples == 0) {
-        fail(STATUS_INPUT, "%s: none of the first %zu examples can be used%s%s", a->options->data,
-             n, a->left_out.count > 0 ? ": " : "", a->left_out.count > 0 ? a->left_out.why[0] : "");
+        fail(STATUS_INPUT, "%s: none of %zu example%s can be used: %s", a->options->data, n,
+             plural(n), a->left_out.why[0]);
     }
     a->result.failures = a->left_out.why;
     a->result.n_failures = a->left_out.count;
@@ -1367,23 +1371,24 @@ static void need_verdicts(const Analysis *a, bool any) {
     }
 }
 
-/* A line that is no JSON is as one that is not there; what has no verdict is a no. */
+/* A line that is no JSON is as one that is not there, but for a last one without its end: the file
+ * was cut. What has no verdict is a no. */
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
     const char *path = a->options->judge;
     FILE *file = file_open(scratch, path);
+    size_t number = 0;
     bool any = false;
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
     for (bool end = false; !end;) {
         const Json *volatile line = NULL;
         Error unreadable;
-        size_t number = 0; /* for messages that nobody reads */
         arena_reset(a->example);
         ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
-        fail_for_resources(&unreadable);
+        end = feof(file) != 0;
+        may_leave_out(&unreadable, end);
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
         any |= line != NULL && verdict_apply(a, line);
-        end = feof(file) != 0;
     }
     need_verdicts(a, any);
     arena_free(scratch);
@@ -1500,7 +1505,9 @@ static void open_layers(Analysis *a) {
         fail(STATUS_INPUT, "%s: no SAE for a hook_resid_post of this model", o->saes);
     }
     if (o->descriptions != NULL && !described) {
-        fail(STATUS_INPUT, "%s: describes no feature of the layers analysed", o->descriptions);
+        fail(STATUS_INPUT,
+             "%s: describes no feature of the layers analysed: expected LAYER-... in it",
+             o->descriptions);
     }
 }
 

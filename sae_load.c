@@ -51,7 +51,8 @@ enum {
     ASKED_CENTRE = 2,
     ASKED_UNIT = 4,
     ASKED_CLASS = 8,
-    ASKED_CANONICAL = 16
+    ASKED_CANONICAL = 16,
+    ASKED_PICK = 32
 };
 
 /* ---- the hook point: sites and layers in names of folders and modules ---- */
@@ -166,7 +167,8 @@ static bool hook_set(Sae *sae, const char *name, int path_layer) {
     return sae->hook_known;
 }
 
-/* What the settings say, else the path, else --hook. */
+/* What the settings say, else the path, else --hook, which must agree with what they say in part.
+ */
 static void hook_find(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     path_read(c);
@@ -189,6 +191,14 @@ static void hook_find(SaeFound *c, const SaeOptions *options) {
     c->asked |= ASKED_HOOK;
     if (options->hook != NULL && !hook_set(sae, options->hook, c->layer)) {
         fail(STATUS_INPUT, "--hook: '%s' is not the name of a hook point", options->hook);
+    }
+    char given[HOOK_NAME_MAX], said[HOOK_NAME_MAX];
+    int site = c->named == NULL && c->site < HOOK_KINDS ? c->site : (int)sae->hook;
+    hook_name(given, sae->hook, sae->layer, false, false);
+    hook_name(said, (HookKind)site, c->layer >= 0 ? c->layer : sae->layer, false, false);
+    if (sae->hook_known && strcmp(given, said) != 0) {
+        fail(STATUS_INPUT, "%s: --hook %s: by its path or settings it would be %s", sae->path,
+             given, said);
     }
 }
 
@@ -955,6 +965,7 @@ static void options_check(unsigned asked, const SaeOptions *o, bool canonical, c
               {ASKED_CENTRE, "centre", o->centre != SAE_CENTRE_UNKNOWN},
               {ASKED_UNIT, "unit-decoder", o->unit_decoder},
               {ASKED_CLASS, "dict-class", o->dict_class != NULL},
+              {ASKED_PICK, "pick", o->pick != NULL},
               {ASKED_CANONICAL, "canonical", canonical}};
     for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
         if (of[i].given && (asked & of[i].bit) == 0) {
@@ -968,7 +979,7 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
     options = options != NULL ? options : &no_options;
     Search s = search_run(arena, directory, options);
     size_t wanted = 0;
-    unsigned asked = 0;
+    unsigned asked = ASKED_PICK;
     for (size_t i = 0; i < s.count; i++) {
         SaeFound *c = &s.found[i];
         if (!c->sae.hook_known) {
@@ -981,7 +992,7 @@ void sae_set_open(SaeSet *set, Arena *arena, const char *directory, HookKind kin
         }
     }
     if (wanted == 0) {
-        fail(STATUS_INPUT, "%s: none of the %zu SAE%s below it is %s", directory, s.count,
+        fail(STATUS_INPUT, "%s: none of %zu SAE%s below it is %s", directory, s.count,
              plural(s.count),
              options->sage ? "of the residual stream or a node"
                            : "for a hook point and layer asked for");
@@ -1058,6 +1069,7 @@ static SaeFound find_one(Arena *arena, const char *path, const SaeOptions *optio
         fail(STATUS_INPUT, "%s: %zu SAEs below it, among them '%s' and '%s': name one of them",
              directory, s.count, s.found[0].below, s.found[1].below);
     }
+    s.found[0].asked |= ASKED_PICK;
     return s.found[0];
 }
 

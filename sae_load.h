@@ -20,7 +20,7 @@ typedef struct SaeOptions { /* what files leave open; from the command line */
 /* One SAE: a params.npz, a directory in one of the formats, a file inside such a directory, or a
  * directory with exactly one SAE somewhere below it. options NULL: none given. An option settles
  * only what the file leaves open, and is refused where that is nothing (but --norm-factor); --hook
- * may say blocks.L.hook_... where the path gives the layer. */
+ * may say blocks.L.hook_... where the path gives the layer, and must agree with what is given. */
 void sae_open(Sae *sae, Arena *arena, const char *path, const SaeOptions *options);
 
 /* The SAEs below a directory (any format, any depth), by hook point. */

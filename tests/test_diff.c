@@ -385,6 +385,8 @@ Test(diff, counts_and_values_in_json) {
     put("c", &(Given){"x", DTYPE_F32, 1, {5}, none}, 1);
     cr_assert_eq(run("diff @/b @/c --common --ulp 9 2>/dev/null"), 1);
     says("  ulp 0: 1, 1: 1, 4-7: 2, no number: 1\n");
+    cr_assert_eq(run("diff @/b @/c --common --json 2>/dev/null"), 1);
+    says("\"ulp\": null, \"absolute\": null, \"relative\": null");
     arena_free(arena);
 }
 

@@ -208,6 +208,7 @@ Test(info, a_file_is_what_it_holds) {
         {"two.json", " {\"a\": 1} x", "line 1, column 11: expected nothing after the value"},
         {"mark.json", "\xEF\xBB\xBF{\"a\": 1}", "JSON of no kind that refsae reads"},
         {"layers.csv", "layer,x\n0,1", "\"entries\": 1"}, /* the last line may have no end */
+        {"mark.csv", "\xEF\xBB\xBFlayer,x\n0,1\n", "\"kind\": \"curves by layer\""},
         {"picture.jpg", "\xFFxxxxxxxxx", "of no kind that refsae reads"},
         {"sae.npz", "PK\3\4xxxxxxx", "a zip whose end is missing"},
         {"1234567890-a/0-1.json", "[]", "no SAE below it"}, /* too large for a layer */
@@ -227,6 +228,12 @@ Test(info, a_file_is_what_it_holds) {
         cr_assert_not_null(strstr(t.text, cases[i].says), "%s: %s", name, t.text);
         forget(&t);
     }
+    cr_assert_eq(setenv("FOLDER", folder, 1), 0);
+    cr_assert_eq(system("gzip $FOLDER/7/0-1.json"), 0); /* packed, it is told by its folder */
+    Told t;
+    ask(&t, in(folder, "7/0-1.json.gz"), true);
+    member_is(&t, "layer_7", "1", folder);
+    forget(&t);
     folder_remove();
 }
 

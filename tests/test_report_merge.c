@@ -314,7 +314,7 @@ Test(report_merge, what_is_missing_or_broken) {
     make_folder("c");
     ATTEMPT(&error, merge("all.html", "a", "b", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);
-    cr_assert_not_null(strstr(error.text, "/a: holds neither train.csv"));
+    cr_assert_not_null(strstr(error.text, "/a: holds neither steps in train.csv"));
     cr_assert(!path_exists(at("all.html")));
     put("a/loss.svg", "<svg><script>alert(1)</script></svg>");
     put("c/scores.json", "{}");
@@ -322,7 +322,7 @@ Test(report_merge, what_is_missing_or_broken) {
         put("a/manifest.json", odd[i]);
         merge("all.html", "a", "b", "c");
         char *html = slurp("all.html");
-        assert_counts(html, 3, "<script", 0, "neither train.csv", 2, "</html>", 1);
+        assert_counts(html, 3, "<script", 0, "neither steps in train.csv", 2, "</html>", 1);
     }
     ATTEMPT(&error, merge("all.html", "a", "nowhere", "c"));
     cr_assert_eq(error.status, STATUS_INPUT);

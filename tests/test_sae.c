@@ -888,7 +888,7 @@ Test(sae, search_finds_picks_and_asks) {
     cr_assert_eq(set.count, 1);
     cr_assert_eq(set.saes[0].source, SAE_SAELENS);
     ATTEMPT(&error, sae_set_open(&set, arena, root, HOOK_RESID_POST, layers, 2, false, NULL));
-    cr_assert_not_null(strstr(error.text, "none of the 5 SAEs"), "%s", error.text);
+    cr_assert_not_null(strstr(error.text, "none of 5 SAEs"), "%s", error.text);
 
     static const char *const both[] = {"mlp/layer_3", "layer_30", "layer_2"};
     for (size_t i = 0; i < 3; i++) { /* two of one hook point, neither of them canonical */

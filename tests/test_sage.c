@@ -870,7 +870,7 @@ Test(sage, saes_of_other_places_are_passed_over) {
     write_pairs("mixed/b", other, STANDARD "\"none\"", 64, 64, true, unit);
     assert_refused(
         run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"),
-        "none of the 2 SAEs below it is of the residual stream or a node");
+        "none of 2 SAEs below it is of the residual stream or a node");
     write_pairs_everywhere("mixed", gpt2_hooks, HOOKS, STANDARD "\"none\"", 64, 64);
     assert_done(run("--llm weights/gpt2 --saes @/mixed --task ioi --train 8 --test 4 --out @/out"));
 }
