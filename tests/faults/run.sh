@@ -165,6 +165,7 @@ every tokenize world/gpt2
 every hooks --llm world/gpt2
 every info world/clip
 every info world/images/c.jpg
+every info world/questions.jsonl
 every info world/saes_gpt2
 every info "$golden/pth/projector_module.pth"
 every info "$golden/sae/gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59"
