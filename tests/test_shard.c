@@ -219,6 +219,45 @@ Test(shard, journals_that_no_run_left_are_refused) {
     cr_assert(says("run/shard-2-of-2/step-1: goes on where this run ends"));
 }
 
+Test(shard, shards_that_left_other_files_are_refused) {
+    static const char *const changes[] = {"printf x >>",
+                                          "printf x | dd conv=notrunc status=none of="};
+    cr_assert_eq(shell("%s", "$REFSAE " TRAIN " --steps 1 --out first --shard 1/2 &\n"
+                             "$REFSAE " TRAIN " --steps 1 --out first --shard 2/2 && wait $!"),
+                 0);
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        cr_assert_eq(shell("rm -rf run; cp -r first run\n"
+                           "%srun/shard-2-of-2/checkpoint.safetensors && $REFSAE merge run",
+                           changes[i]),
+                     2, "%zu", i);
+        cr_assert(says("run/shard-2-of-2/checkpoint.safetensors: is not the same as "
+                       "run/shard-1-of-2/checkpoint.safetensors"),
+                  "%s", read_text(arena, "stderr"));
+        cr_assert(access("run/checkpoint.safetensors", F_OK) != 0);
+    }
+}
+
+Test(shard, first_lines_that_differ) {
+    static const struct {
+        const char *a, *b, *left, *right;
+    } cases[] = {{"", "", NULL, NULL},
+                 {"1\n2\n", "1\n2\n", NULL, NULL},
+                 {"1\n2", "1\n2\n", NULL, NULL},
+                 {"1\n2\n", "1\n3\n", "2", "3"},
+                 {"1\n23\n", "1\n2\n", "23", "2"},
+                 {"1\n", "1\n2\n3\n", "", "2"},
+                 {"1\n2\n", "", "1", ""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *a = cases[i].a, *b = cases[i].b;
+        int n, m;
+        cr_assert_eq(lines_differ(&a, &b, &n, &m), cases[i].left != NULL, "%zu", i);
+        if (cases[i].left != NULL) {
+            cr_assert_str_eq(arena_copy(arena, a, (size_t)n), cases[i].left);
+            cr_assert_str_eq(arena_copy(arena, b, (size_t)m), cases[i].right);
+        }
+    }
+}
+
 static const char *digest_of(const char *path) {
     char hex[65];
     path_digest(path, hex);
