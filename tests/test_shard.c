@@ -292,3 +292,25 @@ Test(shard, digest_of_a_folder) {
     cr_assert_str_eq(digest_of("a/short"),
                      "53c234e5e8472b6ac51c1ae1cab3fe06fad053beb8ebfd8977b010655bfdd3c3");
 }
+
+/* "No such file" alone is nothing there: else shards would be told to have other inputs. */
+Test(shard, digest_of_what_cannot_be_read_is_an_error) {
+    static const struct {
+        const char *target, *says;
+    } links[] = {{"loop", "a/loop: cannot look at this path: "},
+#ifdef __linux__ /* a regular file of which no byte can be read */
+                 {"/proc/self/mem", "a/loop: cannot read: Input/output error"},
+#endif
+                 {"nowhere", ""}};
+    char hex[65];
+    Error error;
+    cr_assert_eq(mkdir("a", 0700), 0);
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        cr_assert_eq(symlink(links[i].target, "a/loop"), 0);
+        ATTEMPT(&error, path_digest("a", hex));
+        cr_assert_eq(strncmp(error.text, links[i].says, strlen(links[i].says)), 0, "%s",
+                     error.text);
+        cr_assert_eq(error.status == STATUS_OK, links[i].says[0] == '\0');
+        cr_assert_eq(unlink("a/loop"), 0);
+    }
+}
