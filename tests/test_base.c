@@ -551,7 +551,8 @@ Test(base, file_map_reads_files_and_nothing_else) {
     cr_assert_eq(getc(file_open(arena, file)), 'a');
 #ifdef __linux__ /* a regular file of which no byte can be read */
     ATTEMPT(&error, sha256_file("/proc/self/mem", hex));
-    cr_assert_str_eq(error.text, "/proc/self/mem: cannot read: Input/output error");
+    cr_assert_eq(error.status, STATUS_RESOURCE);
+    cr_assert_not_null(strstr(error.text, "/proc/self/mem: cannot read: "), "%s", error.text);
 #endif
     arena_free(arena);
 }

@@ -299,7 +299,7 @@ Test(shard, digest_of_what_cannot_be_read_is_an_error) {
         const char *target, *says;
     } links[] = {{"loop", "a/loop: cannot look at this path: "},
 #ifdef __linux__ /* a regular file of which no byte can be read */
-                 {"/proc/self/mem", "a/loop: cannot read: Input/output error"},
+                 {"/proc/self/mem", "a/loop: cannot read: "},
 #endif
                  {"nowhere", ""}};
     char hex[65];
