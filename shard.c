@@ -1,6 +1,7 @@
 /* shard.c: see shard.h. */
 #include "shard.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -277,12 +278,12 @@ void shard_copy(const Shard *s, const char *name, bool same) {
     arena_free(arena);
 }
 
-/* Links to folders are not followed: they may lead in circles. */
+/* Links to folders are not followed: they may lead in circles. What is nowhere alone is nothing. */
 static void digest_below(Sha256 *sha, const char *path) {
     Arena *arena = arena_new();
     struct stat info;
     char tail[4096];
-    if (lstat(path, &info) == 0 && S_ISDIR(info.st_mode)) {
+    if (path_exists(path) && lstat(path, &info) == 0 && S_ISDIR(info.st_mode)) {
         size_t count;
         char **names = path_list(arena, path, &count);
         for (size_t i = 0; i < count; i++) {
@@ -293,13 +294,17 @@ static void digest_below(Sha256 *sha, const char *path) {
         FILE *file = fopen(path, "rb");
         off_t from = info.st_size > (off_t)sizeof tail ? info.st_size - (off_t)sizeof tail : 0;
         uint64_t size = (uint64_t)info.st_size;
-        sha256_add(sha, &size, sizeof size);
-        if (file != NULL && fseeko(file, from, SEEK_SET) == 0) {
-            sha256_add(sha, tail, fread(tail, 1, sizeof tail, file));
-        }
+        const bool found = file != NULL && fseeko(file, from, SEEK_SET) == 0;
+        const size_t got = found ? fread(tail, 1, sizeof tail, file) : 0;
+        const int code = found && !ferror(file) ? 0 : errno;
         if (file != NULL) {
             fclose(file);
         }
+        if (code != 0) {
+            fail_errno(code, path, "cannot read");
+        }
+        sha256_add(sha, &size, sizeof size);
+        sha256_add(sha, tail, got);
     }
     arena_free(arena);
 }

@@ -210,6 +210,21 @@ static void lay_out_too_much(Arena *arena, void *user) {
     arena_alloc(arena, SIZE_MAX / 2, 2);
 }
 
+/* Of texts a measure counts the bytes alone. */
+static void lay_out_texts(Arena *arena, void *user) {
+    char **texts = user;
+    texts[0] = arena_copy(arena, "abc", 3);
+    texts[1] = arena_format(arena, "%d", 12);
+}
+
+/* The room that an alignment takes goes beyond what may be asked for; so nobody can own more. */
+static void lay_out_beyond(Arena *arena, void *user) {
+    (void)user;
+    arena_alloc(arena, 1, 1);
+    arena_alloc(arena, SIZE_MAX - 66, 1);
+    arena_noted(arena, "1");
+}
+
 Test(base, text_that_cannot_be_made_is_an_error) {
     Arena *arena = arena_new();
     Error error;
@@ -268,6 +283,19 @@ Test(base, a_planned_arena_fits_exactly) {
     Error error;
     ATTEMPT(&error, arena_plan(lay_out_too_much, NULL));
     cr_assert_eq(error.status, STATUS_RESOURCE);
+    ATTEMPT(&error, arena_measure(lay_out_beyond, NULL));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
+    cr_assert_str_eq(released, "1", "what nobody can own");
+}
+
+Test(base, texts_are_planned_too) {
+    char *texts[2];
+    cr_assert_eq(arena_measure(lay_out_texts, texts), 4 + 3);
+    cr_assert(texts[0] == NULL && texts[1] == NULL);
+    Arena *arena = arena_plan(lay_out_texts, texts);
+    cr_assert_str_eq(texts[0], "abc");
+    cr_assert_str_eq(texts[1], "12");
+    arena_free(arena);
 }
 
 Test(base, an_arena_gives_zeroed_memory_of_any_size) {
@@ -521,6 +549,11 @@ Test(base, file_map_reads_files_and_nothing_else) {
     ATTEMPT(&error, file_open(arena, "/dev/zero"));
     cr_assert_eq(error.status, STATUS_INPUT);
     cr_assert_eq(getc(file_open(arena, file)), 'a');
+#ifdef __linux__ /* a regular file of which no byte can be read */
+    ATTEMPT(&error, sha256_file("/proc/self/mem", hex));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
+    cr_assert_not_null(strstr(error.text, "/proc/self/mem: cannot read: "), "%s", error.text);
+#endif
     arena_free(arena);
 }
 
@@ -538,6 +571,12 @@ Test(base, text_gathered_in_memory) {
     const char *text = memory_text(memory);
     cr_assert_eq(memory->length, 100004);
     cr_assert(text[2] == '3' && text[3] == 0 && text[100003] == 'x' && text[100004] == 0);
+    /* what failed once may be missing, though the rest was taken */
+    cr_assert_eq(getc(memory->stream), EOF);
+    putc('x', memory->stream);
+    Error error;
+    ATTEMPT(&error, (void)memory_text(memory));
+    cr_assert_eq(error.status, STATUS_RESOURCE);
     arena_free(arena); /* and with it the stream and its text: the sanitizers watch */
 }
 
@@ -658,6 +697,51 @@ Test(base, output_that_is_no_file) {
     cr_assert_not_null(strstr(error.text, "out: cannot write: Bad file descriptor"), "%s",
                        error.text);
     cr_assert(!path_exists(in(parent, "out")));
+}
+
+/* The output is opened; then something happens to it. */
+static void commit_after(const char *path, void (*happens)(OutFile *out)) {
+    OutFile *out = out_open(path);
+    happens(out);
+    out_commit(out);
+}
+
+static Error write_while(const char *path, void (*happens)(OutFile *out)) {
+    Error error;
+    ATTEMPT(&error, commit_after(path, happens));
+    return error;
+}
+
+static void part_is_refused(OutFile *out) {
+    const int file = fileno(out->stream), device = open("/dev/null", O_WRONLY);
+    close(file);
+    putc('x', out->stream);
+    cr_assert_eq(fflush(out->stream), EOF);
+    cr_assert_eq(dup2(device, file), file);
+}
+
+static void becomes_what_cannot_sync(OutFile *out) {
+    cr_assert_eq(dup2(open("/dev/null", O_WRONLY), fileno(out->stream)), fileno(out->stream));
+}
+
+static void name_is_taken(OutFile *out) {
+    cr_assert_eq(mkdir(out->path, 0700), 0);
+}
+
+Test(base, output_that_fails_at_its_end) {
+    const char *parent = directory_new();
+    Error part = write_while(in(parent, "part"), part_is_refused);
+    cr_assert_eq(part.status, STATUS_RESOURCE);
+    cr_assert_not_null(strstr(part.text, "part: cannot write: the disk refused part of it"), "%s",
+                       part.text);
+    cr_assert_eq(names_in(parent), 0);
+    Error sync = write_while(in(parent, "sync"), becomes_what_cannot_sync);
+    cr_assert_eq(sync.status, STATUS_OK, "%s", sync.text);
+    cr_assert(path_exists(in(parent, "sync")));
+    Error taken = write_while(in(parent, "taken"), name_is_taken);
+    cr_assert_eq(taken.status, STATUS_RESOURCE);
+    cr_assert_not_null(strstr(taken.text, "taken: cannot write: Is a directory"), "%s", taken.text);
+    cr_assert_eq(names_in(parent), 2);
 }
 
 /* Names that only look like a temporary file's, or cannot be opened. */

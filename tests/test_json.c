@@ -4,6 +4,7 @@
 #include "json.h"
 
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -348,6 +349,10 @@ Test(json, an_array_whose_file_cannot_be_read_any_more) {
     fclose(f);
     json_array_open(&file, arena, path);
     close(fileno(file.stream));
+    ATTEMPT(&error, json_array_read(&file, 0, arena));
+    cr_assert_not_null(strstr(error.text, "cannot read: Bad file descriptor"), "%s", error.text);
+    /* where a seek is fine, but no read */
+    cr_assert_eq(open("/dev/null", O_WRONLY), fileno(file.stream));
     ATTEMPT(&error, json_array_read(&file, 0, arena));
     cr_assert_not_null(strstr(error.text, "cannot read: Bad file descriptor"), "%s", error.text);
     arena_free(arena);

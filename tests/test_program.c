@@ -1567,9 +1567,16 @@ Test(program, bench_on_a_model) {
         cr_assert_eq(json_double(json_get(stage, "gflops")) > 0.0, computes, "%s", stages[i]);
     }
     cr_assert_null(stage);
-    cr_assert_eq(run("", "bench --llm weights/gpt2"), 0);
-    cr_assert(says("stdout", "generate   decoding       tokens"));
     arena_free(arena);
+    /* stages of what is there; the limits also where the kernels are those that cannot measure them
+     */
+    cr_assert_eq(run("REFSAE_ISA=scalar", "bench --llm weights/gpt2 --saes weights/saes/gpt2"), 0);
+    cr_assert(says("stdout", "generate   decoding       tokens") && !says("stdout", "sage"));
+    cr_assert(says("stdout", ", scalar, threads: ") && !says("stdout", " rows"));
+    cr_assert_eq(run("", "bench --llm weights/gpt2 --rows 64"), 0);
+    cr_assert(says("stdout", "64 rows    backward       passes"));
+    cr_assert_eq(run("", "bench --llm weights/gemma2 --vision weights/clip"), 0);
+    cr_assert(says("stdout", "train      training       steps") && !says("stdout", "analyze"));
     cr_assert_eq(run("", "bench --saes weights/saes/gpt2"), 2);
     one_sentence("--llm");
     cr_assert_eq(run("", "bench --llm weights/none"), 2);

@@ -3,9 +3,11 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "scratch.h"
+#include "shard.h"
 
 #define VLM "--llm weights/gemma2 --vision weights/clip --images weights/images"
 #define TRAIN                                                                                      \
@@ -175,4 +177,140 @@ Test(shard, options_are_checked) {
                        "$REFSAE " TRAIN " --out run --shard 2/2 --lr 2e-3 --wait 60; wait $!"),
                  2);
     cr_assert(says("step-1: was made with '--lr "), "%s", read_text(arena, "stderr"));
+}
+
+/* The journal with more in it, and a SHA-256 of all that. */
+static void lengthen(const char *path, const void *more, size_t size) {
+    FileMap map = file_map(arena, path);
+    const size_t kept = map.size - 64;
+    unsigned char *all = arena_alloc(arena, kept + size, 1);
+    char hex[65];
+    Sha256 sha;
+    memcpy(all, map.data, kept);
+    memcpy(all + kept, more, size);
+    sha256_start(&sha);
+    sha256_add(&sha, all, kept + size);
+    sha256_end(&sha, hex);
+    OutFile *out = out_open(path);
+    fwrite(all, 1, kept + size, out->stream);
+    fwrite(hex, 1, 64, out->stream);
+    out_commit(out);
+}
+
+Test(shard, journals_that_no_run_left_are_refused) {
+    static const struct {
+        size_t size, given;
+    } blocks[] = {{SIZE_MAX, 8}, {9, 16}, {0, 3}};
+    cr_assert_eq(shell("%s", "$REFSAE " EVAL " --out first --shard 1/1"), 0);
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+        uint64_t block[2] = {blocks[i].size, 0};
+        cr_assert_eq(shell("%s", "rm -rf run; cp -r first run"), 0);
+        lengthen("run/shard-1-of-1/journal", block, blocks[i].given);
+        cr_assert_eq(shell("%s", "$REFSAE merge run"), 2, "%zu", i);
+        cr_assert(says("journal: ends early: not what this run would have left"), "%zu", i);
+    }
+    const char *train = "rm -rf run; command='" TRAIN " --steps 1 --out run --shard'\n"
+                        "$REFSAE $command 1/2 & $REFSAE $command 2/2; wait $!";
+    cr_assert_eq(shell("%s", train), 0);
+    lengthen("run/shard-2-of-2/step-1", "x", 1);
+    cr_assert_eq(
+        shell("%s", "rm -r run/shard-1-of-2; $REFSAE " TRAIN " --steps 1 --out run --shard 1/2"),
+        2);
+    cr_assert(says("run/shard-2-of-2/step-1: goes on where this run ends"));
+}
+
+Test(shard, shards_that_left_other_files_are_refused) {
+    static const char *const changes[] = {"printf x >>",
+                                          "printf x | dd conv=notrunc status=none of="};
+    cr_assert_eq(shell("%s", "$REFSAE " TRAIN " --steps 1 --out first --shard 1/2 &\n"
+                             "$REFSAE " TRAIN " --steps 1 --out first --shard 2/2 && wait $!"),
+                 0);
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        cr_assert_eq(shell("rm -rf run; cp -r first run\n"
+                           "%srun/shard-2-of-2/checkpoint.safetensors && $REFSAE merge run",
+                           changes[i]),
+                     2, "%zu", i);
+        cr_assert(says("run/shard-2-of-2/checkpoint.safetensors: is not the same as "
+                       "run/shard-1-of-2/checkpoint.safetensors"),
+                  "%s", read_text(arena, "stderr"));
+        cr_assert(access("run/checkpoint.safetensors", F_OK) != 0);
+    }
+}
+
+Test(shard, first_lines_that_differ) {
+    static const struct {
+        const char *a, *b, *left, *right;
+    } cases[] = {{"", "", NULL, NULL},
+                 {"1\n2\n", "1\n2\n", NULL, NULL},
+                 {"1\n2", "1\n2\n", NULL, NULL},
+                 {"1\n2\n", "1\n3\n", "2", "3"},
+                 {"1\n23\n", "1\n2\n", "23", "2"},
+                 {"1\n", "1\n2\n3\n", "", "2"},
+                 {"1\n2\n", "", "1", ""}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *a = cases[i].a, *b = cases[i].b;
+        int n, m;
+        cr_assert_eq(lines_differ(&a, &b, &n, &m), cases[i].left != NULL, "%zu", i);
+        if (cases[i].left != NULL) {
+            cr_assert_str_eq(arena_copy(arena, a, (size_t)n), cases[i].left);
+            cr_assert_str_eq(arena_copy(arena, b, (size_t)m), cases[i].right);
+        }
+    }
+}
+
+static const char *digest_of(const char *path) {
+    char hex[65];
+    path_digest(path, hex);
+    return arena_copy(arena, hex, 64);
+}
+
+/* What settings name a folder by: not by what is no file, nor by the beginning of a long one. */
+Test(shard, digest_of_a_folder) {
+    cr_assert_eq(shell("%s", "mkdir -p a/b; head -c 9000 /dev/zero >a/b/long; echo 1 >a/short"), 0);
+    const char *before = digest_of("a");
+    cr_assert_eq(symlink("a", "link"), 0);
+    cr_assert_str_eq(digest_of("link"), before);
+    cr_assert_eq(shell("%s", "printf x | dd of=a/b/long conv=notrunc status=none"), 0);
+    cr_assert_str_eq(digest_of("a"), before, "only the end of what is long is read");
+    static const char *const changes[] = {
+        "printf x | dd of=a/b/long conv=notrunc seek=8999 bs=1 status=none",
+        "echo 2 >a/short",
+        "printf x >>a/b/long",
+        "mkfifo a/pipe",
+        "ln -s nowhere a/broken",
+        "ln -s .. a/b/up",
+        "ln -s ../questions.jsonl a/file",
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        cr_assert_eq(shell("%s", changes[i]), 0);
+        const char *after = digest_of("a");
+        cr_assert(strcmp(after, before) != 0, "%s", changes[i]);
+        before = after;
+    }
+    cr_assert_eq(shell("%s", "echo >>questions.jsonl"), 0);
+    cr_assert(strcmp(digest_of("a"), before) != 0, "through a link to a file");
+    cr_assert_str_eq(digest_of("a/short"),
+                     "53c234e5e8472b6ac51c1ae1cab3fe06fad053beb8ebfd8977b010655bfdd3c3");
+}
+
+/* "No such file" alone is nothing there: else shards would be told to have other inputs. */
+Test(shard, digest_of_what_cannot_be_read_is_an_error) {
+    static const struct {
+        const char *target, *says;
+    } links[] = {{"loop", "a/loop: cannot look at this path: "},
+#ifdef __linux__ /* a regular file of which no byte can be read */
+                 {"/proc/self/mem", "a/loop: cannot read: "},
+#endif
+                 {"nowhere", ""}};
+    char hex[65];
+    Error error;
+    cr_assert_eq(mkdir("a", 0700), 0);
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
+        cr_assert_eq(symlink(links[i].target, "a/loop"), 0);
+        ATTEMPT(&error, path_digest("a", hex));
+        cr_assert_eq(strncmp(error.text, links[i].says, strlen(links[i].says)), 0, "%s",
+                     error.text);
+        cr_assert_eq(error.status == STATUS_OK, links[i].says[0] == '\0');
+        cr_assert_eq(unlink("a/loop"), 0);
+    }
 }

@@ -131,6 +131,13 @@ disks() {
     done
 }
 
+# all ARGUMENTS: the same at every n, for what is soon done.
+all() {
+    some=$bound bound=0
+    every "$@"
+    bound=$some
+}
+
 # ended ARGUMENTS: killed and interrupted at calls, killed at moments; then once more.
 ended() {
     for kind in kill interrupt; do
@@ -165,12 +172,13 @@ every tokenize world/gpt2
 every hooks --llm world/gpt2
 every info world/clip
 every info world/images/c.jpg
+all info world/questions.jsonl
 every info world/saes_gpt2
 every info "$golden/pth/projector_module.pth"
 every info "$golden/sae/gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59"
 every generate --llm world/gpt2 --prompt A --max-new-tokens 1
 every dump --llm world/gpt2 --ids 5,9 --hooks logits --grad 2,3 --out out/x
-every dump --image world/images/d.png --hooks image.rgb --out out/x
+all dump --image world/images/d.png --hooks image.rgb --out out/x
 every diff world/gpt2.st world/gpt2.st
 every report --out out/x world/train world/eval world/analyze world/sage
 stages="-x checkpoint.safetensors -x train.csv"
