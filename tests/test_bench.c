@@ -33,6 +33,14 @@ static void no_product(const Product *p, size_t m0, size_t m1, size_t n0, size_t
     tick();
 }
 
+static void no_sparse(const SparseList *list, size_t c0, size_t c1, void *room) {
+    (void)list;
+    (void)c0;
+    (void)c1;
+    (void)room;
+    tick();
+}
+
 static float no_multiply(size_t rounds, size_t *operations) {
     *operations = rounds;
     tick();
@@ -47,7 +55,7 @@ static float no_read(const void *data, size_t size) {
 
 /* What bench writes with these kernels on so many threads. */
 static const char *benched(Arena *arena, int threads, bool json) {
-    KernelSet set = {"nothing", 16, {NULL}, no_product, no_multiply, no_read};
+    KernelSet set = {"nothing", 16, {NULL}, no_product, no_sparse, no_multiply, no_read};
     Compute compute;
     MemoryStream *text = memory_open(arena);
     for (int i = 0; i < OP_COUNT; i++) {
