@@ -680,23 +680,10 @@ static const char *features_text(const Json *line, Arena *arena) {
     return all;
 }
 
-typedef struct LineFile { /* of JSON; a line lives until the next is read */
-    const char *path;
-    Arena *one;
-    FILE *stream; /* NULL: not there */
-    size_t number;
-} LineFile;
-
-static LineFile lines_open(const Folder *f, const char *name) {
+/* Of JSON; a file that is missing has none. */
+static JsonLines folder_lines(const Folder *f, const char *name) {
     const char *path = folder_file(f, name);
-    FILE *stream = path == NULL ? NULL : file_open(f->arena, path);
-    return (LineFile){path, arena_within(f->arena), stream, 0};
-}
-
-static const Json *lines_next(LineFile *file) {
-    arena_reset(file->one);
-    return file->stream == NULL ? NULL
-                                : json_line(file->one, file->stream, file->path, &file->number);
+    return path == NULL ? (JsonLines){.line = 0} : json_lines(f->arena, path);
 }
 
 /* Are the answers of `other` those of the adapter that f was analysed with? */
@@ -709,10 +696,12 @@ static bool is_answered_by(const Folder *f, const Folder *other) {
 
 /* The first answer about a picture; NULL: none. */
 static const Json *answer_about(const Folder *f, const char *path) {
-    LineFile answers = lines_open(f, "answers.jsonl");
-    const Json *line = lines_next(&answers);
-    while (line != NULL && !is_picture(path, json_string(json_get(line, "image")))) {
-        line = lines_next(&answers);
+    Arena *one = arena_within(f->arena);
+    JsonLines answers = folder_lines(f, "answers.jsonl");
+    const Json *line;
+    while ((line = json_line(one, &answers)) != NULL &&
+           !is_picture(path, json_string(json_get(line, "image")))) {
+        arena_reset(one);
     }
     return line;
 }
@@ -722,10 +711,12 @@ static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, 
                           double layer) {
     const char *shown[3];
     size_t count = 0;
-    LineFile features = lines_open(f, "features.jsonl");
+    Arena *one = arena_within(f->arena);
+    JsonLines features = folder_lines(f, "features.jsonl");
     const Json *line;
     json_out(view, "pictures [");
-    while (count < sizeof shown / sizeof *shown && (line = lines_next(&features)) != NULL) {
+    while (count < sizeof shown / sizeof *shown &&
+           (line = json_line(one, &features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
         bool wanted = *image != '\0' && json_double(json_get(line, "layer")) == layer &&
                       json_text_is(json_get(line, "group"), group_names[GROUP_IMG]);
@@ -733,6 +724,7 @@ static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, 
             wanted = !is_picture(shown[i], image);
         }
         if (!wanted) {
+            arena_reset(one);
             continue;
         }
         const Json *answer = NULL;

@@ -78,27 +78,29 @@ const Json *json_need(const Json *object, const char *key, JsonKind kind);
 /* "FILE: 'key': expected EXPECTED, found ..." and what stands there; object is not NULL. */
 REFSAE_NORETURN void json_refuse(const Json *object, const char *key, const char *expected);
 
-/* ---- JSON lines ----
- * The object of the next line that is not blank; NULL: the end. *line is 0 at first and counts
- * lines; messages begin with "NAME:LINE: ". */
-const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line);
+/* ---- files of many values: mapped, and read one after another ---- */
 
-/* ---- conversations: a file that is one array; elements are read by index ----
- * Memory: a few words an element and the largest element. A file whose first byte is '{' is taken
- * as JSON lines: objects one after another. */
+typedef struct JsonLines {
+    const char *name, *at, *end;
+    size_t line; /* that was read last, from 1 */
+} JsonLines;
+
+JsonLines json_lines(Arena *arena, const char *path);
+/* The object of the next line that is not blank; NULL: the end. Messages begin with "NAME:LINE: ",
+ * and the line behind a refused one can be read. */
+const Json *json_line(Arena *arena, JsonLines *lines);
+
+/* One array, whose elements are read by index. A file whose first byte is '{' is taken as JSON
+ * lines: objects one after another. */
 typedef struct JsonArrayFile {
-    Arena *arena; /* the caller's: everything below lives there */
-    FILE *stream;
-    char *name;
-    uint64_t *offset; /* [count + 1]: first byte of each element; last: end of the last */
+    const char *name, *text;
+    const char **element; /* [count + 1]: where each begins; last: the end of the last */
     size_t count;
-    char *buffer;
-    size_t capacity;
 } JsonArrayFile;
 
-/* Finds every element's place in one pass through a buffer of fixed size. */
+/* Finds every element's place in one pass. */
 void json_array_open(JsonArrayFile *file, Arena *arena, const char *path);
-const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
+const Json *json_array_read(const JsonArrayFile *file, size_t index, Arena *arena);
 
 /* ---- writing ---- */
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */

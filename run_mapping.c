@@ -905,14 +905,13 @@ static void eval_question(Evaluation *e, const Question *q, size_t i, size_t tot
 static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     const VlmOptions *o = e->options;
     Arena *scratch = arena_new();
-    FILE *file = file_open(scratch, o->questions);
-    size_t line = 0, count = 0;
+    JsonLines lines = json_lines(scratch, o->questions);
+    size_t count = 0;
     bool look = out == NULL && o->permute_images && !shard_is_merge(o->shard);
     Progress progress = progress_start(look ? "reading images" : "answering", "questions", 0, total,
                                        e->console->quiet || (out == NULL && !look));
-    const Json *value;
-    while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
-        Question question = question_parse(e->question, value, o->questions, line);
+    for (const Json *value; (value = json_line(e->question, &lines)) != NULL;) {
+        Question question = question_parse(e->question, value, o->questions, lines.line);
         Error cause;
         if (out != NULL) {
             eval_question(e, &question, count, total, out);
@@ -1370,20 +1369,17 @@ static void need_verdicts(const Analysis *a, bool any) {
 /* A line that is no JSON is as one that is not there; what has no verdict is a no. */
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
-    const char *path = a->options->judge;
-    FILE *file = file_open(scratch, path);
+    JsonLines lines = json_lines(scratch, a->options->judge);
     bool any = false;
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
-    for (bool end = false; !end;) {
+    while (lines.at < lines.end) {
         const Json *volatile line = NULL;
         Error unreadable;
-        size_t number = 0; /* for messages that nobody reads */
         arena_reset(a->example);
-        ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
+        ATTEMPT(&unreadable, line = json_line(a->example, &lines));
         fail_for_resources(&unreadable);
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
         any |= line != NULL && verdict_apply(a, line);
-        end = feof(file) != 0;
     }
     need_verdicts(a, any);
     arena_free(scratch);

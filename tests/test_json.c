@@ -201,26 +201,40 @@ Test(json, settings_with_a_default_and_a_sentence) {
     arena_free(arena);
 }
 
+static void write_file(const char *path, const char *text, size_t length) {
+    unlink(path);
+    FILE *f = fopen(path, "wb");
+    cr_assert_not_null(f);
+    fwrite(text, 1, length, f);
+    fclose(f);
+}
+
+static char *file_new(void) {
+    static char path[] = "/tmp/refsae-json-XXXXXX";
+    int file = mkstemp(path);
+    cr_assert(file >= 0);
+    close(file);
+    return path;
+}
+
 Test(json, lines) {
     Arena *arena = arena_new();
-    FILE *stream = tmpfile();
-    size_t line = 0;
-    fputs("\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]", stream);
-    rewind(stream);
-    cr_assert_eq(json_double(json_get(json_line(arena, stream, "F", &line), "a")), 1);
-    cr_assert_eq(line, 3);
-    SAYS(json_line(arena, stream, "F", &line), "F:5: expected an object");
-    cr_assert_eq(line, 5);
-    SAYS(json_line(arena, stream, "F", &line), "F:6: line 1, column 6: expected ':', found '2'");
-    SAYS(json_line(arena, stream, "F", &line),
+    static const char text[] = "\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]";
+    char *path = file_new();
+    write_file(path, text, strlen(text));
+    JsonLines lines = json_lines(arena, path);
+    lines.name = "F";
+    cr_assert_eq(json_double(json_get(json_line(arena, &lines), "a")), 1);
+    cr_assert_eq(lines.line, 3);
+    SAYS(json_line(arena, &lines), "F:5: expected an object");
+    cr_assert_eq(lines.line, 5);
+    SAYS(json_line(arena, &lines), "F:6: line 1, column 6: expected ':', found '2'");
+    SAYS(json_line(arena, &lines),
          "F:7: is a list: expected JSON lines, an object on each"); /* a torn line may be skipped */
-    cr_assert_eq(line, 7);
-    cr_assert_null(json_line(arena, stream, "F", &line));
-    fclose(stream);
-    stream = fopen("/", "r");
-    SAYS(json_line(arena, stream, "F", &line), "F: cannot read: Is a directory");
-    fclose(stream);
+    cr_assert_eq(lines.line, 7);
+    cr_assert_null(json_line(arena, &lines));
     arena_free(arena);
+    unlink(path);
 }
 
 Test(json, depth_is_limited) {
@@ -309,22 +323,6 @@ Test(json, written_strings) {
 /* ---- arrays ---- */
 
 /* A new file each time: file systems that truncate a file wait for the disk. */
-static void write_file(const char *path, const char *text, size_t length) {
-    unlink(path);
-    FILE *f = fopen(path, "wb");
-    cr_assert_not_null(f);
-    fwrite(text, 1, length, f);
-    fclose(f);
-}
-
-static char *file_new(void) {
-    static char path[] = "/tmp/refsae-json-XXXXXX";
-    int file = mkstemp(path);
-    cr_assert(file >= 0);
-    close(file);
-    return path;
-}
-
 /* Opens the file and reads every element; their number. */
 static size_t read_elements(Arena *arena, const char *path) {
     JsonArrayFile file;
@@ -335,61 +333,6 @@ static size_t read_elements(Arena *arena, const char *path) {
         arena_free(element);
     }
     return file.count;
-}
-
-/* The disk, and nobody who wrote to the file. */
-Test(json, an_array_whose_file_cannot_be_read_any_more) {
-    Arena *arena = arena_new();
-    JsonArrayFile file;
-    Error error;
-    const char *path = file_new();
-    FILE *f = fopen(path, "wb");
-    fprintf(f, "[\"%0200000d\", \"%0200000d\"]", 1, 2);
-    fclose(f);
-    json_array_open(&file, arena, path);
-    close(fileno(file.stream));
-    ATTEMPT(&error, json_array_read(&file, 0, arena));
-    cr_assert_not_null(strstr(error.text, "cannot read: Bad file descriptor"), "%s", error.text);
-    arena_free(arena);
-    remove(path);
-}
-
-/* Beyond what the stream has already read. */
-Test(json, an_array_whose_file_changed) {
-    static const struct {
-        char fill;
-        long cut;
-        const char *says;
-    } cases[] = {{'x', 1, "changed while it was read"},
-                 {' ', 0, "expected a value, found the end"},
-                 {'\0', 0, "expected a value, found"}};
-    Arena *arena = arena_new();
-    const char *path = file_new();
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        JsonArrayFile file;
-        Error error;
-        FILE *f = fopen(path, "wb");
-        fprintf(f, "[\"%0200000d\", 2]", 1);
-        fclose(f);
-        json_array_open(&file, arena, path);
-        f = fopen(path, "wb");
-        for (long k = 0; k < 200000; k++) {
-            fputc(cases[i].fill, f);
-        }
-        for (long k = cases[i].cut; k < 7; k++) {
-            fputc(cases[i].fill, f);
-        }
-        fclose(f);
-        ATTEMPT(&error, json_array_read(&file, 0, arena));
-        if (cases[i].cut > 0) {
-            cr_assert_eq(truncate(path, 100), 0);
-            ATTEMPT(&error, json_array_read(&file, 0, arena));
-        }
-        cr_assert_eq(error.status, STATUS_INPUT);
-        cr_assert_not_null(strstr(error.text, cases[i].says), "%s", error.text);
-    }
-    arena_free(arena);
-    remove(path);
 }
 
 /* The number of elements, or -1 and why. */

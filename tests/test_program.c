@@ -1212,10 +1212,9 @@ enum {
 
 /* How many lines. */
 static size_t read_lines(Arena *arena, const char *name, const Json *lines[MOST_LINES]) {
-    const char *path = path_join(arena, folder, name);
-    FILE *file = file_open(arena, path);
-    size_t n = 0, number = 0;
-    while (n < MOST_LINES && (lines[n] = json_line(arena, file, path, &number)) != NULL) {
+    JsonLines file = json_lines(arena, path_join(arena, folder, name));
+    size_t n = 0;
+    while (n < MOST_LINES && (lines[n] = json_line(arena, &file)) != NULL) {
         n++;
     }
     return n;
@@ -1628,17 +1627,17 @@ Test(program, a_damaged_sae_of_a_set_ends_the_run) {
 Test(program, want_of_descriptors_is_no_missing_picture) {
     char limit[64];
     int code = 3, pictures = 0;
-    shell("head -n 2 weights/questions.jsonl >%s/q", folder);
     for (int most = 4; code == 3 && most < 64; most++) {
         snprintf(limit, sizeof limit, "(ulimit -n %d;", most);
-        code = run(limit, "eval --llm weights/gemma2 --vision weights/clip " ADAPTER
-                          " --questions @/q --images weights/images --max-new-tokens 1 --quiet "
-                          "--out @/o)");
+        code = run(limit, "analyze --llm weights/gemma2 --vision weights/clip " ADAPTER
+                          " --saes weights/saes/gemma2 --layers 0 --data weights/heldout.json "
+                          "--images weights/images --descriptions weights/descriptions "
+                          "--write-questions @/q --examples 2 --quiet --out @/o)");
         pictures += code == 3 && says("stderr", "weights/images/");
     }
     cr_assert_eq(code, 0);
     cr_assert(pictures > 0);
-    cr_assert(says("o/scores.json", "\"skipped\": 0"));
+    cr_assert(says("o/layers.json", "\"left_out\": []"));
 }
 
 /* Of settings and weights that contradict each other either may be the wrong one. */
