@@ -976,33 +976,6 @@ uint64_t sha256_file(const char *path, char hex[65]) {
     return length;
 }
 
-static void release_directory(void *stream) {
-    closedir(stream);
-}
-
-/* The names in a directory, without . and ..; errno: 0, or why some are missing. */
-static char **directory_names(Arena *arena, const char *directory, size_t *count) {
-    Arena *scratch = arena_new();
-    char **names = NULL;
-    size_t capacity = 0;
-    DIR *stream = opendir(directory);
-    *count = 0;
-    if (stream != NULL) {
-        arena_defer(scratch, release_directory, stream);
-    }
-    for (const struct dirent *entry;
-         stream != NULL && (errno = 0, entry = readdir(stream)) != NULL;) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
-            names = arena_grow(arena, names, &capacity, *count + 1, sizeof *names);
-            names[(*count)++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
-        }
-    }
-    int code = errno;
-    arena_free(scratch);
-    errno = code;
-    return names;
-}
-
 static OutFile *volatile unfinished; /* newest first; the handler of signals walks it */
 static char interrupt_hint[256];
 
@@ -1045,60 +1018,41 @@ static void release_out(void *what) {
     }
 }
 
-/* A writer holds its temporary file locked, so that others can tell one that lives, on whatever
- * machine, from one that was killed. */
-static bool lock_file(int file, bool wait) {
-#ifdef F_WRLCK
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    return fcntl(file, wait ? F_SETLKW : F_SETLK, &lock) == 0;
-#else
-    (void)file, (void)wait;
+/* A lock of the kernel, which leaves no file, and goes with the process however that ends. File
+ * systems without locks go without. */
+static bool is_in_use(int file) {
+#ifdef __wasi__
+    (void)file;
     return false;
+#else
+    return flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 #endif
 }
 
-/* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
-static void remove_abandoned(Arena *arena, const char *path) {
-    const char *slash = strrchr(path, '/'), *base = slash != NULL ? slash + 1 : path;
-    size_t length = strlen(base), count;
-    char **names = directory_names(arena, path_parent(arena, path), &count);
-    for (size_t i = 0; i < count; i++) { /* of a folder that cannot be read none */
-        long process = 0;
-        int n, end = 0;
-        if (strncmp(names[i], base, length) != 0 ||
-            sscanf(names[i] + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
-            names[i][length + (size_t)end] != '\0' || process == (long)getpid()) {
-            continue;
-        }
-        const char *name = path_join(arena, path_parent(arena, path), names[i]);
-        int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-        if (file >= 0 && lock_file(file, false)) {
-            unlink(name);
-        }
-        if (file >= 0) {
-            close(file);
-        }
-    }
-}
-
-/* Opens and locks the temporary file; -1 with errno. */
+/* Opens the temporary file, empty; -1 with errno. What a killed run left there is as nothing. */
 static int open_temporary(OutFile *out) {
-    int file = -1;
-    errno = EEXIST;
-    for (int n = 0; n < 1000 && file < 0 && errno == EEXIST; n++) {
-        struct stat info;
-        out->temporary = arena_format(out->arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
-        file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (file >= 0) {
-            (void)lock_file(file, true); /* where there are no locks, nobody removes either */
-            if (fstat(file, &info) == 0 && info.st_nlink == 0) { /* removed before it was locked */
-                close(file);
-                file = -1;
-                errno = EEXIST;
-            }
+    struct stat opened, named;
+    out->temporary = arena_format(out->arena, "%s.refsae.tmp", out->path);
+    int file = open(out->temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    bool busy = file >= 0 && is_in_use(file);
+    if (file >= 0 && !busy && fstat(file, &opened) == 0 && stat(out->temporary, &named) == 0) {
+        busy = opened.st_ino != named.st_ino; /* renamed by the run that had locked it */
+        if (!busy && ftruncate(file, 0) == 0) {
+            return file;
         }
     }
-    return file;
+    int code = errno;
+    if (busy || file < 0) {
+        out->temporary = NULL; /* is not ours to remove */
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    if (busy) {
+        fail(STATUS_INPUT, "%s: another run is writing this file", out->path);
+    }
+    errno = code;
+    return -1;
 }
 
 OutFile *out_open(const char *path) {
@@ -1127,12 +1081,10 @@ OutFile *out_open(const char *path) {
             fail_errno(errno, path, "cannot write");
         }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
-        remove_abandoned(arena, out->path);
         file_note(path, true);
         file = open_temporary(out);
     }
     if (file < 0) {
-        out->temporary = NULL;
         fail_errno(errno, path, "cannot write");
     }
     out->stream = fdopen(file, "w");
@@ -1235,8 +1187,6 @@ static void release_folder(void *what) {
     close(*(int *)what);
 }
 
-/* A lock of the kernel on the folder itself: it leaves no file, and goes with the process however
- * that ends. File systems without locks go without. */
 void out_folder(Arena *arena, const char *path) {
     path_make_directory(path);
     int *file = arena_alloc(arena, 1, sizeof *file);
@@ -1245,11 +1195,9 @@ void out_folder(Arena *arena, const char *path) {
         fail_errno(errno, path, "cannot open");
     }
     arena_defer(arena, release_folder, file);
-#ifndef __wasi__
-    if (flock(*file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    if (is_in_use(*file)) {
         fail(STATUS_INPUT, "%s: another run is writing into this folder", path);
     }
-#endif
 }
 
 char *path_join(Arena *arena, const char *directory, const char *name) {
@@ -1278,14 +1226,33 @@ static int compare_names(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+static void release_directory(void *stream) {
+    closedir(stream);
+}
+
 char **path_list(Arena *arena, const char *directory, size_t *count) {
-    char **names = directory_names(arena, directory, count);
+    Arena *scratch = arena_new();
+    char **names = NULL;
+    size_t capacity = 0;
+    DIR *stream = opendir(directory);
+    if (stream != NULL) {
+        arena_defer(scratch, release_directory, stream);
+    }
+    *count = 0;
+    for (const struct dirent *entry;
+         stream != NULL && (errno = 0, entry = readdir(stream)) != NULL;) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            names = arena_grow(arena, names, &capacity, *count + 1, sizeof *names);
+            names[(*count)++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
+        }
+    }
     if (errno != 0) {
         fail_errno(errno, directory, "cannot read this directory");
     }
     if (*count > 0) {
         qsort(names, *count, sizeof *names, compare_names);
     }
+    arena_free(scratch);
     return names;
 }
 

@@ -233,8 +233,8 @@ MemoryStream *memory_open(Arena *arena);
 char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
 
 /* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
- * not committed when a failure passes leaves nothing; what a killed run left of the same file goes
- * when it is opened. */
+ * not committed when a failure passes leaves nothing, and what a killed run left goes with the
+ * next; one that another run is writing is STATUS_INPUT. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;

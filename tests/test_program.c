@@ -917,24 +917,6 @@ Test(program, interrupted_leaves_nothing_and_says_how_to_go_on) {
     }
 }
 
-/* A file that a living process writes is locked. */
-Test(program, what_a_killed_run_left_goes_with_the_next) {
-    char path[128];
-    const char *names[] = {"o.999999998-0.tmp", "o.999999999-1.tmp", "o.999999999.tmp"};
-    int files[3];
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    for (size_t i = 0; i < 3; i++) {
-        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        files[i] = open(path, O_WRONLY | O_CREAT, 0666);
-        cr_assert(files[i] >= 0);
-    }
-    cr_assert_eq(fcntl(files[1], F_SETLK, &lock), 0);
-    cr_assert_eq(run("", "dump --llm weights/gpt2 --ids 5 --hooks logits --out @/o"), 0);
-    cr_assert(there("o") && !there(names[0]), "an abandoned file stays");
-    cr_assert(there(names[1]) && there(names[2]), "a file in use, or of others, is gone");
-    close(files[1]);
-}
-
 /* Its times stay, of every step; and a tower of the same shape but other weights is another run. */
 Test(program, resuming_a_finished_run) {
 #define TOWER "tests/golden/models/clip_odd/"
