@@ -715,8 +715,7 @@ static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, 
     JsonLines features = folder_lines(f, "features.jsonl");
     const Json *line;
     json_out(view, "pictures [");
-    while (count < sizeof shown / sizeof *shown &&
-           (line = json_line(one, &features)) != NULL) {
+    while (count < sizeof shown / sizeof *shown && (line = json_line(one, &features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
         bool wanted = *image != '\0' && json_double(json_get(line, "layer")) == layer &&
                       json_text_is(json_get(line, "group"), group_names[GROUP_IMG]);
@@ -896,21 +895,19 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
 
 /* train.csv: steps, first and last loss. */
 static void find_training(JsonOut *view, const Folder *f) {
-    const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
-    int column = csv_column(line, "loss");
-    double begin = 0, end = 0;
+    const char *path = folder_file(f, "train.csv");
     size_t steps = 0;
-    if (path != NULL && column < 0) {
+    double *loss = csv_numbers(f->arena, folder_text(f, "train.csv"), "loss", &steps);
+    if (path != NULL && loss == NULL) {
         fail(STATUS_INPUT, "%s: no column 'loss'", path);
     }
-    while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
-        if (!csv_number(line, column, &end) || !isfinite(end)) {
-            fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
+    for (size_t i = 0; i < steps; i++) {
+        if (!isfinite(loss[i])) {
+            fail(STATUS_INPUT, "%s: step %zu: no loss", path, i + 1);
         }
-        begin = steps++ == 0 ? end : begin;
     }
     if (steps > 0) {
-        json_out(view, "training { steps %zu first %g last %g }", steps, begin, end);
+        json_out(view, "training { steps %zu first %g last %g }", steps, loss[0], loss[steps - 1]);
     }
 }
 

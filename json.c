@@ -777,11 +777,6 @@ void csv_text(Csv *csv, const char *text) {
     putc('"', csv->stream);
 }
 
-void csv_int(Csv *csv, int64_t value) {
-    csv_next(csv);
-    fprintf(csv->stream, "%lld", (long long)value);
-}
-
 void csv_double(Csv *csv, double value) {
     char text[JSON_NUMBER_SIZE];
     json_format_double(text, value);
@@ -796,35 +791,39 @@ void csv_end(Csv *csv) {
 
 /* ---- CSV read again ---- */
 
-const char *csv_line_next(const char *line) {
-    line += strcspn(line, "\n");
-    return *line == '\0' ? line : line + 1;
-}
-
-int csv_column(const char *line, const char *name) {
-    for (int column = 0;; column++) {
-        size_t length = strcspn(line, ",\r\n");
-        if (length == strlen(name) && memcmp(line, name, length) == 0) {
-            return column;
-        }
-        if (line[length] != ',') {
-            return -1;
-        }
-        line += length + 1;
-    }
-}
-
-bool csv_number(const char *line, int column, double *value) {
-    char *end;
+/* NULL: the line has fewer cells. */
+static const char *csv_cell(const char *line, size_t column) {
     for (; column > 0; column--) {
         line += strcspn(line, ",\r\n");
         if (*line++ != ',') {
-            return false;
+            return NULL;
         }
     }
-    size_t length = strcspn(line, ",\r\n");
-    double number = strtod(line, &end);
-    bool whole = length > 0 && end == line + length;
-    *value = whole ? number : *value;
-    return whole;
+    return line;
+}
+
+double *csv_numbers(Arena *arena, const char *text, const char *name, size_t *rows) {
+    size_t column = 0, room = 0;
+    const char *cell = text;
+    while (cell != NULL && name != NULL &&
+           (strcspn(cell, ",\r\n") != strlen(name) || memcmp(cell, name, strlen(name)) != 0)) {
+        cell = csv_cell(text, ++column);
+    }
+    if (cell == NULL) {
+        return NULL;
+    }
+    double *values = arena_grow(arena, NULL, &room, 1, sizeof *values);
+    *rows = 0;
+    for (const char *line = text; *(line += strcspn(line, "\n")) != '\0';) {
+        line++;
+        if (strcspn(line, "\r\n") > 0) {
+            char *end = NULL;
+            cell = csv_cell(line, column);
+            size_t length = cell == NULL ? 0 : strcspn(cell, ",\r\n");
+            double number = length == 0 ? (double)NAN : strtod(cell, &end);
+            values = arena_grow(arena, values, &room, *rows + 1, sizeof *values);
+            values[(*rows)++] = length > 0 && end == cell + length ? number : (double)NAN;
+        }
+    }
+    return values;
 }

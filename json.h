@@ -135,7 +135,7 @@ void json_out_value(JsonOut *json, const char *key, const Json *value);
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
  *   Csv csv = csv_start(out->stream, "step,epoch,loss");
- *   csv_int(&csv, step); csv_int(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
+ *   csv_double(&csv, step); csv_double(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
 typedef struct Csv {
     FILE *stream;
     bool begun; /* the row has a cell */
@@ -143,13 +143,11 @@ typedef struct Csv {
 
 Csv csv_start(FILE *stream, const char *header);
 void csv_text(Csv *csv, const char *text); /* quoted where needed */
-void csv_int(Csv *csv, int64_t value);
-void csv_double(Csv *csv, double value); /* NaN: an empty cell; infinities: inf, -inf */
+void csv_double(Csv *csv, double value);   /* NaN: an empty cell; infinities: inf, -inf */
 void csv_end(Csv *csv);
 
-/* Read again: lines without quotes, in a text that ends with a 0 byte. */
-const char *csv_line_next(const char *line);
-int csv_column(const char *line, const char *name); /* which cell of the line it is; -1: none */
-bool csv_number(const char *line, int column, double *value); /* false: no number is in the cell */
+/* Read again, without quotes: the numbers of a column, a row each of the lines that are not blank;
+ * NaN: the cell is none. NULL: no column has the name, which may be NULL for the first. */
+double *csv_numbers(Arena *arena, const char *text, const char *name, size_t *rows);
 
 #endif

@@ -82,45 +82,24 @@ LayerTable published_read(Arena *arena, const char *path) {
         return table;
     }
     FileMap file = file_map(arena, path);
-    const char *head = arena_copy(arena, (const char *)file.data, file.size);
-    size_t lines = 0, number = 1;
-    int column[METRICS][GROUPS];
+    const char *text = arena_copy(arena, (const char *)file.data, file.size);
     bool any = false;
-    for (const char *line = head; *line != '\0'; line = csv_line_next(line)) {
-        lines++;
-    }
-    table.layer = arena_alloc(arena, lines, sizeof(double));
+    table.layer = csv_numbers(arena, text, NULL, &table.n);
     for (Metric m = 0; m < METRICS; m++) {
         for (Group g = 0; g < GROUPS; g++) {
-            column[m][g] = csv_column(head, curve_name(arena, m, g));
-            if (column[m][g] >= 0) {
-                table.value[m][g] = arena_alloc(arena, lines, sizeof(double));
-                any = true;
-            }
+            table.value[m][g] = csv_numbers(arena, text, curve_name(arena, m, g), &table.n);
+            any |= table.value[m][g] != NULL;
         }
     }
     if (!any) {
         fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
              path);
     }
-    for (const char *line = csv_line_next(head); *line != '\0'; line = csv_line_next(line)) {
-        double *layer = &table.layer[table.n];
-        number++;
-        if (strcspn(line, "\r\n") == 0) {
-            continue;
+    for (size_t i = 0; i < table.n; i++) {
+        if (isnan(table.layer[i]) || (i > 0 && !(table.layer[i] > table.layer[i - 1]))) {
+            fail(STATUS_INPUT, "%s: row %zu: the first column is no layer number, or does not rise",
+                 path, i + 1);
         }
-        if (!csv_number(line, 0, layer) || (table.n > 0 && !(*layer > layer[-1]))) {
-            fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
-                 path, number);
-        }
-        for (int i = 0; i < (int)METRICS * (int)GROUPS; i++) {
-            double *values = table.value[i / GROUPS][i % GROUPS];
-            if (values != NULL &&
-                !csv_number(line, column[i / GROUPS][i % GROUPS], values + table.n)) {
-                values[table.n] = NAN;
-            }
-        }
-        table.n++;
     }
     if (table.n == 0) {
         fail(STATUS_INPUT, "%s: a head without layers below it", path);
@@ -493,7 +472,7 @@ static void write_nodes(const SageResult *r, const char *path) {
         csv_double(&csv, node_head(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
-        csv_int(&csv, r->chosen[i] ? 1 : 0);
+        csv_double(&csv, r->chosen[i]);
         csv_double(&csv, r->effect[i]);
         csv_end(&csv);
     }

@@ -505,11 +505,11 @@ static void train_save(Trainer *t) {
             *times = out_open(t->timing);
     Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
     for (size_t i = 0; i < t->state.step; i++) {
-        csv_int(&csv, (int64_t)i + 1);
-        csv_int(&csv, (int64_t)t->rows[i].epoch + 1);
+        csv_double(&csv, (double)i + 1);
+        csv_double(&csv, (double)t->rows[i].epoch + 1);
         csv_double(&csv, t->rows[i].loss);
         csv_double(&csv, t->rows[i].lr);
-        csv_int(&csv, (int64_t)t->rows[i].tokens);
+        csv_double(&csv, (double)t->rows[i].tokens);
         csv_end(&csv);
     }
     fputs(memory_text(t->times), times->stream);
