@@ -318,12 +318,7 @@ void train_layout(Arena *arena, void *run) {
 size_t train_plan(TrainRun *t) {
     static const size_t most = (size_t)1 << 30;
     t->micro = t->options->batch;
-    for (;; t->micro = (t->micro + 1) / 2) {
-        size_t bytes = arena_measure(train_layout, t);
-        if (t->micro == 1 || bytes <= most) {
-            return bytes;
-        }
-    }
+    return arena_fit(train_layout, t, &t->micro, most);
 }
 
 /* ---- sampling ---- */

@@ -400,6 +400,15 @@ size_t arena_measure(ArenaLayout *layout, void *user) {
     return used;
 }
 
+size_t arena_fit(ArenaLayout *layout, void *user, size_t *count, size_t most) {
+    size_t bytes = arena_measure(layout, user);
+    while (bytes > most && *count > 1) {
+        *count = (*count + 1) / 2;
+        bytes = arena_measure(layout, user);
+    }
+    return bytes;
+}
+
 Arena *arena_plan(ArenaLayout *layout, void *user) {
     size_t bytes = arena_measure(layout, user);
     Arena *arena = arena_new();

@@ -125,6 +125,9 @@ void arena_defer(Arena *arena, void (*release)(void *what), void *what);
  * counts and gives NULL, then on one whose block has room for that. */
 typedef void ArenaLayout(Arena *arena, void *user);
 size_t arena_measure(ArenaLayout *layout, void *user);
+/* Halves *count, on which the layout depends, until that takes at most so many bytes, or it is 1.
+ */
+size_t arena_fit(ArenaLayout *layout, void *user, size_t *count, size_t most);
 Arena *arena_plan(ArenaLayout *layout, void *user);
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator ----

@@ -440,23 +440,6 @@ static void write_cross_sections(const SageResult *r, const char *path) {
     out_commit(out);
 }
 
-/* example.json: the first test prompt's tokens, and which of them have names. */
-static void write_example(const SageResult *r, const char *path) {
-    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
-    OutFile *out = out_open(path);
-    JsonOut json = json_out_start(out->stream, 2);
-    json_out(&json, "{ tokens [");
-    for (size_t i = 0; i < form->rows; i++) {
-        json_out(&json, "%s", r->example[i]);
-    }
-    json_out(&json, "] positions {");
-    for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
-    }
-    json_out(&json, "} }");
-    out_commit(out);
-}
-
 /* ---- SAGE: tables ---- */
 
 /* All nodes of all cross-sections. */
@@ -868,9 +851,6 @@ void report_sage(const SageResult *result) {
     write_sage(result, json);
     write_nodes(result, path_join(arena, o->vlm.out, "cross_sections.csv"));
     write_cross_sections(result, path_join(arena, o->vlm.out, "cross_sections.json"));
-    if (result->example != NULL) {
-        write_example(result, path_join(arena, o->vlm.out, "example.json"));
-    }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
         write_figure(arena, o->vlm.out, name, heat_figure(result, c, arena));

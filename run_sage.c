@@ -1098,13 +1098,8 @@ static void run_layout(Arena *arena, void *user) {
 
 /* Settles how many prompts run at once; the bytes of their run. */
 static size_t run_measure(SageRun *r) {
-    size_t *batch = &r->section.batch;
-    for (*batch = BATCH_ROWS / r->longest + 1;; *batch = (*batch + 1) / 2) {
-        size_t bytes = arena_measure(run_layout, r);
-        if (*batch == 1 || bytes <= batch_bytes) {
-            return bytes;
-        }
-    }
+    r->section.batch = BATCH_ROWS / r->longest + 1;
+    return arena_fit(run_layout, r, &r->section.batch, batch_bytes);
 }
 
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
@@ -1192,15 +1187,22 @@ static void open_prompts(SageRun *r) {
     }
 }
 
-/* The first test prompt as the model reads it, for people. */
-static char **example_tokens(const SageRun *r) {
+/* example.json: the first test prompt's tokens, and which of them have names. */
+static void write_example(const SageRun *r, const char *path) {
     const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
-    char **tokens = arena_alloc(r->arena, form->rows, sizeof *tokens);
-    size_t length;
-    for (size_t i = 0; i < form->rows; i++) {
-        tokens[i] = tokenizer_decode(r->tokenizer, &form->ids[i], 1, false, r->arena, &length);
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
+    json_out(&json, "{ tokens [");
+    for (size_t i = 0, length; i < form->rows; i++) {
+        json_out(&json, "%s",
+                 tokenizer_decode(r->tokenizer, &form->ids[i], 1, false, out->arena, &length));
     }
-    return tokens;
+    json_out(&json, "] positions {");
+    for (size_t i = 0; i < r->task->n_positions; i++) {
+        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
+    }
+    json_out(&json, "} }");
+    out_commit(out);
 }
 
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
@@ -1225,7 +1227,6 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     open_prompts(&r);
     r.section.n_train = task->n_prompts[SAGE_TRAIN];
     r.section.n_test = task->n_prompts[SAGE_TEST];
-    r.result.example = example_tokens(&r);
     Arena *block = run_open(&r);
     open_nodes(&r);
     list_thresholds(&r.result);
@@ -1252,6 +1253,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     }
     shard_end(options->vlm.shard);
     sage_prompts_write(task, path_join(arena, options->vlm.out, "prompts.jsonl"));
+    write_example(&r, path_join(arena, options->vlm.out, "example.json"));
     arena_free(block);
     arena_free(files);
     return r.result;
