@@ -605,7 +605,7 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
 /* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
  * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
  * and start at 1. */
-static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
+static char *format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
     int digits = single ? 6 : 15;
     bool same = !isfinite(value);
     memcpy(text, "null", 5);
@@ -616,10 +616,11 @@ static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single
         snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, value);
         same = single ? (double)strtof(text, NULL) == value : strtod(text, NULL) == value;
     }
+    return text;
 }
 
-void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
-    format_number(text, value, false);
+char *json_format_double(char text[JSON_NUMBER_SIZE], double value) {
+    return format_number(text, value, false);
 }
 
 JsonOut json_out_start(FILE *stream, int pretty) {
@@ -678,7 +679,6 @@ void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t len
 
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
-    char number[JSON_NUMBER_SIZE];
     bool object = json_is(value, JSON_OBJECT);
     if (value == NULL) {
         return;
@@ -699,8 +699,7 @@ void json_out_value(JsonOut *json, const char *key, const Json *value) {
     } else if (strspn(value->text, "-0123456789") == strlen(value->text)) {
         fputs(value->text, json->stream); /* whole numbers as they are, however large */
     } else {
-        json_format_double(number, json_double(value));
-        fputs(number, json->stream);
+        fputs(JSON_DOUBLE(json_double(value)), json->stream);
     }
 }
 
@@ -736,8 +735,7 @@ void json_out(JsonOut *json, const char *shape, ...) {
         } else if (last == 'u') {
             fprintf(json->stream, "%llu", va_arg(list, unsigned long long));
         } else {
-            format_number(number, va_arg(list, double), last == 'f');
-            fputs(number, json->stream);
+            fputs(format_number(number, va_arg(list, double), last == 'f'), json->stream);
         }
     }
     va_end(list);
@@ -778,10 +776,12 @@ void csv_text(Csv *csv, const char *text) {
 }
 
 void csv_double(Csv *csv, double value) {
-    char text[JSON_NUMBER_SIZE];
-    json_format_double(text, value);
     csv_next(csv);
-    fputs(isfinite(value) ? text : isnan(value) ? "" : value > 0 ? "inf" : "-inf", csv->stream);
+    fputs(isfinite(value) ? JSON_DOUBLE(value)
+          : isnan(value)  ? ""
+          : value > 0     ? "inf"
+                          : "-inf",
+          csv->stream);
 }
 
 void csv_end(Csv *csv) {

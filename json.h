@@ -109,7 +109,9 @@ void json_write_string(FILE *stream, const char *text, size_t length);
 enum {
     JSON_NUMBER_SIZE = 32
 };
-void json_format_double(char text[JSON_NUMBER_SIZE], double value);
+char *json_format_double(char text[JSON_NUMBER_SIZE], double value); /* text */
+/* It lives as long as the block of code in which it stands. */
+#define JSON_DOUBLE(value) json_format_double((char[JSON_NUMBER_SIZE]){0}, value)
 
 /* ---- JSON ----
  * Objects and arrays to `pretty` levels deep are indented, deeper ones stay on their line; 0 gives

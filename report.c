@@ -212,10 +212,8 @@ static double node_head(const SageNode *node) {
 }
 
 static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, node->kind, node->layer, false, false);
-    json_out(json, "{ node %s head %g position %s", name, node_head(node),
-             r->task->positions[node->position]);
+    json_out(json, "{ node %s head %g position %s", HOOK_NAME(node->kind, node->layer),
+             node_head(node), r->task->positions[node->position]);
 }
 
 /* The nodes of a cross-section; scored: with their scores and effects in it. */
@@ -329,9 +327,7 @@ static void json_thresholds(JsonOut *json, const SageResult *r, const SageEdit *
     for (size_t t = 0; t < r->n_thresholds; t++) {
         if (sage_threshold_tested(r->options, method, r->thresholds[t])) {
             const SageEdit *kept = sage_edit_find(edits, SAGE_F1_SUFFICIENCY, method, 0, t);
-            char key[JSON_NUMBER_SIZE];
-            json_format_double(key, r->thresholds[t]);
-            json_out(json, "%s {", key);
+            json_out(json, "%s {", JSON_DOUBLE(r->thresholds[t]));
             json_figure(json, "sufficiency", kept->figure);
             json_figure(json, "necessity",
                         sage_edit_find(edits, SAGE_F1_NECESSITY, method, 0, t)->figure);
@@ -374,14 +370,13 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
 static void json_chance(JsonOut *json, const SageResult *r) {
     json_out(json, "interpretations_by_chance {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
-        char key[JSON_NUMBER_SIZE];
         size_t features = 0, permuted = 0;
         for (size_t i = 0; i < r->n_interpretations; i++) {
             features += r->interpretations[i].f1 >= r->thresholds[t];
             permuted += r->interpretations[i].permuted >= r->thresholds[t];
         }
-        json_format_double(key, r->thresholds[t]);
-        json_out(json, "%s { features %zu permuted %zu }", key, features, permuted);
+        json_out(json, "%s { features %zu permuted %zu }", JSON_DOUBLE(r->thresholds[t]), features,
+                 permuted);
     }
     json_out(json, "}");
 }
@@ -415,10 +410,9 @@ static void write_sage(const SageResult *r, const char *path) {
     json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
         const SageInterpretation *f = &r->interpretations[i];
-        char hook[HOOK_NAME_MAX];
-        hook_name(hook, f->kind, f->layer, false, false);
-        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", hook,
-                 task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
+        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }",
+                 HOOK_NAME(f->kind, f->layer), task->positions[f->position], f->feature, f->f1,
+                 f->support, f->predicate);
     }
     json_out(&json, "]");
     json_chance(&json, r);
@@ -448,10 +442,8 @@ static void write_nodes(const SageResult *r, const char *path) {
     Csv csv = csv_start(out->stream, "cross_section,node,head,position,score,chosen,effect");
     for (size_t i = 0; i < r->n_cross * r->n_nodes; i++) {
         const SageNode *node = &r->nodes[i % r->n_nodes];
-        char name[HOOK_NAME_MAX];
-        hook_name(name, node->kind, node->layer, false, false);
         csv_text(&csv, r->cross[i / r->n_nodes].name);
-        csv_text(&csv, name);
+        csv_text(&csv, HOOK_NAME(node->kind, node->layer));
         csv_double(&csv, node_head(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
@@ -512,7 +504,6 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
         HEAT_ROWS = 40
     };
     size_t columns = r->task->n_positions, first = attribute * r->n_nodes;
-    char name[HOOK_NAME_MAX];
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
                    .x_label = "position",
@@ -521,7 +512,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
                    .column_count = columns};
     for (size_t i = 0; i < r->n_nodes; i++) {
         const SageNode *node = &r->nodes[i];
-        hook_name(name, node->kind, node->layer, false, false);
+        const char *name = HOOK_NAME(node->kind, node->layer);
         HeatCell *cells = heat_row(arena, &map, node_label(arena, name, node_head(node)));
         cells[node->position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
     }
@@ -691,14 +682,13 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
     enum {
         KINDS = sizeof kinds / sizeof *kinds
     };
-    char number[JSON_NUMBER_SIZE];
-    json_format_double(number, t);
-    HeatMap map = {.title = arena_format(arena, "What the features of F1 ≥ %s stand for", number),
-                   .x_label = "kind of the best predicate",
-                   .value_label = "features",
-                   .columns = kinds,
-                   .column_count = KINDS,
-                   .numbers = true};
+    HeatMap map = {
+        .title = arena_format(arena, "What the features of F1 ≥ %s stand for", JSON_DOUBLE(t)),
+        .x_label = "kind of the best predicate",
+        .value_label = "features",
+        .columns = kinds,
+        .column_count = KINDS,
+        .numbers = true};
     for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
         const char *predicate = json_string(json_get(v, "predicate"));
         size_t name = strcspn(predicate, "=");

@@ -462,10 +462,6 @@ static void train_settings(Trainer *t) {
     const LlmConfig *llm = &t->vlm.llm.config;
     const VitConfig *vit = &t->vlm.vit.config;
     char data[65], init[65] = "none", llm_hex[65], vit_hex[65];
-    char lr[JSON_NUMBER_SIZE], min_lr[JSON_NUMBER_SIZE], warmup[JSON_NUMBER_SIZE];
-    json_format_double(lr, o->lr);
-    json_format_double(min_lr, o->min_lr);
-    json_format_double(warmup, o->warmup);
     llm_digest(&t->vlm.llm.store, llm_hex);
     vit_digest(&t->vlm.vit.store, vit_hex);
     sha256_file(o->data, data);
@@ -478,8 +474,8 @@ static void train_settings(Trainer *t) {
         "--steps %zu\n--tokens %zu\n--shuffle %s\n--softcap %s\n--image-text %s\n--seed %" PRIu64
         "\n--data of SHA-256 %s\n--init of SHA-256 %s\n--llm of %zu layers, %zu tokens, digest %s\n"
         "--vision of %zu layers, %zu patches, SHA-256 %s\n",
-        lr, min_lr, warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
-        o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
+        JSON_DOUBLE(o->lr), JSON_DOUBLE(o->min_lr), JSON_DOUBLE(o->warmup), o->batch, o->accumulate,
+        o->epochs, o->steps, o->tokens, o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
         o->image_text == IMAGE_TEXT_DROP ? "drop" : "keep", o->seed, data, init, llm->n_layers,
         llm->d_vocab, llm_hex, vit->n_layers, vit->n_patches, vit_hex);
 }

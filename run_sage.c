@@ -671,19 +671,21 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
     for (size_t i = 0; i < cross->n_nodes; i++) {
         const SageNode *node = &r->result.nodes[cross->nodes[i]];
         SagePoint points[3];
-        char name[HOOK_NAME_MAX], wanted[3 * (HOOK_NAME_MAX + 4)] = "";
+        char wanted[3 * (HOOK_NAME_MAX + 4)] = "";
         if (sage_node_sae(&r->saes, &r->llm.config, node) != NULL) {
             continue;
         }
         for (size_t k = 0, n = sage_points(&r->llm.config, node, points); k < n; k++) {
-            hook_name(name, points[k].kind, points[k].layer, false, false);
-            strcat(strcat(wanted, k == 0 ? "" : k + 1 < n ? ", " : " or "), name);
+            strcat(strcat(wanted, k == 0      ? ""
+                                  : k + 1 < n ? ", "
+                                              : " or "),
+                   HOOK_NAME(points[k].kind, points[k].layer));
         }
-        hook_name(name, node->kind, node->layer, false, false);
         fail(STATUS_INPUT,
              "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
              "search other nodes (--nodes %s)",
-             r->options->vlm.saes, wanted, name, r->task->positions[node->position], cross->name,
+             r->options->vlm.saes, wanted, HOOK_NAME(node->kind, node->layer),
+             r->task->positions[node->position], cross->name,
              sage_node_reads(node) ? "z" : "q,k,v");
     }
 }
@@ -1040,7 +1042,6 @@ static void settle_centring(SageRun *r, Sae *sae) {
     n = n < CENTRING_PROMPTS ? n : CENTRING_PROMPTS;
     size_t rows = n * n_positions;
     double fvu[2];
-    char name[HOOK_NAME_MAX];
     Arena *scratch = arena_new();
     Slice *slices = arena_alloc(scratch, n_positions, sizeof(Slice));
     float *x = arena_floats(scratch, rows, d), *target = arena_floats(scratch, rows, d);
@@ -1059,9 +1060,9 @@ static void settle_centring(SageRun *r, Sae *sae) {
     }
     arena_free(scratch);
     sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
-    hook_name(name, sae->hook, sae->layer, false, false);
     console_line(r->console, "%s: stream %scentred for its SAE (FVU %.4f as it is, %.4f centred)",
-                 name, sae->centre == SAE_CENTRE_YES ? "" : "not ", fvu[0], fvu[1]);
+                 HOOK_NAME(sae->hook, sae->layer), sae->centre == SAE_CENTRE_YES ? "" : "not ",
+                 fvu[0], fvu[1]);
 }
 
 static void run_layout(Arena *arena, void *user) {
@@ -1151,10 +1152,8 @@ static void open_saes(SageRun *r, Arena *arena) {
         size_t d = is_component(sae->hook) ? node_heads(r, sae->hook) * node_width(r, sae->hook)
                                            : r->llm.config.d_model;
         if (sae->d_in != d) {
-            char name[HOOK_NAME_MAX];
-            hook_name(name, sae->hook, sae->layer, false, false);
             fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
-                 name, r->options->vlm.llm, d);
+                 HOOK_NAME(sae->hook, sae->layer), r->options->vlm.llm, d);
         }
     }
 }
