@@ -856,11 +856,6 @@ static FILE *open_stream(Arena *arena, const char *path, size_t *size) {
     return stream;
 }
 
-FILE *file_open(Arena *arena, const char *path) {
-    size_t size;
-    return open_stream(arena, path, &size);
-}
-
 #ifdef REFSAE_NO_MMAP
 FileMap file_map(Arena *arena, const char *path) {
     Arena *scratch = arena_new();
@@ -968,8 +963,8 @@ char *memory_text(MemoryStream *memory) {
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
 uint64_t sha256_file(const char *path, char hex[65]) {
     Arena *arena = arena_new();
-    FILE *stream = file_open(arena, path);
-    size_t size = 32768, got;
+    size_t length, size = 32768, got;
+    FILE *stream = open_stream(arena, path, &length);
     unsigned char *buffer = arena_alloc(arena, size, 1);
     Sha256 sha;
     sha256_start(&sha);
@@ -979,7 +974,6 @@ uint64_t sha256_file(const char *path, char hex[65]) {
     if (ferror(stream)) {
         fail_errno(errno, path, "cannot read");
     }
-    uint64_t length = sha.length;
     sha256_end(&sha, hex);
     arena_free(arena);
     return length;

@@ -204,8 +204,6 @@ typedef struct FileMap {
 } FileMap;
 
 FileMap file_map(Arena *arena, const char *path);
-FILE *file_open(Arena *arena,
-                const char *path); /* a regular file, to read; closed with the arena */
 
 /* From here until the arena goes every regular file is noted, once, that is opened to be read or
  * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */

@@ -205,7 +205,7 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
     } else if (t->look == LOOK_PIXELS) {
         (void)vlm_pixels(&t->vlm, scratch, path);
     } else if (t->look == LOOK_FILE) {
-        (void)file_open(scratch, path);
+        (void)file_map(scratch, path);
     }
     arena_free(scratch);
 }
@@ -513,19 +513,6 @@ static void train_save(Trainer *t) {
     out_commit(times);
 }
 
-/* The times of the steps before the checkpoint, as far as they are known. */
-static void timing_read(Trainer *t) {
-    FILE *file = path_exists(t->timing) ? file_open(t->examples, t->timing) : NULL;
-    char line[64];
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        char *end;
-        unsigned long step = strtoul(line, &end, 10);
-        if (*end == ',' && step > 0 && step <= t->state.step) {
-            fputs(line, t->times->stream);
-        }
-    }
-}
-
 /* ---- the run ---- */
 
 static void train_open(Trainer *t, const Compute *compute) {
@@ -543,7 +530,6 @@ static void train_open(Trainer *t, const Compute *compute) {
     t->checkpoint = path_join(t->arena, o->out, "checkpoint.safetensors");
     t->timing = path_join(t->arena, o->out, "timing.csv");
     t->times = memory_open(t->arena);
-    fprintf(t->times->stream, "step,seconds\n");
 }
 
 static void train_begin(Trainer *t) {
@@ -557,12 +543,16 @@ static void train_begin(Trainer *t) {
     train_settings(t);
     if (o->resume && path_exists(t->checkpoint)) {
         checkpoint_read(t);
-        timing_read(t);
+        if (path_exists(t->timing)) { /* of the steps before, as far as they are known */
+            FileMap times = file_map(t->examples, t->timing);
+            fwrite(times.data, 1, times.size, t->times->stream);
+        }
         train_recall(t);
         console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
                      t->state.steps);
         return;
     }
+    fputs("step,seconds\n", t->times->stream);
     train_count(t);
     t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
 }
@@ -1331,14 +1321,13 @@ static void add_active(Analysis *a) {
 
 /* ---- a judge outside ---- */
 
-/* A line of its file, {"example", "layer", "group", "verdict"}: whether it says something. */
-static bool verdict_apply(Analysis *a, const Json *line) {
+/* A line of its file, {"example", "layer", "group", "verdict"}. */
+static void verdict_apply(Analysis *a, const Json *line) {
     int64_t example, number;
-    bool says = false;
     if (!json_int64(json_get(line, "example"), &example) || example < 0 ||
         example >= (int64_t)a->first || !json_int64(json_get(line, "layer"), &number) ||
         number < 0 || number >= (int64_t)a->vlm.llm.config.n_layers) {
-        return false;
+        return;
     }
     const LayerResult *layer = a->run.of_layer[number];
     for (Group g = 0; g < GROUPS && layer != NULL && layer->descriptions.text != NULL; g++) {
@@ -1346,19 +1335,10 @@ static bool verdict_apply(Analysis *a, const Json *line) {
             unsigned char *verdict =
                 verdict_at(a, (size_t)example, (size_t)(layer - a->result.layers), g);
             Verdict read = verdict_read(line);
-            says = read != VERDICT_NONE; /* what cannot be read leaves an earlier one as it is */
-            *verdict = says ? (unsigned char)read : *verdict;
+            if (read != VERDICT_NONE) { /* what cannot be read leaves an earlier one as it is */
+                *verdict = (unsigned char)read;
+            }
         }
-    }
-    return says;
-}
-
-static void need_verdicts(const Analysis *a, bool any) {
-    if (!any) {
-        fail(STATUS_INPUT,
-             "%s: 0 of %zu verdict%s can be used: expected lines of an example, layer and group as "
-             "--write-questions has them, with 'verdict' yes or no",
-             a->options->judge, a->result.verdicts, plural(a->result.verdicts));
     }
 }
 
@@ -1366,7 +1346,6 @@ static void need_verdicts(const Analysis *a, bool any) {
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
     JsonLines lines = json_lines(scratch, a->options->judge);
-    bool any = false;
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
     while (lines.at < lines.end) {
         const Json *volatile line = NULL;
@@ -1375,9 +1354,10 @@ static void verdicts_read(Analysis *a) {
         ATTEMPT(&unreadable, line = json_line(a->example, &lines));
         fail_for_resources(&unreadable);
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
-        any |= line != NULL && verdict_apply(a, line);
+        if (line != NULL) {
+            verdict_apply(a, line);
+        }
     }
-    need_verdicts(a, any);
     arena_free(scratch);
 }
 
@@ -1389,7 +1369,12 @@ static void verdicts_count(Analysis *a) {
             a->result.verdicts_used += verdicts[i] != VERDICT_NONE;
         }
     }
-    need_verdicts(a, a->result.verdicts_used > 0);
+    if (a->result.verdicts_used == 0) {
+        fail(STATUS_INPUT,
+             "%s: 0 of %zu verdict%s can be used: expected lines of an example, layer and group as "
+             "--write-questions has them, with 'verdict' yes or no",
+             a->options->judge, a->result.verdicts, plural(a->result.verdicts));
+    }
 }
 
 static void features_pass(Analysis *a) {

@@ -930,9 +930,7 @@ Test(program, resuming_a_finished_run) {
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form, ""), 0);
     cr_assert_eq(lines_of("o/timing.csv"), 5);
-    snprintf(command, sizeof command,
-             "cp %s/o/timing.csv %s/before; printf '5,1.0\\n0,1.0\\n' >>%s/o/timing.csv", folder,
-             folder, folder);
+    snprintf(command, sizeof command, "cp %s/o/timing.csv %s/before", folder, folder);
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form, "--resume"), 0);
     cr_assert(says("stderr", "resuming after step 4 of 4"));
