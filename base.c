@@ -167,8 +167,7 @@ enum {
     ARENA_LARGEST_STEP = 1 << 24
 };
 
-/* What was handed out is zeroed at a reset; the rest still is as calloc gave it, so that untouched
- * pages cost nothing. */
+/* What was handed out is zeroed at a reset; the rest is as calloc gave it: no page is touched. */
 typedef struct ArenaBlock {
     struct ArenaBlock *next;
     unsigned char *data; /* aligned to ARENA_ALIGN */
@@ -450,8 +449,7 @@ float random_uniform(Random *random) {
     return (float)(random_word(random) >> 8) * 0x1p-24F;
 }
 
-/* Of the 2^64 values, the lowest 2^64 mod bound are rejected; the rest holds every remainder
- * equally often. */
+/* The lowest 2^64 mod bound values are rejected: the rest has every remainder equally often. */
 uint64_t random_below(Random *random, uint64_t bound) {
     if (bound == 0) {
         return 0;
@@ -811,8 +809,7 @@ void file_note(const char *path, bool written) {
     (*at)->read |= !written;
 }
 
-/* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
- * waited for. */
+/* Opens a regular file to read; its size. O_NONBLOCK: a FIFO must be refused, not waited for. */
 static int open_regular(const char *path, size_t *size) {
     struct stat info;
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -912,8 +909,7 @@ static void release_memory(void *what) {
 }
 
 #ifdef __linux__
-/* open_memstream of glibc and musl leaves out what there was no memory for, and the stream then
- * tells of no error. */
+/* open_memstream of glibc and musl leaves out what there was no memory for, without an error. */
 static ssize_t write_memory(void *what, const char *bytes, size_t size) {
     MemoryStream *memory = what;
     if (size >= memory->room - memory->length) {

@@ -1,5 +1,4 @@
-/* base.h: errors, arenas, the random generator, SHA-256, UTF-8 and files. Floor 1: includes nothing
- * of the project. */
+/* base.h: errors, arenas, random numbers, SHA-256, UTF-8, files. Floor 1: includes no other. */
 #ifndef REFSAE_BASE_H
 #define REFSAE_BASE_H
 
@@ -125,8 +124,7 @@ void arena_defer(Arena *arena, void (*release)(void *what), void *what);
  * counts and gives NULL, then on one whose block has room for that. */
 typedef void ArenaLayout(Arena *arena, void *user);
 size_t arena_measure(ArenaLayout *layout, void *user);
-/* Halves *count, on which the layout depends, until that takes at most so many bytes, or it is 1.
- */
+/* Halves *count, on which the layout depends, down to 1 or until it takes at most so much. */
 size_t arena_fit(ArenaLayout *layout, void *user, size_t *count, size_t most);
 Arena *arena_plan(ArenaLayout *layout, void *user);
 
@@ -196,8 +194,7 @@ const char *nearest_hint(const Nearest *nearest); /* ": did you mean --a?", or n
 /* ---- files ---- */
 /* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
  * arena. Refuses what is not a regular file, and what a failed download or another program leaves
- * in place of one (a web page, Git LFS's pointer, GGUF). An empty file has size 0 and data that is
- * not NULL. */
+ * in place of one (a web page, Git LFS's pointer, GGUF). Data of an empty file is not NULL. */
 typedef struct FileMap {
     const unsigned char *data;
     size_t size;
@@ -219,8 +216,7 @@ const FileNote *files_noted(void); /* the first; NULL: none */
 void file_note(const char *path, bool written);
 /* file_map of what lies between processes, which is neither input nor output of a run. */
 FileMap file_map_unnoted(Arena *arena, const char *path);
-/* Before a file is written that is named by itself, not by its folder: STATUS_INPUT if it is one
- * that was read. */
+/* Before a file named by itself, not by its folder, is written: refuses one that was read. */
 void files_spare(const char *path);
 
 /* Text gathered by stdio; it goes with the arena. */

@@ -252,8 +252,7 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
     return arena_format(arena, "%s%s", text_number(arena, number, 4), ends);
 }
 
-/* Columns are members, and those of an object under both names. Intervals stand in the cell of
- * their figure. */
+/* Columns are members, and those of an object under both names. Intervals stand by their figure. */
 static void add_columns(Matches *columns, const char *outer, const Json *object) {
     for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
         bool cell = !json_is(v, JSON_OBJECT) || json_get(v, "score") != NULL;
@@ -835,8 +834,7 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
     return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-/* compared: with all that tells SAEs apart. */
-static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross, bool compared) {
+static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -848,23 +846,18 @@ static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross
                                  json_string(json_get(v, "position")), isnan(effect) ? "" : " ",
                                  isnan(effect) ? "" : text_number(f->arena, effect, 3));
     }
-    json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
-             f->name);
+    json_out(view, "{ cross-section %s folder %s", cross->key, f->name);
     json_out(view, "%s %s %s %s", "strongest nodes by score (effect on m)", strongest,
              "SAE's best edit", best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
-        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
-        json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
+        json_out_value(view, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
     }
-    if (compared) {
-        json_out_value(view, "features of F1 ≥ 0.8",
-                       json_get(json_below(sae, "f1", "0.8"), "features"));
-    }
+    json_out_value(view, "features of F1 ≥ 0.8",
+                   json_get(json_below(sae, "f1", "0.8"), "features"));
     json_out(view, "}");
 }
 
-/* Of all folders of one task and model, at the first of them: each cross-section with its folders
- * one below the other. */
+/* At the first folder of those of one task and model: each cross-section with its folders below. */
 static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
     size_t first = 0;
     while (first < count && json_first_member(rival_tests(f, &all[first])) == NULL) {
@@ -872,10 +865,6 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
     }
     if (f != &all[first]) {
         return;
-    }
-    bool compared = false;
-    for (size_t i = first + 1; i < count; i++) {
-        compared |= json_first_member(rival_tests(f, &all[i])) != NULL;
     }
     json_out(view, "compared { prompt %s saes [", example_text(f));
     for (size_t i = first; i < count; i++) {
@@ -885,7 +874,7 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(view, &all[j], cross, compared);
+                    find_cross_section(view, &all[j], cross);
                 }
             }
         }
@@ -990,8 +979,7 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
 
 static const char nothing[] = "holds neither train.csv, scores.json, layers.json nor sage.json";
 
-/* Says of each file of a folder that lacks what every such file has, on the page and to whom it
- * is made. */
+/* Says on the page, and to whom makes it, which file lacks what every such file has. */
 static void show_empty(const Folder *f, const Console *console) {
     const struct {
         const Json *json;

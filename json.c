@@ -16,8 +16,7 @@ enum {
 /* ---- parsing ---- */
 
 /* `text` receives every unescaped string and every number with a 0 byte after it. None needs more
- * bytes than it has in the file with its quotes or its separator, so length + 1 bytes are enough.
- */
+ * bytes than in the file with its quotes or separator, so length + 1 bytes are enough. */
 typedef struct Parser {
     Arena *arena;
     const char *start, *at, *end;
@@ -500,8 +499,7 @@ REFSAE_NORETURN static void scan_fail(const Parser *p, size_t element, const cha
          element, p->at == p->end ? "the file ends too early" : what);
 }
 
-/* To the byte after an element. Inside it only strings and brackets matter; the rest is checked
- * when it is read. */
+/* To the byte after an element, whose strings and brackets alone are checked until it is read. */
 static void scan_element(Parser *p, size_t element) {
     char open[JSON_DEPTH]; /* the closing bracket that each level waits for */
     int depth = 0;
@@ -602,9 +600,8 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
- * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
- * and start at 1. */
+/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the binary number, and %g
+ * drops trailing zeros, so it is found from there on; subnormals keep fewer and start at 1. */
 static char *format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
     int digits = single ? 6 : 15;
     bool same = !isfinite(value);
@@ -631,8 +628,7 @@ static void json_indent(const JsonOut *json) {
     fprintf(json->stream, "\n%*s", 2 * json->depth, "");
 }
 
-/* Before a value: what stands between it and the last, and its key; nothing behind a key that
- * stands there already. */
+/* Before a value: what stands between it and the last, and its key, unless that is there. */
 static void json_next(JsonOut *json, const char *key, size_t length) {
     bool follows = json->keyed;
     json->keyed = false;

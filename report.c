@@ -365,8 +365,7 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
     json_out(json, "}");
 }
 
-/* How many features reach each threshold, and how many would if prompts had other prompts' values.
- */
+/* How many features reach each threshold, and how many if prompts had other prompts' values. */
 static void json_chance(JsonOut *json, const SageResult *r) {
     json_out(json, "interpretations_by_chance {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
@@ -534,8 +533,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     return svg_heat(arena, &map);
 }
 
-/* What is compared with none, in the order and the colours of every figure; the last three have
- * features. */
+/* What is compared with none, in the order and colours of all figures; the last three: features. */
 static const struct {
     const char *name;
     int colour;

@@ -320,9 +320,9 @@ static size_t train_steps(const VlmOptions *o, size_t usable) {
     return o->steps > 0 ? o->steps : size_product(o->epochs, (usable + per_step - 1) / per_step);
 }
 
-/* Looks at each example once: how many can be used, on which without --steps the length of the
- * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
- * something to predict. */
+/* Looks at each example once: how many can be used, which without --steps is the schedule's length
+ * (with it, nothing is opened before its turn), and whether --tokens leaves something to predict.
+ */
 static void train_count(Trainer *t) {
     const VlmOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
@@ -662,8 +662,7 @@ static bool generate_stops(const Vlm *vlm, bool chat, int32_t id) {
     return stops;
 }
 
-/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
- * one that stopped it. */
+/* The tokens that continue `sequence` (images as in ImageHook), without the one that stopped it. */
 static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                            const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
@@ -1175,8 +1174,7 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
     return kind == HOOK_RESID_POST && !gradient && a->run.of_layer[layer] != NULL;
 }
 
-/* At blocks.L.hook_resid_post: all rows but <bos> through the SAE of the layer, group by group
- * what they are. */
+/* At blocks.L.hook_resid_post: all rows but <bos> through the layer's SAE, then group by group. */
 static void analysis_layer(Analysis *a, LayerResult *layer, const float *data) {
     if (!a->reading) {
         encode_layer(&a->run, layer, data + a->vlm.llm.config.d_model, a->sequence->rows - 1,

@@ -51,9 +51,9 @@ typedef struct SageRun {
     LlmRun *run;
     size_t longest, longest_list;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
-    /* The current batch: prompts first .. first + n_forms - 1 of a split, and which of a slice's
-     * values are the first's; of the clean ones hook_resid_pre of every layer, a prompt's rows from
-     * stream_row on. */
+    /* The current batch: prompts first .. first + n_forms - 1 of a split, which of a slice's values
+     * are the first's, and every layer's hook_resid_pre, a clean prompt's rows from stream_row on.
+     */
     const SageForm **forms; /* [batch] */
     size_t n_forms, first, first_value, *stream_row;
     float **streams; /* [n_layers] */
@@ -120,8 +120,7 @@ static size_t batch_size(const SageRun *r, size_t count, size_t first) {
 }
 
 /* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
- * or their counterfactuals in an attribute. Slices have values of the whole split, or of the batch
- * alone. */
+ * or their counterfactuals. alone: slices have values of the batch, not of the whole split. */
 static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first, size_t n,
                        bool alone) {
     r->first = first;
@@ -971,8 +970,7 @@ static void section_run(SageRun *r, SageSection *section) {
     arena_free(scratch);
 }
 
-/* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
- * reached. */
+/* --projection: the first of its names that is span (auto) or encoder: for nodes that write. */
 static SageWay writes_by(const SageOptions *options) {
     static const JsonName names[] = {{"auto", SAGE_BY_SPAN},
                                      {"span", SAGE_BY_SPAN},
@@ -1029,9 +1027,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
 /* ---- the run ---- */
 
 /* Where no file says whether the stream of a LayerNorm model was centred for an SAE's training,
- * both are tried on the first training prompts; centring is taken if its FVU is lower by a factor
- * of 1.5.
- */
+ * both are tried on the first training prompts; centring needs an FVU lower by a factor of 1.5. */
 static void settle_centring(SageRun *r, Sae *sae) {
     size_t n = r->task->n_prompts[SAGE_TRAIN], d = sae->d_in, n_positions = r->task->n_positions;
     if (sae->layer >= (int)r->llm.config.n_layers || is_component(sae->hook) ||
