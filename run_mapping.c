@@ -321,8 +321,7 @@ static size_t train_steps(const VlmOptions *o, size_t usable) {
 }
 
 /* Looks at each example once: how many can be used, which without --steps is the schedule's length
- * (with it, nothing is opened before its turn), and whether --tokens leaves something to predict.
- */
+ * (with it, nothing is opened before its turn), and whether --tokens leaves any to predict. */
 static void train_count(Trainer *t) {
     const VlmOptions *o = t->options;
     size_t usable = 0, unanswered = 0;

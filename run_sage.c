@@ -52,8 +52,7 @@ typedef struct SageRun {
     size_t longest, longest_list;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
     /* The current batch: prompts first .. first + n_forms - 1 of a split, which of a slice's values
-     * are the first's, and every layer's hook_resid_pre, a clean prompt's rows from stream_row on.
-     */
+     * are the first's, and every layer's hook_resid_pre, a clean prompt from stream_row on. */
     const SageForm **forms; /* [batch] */
     size_t n_forms, first, first_value, *stream_row;
     float **streams; /* [n_layers] */

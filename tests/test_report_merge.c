@@ -290,7 +290,7 @@ Test(report_merge, saes_side_by_side) {
     put_sage("y/sage.json", "other", 0.75, 7);
     html = findings("x", "y", "z");
     assert_counts(html, 3, "<b>t in m</b> (x)", 1, "<b>other in m</b> (y)", 1,
-                  "<td>IO</td><td>x</td>", 0);
+                  "<td class=\"n\">7</td></tr>\n<tr><td>IO</td><td>z</td>", 1);
 }
 
 Test(report_merge, again_is_the_same) {
