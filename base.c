@@ -1035,10 +1035,10 @@ static int open_temporary(OutFile *out) {
     int file = open(out->temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     bool busy = file >= 0 && is_in_use(file);
     if (file >= 0 && !busy && fstat(file, &opened) == 0 && stat(out->temporary, &named) == 0) {
-        busy = opened.st_ino != named.st_ino; /* renamed by the run that had locked it */
-        if (!busy && ftruncate(file, 0) == 0) {
+        if (opened.st_ino == named.st_ino && ftruncate(file, 0) == 0) {
             return file;
         }
+        busy = opened.st_ino != named.st_ino; /* renamed by the run that had locked it */
     }
     int code = errno;
     if (busy || file < 0) {

@@ -390,6 +390,7 @@ Test(json, array_errors_and_lines) {
                  {"[", "byte 1, in element 0: the file ends too early", -1},
                  {"[1,", "byte 3, in element 1: the file ends too early", -1},
                  {"[\"a", "byte 3, in element 1: the file ends too early", -1},
+                 {"[\"a\\", "byte 4, in element 1: the file ends too early", -1},
                  {"{\"a\":[1}", "byte 7, in element 1: a bracket that closes nothing", -1},
                  {"[1,]", "byte 3, in element 1: expected a value", -1},
                  {"[,1]", "byte 1, in element 0: expected a value", -1},
