@@ -112,8 +112,7 @@ static bool image_hook_wants(void *user, HookKind kind, int layer, bool gradient
            hooks_want(hook->next, kind, layer, gradient);
 }
 
-/* Forward: rows 1 .. P of each sequence become the adapter's y = x W^T + b. Backward: their
- * gradient is dL/dy. */
+/* Forward: rows 1 .. P of each sequence become y = x W^T + b. Backward: their gradient is dL/dy. */
 static void image_hook_call(void *user, const HookPoint *point, float *data) {
     const ImageHook *hook = user;
     size_t block = hook->n_image * hook->d_model;
@@ -318,12 +317,7 @@ void train_layout(Arena *arena, void *run) {
 size_t train_plan(TrainRun *t) {
     static const size_t most = (size_t)1 << 30;
     t->micro = t->options->batch;
-    for (;; t->micro = (t->micro + 1) / 2) {
-        size_t bytes = arena_measure(train_layout, t);
-        if (t->micro == 1 || bytes <= most) {
-            return bytes;
-        }
-    }
+    return arena_fit(train_layout, t, &t->micro, most);
 }
 
 /* ---- sampling ---- */

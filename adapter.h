@@ -1,6 +1,5 @@
-/* adapter.h: how image tokens enter a frozen language model, how the adapter that makes them is
- * trained, and how far they have become language, layer by layer (Mapping, arXiv 2506.11976).
- * Floor 10. */
+/* adapter.h: how image tokens enter a frozen language model, how their adapter is trained, and how
+ * far they have become language, layer by layer (Mapping, arXiv 2506.11976). Floor 10. */
 #ifndef REFSAE_ADAPTER_H
 #define REFSAE_ADAPTER_H
 
@@ -45,8 +44,7 @@ typedef struct Sequence {
     int32_t *ids;
     size_t rows;
     size_t n_image; /* image rows are 1 .. n_image */
-    Range *answers; /* rows to predict of each model turn that keeps one (a row is predicted by the
-                       one before) */
+    Range *answers; /* rows to predict, each by the one before, of each model turn that keeps one */
     size_t n_answers;
     size_t prompt_rows; /* rows before the first answer's first token */
 } Sequence;
@@ -232,8 +230,7 @@ void permuted_images(Random random, size_t others, size_t k, const float *rows_o
 /* Adds the losses of one example, up to its first answer, for every layer with an SAE.
  * images [n_image, d_model]; NULL without. */
 void loss_sequence(AnalyzeRun *a, const Sequence *sequence, const float *images);
-/* (L_abl - L_sae) / (L_abl - L_clean) of the sums; zero: rows set to 0, else to their mean. NaN
- * when nothing was lost. */
+/* Of the sums; zero: rows set to 0, else to their mean. NaN when nothing was lost. */
 double loss_recovered(const LossSums *sums, bool zero);
 
 /* The features of the encoded rows, `rows` from `first` on, that are rare enough as far as
@@ -258,8 +255,7 @@ LayerTable layer_table(Arena *arena, const AnalyzeResult *result);
 double table_value(const LayerTable *table, Metric metric, Group group, double layer);
 /* How far apart two tables are where both have the curve; NaN: nowhere. */
 double curve_distance(const LayerTable *ours, const LayerTable *theirs, Metric metric, Group group);
-/* The first layer from which MSE, sparsity or both of vlm_img stay within the factor c of
- * llm_text's; NaN: none. */
+/* The layer from which on MSE, sparsity or both of vlm_img are within the factor c; NaN: none. */
 double convergence_layer(const LayerTable *table, bool mse, bool sparsity, double c);
 
 #endif

@@ -171,8 +171,7 @@ enum {
     ARENA_LARGEST_STEP = 1 << 24
 };
 
-/* What was handed out is zeroed at a reset; the rest still is as calloc gave it, so that untouched
- * pages cost nothing. */
+/* What was handed out is zeroed at a reset; the rest is as calloc gave it: no page is touched. */
 typedef struct ArenaBlock {
     struct ArenaBlock *next;
     unsigned char *data; /* aligned to ARENA_ALIGN */
@@ -404,6 +403,15 @@ size_t arena_measure(ArenaLayout *layout, void *user) {
     return used;
 }
 
+size_t arena_fit(ArenaLayout *layout, void *user, size_t *count, size_t most) {
+    size_t bytes = arena_measure(layout, user);
+    while (bytes > most && *count > 1) {
+        *count = (*count + 1) / 2;
+        bytes = arena_measure(layout, user);
+    }
+    return bytes;
+}
+
 Arena *arena_plan(ArenaLayout *layout, void *user) {
     size_t bytes = arena_measure(layout, user);
     Arena *arena = arena_new();
@@ -445,8 +453,7 @@ float random_uniform(Random *random) {
     return (float)(random_word(random) >> 8) * 0x1p-24F;
 }
 
-/* Of the 2^64 values, the lowest 2^64 mod bound are rejected; the rest holds every remainder
- * equally often. */
+/* The lowest 2^64 mod bound values are rejected: the rest has every remainder equally often. */
 uint64_t random_below(Random *random, uint64_t bound) {
     if (bound == 0) {
         return 0;
@@ -807,8 +814,7 @@ void file_note(const char *path, bool written) {
     (*at)->read |= !written;
 }
 
-/* Opens a regular file for reading and gives its size. O_NONBLOCK: a FIFO must be refused, not
- * waited for. */
+/* Opens a regular file to read; its size. O_NONBLOCK: a FIFO must be refused, not waited for. */
 static int open_regular(const char *path, size_t *size) {
     struct stat info;
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -850,11 +856,6 @@ static FILE *open_stream(Arena *arena, const char *path, size_t *size) {
     }
     arena_defer(arena, release_stream, stream);
     return stream;
-}
-
-FILE *file_open(Arena *arena, const char *path) {
-    size_t size;
-    return open_stream(arena, path, &size);
 }
 
 #ifdef REFSAE_NO_MMAP
@@ -913,8 +914,7 @@ static void release_memory(void *what) {
 }
 
 #ifdef __linux__
-/* open_memstream of glibc and musl leaves out what there was no memory for, and the stream then
- * tells of no error. */
+/* open_memstream of glibc and musl leaves out what there was no memory for, without an error. */
 static ssize_t write_memory(void *what, const char *bytes, size_t size) {
     MemoryStream *memory = what;
     if (size >= memory->room - memory->length) {
@@ -964,8 +964,8 @@ char *memory_text(MemoryStream *memory) {
 /* Through a buffer, not a map: the pages of a large file would count as this program's memory. */
 uint64_t sha256_file(const char *path, char hex[65]) {
     Arena *arena = arena_new();
-    FILE *stream = file_open(arena, path);
-    size_t size = 32768, got;
+    size_t length, size = 32768, got;
+    FILE *stream = open_stream(arena, path, &length);
     unsigned char *buffer = arena_alloc(arena, size, 1);
     Sha256 sha;
     sha256_start(&sha);
@@ -975,37 +975,9 @@ uint64_t sha256_file(const char *path, char hex[65]) {
     if (ferror(stream)) {
         fail_errno(errno, path, "cannot read");
     }
-    uint64_t length = sha.length;
     sha256_end(&sha, hex);
     arena_free(arena);
     return length;
-}
-
-static void release_directory(void *stream) {
-    closedir(stream);
-}
-
-/* The names in a directory, without . and ..; errno: 0, or why some are missing. */
-static char **directory_names(Arena *arena, const char *directory, size_t *count) {
-    Arena *scratch = arena_new();
-    char **names = NULL;
-    size_t capacity = 0;
-    DIR *stream = opendir(directory);
-    *count = 0;
-    if (stream != NULL) {
-        arena_defer(scratch, release_directory, stream);
-    }
-    for (const struct dirent *entry;
-         stream != NULL && (errno = 0, entry = readdir(stream)) != NULL;) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
-            names = arena_grow(arena, names, &capacity, *count + 1, sizeof *names);
-            names[(*count)++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
-        }
-    }
-    int code = errno;
-    arena_free(scratch);
-    errno = code;
-    return names;
 }
 
 static OutFile *volatile unfinished; /* newest first; the handler of signals walks it */
@@ -1050,60 +1022,41 @@ static void release_out(void *what) {
     }
 }
 
-/* A writer holds its temporary file locked, so that others can tell one that lives, on whatever
- * machine, from one that was killed. */
-static bool lock_file(int file, bool wait) {
-#ifdef F_WRLCK
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    return fcntl(file, wait ? F_SETLKW : F_SETLK, &lock) == 0;
-#else
-    (void)file, (void)wait;
+/* A lock of the kernel, which leaves no file, and goes with the process however that ends. File
+ * systems without locks go without. */
+static bool is_in_use(int file) {
+#ifdef __wasi__
+    (void)file;
     return false;
+#else
+    return flock(file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 #endif
 }
 
-/* Temporary files of `path` that nobody holds. One's own are held, but not against oneself. */
-static void remove_abandoned(Arena *arena, const char *path) {
-    const char *slash = strrchr(path, '/'), *base = slash != NULL ? slash + 1 : path;
-    size_t length = strlen(base), count;
-    char **names = directory_names(arena, path_parent(arena, path), &count);
-    for (size_t i = 0; i < count; i++) { /* of a folder that cannot be read none */
-        long process = 0;
-        int n, end = 0;
-        if (strncmp(names[i], base, length) != 0 ||
-            sscanf(names[i] + length, ".%ld-%d.tmp%n", &process, &n, &end) != 2 || end == 0 ||
-            names[i][length + (size_t)end] != '\0' || process == (long)getpid()) {
-            continue;
-        }
-        const char *name = path_join(arena, path_parent(arena, path), names[i]);
-        int file = open(name, O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-        if (file >= 0 && lock_file(file, false)) {
-            unlink(name);
-        }
-        if (file >= 0) {
-            close(file);
-        }
-    }
-}
-
-/* Opens and locks the temporary file; -1 with errno. */
+/* Opens the temporary file, empty; -1 with errno. What a killed run left there is as nothing. */
 static int open_temporary(OutFile *out) {
-    int file = -1;
-    errno = EEXIST;
-    for (int n = 0; n < 1000 && file < 0 && errno == EEXIST; n++) {
-        struct stat info;
-        out->temporary = arena_format(out->arena, "%s.%ld-%d.tmp", out->path, (long)getpid(), n);
-        file = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (file >= 0) {
-            (void)lock_file(file, true); /* where there are no locks, nobody removes either */
-            if (fstat(file, &info) == 0 && info.st_nlink == 0) { /* removed before it was locked */
-                close(file);
-                file = -1;
-                errno = EEXIST;
-            }
+    struct stat opened, named;
+    out->temporary = arena_format(out->arena, "%s.refsae.tmp", out->path);
+    int file = open(out->temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    bool busy = file >= 0 && is_in_use(file);
+    if (file >= 0 && !busy && fstat(file, &opened) == 0 && stat(out->temporary, &named) == 0) {
+        if (opened.st_ino == named.st_ino && ftruncate(file, 0) == 0) {
+            return file;
         }
+        busy = opened.st_ino != named.st_ino; /* renamed by the run that had locked it */
     }
-    return file;
+    int code = errno;
+    if (busy || file < 0) {
+        out->temporary = NULL; /* is not ours to remove */
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    if (busy) {
+        fail(STATUS_INPUT, "%s: another run is writing this file", out->path);
+    }
+    errno = code;
+    return -1;
 }
 
 OutFile *out_open(const char *path) {
@@ -1132,12 +1085,10 @@ OutFile *out_open(const char *path) {
             fail_errno(errno, path, "cannot write");
         }
         out->path = arena_format(arena, "%s", target != NULL ? target : path);
-        remove_abandoned(arena, out->path);
         file_note(path, true);
         file = open_temporary(out);
     }
     if (file < 0) {
-        out->temporary = NULL;
         fail_errno(errno, path, "cannot write");
     }
     out->stream = fdopen(file, "w");
@@ -1240,8 +1191,6 @@ static void release_folder(void *what) {
     close(*(int *)what);
 }
 
-/* A lock of the kernel on the folder itself: it leaves no file, and goes with the process however
- * that ends. File systems without locks go without. */
 void out_folder(Arena *arena, const char *path) {
     path_make_directory(path);
     int *file = arena_alloc(arena, 1, sizeof *file);
@@ -1250,11 +1199,9 @@ void out_folder(Arena *arena, const char *path) {
         fail_errno(errno, path, "cannot open");
     }
     arena_defer(arena, release_folder, file);
-#ifndef __wasi__
-    if (flock(*file, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    if (is_in_use(*file)) {
         fail(STATUS_INPUT, "%s: another run is writing into this folder", path);
     }
-#endif
 }
 
 char *path_join(Arena *arena, const char *directory, const char *name) {
@@ -1279,14 +1226,33 @@ char *path_real(Arena *arena, const char *path) {
     return real;
 }
 
+static void release_directory(void *stream) {
+    closedir(stream);
+}
+
 char **path_list(Arena *arena, const char *directory, size_t *count) {
-    char **names = directory_names(arena, directory, count);
+    Arena *scratch = arena_new();
+    char **names = NULL;
+    size_t capacity = 0;
+    DIR *stream = opendir(directory);
+    if (stream != NULL) {
+        arena_defer(scratch, release_directory, stream);
+    }
+    *count = 0;
+    for (const struct dirent *entry;
+         stream != NULL && (errno = 0, entry = readdir(stream)) != NULL;) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            names = arena_grow(arena, names, &capacity, *count + 1, sizeof *names);
+            names[(*count)++] = arena_copy(arena, entry->d_name, strlen(entry->d_name));
+        }
+    }
     if (errno != 0) {
         fail_errno(errno, directory, "cannot read this directory");
     }
     if (*count > 0) {
         qsort(names, *count, sizeof *names, compare_names);
     }
+    arena_free(scratch);
     return names;
 }
 

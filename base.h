@@ -1,5 +1,4 @@
-/* base.h: errors, arenas, the random generator, SHA-256, UTF-8 and files. Floor 1: includes nothing
- * of the project. */
+/* base.h: errors, arenas, random numbers, SHA-256, UTF-8, files. Floor 1: includes no other. */
 #ifndef REFSAE_BASE_H
 #define REFSAE_BASE_H
 
@@ -127,6 +126,8 @@ void arena_defer(Arena *arena, void (*release)(void *what), void *what);
  * counts and gives NULL, then on one whose block has room for that. */
 typedef void ArenaLayout(Arena *arena, void *user);
 size_t arena_measure(ArenaLayout *layout, void *user);
+/* Halves *count, on which the layout depends, down to 1 or until it takes at most so much. */
+size_t arena_fit(ArenaLayout *layout, void *user, size_t *count, size_t most);
 Arena *arena_plan(ArenaLayout *layout, void *user);
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator ----
@@ -196,16 +197,13 @@ const char *nearest_hint(const Nearest *nearest); /* ": did you mean --a?", or n
 /* ---- files ---- */
 /* A whole file, read-only: mapped, or with -DREFSAE_NO_MMAP read into memory; it goes with the
  * arena. Refuses what is not a regular file, and what a failed download or another program leaves
- * in place of one (a web page, Git LFS's pointer, GGUF). An empty file has size 0 and data that is
- * not NULL. */
+ * in place of one (a web page, Git LFS's pointer, GGUF). Data of an empty file is not NULL. */
 typedef struct FileMap {
     const unsigned char *data;
     size_t size;
 } FileMap;
 
 FileMap file_map(Arena *arena, const char *path);
-FILE *file_open(Arena *arena,
-                const char *path); /* a regular file, to read; closed with the arena */
 
 /* From here until the arena goes every regular file is noted, once, that is opened to be read or
  * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
@@ -221,8 +219,7 @@ const FileNote *files_noted(void); /* the first; NULL: none */
 void file_note(const char *path, bool written);
 /* file_map of what lies between processes, which is neither input nor output of a run. */
 FileMap file_map_unnoted(Arena *arena, const char *path);
-/* Before a file is written that is named by itself, not by its folder: STATUS_INPUT if it is one
- * that was read. */
+/* Before a file named by itself, not by its folder, is written: refuses one that was read. */
 void files_spare(const char *path);
 
 /* Text gathered by stdio; it goes with the arena. */
@@ -236,8 +233,8 @@ MemoryStream *memory_open(Arena *arena);
 char *memory_text(MemoryStream *memory); /* what was written so far, `length` bytes and a 0 */
 
 /* A file that appears whole or not at all: written beside its name, synced, renamed. One that is
- * not committed when a failure passes leaves nothing; what a killed run left of the same file goes
- * when it is opened. */
+ * not committed when a failure passes leaves nothing, and what a killed run left goes with the
+ * next; one that another run is writing is STATUS_INPUT. */
 typedef struct OutFile {
     FILE *stream; /* write to it with stdio; errors are collected by out_commit */
     char *path, *temporary;

@@ -36,9 +36,8 @@ static void svg_text(FILE *f, const char *text, size_t most) {
     }
 }
 
-/* printf of %s, %d and %f whose format is markup, ' in it standing for ". What %s brings is text:
- * it is escaped, what XML cannot hold becomes U+FFFD, and of more characters than a precision the
- * rest an ellipsis. */
+/* printf of %s, %d and %f whose format is markup, ' in it standing for ". What %s brings is
+ * escaped, what XML cannot hold becomes U+FFFD, and beyond a precision the rest an ellipsis. */
 REFSAE_PRINTF(2, 3)
 static void markup(FILE *f, const char *format, ...) {
     va_list list;
@@ -651,8 +650,7 @@ Point *chart_add(Arena *arena, Chart *chart, Series series) {
 
 /* ---- heat maps ---- */
 
-/* A cell's colour is that of its sign, as opaque as its size: on any paper 0 is the paper itself.
- */
+/* A cell's colour is that of its sign, as opaque as its size: on any paper 0 is the paper. */
 static void draw_cell(const Figure *figure, double x, double y, double w, double h, double value,
                       double largest) {
     markup(figure->f,

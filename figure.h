@@ -7,8 +7,7 @@
 
 #include "base.h"
 
-/* At most `digits` significant digits, powers of ten as books print them: 1.5×10⁶. NaN: a
- * dash. */
+/* At most `digits` significant digits, powers of ten as in books: 1.5×10⁶. NaN: a dash. */
 const char *text_number(Arena *arena, double value, int digits);
 
 /* ---- figures: SVG that stands alone and can be set into HTML, light and dark ----

@@ -252,8 +252,7 @@ static const char *cell_text(Arena *arena, const Json *object, const Json *value
     return arena_format(arena, "%s%s", text_number(arena, number, 4), ends);
 }
 
-/* Columns are members, and those of an object under both names. Intervals stand in the cell of
- * their figure. */
+/* Columns are members, and those of an object under both names. Intervals stand by their figure. */
 static void add_columns(Matches *columns, const char *outer, const Json *object) {
     for (const Json *v = json_first_member(object); v != NULL; v = v->next) {
         bool cell = !json_is(v, JSON_OBJECT) || json_get(v, "score") != NULL;
@@ -680,23 +679,10 @@ static const char *features_text(const Json *line, Arena *arena) {
     return all;
 }
 
-typedef struct LineFile { /* of JSON; a line lives until the next is read */
-    const char *path;
-    Arena *one;
-    FILE *stream; /* NULL: not there */
-    size_t number;
-} LineFile;
-
-static LineFile lines_open(const Folder *f, const char *name) {
+/* Of JSON; a file that is missing has none. */
+static JsonLines folder_lines(const Folder *f, const char *name) {
     const char *path = folder_file(f, name);
-    FILE *stream = path == NULL ? NULL : file_open(f->arena, path);
-    return (LineFile){path, arena_within(f->arena), stream, 0};
-}
-
-static const Json *lines_next(LineFile *file) {
-    arena_reset(file->one);
-    return file->stream == NULL ? NULL
-                                : json_line(file->one, file->stream, file->path, &file->number);
+    return path == NULL ? (JsonLines){.line = 0} : json_lines(f->arena, path);
 }
 
 /* Are the answers of `other` those of the adapter that f was analysed with? */
@@ -709,10 +695,12 @@ static bool is_answered_by(const Folder *f, const Folder *other) {
 
 /* The first answer about a picture; NULL: none. */
 static const Json *answer_about(const Folder *f, const char *path) {
-    LineFile answers = lines_open(f, "answers.jsonl");
-    const Json *line = lines_next(&answers);
-    while (line != NULL && !is_picture(path, json_string(json_get(line, "image")))) {
-        line = lines_next(&answers);
+    Arena *one = arena_within(f->arena);
+    JsonLines answers = folder_lines(f, "answers.jsonl");
+    const Json *line;
+    while ((line = json_line(one, &answers)) != NULL &&
+           !is_picture(path, json_string(json_get(line, "image")))) {
+        arena_reset(one);
     }
     return line;
 }
@@ -722,10 +710,11 @@ static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, 
                           double layer) {
     const char *shown[3];
     size_t count = 0;
-    LineFile features = lines_open(f, "features.jsonl");
+    Arena *one = arena_within(f->arena);
+    JsonLines features = folder_lines(f, "features.jsonl");
     const Json *line;
     json_out(view, "pictures [");
-    while (count < sizeof shown / sizeof *shown && (line = lines_next(&features)) != NULL) {
+    while (count < sizeof shown / sizeof *shown && (line = json_line(one, &features)) != NULL) {
         const char *image = json_string(json_get(line, "image"));
         bool wanted = *image != '\0' && json_double(json_get(line, "layer")) == layer &&
                       json_text_is(json_get(line, "group"), group_names[GROUP_IMG]);
@@ -733,6 +722,7 @@ static void find_pictures(JsonOut *view, const Folder *f, const Folder *others, 
             wanted = !is_picture(shown[i], image);
         }
         if (!wanted) {
+            arena_reset(one);
             continue;
         }
         const Json *answer = NULL;
@@ -844,8 +834,7 @@ static const Json *rival_tests(const Folder *f, const Folder *other) {
     return rivals ? json_get(other->sage, "tests") : NULL;
 }
 
-/* compared: with all that tells SAEs apart. */
-static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross, bool compared) {
+static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross) {
     const Json *sae = json_get(cross, "sae"),
                *nodes = json_below(json_get(f->sage, "cross_sections"), cross->key, "nodes");
     const char *strongest = "";
@@ -857,23 +846,18 @@ static void find_cross_section(JsonOut *view, const Folder *f, const Json *cross
                                  json_string(json_get(v, "position")), isnan(effect) ? "" : " ",
                                  isnan(effect) ? "" : text_number(f->arena, effect, 3));
     }
-    json_out(view, compared ? "{ cross-section %s folder %s" : "{ cross-section %s", cross->key,
-             f->name);
+    json_out(view, "{ cross-section %s folder %s", cross->key, f->name);
     json_out(view, "%s %s %s %s", "strongest nodes by score (effect on m)", strongest,
              "SAE's best edit", best_edit(cross, f->arena));
     for (const Json *v = json_first_member(sae); v != NULL; v = v->next) {
-        bool shown = compared || strncmp(v->key, "recovered", strlen("recovered")) != 0;
-        json_out_value(view, v->key, shown && !json_is(v, JSON_OBJECT) ? v : NULL);
+        json_out_value(view, v->key, json_is(v, JSON_OBJECT) ? NULL : v);
     }
-    if (compared) {
-        json_out_value(view, "features of F1 ≥ 0.8",
-                       json_get(json_below(sae, "f1", "0.8"), "features"));
-    }
+    json_out_value(view, "features of F1 ≥ 0.8",
+                   json_get(json_below(sae, "f1", "0.8"), "features"));
     json_out(view, "}");
 }
 
-/* Of all folders of one task and model, at the first of them: each cross-section with its folders
- * one below the other. */
+/* At the first folder of those of one task and model: each cross-section with its folders below. */
 static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t count) {
     size_t first = 0;
     while (first < count && json_first_member(rival_tests(f, &all[first])) == NULL) {
@@ -881,10 +865,6 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
     }
     if (f != &all[first]) {
         return;
-    }
-    bool compared = false;
-    for (size_t i = first + 1; i < count; i++) {
-        compared |= json_first_member(rival_tests(f, &all[i])) != NULL;
     }
     json_out(view, "compared { prompt %s saes [", example_text(f));
     for (size_t i = first; i < count; i++) {
@@ -894,7 +874,7 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
                 const Json *cross = json_get(rival_tests(f, &all[j]), c->key);
                 taken = cross != NULL && j < i;
                 if (cross != NULL && !taken) {
-                    find_cross_section(view, &all[j], cross, compared);
+                    find_cross_section(view, &all[j], cross);
                 }
             }
         }
@@ -904,21 +884,19 @@ static void find_saes(JsonOut *view, const Folder *f, const Folder *all, size_t 
 
 /* train.csv: steps, first and last loss. */
 static void find_training(JsonOut *view, const Folder *f) {
-    const char *path = folder_file(f, "train.csv"), *line = folder_text(f, "train.csv");
-    int column = csv_column(line, "loss");
-    double begin = 0, end = 0;
+    const char *path = folder_file(f, "train.csv");
     size_t steps = 0;
-    if (path != NULL && column < 0) {
+    double *loss = csv_numbers(f->arena, folder_text(f, "train.csv"), "loss", &steps);
+    if (path != NULL && loss == NULL) {
         fail(STATUS_INPUT, "%s: no column 'loss'", path);
     }
-    while (column >= 0 && *(line = csv_line_next(line)) != '\0') {
-        if (!csv_number(line, column, &end) || !isfinite(end)) {
-            fail(STATUS_INPUT, "%s: step %zu: no loss", path, steps + 1);
+    for (size_t i = 0; i < steps; i++) {
+        if (!isfinite(loss[i])) {
+            fail(STATUS_INPUT, "%s: step %zu: no loss", path, i + 1);
         }
-        begin = steps++ == 0 ? end : begin;
     }
     if (steps > 0) {
-        json_out(view, "training { steps %zu first %g last %g }", steps, begin, end);
+        json_out(view, "training { steps %zu first %g last %g }", steps, loss[0], loss[steps - 1]);
     }
 }
 
@@ -1002,8 +980,7 @@ static void folder_look(Folder *f, const Folder *all, size_t count) {
 static const char nothing[] =
     "holds neither steps in train.csv nor scores.json, layers.json or sage.json";
 
-/* Says of each file of a folder that lacks what every such file has, on the page and to whom it
- * is made. */
+/* Says on the page, and to whom makes it, which file lacks what every such file has. */
 static void show_empty(const Folder *f, const Console *console) {
     const struct {
         const Json *json;

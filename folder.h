@@ -1,6 +1,5 @@
-/* folder.h: one page from the files of folders, and what it shares with those who write them. A
- * page is made from files alone, so that one of several folders is made as that of one. Floor 13.
- */
+/* folder.h: one page from the files of folders, and what it shares with those who write them. It is
+ * made from files alone, so that one of several folders is made as that of one. Floor 13. */
 #ifndef REFSAE_FOLDER_H
 #define REFSAE_FOLDER_H
 
@@ -36,8 +35,7 @@ void folder_page(const char *out, uint64_t seed, const Console *console);
 void folder_verify(const char *directory, const Console *console);
 /* One page of what lies in `directories`: of each train.csv, scores.json, layers.json and sage.json
  * with their figures, whichever are there, and from its manifest.json how it was made. `out` may
- * lie in one of them; merging once more gives the same page. None of them holding anything is an
- * error. */
+ * lie in one of them; merging once more gives the same page. Nothing in any of them is an error. */
 void folders_merge(const char *out, const char *title, char *const *directories, size_t count,
                    const Console *console);
 

@@ -95,13 +95,14 @@ static bool has_point(bool vision, HookKind kind) {
     return points[kind].owner == BOTH || (points[kind].owner == VISION) == vision;
 }
 
-void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient) {
+char *hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient) {
     char block[32] = "";
     if (in_block(kind)) {
         snprintf(block, sizeof block, layer < 0 ? "blocks.*." : "blocks.%d.", layer);
     }
     snprintf(name, HOOK_NAME_MAX, "%s%s%s%s", vision ? "vision." : "", block, points[kind].name,
              gradient ? ".grad" : "");
+    return name;
 }
 
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision) {

@@ -75,9 +75,11 @@ bool hooks_change(const Hooks *hooks, HookPoint point, float *data);
 enum {
     HOOK_NAME_MAX = 96
 };
-/* "blocks.3.attn.hook_z", "vision.blocks.0.hook_resid_pre", "logits"; gradients end in ".grad"; of
- * a layer below 0 "blocks.*.attn.hook_z". */
-void hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient);
+/* Into name, which it returns: "blocks.3.attn.hook_z", "vision.blocks.0.hook_resid_pre", "logits";
+ * gradients end in ".grad"; of a layer below 0 "blocks.*.attn.hook_z". */
+char *hook_name(char name[HOOK_NAME_MAX], HookKind kind, int layer, bool vision, bool gradient);
+/* Of the language model; it lives as long as the block of code in which it stands. */
+#define HOOK_NAME(kind, layer) hook_name((char[HOOK_NAME_MAX]){0}, kind, layer, false, false)
 /* Finds the point of a name (without .grad); false: no such name. */
 bool hook_parse(const char *name, HookKind *kind, int *layer, bool *vision);
 /* Ascending as a pass reaches them: the vision tower, the language model, block by block; behind

@@ -12,13 +12,11 @@ enum {
     JSON_DEPTH = 256,
     JSON_NODES_MOST = 4096
 };
-#define BYTE_ORDER_MARK "\xEF\xBB\xBF"
 
 /* ---- parsing ---- */
 
 /* `text` receives every unescaped string and every number with a 0 byte after it. None needs more
- * bytes than it has in the file with its quotes or its separator, so length + 1 bytes are enough.
- */
+ * bytes than in the file with its quotes or separator, so length + 1 bytes are enough. */
 typedef struct Parser {
     Arena *arena;
     const char *start, *at, *end;
@@ -284,7 +282,7 @@ static void parse_value(Parser *p, Json *value, int depth) {
 }
 
 size_t json_mark(const char *text, size_t length) {
-    return length >= 3 && memcmp(text, BYTE_ORDER_MARK, 3) == 0 ? 3 : 0;
+    return length >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
 }
 
 const Json *json_parse(Arena *arena, const char *text, size_t length, const char *name) {
@@ -465,186 +463,117 @@ int json_choice(const Json *object, const char *key, int absent, const JsonName 
     json_refuse(object, key, memory_text(list));
 }
 
-/* ---- JSON lines ---- */
+/* ---- files of many values ---- */
 
-const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line) {
-    char *text = NULL;
-    size_t length = 0, capacity = 0;
-    int first = EOF;
-    for (int c = getc(stream); c != EOF || length > 0; c = getc(stream)) {
-        if (c != '\n' && c != EOF) {
-            text = arena_grow(arena, text, &capacity, length + 1, 1);
-            text[length++] = (char)c;
-            first = first == EOF && c != ' ' && c != '\t' && c != '\r' ? c : first;
+JsonLines json_lines(Arena *arena, const char *path) {
+    FileMap map = file_map(arena, path);
+    return (JsonLines){path, (const char *)map.data, (const char *)map.data + map.size, 0};
+}
+
+const Json *json_line(Arena *arena, JsonLines *lines) {
+    while (lines->at < lines->end) {
+        const char *text = lines->at, *stop = memchr(text, '\n', (size_t)(lines->end - text));
+        Parser p = {.at = text, .end = stop != NULL ? stop : lines->end};
+        lines->at = p.end + (stop != NULL);
+        lines->line++;
+        skip_space(&p);
+        if (p.at == p.end) {
             continue;
         }
-        (*line)++;
-        if (first == '[') {
-            fail(STATUS_INPUT, "%s:%zu: is a list: expected JSON lines, an object on each", name,
-                 *line);
+        if (*p.at == '[') {
+            fail(STATUS_INPUT, "%s:%zu: is a list: expected JSON lines, an object on each",
+                 lines->name, lines->line);
         }
-        if (first != EOF) {
-            const char *place = arena_format(arena, "%s:%zu", name, *line);
-            const Json *value = json_parse(arena, text, length, place);
-            if (value->kind != JSON_OBJECT) {
-                fail(STATUS_INPUT, "%s: expected an object", place);
-            }
-            return value;
+        const char *place = arena_format(arena, "%s:%zu", lines->name, lines->line);
+        const Json *value = json_parse(arena, text, (size_t)(p.end - text), place);
+        if (value->kind != JSON_OBJECT) {
+            fail(STATUS_INPUT, "%s: expected an object", place);
         }
-        length = 0;
-    }
-    if (ferror(stream)) {
-        fail_errno(errno, name, "cannot read");
+        return value;
     }
     return NULL;
 }
 
-/* ---- conversations ---- */
-
-/* Finds where elements begin. Inside an element only strings and brackets matter; the rest is
- * checked when the element is read. */
-typedef struct ArrayScan {
-    JsonArrayFile *file;
-    uint64_t at; /* place of c in the file */
-    int c;       /* the byte that is next, or EOF */
-} ArrayScan;
-
-static void scan_next(ArrayScan *s) {
-    s->at += s->c != EOF;
-    s->c = getc_unlocked(s->file->stream);
+REFSAE_NORETURN static void scan_fail(const Parser *p, size_t element, const char *what) {
+    fail(STATUS_INPUT, "%s: byte %zu, in element %zu: %s", p->name, (size_t)(p->at - p->start),
+         element, p->at == p->end ? "the file ends too early" : what);
 }
 
-/* To the byte that is next and no white space. */
-static void scan_space(ArrayScan *s) {
-    while (s->c == ' ' || s->c == '\n' || s->c == '\r' || s->c == '\t') {
-        scan_next(s);
-    }
-}
-
-static void scan_past(ArrayScan *s) {
-    scan_next(s);
-    scan_space(s);
-}
-
-REFSAE_NORETURN static void scan_fail(const ArrayScan *s, const char *what) {
-    if (ferror(s->file->stream)) {
-        fail_errno(errno, s->file->name, "cannot read");
-    }
-    fail(STATUS_INPUT, "%s: byte %llu, in element %zu: %s", s->file->name,
-         (unsigned long long)s->at, s->file->count, s->c == EOF ? "the file ends too early" : what);
-}
-
-/* To the byte after an element. */
-static void scan_element(ArrayScan *s) {
+/* To the byte after an element, whose strings and brackets alone are checked until it is read. */
+static void scan_element(Parser *p, size_t element) {
     char open[JSON_DEPTH]; /* the closing bracket that each level waits for */
     int depth = 0;
     bool closed = false;
     do {
-        if (s->c == '"') {
-            for (scan_next(s); s->c != '"'; scan_next(s)) {
-                if (s->c == '\\') {
-                    scan_next(s);
-                }
-                if (s->c == EOF) {
-                    scan_fail(s, "");
-                }
+        char c = p->at < p->end ? *p->at : '\0';
+        if (c == '"') {
+            for (p->at++; p->at < p->end && *p->at != '"'; p->at++) {
+                p->at += *p->at == '\\' && p->at + 1 < p->end;
             }
-        } else if (s->c == '[' || s->c == '{') {
+        } else if (c == '[' || c == '{') {
             if (depth == JSON_DEPTH) {
-                scan_fail(s, "nesting of more than 256 levels");
+                scan_fail(p, element, "nesting of more than 256 levels");
             }
-            open[depth++] = s->c == '[' ? ']' : '}';
-        } else if (s->c == ']' || s->c == '}') {
-            if (depth == 0 || open[--depth] != s->c) {
-                scan_fail(s, "a bracket that closes nothing");
+            open[depth++] = c == '[' ? ']' : '}';
+        } else if (c == ']' || c == '}') {
+            if (depth == 0 || open[--depth] != c) {
+                scan_fail(p, element, "a bracket that closes nothing");
             }
             closed = depth == 0;
-        } else if (s->c == EOF) {
-            scan_fail(s, "");
         }
-        scan_next(s);
-    } while (depth > 0 || (!closed && s->c != EOF && strchr(", \n\r\t]", s->c) == NULL));
-}
-
-/* Sets offset[count], the begin of an element or the end of the last. */
-static void offset_set(JsonArrayFile *file, size_t *room, uint64_t offset) {
-    file->offset =
-        arena_grow(file->arena, file->offset, room, file->count + 1, sizeof *file->offset);
-    file->offset[file->count] = offset;
+        if (p->at == p->end) {
+            scan_fail(p, element, "");
+        }
+        p->at++;
+    } while (depth > 0 || (!closed && p->at < p->end && strchr(", \n\r\t]", *p->at) == NULL));
 }
 
 void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
-    *file = (JsonArrayFile){.arena = arena, .stream = file_open(arena, path)};
-    file->name = arena_copy(arena, path, strlen(path));
-    ArrayScan s = {.file = file, .c = getc_unlocked(file->stream)};
+    FileMap map = file_map(arena, path);
+    const char *text = (const char *)map.data;
     size_t room = 0;
-    uint64_t end = 0;
-    for (const char *mark = BYTE_ORDER_MARK; *mark != 0 && s.c == (unsigned char)*mark; mark++) {
-        scan_next(&s);
+    *file = (JsonArrayFile){.name = arena_copy(arena, path, strlen(path)), .text = text};
+    Parser p = {.name = file->name, .start = text, .end = text + map.size};
+    p.at = text + json_mark(text, map.size);
+    skip_space(&p);
+    bool lines = p.at < p.end && *p.at == '{';
+    if (!lines && !skip_char(&p, '[')) {
+        scan_fail(&p, 0, "expected '[', the begin of an array");
     }
-    scan_space(&s);
-    bool lines = s.c == '{';
-    int close = lines ? EOF : ']';
-    if (!lines && s.c != '[') {
-        scan_fail(&s, "expected '[', the begin of an array");
-    }
-    if (!lines) {
-        scan_past(&s);
-    }
-    for (bool comma = false; s.c != close || comma;) {
-        if (s.c == EOF || strchr(",]}:", s.c) != NULL) {
-            scan_fail(&s, "expected a value");
+    skip_space(&p);
+    for (bool more = lines || !skip_char(&p, ']'); more;) {
+        skip_space(&p);
+        if (p.at == p.end || strchr(",]}:", *p.at) != NULL) {
+            scan_fail(&p, file->count, "expected a value");
         }
-        offset_set(file, &room, s.at);
-        file->count++;
-        scan_element(&s);
-        end = s.at;
-        scan_space(&s);
-        comma = !lines && s.c == ',';
-        if (comma) {
-            scan_past(&s);
-        } else if (!lines && s.c != close) {
-            scan_fail(&s, "expected ',' or ']'");
+        file->element =
+            arena_grow(arena, file->element, &room, file->count + 2, sizeof *file->element);
+        file->element[file->count++] = p.at;
+        scan_element(&p, file->count);
+        file->element[file->count] = p.at;
+        skip_space(&p);
+        more = lines ? p.at < p.end : skip_char(&p, ',');
+        if (!lines && !more && !skip_char(&p, ']')) {
+            scan_fail(&p, file->count, "expected ',' or ']'");
         }
     }
-    if (!lines) {
-        scan_past(&s);
+    skip_space(&p);
+    if (p.at != p.end) {
+        scan_fail(&p, file->count, "expected nothing after the array");
     }
-    if (s.c != EOF || ferror(file->stream)) {
-        scan_fail(&s, "expected nothing after the array");
-    }
-    offset_set(file, &room, end);
 }
 
-const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena) {
+const Json *json_array_read(const JsonArrayFile *file, size_t index, Arena *arena) {
     if (index >= file->count) {
         fail(STATUS_INPUT, "%s: element %zu of %zu", file->name, index, file->count);
     }
-    uint64_t start = file->offset[index];
-    uint64_t bytes = file->offset[index + 1] - start;
-    if (bytes > SIZE_MAX / 2) {
-        fail(STATUS_RESOURCE, "%s: element %zu is larger than this machine's memory", file->name,
-             index);
+    const char *text = file->element[index], *end = file->element[index + 1];
+    while (strchr(" \n\r\t,", end[-1]) != NULL) { /* up to the next one */
+        end--;
     }
-    size_t size = (size_t)bytes;
-    file->buffer = arena_grow(file->arena, file->buffer, &file->capacity, size, 1);
-    bool found = fseeko(file->stream, (off_t)start, SEEK_SET) == 0;
-    size_t got = found ? fread(file->buffer, 1, size, file->stream) : 0;
-    if (!found || ferror(file->stream)) {
-        fail_errno(errno, file->name, "cannot read");
-    }
-    if (got != size) {
-        fail(STATUS_INPUT, "%s: changed while it was read", file->name);
-    }
-    /* What follows an element up to the next one: white space and, in an array, one comma. */
-    while (size > 0 && file->buffer[size - 1] != 0 &&
-           strchr(" \n\r\t", file->buffer[size - 1]) != NULL) {
-        size--;
-    }
-    size -= size > 0 && index + 1 < file->count && file->buffer[size - 1] == ',';
-    char *name = arena_format(arena, "%s: element %zu (byte %llu)", file->name, index,
-                              (unsigned long long)start);
-    return json_parse(arena, file->buffer, size, name);
+    const char *name = arena_format(arena, "%s: element %zu (byte %zu)", file->name, index,
+                                    (size_t)(text - file->text));
+    return json_parse(arena, text, (size_t)(end - text), name);
 }
 
 /* ---- writing ---- */
@@ -671,10 +600,9 @@ void json_write_string(FILE *stream, const char *text, size_t length) {
     putc('"', stream);
 }
 
-/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the way through the binary
- * number, and %g drops trailing zeros, so it is found from there on; subnormals keep fewer digits
- * and start at 1. */
-static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
+/* The shortest decimal. Any of up to 15 digits (6 for binary32) survives the binary number, and %g
+ * drops trailing zeros, so it is found from there on; subnormals keep fewer and start at 1. */
+static char *format_number(char text[JSON_NUMBER_SIZE], double value, bool single) {
     int digits = single ? 6 : 15;
     bool same = !isfinite(value);
     memcpy(text, "null", 5);
@@ -685,10 +613,11 @@ static void format_number(char text[JSON_NUMBER_SIZE], double value, bool single
         snprintf(text, JSON_NUMBER_SIZE, "%.*g", digits, value);
         same = single ? (double)strtof(text, NULL) == value : strtod(text, NULL) == value;
     }
+    return text;
 }
 
-void json_format_double(char text[JSON_NUMBER_SIZE], double value) {
-    format_number(text, value, false);
+char *json_format_double(char text[JSON_NUMBER_SIZE], double value) {
+    return format_number(text, value, false);
 }
 
 JsonOut json_out_start(FILE *stream, int pretty) {
@@ -699,8 +628,7 @@ static void json_indent(const JsonOut *json) {
     fprintf(json->stream, "\n%*s", 2 * json->depth, "");
 }
 
-/* Before a value: what stands between it and the last, and its key; nothing behind a key that
- * stands there already. */
+/* Before a value: what stands between it and the last, and its key, unless that is there. */
 static void json_next(JsonOut *json, const char *key, size_t length) {
     bool follows = json->keyed;
     json->keyed = false;
@@ -747,7 +675,6 @@ void json_out_bytes(JsonOut *json, const char *key, const char *text, size_t len
 
 void json_out_value(JsonOut *json, const char *key, const Json *value) {
     static const char *const words[] = {"null", "false", "true"};
-    char number[JSON_NUMBER_SIZE];
     bool object = json_is(value, JSON_OBJECT);
     if (value == NULL) {
         return;
@@ -768,8 +695,7 @@ void json_out_value(JsonOut *json, const char *key, const Json *value) {
     } else if (strspn(value->text, "-0123456789") == strlen(value->text)) {
         fputs(value->text, json->stream); /* whole numbers as they are, however large */
     } else {
-        json_format_double(number, json_double(value));
-        fputs(number, json->stream);
+        fputs(JSON_DOUBLE(json_double(value)), json->stream);
     }
 }
 
@@ -805,8 +731,7 @@ void json_out(JsonOut *json, const char *shape, ...) {
         } else if (last == 'u') {
             fprintf(json->stream, "%llu", va_arg(list, unsigned long long));
         } else {
-            format_number(number, va_arg(list, double), last == 'f');
-            fputs(number, json->stream);
+            fputs(format_number(number, va_arg(list, double), last == 'f'), json->stream);
         }
     }
     va_end(list);
@@ -846,16 +771,13 @@ void csv_text(Csv *csv, const char *text) {
     putc('"', csv->stream);
 }
 
-void csv_int(Csv *csv, int64_t value) {
-    csv_next(csv);
-    fprintf(csv->stream, "%lld", (long long)value);
-}
-
 void csv_double(Csv *csv, double value) {
-    char text[JSON_NUMBER_SIZE];
-    json_format_double(text, value);
     csv_next(csv);
-    fputs(isfinite(value) ? text : isnan(value) ? "" : value > 0 ? "inf" : "-inf", csv->stream);
+    fputs(isfinite(value) ? JSON_DOUBLE(value)
+          : isnan(value)  ? ""
+          : value > 0     ? "inf"
+                          : "-inf",
+          csv->stream);
 }
 
 void csv_end(Csv *csv) {
@@ -865,35 +787,39 @@ void csv_end(Csv *csv) {
 
 /* ---- CSV read again ---- */
 
-const char *csv_line_next(const char *line) {
-    line += strcspn(line, "\n");
-    return *line == '\0' ? line : line + 1;
-}
-
-int csv_column(const char *line, const char *name) {
-    for (int column = 0;; column++) {
-        size_t length = strcspn(line, ",\r\n");
-        if (length == strlen(name) && memcmp(line, name, length) == 0) {
-            return column;
-        }
-        if (line[length] != ',') {
-            return -1;
-        }
-        line += length + 1;
-    }
-}
-
-bool csv_number(const char *line, int column, double *value) {
-    char *end;
+/* NULL: the line has fewer cells. */
+static const char *csv_cell(const char *line, size_t column) {
     for (; column > 0; column--) {
         line += strcspn(line, ",\r\n");
         if (*line++ != ',') {
-            return false;
+            return NULL;
         }
     }
-    size_t length = strcspn(line, ",\r\n");
-    double number = strtod(line, &end);
-    bool whole = length > 0 && end == line + length;
-    *value = whole ? number : *value;
-    return whole;
+    return line;
+}
+
+double *csv_numbers(Arena *arena, const char *text, const char *name, size_t *rows) {
+    size_t column = 0, room = 0;
+    const char *cell = text;
+    while (cell != NULL && name != NULL &&
+           (strcspn(cell, ",\r\n") != strlen(name) || memcmp(cell, name, strlen(name)) != 0)) {
+        cell = csv_cell(text, ++column);
+    }
+    if (cell == NULL) {
+        return NULL;
+    }
+    double *values = arena_grow(arena, NULL, &room, 1, sizeof *values);
+    *rows = 0;
+    for (const char *line = text; *(line += strcspn(line, "\n")) != '\0';) {
+        line++;
+        if (strcspn(line, "\r\n") > 0) {
+            char *end = NULL;
+            cell = csv_cell(line, column);
+            size_t length = cell == NULL ? 0 : strcspn(cell, ",\r\n");
+            double number = length == 0 ? (double)NAN : strtod(cell, &end);
+            values = arena_grow(arena, values, &room, *rows + 1, sizeof *values);
+            values[(*rows)++] = length > 0 && end == cell + length ? number : (double)NAN;
+        }
+    }
+    return values;
 }

@@ -78,27 +78,29 @@ const Json *json_need(const Json *object, const char *key, JsonKind kind);
 /* "FILE: 'key': expected EXPECTED, found ..." and what stands there; object is not NULL. */
 REFSAE_NORETURN void json_refuse(const Json *object, const char *key, const char *expected);
 
-/* ---- JSON lines ----
- * The object of the next line that is not blank; NULL: the end. *line is 0 at first and counts
- * lines; messages begin with "NAME:LINE: ". */
-const Json *json_line(Arena *arena, FILE *stream, const char *name, size_t *line);
+/* ---- files of many values: mapped, and read one after another ---- */
 
-/* ---- conversations: a file that is one array; elements are read by index ----
- * Memory: a few words an element and the largest element. A file whose first byte is '{' is taken
- * as JSON lines: objects one after another. */
+typedef struct JsonLines {
+    const char *name, *at, *end;
+    size_t line; /* that was read last, from 1 */
+} JsonLines;
+
+JsonLines json_lines(Arena *arena, const char *path);
+/* The object of the next line that is not blank; NULL: the end. Messages begin with "NAME:LINE: ",
+ * and the line behind a refused one can be read. */
+const Json *json_line(Arena *arena, JsonLines *lines);
+
+/* One array, whose elements are read by index. A file whose first byte is '{' is taken as JSON
+ * lines: objects one after another. */
 typedef struct JsonArrayFile {
-    Arena *arena; /* the caller's: everything below lives there */
-    FILE *stream;
-    char *name;
-    uint64_t *offset; /* [count + 1]: first byte of each element; last: end of the last */
+    const char *name, *text;
+    const char **element; /* [count + 1]: where each begins; last: the end of the last */
     size_t count;
-    char *buffer;
-    size_t capacity;
 } JsonArrayFile;
 
-/* Finds every element's place in one pass through a buffer of fixed size. */
+/* Finds every element's place in one pass. */
 void json_array_open(JsonArrayFile *file, Arena *arena, const char *path);
-const Json *json_array_read(JsonArrayFile *file, size_t index, Arena *arena);
+const Json *json_array_read(const JsonArrayFile *file, size_t index, Arena *arena);
 
 /* ---- writing ---- */
 /* A JSON string with quotes; the bytes must be UTF-8 (others become U+FFFD). */
@@ -107,7 +109,9 @@ void json_write_string(FILE *stream, const char *text, size_t length);
 enum {
     JSON_NUMBER_SIZE = 32
 };
-void json_format_double(char text[JSON_NUMBER_SIZE], double value);
+char *json_format_double(char text[JSON_NUMBER_SIZE], double value); /* text */
+/* It lives as long as the block of code in which it stands. */
+#define JSON_DOUBLE(value) json_format_double((char[JSON_NUMBER_SIZE]){0}, value)
 
 /* ---- JSON ----
  * Objects and arrays to `pretty` levels deep are indented, deeper ones stay on their line; 0 gives
@@ -133,7 +137,7 @@ void json_out_value(JsonOut *json, const char *key, const Json *value);
 
 /* ---- CSV (RFC 4180, lines end in \n): cells one after another, then csv_end ----
  *   Csv csv = csv_start(out->stream, "step,epoch,loss");
- *   csv_int(&csv, step); csv_int(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
+ *   csv_double(&csv, step); csv_double(&csv, epoch); csv_double(&csv, loss); csv_end(&csv);  */
 typedef struct Csv {
     FILE *stream;
     bool begun; /* the row has a cell */
@@ -141,13 +145,11 @@ typedef struct Csv {
 
 Csv csv_start(FILE *stream, const char *header);
 void csv_text(Csv *csv, const char *text); /* quoted where needed */
-void csv_int(Csv *csv, int64_t value);
-void csv_double(Csv *csv, double value); /* NaN: an empty cell; infinities: inf, -inf */
+void csv_double(Csv *csv, double value);   /* NaN: an empty cell; infinities: inf, -inf */
 void csv_end(Csv *csv);
 
-/* Read again: lines without quotes, in a text that ends with a 0 byte. */
-const char *csv_line_next(const char *line);
-int csv_column(const char *line, const char *name); /* which cell of the line it is; -1: none */
-bool csv_number(const char *line, int column, double *value); /* false: no number is in the cell */
+/* Read again, without quotes: the numbers of a column, a row each of the lines that are not blank;
+ * NaN: the cell is none. NULL: no column has the name, which may be NULL for the first. */
+double *csv_numbers(Arena *arena, const char *text, const char *name, size_t *rows);
 
 #endif

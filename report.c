@@ -82,45 +82,24 @@ LayerTable published_read(Arena *arena, const char *path) {
         return table;
     }
     FileMap file = file_map(arena, path);
-    const char *head = arena_copy(arena, (const char *)file.data, file.size);
-    size_t lines = 0, number = 1;
-    int column[METRICS][GROUPS];
+    const char *text = arena_copy(arena, (const char *)file.data, file.size);
     bool any = false;
-    for (const char *line = head; *line != '\0'; line = csv_line_next(line)) {
-        lines++;
-    }
-    table.layer = arena_alloc(arena, lines, sizeof(double));
+    table.layer = csv_numbers(arena, text, NULL, &table.n);
     for (Metric m = 0; m < METRICS; m++) {
         for (Group g = 0; g < GROUPS; g++) {
-            column[m][g] = csv_column(head, curve_name(arena, m, g));
-            if (column[m][g] >= 0) {
-                table.value[m][g] = arena_alloc(arena, lines, sizeof(double));
-                any = true;
-            }
+            table.value[m][g] = csv_numbers(arena, text, curve_name(arena, m, g), &table.n);
+            any |= table.value[m][g] != NULL;
         }
     }
     if (!any) {
         fail(STATUS_INPUT, "%s: no column named as mse_vlm_img, sparsity_llm_text or match_vlm_img",
              path);
     }
-    for (const char *line = csv_line_next(head); *line != '\0'; line = csv_line_next(line)) {
-        double *layer = &table.layer[table.n];
-        number++;
-        if (strcspn(line, "\r\n") == 0) {
-            continue;
+    for (size_t i = 0; i < table.n; i++) {
+        if (isnan(table.layer[i]) || (i > 0 && !(table.layer[i] > table.layer[i - 1]))) {
+            fail(STATUS_INPUT, "%s: row %zu: the first column is no layer number, or does not rise",
+                 path, i + 1);
         }
-        if (!csv_number(line, 0, layer) || (table.n > 0 && !(*layer > layer[-1]))) {
-            fail(STATUS_INPUT, "%s:%zu: the first column is no layer number, or does not rise",
-                 path, number);
-        }
-        for (int i = 0; i < (int)METRICS * (int)GROUPS; i++) {
-            double *values = table.value[i / GROUPS][i % GROUPS];
-            if (values != NULL &&
-                !csv_number(line, column[i / GROUPS][i % GROUPS], values + table.n)) {
-                values[table.n] = NAN;
-            }
-        }
-        table.n++;
     }
     if (table.n == 0) {
         fail(STATUS_INPUT, "%s: a head without layers below it", path);
@@ -233,10 +212,8 @@ static double node_head(const SageNode *node) {
 }
 
 static void json_node(JsonOut *json, const SageResult *r, const SageNode *node) {
-    char name[HOOK_NAME_MAX];
-    hook_name(name, node->kind, node->layer, false, false);
-    json_out(json, "{ node %s head %g position %s", name, node_head(node),
-             r->task->positions[node->position]);
+    json_out(json, "{ node %s head %g position %s", HOOK_NAME(node->kind, node->layer),
+             node_head(node), r->task->positions[node->position]);
 }
 
 /* The nodes of a cross-section; scored: with their scores and effects in it. */
@@ -350,9 +327,7 @@ static void json_thresholds(JsonOut *json, const SageResult *r, const SageEdit *
     for (size_t t = 0; t < r->n_thresholds; t++) {
         if (sage_threshold_tested(r->options, method, r->thresholds[t])) {
             const SageEdit *kept = sage_edit_find(edits, SAGE_F1_SUFFICIENCY, method, 0, t);
-            char key[JSON_NUMBER_SIZE];
-            json_format_double(key, r->thresholds[t]);
-            json_out(json, "%s {", key);
+            json_out(json, "%s {", JSON_DOUBLE(r->thresholds[t]));
             json_figure(json, "sufficiency", kept->figure);
             json_figure(json, "necessity",
                         sage_edit_find(edits, SAGE_F1_NECESSITY, method, 0, t)->figure);
@@ -390,19 +365,17 @@ static void json_tests(JsonOut *json, const SageResult *r, const SageCross *cros
     json_out(json, "}");
 }
 
-/* How many features reach each threshold, and how many would if prompts had other prompts' values.
- */
+/* How many features reach each threshold, and how many if prompts had other prompts' values. */
 static void json_chance(JsonOut *json, const SageResult *r) {
     json_out(json, "interpretations_by_chance {");
     for (size_t t = 0; t < r->n_thresholds; t++) {
-        char key[JSON_NUMBER_SIZE];
         size_t features = 0, permuted = 0;
         for (size_t i = 0; i < r->n_interpretations; i++) {
             features += r->interpretations[i].f1 >= r->thresholds[t];
             permuted += r->interpretations[i].permuted >= r->thresholds[t];
         }
-        json_format_double(key, r->thresholds[t]);
-        json_out(json, "%s { features %zu permuted %zu }", key, features, permuted);
+        json_out(json, "%s { features %zu permuted %zu }", JSON_DOUBLE(r->thresholds[t]), features,
+                 permuted);
     }
     json_out(json, "}");
 }
@@ -436,10 +409,9 @@ static void write_sage(const SageResult *r, const char *path) {
     json_out(&json, "} interpretations [");
     for (size_t i = 0; i < r->n_interpretations; i++) {
         const SageInterpretation *f = &r->interpretations[i];
-        char hook[HOOK_NAME_MAX];
-        hook_name(hook, f->kind, f->layer, false, false);
-        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }", hook,
-                 task->positions[f->position], f->feature, f->f1, f->support, f->predicate);
+        json_out(&json, "{ hook %s position %s feature %zu f1 %g support %zu predicate %s }",
+                 HOOK_NAME(f->kind, f->layer), task->positions[f->position], f->feature, f->f1,
+                 f->support, f->predicate);
     }
     json_out(&json, "]");
     json_chance(&json, r);
@@ -461,23 +433,6 @@ static void write_cross_sections(const SageResult *r, const char *path) {
     out_commit(out);
 }
 
-/* example.json: the first test prompt's tokens, and which of them have names. */
-static void write_example(const SageResult *r, const char *path) {
-    const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
-    OutFile *out = out_open(path);
-    JsonOut json = json_out_start(out->stream, 2);
-    json_out(&json, "{ tokens [");
-    for (size_t i = 0; i < form->rows; i++) {
-        json_out(&json, "%s", r->example[i]);
-    }
-    json_out(&json, "] positions {");
-    for (size_t i = 0; i < r->task->n_positions; i++) {
-        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
-    }
-    json_out(&json, "} }");
-    out_commit(out);
-}
-
 /* ---- SAGE: tables ---- */
 
 /* All nodes of all cross-sections. */
@@ -486,14 +441,12 @@ static void write_nodes(const SageResult *r, const char *path) {
     Csv csv = csv_start(out->stream, "cross_section,node,head,position,score,chosen,effect");
     for (size_t i = 0; i < r->n_cross * r->n_nodes; i++) {
         const SageNode *node = &r->nodes[i % r->n_nodes];
-        char name[HOOK_NAME_MAX];
-        hook_name(name, node->kind, node->layer, false, false);
         csv_text(&csv, r->cross[i / r->n_nodes].name);
-        csv_text(&csv, name);
+        csv_text(&csv, HOOK_NAME(node->kind, node->layer));
         csv_double(&csv, node_head(node));
         csv_text(&csv, r->task->positions[node->position]);
         csv_double(&csv, r->score[i]);
-        csv_int(&csv, r->chosen[i] ? 1 : 0);
+        csv_double(&csv, r->chosen[i]);
         csv_double(&csv, r->effect[i]);
         csv_end(&csv);
     }
@@ -550,7 +503,6 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
         HEAT_ROWS = 40
     };
     size_t columns = r->task->n_positions, first = attribute * r->n_nodes;
-    char name[HOOK_NAME_MAX];
     HeatMap map = {.title = arena_format(arena, "Where %.60s is carried", r->cross[attribute].name),
                    .subtitle = "attribution patching, mean over the training prompts",
                    .x_label = "position",
@@ -559,7 +511,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
                    .column_count = columns};
     for (size_t i = 0; i < r->n_nodes; i++) {
         const SageNode *node = &r->nodes[i];
-        hook_name(name, node->kind, node->layer, false, false);
+        const char *name = HOOK_NAME(node->kind, node->layer);
         HeatCell *cells = heat_row(arena, &map, node_label(arena, name, node_head(node)));
         cells[node->position] = (HeatCell){r->score[first + i], r->chosen[first + i]};
     }
@@ -581,8 +533,7 @@ static char *heat_figure(const SageResult *r, size_t attribute, Arena *arena) {
     return svg_heat(arena, &map);
 }
 
-/* What is compared with none, in the order and the colours of every figure; the last three have
- * features. */
+/* What is compared with none, in the order and colours of all figures; the last three: features. */
 static const struct {
     const char *name;
     int colour;
@@ -729,14 +680,13 @@ static char *kinds_figure(const Json *interpretations, double t, Arena *arena) {
     enum {
         KINDS = sizeof kinds / sizeof *kinds
     };
-    char number[JSON_NUMBER_SIZE];
-    json_format_double(number, t);
-    HeatMap map = {.title = arena_format(arena, "What the features of F1 ≥ %s stand for", number),
-                   .x_label = "kind of the best predicate",
-                   .value_label = "features",
-                   .columns = kinds,
-                   .column_count = KINDS,
-                   .numbers = true};
+    HeatMap map = {
+        .title = arena_format(arena, "What the features of F1 ≥ %s stand for", JSON_DOUBLE(t)),
+        .x_label = "kind of the best predicate",
+        .value_label = "features",
+        .columns = kinds,
+        .column_count = KINDS,
+        .numbers = true};
     for (const Json *v = json_first(interpretations); v != NULL; v = v->next) {
         const char *predicate = json_string(json_get(v, "predicate"));
         size_t name = strcspn(predicate, "=");
@@ -891,9 +841,6 @@ void report_sage(const SageResult *result) {
     write_sage(result, json);
     write_nodes(result, path_join(arena, o->vlm.out, "cross_sections.csv"));
     write_cross_sections(result, path_join(arena, o->vlm.out, "cross_sections.json"));
-    if (result->example != NULL) {
-        write_example(result, path_join(arena, o->vlm.out, "example.json"));
-    }
     for (size_t c = 0; c < result->n_cross && o->cross_sections == NULL; c++) {
         char *name = figure_name(arena, "heat", result->cross[c].name, c);
         write_figure(arena, o->vlm.out, name, heat_figure(result, c, arena));

@@ -12,8 +12,7 @@
 void report_train(const TrainResult *result);
 /* A table like weights/mapping_published.csv, with all layers that it has; path NULL: none. */
 LayerTable published_read(Arena *arena, const char *path);
-/* layers.csv, layers.json, mse.svg, sparsity.svg, match.svg and report.html in options->out, beside
- * a published table. */
+/* layers.csv, layers.json, mse.svg, sparsity.svg, match.svg and report.html in options->out. */
 void report_analyze(const AnalyzeResult *result, const LayerTable *published);
 /* cross_sections.csv, sage.csv, sage.json, figures and report.html in options->out. */
 void report_sage(const SageResult *result);

@@ -205,7 +205,7 @@ static void train_image(Trainer *t, const Conversation *conversation, float *fea
     } else if (t->look == LOOK_PIXELS) {
         (void)vlm_pixels(&t->vlm, scratch, path);
     } else if (t->look == LOOK_FILE) {
-        (void)file_open(scratch, path);
+        (void)file_map(scratch, path);
     }
     arena_free(scratch);
 }
@@ -326,9 +326,8 @@ REFSAE_NORETURN static void refuse_all(const Trainer *t) {
          t->left_out.count > 0 ? t->left_out.why[0] : "they are without an image to read");
 }
 
-/* Looks at each example once: how many can be used, on which without --steps the length of the
- * schedule depends (with it, nothing is opened before its turn), and whether --tokens leaves them
- * something to predict. */
+/* Looks at each example once: how many can be used, which without --steps is the schedule's length
+ * (with it, nothing is opened before its turn), and whether --tokens leaves any to predict. */
 static void train_count(Trainer *t) {
     const VlmOptions *o = t->options;
     size_t usable = 0, unanswered = 0;
@@ -466,10 +465,6 @@ static void train_settings(Trainer *t) {
     const LlmConfig *llm = &t->vlm.llm.config;
     const VitConfig *vit = &t->vlm.vit.config;
     char data[65], init[65] = "none", llm_hex[65], vit_hex[65];
-    char lr[JSON_NUMBER_SIZE], min_lr[JSON_NUMBER_SIZE], warmup[JSON_NUMBER_SIZE];
-    json_format_double(lr, o->lr);
-    json_format_double(min_lr, o->min_lr);
-    json_format_double(warmup, o->warmup);
     llm_digest(&t->vlm.llm.store, llm_hex);
     vit_digest(&t->vlm.vit.store, vit_hex);
     sha256_file(o->data, data);
@@ -482,8 +477,8 @@ static void train_settings(Trainer *t) {
         "--steps %zu\n--tokens %zu\n--shuffle %s\n--softcap %s\n--image-text %s\n--seed %" PRIu64
         "\n--data of SHA-256 %s\n--init of SHA-256 %s\n--llm of %zu layers, %zu tokens, digest %s\n"
         "--vision of %zu layers, %zu patches, SHA-256 %s\n",
-        lr, min_lr, warmup, o->batch, o->accumulate, o->epochs, o->steps, o->tokens,
-        o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
+        JSON_DOUBLE(o->lr), JSON_DOUBLE(o->min_lr), JSON_DOUBLE(o->warmup), o->batch, o->accumulate,
+        o->epochs, o->steps, o->tokens, o->shuffle ? "yes" : "no", o->softcap ? "model" : "off",
         o->image_text == IMAGE_TEXT_DROP ? "drop" : "keep", o->seed, data, init, llm->n_layers,
         llm->d_vocab, llm_hex, vit->n_layers, vit->n_patches, vit_hex);
 }
@@ -509,29 +504,16 @@ static void train_save(Trainer *t) {
             *times = out_open(t->timing);
     Csv csv = csv_start(out->stream, "step,epoch,loss,lr,tokens");
     for (size_t i = 0; i < t->state.step; i++) {
-        csv_int(&csv, (int64_t)i + 1);
-        csv_int(&csv, (int64_t)t->rows[i].epoch + 1);
+        csv_double(&csv, (double)i + 1);
+        csv_double(&csv, (double)t->rows[i].epoch + 1);
         csv_double(&csv, t->rows[i].loss);
         csv_double(&csv, t->rows[i].lr);
-        csv_int(&csv, (int64_t)t->rows[i].tokens);
+        csv_double(&csv, (double)t->rows[i].tokens);
         csv_end(&csv);
     }
     fputs(memory_text(t->times), times->stream);
     out_commit(out);
     out_commit(times);
-}
-
-/* The times of the steps before the checkpoint, as far as they are known. */
-static void timing_read(Trainer *t) {
-    FILE *file = path_exists(t->timing) ? file_open(t->examples, t->timing) : NULL;
-    char line[64];
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        char *end;
-        unsigned long step = strtoul(line, &end, 10);
-        if (*end == ',' && step > 0 && step <= t->state.step) {
-            fputs(line, t->times->stream);
-        }
-    }
 }
 
 /* ---- the run ---- */
@@ -551,7 +533,6 @@ static void train_open(Trainer *t, const Compute *compute) {
     t->checkpoint = path_join(t->arena, o->out, "checkpoint.safetensors");
     t->timing = path_join(t->arena, o->out, "timing.csv");
     t->times = memory_open(t->arena);
-    fprintf(t->times->stream, "step,seconds\n");
 }
 
 static void train_begin(Trainer *t) {
@@ -565,12 +546,16 @@ static void train_begin(Trainer *t) {
     train_settings(t);
     if (o->resume && path_exists(t->checkpoint)) {
         checkpoint_read(t);
-        timing_read(t);
+        if (path_exists(t->timing)) { /* of the steps before, as far as they are known */
+            FileMap times = file_map(t->examples, t->timing);
+            fwrite(times.data, 1, times.size, t->times->stream);
+        }
         train_recall(t);
         console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
                      t->state.steps);
         return;
     }
+    fputs("step,seconds\n", t->times->stream);
     train_count(t);
     t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
 }
@@ -680,8 +665,7 @@ static bool generate_stops(const Vlm *vlm, bool chat, int32_t id) {
     return stops;
 }
 
-/* Continues `sequence` (images as in ImageHook, or NULL): the new tokens, in the arena, without the
- * one that stopped it. */
+/* The tokens that continue `sequence` (images as in ImageHook), without the one that stopped it. */
 static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                            const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
@@ -909,14 +893,13 @@ static void eval_question(Evaluation *e, const Question *q, size_t i, size_t tot
 static size_t eval_pass(Evaluation *e, size_t total, FILE *out) {
     const VlmOptions *o = e->options;
     Arena *scratch = arena_new();
-    FILE *file = file_open(scratch, o->questions);
-    size_t line = 0, count = 0;
+    JsonLines lines = json_lines(scratch, o->questions);
+    size_t count = 0;
     bool look = out == NULL && o->permute_images && !shard_is_merge(o->shard);
     Progress progress = progress_start(look ? "reading images" : "answering", "questions", 0, total,
                                        e->console->quiet || (out == NULL && !look));
-    const Json *value;
-    while ((value = json_line(e->question, file, o->questions, &line)) != NULL) {
-        Question question = question_parse(e->question, value, o->questions, line);
+    for (const Json *value; (value = json_line(e->question, &lines)) != NULL;) {
+        Question question = question_parse(e->question, value, o->questions, lines.line);
         Error cause;
         if (out != NULL) {
             eval_question(e, &question, count, total, out);
@@ -1194,8 +1177,7 @@ static bool analysis_wants(void *user, HookKind kind, int layer, bool gradient) 
     return kind == HOOK_RESID_POST && !gradient && a->run.of_layer[layer] != NULL;
 }
 
-/* At blocks.L.hook_resid_post: all rows but <bos> through the SAE of the layer, group by group
- * what they are. */
+/* At blocks.L.hook_resid_post: all rows but <bos> through the layer's SAE, then group by group. */
 static void analysis_layer(Analysis *a, LayerResult *layer, const float *data) {
     if (!a->reading) {
         encode_layer(&a->run, layer, data + a->vlm.llm.config.d_model, a->sequence->rows - 1,
@@ -1340,14 +1322,13 @@ static void add_active(Analysis *a) {
 
 /* ---- a judge outside ---- */
 
-/* A line of its file, {"example", "layer", "group", "verdict"}: whether it says something. */
-static bool verdict_apply(Analysis *a, const Json *line) {
+/* A line of its file, {"example", "layer", "group", "verdict"}. */
+static void verdict_apply(Analysis *a, const Json *line) {
     int64_t example, number;
-    bool says = false;
     if (!json_int64(json_get(line, "example"), &example) || example < 0 ||
         example >= (int64_t)a->first || !json_int64(json_get(line, "layer"), &number) ||
         number < 0 || number >= (int64_t)a->vlm.llm.config.n_layers) {
-        return false;
+        return;
     }
     const LayerResult *layer = a->run.of_layer[number];
     for (Group g = 0; g < GROUPS && layer != NULL && layer->descriptions.text != NULL; g++) {
@@ -1355,19 +1336,10 @@ static bool verdict_apply(Analysis *a, const Json *line) {
             unsigned char *verdict =
                 verdict_at(a, (size_t)example, (size_t)(layer - a->result.layers), g);
             Verdict read = verdict_read(line);
-            says = read != VERDICT_NONE; /* what cannot be read leaves an earlier one as it is */
-            *verdict = says ? (unsigned char)read : *verdict;
+            if (read != VERDICT_NONE) { /* what cannot be read leaves an earlier one as it is */
+                *verdict = (unsigned char)read;
+            }
         }
-    }
-    return says;
-}
-
-static void need_verdicts(const Analysis *a, bool any) {
-    if (!any) {
-        fail(STATUS_INPUT,
-             "%s: 0 of %zu verdict%s can be used: expected lines of an example, layer and group as "
-             "--write-questions has them, with 'verdict' yes or no",
-             a->options->judge, a->result.verdicts, plural(a->result.verdicts));
     }
 }
 
@@ -1375,22 +1347,19 @@ static void need_verdicts(const Analysis *a, bool any) {
  * was cut. What has no verdict is a no. */
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
-    const char *path = a->options->judge;
-    FILE *file = file_open(scratch, path);
-    size_t number = 0;
-    bool any = false;
+    JsonLines lines = json_lines(scratch, a->options->judge);
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
-    for (bool end = false; !end;) {
+    while (lines.at < lines.end) {
         const Json *volatile line = NULL;
         Error unreadable;
         arena_reset(a->example);
-        ATTEMPT(&unreadable, line = json_line(a->example, file, path, &number));
-        end = feof(file) != 0;
-        may_leave_out(&unreadable, end);
+        ATTEMPT(&unreadable, line = json_line(a->example, &lines));
+        may_leave_out(&unreadable, lines.at == lines.end && lines.at[-1] != '\n');
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
-        any |= line != NULL && verdict_apply(a, line);
+        if (line != NULL) {
+            verdict_apply(a, line);
+        }
     }
-    need_verdicts(a, any);
     arena_free(scratch);
 }
 
@@ -1402,7 +1371,12 @@ static void verdicts_count(Analysis *a) {
             a->result.verdicts_used += verdicts[i] != VERDICT_NONE;
         }
     }
-    need_verdicts(a, a->result.verdicts_used > 0);
+    if (a->result.verdicts_used == 0) {
+        fail(STATUS_INPUT,
+             "%s: 0 of %zu verdict%s can be used: expected lines of an example, layer and group as "
+             "--write-questions has them, with 'verdict' yes or no",
+             a->options->judge, a->result.verdicts, plural(a->result.verdicts));
+    }
 }
 
 static void features_pass(Analysis *a) {

@@ -51,9 +51,8 @@ typedef struct SageRun {
     LlmRun *run;
     size_t longest, longest_list;
     size_t *order; /* [n_attributes, n_nodes]: of the walks */
-    /* The current batch: prompts first .. first + n_forms - 1 of a split, and which of a slice's
-     * values are the first's; of the clean ones hook_resid_pre of every layer, a prompt's rows from
-     * stream_row on. */
+    /* The current batch: prompts first .. first + n_forms - 1 of a split, which of a slice's values
+     * are the first's, and every layer's hook_resid_pre, a clean prompt from stream_row on. */
     const SageForm **forms; /* [batch] */
     size_t n_forms, first, first_value, *stream_row;
     float **streams; /* [n_layers] */
@@ -120,8 +119,7 @@ static size_t batch_size(const SageRun *r, size_t count, size_t first) {
 }
 
 /* Takes prompts first .. first + n - 1 of a split as the current batch: as they are (attribute -1),
- * or their counterfactuals in an attribute. Slices have values of the whole split, or of the batch
- * alone. */
+ * or their counterfactuals. alone: slices have values of the batch, not of the whole split. */
 static void batch_take(SageRun *r, SageSplit split, int attribute, size_t first, size_t n,
                        bool alone) {
     r->first = first;
@@ -671,19 +669,21 @@ static void check_cross(const SageRun *r, const SageCross *cross) {
     for (size_t i = 0; i < cross->n_nodes; i++) {
         const SageNode *node = &r->result.nodes[cross->nodes[i]];
         SagePoint points[3];
-        char name[HOOK_NAME_MAX], wanted[3 * (HOOK_NAME_MAX + 4)] = "";
+        char wanted[3 * (HOOK_NAME_MAX + 4)] = "";
         if (sage_node_sae(&r->saes, &r->llm.config, node) != NULL) {
             continue;
         }
         for (size_t k = 0, n = sage_points(&r->llm.config, node, points); k < n; k++) {
-            hook_name(name, points[k].kind, points[k].layer, false, false);
-            strcat(strcat(wanted, k == 0 ? "" : k + 1 < n ? ", " : " or "), name);
+            strcat(strcat(wanted, k == 0      ? ""
+                                  : k + 1 < n ? ", "
+                                              : " or "),
+                   HOOK_NAME(points[k].kind, points[k].layer));
         }
-        hook_name(name, node->kind, node->layer, false, false);
         fail(STATUS_INPUT,
              "%s: no SAE of %s, which %s at '%s' in the cross-section of '%s' needs: add one, or "
              "search other nodes (--nodes %s)",
-             r->options->vlm.saes, wanted, name, r->task->positions[node->position], cross->name,
+             r->options->vlm.saes, wanted, HOOK_NAME(node->kind, node->layer),
+             r->task->positions[node->position], cross->name,
              sage_node_reads(node) ? "z" : "q,k,v");
     }
 }
@@ -969,8 +969,7 @@ static void section_run(SageRun *r, SageSection *section) {
     arena_free(scratch);
 }
 
-/* --projection: of its names the first that is span (auto) or encoder says how nodes that write are
- * reached. */
+/* --projection: the first of its names that is span (auto) or encoder: for nodes that write. */
 static SageWay writes_by(const SageOptions *options) {
     static const JsonName names[] = {{"auto", SAGE_BY_SPAN},
                                      {"span", SAGE_BY_SPAN},
@@ -1027,9 +1026,7 @@ static void test_cross(SageRun *r, SageCross *cross) {
 /* ---- the run ---- */
 
 /* Where no file says whether the stream of a LayerNorm model was centred for an SAE's training,
- * both are tried on the first training prompts; centring is taken if its FVU is lower by a factor
- * of 1.5.
- */
+ * both are tried on the first training prompts; centring needs an FVU lower by a factor of 1.5. */
 static void settle_centring(SageRun *r, Sae *sae) {
     size_t n = r->task->n_prompts[SAGE_TRAIN], d = sae->d_in, n_positions = r->task->n_positions;
     if (sae->layer >= (int)r->llm.config.n_layers || is_component(sae->hook) ||
@@ -1040,7 +1037,6 @@ static void settle_centring(SageRun *r, Sae *sae) {
     n = n < CENTRING_PROMPTS ? n : CENTRING_PROMPTS;
     size_t rows = n * n_positions;
     double fvu[2];
-    char name[HOOK_NAME_MAX];
     Arena *scratch = arena_new();
     Slice *slices = arena_alloc(scratch, n_positions, sizeof(Slice));
     float *x = arena_floats(scratch, rows, d), *target = arena_floats(scratch, rows, d);
@@ -1059,9 +1055,9 @@ static void settle_centring(SageRun *r, Sae *sae) {
     }
     arena_free(scratch);
     sae->centre = fvu[1] * 1.5 < fvu[0] ? SAE_CENTRE_YES : SAE_CENTRE_NO;
-    hook_name(name, sae->hook, sae->layer, false, false);
     console_line(r->console, "%s: stream %scentred for its SAE (FVU %.4f as it is, %.4f centred)",
-                 name, sae->centre == SAE_CENTRE_YES ? "" : "not ", fvu[0], fvu[1]);
+                 HOOK_NAME(sae->hook, sae->layer), sae->centre == SAE_CENTRE_YES ? "" : "not ",
+                 fvu[0], fvu[1]);
 }
 
 static void run_layout(Arena *arena, void *user) {
@@ -1098,13 +1094,8 @@ static void run_layout(Arena *arena, void *user) {
 
 /* Settles how many prompts run at once; the bytes of their run. */
 static size_t run_measure(SageRun *r) {
-    size_t *batch = &r->section.batch;
-    for (*batch = BATCH_ROWS / r->longest + 1;; *batch = (*batch + 1) / 2) {
-        size_t bytes = arena_measure(run_layout, r);
-        if (*batch == 1 || bytes <= batch_bytes) {
-            return bytes;
-        }
-    }
+    r->section.batch = BATCH_ROWS / r->longest + 1;
+    return arena_fit(run_layout, r, &r->section.batch, batch_bytes);
 }
 
 size_t sage_memory(const Compute *compute, const Llm *llm, size_t longest) {
@@ -1156,10 +1147,8 @@ static void open_saes(SageRun *r, Arena *arena) {
         size_t d = is_component(sae->hook) ? node_heads(r, sae->hook) * node_width(r, sae->hook)
                                            : r->llm.config.d_model;
         if (sae->d_in != d) {
-            char name[HOOK_NAME_MAX];
-            hook_name(name, sae->hook, sae->layer, false, false);
             fail(STATUS_INPUT, "%s: reads %zu dimensions, %s of %s has %zu", sae->path, sae->d_in,
-                 name, r->options->vlm.llm, d);
+                 HOOK_NAME(sae->hook, sae->layer), r->options->vlm.llm, d);
         }
     }
 }
@@ -1192,15 +1181,22 @@ static void open_prompts(SageRun *r) {
     }
 }
 
-/* The first test prompt as the model reads it, for people. */
-static char **example_tokens(const SageRun *r) {
+/* example.json: the first test prompt's tokens, and which of them have names. */
+static void write_example(const SageRun *r, const char *path) {
     const SageForm *form = &r->task->prompts[SAGE_TEST][0].clean;
-    char **tokens = arena_alloc(r->arena, form->rows, sizeof *tokens);
-    size_t length;
-    for (size_t i = 0; i < form->rows; i++) {
-        tokens[i] = tokenizer_decode(r->tokenizer, &form->ids[i], 1, false, r->arena, &length);
+    OutFile *out = out_open(path);
+    JsonOut json = json_out_start(out->stream, 2);
+    json_out(&json, "{ tokens [");
+    for (size_t i = 0, length; i < form->rows; i++) {
+        json_out(&json, "%s",
+                 tokenizer_decode(r->tokenizer, &form->ids[i], 1, false, out->arena, &length));
     }
-    return tokens;
+    json_out(&json, "] positions {");
+    for (size_t i = 0; i < r->task->n_positions; i++) {
+        json_out(&json, "%s %zu", r->task->positions[i], form->positions[i]);
+    }
+    json_out(&json, "} }");
+    out_commit(out);
 }
 
 SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *options,
@@ -1225,7 +1221,6 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     open_prompts(&r);
     r.section.n_train = task->n_prompts[SAGE_TRAIN];
     r.section.n_test = task->n_prompts[SAGE_TEST];
-    r.result.example = example_tokens(&r);
     Arena *block = run_open(&r);
     open_nodes(&r);
     list_thresholds(&r.result);
@@ -1252,6 +1247,7 @@ SageResult sage_run(Arena *arena, const Compute *compute, const SageOptions *opt
     }
     shard_end(options->vlm.shard);
     sage_prompts_write(task, path_join(arena, options->vlm.out, "prompts.jsonl"));
+    write_example(&r, path_join(arena, options->vlm.out, "example.json"));
     arena_free(block);
     arena_free(files);
     return r.result;

@@ -944,10 +944,8 @@ static SaeFound *choose(SaeFound *same, size_t count, bool canonical, const char
     if (fit == 1) {
         return chosen;
     }
-    char name[HOOK_NAME_MAX];
-    hook_name(name, same->sae.hook, same->sae.layer, false, false);
     fail(STATUS_INPUT, "%s: %zu SAEs for %s, among them '%s' and '%s': name one with --pick GLOB%s",
-         directory, count, name, same[0].below, same[1].below,
+         directory, count, HOOK_NAME(same->sae.hook, same->sae.layer), same[0].below, same[1].below,
          same->sae.source == SAE_GEMMASCOPE && !canonical ? " or take --canonical" : "");
 }
 

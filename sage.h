@@ -125,7 +125,6 @@ typedef struct SageResult {
     size_t n_cross;
     SageInterpretation *interpretations;
     size_t n_interpretations;
-    char **example; /* [rows]: the first test prompt, token by token; NULL: not told */
 } SageResult;
 
 /* ---- step 1: attribute cross-sections ---- */

@@ -7,8 +7,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-/* In this byte order. Then follow I and N, blocks and values, and the SHA-256 of all that as text.
- */
+/* In this byte order. Then follow I and N, blocks and values, and the SHA-256 of all as text. */
 static const uint64_t journal_mark = 0x72656673616510 | sizeof(size_t);
 
 enum {

@@ -872,9 +872,9 @@ static void check_text(const SagePrompt *prompt, const char *place, const Tokeni
 void sage_prompts_read(SageTask *task, const char *path, const Tokenizer *tokenizer,
                        size_t d_vocab) {
     Arena *scratch = arena_new(), *line = arena_within(scratch);
-    FILE *file = file_open(scratch, path);
-    size_t number = 0, room[SAGE_SPLITS] = {0};
-    for (const Json *row; (row = json_line(line, file, path, &number)) != NULL;) {
+    JsonLines lines = json_lines(scratch, path);
+    size_t room[SAGE_SPLITS] = {0};
+    for (const Json *row; (row = json_line(line, &lines)) != NULL;) {
         (void)json_need(row, "split", JSON_STRING);
         int s = json_choice(row, "split", 0, split_names);
         task->prompts[s] = arena_grow(task->arena, task->prompts[s], &room[s],

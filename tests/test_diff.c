@@ -441,9 +441,9 @@ Test(diff, a_trace_holds_digests_in_the_order_of_execution) {
     cr_assert_eq(run("dump --llm weights/gpt2 --ids 5,9 --hooks '*' 2>&1"), 2);
     says("dump needs --out");
     tensors_open(&store, arena, path_join(arena, folder, "out"));
-    FILE *a = file_open(arena, path_join(arena, folder, "a"));
-    FILE *b = file_open(arena, path_join(arena, folder, "b"));
-    FILE *c = file_open(arena, path_join(arena, folder, "c"));
+    FILE *a = fopen(path_join(arena, folder, "a"), "r");
+    FILE *b = fopen(path_join(arena, folder, "b"), "r");
+    FILE *c = fopen(path_join(arena, folder, "c"), "r");
     bool same = true;
     for (; fgets(line[0], sizeof line[0], a) != NULL; lines++) {
         cr_assert_eq(sscanf(line[0], "%127s", name), 1);
@@ -463,6 +463,9 @@ Test(diff, a_trace_holds_digests_in_the_order_of_execution) {
     }
     cr_assert_eq(lines, store.count);
     cr_assert(!same);
+    fclose(a);
+    fclose(b);
+    fclose(c);
     arena_free(arena);
 }
 

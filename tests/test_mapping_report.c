@@ -136,9 +136,9 @@ static const char *table(const char *text) {
 /* Empty lines, gaps and columns that are missing; a layer that one's own result lacks. */
 Test(mapping_report, tables_of_any_form) {
     static const char *const refused[][2] = {
-        {"layer,mse_vlm_img\nx,1\n", "table.csv:2: the first column"},
-        {"layer,mse_vlm_img\n0,1\n\n0,1\n", "table.csv:4: the first column"},
-        {"layer,mse_vlm_img\n1,1\n0,1\n", "table.csv:3: the first column"},
+        {"layer,mse_vlm_img\nx,1\n", "table.csv: row 1: the first column"},
+        {"layer,mse_vlm_img\n0,1\n\n0,1\n", "table.csv: row 2: the first column"},
+        {"layer,mse_vlm_img\n1,1\n0,1\n", "table.csv: row 2: the first column"},
         {"layer,mse\n0,1\n", "no column named as mse_vlm_img"},
         {"layer,mse_vlm_img\n\n", "a head without layers"},
         {"", "no column named as mse_vlm_img"}};

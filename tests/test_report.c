@@ -269,7 +269,7 @@ Test(report, failure_leaves_nothing) {
     Page page;
     Error error;
     char path[] = "/tmp/refsae-report-failed.html", temporary[64];
-    snprintf(temporary, sizeof temporary, "%s.%ld-0.tmp", path, (long)getpid());
+    snprintf(temporary, sizeof temporary, "%s.refsae.tmp", path);
     ATTEMPT(&error, page_open(&page, path, "t"); fill(&page); cr_assert(path_exists(temporary));
             fail(STATUS_INPUT, "no more"));
     cr_assert_str_eq(error.text, "no more");

@@ -271,8 +271,8 @@ Test(report_merge, saes_side_by_side) {
     assert_counts(
         html, 8, "<b>t in m</b> (x): 87.5 % of the test prompts", 1,
         "<b>other in m</b> (z): 87.5 %", 1,
-        "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 1,
-        ">folder</th>", 1,
+        "A prompt, its positions named: &#60;bos&#62;Ann [IO] to [END]<", 1, ">recovered</th>", 2,
+        ">folder</th>", 2,
         arena_format(
             arena,
             "<tr><td>IO</td><td>x</td>%s<td class=\"n\">0.2500</td><td class=\"n\">0.5000</td>"
@@ -283,13 +283,14 @@ Test(report_merge, saes_side_by_side) {
         1,
         arena_format(
             arena,
-            "<tr><td>IO</td>%s<td class=\"n\">0.1250</td><td class=\"n\">–</td></tr>\n</tbody>",
+            "<tr><td>IO</td><td>z</td>%s<td class=\"n\">0.1250</td><td class=\"n\">0.5000</td>"
+            "<td class=\"n\">–</td><td class=\"n\">9</td></tr>\n</tbody>",
             cells),
         1, "<tr>", 2 + 3);
     put_sage("y/sage.json", "other", 0.75, 7);
     html = findings("x", "y", "z");
     assert_counts(html, 3, "<b>t in m</b> (x)", 1, "<b>other in m</b> (y)", 1,
-                  "<td>IO</td><td>x</td>", 0);
+                  "<td class=\"n\">7</td></tr>\n<tr><td>IO</td><td>z</td>", 1);
 }
 
 Test(report_merge, again_is_the_same) {

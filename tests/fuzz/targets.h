@@ -112,11 +112,10 @@ static void read_conversations(Arena *arena, const char *path) {
 }
 
 static void read_questions(Arena *arena, const char *path) {
-    FILE *file = file_open(arena, path);
+    JsonLines lines = json_lines(arena, path);
     Scores scores = {0};
-    size_t number = 0;
-    for (const Json *line; (line = json_line(arena, file, path, &number)) != NULL;) {
-        Question question = question_parse(arena, line, path, number);
+    for (const Json *line; (line = json_line(arena, &lines)) != NULL;) {
+        Question question = question_parse(arena, line, path, lines.line);
         score_answer(&scores, question.text.text, strlen(question.text.text), &question);
         (void)lexical_match(question.text.text, question.image);
     }
