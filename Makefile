@@ -8,7 +8,8 @@ BUILD   ?= build-small
 PROGRAM ?= $(BUILD)/refsae
 OPENMP  ?= no
 SIMD    ?= no
-SMALLER := -DREFSAE_SMALL -DREFSAE_NO_MMAP -ffunction-sections -fno-asynchronous-unwind-tables
+SMALLER := -DREFSAE_SMALL -DREFSAE_NO_MMAP -ffunction-sections -fno-asynchronous-unwind-tables \
+    -fno-math-errno
 LEFT_OUT := bench vectors
 LDFLAGS ?= -static -s -Wl,--gc-sections -Wl,-z,noseparate-code -Wl,-z,norelro
 endif
