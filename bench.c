@@ -138,7 +138,7 @@ static double decoding_sae(Bench *bench, const Item *item) {
                                         .rows = FEATURE_ROWS,
                                         .k = D_SAE,
                                         .n = D_MODEL});
-    return 2.0 * FEATURE_ROWS * ACTIVE * D_MODEL;
+    return 2.0 * (double)((size_t)FEATURE_ROWS * ACTIVE * D_MODEL);
 }
 
 /* One token through all of the weights; the bytes that had to be read. */

@@ -208,7 +208,8 @@ static void relu(float *f, const float *z, size_t n) {
  * (2412.06410) asks ReLU(z) > threshold: where the two differ, the product is 0 anyway. */
 static void jumprelu(float *f, const float *z, const float *threshold, size_t n) {
     for (size_t j = 0; j < n; j++) {
-        f[j] = (z[j] > 0) & (z[j] > threshold[j]) ? z[j] : 0.0f;
+        const bool active = (z[j] > 0) & (z[j] > threshold[j]); /* no branch: none is foretold */
+        f[j] = active ? z[j] : 0.0f;
     }
 }
 
