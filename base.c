@@ -1006,7 +1006,7 @@ void interrupts_catch(const char *hint) {
     }
 }
 
-/* Where a commit has not emptied these: the stream is closed, the temporary file unlinked. */
+/* Where a commit has not emptied these: the temporary file is unlinked, the stream closed. */
 static void release_out(void *what) {
     OutFile *out = what;
     OutFile *volatile *at = &unfinished;
@@ -1014,11 +1014,11 @@ static void release_out(void *what) {
         at = &(*at)->next;
     }
     *at = out->next;
+    if (out->temporary != NULL) { /* as long as it is locked */
+        unlink(out->temporary);
+    }
     if (out->stream != NULL) {
         fclose(out->stream);
-    }
-    if (out->temporary != NULL) {
-        unlink(out->temporary);
     }
 }
 
@@ -1037,13 +1037,14 @@ static bool is_in_use(int file) {
 static int open_temporary(OutFile *out) {
     struct stat opened, named;
     out->temporary = arena_format(out->arena, "%s.refsae.tmp", out->path);
-    int file = open(out->temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    int file = open(out->temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
     bool busy = file >= 0 && is_in_use(file);
-    if (file >= 0 && !busy && fstat(file, &opened) == 0 && stat(out->temporary, &named) == 0) {
-        if (opened.st_ino == named.st_ino && ftruncate(file, 0) == 0) {
+    if (file >= 0 && !busy && fstat(file, &opened) == 0) {
+        bool found = stat(out->temporary, &named) == 0;
+        busy = found ? opened.st_ino != named.st_ino : errno == ENOENT; /* gone from below it */
+        if (found && !busy && ftruncate(file, 0) == 0) {
             return file;
         }
-        busy = opened.st_ino != named.st_ino; /* renamed by the run that had locked it */
     }
     int code = errno;
     if (busy || file < 0) {
@@ -1116,18 +1117,15 @@ void out_commit(OutFile *out) {
     bool done = fflush(out->stream) == 0 && ferror(out->stream) == 0 &&
                 (!replaces || fsync(fileno(out->stream)) == 0 || errno == EINVAL) &&
                 (!replaces || rename(out->temporary, out->path) == 0);
-    int code = done ? 0 : errno;
-    /* After the rename, since this gives the lock back. */
-    if (fclose(out->stream) != 0 && done) {
-        done = false;
-        code = errno;
+    if (done) { /* the name is free, and fclose gives the lock back */
+        out->temporary = NULL;
+        done = fclose(out->stream) == 0;
+        out->stream = NULL;
     }
-    out->stream = NULL;
     if (!done) {
         fail(STATUS_RESOURCE, "%s: cannot write: %s", out->path,
-             code == 0 ? "the disk refused part of it" : strerror(code));
+             errno == 0 ? "the disk refused part of it" : strerror(errno));
     }
-    out->temporary = NULL;
     if (replaces) {
         sync_directory(out);
     }

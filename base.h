@@ -178,9 +178,8 @@ size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
 /* ---- names that there are not ---- */
-/* Of the names added the nearest to `text`: the fewest letters to insert, delete, change or swap
- * until text is the name, or with `within` stands somewhere in it. Names are shorter than 128
- * bytes. */
+/* Of the names added (below 128 bytes each) the nearest to `text`: the fewest letters to insert,
+ * delete, change or swap until text is the name, or with `within` stands somewhere in it. */
 typedef struct Nearest {
     Arena *arena;
     const char *text;

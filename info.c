@@ -241,8 +241,7 @@ static Error tell_sae_row(Teller *t, const char *path) {
     return error;
 }
 
-/* The models among the folders of `path`, and (alone) that these are the kind; false: there are
- * none. */
+/* The models among the folders of `path`, and (alone) that these are the kind; false: none. */
 static bool tell_models(Teller *t, const char *path, bool alone) {
     size_t count;
     bool any = false;
@@ -498,8 +497,7 @@ static void info_directory(Teller *t, const Compute *compute, const char *path) 
     }
 }
 
-/* A file that begins as a JSON object does: settings, a tokenizer, or records. False: an index of
- * shards. */
+/* A file that begins as a JSON object: settings, tokenizer, records. False: an index of shards. */
 static bool info_object(Teller *t, const Compute *compute, const char *path) {
     const Json *volatile value = NULL;
     Error not_one;

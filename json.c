@@ -471,7 +471,7 @@ JsonLines json_lines(Arena *arena, const char *path) {
 }
 
 const Json *json_line(Arena *arena, JsonLines *lines) {
-    while (lines->at < lines->end) {
+    while (lines->at != lines->end) {
         const char *text = lines->at, *stop = memchr(text, '\n', (size_t)(lines->end - text));
         Parser p = {.at = text, .end = stop != NULL ? stop : lines->end};
         lines->at = p.end + (stop != NULL);

@@ -86,9 +86,8 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
     }
 }
 
-/* mean = sum x / n (LayerNorm; RMSNorm has none and centres by 0), scale = sqrt(sum (x - mean)^2 /
- * n
- * + eps). The mean stays binary64 for the variance. */
+/* mean = sum x / n (LayerNorm; RMSNorm has none and centres by 0), binary64 for the variance;
+ * scale = sqrt(sum (x - mean)^2 / n + eps) */
 static void norm_scale_rows(const Task *t, size_t first, size_t last) {
     const size_t n = t->cols;
     for (size_t row = first; row < last; row++) {
@@ -144,8 +143,7 @@ static void norm_scale_backward_rows(const Task *t, size_t first, size_t last) {
     }
 }
 
-/* d = dnormalized / scale + (x - mean) (dscale / (n scale)); dx += d - mean(d), or d without mean
- */
+/* d = dnormalized / scale + (x - mean) (dscale / (n scale)); dx += d - mean(d), d if no mean */
 static void norm_input_backward_rows(const Task *t, size_t first, size_t last) {
     const size_t n = t->cols;
     for (size_t row = first; row < last; row++) {
@@ -442,9 +440,8 @@ const char *compute_isa(const Compute *compute) {
 
 /* ==== threads ==== */
 
-/* Work below these stays on the calling thread: waking and waiting for others costs 5 to 50
- * microseconds, and far more where other programs hold the processors while OpenMP's threads spin.
- */
+/* Work below these stays on the calling thread: waking and waiting for others takes 5 to 50
+ * microseconds, and far more where other programs hold the processors while OpenMP spins. */
 enum {
     WORTH_PRODUCTS = 1 << 21, /* multiply-adds */
     WORTH_ELEMENTS = 1 << 16

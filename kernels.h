@@ -19,8 +19,7 @@ typedef enum Meter {
     METERS
 } Meter;
 
-/* How this run computes: instruction set, threads, scratch. Never what: results do not depend on
- * it. */
+/* How this run computes: instruction set, threads, scratch; results do not depend on it. */
 typedef struct Compute {
     int threads;
     const struct KernelSet
@@ -31,14 +30,12 @@ typedef struct Compute {
     double *meter;           /* [METERS], added to; NULL: nobody asks */
 } Compute;
 
-/* threads 0: as many as there are cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT.
- */
+/* threads 0: as many as cores (1 without OpenMP). Unknown or missing ISA: STATUS_INPUT. */
 void compute_open(Compute *compute, Arena *arena, int threads);
 const char *compute_isa(const Compute *compute);
 /* Bytes of the data cache of level 1, 2 or 3; 0: the system does not say. */
 size_t cache_size(int level);
-/* Calls body(user, i, thread) for i in [0, count), handed out by a counter; i must not share
- * output. */
+/* Calls body(user, i, thread) for i in [0, count), handed out by a counter; none share output. */
 void compute_parallel(const Compute *compute, size_t count,
                       void (*body)(void *user, size_t i, int thread), void *user);
 
@@ -72,8 +69,7 @@ typedef struct Product {
     bool resume;
 } Product;
 
-/* Runs `count` products; they may not overlap in what they write. Threads share blocks of all of
- * them. */
+/* Runs `count` products, which write to different places. Threads share blocks of all of them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
 void product_run_one(const Compute *compute, Product product); /* one alone */
 

@@ -76,8 +76,7 @@ INLINE void store_widened(Dtype dtype, float *out, vu words, size_t left) {
     }
 }
 
-/* panel[k][PANEL] = B(n0 .. n0 + columns - 1, k0 .. k0 + depth - 1), rows of B that are
- * k-contiguous. */
+/* panel[k][PANEL] = B(n0 .. n0 + columns - 1, k0 .. k0 + depth - 1), B's k contiguous. */
 INLINE void pack_rows(Dtype dtype, float *panel, const unsigned char *p, ptrdiff_t stride,
                       size_t columns, size_t depth) {
     const size_t each = dtype == DTYPE_F32 ? 1 : 2,
@@ -339,9 +338,8 @@ INLINE void stream_typed(Dtype dtype, const Product *p, size_t m0, size_t rows, 
     }
 }
 
-/* The rows' chains over SPARSE_COLUMNS columns of W, whose rows are `stride` bytes apart and,
- * unless ahead is 0, are fetched so many entries before they are needed. Outputs stay in registers.
- */
+/* The rows' chains over SPARSE_COLUMNS columns of W, outputs in registers. W's rows are `stride`
+ * bytes apart and, unless ahead is 0, fetched so many entries before they are needed. */
 INLINE void sparse_chains(Dtype dtype, const SparseList *list, float *y, const unsigned char *w,
                           ptrdiff_t stride, size_t ahead) {
     enum {
@@ -355,7 +353,9 @@ INLINE void sparse_chains(Dtype dtype, const SparseList *list, float *y, const u
         UNROLL(16) for (size_t v = 0; v < VECTORS; v++) {
             acc[v] = vf_load(y + v * VW);
         }
-        prefetch(y + 2 * list->part.n, SPARSE_COLUMNS * 4);
+        if (row + 2 < list->part.rows) {
+            prefetch(y + 2 * list->part.n, SPARSE_COLUMNS * 4);
+        }
         for (size_t i = 0; i < list->count[row]; i++) {
             const vf x = vf_set(value[i]);
             const unsigned char *at = w + (ptrdiff_t)column[i] * stride;
@@ -372,8 +372,7 @@ INLINE void sparse_chains(Dtype dtype, const SparseList *list, float *y, const u
     }
 }
 
-/* Where W's rows are read REUSE times or more, they are packed first: side by side they lie in few
- * pages. */
+/* W's rows read REUSE times or more are packed first: side by side they lie in few pages. */
 INLINE void sparse_typed(Dtype dtype, const SparseList *list, size_t c, float *packed) {
     enum {
         AHEAD = 32,
@@ -387,10 +386,13 @@ INLINE void sparse_typed(Dtype dtype, const SparseList *list, size_t c, float *p
         sparse_chains(dtype, list, s->y + c, w, stride, 8);
         return;
     }
-    for (size_t j = 0; j < s->k; j++, w += stride) {
-        prefetch(w + AHEAD * stride, SPARSE_COLUMNS * size);
+    for (size_t j = 0; j < s->k; j++) {
+        const unsigned char *at = w + (ptrdiff_t)j * stride;
+        if (j + AHEAD < s->k) {
+            prefetch(at + AHEAD * stride, SPARSE_COLUMNS * size);
+        }
         UNROLL(16) for (size_t v = 0; v < SPARSE_COLUMNS; v += VW) {
-            vf_store(packed + j * SPARSE_COLUMNS + v, load_widened(dtype, w + v * size));
+            vf_store(packed + j * SPARSE_COLUMNS + v, load_widened(dtype, at + v * size));
         }
     }
     sparse_chains(DTYPE_F32, list, s->y + c, (const unsigned char *)packed, SPARSE_COLUMNS * 4, 0);
@@ -579,8 +581,7 @@ static void norm_scale_backward_rows(const Task *t, size_t first, size_t last) {
     }
 }
 
-/* d = dnormalized / scale + (x - mean) * (dscale / (n * scale)); dx += d - mean(d), or d without
- * mean. */
+/* d = dnormalized / scale + (x - mean) (dscale / (n scale)); dx += d - mean(d), d if no mean */
 static void norm_input_backward_rows(const Task *t, size_t first, size_t last) {
     const size_t n = t->cols;
     for (size_t row = first; row < last; row += ROWS) {
@@ -737,8 +738,7 @@ static void cross_entropy_range(const Task *t, size_t first, size_t last) {
     }
 }
 
-/* first half' = first cos - second sin, second half' = second cos + first sin; backward: sin
- * negated */
+/* half 1' = half 1 cos - half 2 sin, half 2' = half 2 cos + half 1 sin; backward: sin negated */
 static void rope_range(const Task *t, size_t first, size_t last) {
     const size_t half = t->dim / 2, d_head = t->cols, n = t->heads * d_head;
     for (size_t row = first; row < last; row++) {

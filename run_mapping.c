@@ -544,18 +544,20 @@ static void train_begin(Trainer *t) {
         adapter_init(&t->vlm.adapter, o->seed);
     }
     train_settings(t);
-    if (o->resume && path_exists(t->checkpoint)) {
+    bool resume = o->resume && path_exists(t->checkpoint);
+    if (resume && path_exists(t->timing)) { /* of the steps before, as far as they are known */
+        FileMap times = file_map(t->examples, t->timing);
+        fwrite(times.data, 1, times.size, t->times->stream);
+    } else {
+        fputs("step,seconds\n", t->times->stream);
+    }
+    if (resume) {
         checkpoint_read(t);
-        if (path_exists(t->timing)) { /* of the steps before, as far as they are known */
-            FileMap times = file_map(t->examples, t->timing);
-            fwrite(times.data, 1, times.size, t->times->stream);
-        }
         train_recall(t);
         console_line(t->console, "resuming after step %" PRIu64 " of %" PRIu64, t->state.step,
                      t->state.steps);
         return;
     }
-    fputs("step,seconds\n", t->times->stream);
     train_count(t);
     t->rows = arena_alloc(t->arena, (size_t)t->state.steps, sizeof *t->rows);
 }
@@ -1347,14 +1349,15 @@ static void verdict_apply(Analysis *a, const Json *line) {
  * was cut. What has no verdict is a no. */
 static void verdicts_read(Analysis *a) {
     Arena *scratch = arena_new();
-    JsonLines lines = json_lines(scratch, a->options->judge);
+    JsonLines *lines = arena_alloc(scratch, 1, sizeof *lines); /* across failures */
+    *lines = json_lines(scratch, a->options->judge);
     a->verdicts = arena_alloc(a->arena, a->first * a->result.n_layers * GROUPS, 1);
-    while (lines.at < lines.end) {
+    while (lines->at != lines->end) {
         const Json *volatile line = NULL;
         Error unreadable;
         arena_reset(a->example);
-        ATTEMPT(&unreadable, line = json_line(a->example, &lines));
-        may_leave_out(&unreadable, lines.at == lines.end && lines.at[-1] != '\n');
+        ATTEMPT(&unreadable, line = json_line(a->example, lines));
+        may_leave_out(&unreadable, lines->at == lines->end && lines->at[-1] != '\n');
         a->result.verdicts += line != NULL || unreadable.status != STATUS_OK;
         if (line != NULL) {
             verdict_apply(a, line);

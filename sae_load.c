@@ -167,8 +167,7 @@ static bool hook_set(Sae *sae, const char *name, int path_layer) {
     return sae->hook_known;
 }
 
-/* What the settings say, else the path, else --hook, which must agree with what they say in part.
- */
+/* What the settings say, else the path, else --hook, which must agree with any part they say. */
 static void hook_find(SaeFound *c, const SaeOptions *options) {
     Sae *sae = &c->sae;
     path_read(c);

@@ -764,6 +764,10 @@ Test(base, a_file_that_is_being_written) {
     cr_assert_eq(symlink("nowhere", temporary), 0);
     ATTEMPT(&error, (void)out_open(in(parent, "out")));
     cr_assert_not_null(strstr(error.text, "out: cannot write"), "%s", error.text);
+    unlink(temporary);
+    cr_assert_eq(mkfifo(temporary, 0600), 0);
+    ATTEMPT(&error, (void)out_open(in(parent, "out"))); /* not to be waited for */
+    cr_assert_not_null(strstr(error.text, "out: cannot write"), "%s", error.text);
     cr_assert_eq(names_in(parent), 2);
 }
 

@@ -937,6 +937,9 @@ Test(program, resuming_a_finished_run) {
     cr_assert_eq(run("", form, "--resume"), 0);
     cr_assert(says("stderr", "resuming after step 4 of 4"));
     same_file("before", "o/timing.csv");
+    shell("rm %s/o/timing.csv", folder);
+    cr_assert_eq(run("", form, "--resume"), 0);
+    shell("[ \"$(cat %s/o/timing.csv)\" = step,seconds ]", folder);
     snprintf(path, sizeof path, "%s/tower/model.safetensors", folder);
     FILE *file = fopen(path, "r+b");
     cr_assert_not_null(file);

@@ -657,7 +657,7 @@ static void put_tensors(const char *root, const char *name, const char *tensors,
                 float real = (float)value;
                 int32_t whole = (int32_t)value;
                 int64_t wide = (int64_t)value;
-                unsigned char byte = (unsigned char)value;
+                unsigned char byte = (unsigned char)wide;
                 tensor_writer_data(writer,
                                    dtype == DTYPE_F32   ? (void *)&real
                                    : dtype == DTYPE_I32 ? (void *)&whole
