@@ -218,7 +218,7 @@ static char *file_new(void) {
     return path;
 }
 
-Test(json, lines) {
+Test(json, lines_one_by_one) {
     Arena *arena = arena_new();
     static const char text[] = "\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]";
     char *path = file_new();
