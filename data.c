@@ -493,7 +493,7 @@ static void description_file(DescriptionReader *r, const char *path, int64_t pla
         }
         begin = map.size;
     }
-    for (size_t at = 0, n; begin < map.size && at < map.size; at += n + 1, line++) {
+    for (size_t at = mark, n; begin < map.size && at < map.size; at += n + 1, line++) {
         const char *end = memchr(text + at, '\n', map.size - at);
         n = end != NULL ? (size_t)(end - text) - at : map.size - at;
         if (json_blanks(text + at, n) < n) {

@@ -467,7 +467,8 @@ int json_choice(const Json *object, const char *key, int absent, const JsonName 
 
 JsonLines json_lines(Arena *arena, const char *path) {
     FileMap map = file_map(arena, path);
-    return (JsonLines){path, (const char *)map.data, (const char *)map.data + map.size, 0};
+    const char *text = (const char *)map.data;
+    return (JsonLines){path, text + json_mark(text, map.size), text + map.size, 0};
 }
 
 const Json *json_line(Arena *arena, JsonLines *lines) {

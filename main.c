@@ -417,11 +417,12 @@ static void arguments_parse(Arguments *a, Arena *arena, int argc, char **argv) {
         }
     }
     if (command->max_positional >= 0 && a->n_positional > command->max_positional) {
-        fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae %s",
-             a->positional[command->max_positional], command->form);
+        fail(STATUS_INPUT, "'%s' is a word too many: usage: refsae %.*s",
+             a->positional[command->max_positional], (int)strcspn(command->form, "\n"),
+             command->form);
     }
     if (a->n_positional < command->min_positional) {
-        fail(STATUS_INPUT, "usage: refsae %s", command->form);
+        fail(STATUS_INPUT, "usage: refsae %.*s", (int)strcspn(command->form, "\n"), command->form);
     }
     check_pairs(a);
     for (size_t i = 0; i < N_OPTIONS; i++) {
@@ -733,17 +734,20 @@ static void command_hooks(Arguments *a) {
 
 static void command_dump(Arguments *a) {
     DumpOptions *dump = &a->dump;
+    Arena *arena = arena_new();
     dump->vlm = a->vlm;
     dump->out = a->vlm.out;
     dump->fold_value_biases = get_centre(a, "fold-value-biases");
     if (dump->trace == NULL) {
         (void)need(a, "out");
-    } else if (dump->out != NULL && strcmp(dump->out, dump->trace) == 0) {
+    } else if (dump->out != NULL &&
+               strcmp(path_whole(arena, dump->out), path_whole(arena, dump->trace)) == 0) {
         bad_value("trace", dump->trace, "another file than --out");
     }
     if (dump->sae == NULL) {
         (void)need(a, "hooks");
     }
+    arena_free(arena);
     dump_run(&a->compute, dump, &a->console);
 }
 

@@ -220,7 +220,7 @@ static char *file_new(void) {
 
 Test(json, lines_one_by_one) {
     Arena *arena = arena_new();
-    static const char text[] = "\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]";
+    static const char text[] = "\xEF\xBB\xBF\n \r\n{\"a\": 1}\r\n\t\n\"b\"\n{\"a\" 2}\n[3]";
     char *path = file_new();
     write_file(path, text, strlen(text));
     JsonLines lines = json_lines(arena, path);
