@@ -288,6 +288,18 @@ Test(base, a_planned_arena_fits_exactly) {
     cr_assert_str_eq(released, "1", "what nobody can own");
 }
 
+static void lay_out_rows(Arena *arena, void *rows) {
+    arena_alloc(arena, *(size_t *)rows, 64);
+}
+
+Test(base, a_count_is_halved_until_it_fits) {
+    size_t rows = 7;
+    cr_assert_eq(arena_fit(lay_out_rows, &rows, &rows, 64 * 3), 64 * 2);
+    cr_assert_eq(rows, 2);
+    cr_assert_eq(arena_fit(lay_out_rows, &rows, &rows, 1), 64, "one stays");
+    cr_assert_eq(rows, 1);
+}
+
 Test(base, texts_are_planned_too) {
     char *texts[2];
     cr_assert_eq(arena_measure(lay_out_texts, texts), 4 + 3);
