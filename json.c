@@ -569,7 +569,7 @@ const Json *json_array_read(const JsonArrayFile *file, size_t index, Arena *aren
         fail(STATUS_INPUT, "%s: element %zu of %zu", file->name, index, file->count);
     }
     const char *text = file->element[index], *end = file->element[index + 1];
-    while (strchr(" \n\r\t,", end[-1]) != NULL) { /* up to the next one */
+    while (end > text && memchr(" \n\r\t,", end[-1], 5) != NULL) { /* up to the next one */
         end--;
     }
     const char *name = arena_format(arena, "%s: element %zu (byte %zu)", file->name, index,

@@ -420,8 +420,13 @@ static SaeLayout saelens_layout(SaeFound *c) {
                                     {"topk", SAE_TOPK},
                                     {NULL, 0}};
     static const JsonName functions[] = {{"relu", SAE_RELU}, {"topk", SAE_TOPK}, {NULL, 0}};
-    SaeLayout layout = {NULL,    SAE_RELU, false,   false,    true,   "W_enc",
-                        "W_dec", "b_enc",  "b_dec", "b_gate", "b_mag"};
+    SaeLayout layout = {.dec_rows = true,
+                        .w_enc = "W_enc",
+                        .w_dec = "W_dec",
+                        .b_enc = "b_enc",
+                        .b_dec = "b_dec",
+                        .b_gate = "b_gate",
+                        .b_mag = "b_mag"};
     Sae *sae = &c->sae;
     const Json *cfg = c->cfg, *kwargs = json_get(cfg, "activation_fn_kwargs");
     bool old = sae->source == SAE_SAELENS_OLD;
@@ -551,8 +556,15 @@ static void saelens_load(SaeFound *c, const SaeOptions *options) {
 }
 
 static void sparsify_load(SaeFound *c, const SaeOptions *options) {
-    static const SaeLayout layout = {"topk",  SAE_TOPK,       true,    true, true, "encoder.weight",
-                                     "W_dec", "encoder.bias", "b_dec", "",   ""};
+    static const SaeLayout layout = {.name = "topk",
+                                     .act = SAE_TOPK,
+                                     .subtract_b_dec = true,
+                                     .enc_rows = true,
+                                     .dec_rows = true,
+                                     .w_enc = "encoder.weight",
+                                     .w_dec = "W_dec",
+                                     .b_enc = "encoder.bias",
+                                     .b_dec = "b_dec"};
     static const JsonName activations[] = {{"topk", SAE_TOPK}, {NULL, 0}};
     static const char *const refused[] = {"signed", "skip_connection", "transcode"};
     Sae *sae = &c->sae;
