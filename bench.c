@@ -496,7 +496,7 @@ static void bench_commands(void *user) {
     }
     if (m->vision != NULL && m->saes != NULL) {
         bench_command(b, "analyze",
-                      SELFTEST_ANALYZE " --data bench.json --examples 2 --loss-examples 0",
+                      SELFTEST_ANALYZE " --data bench.json --loss-examples 0",
                       (const char *[]){m->llm, m->vision, m->saes});
     }
     if (m->saes != NULL && m->task != NULL) {

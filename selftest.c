@@ -32,13 +32,13 @@ static const struct {
     {"train/train.csv", "f161707af2994f4d2371aa969a53fa43260e5c029d6fc4a56c1e1b5b3572649e"},
     {"eval/answers.jsonl", "9289f38e3790c30b4c58188536e9546f613be7ccbbe02526bf26b94bad893e64"},
     {"eval/scores.json", "599598c1d31f094bf3e6f73d3fc08fa8024feced325628f9dedf10c87ba7b288"},
-    {"analyze/layers.csv", "f298d5dd48fc1ecd87cb58f3ea7e8daedf2fba1e01dc433260bd1e36de69fbde"},
-    {"analyze/layers.json", "9d42cbf57db5d5bcc241492135fd6a770b02c03a9af041227f07cce01e00bee0"},
-    {"analyze/features.jsonl", "e2bdda632be00181f4d7d1cee01a574f98bf962be6f3ab55c8d290d875dcf7a1"},
-    {"sage/prompts.jsonl", "194d378f37b4d2cfd987c8e2a845f1abbe1e68ea6be02083d91e13beccde7f32"},
-    {"sage/cross_sections.csv", "7c1c37b259f00a7722f4183922f7bab1d63017b9c28cf536190b61db364c17a4"},
-    {"sage/sage.csv", "38a0388ce98b47b315a501445472e625119fedd08c48f3531ab5339a1bac0325"},
-    {"sage/sage.json", "6a8e1d6e1e36a6c506818d142ae17aae586b4455f1a0ba64f75567401db20807"},
+    {"analyze/layers.csv", "1a7b65f4340914786f6816e2d0acebc86153de92cf6a074f6cb4204aa1124af1"},
+    {"analyze/layers.json", "052af60c1fb0fbc3b11104e9271b6ada8f8d2134f4d92775d53740b6ebb307be"},
+    {"analyze/features.jsonl", "441cf24d33ba8797958ca80d806582448e5d11513e5163a4e46e48e61a5bb639"},
+    {"sage/prompts.jsonl", "9fc6bc3684382542d30a1c20a80c6c7bc1b484abd8e46ec57020705f0fce9909"},
+    {"sage/cross_sections.csv", "c864a433a17b0a7d1a7cc979c94194ccd30ab26dd6cd0fbddf3383f12eb45430"},
+    {"sage/sage.csv", "d7e5d66df4b4eb17948ea17a6ba426d57a279d4775b2affc3d0f8cde8188ea7b"},
+    {"sage/sage.json", "a92626634e573786ba4c8db91f88357446e8b9f213c5f9c4e74eb639d4e35eae"},
 };
 
 enum {

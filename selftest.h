@@ -25,10 +25,10 @@ void selftest_world(void (*work)(void *user), void *user);
     "--warmup 0.3 --batch 2 --accumulate 2 --epochs 3 --tokens 60"
 #define SELFTEST_ANALYZE                                                                           \
     "analyze --llm % --vision % --saes % --adapter train/adapter.safetensors --data data.json "    \
-    "--images images --out analyze --examples 4 --loss-examples 2 --max-frequency 1"
+    "--images images --out analyze --examples 2 --loss-examples 1 --max-frequency 1"
 #define SELFTEST_SAGE                                                                              \
-    "sage --llm % --saes % --task % --out sage --nodes q,k,v,z,mlp_out --train 24 --test 12 "      \
-    "--max-nodes 8 --f1 0.5 --bos yes"
+    "sage --llm % --saes % --task % --out sage --nodes q,k,v,z,mlp_out --train 8 --test 4 "      \
+    "--max-nodes 2 --f1 0.5 --bos yes"
 
 /* A file, or a folder with all that is in it, eight deep; fine if it is not there. */
 void remove_tree(const char *path, int depth);
