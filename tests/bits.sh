@@ -132,7 +132,7 @@ for compiler in gcc-11 clang-13 clang clang-15 clang-16 clang-19 clang-22 'zig c
     platform "x86-64 $compiler" "$compiler" 'OPENMP=no'
 done
 # zig-N, PATH's name for the zig of PyPI's ziglang N: a Clang of its own, without what the choice of vector code needs.
-for compiler in 'zig-0.12 cc' 'zig-0.13 cc' 'zig-0.14 cc' 'zig-0.15 cc'; do
+for compiler in 'zig-0.12 cc' 'zig-0.13 cc' 'zig-0.14 cc' 'zig-0.15 cc' 'zig-0.16 cc'; do
     platform "x86-64 $compiler, scalar" "$compiler" 'OPENMP=no SIMD=no MACROS='
 done
 platform 'x86-64 tcc' tcc 'DEPS= WARN= OPENMP=no SIMD=no'
