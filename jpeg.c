@@ -457,10 +457,9 @@ static void decode_first(Jpeg *j, Component *c, int16_t *block) {
         j->end_of_band_run--;
         return;
     }
-    const HuffmanTable *ac = &j->ac[c->ac_table];
     int last = j->last, scale = 1 << j->low;
-    for (int k = j->first > 0 ? j->first : 1; k <= last; k++) {
-        int symbol = read_symbol(j, ac), run = symbol >> 4, n = symbol & 15;
+    for (int k = j->first > 0 ? j->first : 1; k <= last; k++) { /* a scan of DC has no AC table */
+        int symbol = read_symbol(j, &j->ac[c->ac_table]), run = symbol >> 4, n = symbol & 15;
         if (n == 0 && run != 15) {
             j->end_of_band_run = read_band_run(j, run) - 1;
             break;
