@@ -338,20 +338,20 @@ static void info_tokenizer(Teller *t, const char *path) {
 }
 
 /* What JSON is, by members of its first record: the first kind that fits. Its entries are the
- * records or, where a member is named, what is counted there. */
+ * records, the "lines" as which alone it is read or, where a member is named, what is there. */
 static const struct {
     const char *kind, *members[4], *entries; /* NULL behind the last member */
 } record_kinds[] = {
-    {"prompts", {"split", "ids", "counterfactual"}, NULL},
-    {"verdicts of a judge", {"example", "group", "verdict"}, NULL},
-    {"questions for a judge", {"example", "group", "descriptions"}, NULL},
-    {"strongest features", {"example", "group", "features"}, NULL},
-    {"answers", {"image", "text", "exact"}, NULL},
+    {"prompts", {"split", "ids", "counterfactual"}, "lines"},
+    {"verdicts of a judge", {"example", "group", "verdict"}, "lines"},
+    {"questions for a judge", {"example", "group", "descriptions"}, "lines"},
+    {"strongest features", {"example", "group", "features"}, "lines"},
+    {"answers", {"image", "text", "exact"}, "lines"},
     {"feature descriptions", {"explanations"}, NULL},
     {"feature descriptions", {"index", "description"}, NULL},
-    {"questions", {"image", "text"}, NULL},
-    {"questions", {"image", "question"}, NULL},
-    {"questions", {"image", "prompt"}, NULL},
+    {"questions", {"image", "text"}, "lines"},
+    {"questions", {"image", "question"}, "lines"},
+    {"questions", {"image", "prompt"}, "lines"},
     {"task", {"attributes", "templates", "positions"}, "attributes"},
     {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections"},
     {"a prompt of sage", {"tokens", "positions"}, "tokens"},
@@ -375,6 +375,17 @@ static void info_conversations(Teller *t, JsonArrayFile *file) {
     arena_free(arena);
 }
 
+static size_t count_lines(const char *path) {
+    Arena *arena = arena_new(), *line = arena_within(arena);
+    JsonLines lines = json_lines(arena, path);
+    size_t count = 0;
+    for (; json_line(line, &lines) != NULL; count++) {
+        arena_reset(line);
+    }
+    arena_free(arena);
+    return count;
+}
+
 static void tell_entries(Teller *t, const char *kind, size_t count) {
     json_out(&t->object, "kind %s entries %zu", kind, count);
 }
@@ -396,7 +407,9 @@ static void info_records(Teller *t, const char *path) {
         }
         if (member[n] == NULL) {
             tell_entries(t, record_kinds[k].kind,
-                         entries != NULL ? json_get(first, entries)->length : file.count);
+                         entries == NULL                 ? file.count
+                         : strcmp(entries, "lines") == 0 ? count_lines(path)
+                                                         : json_get(first, entries)->length);
             return;
         }
     }

@@ -549,13 +549,13 @@ void json_array_open(JsonArrayFile *file, Arena *arena, const char *path) {
         }
         file->element =
             arena_grow(arena, file->element, &room, file->count + 2, sizeof *file->element);
-        file->element[file->count++] = p.at;
-        scan_element(&p, file->count);
         file->element[file->count] = p.at;
+        scan_element(&p, file->count);
+        file->element[++file->count] = p.at;
         skip_space(&p);
         more = lines ? p.at < p.end : skip_char(&p, ',');
         if (!lines && !more && !skip_char(&p, ']')) {
-            scan_fail(&p, file->count, "expected ',' or ']'");
+            scan_fail(&p, file->count - 1, "expected ',' or ']'");
         }
     }
     skip_space(&p);

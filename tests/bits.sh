@@ -53,7 +53,7 @@ platform() {
     first=${first:-$digest}
     [ "$digest" = "$first" ] || complain "$name: other bytes"
     version=$(${cc%% -*} --version 2>/dev/null | sed -n '1s/ *([^)]*)//gp')
-    [ -n "$version" ] || version=$($cc -v 2>&1 | head -n 1)
+    [ -n "$version" ] || version=$($cc -v 2>&1 | sed -n "s/\(clang version [0-9.]*\).*/\1 (zig)/p" | head -n 1)
     echo "| $name | $version | ${how:-natively} | $took s | $digest |"
     case $name in *musl) portable ;; esac
     wrong "$@"
