@@ -48,7 +48,7 @@ static void read_checkpoint(Arena *arena, const char *path) {
     checkpoint_read(t);
 }
 
-/* Where segments hold a frame's size, at most 1023 each way: `jpeg` spends most of its time on the
+/* Where segments hold a frame's size, at most 255 each way: `jpeg` spends most of its time on the
  * grey of pictures of random size. */
 static void pack_small_jpeg(FILE *file, const unsigned char *data, size_t size) {
     size_t from = 0;
@@ -56,8 +56,8 @@ static void pack_small_jpeg(FILE *file, const unsigned char *data, size_t size) 
          at += 2u + ((size_t)data[at + 2] << 8 | data[at + 3])) {
         if (data[at + 1] >= 0xC0 && data[at + 1] <= 0xC2) {
             fwrite(data + from, 1, at + 5 - from, file);
-            fputc(data[at + 5] & 3, file), fputc(data[at + 6], file);
-            fputc(data[at + 7] & 3, file), fputc(data[at + 8], file);
+            fputc(0, file), fputc(data[at + 6], file);
+            fputc(0, file), fputc(data[at + 8], file);
             from = at + 9;
         }
     }
