@@ -164,7 +164,7 @@ static double attention_scores(Bench *bench, const Item *item) {
         p[h] = product_nt(bench->y + h * TOKENS * TOKENS, bench->x + h * D_HEAD, &keys, TOKENS);
         p[h].a_row = HEADS * D_HEAD;
     }
-    product_run(bench->compute, p, HEADS);
+    product_run_heads(bench->compute, p, HEADS);
     return 2.0 * (double)((size_t)HEADS * TOKENS * TOKENS * D_HEAD);
 }
 
@@ -495,8 +495,7 @@ static void bench_commands(void *user) {
                       (const char *[]){m->llm, m->vision});
     }
     if (m->vision != NULL && m->saes != NULL) {
-        bench_command(b, "analyze",
-                      SELFTEST_ANALYZE " --data bench.json --loss-examples 0",
+        bench_command(b, "analyze", SELFTEST_ANALYZE " --data bench.json --loss-examples 0",
                       (const char *[]){m->llm, m->vision, m->saes});
     }
     if (m->saes != NULL && m->task != NULL) {
@@ -509,10 +508,10 @@ static void bench_commands(void *user) {
 
 /* What a stage takes a unit. Shares of its time: what the machine needs at least for its
  * multiply-adds, and for one read of what they are multiplied with; what it was spent on; and of
- * the threads' the time in the system (pages, files) and that in which they waited. */
-static const char *const figure_names[] = {"seconds",  "gflops",  "multiply", "read",
-                                           "products", "sparse",  "elements", "other",
-                                           "system",   "waiting", "info_mib", "held_mib"};
+ * the threads' that in which products packed, in the system (pages, files) and waiting. */
+static const char *const figure_names[] = {
+    "seconds",  "gflops", "multiply", "read",   "products", "attention", "sparse",
+    "elements", "other",  "packing",  "system", "waiting",  "info_mib",  "held_mib"};
 
 enum {
     FIGURES = sizeof figure_names / sizeof *figure_names
@@ -522,15 +521,16 @@ static void stage_figures(const ModelBench *b, const Stage *s, double x[FIGURES]
     const double seconds = s->took[SECONDS], whole = 100.0 * seconds * b->compute.threads;
     x[0] = seconds;
     x[1] = 1e-9 * s->took[METER_OPERATIONS] / seconds;
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
         x[2 + i] = s->took[i] / seconds / (i < 2 ? 1e9 * b->limit[i].best : 1.0);
     }
-    x[7] = 1.0 - x[4] - x[5] - x[6];
+    x[8] = 1.0 - x[4] - x[5] - x[6] - x[7];
+    x[9] = 100.0 * s->took[METER_PACKING] / whole;
     const bool told = seconds >= 1.0; /* by a clock of hundredths */
-    x[8] = told ? s->took[SYSTEM] / whole : NAN;
-    x[9] = told ? 1.0 - (s->took[USER] + s->took[SYSTEM]) / whole : NAN;
-    x[10] = 0x1p-20 * s->predicted;
-    x[11] = 0x1p-20 * s->held;
+    x[10] = told ? s->took[SYSTEM] / whole : NAN;
+    x[11] = told ? 1.0 - (s->took[USER] + s->took[SYSTEM]) / whole : NAN;
+    x[12] = 0x1p-20 * s->predicted;
+    x[13] = 0x1p-20 * s->held;
 }
 
 static void model_print(const ModelBench *b, bool json, FILE *out) {
@@ -540,7 +540,7 @@ static void model_print(const ModelBench *b, bool json, FILE *out) {
                  : ", threads: %d, %.1f GFLOP/s, %.1f GB/s\n%38s",
             b->compute.threads, b->limit[0].best, b->limit[1].best, "");
     for (size_t i = 0; i < FIGURES && !json; i++) {
-        fprintf(out, " %8s", figure_names[i]);
+        fprintf(out, " %9s", figure_names[i]);
     }
     for (size_t s = 0; s < b->n; s++) {
         const Stage *stage = &b->stages[s];
@@ -557,7 +557,7 @@ static void model_print(const ModelBench *b, bool json, FILE *out) {
                 json_format_double(number, x[i]);
                 fputs(number, out);
             } else {
-                fprintf(out, " %8.3g", x[i]);
+                fprintf(out, " %9.3g", x[i]);
             }
         }
         fputs(json ? "}" : "", out);

@@ -48,10 +48,11 @@ enum {
  * BLOCK_K values at a time, and a chain that is cut there goes on through C; CHAINS rows of A have
  * theirs beside each other. */
 static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
-                          void *scratch) {
+                          void *scratch, double *packing) {
     float *b = scratch;
     size_t k0 = 0;
-    do { /* once for k = 0 too */
+    (void)packing; /* nothing is packed */
+    do {           /* once for k = 0 too */
         const size_t depth = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
         for (size_t n = n0; n < n1; n++) {
             for (size_t k = 0; k < depth; k++) {
@@ -548,6 +549,7 @@ void weight_widen(float *out, Weight weight, size_t first, size_t count) {
 
 typedef struct ProductRun {
     const Compute *compute;
+    double *packing; /* NULL: nobody asks */
     const Product *products;
     size_t pieces; /* jobs a product, at most: its blocks of rows times `splits` column blocks */
     size_t splits;
@@ -575,14 +577,23 @@ static void product_body(void *user, size_t i, int thread) {
     }
     const size_t m1 = p->m - m0 < height ? p->m : m0 + height;
     const size_t n1 = p->n - n0 < width ? p->n : n0 + width;
+    double packing = 0.0;
     set->product(p, m0, m1, n0, n1,
-                 (unsigned char *)job->compute->scratch + (size_t)thread * SCRATCH_SIZE);
+                 (unsigned char *)job->compute->scratch + (size_t)thread * SCRATCH_SIZE,
+                 job->packing != NULL ? &packing : NULL);
+    if (job->packing != NULL) {
+#ifdef _OPENMP
+#pragma omp atomic
+#endif
+        *job->packing += packing;
+    }
 }
 
 /* Blocks of rows and of columns of all products, handed out to the threads: eight pieces a thread,
  * so that one which is held up does not hold up all; but where each thread has one, none narrower
  * than PIECE_WIDTH columns, or packing A, which each piece does for itself, would show. */
-void product_run(const Compute *compute, const Product *products, size_t count) {
+static void run_products(const Compute *compute, Meter meter, const Product *products,
+                         size_t count) {
     enum {
         PIECE_WIDTH = 2304
     };
@@ -601,10 +612,20 @@ void product_run(const Compute *compute, const Product *products, size_t count) 
     if (splits > most) {
         splits = size_larger(most / threads * threads, (threads + jobs - 1) / jobs);
     }
-    ProductRun job = {compute, products, blocks * splits, splits};
+    double *packing = compute->meter != NULL ? &compute->meter[METER_PACKING] : NULL;
+    ProductRun job = {compute, packing, products, blocks * splits, splits};
     count_product(compute, work, bytes);
-    run_pieces(compute, METER_PRODUCTS, work >= (double)WORTH_PRODUCTS, count * job.pieces,
-               product_body, &job);
+    run_pieces(compute, meter, work >= (double)WORTH_PRODUCTS, count * job.pieces, product_body,
+               &job);
+}
+
+/* Each element is one chain (product_block); which thread forms it is no matter. */
+void product_run(const Compute *compute, const Product *products, size_t count) {
+    run_products(compute, METER_PRODUCTS, products, count);
+}
+
+void product_run_heads(const Compute *compute, const Product *products, size_t count) {
+    run_products(compute, METER_ATTENTION, products, count);
 }
 
 void product_run_one(const Compute *compute, Product product) {

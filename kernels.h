@@ -7,15 +7,18 @@
 #include "tensor.h"
 
 /* What kernels did, for `bench`: the operations of products (a multiply-add is two) and the bytes
- * of B that they read at least; seconds in products (with packing and attention), in products by
- * active features, in loops over elements and rows, and in what else is shared by threads. */
+ * of B that they read at least; seconds in products with weights, in attention's, in products by
+ * active features, in loops over elements and rows, and in what else is shared by threads; and, of
+ * products, all threads' seconds of packing. */
 typedef enum Meter {
     METER_OPERATIONS,
     METER_BYTES,
     METER_PRODUCTS,
+    METER_ATTENTION,
     METER_SPARSE,
     METER_ELEMENTS,
     METER_OTHER,
+    METER_PACKING,
     METERS
 } Meter;
 
@@ -71,6 +74,8 @@ typedef struct Product {
 
 /* Runs `count` products, which write to different places. Threads share blocks of all of them. */
 void product_run(const Compute *compute, const Product *products, size_t count);
+void product_run_heads(const Compute *compute, const Product *products,
+                       size_t count);                          /* attention's */
 void product_run_one(const Compute *compute, Product product); /* one alone */
 
 /* y[rows, n] += F W over what is not 0 in F [rows, k]: an element is the chain of fmaf over that,

@@ -443,8 +443,18 @@ static void part_fetch(const Product *p, Part part, size_t share, size_t shares)
     }
 }
 
+static double packing_start(const double *packing) {
+    return packing != NULL ? progress_now() : 0.0;
+}
+
+static void packing_end(double *packing, double start) {
+    if (packing != NULL) {
+        *packing += progress_now() - start;
+    }
+}
+
 static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1,
-                          void *scratch) {
+                          void *scratch, double *packing) {
     float *panel = scratch, *block = panel + BLOCK_K * GROUP;
     if (m1 - m0 <= STREAM_MAX && p->b_col == 1) {
         BY_DTYPE(p->b.dtype, stream_typed, p, m0, m1 - m0, n0, n1);
@@ -456,7 +466,9 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
     }
     for (size_t k0 = 0; k0 < p->k; k0 += BLOCK_K) {
         const size_t depth = p->k - k0 < BLOCK_K ? p->k - k0 : BLOCK_K;
+        double start = packing_start(packing);
         pack_block(block, p, m0, m1 - m0, k0, depth);
+        packing_end(packing, start);
         for (size_t n = n0; n < n1; n += GROUP) {
             const Part part = part_at(n, n1, k0, p->k);
             const Part next = part.n_end < n1 ? part_at(part.n_end, n1, k0, p->k)
@@ -464,7 +476,9 @@ static void product_block(const Product *p, size_t m0, size_t m1, size_t n0, siz
             const size_t columns = part.n_end - n, panels = (columns + PANEL - 1) / PANEL;
             const size_t tiles = (m1 - m0 + TILE_M - 1) / TILE_M * panels;
             size_t done = 0;
+            start = packing_start(packing);
             pack_panels(panel, p, part);
+            packing_end(packing, start);
             for (size_t m = m0; m < m1; m += TILE_M) {
                 for (size_t i = 0; i < columns; i += PANEL) {
                     part_fetch(p, next, done++, tiles);

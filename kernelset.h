@@ -95,9 +95,10 @@ typedef struct KernelSet {
     const char *name;
     size_t panel; /* columns of one packed panel of B */
     void (*run[OP_COUNT])(const Task *task, size_t first, size_t last);
-    /* C[m0:m1, n0:n1]; n0 a multiple of `panel`; scratch of SCRATCH_SIZE bytes, 64-byte aligned. */
+    /* C[m0:m1, n0:n1]; n0 a multiple of `panel`; scratch of SCRATCH_SIZE bytes, 64-byte aligned;
+     * seconds of packing are added to *packing, unless NULL. */
     void (*product)(const Product *product, size_t m0, size_t m1, size_t n0, size_t n1,
-                    void *scratch);
+                    void *scratch, double *packing);
     void (*sparse)(const SparseList *list, size_t c0, size_t c1, void *scratch); /* c0 <= c < c1 */
     /* For bench: multiply-adds in registers and reads of memory, as fast as they go. The result is
      * of no use. NULL in the plain set. */

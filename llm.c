@@ -488,7 +488,7 @@ static void head_products(const LlmRun *run, const Pieces *pieces, HeadProduct f
                                                     : view_tn(K, S, Q);
         }
         if (form == K_ADDS_ST_Q || g + 1 == pieces->step) { /* a group's heads add to one K */
-            product_run(run->compute, run->products, n);
+            product_run_heads(run->compute, run->products, n);
             n = 0;
         }
     }
@@ -743,7 +743,7 @@ static void result_forward(const LlmRun *run, const Layer *l) {
         Product product = product_nt(result + h * d, run->z + h * e, &w, rows);
         run->products[h] = product_strided(product, heads * d, heads * e);
     }
-    product_run(run->compute, run->products, heads);
+    product_run_heads(run->compute, run->products, heads);
     if (!hooks_change(run->hooks, point_of(HOOK_RESULT, l->index, false, rows, heads, d), result)) {
         return;
     }
@@ -777,7 +777,7 @@ static void result_backward(const LlmRun *run, const Layer *l, const float *draw
         Product product = product_nn(run->dz + h * e, dresult + h * d, &w, rows, false);
         run->products[h] = product_strided(product, heads * e, heads * d);
     }
-    product_run(run->compute, run->products, heads);
+    product_run_heads(run->compute, run->products, heads);
 }
 
 /* z[T, H, E] -> attn_out[T, D] = z W_O^T + b, (ln1_post). */

@@ -105,7 +105,7 @@ static void attention(const VitRun *run, const VitLayer *l, int layer) {
         View scores = {run->scores + h * rows * rows, rows, rows, rows};
         run->products[h] = view_nt(scores, head_of(run, run->q, h), head_of(run, run->k, h));
     }
-    product_run(run->compute, run->products, heads);
+    product_run_heads(run->compute, run->products, heads);
     float factor = (float)(1.0 / sqrt((double)e));
     vector_scale(run->compute, run->scores, run->scores, factor, heads * rows * rows);
     hook_vision(run, HOOK_ATTN_SCORES, layer, run->scores, heads, rows, rows);
@@ -115,7 +115,7 @@ static void attention(const VitRun *run, const VitLayer *l, int layer) {
         View pattern = {run->scores + h * rows * rows, rows, rows, rows};
         run->products[h] = view_nn(head_of(run, run->z, h), pattern, head_of(run, run->v, h));
     }
-    product_run(run->compute, run->products, heads);
+    product_run_heads(run->compute, run->products, heads);
     hook_vision(run, HOOK_Z, layer, run->z, rows, heads, e);
 }
 
@@ -133,7 +133,7 @@ static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
         Product product = product_nt(run->result + h * d, run->z + h * c->d_head, &w, rows);
         run->products[h] = product_strided(product, heads * d, d);
     }
-    product_run(run->compute, run->products, heads);
+    product_run_heads(run->compute, run->products, heads);
     bool replaced =
         hooks_change(run->hooks, vision_point(HOOK_RESULT, layer, rows, heads, d), run->result);
     for (size_t i = 0; replaced && i < rows * d; i++) {

@@ -23,13 +23,15 @@ static void no_range(const Task *task, size_t first, size_t last) {
     tick();
 }
 
-static void no_product(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1, void *room) {
+static void no_product(const Product *p, size_t m0, size_t m1, size_t n0, size_t n1, void *room,
+                       double *packing) {
     (void)p;
     (void)m0;
     (void)m1;
     (void)n0;
     (void)n1;
     (void)room;
+    (void)packing;
     tick();
 }
 

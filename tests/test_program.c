@@ -1433,7 +1433,8 @@ Test(program, analyze_counts_descriptions) {
     cr_assert_eq(system(command), 0);
     cr_assert_eq(run("", form), 2);
     cr_assert(says("stderr", "layer 1: 0 of 512 features described\nrefsae: "));
-    cr_assert(says("stderr", "/d: describes no feature of the layers analysed: expected LAYER-... "));
+    cr_assert(
+        says("stderr", "/d: describes no feature of the layers analysed: expected LAYER-... "));
     snprintf(command, sizeof command,
              "mkdir %s/d/1-; echo '[{\"index\":\"3\",\"text\":\"x\"}]' >%s/d/1-/0-4.json", folder,
              folder);
@@ -1529,7 +1530,8 @@ Test(program, bench_on_a_model) {
                                          "digests", "reading",     "measuring", "features",
                                          "digests", "attribution", "patching",  "curve",
                                          "testing", "digests",     "forward",   "backward"};
-    static const char *const parts[] = {"products", "sparse", "elements", "other"};
+    static const char *const parts[] = {"products", "attention", "sparse",
+                                        "elements", "other",     "packing"};
     cr_assert_eq(run("", "bench --llm weights/gemma2 --vision weights/clip --saes "
                          "weights/saes/gemma2 --task induction --rows 64 --json"),
                  0);
@@ -1540,7 +1542,7 @@ Test(program, bench_on_a_model) {
         cr_assert(stage != NULL && json_text_is(json_get(stage, "stage"), stages[i]), "%zu", i);
         cr_assert(json_double(json_get(stage, "seconds")) > 0.0);
         cr_assert(json_double(json_get(stage, "info_mib")) > 1.0);
-        for (size_t k = 0; k < 4; k++) {
+        for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
             const double part = json_double(json_get(stage, parts[k]));
             cr_assert(part >= -1e-6 && part <= 1.0 + 1e-6, "%s of %s: %g", parts[k], stages[i],
                       part);
