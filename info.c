@@ -338,26 +338,27 @@ static void info_tokenizer(Teller *t, const char *path) {
 }
 
 /* What JSON is, by members of its first record: the first kind that fits. Its entries are the
- * records, the "lines" as which alone it is read or, where a member is named, what is there. */
+ * records or, where a member is named, what is counted there. */
 static const struct {
     const char *kind, *members[4], *entries; /* NULL behind the last member */
+    bool lines;                              /* read as JSON lines alone */
 } record_kinds[] = {
-    {"prompts", {"split", "ids", "counterfactual"}, "lines"},
-    {"verdicts of a judge", {"example", "group", "verdict"}, "lines"},
-    {"questions for a judge", {"example", "group", "descriptions"}, "lines"},
-    {"strongest features", {"example", "group", "features"}, "lines"},
-    {"answers", {"image", "text", "exact"}, "lines"},
-    {"feature descriptions", {"explanations"}, NULL},
-    {"feature descriptions", {"index", "description"}, NULL},
-    {"questions", {"image", "text"}, "lines"},
-    {"questions", {"image", "question"}, "lines"},
-    {"questions", {"image", "prompt"}, "lines"},
-    {"task", {"attributes", "templates", "positions"}, "attributes"},
-    {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections"},
-    {"a prompt of sage", {"tokens", "positions"}, "tokens"},
-    {"measures by layer and group", {"examples", "convergence", "layers"}, "layers"},
-    {"manifest of runs", {"runs"}, "runs"},
-    {"scores", {"scored", "exact_match", "vqa_accuracy"}, NULL},
+    {"prompts", {"split", "ids", "counterfactual"}, NULL, true},
+    {"verdicts of a judge", {"example", "group", "verdict"}, NULL, true},
+    {"questions for a judge", {"example", "group", "descriptions"}, NULL, true},
+    {"strongest features", {"example", "group", "features"}, NULL, true},
+    {"answers", {"image", "text", "exact"}, NULL, true},
+    {"feature descriptions", {"explanations"}, NULL, false},
+    {"feature descriptions", {"index", "description"}, NULL, false},
+    {"questions", {"image", "text"}, NULL, true},
+    {"questions", {"image", "question"}, NULL, true},
+    {"questions", {"image", "prompt"}, NULL, true},
+    {"task", {"attributes", "templates", "positions"}, "attributes", false},
+    {"results of sage", {"task", "cross_sections", "tests"}, "cross_sections", false},
+    {"a prompt of sage", {"tokens", "positions"}, "tokens", false},
+    {"measures by layer and group", {"examples", "convergence", "layers"}, "layers", false},
+    {"manifest of runs", {"runs"}, "runs", false},
+    {"scores", {"scored", "exact_match", "vqa_accuracy"}, NULL, false},
 };
 
 static void info_conversations(Teller *t, JsonArrayFile *file) {
@@ -407,9 +408,9 @@ static void info_records(Teller *t, const char *path) {
         }
         if (member[n] == NULL) {
             tell_entries(t, record_kinds[k].kind,
-                         entries == NULL                 ? file.count
-                         : strcmp(entries, "lines") == 0 ? count_lines(path)
-                                                         : json_get(first, entries)->length);
+                         record_kinds[k].lines ? count_lines(path)
+                         : entries == NULL     ? file.count
+                                               : json_get(first, entries)->length);
             return;
         }
     }

@@ -72,11 +72,11 @@ typedef struct Product {
     bool resume;
 } Product;
 
-/* Runs `count` products, which write to different places. Threads share blocks of all of them. */
+/* Runs `count` products, which write to different places. Threads share blocks of all of them. The
+ * second is attention's, for bench to tell apart; the third runs one alone. */
 void product_run(const Compute *compute, const Product *products, size_t count);
-void product_run_heads(const Compute *compute, const Product *products,
-                       size_t count);                          /* attention's */
-void product_run_one(const Compute *compute, Product product); /* one alone */
+void product_run_heads(const Compute *compute, const Product *products, size_t count);
+void product_run_one(const Compute *compute, Product product);
 
 /* y[rows, n] += F W over what is not 0 in F [rows, k]: an element is the chain of fmaf over that,
  * in rising order. divide [k]: F(r, j) / divide(j) stands for F(r, j); or NULL.

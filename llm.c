@@ -743,7 +743,7 @@ static void result_forward(const LlmRun *run, const Layer *l) {
         Product product = product_nt(result + h * d, run->z + h * e, &w, rows);
         run->products[h] = product_strided(product, heads * d, heads * e);
     }
-    product_run_heads(run->compute, run->products, heads);
+    product_run(run->compute, run->products, heads);
     if (!hooks_change(run->hooks, point_of(HOOK_RESULT, l->index, false, rows, heads, d), result)) {
         return;
     }
@@ -777,7 +777,7 @@ static void result_backward(const LlmRun *run, const Layer *l, const float *draw
         Product product = product_nn(run->dz + h * e, dresult + h * d, &w, rows, false);
         run->products[h] = product_strided(product, heads * e, heads * d);
     }
-    product_run_heads(run->compute, run->products, heads);
+    product_run(run->compute, run->products, heads);
 }
 
 /* z[T, H, E] -> attn_out[T, D] = z W_O^T + b, (ln1_post). */

@@ -133,7 +133,7 @@ static bool result_replaced(const VitRun *run, const VitLayer *l, int layer) {
         Product product = product_nt(run->result + h * d, run->z + h * c->d_head, &w, rows);
         run->products[h] = product_strided(product, heads * d, d);
     }
-    product_run_heads(run->compute, run->products, heads);
+    product_run(run->compute, run->products, heads);
     bool replaced =
         hooks_change(run->hooks, vision_point(HOOK_RESULT, layer, rows, heads, d), run->result);
     for (size_t i = 0; replaced && i < rows * d; i++) {

@@ -1548,6 +1548,9 @@ Test(program, bench_on_a_model) {
                       part);
         }
         bool computes = i != 2 && strcmp(stages[i], "digests") != 0;
+        cr_assert_eq(json_double(json_get(stage, "attention")) > 0.0, computes, "%s", stages[i]);
+        cr_assert(i > 0 || json_text_is(json_get(found, "isa"), "scalar") ==
+                               (json_double(json_get(stage, "packing")) == 0.0));
         cr_assert_eq(json_double(json_get(stage, "gflops")) > 0.0, computes, "%s", stages[i]);
     }
     cr_assert_null(stage);
