@@ -183,18 +183,20 @@ static void head_losses(TrainRun *t, size_t n) {
  *   dL/dlogits[r - 1] = 1/(T |t|) (softmax(logits[r - 1]) - one-hot(id_r))
  * An example without a turn has loss 0. */
 static void train_head(TrainRun *t, size_t count) {
-    size_t n = 0;
+    size_t n = 0, at = 0; /* at: its first row among those that are read */
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
+        size_t skipped = t->read_from[e] - t->start[e];
         for (size_t a = 0; a < s->n_answers; a++) {
             Range turn = s->answers[a];
             double share = 1.0 / ((double)s->n_answers * (double)(turn.end - turn.begin));
             for (size_t r = turn.begin; r < turn.end; r++, n++) {
-                t->head_rows[n] = t->start[e] + r - 1;
+                t->head_rows[n] = at + r - 1 - skipped;
                 t->targets[n] = s->ids[r];
                 t->weights[n] = (float)share;
             }
         }
+        at += s->rows - skipped;
     }
     head_losses(t, n);
     const double *row_loss = t->losses;
@@ -221,11 +223,13 @@ void train_micro(TrainRun *t, size_t count) {
     size_t patches = vlm->vit.config.n_patches, rows = 0;
     for (size_t e = 0; e < count; e++) {
         t->start[e] = rows;
+        t->read_from[e] = rows + t->sequence[e].prompt_rows - 1;
         memcpy(t->ids + rows, t->sequence[e].ids, t->sequence[e].rows * sizeof(int32_t));
         rows += t->sequence[e].rows;
     }
     t->start[count] = rows;
-    LlmBatch batch = {.n_sequences = count, .start = t->start, .ids = t->ids};
+    LlmBatch batch = {
+        .n_sequences = count, .start = t->start, .ids = t->ids, .read_from = t->read_from};
     ImageHook image = {&batch, patches, vlm->llm.config.d_model, t->images, t->dimages, NULL};
     Hooks hooks = image_hooks(&image);
     adapter_forward(vlm->compute, &vlm->adapter, t->features, t->images, count * patches);
@@ -306,6 +310,7 @@ void train_layout(Arena *arena, void *run) {
     t->dimages = arena_floats(arena, t->micro * patches, d_llm);
     t->ids = arena_alloc(arena, rows, sizeof(int32_t));
     t->start = arena_alloc(arena, t->micro + 1, sizeof(size_t));
+    t->read_from = arena_alloc(arena, t->micro, sizeof(size_t));
     t->head_rows = arena_alloc(arena, rows, sizeof(size_t));
     t->targets = arena_alloc(arena, rows, sizeof(int32_t));
     t->weights = arena_floats(arena, rows, 1);

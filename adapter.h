@@ -85,8 +85,8 @@ typedef struct TrainRun { /* what a step computes with */
     float *features;         /* [micro, P, d_vit] */
     float *images, *dimages; /* [micro, P, d_llm] */
     LlmRun *run;
-    int32_t *ids; /* [rows] of all sequences */
-    size_t *start;
+    int32_t *ids;              /* [rows] of all sequences */
+    size_t *start, *read_from; /* as LlmBatch has them: read from the first row that predicts */
     /* [rows]: the rows that predict a token, the token, its share of the loss, -log p */
     size_t *head_rows;
     int32_t *targets;

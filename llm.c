@@ -30,8 +30,9 @@
 /* ---- a run: all its memory ---- */
 
 enum {
-    SCORES_ROOM = 1 << 22
-}; /* floats of one buffer of scores, unless hooks want more */
+    SCORES_ROOM = 1 << 19
+}; /* floats of one buffer of scores, unless hooks want more: near the second cache, and short
+    * pieces form few scores that the mask then hides */
 
 /* One norm of the model, and what it keeps for its backward: [T] each; RMSNorm has no mean. */
 typedef struct NormPlace {
@@ -46,7 +47,7 @@ typedef struct NormPlace {
 typedef struct Layer {
     const LlmLayer *w;
     int index;
-    float *resid_pre, *resid_mid; /* [T, D]; parallel: the same */
+    float *resid_pre, *resid_mid; /* [T, D]; parallel: the same, but in the last layer */
     float *q, *k, *v;             /* [T, H, E], [T, G, E]: rotated; with a cache k and v hold every
                                      position and the new rows are written behind the past ones */
     float *attn_raw, *mlp_raw;    /* [T, D]: before the post-norms */
@@ -76,8 +77,9 @@ struct LlmRun {
     size_t *kv_start;   /* [sequences]: where its keys and values begin in a layer's k and v */
     size_t *whole;      /* [n_whole]: the same of the last pass without a past */
     size_t rows, n_sequences, n_whole, first, last;
+    size_t all_rows;        /* of the batch; rows: those that go on */
     size_t cached;          /* with a cache: positions before the next forward's rows */
-    bool tail, ends;        /* this forward's batch has a past, or goes on with last rows alone */
+    bool tail;              /* this forward's batch has a past */
     float *tail_k, *tail_v; /* [T, G, E]: its keys and values */
     float *resid;           /* [T, D]: the stream behind layer `last` */
     float *x;               /* [T, D]: what a norm gives */
@@ -108,9 +110,9 @@ static void norm_place(NormPlace *place, const Norm *w, HookKind hook, int layer
     place->layer = layer;
 }
 
-static Layer layer_layout(Arena *arena, const LlmConfig *c, const LlmPlan *plan) {
+static Layer layer_layout(Arena *arena, const LlmConfig *c, const LlmPlan *plan, bool last) {
     size_t rows = plan->max_rows, d = c->d_model, key = c->n_kv_heads * c->d_head;
-    bool own_mid = plan->backward && !c->parallel, gemma = c->kind == LLM_GEMMA2;
+    bool own_mid = plan->backward && (!c->parallel || last), gemma = c->kind == LLM_GEMMA2;
     Layer l = {.resid_pre = arena_floats(arena, rows, d)};
     l.resid_mid = own_mid ? arena_floats(arena, rows, d) : l.resid_pre;
     l.q = arena_floats(arena, rows, c->n_heads * c->d_head);
@@ -178,7 +180,7 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
     float *mlp_raw = gemma ? NULL : arena_floats(arena, rows, d);
     for (size_t layer = 0; layer < c->n_layers; layer++) {
         if (layer == 0 || plan->backward) {
-            l = layer_layout(arena, c, plan);
+            l = layer_layout(arena, c, plan, layer + 1 == c->n_layers);
         }
         l.attn_raw = gemma ? l.attn_raw : attn_raw;
         l.mlp_raw = gemma ? l.mlp_raw : mlp_raw;
@@ -669,20 +671,44 @@ static void swap_tail(const LlmRun *run, const Layer *l, size_t s, size_t end) {
     }
 }
 
-/* With `ends`, in the last layer: q and resid_pre of each sequence's last row move to the front,
- * and T is the number of sequences. It saves the last layer's other rows, which no logit reads. */
-static void keep_last_rows(LlmRun *run, const Layer *l) {
+/* In the last layer: q and the stream, which moves to resid_mid, of the rows that are read come to
+ * the front, and T is their number. It saves the last layer's other rows, which no logit reads. */
+static void keep_read_rows(LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    size_t query = c->n_heads * c->d_head, d = c->d_model;
+    const LlmBatch *batch = run->batch;
+    size_t query = c->n_heads * c->d_head, d = c->d_model, to = 0;
     for (size_t s = 0; s < run->n_sequences; s++) {
-        size_t last = run->start[s + 1] - 1;
-        memmove(l->q + s * query, l->q + last * query, query * sizeof *l->q);
-        memmove(l->resid_pre + s * d, l->resid_pre + last * d, d * sizeof *l->q);
-        run->past[s] += last - run->start[s];
-        run->start[s] = s;
-        run->position[s] = (uint32_t)run->past[s];
+        size_t from = batch->read_from != NULL ? batch->read_from[s] : batch->start[s];
+        size_t count = batch->start[s + 1] - from;
+        memmove(l->q + to * query, l->q + from * query, count * query * sizeof *l->q);
+        memmove(l->resid_mid + to * d, l->resid_pre + from * d, count * d * sizeof *l->q);
+        run->past[s] += from - batch->start[s];
+        run->start[s] = to;
+        to += count;
     }
-    run->rows = run->start[run->n_sequences] = run->n_sequences;
+    run->rows = run->start[run->n_sequences] = to;
+}
+
+/* Its way back: T rows again, those that were not read without a gradient but by keys and values.
+ */
+static void spread_read_rows(LlmRun *run) {
+    const LlmConfig *c = &run->llm->config;
+    size_t query = c->n_heads * c->d_head, d = c->d_model, end = run->rows, bytes = sizeof(float);
+    if (end < run->all_rows) {
+        run->last = 0; /* ln_final's rows are no longer those of this pass */
+    }
+    run->rows = run->start[run->n_sequences] = run->all_rows;
+    for (size_t s = run->n_sequences; s-- > 0;) {
+        size_t at = run->start[s], skipped = run->past[s], first = run->whole[s],
+               to = first + skipped;
+        memmove(run->dq + to * query, run->dq + at * query, (end - at) * query * bytes);
+        memmove(run->dresid + to * d, run->dresid + at * d, (end - at) * d * bytes);
+        memset(run->dq + first * query, 0, skipped * query * bytes);
+        memset(run->dresid + first * d, 0, skipped * d * bytes);
+        run->start[s] = first;
+        run->past[s] = 0;
+        end = at;
+    }
 }
 
 /* The sequences from s on that go on different sequences of the whole pass; the first behind. */
@@ -710,7 +736,7 @@ static void attention_forward(const LlmRun *run, const Layer *l) {
 /* dz[T, H, E] -> dq[T, H, E], dk, dv[T, G, E]. */
 static void attention_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    size_t bytes = run->rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
+    size_t bytes = run->all_rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
     hook_d(run, HOOK_Z, l->index, run->dz, c->n_heads, c->d_head);
     memset(run->dk, 0, bytes);
     memset(run->dv, 0, bytes);
@@ -864,13 +890,14 @@ static void block_forward(LlmRun *run, const Layer *l, float *next) {
     hook(run, HOOK_RESID_PRE, l->index, pre, d, 0);
     norm_forward(run, run->x, pre, &l->ln1);
     project_forward(run, l);
-    if (run->ends && (size_t)l->index + 1 == c->n_layers) {
-        keep_last_rows(run, l);
+    bool last = (size_t)l->index + 1 == c->n_layers;
+    if (last) {
+        keep_read_rows(run, l);
     }
     attention_forward(run, l);
     float *attn_out = output_forward(run, l);
     if (!c->parallel) {
-        join(run, mid, pre, attn_out);
+        join(run, mid, last ? mid : pre, attn_out);
         hook(run, HOOK_RESID_MID, l->index, mid, d, 0);
     }
     norm_forward(run, run->x, mid, &l->ln2);
@@ -883,7 +910,7 @@ static void block_forward(LlmRun *run, const Layer *l, float *next) {
 }
 
 /* dresid: dresid_post -> dresid_pre. */
-static void block_backward(const LlmRun *run, const Layer *l) {
+static void block_backward(LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
     float *dresid = run->dresid, *dx = run->dx;
     size_t d = c->d_model, bytes = run->rows * d * sizeof *dresid;
@@ -900,6 +927,9 @@ static void block_backward(const LlmRun *run, const Layer *l) {
     }
     output_backward(run, l, run->dbranch);
     attention_backward(run, l);
+    if ((size_t)l->index + 1 == c->n_layers) {
+        spread_read_rows(run);
+    }
     project_backward(run, l);
     norm_backward(run, dresid, dx, l->resid_pre, &l->ln1);
     hook_d(run, HOOK_RESID_PRE, l->index, dresid, d, 0);
@@ -917,8 +947,9 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
         (first == 0) == (resid == NULL) && (!plan->cache || sequences == 1) &&
         (batch->past == NULL || (plan->tails && (batch->of != NULL || sequences <= run->n_whole)));
     for (size_t s = 0; good && s < sequences; s++) {
-        good = batch->start[s] < batch->start[s + 1] &&
-               (batch->of == NULL || batch->of[s] < run->n_whole);
+        size_t begin = batch->start[s], end = batch->start[s + 1];
+        size_t read = batch->read_from != NULL ? batch->read_from[s] : begin;
+        good = begin <= read && read < end && (batch->of == NULL || batch->of[s] < run->n_whole);
     }
     if (!good) {
         fail(STATUS_INPUT, "an empty sequence, or layers %zu to %zu of %zu", first, last,
@@ -950,9 +981,8 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
 static void batch_start(LlmRun *run, const LlmBatch *batch) {
     run->batch = batch;
     run->n_sequences = batch->n_sequences;
-    run->rows = batch->start[batch->n_sequences];
+    run->rows = run->all_rows = batch->start[batch->n_sequences];
     run->tail = batch->past != NULL;
-    run->ends = batch->ends;
     memcpy(run->start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
     for (size_t s = 0; s < run->n_sequences; s++) {
         run->past[s] = run->plan.cache ? run->cached : run->tail ? batch->past[s] : 0;
@@ -1052,7 +1082,7 @@ void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, 
 void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     if (!run->plan.backward || run->last != c->n_layers || first < run->first || run->tail ||
-        run->ends || run->past[0] > 0) {
+        (run->plan.cache && run->past[0] > 0)) {
         fail(STATUS_INPUT, "backward to layer %zu without a forward that kept it", first);
     }
     run->hooks = hooks;

@@ -70,9 +70,10 @@ typedef struct LlmBatch {
     /* [n_sequences]: which sequence of that pass each goes on, several on one as they like; NULL:
      * the same one. */
     const size_t *of;
-    /* Behind the last layer's q, k and v only the last row of each sequence goes on: hooks there
-     * and llm_logits have one row a sequence. No backward. */
-    bool ends;
+    /* [n_sequences]: of each sequence the first row whose logits are read. Behind the last layer's
+     * q, k and v only it and those after it go on: hooks there, llm_logits and, once, backward have
+     * these rows alone, of all sequences side by side. NULL: all rows. */
+    const size_t *read_from;
 } LlmBatch;
 
 /* What a run has room for; decides its memory before it starts. */
@@ -84,7 +85,7 @@ typedef struct LlmPlan {
     bool backward;        /* keep what backward needs */
     bool cache;           /* one sequence, continued over several llm_forward calls */
     bool tails;           /* with backward (each layer keeps its keys): batches may have a past */
-    /* attn_scores, pattern and result are formed in pieces of a bounded size (2^22 values), unless
+    /* attn_scores, pattern and result are formed in pieces of a bounded size (2^19 values), unless
      * hooks want them whole; small ones always fit, larger ones only with this flag. In a run with
      * backward hooks may not replace attn_scores or pattern. */
     bool attention_hooks;

@@ -671,7 +671,7 @@ static bool generate_stops(const Vlm *vlm, bool chat, int32_t id) {
 static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float *images,
                            const VlmOptions *options, bool chat, Arena *arena) {
     const LlmConfig *config = &vlm->llm.config;
-    size_t rows = sequence->rows, layers = config->n_layers, last = rows - 1;
+    size_t rows = sequence->rows, layers = config->n_layers;
     size_t new_tokens = options->max_new_tokens;
     if (config->rotary_dim == 0 && rows + new_tokens > config->n_ctx) { /* learned positions */
         new_tokens = rows < config->n_ctx ? config->n_ctx - rows : 0;
@@ -687,13 +687,16 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
     Tokens out = {0};
     size_t room = 0;
     Random random = random_start(options->seed, RANDOM_SAMPLE);
-    LlmBatch batch = {.n_sequences = 1, .start = (size_t[]){0, rows}, .ids = sequence->ids};
+    LlmBatch batch = {.n_sequences = 1,
+                      .start = (size_t[]){0, rows},
+                      .ids = sequence->ids,
+                      .read_from = (size_t[]){rows - 1}};
     ImageHook image = {&batch, sequence->n_image, config->d_model, images, NULL, NULL};
     Hooks hooks = image_hooks(&image);
     llm_forward(run, &batch, 0, layers, NULL, &hooks);
     while (out.count < new_tokens) {
         arena_reset(scratch);
-        llm_logits(run, &last, 1, true, logits, NULL);
+        llm_logits(run, &(size_t){0}, 1, true, logits, NULL);
         int32_t id = token_sample(logits, config->d_vocab, &options->sampling, &random, scratch);
         if (generate_stops(vlm, chat, id)) {
             break;
@@ -703,7 +706,6 @@ static Tokens vlm_generate(const Vlm *vlm, const Sequence *sequence, const float
         if (out.count < new_tokens) {
             LlmBatch next = {.n_sequences = 1, .start = (size_t[]){0, 1}, .ids = &id};
             llm_forward(run, &next, 0, layers, NULL, NULL);
-            last = 0;
         }
     }
     arena_free(scratch);

@@ -59,8 +59,8 @@ typedef struct SageRun {
     bool keeps;      /* the current pass leaves the streams */
     /* Sequences of the current pass, or that wait for the next: a prompt of the batch from token
      * `past` on, under a patch. */
-    size_t n, *of, *past, *start;
-    const Patch **patch; /* [rows] */
+    size_t n, *of, *past, *start, *end_row; /* end_row: the last of each */
+    const Patch **patch;                    /* [rows] */
     int32_t *ids;
     float *stream;
     size_t *last_row;                 /* [batch] */
@@ -138,6 +138,7 @@ static void sequence_add(SageRun *r, const Patch *patch, size_t s, size_t past) 
     r->of[n] = s;
     r->past[n] = past;
     r->start[n + 1] = r->start[n] + count;
+    r->end_row[n] = r->start[n + 1] - 1;
     memcpy(r->ids + r->start[n], form->ids + past, count * sizeof(int32_t));
 }
 
@@ -159,7 +160,7 @@ static void outcomes_read(SageRun *r, bool ends) {
             if ((r->patch[s + n]->predicted != NULL) != asked) {
                 break;
             }
-            r->last_row[n] = ends ? s + n : r->start[s + n + 1] - 1;
+            r->last_row[n] = ends ? s + n : r->end_row[s + n];
         }
         if (asked) {
             llm_logits(r->run, r->last_row, n, true, r->logits, NULL);
@@ -199,7 +200,7 @@ static void pass_whole(SageRun *r, const Patch *patch, bool keep) {
         sequence_add(r, patch, s, 0);
         r->stream_row[s] = r->start[s];
     }
-    LlmBatch batch = {r->n, r->start, r->ids, NULL, NULL, keep};
+    LlmBatch batch = {r->n, r->start, r->ids, NULL, NULL, keep ? r->end_row : NULL};
     r->keeps = keep;
     llm_forward(r->run, &batch, 0, last, NULL, &hooks);
     r->keeps = false;
@@ -243,7 +244,7 @@ static void patches_run(SageRun *r) {
     Hooks hooks = {call_slices, wants_slices, r};
     if (r->n > 0) {
         size_t first = patch_first(r, r->patch[0], &ends);
-        LlmBatch batch = {r->n, r->start, r->ids, r->past, r->of, ends};
+        LlmBatch batch = {r->n, r->start, r->ids, r->past, r->of, ends ? r->end_row : NULL};
         llm_forward(r->run, &batch, first, r->llm.config.n_layers, first > 0 ? r->stream : NULL,
                     &hooks);
         outcomes_read(r, ends);
@@ -1083,6 +1084,7 @@ static void run_layout(Arena *arena, void *user) {
     r->of = arena_alloc(arena, rows, sizeof(size_t));
     r->past = arena_alloc(arena, rows, sizeof(size_t));
     r->start = arena_alloc(arena, rows + 1, sizeof(size_t));
+    r->end_row = arena_alloc(arena, rows, sizeof(size_t));
     r->patch = arena_alloc(arena, rows, sizeof(Patch *));
     r->ids = arena_alloc(arena, rows, sizeof(int32_t));
     r->stream = arena_floats(arena, rows, c->d_model);

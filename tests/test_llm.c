@@ -84,7 +84,7 @@ static Error try_backward(LlmRun *run, size_t first) {
 static float *logits_of(World *w, const int32_t *ids, size_t n, const Hooks *hooks) {
     size_t start[2] = {0, n}, rows[64];
     float *logits = malloc(n * w->llm.config.d_vocab * sizeof *logits);
-    LlmBatch batch = {1, start, ids, NULL, NULL, false};
+    LlmBatch batch = {1, start, ids, NULL, NULL, NULL};
     for (size_t i = 0; i < n; i++) {
         rows[i] = i;
     }
@@ -262,6 +262,7 @@ typedef struct Tape {
     size_t first_row, rows, of; /* keep these rows of `of` only (points by token) */
     size_t sequence;            /* and this sequence of those that come by sequence */
     bool costly;                /* attn_scores, pattern and result too */
+    const void *user;           /* of who records */
 } Tape;
 
 static bool want_taped(void *user, HookKind kind, int layer, bool gradient) {
@@ -341,8 +342,8 @@ Test(llm, a_sequence_does_not_see_its_batch) {
             Tape together = {
                 .first_row = start[s], .rows = n, .of = 19, .sequence = s, .costly = true};
             Tape single = tape_all(n, true);
-            tape_pass(&w, &(LlmBatch){3, start, ids, NULL, NULL, false}, &together);
-            tape_pass(&w, &(LlmBatch){1, alone, ids + start[s], NULL, NULL, false}, &single);
+            tape_pass(&w, &(LlmBatch){3, start, ids, NULL, NULL, NULL}, &together);
+            tape_pass(&w, &(LlmBatch){1, alone, ids + start[s], NULL, NULL, NULL}, &single);
             expect_same_tape(&together, &single, models[m]);
         }
         world_close(&w);
@@ -363,7 +364,7 @@ Test(llm, threads_and_instruction_sets_change_nothing) {
             some_ids(&w, m, ids, 17);
             world_plan(&w, plan_for(17, true));
             tapes[i] = tape_all(17, true);
-            tape_pass(&w, &(LlmBatch){1, start, ids, NULL, NULL, false}, &tapes[i]);
+            tape_pass(&w, &(LlmBatch){1, start, ids, NULL, NULL, NULL}, &tapes[i]);
             world_close(&w);
         }
         Tape copy = tapes[0];
@@ -393,16 +394,72 @@ Test(llm, pieces_of_attention_are_the_whole) {
             plan.attention_hooks = whole;
             world_plan(&w, plan);
             tapes[whole] = tape_all(TOKENS, false);
-            tape_pass(&w, &(LlmBatch){2, start, ids, NULL, NULL, false}, &tapes[whole]);
+            tape_pass(&w, &(LlmBatch){2, start, ids, NULL, NULL, NULL}, &tapes[whole]);
         }
         expect_same_tape(&tapes[0], &tapes[1], long_ones[m]);
         Tape costly = tape_all(TOKENS, true);
         Hooks hooks = {record, want_taped, &costly};
         world_plan(&w, plan_for(TOKENS, false));
-        LlmBatch batch = {2, start, ids, NULL, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, NULL};
         cr_expect_eq(try_forward(w.run, &batch, 0, 1, &hooks).status, STATUS_RESOURCE);
         free(costly.data);
         free(ids);
+        world_close(&w);
+    }
+}
+
+static bool want_gradients(void *user, HookKind kind, int layer, bool gradient) {
+    const int last = *(const int *)((Tape *)user)->user;
+    return gradient &&
+           (layer < last || kind == HOOK_RESID_PRE || kind == HOOK_Q || kind == HOOK_K ||
+            kind == HOOK_V || kind == HOOK_LN1_SCALE) &&
+           kind != HOOK_LOGITS && kind != HOOK_LN_FINAL_SCALE && kind != HOOK_LN_FINAL_NORMALIZED &&
+           want_taped(user, kind, layer, gradient);
+}
+
+/* Of a logit at some rows, and what it was. */
+static void gradients_of(World *w, const LlmBatch *batch, const size_t rows[3], float *logits,
+                         Tape *tape) {
+    Hooks hooks = {record, want_gradients, tape};
+    size_t v = w->llm.config.d_vocab;
+    float *dlogits = calloc(3 * v, sizeof *dlogits);
+    llm_forward(w->run, batch, 0, w->llm.config.n_layers, NULL, NULL);
+    llm_logits(w->run, rows, 3, true, logits, NULL);
+    for (size_t i = 0; i < 3; i++) {
+        dlogits[i * v + i] = 1 + (float)i;
+    }
+    llm_backward_start(w->run);
+    llm_logits_backward(w->run, rows, 3, true, logits, dlogits, NULL);
+    llm_backward(w->run, 0, &hooks);
+    free(dlogits);
+}
+
+Test(llm, rows_that_no_logit_reads_change_no_gradient) {
+    static const size_t start[] = {0, 9, 20}, from[] = {3, 19}, rows[] = {3, 8, 19},
+                        among[] = {0, 5, 6};
+    for (size_t m = 0; m < MODELS; m++) {
+        World w = world_open(models[m], 2);
+        size_t v = w.llm.config.d_vocab;
+        int last = (int)w.llm.config.n_layers - 1;
+        int32_t ids[20];
+        some_ids(&w, m, ids, 20);
+        world_plan(&w, plan_for(20, true));
+        float *logits = calloc(6 * v, sizeof *logits);
+        Tape all = tape_all(20, false), read = tape_all(20, false);
+        all.user = read.user = &last;
+        gradients_of(&w, &(LlmBatch){2, start, ids, NULL, NULL, NULL}, rows, logits, &all);
+        gradients_of(&w, &(LlmBatch){2, start, ids, NULL, NULL, from}, among, logits + 3 * v,
+                     &read);
+        cr_expect_arr_eq(logits, logits + 3 * v, 3 * v * sizeof *logits, "%s", models[m]);
+        cr_expect_gt(all.length, 0);
+        expect_same_tape(&all, &read, models[m]);
+        cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "%s: once more", models[m]);
+        Error error = try_forward(w.run, &(LlmBatch){2, start, ids, NULL, NULL, start}, 0,
+                                  w.llm.config.n_layers, NULL);
+        cr_expect_eq(error.status, STATUS_OK);
+        error = try_forward(w.run, &(LlmBatch){2, start, ids, NULL, NULL, rows}, 0, 1, NULL);
+        cr_expect_eq(error.status, STATUS_INPUT, "row 8 is of no second sequence");
+        free(logits);
         world_close(&w);
     }
 }
@@ -424,7 +481,7 @@ Test(llm, a_cache_gives_what_the_whole_prefix_gives) {
         size_t past = 0;
         for (size_t i = 0; i < 7; i++) {
             size_t start[] = {0, steps[i]};
-            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, NULL, false}, 0, layers,
+            llm_forward(cached.run, &(LlmBatch){1, start, ids + past, NULL, NULL, NULL}, 0, layers,
                         NULL, NULL);
             past += steps[i];
             last = steps[i] - 1;
@@ -479,8 +536,8 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
         some_ids(&w, m, ids, 20);
         memcpy(tail_ids, ids + 4, 5 * sizeof *ids);
         tail_ids[5] = ids[19];
-        LlmBatch batch = {2, start, ids, NULL, NULL, false},
-                 rest = {2, tail, tail_ids, past, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, NULL},
+                 rest = {2, tail, tail_ids, past, NULL, NULL};
         float *whole = malloc(2 * v * sizeof *whole), *part = malloc(2 * v * sizeof *part), few[3];
         float *stream = malloc(20 * d * sizeof *stream), *kept = malloc(6 * d * sizeof *kept);
         for (size_t layer = 0; layer < 2; layer++) {
@@ -509,14 +566,14 @@ Test(llm, a_tail_gives_what_whole_sequences_give) {
             /* the last rows alone, of the whole and of a tail; the hook counts all rows of z */
             for (int some_rows = 0; some_rows < 2 && layer + 1 < layers; some_rows++) {
                 LlmBatch *shorter = some_rows ? &rest : &batch;
-                shorter->ends = true;
+                shorter->read_from = some_rows ? tail_last : last;
                 llm_forward(w.run, shorter, some_rows ? layer : 0, layers,
                             some_rows && layer > 0 ? kept : NULL, some_rows ? &hooks_rest : &hooks);
                 llm_logits(w.run, first_two, 2, true, part, NULL);
                 cr_expect_arr_eq(part, whole, 2 * v * sizeof *part, "%s, layer %zu, ends",
                                  models[m], layer);
-                cr_expect_eq(try_backward(w.run, layer).status, STATUS_INPUT);
-                shorter->ends = false;
+                cr_expect(!some_rows || try_backward(w.run, layer).status == STATUS_INPUT);
+                shorter->read_from = NULL;
                 llm_forward(w.run, &batch, 0, layers, NULL, NULL);
             }
         }
@@ -542,7 +599,7 @@ Test(llm, a_tail_of_some_sequences_gives_what_the_whole_gives) {
         plan.tails = true;
         world_plan(&w, plan);
         some_ids(&w, m, ids, 20);
-        LlmBatch batch = {3, start, ids, NULL, NULL, false};
+        LlmBatch batch = {3, start, ids, NULL, NULL, NULL};
         float *whole = malloc(3 * v * sizeof *whole), *part = malloc(4 * v * sizeof *part);
         TailPatch patch = {1, &batch, from};
         llm_forward(w.run, &batch, 0, layers, NULL, &(Hooks){patch_rows, wants_patch, &patch});
@@ -559,7 +616,7 @@ Test(llm, a_tail_of_some_sequences_gives_what_the_whole_gives) {
                 tail[s + 1] = tail[s] + rows;
                 tail_last[s] = tail[s + 1] - 1;
             }
-            LlmBatch some = {n, tail, tail_ids, past, of, false};
+            LlmBatch some = {n, tail, tail_ids, past, of, NULL};
             patch = (TailPatch){1, &some, none};
             llm_forward(w.run, &some, 0, layers, NULL, &(Hooks){patch_rows, wants_patch, &patch});
             llm_logits(w.run, tail_last, n, true, part, NULL);
@@ -569,8 +626,8 @@ Test(llm, a_tail_of_some_sequences_gives_what_the_whole_gives) {
             }
         }
         static const size_t one[] = {0, 1, 2, 3, 4}, beyond[] = {3};
-        LlmBatch unknown = {1, one, ids, from, beyond, false},
-                 more = {4, one, ids, none, NULL, false};
+        LlmBatch unknown = {1, one, ids, from, beyond, NULL},
+                 more = {4, one, ids, none, NULL, NULL};
         cr_expect_eq(try_forward(w.run, &unknown, 0, layers, NULL).status, STATUS_INPUT);
         cr_expect_eq(try_forward(w.run, &more, 0, layers, NULL).status, STATUS_INPUT);
         free(whole);
@@ -585,7 +642,7 @@ Test(llm, layers_in_two_passes_are_one) {
         size_t n = 11, start[] = {0, 11}, row = 10, v = w.llm.config.d_vocab;
         int32_t ids[11];
         some_ids(&w, m, ids, n);
-        LlmBatch batch = {1, start, ids, NULL, NULL, false};
+        LlmBatch batch = {1, start, ids, NULL, NULL, NULL};
         for (int backward = 0; backward < 2; backward++) {
             world_plan(&w, plan_for(n, backward != 0));
             float *whole = logits_of(&w, ids, n, NULL), *again = malloc(v * sizeof *again);
@@ -800,7 +857,7 @@ Test(llm, replaced_scores_are_refused_with_backward) {
         size_t start[] = {0, 4, 12};
         int32_t ids[12];
         some_ids(&w, m, ids, 12);
-        LlmBatch batch = {2, start, ids, NULL, NULL, false};
+        LlmBatch batch = {2, start, ids, NULL, NULL, NULL};
         for (int backward = 0; backward < 2; backward++) {
             world_plan(&w, plan_for(12, backward != 0));
             for (size_t k = 0; k < 2; k++) {
@@ -1064,19 +1121,19 @@ Test(llm, refuses_what_a_run_cannot_hold) {
     some_ids(&w, 1, ids, 30);
     world_plan(&w, plan_for(30, false));
     size_t start[] = {0, 25, 30}, layers = w.llm.config.n_layers;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, NULL}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     cr_expect(strstr(error.text, "24 positions") != NULL, "%s", error.text);
     ids[3] = 71;
     start[1] = 5;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, NULL}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     cr_expect(strstr(error.text, "71") != NULL, "%s", error.text);
     ids[3] = -1;
-    llm_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL, NULL);
+    llm_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, NULL}, 0, layers, NULL, NULL);
     cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "a run without backward");
     start[1] = 0;
-    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, false}, 0, layers, NULL);
+    error = try_forward(w.run, &(LlmBatch){1, start, ids, NULL, NULL, NULL}, 0, layers, NULL);
     cr_expect_eq(error.status, STATUS_INPUT);
     world_plan(&w, plan_for(20, true)); /* of four sequences */
     size_t many[] = {0, 1, 2, 3, 4, 5}, long_one[] = {0, 21}, two[] = {0, 11, 22}, late[] = {1, 5};
@@ -1085,23 +1142,23 @@ Test(llm, refuses_what_a_run_cannot_hold) {
         LlmBatch batch;
         size_t first, last;
         Status status;
-    } cases[] = {{{5, many, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
-                 {{1, long_one, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
-                 {{2, two, ids, NULL, NULL, false}, 0, layers, STATUS_RESOURCE},
-                 {{1, late, ids, NULL, NULL, false}, 0, layers, STATUS_INPUT},
-                 {{1, many, ids, many, NULL, false}, 0, layers, STATUS_INPUT}, /* of no tail */
-                 {{0, many, ids, NULL, NULL, false}, 0, layers, STATUS_INPUT},
-                 {{1, many, ids, NULL, NULL, false}, 1, 0, STATUS_INPUT},
-                 {{1, many, ids, NULL, NULL, false}, 0, layers + 1, STATUS_INPUT},
-                 {{1, many, ids, NULL, NULL, false}, 1, layers, STATUS_INPUT}, /* of no stream */
-                 {{1, many, ids + 4, NULL, NULL, false}, 0, layers, STATUS_INPUT}}; /* id -2 */
+    } cases[] = {{{5, many, ids, NULL, NULL, NULL}, 0, layers, STATUS_RESOURCE},
+                 {{1, long_one, ids, NULL, NULL, NULL}, 0, layers, STATUS_RESOURCE},
+                 {{2, two, ids, NULL, NULL, NULL}, 0, layers, STATUS_RESOURCE},
+                 {{1, late, ids, NULL, NULL, NULL}, 0, layers, STATUS_INPUT},
+                 {{1, many, ids, many, NULL, NULL}, 0, layers, STATUS_INPUT}, /* of no tail */
+                 {{0, many, ids, NULL, NULL, NULL}, 0, layers, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, NULL}, 1, 0, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, NULL}, 0, layers + 1, STATUS_INPUT},
+                 {{1, many, ids, NULL, NULL, NULL}, 1, layers, STATUS_INPUT}, /* of no stream */
+                 {{1, many, ids + 4, NULL, NULL, NULL}, 0, layers, STATUS_INPUT}}; /* id -2 */
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         error = try_forward(w.run, &cases[i].batch, cases[i].first, cases[i].last, NULL);
         cr_expect_eq(error.status, cases[i].status, "%zu: %s", i, error.text);
     }
-    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, false}, 0, 1, NULL, NULL);
+    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, NULL}, 0, 1, NULL, NULL);
     cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "not all layers");
-    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, false}, 1, layers, llm_resid(w.run),
+    llm_forward(w.run, &(LlmBatch){1, many, ids, NULL, NULL, NULL}, 1, layers, llm_resid(w.run),
                 NULL);
     cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "not from layer 0 on");
     llm_backward_start(w.run);
@@ -1130,7 +1187,7 @@ Test(llm, weights_that_are_not_finite_are_named) {
         }
         world_plan(&w, plan_for(6, false));
         float logits[61];
-        LlmBatch batch = {1, start, ids, NULL, NULL, false};
+        LlmBatch batch = {1, start, ids, NULL, NULL, NULL};
         Error error = try_forward(w.run, &batch, 0, w.llm.config.n_layers, NULL);
         if (error.status == STATUS_OK) {
             error = try_logits(w.run, row, logits);
