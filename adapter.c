@@ -186,7 +186,7 @@ static void train_head(TrainRun *t, size_t count) {
     size_t n = 0, at = 0; /* at: its first row among those that are read */
     for (size_t e = 0; e < count; e++) {
         const Sequence *s = &t->sequence[e];
-        size_t skipped = t->read_from[e] - t->start[e];
+        size_t skipped = s->prompt_rows - 1; /* see read_from */
         for (size_t a = 0; a < s->n_answers; a++) {
             Range turn = s->answers[a];
             double share = 1.0 / ((double)s->n_answers * (double)(turn.end - turn.begin));

@@ -47,7 +47,8 @@ typedef struct NormPlace {
 typedef struct Layer {
     const LlmLayer *w;
     int index;
-    float *resid_pre, *resid_mid; /* [T, D]; parallel: the same, but in the last layer */
+    float *resid_pre, *resid_mid; /* [T, D]; parallel: the same, but in the last layer with
+                                     plan.backward */
     float *q, *k, *v;             /* [T, H, E], [T, G, E]: rotated; with a cache k and v hold every
                                      position and the new rows are written behind the past ones */
     float *attn_raw, *mlp_raw;    /* [T, D]: before the post-norms */
@@ -952,8 +953,8 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
         good = begin <= read && read < end && (batch->of == NULL || batch->of[s] < run->n_whole);
     }
     if (!good) {
-        fail(STATUS_INPUT, "an empty sequence, or layers %zu to %zu of %zu", first, last,
-             c->n_layers);
+        fail(STATUS_INPUT, "an empty sequence or one not read, or layers %zu to %zu of %zu", first,
+             last, c->n_layers);
     }
     for (size_t s = 0; s < sequences; s++) {
         size_t past = plan->cache ? run->cached : batch->past != NULL ? batch->past[s] : 0;
@@ -1082,7 +1083,7 @@ void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, 
 void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     if (!run->plan.backward || run->last != c->n_layers || first < run->first || run->tail ||
-        (run->plan.cache && run->past[0] > 0)) {
+        (run->plan.cache && run->cached > run->all_rows)) {
         fail(STATUS_INPUT, "backward to layer %zu without a forward that kept it", first);
     }
     run->hooks = hooks;

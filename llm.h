@@ -71,8 +71,8 @@ typedef struct LlmBatch {
      * the same one. */
     const size_t *of;
     /* [n_sequences]: of each sequence the first row whose logits are read. Behind the last layer's
-     * q, k and v only it and those after it go on: hooks there, llm_logits and, once, backward have
-     * these rows alone, of all sequences side by side. NULL: all rows. */
+     * q, k and v only it and those after it go on: hooks there, llm_resid and llm_logits have these
+     * rows alone, of all sequences side by side, and backward, once, ends this pass. NULL: all. */
     const size_t *read_from;
 } LlmBatch;
 
