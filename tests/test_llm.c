@@ -451,7 +451,7 @@ Test(llm, rows_that_no_logit_reads_change_no_gradient) {
         gradients_of(&w, &(LlmBatch){2, start, ids, NULL, NULL, from}, among, logits + 3 * v,
                      &read);
         cr_expect_arr_eq(logits, logits + 3 * v, 3 * v * sizeof *logits, "%s", models[m]);
-        cr_expect_gt(all.length, 0);
+        cr_expect(all.length > 0);
         expect_same_tape(&all, &read, models[m]);
         cr_expect_eq(try_backward(w.run, 0).status, STATUS_INPUT, "%s: once more", models[m]);
         Error error = try_forward(w.run, &(LlmBatch){2, start, ids, NULL, NULL, start}, 0,
