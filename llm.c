@@ -29,10 +29,11 @@
 
 /* ---- a run: all its memory ---- */
 
+/* Floats of one buffer of scores, unless hooks want more: near the second cache, and short pieces
+ * form few scores that the mask then hides. */
 enum {
     SCORES_ROOM = 1 << 19
-}; /* floats of one buffer of scores, unless hooks want more: near the second cache, and short
-    * pieces form few scores that the mask then hides */
+};
 
 /* One norm of the model, and what it keeps for its backward: [T] each; RMSNorm has no mean. */
 typedef struct NormPlace {
@@ -76,9 +77,8 @@ struct LlmRun {
     size_t *start;      /* [sequences + 1] */
     size_t *past;       /* [sequences]: positions before the rows of this forward */
     size_t *kv_start;   /* [sequences]: where its keys and values begin in a layer's k and v */
-    size_t *whole;      /* [n_whole]: the same of the last pass without a past */
+    size_t *whole;      /* [n_whole + 1]: `start` of the last pass without a past */
     size_t rows, n_sequences, n_whole, first, last;
-    size_t all_rows;        /* of the batch; rows: those that go on */
     size_t cached;          /* with a cache: positions before the next forward's rows */
     bool tail;              /* this forward's batch has a past */
     float *tail_k, *tail_v; /* [T, G, E]: its keys and values */
@@ -169,7 +169,7 @@ LlmRun *llm_run_layout(const Llm *llm, const Compute *compute, const LlmPlan *pl
     r.start = arena_alloc(arena, sequences + 1, sizeof *r.start);
     r.past = arena_alloc(arena, sequences, sizeof *r.past);
     r.kv_start = arena_alloc(arena, sequences, sizeof *r.kv_start);
-    r.whole = arena_alloc(arena, sequences, sizeof *r.whole);
+    r.whole = arena_alloc(arena, sequences + 1, sizeof *r.whole);
     r.tail_k = plan->tails ? arena_floats(arena, rows, key) : NULL;
     r.tail_v = plan->tails ? arena_floats(arena, rows, key) : NULL;
     r.pieces = arena_alloc(arena, sequences, sizeof *r.pieces);
@@ -690,26 +690,26 @@ static void keep_read_rows(LlmRun *run, const Layer *l) {
     run->rows = run->start[run->n_sequences] = to;
 }
 
-/* Its way back: T rows again, those that were not read without a gradient but by keys and values.
- */
+/* x[T, width] of the rows that were read -> x[T', width] of all, 0 in the others. */
+static void spread_rows(const LlmRun *run, float *x, size_t width) {
+    for (size_t s = run->n_sequences; s-- > 0;) {
+        size_t at = run->start[s], count = run->start[s + 1] - at;
+        size_t first = run->whole[s], skipped = run->past[s];
+        memmove(x + (first + skipped) * width, x + at * width, count * width * sizeof *x);
+        memset(x + first * width, 0, skipped * width * sizeof *x);
+    }
+}
+
+/* The way back of keep_read_rows. */
 static void spread_read_rows(LlmRun *run) {
     const LlmConfig *c = &run->llm->config;
-    size_t query = c->n_heads * c->d_head, d = c->d_model, end = run->rows, bytes = sizeof(float);
-    if (end < run->all_rows) {
-        run->last = 0; /* ln_final's rows are no longer those of this pass */
-    }
-    run->rows = run->start[run->n_sequences] = run->all_rows;
-    for (size_t s = run->n_sequences; s-- > 0;) {
-        size_t at = run->start[s], skipped = run->past[s], first = run->whole[s],
-               to = first + skipped;
-        memmove(run->dq + to * query, run->dq + at * query, (end - at) * query * bytes);
-        memmove(run->dresid + to * d, run->dresid + at * d, (end - at) * d * bytes);
-        memset(run->dq + first * query, 0, skipped * query * bytes);
-        memset(run->dresid + first * d, 0, skipped * d * bytes);
-        run->start[s] = first;
-        run->past[s] = 0;
-        end = at;
-    }
+    size_t n = run->n_sequences, rows = run->whole[n];
+    spread_rows(run, run->dq, c->n_heads * c->d_head);
+    spread_rows(run, run->dresid, c->d_model);
+    memcpy(run->start, run->whole, (n + 1) * sizeof *run->start);
+    memset(run->past, 0, n * sizeof *run->past);
+    run->last = run->rows < rows ? 0 : run->last; /* ln_final's rows are of this pass no longer */
+    run->rows = rows;
 }
 
 /* The sequences from s on that go on different sequences of the whole pass; the first behind. */
@@ -737,7 +737,8 @@ static void attention_forward(const LlmRun *run, const Layer *l) {
 /* dz[T, H, E] -> dq[T, H, E], dk, dv[T, G, E]. */
 static void attention_backward(const LlmRun *run, const Layer *l) {
     const LlmConfig *c = &run->llm->config;
-    size_t bytes = run->all_rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
+    size_t rows = run->whole[run->n_sequences]; /* not those alone that are read */
+    size_t bytes = rows * c->n_kv_heads * c->d_head * sizeof *run->dk;
     hook_d(run, HOOK_Z, l->index, run->dz, c->n_heads, c->d_head);
     memset(run->dk, 0, bytes);
     memset(run->dv, 0, bytes);
@@ -982,7 +983,7 @@ static void batch_check(const LlmRun *run, const LlmBatch *batch, size_t first, 
 static void batch_start(LlmRun *run, const LlmBatch *batch) {
     run->batch = batch;
     run->n_sequences = batch->n_sequences;
-    run->rows = run->all_rows = batch->start[batch->n_sequences];
+    run->rows = batch->start[batch->n_sequences];
     run->tail = batch->past != NULL;
     memcpy(run->start, batch->start, (batch->n_sequences + 1) * sizeof *run->start);
     for (size_t s = 0; s < run->n_sequences; s++) {
@@ -995,7 +996,7 @@ static void batch_start(LlmRun *run, const LlmBatch *batch) {
     }
     if (!run->tail) {
         run->n_whole = run->n_sequences;
-        memcpy(run->whole, run->start, run->n_whole * sizeof *run->whole);
+        memcpy(run->whole, run->start, (run->n_whole + 1) * sizeof *run->whole);
     }
 }
 
@@ -1083,7 +1084,7 @@ void llm_forward(LlmRun *run, const LlmBatch *batch, size_t first, size_t last, 
 void llm_backward(LlmRun *run, size_t first, const Hooks *hooks) {
     const LlmConfig *c = &run->llm->config;
     if (!run->plan.backward || run->last != c->n_layers || first < run->first || run->tail ||
-        (run->plan.cache && run->cached > run->all_rows)) {
+        (run->plan.cache && run->cached > run->whole[1])) {
         fail(STATUS_INPUT, "backward to layer %zu without a forward that kept it", first);
     }
     run->hooks = hooks;
