@@ -27,6 +27,7 @@ enum {
     WORD_CUT = 64,    /* bytes; longer words are cut where no merge can reach across */
     CACHE_WORD = 128, /* bytes; longer pieces are not remembered */
     CACHE_MOST = 1 << 16,
+    PROBES_MOST = 1024,     /* places of a hash table that are looked at */
     CODED = 0x144,          /* characters that stand for bytes are below */
     REPLACEMENT_MOST = 4,   /* bytes of what a Replace puts: a character */
     PARTS_MOST = 8,         /* of a Sequence */
@@ -142,14 +143,22 @@ static size_t find_bytes(const char *text, size_t from, size_t end, String patte
     return end;
 }
 
+/* Entries of a table stand within some hundred places of their hash, unless chosen to collide. */
+static REFSAE_NORETURN void refuse_collisions(const Tokenizer *t) {
+    fail(STATUS_INPUT, "%s: model: more than %d tokens or merges share one place by their hash",
+         t->path, PROBES_MOST);
+}
+
 /* The slot of a text, or the free one where it would be. */
 static uint32_t *token_slot(const Tokenizer *t, const char *text, size_t length) {
-    for (size_t i = (size_t)hash_bytes(text, length);; i++) {
+    size_t home = (size_t)hash_bytes(text, length);
+    for (size_t i = home; i - home < PROBES_MOST; i++) {
         uint32_t *slot = &t->slots[i & t->slot_mask];
         if (*slot == 0 || same_string(t->tokens[*slot - 1].text, (String){text, length})) {
             return slot;
         }
     }
+    refuse_collisions(t);
 }
 
 static uint32_t token_find(const Tokenizer *t, const char *text, size_t length) {
@@ -311,13 +320,14 @@ static size_t pair_place(uint32_t left, uint32_t right, unsigned bits) {
 
 /* The merge of two tokens, or the free place where it would be. */
 static inline Merge *merge_find(const Tokenizer *t, uint32_t left, uint32_t right) {
-    for (size_t i = pair_place(left, right, t->merge_bits);;
-         i = (i + 1) & (((size_t)1 << t->merge_bits) - 1)) {
-        Merge *merge = &t->merges[i];
+    size_t home = pair_place(left, right, t->merge_bits);
+    for (size_t i = home; i - home < PROBES_MOST; i++) {
+        Merge *merge = &t->merges[i & (((size_t)1 << t->merge_bits) - 1)];
         if ((merge->left == left && merge->right == right) || merge->left == NONE) {
             return merge;
         }
     }
+    refuse_collisions(t);
 }
 
 /* Length and code of the character of BPE's vocabulary at byte i. */

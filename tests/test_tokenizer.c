@@ -2,6 +2,7 @@
  * tests/reference/make_tokenizer_golden.py over strings that both sides draw from the same
  * generator. */
 #include <criterion/criterion.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -440,6 +441,60 @@ Test(tokenizer, refuses_merges_and_added_tokens) {
         cr_expect(strstr(error.text, cases[i][3]) != NULL, "case %zu: %s", i, error.text);
         arena_free(arena);
     }
+}
+
+/* Tokens, and merges, chosen so that the hash puts all in one place (the copies of it here show by
+ * failing that it is another now): refused soon, where each was compared with each. */
+Test(tokenizer, refuses_tokens_and_merges_that_collide) {
+    enum {
+        GIVEN = 700,   /* tokens of the golden */
+        COUNT = 1200,  /* with them in 4096 slots */
+        LONGEST = 2080 /* of qq, qqq, ...: some 1,050 pairs, with the golden's in 2^11 places */
+    };
+    Arena *arena = arena_new();
+    FileMap map = file_map(arena, FOLDER "gpt2.json");
+    const char *text = arena_copy(arena, (const char *)map.data, map.size);
+    const char *vocab = strstr(text, "\"vocab\":{") + 9,
+               *merges = strstr(text, "\"merges\":[") + 10;
+    char *q = arena_alloc(arena, LONGEST + 1, 1);
+    memset(q, 'q', LONGEST);
+    for (int kind = 0; kind < 2; kind++) {
+        char path[] = "/tmp/refsae_tokenizer_XXXXXX";
+        FILE *file = fdopen(mkstemp(path), "wb");
+        int id = GIVEN;
+        fprintf(file, "%.*s", (int)(vocab - text), text);
+        for (uint64_t n = 0; kind == 0 && id < GIVEN + COUNT; n++) {
+            char token[8] = "";
+            snprintf(token, sizeof token, "%07" PRIu64, n);
+            uint64_t h;
+            memcpy(&h, token, sizeof h);
+            h = (h ^ 7 * 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
+            if (((h ^ h >> 32) & 4095) == 0) {
+                fprintf(file, "\"%s\":%d,", token, id++);
+            }
+        }
+        for (int n = 2; kind == 1 && n <= LONGEST; n++) {
+            fprintf(file, "\"%.*s\":%d,", n, q, id++);
+        }
+        fprintf(file, "%.*s", (int)(merges - vocab), vocab);
+        for (int left = 2; kind == 1 && left <= LONGEST - 2; left++) {
+            for (int right = 2; right <= LONGEST - left; right++) {
+                uint64_t pair = (uint64_t)(GIVEN + left - 2) << 32 | (uint64_t)(GIVEN + right - 2);
+                if (pair * 0x9E3779B97F4A7C15u >> 53 == 0) {
+                    fprintf(file, "\"%.*s %.*s\",", left, q, right, q);
+                }
+            }
+        }
+        fputs(merges, file);
+        fclose(file);
+        Error error;
+        ATTEMPT(&error, tokenizer_open(arena, path));
+        remove(path);
+        cr_expect_eq(error.status, STATUS_INPUT, "kind %d", kind);
+        cr_expect(strstr(error.text, "model: more than 1024 tokens or merges share") != NULL, "%s",
+                  error.text);
+    }
+    arena_free(arena);
 }
 
 /* gpt2's golden with these blocks: "a1b2c3d4" (8 tokens), fitted. */
