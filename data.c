@@ -53,11 +53,12 @@ static bool is_file_name(const Json *value) {
 }
 
 /* {"id", "image": name or list of names, "conversations": turns} */
-Conversation conversation_parse(Arena *arena, const Json *element, const char *name) {
+Conversation conversation_read(Arena *arena, const JsonArrayFile *file, size_t index) {
+    const Json *element = json_array_read(file, index, arena);
     if (!json_is(element, JSON_OBJECT)) {
-        fail(STATUS_INPUT, "%s: an example is not an object", name);
+        fail(STATUS_INPUT, "%s: element %zu: expected an object", file->name, index);
     }
-    name = element->text; /* which element it is */
+    const char *name = element->text; /* which element it is */
     Conversation c = {.id = id_text(json_get(element, "id"))};
     const Json *image = json_get(element, "image");
     size_t listed = 1;

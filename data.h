@@ -67,9 +67,8 @@ typedef struct Conversation { /* one example of LLaVA JSON */
     size_t count;
 } Conversation;
 
-/* `element` is one member of the file's array. Turns have "from" and "value", or "role" and
- * "content". Messages start with `name`. */
-Conversation conversation_parse(Arena *arena, const Json *element, const char *name);
+/* Turns have "from" and "value", or "role" and "content". */
+Conversation conversation_read(Arena *arena, const JsonArrayFile *file, size_t index);
 /* Messages of `--prompt`: a JSON list of turns if it begins with '[', else text that is the user's
  * one turn. trim: as Gemma's template, contents trimmed and roles that do not alternate refused. */
 Conversation conversation_prompt(Arena *arena, const char *prompt, bool trim);

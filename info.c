@@ -366,7 +366,7 @@ static void info_conversations(Teller *t, JsonArrayFile *file) {
     size_t images = 0, turns = 0;
     for (size_t i = 0; i < file->count; i++) {
         arena_reset(arena);
-        Conversation one = conversation_parse(arena, json_array_read(file, i, arena), file->name);
+        Conversation one = conversation_read(arena, file, i);
         images += one.image != NULL ? 1 : 0;
         turns += one.count;
     }

@@ -216,8 +216,7 @@ static bool train_example(Trainer *t, uint64_t index, Sequence *sequence, float 
     if (t->skip[index]) {
         return false;
     }
-    const Json *element = json_array_read(&t->data, (size_t)index, t->examples);
-    Conversation conversation = conversation_parse(t->examples, element, t->options->data);
+    Conversation conversation = conversation_read(t->examples, &t->data, (size_t)index);
     t->skip[index] = 1;
     if (conversation.image == NULL) {
         t->without_image++;
@@ -1013,8 +1012,7 @@ typedef struct Analysis {
 static Example example_read(Analysis *a, size_t index) {
     Arena *arena = a->example;
     arena_reset(arena);
-    Conversation c =
-        conversation_parse(arena, json_array_read(&a->data, index, arena), a->options->data);
+    Conversation c = conversation_read(arena, &a->data, index);
     size_t first = 0;
     while (first < c.count && !c.turns[first].model) {
         first++;

@@ -7,7 +7,8 @@
 
 static Conversation parse(const char *text, Arena *arena) {
     arena_reset(arena);
-    return conversation_parse(arena, json_parse(arena, text, strlen(text), "data"), "data.json");
+    const char *element[] = {text, text + strlen(text)};
+    return conversation_read(arena, &(JsonArrayFile){"data.json", text, element, 1}, 0);
 }
 
 #define TURNS                                                                                      \
@@ -55,7 +56,7 @@ Test(conversation, what_published_files_hold) {
 
 Test(conversation, what_is_none_is_refused) {
     static const char *const bad[][2] = {
-        {"[]", "not an object"},
+        {"[]", "data.json: element 0: expected an object"},
         {"{\"id\":\"x\"}", "'conversations'"},
         {"{\"id\":\"x\",\"conversations\":\"a\"}", "'conversations'"},
         {"{\"id\":\"x\",\"image\":7," TURNS "}", "'image'"},
@@ -69,9 +70,7 @@ Test(conversation, what_is_none_is_refused) {
     Arena *arena = arena_new();
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         Error error;
-        arena_reset(arena);
-        const Json *value = json_parse(arena, bad[i][0], strlen(bad[i][0]), "data.json");
-        ATTEMPT(&error, (void)conversation_parse(arena, value, "data.json"));
+        ATTEMPT(&error, (void)parse(bad[i][0], arena));
         cr_assert_eq(error.status, STATUS_INPUT, "%s", bad[i][0]);
         cr_assert_not_null(strstr(error.text, bad[i][1]), "%s: %s", bad[i][0], error.text);
         cr_assert_not_null(strstr(error.text, "data.json"), "%s", error.text);

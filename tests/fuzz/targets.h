@@ -103,7 +103,7 @@ static void read_conversations(Arena *arena, const char *path) {
     json_array_open(&file, arena, path);
     for (size_t i = 0; i < file.count; i++) {
         arena_reset(one);
-        Conversation c = conversation_parse(one, json_array_read(&file, i, one), path);
+        Conversation c = conversation_read(one, &file, i);
         conversation_place_image(one, &c);
         for (size_t t = 0; t < c.count; t++) {
             (void)turn_replace_image(one, &c.turns[t], "x", 1);
