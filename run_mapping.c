@@ -792,6 +792,10 @@ void generate_command(const Compute *compute, const VlmOptions *o, bool json, FI
     Vlm vlm;
     prompt_open(&vlm, arena, compute, o);
     Sequence sequence = prompt_sequence(&vlm, o, arena);
+    size_t answers = sequence.n_answers;
+    if (answers > 0 && sequence.answers[answers - 1].end + 1 >= sequence.rows) {
+        sequence.rows = sequence.answers[answers - 1].end - 1; /* the model's turn goes on */
+    }
     bool image = o->image != NULL;
     float *images = NULL;
     if (image) {

@@ -695,6 +695,14 @@ Test(program, generate) {
                               "'[{\"role\":\"user\",\"content\":\"red\"}]'"),
                  0);
     same_file("first", "stdout");
+    /* a model's turn at the end goes on: behind its own first words the rest is said again */
+    snprintf(command, sizeof command, "sed 's/^What color//' %s/first >%s/rest;", folder, folder);
+    cr_assert_eq(run(command, "generate --llm weights/gemma2 --chat --max-new-tokens 8 --prompt "
+                              "'[{\"role\":\"user\",\"content\":\"red\"},"
+                              "{\"role\":\"model\",\"content\":\"What color\"}]'"),
+                 0);
+    cr_assert(says("first", "What color"));
+    same_file("rest", "stdout");
 }
 
 /* Of a picture it says what eval has it say. */
