@@ -80,23 +80,27 @@ OBJECTS := $(ISAS:%=$(BUILD)/kernels_simd.%.o) $(SETS:%=$(BUILD)/kernels.%.o) $(
 TEST_FILES := $(filter-out $(LEFT_OUT:%=tests/test_%.c),$(wildcard tests/test_*.c))
 TESTS   := $(TEST_FILES:tests/%.c=$(BUILD)/%.o)
 
+# What was built with others is built anew. (SAN= has a BUILD of its own.)
+ASKED   := $(CC) $(OPT) $(CFLAGS) OPENMP=$(OPENMP) SIMD=$(SIMD) FMA=$(FMA)
+$(shell mkdir -p $(BUILD); echo '$(ASKED)' | cmp -s - $(BUILD)/asked || echo '$(ASKED)' >$(BUILD)/asked)
+
 all: $(PROGRAM)
 
 $(PROGRAM): $(OBJECTS) $(BUILD)/main.o
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
-$(BUILD)/%.o: %.c | $(BUILD)
+$(BUILD)/%.o: %.c $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) $(DEPS) -c -o $@ $<
 
 $(BUILD)/kernels.o: ALL_CFLAGS += $(FAST) $(PLAIN)
 $(BUILD)/sae.o: ALL_CFLAGS += $(FAST)
 
 # Static patterns: as implicit rules they would also make kernels.d "from" kernels.d.o.
-$(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c | $(BUILD)
+$(ISAS:%=$(BUILD)/kernels_simd.%.o): $(BUILD)/kernels_simd.%.o: kernels_simd.c $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) $(FAST) $(FLAGS_$*) -DKERNEL_SET=kernel_set_$* -DKERNEL_SET_NAME='"$*"' $(DEPS) -c -o $@ $<
 
 # x86-64 with the processor's fma instead of libm's.
-$(BUILD)/kernels.scalar_fma.o: kernels.c | $(BUILD)
+$(BUILD)/kernels.scalar_fma.o: kernels.c $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) $(FAST) $(PLAIN) -mfma -DKERNEL_SET=kernel_set_scalar_fma $(DEPS) -c -o $@ $<
 
 # Files as bytes, so that the program runs without any: $(call EMBED,TABLE,FOLDER,SUFFIX,FILES) prints a
@@ -115,19 +119,19 @@ ifdef SMALL
 SELFTEST_FILES := $(filter-out $(patsubst %,selftest/%,vectors.json tokenizers/% sae/% dictionary/% sparsify/% gemma-%) \
     $(filter-out $(wildcard selftest/images/?.*),$(wildcard selftest/images/*)),$(SELFTEST_FILES))
 endif
-$(BUILD)/tasks.h: $(TASK_FILES) | $(BUILD)
+$(BUILD)/tasks.h: $(TASK_FILES)
 	@($(call EMBED,shipped_tasks,tasks,.json,$(TASK_FILES))) >$@
 
-$(BUILD)/selftest_files.h: $(SELFTEST_FILES) | $(BUILD)
+$(BUILD)/selftest_files.h: $(SELFTEST_FILES)
 	@($(call EMBED,selftest_files,selftest,,$(SELFTEST_FILES))) >$@
 
-$(BUILD)/page_style.h: page.css | $(BUILD)
+$(BUILD)/page_style.h: page.css
 	@($(call EMBED,page_style,.,.css,page.css)) >$@
 
-$(BUILD)/page_text.h: page.txt | $(BUILD)
+$(BUILD)/page_text.h: page.txt
 	@($(call EMBED,page_text,.,.txt,page.txt)) >$@
 
-$(BUILD)/FORMATS.md: FORMATS.md | $(BUILD)
+$(BUILD)/FORMATS.md: FORMATS.md
 	@awk '$(if $(SMALL),/^## / { print "\n" $$0 "\n\nThe small build leaves this out: see FORMATS.md." },1)' $< >$@
 
 $(BUILD)/formats.h: $(BUILD)/FORMATS.md
@@ -140,11 +144,8 @@ $(BUILD)/selftest.o: $(BUILD)/selftest_files.h
 $(BUILD)/task.o: $(BUILD)/tasks.h
 $(BUILD)/figure.o $(BUILD)/folder.o $(BUILD)/main.o $(BUILD)/selftest.o $(BUILD)/task.o: ALL_CFLAGS += -I$(BUILD)
 
-$(BUILD)/%.o: tests/%.c | $(BUILD)
+$(BUILD)/%.o: tests/%.c $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) -I. $(DEPS) -c -o $@ $<
-
-$(BUILD):
-	mkdir -p $@
 
 $(BUILD)/tests: $(TESTS) $(OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcriterion -lm
@@ -157,7 +158,7 @@ test: $(PROGRAM) $(BUILD)/tests $(BUILD)/replay
 
 # The readers fed with files that a fuzzer makes (tests/fuzz/README.md); $(BUILD)/replay reads what it kept.
 FUZZED  := $(BUILD)/fuzz.o $(filter-out $(BUILD)/run_mapping.o $(BUILD)/run_sage.o,$(OBJECTS))
-$(BUILD)/fuzz.o: tests/fuzz/fuzz.c | $(BUILD)
+$(BUILD)/fuzz.o: tests/fuzz/fuzz.c $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) -I. -MMD -MP -c -o $@ $<
 
 $(BUILD)/replay: $(FUZZED)
@@ -172,7 +173,7 @@ fuzz:
 
 # The same tests without Criterion, by a header of our own.
 CHECKS  := $(TEST_FILES:tests/%.c=$(BUILD)/check.%.o)
-$(BUILD)/check.%.o: tests/%.c tests/check/criterion/criterion.h | $(BUILD)
+$(BUILD)/check.%.o: tests/%.c tests/check/criterion/criterion.h $(BUILD)/asked
 	$(CC) $(ALL_CFLAGS) -I. -isystem tests/check $(DEPS) -c -o $@ $<
 
 $(BUILD)/checks: $(CHECKS) $(OBJECTS)
@@ -238,10 +239,10 @@ install: $(PROGRAM) $(BUILD)/refsae.1 $(BUILD)/refsae.bash
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/,bin/refsae $(MAN) $(COMPLETION))
 
-$(BUILD)/refsae.1: $(PROGRAM) | $(BUILD)
+$(BUILD)/refsae.1: $(PROGRAM)
 	./$(PROGRAM) help --man >$@
 
-$(BUILD)/refsae.bash: $(PROGRAM) | $(BUILD)
+$(BUILD)/refsae.bash: $(PROGRAM)
 	./$(PROGRAM) help --bash-completion >$@
 
 # Every input of the elementary functions, in every form this processor has. Needs libmpfr-dev.
@@ -257,7 +258,7 @@ KILLS  ?= 4
 faults: $(PROGRAM) $(BUILD)/faults.so
 	sh tests/faults/run.sh ./$(PROGRAM) $(BUILD)/faults.so $(FAULTS) $(KILLS)
 
-$(BUILD)/faults.so: tests/faults/faults.c | $(BUILD)
+$(BUILD)/faults.so: tests/faults/faults.c
 	$(CC) -std=gnu99 $(OPT) $(WARN) $(CFLAGS) -shared -fPIC $(LDFLAGS) -o $@ $<
 
 # Branches of the source that the tests take, by Clang; what that counts, and the bars: tests/coverage.sh.
