@@ -34,7 +34,7 @@ saes dictionary | sed 's|.*/\(.*/.*\)/\(.*\)$|\1/\2|' |
 (cd tokenizer && ls | grep json) | sed 's/.json//' | row 'tokenizers' "$(cat tokenizer/VERSION)"
 for kind in jpg png 'p[gp]m'; do
     (cd image && ls | grep "\.$kind$") | sed 's/\.jpg$//; s/\.png$//' |
-        row "$(echo "$kind" | sed 's/jpg/JPEG/; s/png/PNG/; s/p\[gp\]m/PPM, PGM/')" "$(made make_image_golden.py Pillow)"
+        row "$(echo "$kind" | sed 's/jpg/JPEG/; s/png/PNG/; s/p\[gp\]m/PPM, PGM (P6, P5)/')" "$(made make_image_golden.py Pillow)"
 done
 sed 's/ .*//' image/settings.txt | sort -u | row 'preprocessor_config.json' "$(made make_image_golden.py transformers)"
 find training -name expected.json | sed 's|training/||; s|/expected.json||' |
