@@ -219,7 +219,9 @@ static const Option options[] = {
     {"seed", "N", "475", "seed of every random stream", NOWHERE},
     {"unpack", "N", "100",
      "most bytes that a byte of a file may unpack to (and MiB, if it is small)", NOWHERE},
-    {"quiet", NULL, NULL, "no progress and no notes: what a command prints as its result, and errors", AT(console.quiet)},
+    {"quiet", NULL, NULL,
+     "no progress, no notes: only what a command prints as its result, and errors",
+     AT(console.quiet)},
     {"json", NULL, NULL, "results on standard output as JSON instead of text", AT(console.json)},
 };
 
