@@ -85,10 +85,11 @@ enum {
     OPCODES_MOST = 1 << 24,
     VALUES_MOST = 1 << 21,
     MEMO_MOST = 1 << 22,
-    VISITS_MOST = 4,        /* of the walk, to each object on average */
-    DEPTH_MOST = 32,        /* of dicts in dicts */
-    NAME_MOST = 1024,       /* bytes of a tensor's name */
-    PICKLE_MOST = 256 << 20 /* bytes */
+    VISITS_MOST = 4,  /* of the walk, to each object on average */
+    DEPTH_MOST = 32,  /* of dicts in dicts */
+    NAME_MOST = 1024, /* bytes of a tensor's name */
+    PICKLE_MOST = 8,  /* times the file's size, where it is deflated */
+    TENSORS_MOST = 16 /* times the file's size, and MiB, of tensors and their names */
 };
 
 typedef enum ValueKind {
@@ -150,7 +151,7 @@ typedef struct Pickle {
     TensorStore *store;
     const Zip *zip;
     const char *path, *folder; /* of the members */
-    Arena *scratch;
+    Arena *scratch, *one;      /* one: of one tensor */
     /* The machine. */
     const unsigned char *at, *end;
     Value **stack, **memo; /* NULL on the stack: a mark */
@@ -159,6 +160,7 @@ typedef struct Pickle {
     /* The walk. */
     const unsigned char **unpacked; /* of each member of the zip; NULL: not yet */
     uint64_t file_size, spent;      /* bytes of copies */
+    uint64_t named;                 /* bytes of tensors and their names */
     size_t steps;                   /* that it may still take */
     char name[NAME_MOST + 1];
 } Pickle;
@@ -476,7 +478,7 @@ static const unsigned char *storage_bytes(Pickle *p, const Tensor *tensor, const
                                           size_t unit) {
     const Value *key = storage->items[STORAGE_KEY];
     uint64_t count = (uint64_t)storage->items[STORAGE_COUNT]->number;
-    char *name = arena_format(p->scratch, "%s/data/%.*s", p->folder,
+    char *name = arena_format(p->one, "%s/data/%.*s", p->folder,
                               key->count <= 100 ? (int)key->count : 0, key->text);
     const ZipMember *member = zip_find(p->zip, name);
     if (member == NULL) {
@@ -490,7 +492,7 @@ static const unsigned char *storage_bytes(Pickle *p, const Tensor *tensor, const
     const unsigned char **unpacked = &p->unpacked[member - p->zip->members];
     if (*unpacked == NULL) {
         spend(p, tensor, member->method != 0 ? member->size : 0);
-        name = arena_format(p->scratch, "%s: tensor '%s'", p->path, tensor->name);
+        name = arena_format(p->one, "%s: tensor '%s'", p->path, tensor->name);
         *unpacked = member_bytes(p->store->arena, member, name);
     }
     return *unpacked;
@@ -547,6 +549,10 @@ static void add_tensor(Pickle *p, const Value *rebuild) {
         type = rebuild->items[TENSOR_DTYPE];
     }
     bool other = stored->dtype == DTYPE_OTHER || type->dtype == DTYPE_OTHER;
+    p->named += sizeof(Tensor) + strlen(p->name);
+    pickle_fail_if(p->named / TENSORS_MOST > p->file_size + (1u << 20), p,
+                   "more tensors than a file of its size holds");
+    arena_reset(p->one);
     Tensor tensor = {.file = p->path,
                      .name = arena_copy(p->store->arena, p->name, strlen(p->name)),
                      .dtype = other ? DTYPE_OTHER : type->dtype,
@@ -659,6 +665,7 @@ static void pickle_read(TensorStore *store, const Zip *zip, const ZipMember *mem
     Arena *scratch = arena_new();
     Pickle *p = arena_alloc(scratch, 1, sizeof *p);
     *p = (Pickle){.store = store, .zip = zip, .path = path, .scratch = scratch};
+    p->one = arena_within(scratch);
     p->folder = arena_copy(scratch, member->name, strcspn(member->name, "/"));
     p->unpacked = arena_alloc(scratch, zip->count, sizeof *p->unpacked);
     p->file_size = file_size;
@@ -671,9 +678,9 @@ static void pickle_read(TensorStore *store, const Zip *zip, const ZipMember *mem
     check_word(p, "byteorder", "little");
     check_word(p, "version", "3");
     char *what = arena_format(scratch, "%s: data.pkl", path);
-    if (member->size > PICKLE_MOST) {
-        fail(STATUS_INPUT, "%s: %llu bytes are too many for a pickle", what,
-             (unsigned long long)member->size);
+    if (member->size / PICKLE_MOST > file_size) {
+        fail(STATUS_INPUT, "%s: unpacks to %llu bytes, too many for %zu", what,
+             (unsigned long long)member->size, file_size);
     }
     p->at = member_bytes(scratch, member, what);
     p->end = p->at + member->size;

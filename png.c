@@ -73,7 +73,8 @@ static PngPass png_pass(const Png *png, size_t i) {
     PngPass p = {.x = grid[i][0], .y = grid[i][1], .dx = grid[i][2], .dy = grid[i][3]};
     p.width = (png->width + p.dx - 1 - p.x) / p.dx;
     p.height = p.width > 0 ? (png->height + p.dy - 1 - p.y) / p.dy : 0;
-    p.stride = 1 + (p.width * png->channels * png->depth + 7) / 8;
+    size_t bits = png->channels * png->depth; /* times the width they may not fit into 32 bits */
+    p.stride = 1 + (bits < 8 ? (p.width * bits + 7) / 8 : p.width * (bits / 8));
     return p;
 }
 

@@ -174,8 +174,9 @@ static void shape_parse(Tensor *tensor, const Json *shape) {
 /* ---- safetensors ---- */
 
 enum {
-    HEADER_LIMIT = 100000000
-}; /* bytes, as the safetensors crate has it */
+    HEADER_LIMIT = 100000000, /* bytes, as the safetensors crate has it */
+    NPY_HEADER_MOST = 10000   /* as numpy has it */
+};
 
 /* A part of the data, and whose it is. */
 typedef struct Extent {
@@ -358,6 +359,10 @@ static void npz_member(TensorStore *store, const ZipMember *member, const char *
            start = text + (size_t)read_little(data + 8, data[6] == 1 ? 2 : 4);
     if (start > size) {
         tensor_fail(&tensor, "not an npy file");
+    }
+    if (start - text > NPY_HEADER_MOST) {
+        tensor_fail(&tensor, "an npy header of %zu bytes; at most %d are read", start - text,
+                    NPY_HEADER_MOST);
     }
     what = arena_format(scratch, "%s: npy header", what);
     const Json *header = npy_header(scratch, (const char *)data + text, start - text, what);

@@ -32,7 +32,11 @@ enum {
     REPLACEMENT_MOST = 4,   /* bytes of what a Replace puts: a character */
     PARTS_MOST = 8,         /* of a Sequence */
     SETTING_MOST = 1 << 20, /* tokens that truncation leaves or padding makes */
-    SPECIAL_MOST = 64       /* ids that the post-processor adds on either side */
+    SPECIAL_MOST = 64,      /* ids that the post-processor adds on either side */
+    PIECES_MOST = 256,      /* of its template */
+    ADDED_MOST = 1 << 15,   /* added tokens */
+    CONTENT_MOST = 128,     /* bytes of one */
+    PATTERN_MOST = 64       /* bytes that a Replace or Split looks for */
 };
 #define NONE 0xFFFFFFFFu /* no id, no position */
 
@@ -870,8 +874,8 @@ static String read_pattern(const Tokenizer *t, const Json *part) {
         unsupported(t, "the regular expression", json_get(pattern, "Regex")->text);
     }
     String text = read_string(t, pattern, "String");
-    if (text.length == 0) {
-        json_refuse(pattern, "String", "a string that is not empty");
+    if (text.length == 0 || text.length > PATTERN_MOST) {
+        json_refuse(pattern, "String", "a string of 1 to 64 bytes");
     }
     return text;
 }
@@ -999,6 +1003,9 @@ static void load_post_processor(Tokenizer *t, const Json *root) {
         }
         const Json *single = json_need(parts.part[i], "single", JSON_ARRAY);
         const Json *specials = json_need(parts.part[i], "special_tokens", JSON_OBJECT);
+        if (single->length > PIECES_MOST) {
+            json_refuse(parts.part[i], "single", "at most 256 pieces");
+        }
         for (const Json *piece = single->child; piece != NULL; piece = piece->next) {
             const Json *sequence = json_get(piece, "Sequence");
             const Json *token = json_get(piece, "SpecialToken");
@@ -1246,6 +1253,10 @@ static bool is_added(const Tokenizer *t, String content) {
 /* Ids are those of the vocabulary, or count on from its size. flags NULL: a special token. */
 static void add_added(Tokenizer *t, String content, const Json *flags, bool all_flags) {
     uint32_t id = token_find(t, content.text, content.length);
+    if (content.length > CONTENT_MOST) {
+        fail(STATUS_INPUT, "%s: an added token of %zu bytes; at most %d are read", t->path,
+             content.length, CONTENT_MOST);
+    }
     if (id == NONE) {
         id = (uint32_t)t->count;
         add_token(t, id, (Token){.text = content});
@@ -1312,7 +1323,9 @@ static void load_added(Tokenizer *t, const Json *list, const Json *config, size_
     t->added[1].list = arena_alloc(t->arena, most, sizeof(AddedToken));
     Declared *declared = arena_alloc(scratch, most, sizeof *declared);
     for (const Json *v = json_first(decoder); v != NULL; v = v->next) {
-        (void)json_need(decoder, v->key, JSON_OBJECT);
+        if (!json_is(v, JSON_OBJECT)) {
+            json_refuse(decoder, v->key, "an object");
+        }
         declared[count++] = (Declared){v->key, v, read_string(t, v, "content")};
     }
     qsort(declared, count, sizeof *declared, compare_natural);
@@ -1387,6 +1400,9 @@ Tokenizer *tokenizer_open(Arena *arena, const char *path) {
     const char *beside = path_join(scratch, path, "tokenizer_config.json");
     const Json *config = path_exists(beside) ? json_read_file(scratch, beside) : NULL;
     size_t most = (added == NULL ? 0 : added->length) + declared_most(config);
+    if (most > ADDED_MOST) {
+        fail(STATUS_INPUT, "%s: more than %d added tokens", t->path, ADDED_MOST);
+    }
     load_model(t, json_need(root, "model", JSON_OBJECT), most);
     load_added(t, added, config, most, scratch);
     if (path_is_directory(path)) {

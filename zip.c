@@ -276,6 +276,7 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
 
 static void inflate_blocks(Inflate *z) {
     Code literal, distance;
+    unsigned built = 0; /* the type of block that the codes are of */
     for (bool last = false; !last;) {
         refill(z);
         last = bits_take(z, 1) != 0;
@@ -286,7 +287,10 @@ static void inflate_blocks(Inflate *z) {
             copy_stored(z);
             continue;
         }
-        (type == 1 ? fixed_codes : dynamic_codes)(z, &literal, &distance);
+        if (type == 2 || type != built) {
+            (type == 1 ? fixed_codes : dynamic_codes)(z, &literal, &distance);
+        }
+        built = type;
         copy_compressed(z, &literal, &distance);
     }
     z->at -= z->count / 8; /* what was not needed */
@@ -486,7 +490,11 @@ static size_t zip_member(const FileMap *map, const unsigned char *entry, uint64_
                     read_little(map->data + at, 4) != 0x04034B50,
                 path, "a zip member that is not where the directory says");
     member->begin = at;
-    at += 30 + read_little(map->data + at + 26, 2) + read_little(map->data + at + 28, 2);
+    uint64_t again = read_little(map->data + at + 26, 2);
+    at += 30 + again + read_little(map->data + at + 28, 2);
+    zip_fail_if(at <= map->size && (again != name ||
+                                    memcmp(map->data + member->begin + 30, entry + 46, name) != 0),
+                path, "a zip member whose name is another than in the directory");
     if (at > map->size || member->packed > map->size - at ||
         (member->method == 0 && member->packed != member->size)) {
         fail(STATUS_INPUT, "%s: a zip member of %llu bytes that ends after the file", path,
@@ -591,7 +599,7 @@ FileMap gzip_unpack(Arena *arena, const FileMap *map, const char *path) {
         fail(STATUS_INPUT, "%s: broken gzip header", path);
     }
     size_t size = (size_t)read_little(data + end + 4, 4);
-    if (inflates_too_far(size, map->size)) {
+    if (size / most_factor > map->size) { /* text may take much more once it is read */
         fail(STATUS_INPUT, "%s: unpacks to %zu bytes, too many for %zu (see --unpack)", path, size,
              map->size);
     }
