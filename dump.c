@@ -668,8 +668,8 @@ static const char *tell_place(Diff *d, const DiffPair *p, size_t flat, const cha
 }
 
 /* How many elements are how far apart: "0: 180, 1: 7, 2-3: 5"; in JSON by the least of each. */
-static const char *tell_histogram(Diff *d, const size_t *histogram) {
-    const char *text = "";
+static void tell_histogram(Diff *d, const size_t *histogram) {
+    const char *separator = "";
     for (int i = 0; i < ULP_BUCKETS; i++) {
         uint64_t low = i == 0 ? 0 : UINT64_C(1) << (i - 1) % 64;
         const char *range = arena_format(d->arena, "%" PRIu64, low);
@@ -684,11 +684,10 @@ static const char *tell_histogram(Diff *d, const size_t *histogram) {
         if (d->options->json) {
             json_out(&d->json, "%s %zu", range, histogram[i]);
         } else {
-            text = arena_format(d->arena, "%s%s%s: %zu", text, text[0] != 0 ? ", " : "", range,
-                                histogram[i]);
+            fprintf(d->out, "%s%s: %zu", separator, range, histogram[i]);
+            separator = ", ";
         }
     }
-    return text;
 }
 
 static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
@@ -738,7 +737,9 @@ static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
         fputs("one of them is no number\n", d->out);
     }
     if (d->options->histogram) {
-        fprintf(d->out, "  ulp %s\n", tell_histogram(d, w->histogram));
+        fputs("  ulp ", d->out);
+        tell_histogram(d, w->histogram);
+        fputc('\n', d->out);
     }
 }
 
@@ -894,7 +895,8 @@ static const char *name_beside(Arena *arena, const HookPoint *p, const DiffPair 
 /* " hook_q, hook_k", and why they were not compared; nothing where there are none. In JSON a list
  * of whole names. */
 static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, const char *key) {
-    const char *text = "";
+    MemoryStream *text = memory_open(d->arena);
+    const char *separator = "";
     if (d->options->json) {
         json_out(&d->json, "%s [", key);
     }
@@ -908,14 +910,15 @@ static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, con
         if (s->kind == kind && d->options->json) {
             json_out(&d->json, "%s", point_name(d->arena, &s->point, false));
         } else if (s->kind == kind) {
-            text = arena_format(d->arena, "%s%s %s%s", text, text[0] != 0 ? "," : "",
-                                name_beside(d->arena, &s->point, first), why);
+            fprintf(text->stream, "%s %s%s", separator, name_beside(d->arena, &s->point, first),
+                    why);
+            separator = ",";
         }
     }
     if (d->options->json) {
         json_out(&d->json, "]");
     }
-    return text;
+    return memory_text(text);
 }
 
 /* The first tensor beyond what is allowed, and how what it was computed from compares. */

@@ -293,11 +293,11 @@ static Figure figure_begin(Arena *arena, double width, const char *title, const 
 
 /* The names of series in one sentence. */
 static const char *series_names(Arena *arena, const Series *series, size_t count) {
-    const char *names = "";
+    MemoryStream *names = memory_open(arena);
     for (size_t k = 0; k < count; k++) {
-        names = arena_format(arena, "%s%s%s", names, k == 0 ? "" : ", ", series[k].name);
+        fprintf(names->stream, "%s%s", k == 0 ? "" : ", ", series[k].name);
     }
-    return names;
+    return memory_text(names);
 }
 
 /* described: for those who hear a figure. */

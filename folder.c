@@ -670,13 +670,15 @@ static bool is_picture(const char *path, const char *image) {
 
 /* "56 the word 'While'; 11 a line break" */
 static const char *features_text(const Json *line, Arena *arena) {
-    const char *all = "";
+    MemoryStream *all = memory_open(arena);
+    const char *separator = "";
     for (const Json *v = json_first(json_get(line, "features")); v != NULL; v = v->next) {
         const Json *number = json_get(v, "feature"), *words = json_get(v, "description");
-        all = arena_format(arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
-                           json_is(number, JSON_NUMBER) ? number->text : "", json_string(words));
+        fprintf(all->stream, "%s%s %s", separator, json_is(number, JSON_NUMBER) ? number->text : "",
+                json_string(words));
+        separator = "; ";
     }
-    return all;
+    return memory_text(all);
 }
 
 /* Of JSON; a file that is missing has none. */
@@ -784,21 +786,43 @@ static void find_layers(JsonOut *view, const Folder *f, const Folder *all, size_
     }
 }
 
+typedef struct Position {
+    int64_t token;
+    size_t order; /* in the file */
+    const char *name;
+} Position;
+
+static int compare_positions(const void *a, const void *b) {
+    const Position *x = a, *y = b;
+    return x->token != y->token ? (x->token > y->token) - (x->token < y->token)
+                                : (x->order > y->order) - (x->order < y->order);
+}
+
 /* "After Alice [IO] and Tom [S1] went …" */
 static const char *example_text(const Folder *f) {
     const Json *example = folder_json(f, "example.json");
-    const char *text = "";
-    int place = 0;
-    for (const Json *v = json_first(json_get(example, "tokens")); v != NULL; v = v->next, place++) {
-        text = arena_format(f->arena, "%s%s", text, json_string(v));
-        for (const Json *p = json_first_member(json_get(example, "positions")); p != NULL;
-             p = p->next) {
-            if (json_double(p) == place) {
-                text = arena_format(f->arena, "%s [%s]", text, p->key);
-            }
+    MemoryStream *text = memory_open(f->arena);
+    Position *positions = NULL;
+    size_t count = 0, room = 0, next = 0;
+    for (const Json *p = json_first_member(json_get(example, "positions")); p != NULL;
+         p = p->next) {
+        Position position = {.order = count, .name = p->key};
+        if (json_int64(p, &position.token) && position.token >= 0) {
+            positions = arena_grow(f->arena, positions, &room, count + 1, sizeof position);
+            positions[count++] = position;
         }
     }
-    return text;
+    if (count > 0) {
+        qsort(positions, count, sizeof *positions, compare_positions);
+    }
+    int64_t token = 0;
+    for (const Json *v = json_first(json_get(example, "tokens")); v != NULL; v = v->next, token++) {
+        fputs(json_string(v), text->stream);
+        for (; next < count && positions[next].token == token; next++) {
+            fprintf(text->stream, " [%s]", positions[next].name);
+        }
+    }
+    return memory_text(text);
 }
 
 /* The edit by at most k features that gains most over none, of the attribute that the cross-section

@@ -7,6 +7,7 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static Arena *arena; /* of one test */
 
@@ -291,6 +292,44 @@ Test(report_merge, saes_side_by_side) {
     html = findings("x", "y", "z");
     assert_counts(html, 3, "<b>t in m</b> (x)", 1, "<b>other in m</b> (y)", 1,
                   "<td class=\"n\">7</td></tr>\n<tr><td>IO</td><td>z</td>", 1);
+}
+
+/* In the order of the tokens, those of one in the file's. */
+Test(report_merge, positions_of_any_kind) {
+    make_folder("x");
+    put_sage("x/sage.json", "t", 0.25, 5);
+    put("x/example.json",
+        "{\"tokens\": [\"p\", 3, \"q\", \"r\"], \"positions\": {\"S\": 2, \"IO\": 2, "
+        "\"A\": 0, \"far\": 4, \"low\": -1, \"part\": 0.5, \"text\": \"1\"}}");
+    assert_counts(findings("x", "x", "x"), 1, "named: p [A]q [S] [IO]r<", 1);
+    put("x/example.json", "{\"tokens\": [\"p\"]}");
+    assert_counts(findings("x", "x", "x"), 1, "named: p<", 1);
+}
+
+static char *many(const char *format, int count) {
+    MemoryStream *text = memory_open(arena);
+    for (int i = 0; i < count; i++) {
+        fprintf(text->stream, format, i, i);
+    }
+    return memory_text(text);
+}
+
+/* Of texts in many parts: their size, not its square. */
+Test(report_merge, takes_memory_as_its_files) {
+    struct rusage used;
+    make_folder("x");
+    put_sage("x/sage.json", "t", 0.25, 5);
+    put("x/layers.json", "{\"layers\": [{\"layer\": 0, \"group\": \"vlm_img\", \"match\": 1},"
+                         "{\"layer\": 0, \"group\": \"llm_text\", \"match\": 1}]}");
+    put("x/features.jsonl",
+        arena_format(
+            arena, "{\"image\": \"a\", \"layer\": 0, \"group\": \"vlm_img\", \"features\": [%s0]}",
+            many("0,", 40000)));
+    put("x/example.json", arena_format(arena, "{\"tokens\": [%s\"\"], \"positions\": {%s\"\": 0}}",
+                                       many("\"a\",", 20000), many("\"%d\": %d,", 20000)));
+    assert_counts(findings("x", "x", "x"), 1, "named: a [0] []a [1]a [2]a", 1);
+    getrusage(RUSAGE_SELF, &used);
+    cr_assert(used.ru_maxrss < 1 << 18, "%ld KiB", used.ru_maxrss);
 }
 
 Test(report_merge, again_is_the_same) {
