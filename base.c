@@ -792,15 +792,20 @@ const FileNote *files_noted(void) {
     return notes.first;
 }
 
-/* Speed: a data set has many images, so they stand in a tree by the bits of a hash (FNV-1a). */
+uint64_t text_hash(const char *text) {
+    uint64_t hash = 14695981039346656037U;
+    for (; *text != '\0'; text++) {
+        hash = (hash ^ (unsigned char)*text) * 1099511628211U;
+    }
+    return hash;
+}
+
+/* Speed: a data set has many images, so they stand in a tree by the bits of a hash. */
 void file_note(const char *path, bool written) {
     FileNote **at = &notes.root;
-    uint64_t hash = 14695981039346656037U;
+    uint64_t hash = text_hash(path);
     if (notes.arena == NULL) {
         return;
-    }
-    for (const char *c = path; *c != '\0'; c++) {
-        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
     }
     for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
         at = &(*at)->branch[hash & 1];

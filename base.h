@@ -177,6 +177,8 @@ size_t utf8_decode(const char *text, size_t length, uint32_t *code);
 size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
+uint64_t text_hash(const char *text); /* FNV-1a */
+
 /* ---- names that there are not ---- */
 /* Of the names added (below 128 bytes each) the nearest to `text`: the fewest letters to insert,
  * delete, change or swap until text is the name, or with `within` stands somewhere in it. */

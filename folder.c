@@ -458,22 +458,44 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
     json_out(json, "]");
 }
 
+/* Of a file that was read, by its real path: one has as many names as a manifest likes. */
+typedef struct Digest {
+    const char *path;
+    char sha256[65];
+    struct Digest *branch[2];
+} Digest;
+
+/* Reads each file once; they stand in a tree by the bits of a hash. */
+static const char *digest_of(Digest **at, const char *path, Arena *arena) {
+    const char *real = path_real(arena, path);
+    if (real == NULL) {
+        fail_errno(errno, path, "cannot look at this path");
+    }
+    uint64_t hash = text_hash(real);
+    for (; *at != NULL && strcmp((*at)->path, real) != 0; hash >>= 1) {
+        at = &(*at)->branch[hash & 1];
+    }
+    if (*at == NULL) {
+        *at = arena_alloc(arena, 1, sizeof **at);
+        (*at)->path = real;
+        sha256_file(path, (*at)->sha256);
+    }
+    return (*at)->sha256;
+}
+
 /* NULL: it is as it was written. */
-static const char *file_change(const char *path, const Json *file) {
+static const char *file_change(Digest **digests, const char *path, const Json *file, Arena *arena) {
     const char *sha256 = json_string(json_get(file, "sha256"));
-    char hex[65];
     if (!path_exists(path)) {
         return "is missing";
     }
-    if (*sha256 == '\0') {
-        return NULL;
-    }
-    sha256_file(path, hex);
-    return strcmp(hex, sha256) == 0 ? NULL : "has changed";
+    bool same = *sha256 == '\0' || strcmp(digest_of(digests, path, arena), sha256) == 0;
+    return same ? NULL : "has changed";
 }
 
 /* Figures that the last run of this command drew and this one did not would pass for its own. */
 static void remove_stale(const Folder *f, const Json *before) {
+    Digest *digests = NULL;
     for (const Json *v = json_first(json_get(before, "outputs")); v != NULL; v = v->next) {
         const char *name = json_string(json_get(v, "path")), *path = output_path(f, name),
                    *ending = strrchr(name, '.');
@@ -482,7 +504,7 @@ static void remove_stale(const Folder *f, const Json *before) {
             note = note->next;
         }
         if (note == NULL && strchr(name, '/') == NULL && ending != NULL &&
-            strcmp(ending, ".svg") == 0 && file_change(path, v) == NULL) {
+            strcmp(ending, ".svg") == 0 && file_change(&digests, path, v, f->arena) == NULL) {
             remove(path);
         }
     }
@@ -550,7 +572,8 @@ static const char *list_digest(Arena *arena, const Json *v, const Json *end) {
 }
 
 /* How many files of a run are not as it read or wrote them. */
-static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const Console *console) {
+static size_t verify_run(const Folder *f, const Json *run, Digest **digests, JsonOut *json,
+                         const Console *console) {
     static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
     size_t count[2] = {0}, bad[2] = {0};
     json_out(json, "%s { problems [", run->key);
@@ -561,7 +584,8 @@ static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const 
         }
         for (const Json *v = json_first(json_get(run, keys[k])); v != NULL; v = v->next) {
             const char *path = json_string(json_get(v, "path")),
-                       *change = file_change(k == 0 ? path : output_path(f, path), v);
+                       *where = k == 0 ? path : output_path(f, path),
+                       *change = file_change(digests, where, v, f->arena);
             count[k]++;
             if (change != NULL) {
                 const char *problem = arena_format(f->arena, "%s %s %s", names[k], path, change);
@@ -590,15 +614,19 @@ static void verify_others(const Folder *f, const Json *runs, JsonOut *json,
                           const Console *console) {
     size_t count;
     char **names = path_list(f->arena, f->path, &count);
-    json_out(json, "others [");
-    for (size_t i = 0; i < count; i++) {
-        bool known = path_is_directory(path_join(f->arena, f->path, names[i]));
-        for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
-            for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
-                known |= json_text_is(json_get(v, "path"), names[i]);
+    bool *known = arena_alloc(f->arena, count, sizeof *known);
+    for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+        for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
+            const char *path = json_string(json_get(v, "path"));
+            char **name = bsearch(&path, names, count, sizeof *names, compare_names);
+            if (name != NULL) {
+                known[name - names] = true;
             }
         }
-        if (!known) {
+    }
+    json_out(json, "others [");
+    for (size_t i = 0; i < count; i++) {
+        if (!known[i] && !path_is_directory(path_join(f->arena, f->path, names[i]))) {
             console_result(console, "%s: written by none of these runs", names[i]);
             json_out(json, "%s", names[i]);
         }
@@ -611,6 +639,7 @@ void folder_verify(const char *directory, const Console *console) {
     Folder f = {.path = directory, .arena = arena};
     MemoryStream *memory = memory_open(arena);
     JsonOut json = json_out_start(memory->stream, 3);
+    Digest *digests = NULL;
     size_t bad = 0;
     path_need_directory(directory);
     const Json *runs = manifest_runs(&f);
@@ -619,7 +648,7 @@ void folder_verify(const char *directory, const Console *console) {
     }
     json_out(&json, "{ runs {");
     for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
-        bad += verify_run(&f, run, &json, console);
+        bad += verify_run(&f, run, &digests, &json, console);
     }
     json_out(&json, "}");
     verify_others(&f, runs, &json, console);
