@@ -287,6 +287,9 @@ void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF
 /* A line of what was found, on stdout, unless quiet or replaced by JSON. */
 void console_result(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
 
+/* What stands in a file, as fail() shows it. */
+void print_shown(FILE *out, const char *text);
+
 /* ---- progress on stderr ----
  * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most
  * every 30 seconds. progress_end leaves a last line with the whole time, if anything was done. */

@@ -713,8 +713,11 @@ static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
 
 static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
     const char *a = dtype_name(p->a.dtype), *b = dtype_name(p->b.dtype), *note = "";
+    print_shown(d->out, p->name);
+    fputs(": ", d->out);
     if (p->problem != NULL) {
-        fprintf(d->out, "%s: %s\n", p->name, p->problem);
+        print_shown(d->out, p->problem);
+        fputc('\n', d->out);
         return;
     }
     if (p->a.dtype != p->b.dtype) {
@@ -723,12 +726,12 @@ static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
                             wide == DTYPE_I64 ? "integers" : dtype_name(wide));
     }
     if (w->differing == 0) {
-        fprintf(d->out, "%s: equal%s\n", p->name, note);
+        fprintf(d->out, "equal%s\n", note);
         return;
     }
     fprintf(d->out,
-            "%s: %zu of %zu differ%s, %zu beyond what is allowed; first %s; worst %s: ", p->name,
-            w->differing, p->a.count, note, w->beyond, tell_place(d, p, w->first, NULL),
+            "%zu of %zu differ%s, %zu beyond what is allowed; first %s; worst %s: ", w->differing,
+            p->a.count, note, w->beyond, tell_place(d, p, w->first, NULL),
             tell_place(d, p, w->at, NULL));
     if (w->gap.number) {
         fprintf(d->out, "%" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->gap.ulp,
@@ -939,7 +942,8 @@ static void tell_first(Diff *d, const DiffPair *first) {
         json_out(&d->json, "}");
         return;
     }
-    fprintf(d->out, "first beyond: %s", first->name);
+    fputs("first beyond: ", d->out);
+    print_shown(d->out, first->name);
     if (first->known && agree[0] == 0 && lost[0] == 0) {
         fputs("; no hook point comes before it", d->out);
     }
@@ -1007,7 +1011,9 @@ void diff_run(const DiffOptions *o, FILE *out) {
     } else if (o->json) {
         json_out(&d.json, "null");
     } else if (bad != NULL) {
-        fprintf(out, "nothing beyond in what could be compared, which %s could not\n", bad->name);
+        fputs("nothing beyond in what could be compared, which ", out);
+        print_shown(out, bad->name);
+        fputs(" could not\n", out);
     }
     if (o->json) {
         json_out(&d.json, bad == NULL ? "equal true }" : "equal false }");
