@@ -346,8 +346,13 @@ static void show_figure(const Folder *f, const Scope *scope, const char *name,
     if (end == NULL) {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    text = arena_copy(f->arena, text, (size_t)(end - text));
-    page_figure(f->page, caption, arena_format(f->arena, "%s</svg>\n", text));
+    text = arena_format(f->arena, "%s</svg>\n", arena_copy(f->arena, text, (size_t)(end - text)));
+    const char *strange = svg_strange(text);
+    if (strange != NULL) {
+        fail(STATUS_INPUT, "%s: no figure of refsae has '%.20s'",
+             path_join(f->arena, f->path, name), strange);
+    }
+    page_figure(f->page, caption, text);
 }
 
 /* Nothing if one of its values is missing. */

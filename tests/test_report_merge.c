@@ -371,22 +371,34 @@ Test(report_merge, what_is_missing_or_broken) {
     cr_assert_eq(error.status, STATUS_INPUT);
 }
 
+#define SVG "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\""
+
 /* What is there and cannot be read is no part that is missing. */
 Test(report_merge, what_is_damaged_is_refused_by_name) {
     static const struct {
         const char *file, *text, *says;
-    } cases[] = {{"scores.json", "{\"questions\": 60, \"exact_m", "line 1"},
-                 {"scores.json", "[1]", "expected an object"},
-                 {"layers.json", "", "line 1"},
-                 {"sage.json", "\xFF", "line 1"},
-                 {"train.csv", "\x8F\x01\xFE noise", "not UTF-8"},
-                 {"train.csv", "", "no column 'loss'"},
-                 {"train.csv", "noise\n1\n", "no column 'loss'"},
-                 {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
-                 {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
-                 {"manifest.json", "[1]", "expected an object"},
-                 {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
-                  "ends too early"}};
+    } cases[] = {
+        {"scores.json", "{\"questions\": 60, \"exact_m", "line 1"},
+        {"scores.json", "[1]", "expected an object"},
+        {"layers.json", "", "line 1"},
+        {"sage.json", "\xFF", "line 1"},
+        {"train.csv", "\x8F\x01\xFE noise", "not UTF-8"},
+        {"train.csv", "", "no column 'loss'"},
+        {"train.csv", "noise\n1\n", "no column 'loss'"},
+        {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
+        {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
+        {"manifest.json", "[1]", "expected an object"},
+        {"loss.svg", SVG "><path", "ends too early"},
+        {"loss.svg", SVG "><script>alert(1)</script></svg>", "no figure of refsae has '<s"},
+        {"loss.svg", SVG " onload=\"alert(1)\"></svg>", "has ' onload="},
+        {"loss.svg", SVG " style=\"position:fixed\"></svg>", "has ' style=\"position:"},
+        {"loss.svg", SVG " style=\"min-width:1px;position:fixed\"></svg>", "has ';posit"},
+        {"loss.svg", SVG " style=\"min-width:1px&#59;position:a\"></svg>", "has '&#59;"},
+        {"loss.svg", SVG "><style>p{display:none}</style></svg>", "has '<style>p{"},
+        {"loss.svg", SVG "><title><g></title></svg>", "has '<g></title></svg>"},
+        {"loss.svg", SVG "><desc>a</title></svg>", "has '</title></svg>"},
+        {"loss.svg", SVG "><textPath></svg>", "has 'Path></svg>"},
+        {"loss.svg", SVG "><!-- --></svg>", "has '<!-- --></svg>"}};
     make_folder("b");
     make_folder("c");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
