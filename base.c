@@ -37,25 +37,45 @@ static bool code_is_control(uint32_t code) {
            (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
 }
 
+enum {
+    SHOWN_MOST = 17 /* bytes of a character as \xNN, and a 0 */
+};
+
+/* The first character of a text as it may be shown; its bytes there. */
+static size_t show_character(char shown[SHOWN_MOST], const char *text, size_t length) {
+    uint32_t code;
+    size_t step = utf8_decode(text, length, &code), used = 0;
+    bool plain = step != 0 && !code_is_control(code);
+    step = step == 0 ? 1 : step;
+    for (size_t i = 0; i < step; i++) {
+        used += (size_t)snprintf(shown + used, 5, plain ? "%c" : "\\x%02X", (unsigned char)text[i]);
+    }
+    return step;
+}
+
+void print_shown(FILE *out, const char *text) {
+    char shown[SHOWN_MOST];
+    for (size_t length = strlen(text), i = 0; i < length;) {
+        i += show_character(shown, text + i, length - i);
+        fputs(shown, out);
+    }
+}
+
 /* The sentence as it may be shown, names in it may be hostile; "..." where it does not fit. */
 static void sentence(char *out, size_t size, const char *format, va_list arguments) {
+    char shown[SHOWN_MOST];
     char raw[8192] = "";
     int written = vsnprintf(raw, sizeof raw, format, arguments);
     bool cut = (size_t)written >= sizeof raw;
     size_t length = strlen(raw), room = size - 4, used = 0; /* "..." and the 0 byte */
     for (size_t i = 0; i < length;) {
-        uint32_t code;
-        size_t step = utf8_decode(raw + i, length - i, &code);
-        bool shown = step != 0 && !code_is_control(code);
-        step = step == 0 ? 1 : step;
-        if (used + (shown ? step : 4 * step) > room) {
+        size_t step = show_character(shown, raw + i, length - i), bytes = strlen(shown);
+        if (used + bytes > room) {
             cut = true;
             break;
         }
-        for (size_t j = 0; j < step; j++) {
-            used += (size_t)snprintf(out + used, 5, shown ? "%c" : "\\x%02X",
-                                     (unsigned char)raw[i + j]);
-        }
+        memcpy(out + used, shown, bytes);
+        used += bytes;
         i += step;
     }
     memcpy(out + used, cut ? "..." : "", cut ? 4 : 1);
@@ -792,15 +812,20 @@ const FileNote *files_noted(void) {
     return notes.first;
 }
 
-/* Speed: a data set has many images, so they stand in a tree by the bits of a hash (FNV-1a). */
+uint64_t text_hash(const char *text) {
+    uint64_t hash = 14695981039346656037U;
+    for (; *text != '\0'; text++) {
+        hash = (hash ^ (unsigned char)*text) * 1099511628211U;
+    }
+    return hash;
+}
+
+/* Speed: a data set has many images, so they stand in a tree by the bits of a hash. */
 void file_note(const char *path, bool written) {
     FileNote **at = &notes.root;
-    uint64_t hash = 14695981039346656037U;
+    uint64_t hash = text_hash(path);
     if (notes.arena == NULL) {
         return;
-    }
-    for (const char *c = path; *c != '\0'; c++) {
-        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
     }
     for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
         at = &(*at)->branch[hash & 1];

@@ -177,6 +177,8 @@ size_t utf8_decode(const char *text, size_t length, uint32_t *code);
 size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
+uint64_t text_hash(const char *text); /* FNV-1a */
+
 /* ---- names that there are not ---- */
 /* Of the names added (below 128 bytes each) the nearest to `text`: the fewest letters to insert,
  * delete, change or swap until text is the name, or with `within` stands somewhere in it. */
@@ -284,6 +286,9 @@ void console_line(const Console *console, const char *format, ...) REFSAE_PRINTF
 
 /* A line of what was found, on stdout, unless quiet or replaced by JSON. */
 void console_result(const Console *console, const char *format, ...) REFSAE_PRINTF(2, 3);
+
+/* What stands in a file, as fail() shows it. */
+void print_shown(FILE *out, const char *text);
 
 /* ---- progress on stderr ----
  * On a terminal one line that is rewritten, with rate and time left; elsewhere a plain line at most

@@ -668,8 +668,8 @@ static const char *tell_place(Diff *d, const DiffPair *p, size_t flat, const cha
 }
 
 /* How many elements are how far apart: "0: 180, 1: 7, 2-3: 5"; in JSON by the least of each. */
-static const char *tell_histogram(Diff *d, const size_t *histogram) {
-    const char *text = "";
+static void tell_histogram(Diff *d, const size_t *histogram) {
+    const char *separator = "";
     for (int i = 0; i < ULP_BUCKETS; i++) {
         uint64_t low = i == 0 ? 0 : UINT64_C(1) << (i - 1) % 64;
         const char *range = arena_format(d->arena, "%" PRIu64, low);
@@ -684,11 +684,10 @@ static const char *tell_histogram(Diff *d, const size_t *histogram) {
         if (d->options->json) {
             json_out(&d->json, "%s %zu", range, histogram[i]);
         } else {
-            text = arena_format(d->arena, "%s%s%s: %zu", text, text[0] != 0 ? ", " : "", range,
-                                histogram[i]);
+            fprintf(d->out, "%s%s: %zu", separator, range, histogram[i]);
+            separator = ", ";
         }
     }
-    return text;
 }
 
 static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
@@ -714,8 +713,11 @@ static void pair_json(Diff *d, const DiffPair *p, const Worst *w) {
 
 static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
     const char *a = dtype_name(p->a.dtype), *b = dtype_name(p->b.dtype), *note = "";
+    print_shown(d->out, p->name);
+    fputs(": ", d->out);
     if (p->problem != NULL) {
-        fprintf(d->out, "%s: %s\n", p->name, p->problem);
+        print_shown(d->out, p->problem);
+        fputc('\n', d->out);
         return;
     }
     if (p->a.dtype != p->b.dtype) {
@@ -724,12 +726,12 @@ static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
                             wide == DTYPE_I64 ? "integers" : dtype_name(wide));
     }
     if (w->differing == 0) {
-        fprintf(d->out, "%s: equal%s\n", p->name, note);
+        fprintf(d->out, "equal%s\n", note);
         return;
     }
     fprintf(d->out,
-            "%s: %zu of %zu differ%s, %zu beyond what is allowed; first %s; worst %s: ", p->name,
-            w->differing, p->a.count, note, w->beyond, tell_place(d, p, w->first, NULL),
+            "%zu of %zu differ%s, %zu beyond what is allowed; first %s; worst %s: ", w->differing,
+            p->a.count, note, w->beyond, tell_place(d, p, w->first, NULL),
             tell_place(d, p, w->at, NULL));
     if (w->gap.number) {
         fprintf(d->out, "%" PRIu64 " ulp; absolute %.3g, relative %.3g\n", w->gap.ulp,
@@ -738,7 +740,9 @@ static void pair_text(Diff *d, const DiffPair *p, const Worst *w) {
         fputs("one of them is no number\n", d->out);
     }
     if (d->options->histogram) {
-        fprintf(d->out, "  ulp %s\n", tell_histogram(d, w->histogram));
+        fputs("  ulp ", d->out);
+        tell_histogram(d, w->histogram);
+        fputc('\n', d->out);
     }
 }
 
@@ -894,7 +898,8 @@ static const char *name_beside(Arena *arena, const HookPoint *p, const DiffPair 
 /* " hook_q, hook_k", and why they were not compared; nothing where there are none. In JSON a list
  * of whole names. */
 static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, const char *key) {
-    const char *text = "";
+    MemoryStream *text = memory_open(d->arena);
+    const char *separator = "";
     if (d->options->json) {
         json_out(&d->json, "%s [", key);
     }
@@ -908,14 +913,15 @@ static const char *tell_steps(Diff *d, const DiffPair *first, StepKind kind, con
         if (s->kind == kind && d->options->json) {
             json_out(&d->json, "%s", point_name(d->arena, &s->point, false));
         } else if (s->kind == kind) {
-            text = arena_format(d->arena, "%s%s %s%s", text, text[0] != 0 ? "," : "",
-                                name_beside(d->arena, &s->point, first), why);
+            fprintf(text->stream, "%s %s%s", separator, name_beside(d->arena, &s->point, first),
+                    why);
+            separator = ",";
         }
     }
     if (d->options->json) {
         json_out(&d->json, "]");
     }
-    return text;
+    return memory_text(text);
 }
 
 /* The first tensor beyond what is allowed, and how what it was computed from compares. */
@@ -936,7 +942,8 @@ static void tell_first(Diff *d, const DiffPair *first) {
         json_out(&d->json, "}");
         return;
     }
-    fprintf(d->out, "first beyond: %s", first->name);
+    fputs("first beyond: ", d->out);
+    print_shown(d->out, first->name);
     if (first->known && agree[0] == 0 && lost[0] == 0) {
         fputs("; no hook point comes before it", d->out);
     }
@@ -1004,7 +1011,9 @@ void diff_run(const DiffOptions *o, FILE *out) {
     } else if (o->json) {
         json_out(&d.json, "null");
     } else if (bad != NULL) {
-        fprintf(out, "nothing beyond in what could be compared, which %s could not\n", bad->name);
+        fputs("nothing beyond in what could be compared, which ", out);
+        print_shown(out, bad->name);
+        fputs(" could not\n", out);
     }
     if (o->json) {
         json_out(&d.json, bad == NULL ? "equal true }" : "equal false }");

@@ -293,11 +293,11 @@ static Figure figure_begin(Arena *arena, double width, const char *title, const 
 
 /* The names of series in one sentence. */
 static const char *series_names(Arena *arena, const Series *series, size_t count) {
-    const char *names = "";
+    MemoryStream *names = memory_open(arena);
     for (size_t k = 0; k < count; k++) {
-        names = arena_format(arena, "%s%s%s", names, k == 0 ? "" : ", ", series[k].name);
+        fprintf(names->stream, "%s%s", k == 0 ? "" : ", ", series[k].name);
     }
-    return names;
+    return memory_text(names);
 }
 
 /* described: for those who hear a figure. */
@@ -770,6 +770,53 @@ char *svg_heat(Arena *arena, const HeatMap *map) {
                       arena_format(arena, "Heat map of %s: %zu row%s, %zu column%s (%s).",
                                    map->value_label, map->row_count, plural(map->row_count),
                                    map->column_count, plural(map->column_count), map->x_label));
+}
+
+/* ---- figures that are read again ---- */
+
+/* Over the first of "A|B" that stands there. */
+static bool skip_any(const char **at, const char *words) {
+    for (size_t n; *words != '\0'; words += n + (words[n] == '|' ? 1 : 0)) {
+        n = strcspn(words, "|");
+        if (strncmp(*at, words, n) == 0) {
+            *at += n;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* No value holds what could end it or begin another style; titles hold text alone, for in them a
+ * browser reads HTML. */
+static bool skip_tag(const char **at) {
+    static const char attributes[] =
+        " style=\"min-width:| class=\"| d=\"| fill=\"| fill-opacity=\"| font-family=\"|"
+        " font-size=\"| font-weight=\"| height=\"| paint-order=\"| role=\"| rx=\"| stroke=\"|"
+        " stroke-dasharray=\"| stroke-linecap=\"| stroke-linejoin=\"| stroke-width=\"|"
+        " text-anchor=\"| transform=\"| viewBox=\"| width=\"| x=\"| x1=\"| x2=\"| xmlns=\"|"
+        " y=\"| y1=\"| y2=\"";
+    if (skip_any(at, "<title>")) {
+        *at += strcspn(*at, "<");
+        return skip_any(at, "</title>");
+    } else if (skip_any(at, "<desc>")) {
+        *at += strcspn(*at, "<");
+        return skip_any(at, "</desc>");
+    } else if (skip_any(at, figure_style) || skip_any(at, "</svg>|</g>|</rect>|</path>|</text>")) {
+        return true;
+    }
+    bool known = skip_any(at, "<svg|<g|<rect|<path|<line|<text");
+    while (known && skip_any(at, attributes)) {
+        *at += strcspn(*at, "\"&;<");
+        known = skip_any(at, "\"");
+    }
+    return known && skip_any(at, ">|/>");
+}
+
+const char *svg_strange(const char *svg) {
+    do {
+        svg = strchr(svg, '<');
+    } while (svg != NULL && skip_tag(&svg));
+    return svg;
 }
 
 /* ---- the page ---- */

@@ -70,6 +70,8 @@ typedef struct HeatMap {
 /* Cells of the row of that name, which is added, empty, if it is not there. */
 HeatCell *heat_row(Arena *arena, HeatMap *map, const char *name);
 char *svg_heat(Arena *arena, const HeatMap *map);
+/* The first place of a figure that none of these has; NULL: there is none. */
+const char *svg_strange(const char *svg);
 
 /* ---- the page: one HTML file, no network ---- */
 

@@ -346,8 +346,13 @@ static void show_figure(const Folder *f, const Scope *scope, const char *name,
     if (end == NULL) {
         fail(STATUS_INPUT, "%s: the figure ends too early", path_join(f->arena, f->path, name));
     }
-    text = arena_copy(f->arena, text, (size_t)(end - text));
-    page_figure(f->page, caption, arena_format(f->arena, "%s</svg>\n", text));
+    text = arena_format(f->arena, "%s</svg>\n", arena_copy(f->arena, text, (size_t)(end - text)));
+    const char *strange = svg_strange(text);
+    if (strange != NULL) {
+        fail(STATUS_INPUT, "%s: no figure of refsae has '%.20s'",
+             path_join(f->arena, f->path, name), strange);
+    }
+    page_figure(f->page, caption, text);
 }
 
 /* Nothing if one of its values is missing. */
@@ -458,22 +463,44 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
     json_out(json, "]");
 }
 
+/* Of a file that was read, by its real path: one has as many names as a manifest likes. */
+typedef struct Digest {
+    const char *path;
+    char sha256[65];
+    struct Digest *branch[2];
+} Digest;
+
+/* Reads each file once; they stand in a tree by the bits of a hash. */
+static const char *digest_of(Digest **at, const char *path, Arena *arena) {
+    const char *real = path_real(arena, path);
+    if (real == NULL) {
+        fail_errno(errno, path, "cannot look at this path");
+    }
+    uint64_t hash = text_hash(real);
+    for (; *at != NULL && strcmp((*at)->path, real) != 0; hash >>= 1) {
+        at = &(*at)->branch[hash & 1];
+    }
+    if (*at == NULL) {
+        *at = arena_alloc(arena, 1, sizeof **at);
+        (*at)->path = real;
+        sha256_file(path, (*at)->sha256);
+    }
+    return (*at)->sha256;
+}
+
 /* NULL: it is as it was written. */
-static const char *file_change(const char *path, const Json *file) {
+static const char *file_change(Digest **digests, const char *path, const Json *file, Arena *arena) {
     const char *sha256 = json_string(json_get(file, "sha256"));
-    char hex[65];
     if (!path_exists(path)) {
         return "is missing";
     }
-    if (*sha256 == '\0') {
-        return NULL;
-    }
-    sha256_file(path, hex);
-    return strcmp(hex, sha256) == 0 ? NULL : "has changed";
+    bool same = *sha256 == '\0' || strcmp(digest_of(digests, path, arena), sha256) == 0;
+    return same ? NULL : "has changed";
 }
 
 /* Figures that the last run of this command drew and this one did not would pass for its own. */
 static void remove_stale(const Folder *f, const Json *before) {
+    Digest *digests = NULL;
     for (const Json *v = json_first(json_get(before, "outputs")); v != NULL; v = v->next) {
         const char *name = json_string(json_get(v, "path")), *path = output_path(f, name),
                    *ending = strrchr(name, '.');
@@ -482,7 +509,7 @@ static void remove_stale(const Folder *f, const Json *before) {
             note = note->next;
         }
         if (note == NULL && strchr(name, '/') == NULL && ending != NULL &&
-            strcmp(ending, ".svg") == 0 && file_change(path, v) == NULL) {
+            strcmp(ending, ".svg") == 0 && file_change(&digests, path, v, f->arena) == NULL) {
             remove(path);
         }
     }
@@ -550,7 +577,8 @@ static const char *list_digest(Arena *arena, const Json *v, const Json *end) {
 }
 
 /* How many files of a run are not as it read or wrote them. */
-static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const Console *console) {
+static size_t verify_run(const Folder *f, const Json *run, Digest **digests, JsonOut *json,
+                         const Console *console) {
     static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
     size_t count[2] = {0}, bad[2] = {0};
     json_out(json, "%s { problems [", run->key);
@@ -561,7 +589,8 @@ static size_t verify_run(const Folder *f, const Json *run, JsonOut *json, const 
         }
         for (const Json *v = json_first(json_get(run, keys[k])); v != NULL; v = v->next) {
             const char *path = json_string(json_get(v, "path")),
-                       *change = file_change(k == 0 ? path : output_path(f, path), v);
+                       *where = k == 0 ? path : output_path(f, path),
+                       *change = file_change(digests, where, v, f->arena);
             count[k]++;
             if (change != NULL) {
                 const char *problem = arena_format(f->arena, "%s %s %s", names[k], path, change);
@@ -590,15 +619,19 @@ static void verify_others(const Folder *f, const Json *runs, JsonOut *json,
                           const Console *console) {
     size_t count;
     char **names = path_list(f->arena, f->path, &count);
-    json_out(json, "others [");
-    for (size_t i = 0; i < count; i++) {
-        bool known = path_is_directory(path_join(f->arena, f->path, names[i]));
-        for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
-            for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
-                known |= json_text_is(json_get(v, "path"), names[i]);
+    bool *known = arena_alloc(f->arena, count, sizeof *known);
+    for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
+        for (const Json *v = json_first(json_get(run, "outputs")); v != NULL; v = v->next) {
+            const char *path = json_string(json_get(v, "path"));
+            char **name = bsearch(&path, names, count, sizeof *names, compare_names);
+            if (name != NULL) {
+                known[name - names] = true;
             }
         }
-        if (!known) {
+    }
+    json_out(json, "others [");
+    for (size_t i = 0; i < count; i++) {
+        if (!known[i] && !path_is_directory(path_join(f->arena, f->path, names[i]))) {
             console_result(console, "%s: written by none of these runs", names[i]);
             json_out(json, "%s", names[i]);
         }
@@ -611,6 +644,7 @@ void folder_verify(const char *directory, const Console *console) {
     Folder f = {.path = directory, .arena = arena};
     MemoryStream *memory = memory_open(arena);
     JsonOut json = json_out_start(memory->stream, 3);
+    Digest *digests = NULL;
     size_t bad = 0;
     path_need_directory(directory);
     const Json *runs = manifest_runs(&f);
@@ -619,7 +653,7 @@ void folder_verify(const char *directory, const Console *console) {
     }
     json_out(&json, "{ runs {");
     for (const Json *run = json_first_member(runs); run != NULL; run = run->next) {
-        bad += verify_run(&f, run, &json, console);
+        bad += verify_run(&f, run, &digests, &json, console);
     }
     json_out(&json, "}");
     verify_others(&f, runs, &json, console);
@@ -670,13 +704,15 @@ static bool is_picture(const char *path, const char *image) {
 
 /* "56 the word 'While'; 11 a line break" */
 static const char *features_text(const Json *line, Arena *arena) {
-    const char *all = "";
+    MemoryStream *all = memory_open(arena);
+    const char *separator = "";
     for (const Json *v = json_first(json_get(line, "features")); v != NULL; v = v->next) {
         const Json *number = json_get(v, "feature"), *words = json_get(v, "description");
-        all = arena_format(arena, "%s%s%s %s", all, *all == '\0' ? "" : "; ",
-                           json_is(number, JSON_NUMBER) ? number->text : "", json_string(words));
+        fprintf(all->stream, "%s%s %s", separator, json_is(number, JSON_NUMBER) ? number->text : "",
+                json_string(words));
+        separator = "; ";
     }
-    return all;
+    return memory_text(all);
 }
 
 /* Of JSON; a file that is missing has none. */
@@ -784,21 +820,43 @@ static void find_layers(JsonOut *view, const Folder *f, const Folder *all, size_
     }
 }
 
+typedef struct Position {
+    int64_t token;
+    size_t order; /* in the file */
+    const char *name;
+} Position;
+
+static int compare_positions(const void *a, const void *b) {
+    const Position *x = a, *y = b;
+    return x->token != y->token ? (x->token > y->token) - (x->token < y->token)
+                                : (x->order > y->order) - (x->order < y->order);
+}
+
 /* "After Alice [IO] and Tom [S1] went …" */
 static const char *example_text(const Folder *f) {
     const Json *example = folder_json(f, "example.json");
-    const char *text = "";
-    int place = 0;
-    for (const Json *v = json_first(json_get(example, "tokens")); v != NULL; v = v->next, place++) {
-        text = arena_format(f->arena, "%s%s", text, json_string(v));
-        for (const Json *p = json_first_member(json_get(example, "positions")); p != NULL;
-             p = p->next) {
-            if (json_double(p) == place) {
-                text = arena_format(f->arena, "%s [%s]", text, p->key);
-            }
+    MemoryStream *text = memory_open(f->arena);
+    Position *positions = NULL;
+    size_t count = 0, room = 0, next = 0;
+    for (const Json *p = json_first_member(json_get(example, "positions")); p != NULL;
+         p = p->next) {
+        Position position = {.order = count, .name = p->key};
+        if (json_int64(p, &position.token) && position.token >= 0) {
+            positions = arena_grow(f->arena, positions, &room, count + 1, sizeof position);
+            positions[count++] = position;
         }
     }
-    return text;
+    if (count > 0) {
+        qsort(positions, count, sizeof *positions, compare_positions);
+    }
+    int64_t token = 0;
+    for (const Json *v = json_first(json_get(example, "tokens")); v != NULL; v = v->next, token++) {
+        fputs(json_string(v), text->stream);
+        for (; next < count && positions[next].token == token; next++) {
+            fprintf(text->stream, " [%s]", positions[next].name);
+        }
+    }
+    return memory_text(text);
 }
 
 /* The edit by at most k features that gains most over none, of the attribute that the cross-section

@@ -595,13 +595,12 @@ static void print_told(FILE *out, const Json *value) {
         print_told(out, v);
         separator = ", ";
     }
-    fputs(value->kind == JSON_ARRAY   ? "]"
-          : value->kind == JSON_TRUE  ? "yes"
-          : value->kind == JSON_FALSE ? "no"
-          : value->kind == JSON_NULL  ? "not said"
-          : value->child != NULL      ? ""
-                                      : value->text,
-          out);
+    print_shown(out, value->kind == JSON_ARRAY   ? "]"
+                     : value->kind == JSON_TRUE  ? "yes"
+                     : value->kind == JSON_FALSE ? "no"
+                     : value->kind == JSON_NULL  ? "not said"
+                     : value->child != NULL      ? ""
+                                                 : value->text);
 }
 
 /* A key in words; sizes keep the field's names, as d_model. */
@@ -616,7 +615,8 @@ static char *words_of(Arena *arena, const char *key) {
 /* For people: a line for each member and each object of a list; the memory in MiB. */
 static void print_object(Arena *arena, FILE *out, const Json *object) {
     const Json *memory = json_get(object, "memory");
-    fprintf(out, "%s\n", json_string(object->child));
+    print_shown(out, json_string(object->child));
+    fputc('\n', out);
     for (const Json *v = object->child->next; v != NULL; v = v->next) {
         if (v == memory || strcmp(v->key, "error") == 0) {
             continue; /* below, and by whoever ends the program */

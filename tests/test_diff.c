@@ -355,6 +355,36 @@ Test(diff, says_what_cannot_be_compared) {
     says(names[0]);
 }
 
+/* Names and types of files do not drive a terminal, nor make lines. */
+Test(diff, shows_what_a_terminal_would_obey) {
+    static const char *const names[] = {"a\x1b[31m\xe2\x80\xae\n"};
+    static const float zero;
+#define SHOWN "a\\x1B[31m\\xE2\\x80\\xAE\\x0A"
+    put_names(names, 1, 1);
+    cr_assert_eq(run("diff @/a @/b"), 0);
+    says(SHOWN ": equal\n");
+    cr_assert_eq(run("info @/a"), 0);
+    says("name " SHOWN ", dtype F32");
+    put_names(names, 1, 0);
+    cr_assert_eq(run("diff @/a @/b 2>/dev/null"), 1);
+    says(SHOWN ": 1 of 1 differ");
+    says("first beyond: " SHOWN "\n");
+    put("a", (Given[]){{names[0], DTYPE_F32, 1, {1}, &zero}, {"z", DTYPE_F32, 1, {1}, &zero}}, 2);
+    put("b", &(Given){"z", DTYPE_F32, 1, {1}, &zero}, 1);
+    cr_assert_eq(run("diff @/a @/b 2>/dev/null"), 1);
+    says("which " SHOWN " could not\n");
+    static const char header[] =
+        "{\"x\":{\"dtype\":\"F\\u001b9\",\"shape\":[0],\"data_offsets\":[0,0]}} ";
+    char path[128];
+    snprintf(path, sizeof path, "%s/c", folder);
+    FILE *file = fopen(path, "wb");
+    cr_assert_not_null(file);
+    fprintf(file, "%c%c%c%c%c%c%c%c%s", (char)strlen(header), 0, 0, 0, 0, 0, 0, 0, header);
+    cr_assert_eq(fclose(file), 0);
+    cr_assert_eq(run("diff @/c @/c 2>/dev/null"), 1);
+    says("x: not compared: F\\x1B9 in A, F\\x1B9 in B\n");
+}
+
 Test(diff, counts_and_values_in_json) {
     const float a[] = {1, 1, 1, 1, 0}, b[] = {1, 1.00000012f, 1.00000048f, 1.0000006f, -1 / 0.0f};
     const float none[] = {1, 1, 1, 1, a[4] / a[4]};

@@ -1723,6 +1723,22 @@ Test(program, verify_says_what_is_not_as_written) {
     cr_assert(says("stdout", "/questions has changed"));
 }
 
+/* However often and by whatever names a manifest has it. */
+Test(program, verify_reads_a_file_once) {
+    shell("cd %s && mkdir o && truncate -s 16M o/big && printf '{\"runs\": {' >o/manifest.json && "
+          "for i in $(seq 50); do printf '\"%%d\": {\"outputs\": [], \"inputs\": [' $i; "
+          "for k in $(seq 30); do printf '{\"path\": \"%s/o/%%s\", \"sha256\": \"x\"},' "
+          "$(printf './%%.0s' $(seq $k))big; done; printf '{}]},'; done >>o/manifest.json; "
+          "printf '\"z\": {\"inputs\": [], \"outputs\": []}}}' >>o/manifest.json",
+          folder, folder);
+    time_t start = time(NULL);
+    cr_assert_eq(run("", "verify @/o"), 1);
+    cr_assert(time(NULL) - start < 10);
+    one_sentence("/o: files that are not as the runs left them: 1550");
+    cr_assert(says("stdout", "50: input") &&
+              says("stdout", "z: 0 inputs and 0 outputs as written"));
+}
+
 /* Figures of a search do not stand beside cross-sections that were given; what others changed or
  * put there stays. */
 Test(program, stale_figures_go) {

@@ -133,6 +133,7 @@ Test(report, figures_of_any_values_are_xml) {
             char *b = draw(kind, values, n, i % 2 ? hostile : "name", i % 4 < 2);
             assert_xml(a, "svg");
             cr_assert_str_eq(a, b);
+            cr_assert_null(svg_strange(a));
             cr_assert_null(strstr(a, "<script"));
             arena_reset(arena);
         }

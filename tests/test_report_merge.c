@@ -7,6 +7,7 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static Arena *arena; /* of one test */
 
@@ -293,6 +294,44 @@ Test(report_merge, saes_side_by_side) {
                   "<td class=\"n\">7</td></tr>\n<tr><td>IO</td><td>z</td>", 1);
 }
 
+/* In the order of the tokens, those of one in the file's. */
+Test(report_merge, positions_of_any_kind) {
+    make_folder("x");
+    put_sage("x/sage.json", "t", 0.25, 5);
+    put("x/example.json",
+        "{\"tokens\": [\"p\", 3, \"q\", \"r\"], \"positions\": {\"S\": 2, \"IO\": 2, "
+        "\"A\": 0, \"far\": 4, \"low\": -1, \"part\": 0.5, \"text\": \"1\"}}");
+    assert_counts(findings("x", "x", "x"), 1, "named: p [A]q [S] [IO]r<", 1);
+    put("x/example.json", "{\"tokens\": [\"p\"]}");
+    assert_counts(findings("x", "x", "x"), 1, "named: p<", 1);
+}
+
+static char *many(const char *format, int count) {
+    MemoryStream *text = memory_open(arena);
+    for (int i = 0; i < count; i++) {
+        fprintf(text->stream, format, i, i);
+    }
+    return memory_text(text);
+}
+
+/* Of texts in many parts: their size, not its square. */
+Test(report_merge, takes_memory_as_its_files) {
+    struct rusage used;
+    make_folder("x");
+    put_sage("x/sage.json", "t", 0.25, 5);
+    put("x/layers.json", "{\"layers\": [{\"layer\": 0, \"group\": \"vlm_img\", \"match\": 1},"
+                         "{\"layer\": 0, \"group\": \"llm_text\", \"match\": 1}]}");
+    put("x/features.jsonl",
+        arena_format(
+            arena, "{\"image\": \"a\", \"layer\": 0, \"group\": \"vlm_img\", \"features\": [%s0]}",
+            many("0,", 40000)));
+    put("x/example.json", arena_format(arena, "{\"tokens\": [%s\"\"], \"positions\": {%s\"\": 0}}",
+                                       many("\"a\",", 20000), many("\"%d\": %d,", 20000)));
+    assert_counts(findings("x", "x", "x"), 1, "named: a [0] []a [1]a [2]a", 1);
+    getrusage(RUSAGE_SELF, &used);
+    cr_assert(used.ru_maxrss < 1 << 18, "%ld KiB", used.ru_maxrss);
+}
+
 Test(report_merge, again_is_the_same) {
     make_demo();
     merge("all.html", "demo", "demo/permuted", "demo/sage");
@@ -332,22 +371,34 @@ Test(report_merge, what_is_missing_or_broken) {
     cr_assert_eq(error.status, STATUS_INPUT);
 }
 
+#define SVG "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\""
+
 /* What is there and cannot be read is no part that is missing. */
 Test(report_merge, what_is_damaged_is_refused_by_name) {
     static const struct {
         const char *file, *text, *says;
-    } cases[] = {{"scores.json", "{\"questions\": 60, \"exact_m", "line 1"},
-                 {"scores.json", "[1]", "expected an object"},
-                 {"layers.json", "", "line 1"},
-                 {"sage.json", "\xFF", "line 1"},
-                 {"train.csv", "\x8F\x01\xFE noise", "not UTF-8"},
-                 {"train.csv", "", "no column 'loss'"},
-                 {"train.csv", "noise\n1\n", "no column 'loss'"},
-                 {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
-                 {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
-                 {"manifest.json", "[1]", "expected an object"},
-                 {"loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rf\"><path",
-                  "ends too early"}};
+    } cases[] = {
+        {"scores.json", "{\"questions\": 60, \"exact_m", "line 1"},
+        {"scores.json", "[1]", "expected an object"},
+        {"layers.json", "", "line 1"},
+        {"sage.json", "\xFF", "line 1"},
+        {"train.csv", "\x8F\x01\xFE noise", "not UTF-8"},
+        {"train.csv", "", "no column 'loss'"},
+        {"train.csv", "noise\n1\n", "no column 'loss'"},
+        {"train.csv", "step,loss\n1,2\n2,", "step 2: no loss"},
+        {"train.csv", "step,loss\n1,nan\n", "step 1: no loss"},
+        {"manifest.json", "[1]", "expected an object"},
+        {"loss.svg", SVG "><path", "ends too early"},
+        {"loss.svg", SVG "><script>alert(1)</script></svg>", "no figure of refsae has '<s"},
+        {"loss.svg", SVG " onload=\"alert(1)\"></svg>", "has ' onload="},
+        {"loss.svg", SVG " style=\"position:fixed\"></svg>", "has ' style=\"position:"},
+        {"loss.svg", SVG " style=\"min-width:1px;position:fixed\"></svg>", "has ';posit"},
+        {"loss.svg", SVG " style=\"min-width:1px&#59;position:a\"></svg>", "has '&#59;"},
+        {"loss.svg", SVG "><style>p{display:none}</style></svg>", "has '<style>p{"},
+        {"loss.svg", SVG "><title><g></title></svg>", "has '<g></title></svg>"},
+        {"loss.svg", SVG "><desc>a</title></svg>", "has '</title></svg>"},
+        {"loss.svg", SVG "><textPath></svg>", "has 'Path></svg>"},
+        {"loss.svg", SVG "><!-- --></svg>", "has '<!-- --></svg>"}};
     make_folder("b");
     make_folder("c");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

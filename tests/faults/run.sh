@@ -181,6 +181,10 @@ every dump --llm world/gpt2 --ids 5,9 --hooks logits --grad 2,3 --out out/x
 all dump --image world/images/d.png --hooks image.rgb --out out/x
 every diff world/gpt2.st world/gpt2.st
 every report --out out/x world/train world/eval world/analyze world/sage
+mkdir world/noted
+printf '{"runs": {"a": {"inputs": [{"path": "text", "sha256": "%.64s"}], "outputs": []}}}' "$(sha256sum text)" \
+    >world/noted/manifest.json
+all verify world/noted
 stages="-x checkpoint.safetensors -x train.csv"
 train="train $seen --data world/data.json --out out/x --steps 2 --save-every 1 --batch 1 --accumulate 1 --tokens 60 --resume"
 every $train
