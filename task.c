@@ -16,9 +16,13 @@ static const SageAttribute task_keys = {
 static const SageAttribute split_keys = {.values = (const char *[]){"train", "test"}, .count = 2};
 static const SageAttribute answer_keys = {.values = (const char *[]){"of", "map"}, .count = 2};
 
+/* What a task may have. Nothing honest comes near; without them a small file takes hours. */
 enum {
-    ATTRIBUTES_MOST = 32,
-    TEXTS_MOST = 4096,   /* values of one, or fillers for one slot */
+    ATTRIBUTES_MOST = 32, /* and labels, and slots for fillers */
+    POSITIONS_MOST = 64,
+    VALUES_MOST = 2048,  /* of all attributes */
+    TEXTS_MOST = 4096,   /* in a list */
+    PROMPT_MOST = 4096,  /* bytes */
     TRIED_MOST = 1 << 18 /* values, each in every template */
 };
 
@@ -26,7 +30,8 @@ enum {
 static int attribute_find(const SageAttribute *list, size_t count, const char *name,
                           size_t length) {
     for (size_t i = 0; i < count; i++) {
-        if (strlen(list[i].name) == length && memcmp(list[i].name, name, length) == 0) {
+        if (strnlen(list[i].name, length + 1) == length &&
+            memcmp(list[i].name, name, length) == 0) {
             return (int)i;
         }
     }
@@ -56,6 +61,11 @@ static int attribute_named(const SageTask *task, const Json *name) {
 
 /* ---- the file ---- */
 
+REFSAE_NORETURN static void fail_texts(const SageTask *task, const char *name) {
+    fail(STATUS_INPUT, "%s: expected a list of 1 to %d texts in '%s'", task->file, TEXTS_MOST,
+         name);
+}
+
 /* A list of texts, none empty and none with a 0 byte. */
 static SageAttribute read_texts(const SageTask *task, const Json *list, const char *name) {
     SageAttribute out = {.name = name};
@@ -66,8 +76,7 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
         out.values[out.count++] = v->text;
     }
     if (!good || list->length > TEXTS_MOST) {
-        fail(STATUS_INPUT, "%s: expected a list of 1 to %d texts in '%s'", task->file, TEXTS_MOST,
-             name);
+        fail_texts(task, name);
     }
     return out;
 }
@@ -102,13 +111,15 @@ static const char **member_names(const SageTask *task, const Json *object, size_
     return names;
 }
 
-/* The names of the members of `what`, at least one. */
-static const char **read_names(const SageTask *task, const char *what, size_t *count) {
-    const char **names = member_names(task, json_need(task->json, what, JSON_OBJECT), count);
-    if (*count == 0) {
-        json_refuse(task->json, what, "at least one");
+/* The names of the members of `what`. */
+static const char **read_names(const SageTask *task, const char *what, size_t least, size_t most,
+                               size_t *count) {
+    const Json *object = json_member(task->json, what, JSON_OBJECT);
+    size_t length = object != NULL ? object->length : 0;
+    if (length < least || length > most) {
+        json_refuse(task->json, what, arena_format(task->arena, "%zu to %zu members", least, most));
     }
-    return names;
+    return member_names(task, object, count);
 }
 
 /* A member that nobody reads is a slip, such as "distint", which must not pass without effect: each
@@ -131,15 +142,17 @@ static void check_members(const SageTask *task, const Json *object, const SageAt
 }
 
 static void read_attributes(SageTask *task) {
-    const char **names = read_names(task, "attributes", &task->n_attributes);
+    const char **names = read_names(task, "attributes", 1, ATTRIBUTES_MOST, &task->n_attributes);
     const char *form = json_text(task->json, "form", NULL);
     const Json *list = json_get(task->json, "attributes")->child;
-    if (task->n_attributes > ATTRIBUTES_MOST) {
-        json_refuse(task->json, "attributes", "at most 32");
-    }
+    size_t values = 0;
     task->attributes = arena_alloc(task->arena, task->n_attributes, sizeof(SageAttribute));
     for (size_t i = 0; i < task->n_attributes; i++, list = list->next) {
         task->attributes[i] = read_texts(task, list, names[i]);
+        values += task->attributes[i].count;
+        if (values > VALUES_MOST) {
+            fail(STATUS_INPUT, "%s: more than %d values in 'attributes'", task->file, VALUES_MOST);
+        }
         check_once(task, task->attributes[i].values, task->attributes[i].count, names[i]);
     }
     task->form = attribute_named(task, json_get(task->json, "form"));
@@ -150,19 +163,25 @@ static void read_attributes(SageTask *task) {
 
 /* Lists of attributes no two of which ever take the same value. */
 static void read_distinct(SageTask *task) {
-    const Json *groups = json_member(task->json, "distinct", JSON_ARRAY), *a, *b;
-    task->distinct = arena_alloc(task->arena, size_product(task->n_attributes, task->n_attributes),
-                                 sizeof(bool));
+    const Json *groups = json_member(task->json, "distinct", JSON_ARRAY);
+    size_t n = task->n_attributes;
+    task->distinct = arena_alloc(task->arena, size_product(n, n), sizeof(bool));
     for (const Json *g = json_first(groups); g != NULL; g = g->next) {
-        for (a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
-            for (b = a; b != NULL; b = b->next) {
-                int i = attribute_named(task, a), j = attribute_named(task, b);
-                if (!json_is(g, JSON_ARRAY) || i < 0 || j < 0) {
-                    json_refuse(task->json, "distinct", "a list of lists of attributes");
-                }
-                task->distinct[(size_t)i * task->n_attributes + (size_t)j] = i != j;
-                task->distinct[(size_t)j * task->n_attributes + (size_t)i] = i != j;
+        size_t in[ATTRIBUTES_MOST], count = 0;
+        for (const Json *a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
+            int found = attribute_named(task, a);
+            if (!json_is(g, JSON_ARRAY) || found < 0) {
+                json_refuse(task->json, "distinct", "a list of lists of attributes");
             }
+            size_t i = (size_t)found;
+            for (size_t k = 0; k < count; k++) {
+                if (in[k] == i) {
+                    fail(STATUS_INPUT, "%s: '%s' stands twice in 'distinct'", task->file,
+                         task->attributes[i].name);
+                }
+                task->distinct[i * n + in[k]] = task->distinct[in[k] * n + i] = true;
+            }
+            in[count++] = i;
         }
     }
 }
@@ -170,7 +189,7 @@ static void read_distinct(SageTask *task) {
 static void read_templates(SageTask *task) {
     const Json *templates = json_need(task->json, "templates", JSON_OBJECT);
     const Json *fillers = json_member(task->json, "fillers", JSON_OBJECT);
-    (void)member_names(task, fillers, &task->n_fillers);
+    (void)read_names(task, "fillers", 0, ATTRIBUTES_MOST, &task->n_fillers);
     check_members(task, templates, &split_keys, 1, "neither train nor test");
     for (int s = 0; s < SAGE_SPLITS; s++) {
         size_t i = 0;
@@ -217,7 +236,7 @@ static void check_answer(const SageTask *task, const char *which) {
 static void check_labels(const SageTask *task) {
     const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
     size_t count;
-    const char **names = member_names(task, labels, &count);
+    const char **names = read_names(task, "labels", 0, ATTRIBUTES_MOST, &count);
     for (size_t i = 0; i < count; i++) {
         check_members(task, json_need(labels, names[i], JSON_OBJECT), task->attributes,
                       task->n_attributes, "no value of any attribute");
@@ -239,11 +258,13 @@ static void read_labels(SageTask *task) {
             memset(label->of[a], -1, task->attributes[a].count * sizeof(int));
         }
         for (const Json *m = l->child; m != NULL; m = m->next) {
-            (void)json_need(l, m->key, JSON_STRING);
-            const char *text = json_text(l, m->key, NULL);
+            if (!json_is(m, JSON_STRING) || strlen(m->text) != m->length) {
+                json_refuse(l, m->key, "a string without U+0000");
+            }
+            const char *text = m->text;
+            int place = text_find(label->texts, label->count, text);
             for (size_t a = 0; a < task->n_attributes; a++) {
-                int v = value_find(&task->attributes[a], m->key),
-                    place = text_find(label->texts, label->count, text);
+                int v = value_find(&task->attributes[a], m->key);
                 if (v >= 0 && place < 0) {
                     place = (int)label->count++;
                     label->texts[place] = text;
@@ -321,7 +342,8 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     const Json *template = template_variant(task, choice);
     MemoryStream *stream = memory_open(arena);
     TaskText out = {0};
-    for (size_t at = 0, open, close; at < template->length; at = close + 1) {
+    for (size_t at = 0, open, close; at < template->length && stream->length <= PROMPT_MOST;
+         at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
         fwrite(template->text + at, 1, open - at, stream->stream);
         if (slot) {
@@ -335,6 +357,10 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     }
     out.text = memory_text(stream);
     out.length = stream->length;
+    if (out.length > PROMPT_MOST) {
+        fail(STATUS_INPUT, "%s: the prompt '%.100s' has more than %d bytes", task->file, out.text,
+             PROMPT_MOST);
+    }
     return out;
 }
 
@@ -385,8 +411,8 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
         fail(STATUS_INPUT, "%s: '%s' has no text for the value '%s'", task->file, which, value);
     }
     *count = list ? mapped->length : 1;
-    if (*count == 0) {
-        fail(STATUS_INPUT, "%s: an empty list in '%s'", task->file, which);
+    if (*count == 0 || *count > TEXTS_MOST) {
+        fail_texts(task, which);
     }
     int32_t *ids = arena_alloc(task->arena, *count, sizeof(int32_t));
     const Json *text = list ? mapped->child : mapped;
@@ -405,7 +431,8 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
 }
 
 static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
-                           const Choice *choice, Arena *scratch) {
+                           const Choice *choice) {
+    Arena *scratch = arena_new();
     TaskText built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
     size_t lead = bos >= 0 ? 1 : 0;
@@ -422,6 +449,7 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
     }
     form.answer = answer_ids(task, tokenizer, "answer", choice->values, &form.n_answer, scratch);
     form.wrong = answer_ids(task, tokenizer, "wrong", choice->values, &form.n_wrong, scratch);
+    arena_free(scratch);
     return form;
 }
 
@@ -581,7 +609,7 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
     check_members(task, task->json, &task_keys, 1, "no key of a task");
     read_attributes(task);
     read_distinct(task);
-    task->positions = read_names(task, "positions", &task->n_positions);
+    task->positions = read_names(task, "positions", 1, POSITIONS_MOST, &task->n_positions);
     read_templates(task);
     check_answer(task, "answer");
     check_answer(task, "wrong");
@@ -711,12 +739,12 @@ static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, 
     draw_values(task, random, &prompt);
     TaskText text = build_text(task, &choice, scratch);
     prompt.text = arena_copy(task->arena, text.text, text.length);
-    prompt.clean = form_build(task, tokenizer, bos, &choice, scratch);
+    prompt.clean = form_build(task, tokenizer, bos, &choice);
     choice.values = other;
     for (size_t a = 0; a < n; a++) {
         memcpy(other, prompt.values, n * sizeof(size_t));
         other[a] = prompt.changed[a];
-        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice, scratch);
+        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice);
     }
     check_prompt(task, task->file, &prompt);
     return prompt;

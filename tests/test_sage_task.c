@@ -438,6 +438,32 @@ Test(sage_task, null_is_absent) {
     cr_assert_eq(task.form, -1);
 }
 
+/* As many values, each with a label's text of its own, and positions as there may be. */
+Test(sage_task, the_most_that_a_task_may_have) {
+    SageTask task;
+    char *values = "", *texts = "", *positions = "";
+    for (int i = 0; i < 2044; i++) {
+        values = arena_format(arena, "%s, \"%d\"", values, i);
+        texts = arena_format(arena, "%s, \"%d\": \"%d\"", texts, i, i);
+    }
+    for (int i = 1; i < 64; i++) {
+        positions = arena_format(arena, "%s, \"%d\": \"end\"", positions, i);
+    }
+    put(arena_format(
+        arena,
+        "{\"attributes\": {\"A\": [\"Mary\", \"John\"], \"B\": [\"Tom\"%s, \"Dan\"]}, "
+        "\"labels\": {\"L\": {\"Mary\": \"f\"%s}}, \"answer\": \"A\", "
+        "\"wrong\": {\"of\": \"A\", \"map\": {\"Mary\": \" John\", \"John\": \" Mary\"}}, "
+        "\"templates\": {\"train\": [\"Then, {A} went to\"], \"test\": [\"{A} went to\"]}, "
+        "\"positions\": {\"0\": \"A#1\"%s}}",
+        values, texts, positions));
+    must_open(&task, path, tokenizer, -1, 4, 475);
+    cr_assert_eq(task.attributes[1].count, 2046);
+    cr_assert_eq(task.labels[0].count, 2045);
+    cr_assert_eq(task.labels[0].of[1][2044], 2044);
+    cr_assert_eq(task.n_positions, 64);
+}
+
 Test(sage_task, mistakes_in_attributes) {
     REFUSED(attributes, "{\"A\": [\"Mary\"], \"B\": [\"Mary\", \"John\"]}", "attribute 'A'");
     REFUSED(attributes, "{\"A\": [\"Mary\", \"Mary\"], \"B\": [\"Mary\", \"John\"]}", "'A'");
