@@ -23,7 +23,7 @@ enum {
     VALUES_MOST = 2048,  /* of all attributes */
     TEXTS_MOST = 4096,   /* in a list */
     PROMPT_MOST = 4096,  /* bytes */
-    TRIED_MOST = 1 << 18 /* values, each in every template */
+    TRIED_MOST = 1 << 25 /* bytes: of values in all slots; of templates and fillers in a prompt */
 };
 
 /* The place of the attribute (or filler) of that name; -1: none. */
@@ -455,36 +455,53 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
 
 /* ---- places ---- */
 
-/* ends[i]: what was matched so far can end before byte i of the text. Matches one of `next`. */
-static void match_next(bool *ends, const char *text, size_t length, const SageAttribute *next) {
-    for (size_t i = length + 1; i-- > 0;) {
-        bool reached = false;
-        for (size_t k = 0; k < next->count && !reached; k++) {
+typedef struct Matching { /* of a prompt's text with templates */
+    const SageTask *task;
+    const char *text;
+    size_t length, tried;
+    bool *ends; /* [length + 1]: what was matched so far can end before this byte */
+} Matching;
+
+/* Matches one of `next` behind what was matched so far. */
+static void match_next(Matching *m, const SageAttribute *next) {
+    m->tried += m->length;
+    for (size_t i = m->length + 1; i-- > 0;) {
+        bool begins = m->ends[i];
+        m->ends[i] = false;
+        for (size_t k = 0; k < next->count && begins; k++) {
             size_t n = strlen(next->values[k]);
-            reached = n <= i && ends[i - n] && memcmp(text + i - n, next->values[k], n) == 0;
+            if (n <= m->length - i && memcmp(m->text + i, next->values[k], n) == 0) {
+                m->ends[i + n] = true;
+            }
+            m->tried += n;
         }
-        ends[i] = reached;
+        if (m->tried > TRIED_MOST) {
+            fail(STATUS_INPUT,
+                 "%s: templates and fillers are too many to find in the prompt '%.100s': more than "
+                 "2^25 bytes",
+                 m->task->file, m->text);
+        }
     }
 }
 
 /* Does the template give the prompt's text, with any fillers? Then its slots are the places. */
-static bool match_template(const SageTask *task, const Choice *choice, SagePrompt *prompt,
-                           Arena *scratch) {
+static bool match_template(Matching *m, const Choice *choice, SagePrompt *prompt, Arena *scratch) {
+    const SageTask *task = m->task;
     const Json *template = template_variant(task, choice);
-    size_t length = strlen(prompt->text), room = 0;
-    bool *ends = arena_alloc(scratch, length + 1, sizeof(bool));
-    ends[0] = true;
+    size_t room = 0;
+    memset(m->ends, 0, m->length + 1);
+    m->ends[0] = true;
     prompt->places = NULL;
     prompt->n_places = 0;
     for (size_t at = 0, open, close; at < template->length; at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
         const char *text = arena_copy(scratch, template->text + at, open - at);
-        match_next(ends, prompt->text, length, &(SageAttribute){.values = &text, .count = 1});
+        match_next(m, &(SageAttribute){.values = &text, .count = 1});
         if (slot) {
             const char *name = template->text + open + 1;
             SageAttribute texts = slot_texts(task, choice, name, close - open - 1);
             int a = attribute_find(task->attributes, task->n_attributes, name, close - open - 1);
-            match_next(ends, prompt->text, length, &texts);
+            match_next(m, &texts);
             if (a >= 0) {
                 prompt->places = arena_grow(task->arena, prompt->places, &room,
                                             prompt->n_places + 1, sizeof(size_t));
@@ -492,14 +509,16 @@ static bool match_template(const SageTask *task, const Choice *choice, SagePromp
             }
         }
     }
-    return ends[length];
+    return m->ends[m->length];
 }
 
 /* From the text alone, so that prompts that are read have the places of those that were drawn. */
 static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
     Arena *scratch = arena_new();
     Choice choice = {task->templates[split]->child, prompt->values, task->fillers[split]};
-    while (choice.template != NULL && !match_template(task, &choice, prompt, scratch)) {
+    Matching m = {.task = task, .text = prompt->text, .length = strlen(prompt->text)};
+    m.ends = arena_alloc(scratch, m.length + 1, sizeof(bool));
+    while (choice.template != NULL && !match_template(&m, &choice, prompt, scratch)) {
         choice.template = choice.template->next;
     }
     if (choice.template == NULL) {
@@ -511,61 +530,75 @@ static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
 
 /* ---- values that are one token ---- */
 
-/* Is the value one token in the slot at `open`: after a space, after other text, or first? */
-static bool value_fits(const Tokenizer *tokenizer, const char *template, size_t open,
-                       const char *value, Arena *scratch) {
+typedef struct Trial { /* of an attribute's values in its slots */
+    const SageTask *task;
+    const Tokenizer *tokenizer;
+    const SageAttribute *attribute;
+    bool *unfit; /* [values] */
+    size_t tried;
+    Arena *scratch;
+} Trial;
+
+/* Which values are one token in the slot at `open`: after a space, after other text, or first? */
+static void try_slot(Trial *trial, const char *template, size_t open) {
     size_t from = open;
-    while (from > 0 && template[from - 1] != '}' && template[from - 1] != '{') {
+    while (from > 0 && template[from - 1] != '}') {
         from--;
     }
-    bool space = open > from && template[open - 1] == ' ';
-    size_t before = open - from - (space ? 1 : 0);
-    char *text =
-        arena_format(scratch, "%.*s%s%s", (int)before, template + from, space ? " " : "", value);
-    size_t with = tokenizer_encode(tokenizer, text, strlen(text), false, scratch).count;
-    return with == tokenizer_encode(tokenizer, text, before, false, scratch).count + 1;
+    const char *lead = template + from;
+    arena_reset(trial->scratch);
+    size_t before = open - from - (open > from && template[open - 1] == ' ' ? 1 : 0);
+    size_t alone = tokenizer_encode(trial->tokenizer, lead, before, false, trial->scratch).count;
+    for (size_t v = 0; v < trial->attribute->count; v++) {
+        if (!trial->unfit[v]) {
+            arena_reset(trial->scratch);
+            const char *text = arena_format(trial->scratch, "%.*s%s", (int)(open - from), lead,
+                                            trial->attribute->values[v]);
+            size_t length = strlen(text);
+            trial->tried += 64 + length; /* even an empty text takes its time */
+            if (trial->tried > TRIED_MOST) {
+                fail(STATUS_INPUT,
+                     "%s: the values are too many to try in every slot: more than 2^25 bytes",
+                     trial->task->file);
+            }
+            Tokens with = tokenizer_encode(trial->tokenizer, text, length, false, trial->scratch);
+            trial->unfit[v] = with.count != alone + 1;
+        }
+    }
 }
 
-static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokenizer,
-                                  const char *name, const char *value, Arena *scratch) {
+static void try_everywhere(Trial *trial) {
+    const char *name = trial->attribute->name;
     for (int s = 0; s < SAGE_SPLITS; s++) {
-        const Json *template = task->templates[s]->child;
+        const Json *template = trial->task->templates[s]->child;
         for (; template != NULL; template = template->next) {
             bool forms = json_is(template, JSON_OBJECT);
             const Json *text = forms ? template->child : template;
             for (; text != NULL; text = forms ? text->next : NULL) {
                 size_t open = 0, close = 0;
                 while (json_is(text, JSON_STRING) && next_slot(text, close, &open, &close)) {
-                    arena_reset(scratch);
                     if (strlen(name) == close - open - 1 &&
-                        memcmp(name, text->text + open + 1, close - open - 1) == 0 &&
-                        !value_fits(tokenizer, text->text, open, value, scratch)) {
-                        return false;
+                        memcmp(name, text->text + open + 1, close - open - 1) == 0) {
+                        try_slot(trial, text->text, open);
                     }
                 }
             }
         }
     }
-    return true;
 }
 
 static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
-    size_t room = 0, templates = task->templates[SAGE_TRAIN]->length, values = 0;
-    templates += task->templates[SAGE_TEST]->length;
-    for (size_t a = 0; a < task->n_attributes; a++) {
-        values += task->attributes[a].count;
-    }
-    if (values > TRIED_MOST / templates) {
-        fail(STATUS_INPUT, "%s: %zu values in %zu templates are too many to try: at most 2^18",
-             task->file, values, templates);
-    }
-    Arena *scratch = arena_new();
+    size_t room = 0;
+    Trial trial = {.task = task, .tokenizer = tokenizer, .scratch = arena_new()};
     for (size_t a = 0; a < task->n_attributes; a++) {
         SageAttribute *attribute = &task->attributes[a];
         size_t kept = 0;
+        trial.attribute = attribute;
+        trial.unfit = arena_alloc(task->arena, attribute->count, sizeof(bool));
+        try_everywhere(&trial);
         for (size_t v = 0; v < attribute->count; v++) {
             const char *value = attribute->values[v];
-            if (value_fits_everywhere(task, tokenizer, attribute->name, value, scratch)) {
+            if (!trial.unfit[v]) {
                 attribute->values[kept++] = value;
             } else {
                 task->dropped = arena_grow(task->arena, task->dropped, &room, task->n_dropped + 1,
@@ -581,7 +614,7 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
                  task->file, attribute->name, kept, plural(kept));
         }
     }
-    arena_free(scratch);
+    arena_free(trial.scratch);
 }
 
 void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer) {
