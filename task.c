@@ -16,17 +16,22 @@ static const SageAttribute task_keys = {
 static const SageAttribute split_keys = {.values = (const char *[]){"train", "test"}, .count = 2};
 static const SageAttribute answer_keys = {.values = (const char *[]){"of", "map"}, .count = 2};
 
+/* What a task may have. Nothing honest comes near; without them a small file takes hours. */
 enum {
-    ATTRIBUTES_MOST = 32,
-    TEXTS_MOST = 4096,   /* values of one, or fillers for one slot */
-    TRIED_MOST = 1 << 18 /* values, each in every template */
+    ATTRIBUTES_MOST = 32, /* and labels, and slots for fillers */
+    POSITIONS_MOST = 64,
+    VALUES_MOST = 4096,  /* of all attributes */
+    TEXTS_MOST = 4096,   /* in a list */
+    PROMPT_MOST = 4096,  /* bytes */
+    TRIED_MOST = 1 << 25 /* bytes: of values in all slots; of templates and fillers in a prompt */
 };
 
 /* The place of the attribute (or filler) of that name; -1: none. */
 static int attribute_find(const SageAttribute *list, size_t count, const char *name,
                           size_t length) {
     for (size_t i = 0; i < count; i++) {
-        if (strlen(list[i].name) == length && memcmp(list[i].name, name, length) == 0) {
+        if (strnlen(list[i].name, length + 1) == length &&
+            memcmp(list[i].name, name, length) == 0) {
             return (int)i;
         }
     }
@@ -56,6 +61,11 @@ static int attribute_named(const SageTask *task, const Json *name) {
 
 /* ---- the file ---- */
 
+REFSAE_NORETURN static void fail_texts(const SageTask *task, const char *name) {
+    fail(STATUS_INPUT, "%s: expected a list of 1 to %d texts in '%s'", task->file, TEXTS_MOST,
+         name);
+}
+
 /* A list of texts, none empty and none with a 0 byte. */
 static SageAttribute read_texts(const SageTask *task, const Json *list, const char *name) {
     SageAttribute out = {.name = name};
@@ -66,8 +76,7 @@ static SageAttribute read_texts(const SageTask *task, const Json *list, const ch
         out.values[out.count++] = v->text;
     }
     if (!good || list->length > TEXTS_MOST) {
-        fail(STATUS_INPUT, "%s: expected a list of 1 to %d texts in '%s'", task->file, TEXTS_MOST,
-             name);
+        fail_texts(task, name);
     }
     return out;
 }
@@ -102,13 +111,15 @@ static const char **member_names(const SageTask *task, const Json *object, size_
     return names;
 }
 
-/* The names of the members of `what`, at least one. */
-static const char **read_names(const SageTask *task, const char *what, size_t *count) {
-    const char **names = member_names(task, json_need(task->json, what, JSON_OBJECT), count);
-    if (*count == 0) {
-        json_refuse(task->json, what, "at least one");
+/* The names of the members of `what`. */
+static const char **read_names(const SageTask *task, const char *what, size_t least, size_t most,
+                               size_t *count) {
+    const Json *object = json_member(task->json, what, JSON_OBJECT);
+    size_t length = object != NULL ? object->length : 0;
+    if (length < least || length > most) {
+        json_refuse(task->json, what, arena_format(task->arena, "%zu to %zu members", least, most));
     }
-    return names;
+    return member_names(task, object, count);
 }
 
 /* A member that nobody reads is a slip, such as "distint", which must not pass without effect: each
@@ -131,15 +142,17 @@ static void check_members(const SageTask *task, const Json *object, const SageAt
 }
 
 static void read_attributes(SageTask *task) {
-    const char **names = read_names(task, "attributes", &task->n_attributes);
+    const char **names = read_names(task, "attributes", 1, ATTRIBUTES_MOST, &task->n_attributes);
     const char *form = json_text(task->json, "form", NULL);
     const Json *list = json_get(task->json, "attributes")->child;
-    if (task->n_attributes > ATTRIBUTES_MOST) {
-        json_refuse(task->json, "attributes", "at most 32");
-    }
+    size_t values = 0;
     task->attributes = arena_alloc(task->arena, task->n_attributes, sizeof(SageAttribute));
     for (size_t i = 0; i < task->n_attributes; i++, list = list->next) {
         task->attributes[i] = read_texts(task, list, names[i]);
+        values += task->attributes[i].count;
+        if (values > VALUES_MOST) {
+            fail(STATUS_INPUT, "%s: more than %d values in 'attributes'", task->file, VALUES_MOST);
+        }
         check_once(task, task->attributes[i].values, task->attributes[i].count, names[i]);
     }
     task->form = attribute_named(task, json_get(task->json, "form"));
@@ -150,19 +163,25 @@ static void read_attributes(SageTask *task) {
 
 /* Lists of attributes no two of which ever take the same value. */
 static void read_distinct(SageTask *task) {
-    const Json *groups = json_member(task->json, "distinct", JSON_ARRAY), *a, *b;
-    task->distinct = arena_alloc(task->arena, size_product(task->n_attributes, task->n_attributes),
-                                 sizeof(bool));
+    const Json *groups = json_member(task->json, "distinct", JSON_ARRAY);
+    size_t n = task->n_attributes;
+    task->distinct = arena_alloc(task->arena, size_product(n, n), sizeof(bool));
     for (const Json *g = json_first(groups); g != NULL; g = g->next) {
-        for (a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
-            for (b = a; b != NULL; b = b->next) {
-                int i = attribute_named(task, a), j = attribute_named(task, b);
-                if (!json_is(g, JSON_ARRAY) || i < 0 || j < 0) {
-                    json_refuse(task->json, "distinct", "a list of lists of attributes");
-                }
-                task->distinct[(size_t)i * task->n_attributes + (size_t)j] = i != j;
-                task->distinct[(size_t)j * task->n_attributes + (size_t)i] = i != j;
+        size_t in[ATTRIBUTES_MOST], count = 0;
+        for (const Json *a = json_is(g, JSON_ARRAY) ? g->child : g; a != NULL; a = a->next) {
+            int found = attribute_named(task, a);
+            if (!json_is(g, JSON_ARRAY) || found < 0) {
+                json_refuse(task->json, "distinct", "a list of lists of attributes");
             }
+            size_t i = (size_t)found;
+            for (size_t k = 0; k < count; k++) {
+                if (in[k] == i) {
+                    fail(STATUS_INPUT, "%s: '%s' stands twice in 'distinct'", task->file,
+                         task->attributes[i].name);
+                }
+                task->distinct[i * n + in[k]] = task->distinct[in[k] * n + i] = true;
+            }
+            in[count++] = i;
         }
     }
 }
@@ -170,7 +189,7 @@ static void read_distinct(SageTask *task) {
 static void read_templates(SageTask *task) {
     const Json *templates = json_need(task->json, "templates", JSON_OBJECT);
     const Json *fillers = json_member(task->json, "fillers", JSON_OBJECT);
-    (void)member_names(task, fillers, &task->n_fillers);
+    (void)read_names(task, "fillers", 0, ATTRIBUTES_MOST, &task->n_fillers);
     check_members(task, templates, &split_keys, 1, "neither train nor test");
     for (int s = 0; s < SAGE_SPLITS; s++) {
         size_t i = 0;
@@ -217,7 +236,7 @@ static void check_answer(const SageTask *task, const char *which) {
 static void check_labels(const SageTask *task) {
     const Json *labels = json_member(task->json, "labels", JSON_OBJECT);
     size_t count;
-    const char **names = member_names(task, labels, &count);
+    const char **names = read_names(task, "labels", 0, ATTRIBUTES_MOST, &count);
     for (size_t i = 0; i < count; i++) {
         check_members(task, json_need(labels, names[i], JSON_OBJECT), task->attributes,
                       task->n_attributes, "no value of any attribute");
@@ -239,11 +258,13 @@ static void read_labels(SageTask *task) {
             memset(label->of[a], -1, task->attributes[a].count * sizeof(int));
         }
         for (const Json *m = l->child; m != NULL; m = m->next) {
-            (void)json_need(l, m->key, JSON_STRING);
-            const char *text = json_text(l, m->key, NULL);
+            if (!json_is(m, JSON_STRING) || strlen(m->text) != m->length) {
+                json_refuse(l, m->key, "a string without U+0000");
+            }
+            const char *text = m->text;
+            int place = text_find(label->texts, label->count, text);
             for (size_t a = 0; a < task->n_attributes; a++) {
-                int v = value_find(&task->attributes[a], m->key),
-                    place = text_find(label->texts, label->count, text);
+                int v = value_find(&task->attributes[a], m->key);
                 if (v >= 0 && place < 0) {
                     place = (int)label->count++;
                     label->texts[place] = text;
@@ -321,7 +342,8 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     const Json *template = template_variant(task, choice);
     MemoryStream *stream = memory_open(arena);
     TaskText out = {0};
-    for (size_t at = 0, open, close; at < template->length; at = close + 1) {
+    for (size_t at = 0, open, close; at < template->length && stream->length <= PROMPT_MOST;
+         at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
         fwrite(template->text + at, 1, open - at, stream->stream);
         if (slot) {
@@ -335,6 +357,10 @@ static TaskText build_text(const SageTask *task, const Choice *choice, Arena *ar
     }
     out.text = memory_text(stream);
     out.length = stream->length;
+    if (out.length > PROMPT_MOST) {
+        fail(STATUS_INPUT, "%s: the prompt '%.100s' has more than %d bytes", task->file, out.text,
+             PROMPT_MOST);
+    }
     return out;
 }
 
@@ -385,8 +411,8 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
         fail(STATUS_INPUT, "%s: '%s' has no text for the value '%s'", task->file, which, value);
     }
     *count = list ? mapped->length : 1;
-    if (*count == 0) {
-        fail(STATUS_INPUT, "%s: an empty list in '%s'", task->file, which);
+    if (*count == 0 || *count > TEXTS_MOST) {
+        fail_texts(task, which);
     }
     int32_t *ids = arena_alloc(task->arena, *count, sizeof(int32_t));
     const Json *text = list ? mapped->child : mapped;
@@ -405,7 +431,8 @@ static int32_t *answer_ids(const SageTask *task, const Tokenizer *tokenizer, con
 }
 
 static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int32_t bos,
-                           const Choice *choice, Arena *scratch) {
+                           const Choice *choice) {
+    Arena *scratch = arena_new();
     TaskText built = build_text(task, choice, scratch);
     Tokens tokens = tokenizer_encode(tokenizer, built.text, built.length, false, scratch);
     size_t lead = bos >= 0 ? 1 : 0;
@@ -422,41 +449,59 @@ static SageForm form_build(const SageTask *task, const Tokenizer *tokenizer, int
     }
     form.answer = answer_ids(task, tokenizer, "answer", choice->values, &form.n_answer, scratch);
     form.wrong = answer_ids(task, tokenizer, "wrong", choice->values, &form.n_wrong, scratch);
+    arena_free(scratch);
     return form;
 }
 
 /* ---- places ---- */
 
-/* ends[i]: what was matched so far can end before byte i of the text. Matches one of `next`. */
-static void match_next(bool *ends, const char *text, size_t length, const SageAttribute *next) {
-    for (size_t i = length + 1; i-- > 0;) {
-        bool reached = false;
-        for (size_t k = 0; k < next->count && !reached; k++) {
+typedef struct Matching { /* of a prompt's text with templates */
+    const SageTask *task;
+    const char *text;
+    size_t length, tried;
+    bool *ends; /* [length + 1]: what was matched so far can end before this byte */
+} Matching;
+
+/* Matches one of `next` behind what was matched so far. */
+static void match_next(Matching *m, const SageAttribute *next) {
+    m->tried += m->length;
+    for (size_t i = m->length + 1; i-- > 0;) {
+        bool begins = m->ends[i];
+        m->ends[i] = false;
+        for (size_t k = 0; k < next->count && begins; k++) {
             size_t n = strlen(next->values[k]);
-            reached = n <= i && ends[i - n] && memcmp(text + i - n, next->values[k], n) == 0;
+            if (n <= m->length - i && memcmp(m->text + i, next->values[k], n) == 0) {
+                m->ends[i + n] = true;
+            }
+            m->tried += n;
         }
-        ends[i] = reached;
+        if (m->tried > TRIED_MOST) {
+            fail(STATUS_INPUT,
+                 "%s: templates and fillers are too many to find in the prompt '%.100s': more than "
+                 "2^25 bytes",
+                 m->task->file, m->text);
+        }
     }
 }
 
 /* Does the template give the prompt's text, with any fillers? Then its slots are the places. */
-static bool match_template(const SageTask *task, const Choice *choice, SagePrompt *prompt,
-                           Arena *scratch) {
+static bool match_template(Matching *m, const Choice *choice, SagePrompt *prompt, Arena *scratch) {
+    const SageTask *task = m->task;
     const Json *template = template_variant(task, choice);
-    size_t length = strlen(prompt->text), room = 0;
-    bool *ends = arena_alloc(scratch, length + 1, sizeof(bool));
-    ends[0] = true;
+    size_t room = 0;
+    memset(m->ends, 0, m->length + 1);
+    m->ends[0] = true;
     prompt->places = NULL;
     prompt->n_places = 0;
     for (size_t at = 0, open, close; at < template->length; at = close + 1) {
         bool slot = next_slot(template, at, &open, &close);
         const char *text = arena_copy(scratch, template->text + at, open - at);
-        match_next(ends, prompt->text, length, &(SageAttribute){.values = &text, .count = 1});
+        match_next(m, &(SageAttribute){.values = &text, .count = 1});
         if (slot) {
             const char *name = template->text + open + 1;
             SageAttribute texts = slot_texts(task, choice, name, close - open - 1);
             int a = attribute_find(task->attributes, task->n_attributes, name, close - open - 1);
-            match_next(ends, prompt->text, length, &texts);
+            match_next(m, &texts);
             if (a >= 0) {
                 prompt->places = arena_grow(task->arena, prompt->places, &room,
                                             prompt->n_places + 1, sizeof(size_t));
@@ -464,14 +509,16 @@ static bool match_template(const SageTask *task, const Choice *choice, SagePromp
             }
         }
     }
-    return ends[length];
+    return m->ends[m->length];
 }
 
 /* From the text alone, so that prompts that are read have the places of those that were drawn. */
 static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
     Arena *scratch = arena_new();
     Choice choice = {task->templates[split]->child, prompt->values, task->fillers[split]};
-    while (choice.template != NULL && !match_template(task, &choice, prompt, scratch)) {
+    Matching m = {.task = task, .text = prompt->text, .length = strlen(prompt->text)};
+    m.ends = arena_alloc(scratch, m.length + 1, sizeof(bool));
+    while (choice.template != NULL && !match_template(&m, &choice, prompt, scratch)) {
         choice.template = choice.template->next;
     }
     if (choice.template == NULL) {
@@ -483,61 +530,75 @@ static void find_places(SageTask *task, SageSplit split, SagePrompt *prompt) {
 
 /* ---- values that are one token ---- */
 
-/* Is the value one token in the slot at `open`: after a space, after other text, or first? */
-static bool value_fits(const Tokenizer *tokenizer, const char *template, size_t open,
-                       const char *value, Arena *scratch) {
+typedef struct Trial { /* of an attribute's values in its slots */
+    const SageTask *task;
+    const Tokenizer *tokenizer;
+    const SageAttribute *attribute;
+    bool *unfit; /* [values] */
+    size_t tried;
+    Arena *scratch;
+} Trial;
+
+/* Which values are one token in the slot at `open`: after a space, after other text, or first? */
+static void try_slot(Trial *trial, const char *template, size_t open) {
     size_t from = open;
-    while (from > 0 && template[from - 1] != '}' && template[from - 1] != '{') {
+    while (from > 0 && template[from - 1] != '}') {
         from--;
     }
-    bool space = open > from && template[open - 1] == ' ';
-    size_t before = open - from - (space ? 1 : 0);
-    char *text =
-        arena_format(scratch, "%.*s%s%s", (int)before, template + from, space ? " " : "", value);
-    size_t with = tokenizer_encode(tokenizer, text, strlen(text), false, scratch).count;
-    return with == tokenizer_encode(tokenizer, text, before, false, scratch).count + 1;
+    const char *lead = template + from;
+    arena_reset(trial->scratch);
+    size_t before = open - from - (open > from && template[open - 1] == ' ' ? 1 : 0);
+    size_t alone = tokenizer_encode(trial->tokenizer, lead, before, false, trial->scratch).count;
+    for (size_t v = 0; v < trial->attribute->count; v++) {
+        if (!trial->unfit[v]) {
+            arena_reset(trial->scratch);
+            const char *text = arena_format(trial->scratch, "%.*s%s", (int)(open - from), lead,
+                                            trial->attribute->values[v]);
+            size_t length = strlen(text);
+            trial->tried += 64 + length; /* even an empty text takes its time */
+            if (trial->tried > TRIED_MOST) {
+                fail(STATUS_INPUT,
+                     "%s: the values are too many to try in every slot: more than 2^25 bytes",
+                     trial->task->file);
+            }
+            Tokens with = tokenizer_encode(trial->tokenizer, text, length, false, trial->scratch);
+            trial->unfit[v] = with.count != alone + 1;
+        }
+    }
 }
 
-static bool value_fits_everywhere(const SageTask *task, const Tokenizer *tokenizer,
-                                  const char *name, const char *value, Arena *scratch) {
+static void try_everywhere(Trial *trial) {
+    const char *name = trial->attribute->name;
     for (int s = 0; s < SAGE_SPLITS; s++) {
-        const Json *template = task->templates[s]->child;
+        const Json *template = trial->task->templates[s]->child;
         for (; template != NULL; template = template->next) {
             bool forms = json_is(template, JSON_OBJECT);
             const Json *text = forms ? template->child : template;
             for (; text != NULL; text = forms ? text->next : NULL) {
                 size_t open = 0, close = 0;
                 while (json_is(text, JSON_STRING) && next_slot(text, close, &open, &close)) {
-                    arena_reset(scratch);
                     if (strlen(name) == close - open - 1 &&
-                        memcmp(name, text->text + open + 1, close - open - 1) == 0 &&
-                        !value_fits(tokenizer, text->text, open, value, scratch)) {
-                        return false;
+                        memcmp(name, text->text + open + 1, close - open - 1) == 0) {
+                        try_slot(trial, text->text, open);
                     }
                 }
             }
         }
     }
-    return true;
 }
 
 static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
-    size_t room = 0, templates = task->templates[SAGE_TRAIN]->length, values = 0;
-    templates += task->templates[SAGE_TEST]->length;
-    for (size_t a = 0; a < task->n_attributes; a++) {
-        values += task->attributes[a].count;
-    }
-    if (values > TRIED_MOST / templates) {
-        fail(STATUS_INPUT, "%s: %zu values in %zu templates are too many to try: at most 2^18",
-             task->file, values, templates);
-    }
-    Arena *scratch = arena_new();
+    size_t room = 0;
+    Trial trial = {.task = task, .tokenizer = tokenizer, .scratch = arena_new()};
     for (size_t a = 0; a < task->n_attributes; a++) {
         SageAttribute *attribute = &task->attributes[a];
         size_t kept = 0;
+        trial.attribute = attribute;
+        trial.unfit = arena_alloc(task->arena, attribute->count, sizeof(bool));
+        try_everywhere(&trial);
         for (size_t v = 0; v < attribute->count; v++) {
             const char *value = attribute->values[v];
-            if (value_fits_everywhere(task, tokenizer, attribute->name, value, scratch)) {
+            if (!trial.unfit[v]) {
                 attribute->values[kept++] = value;
             } else {
                 task->dropped = arena_grow(task->arena, task->dropped, &room, task->n_dropped + 1,
@@ -553,7 +614,7 @@ static void drop_values(SageTask *task, const Tokenizer *tokenizer) {
                  task->file, attribute->name, kept, plural(kept));
         }
     }
-    arena_free(scratch);
+    arena_free(trial.scratch);
 }
 
 void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokenizer *tokenizer) {
@@ -581,7 +642,7 @@ void sage_task_open(SageTask *task, Arena *arena, const char *name, const Tokeni
     check_members(task, task->json, &task_keys, 1, "no key of a task");
     read_attributes(task);
     read_distinct(task);
-    task->positions = read_names(task, "positions", &task->n_positions);
+    task->positions = read_names(task, "positions", 1, POSITIONS_MOST, &task->n_positions);
     read_templates(task);
     check_answer(task, "answer");
     check_answer(task, "wrong");
@@ -711,12 +772,12 @@ static SagePrompt prompt_draw(const SageTask *task, const Tokenizer *tokenizer, 
     draw_values(task, random, &prompt);
     TaskText text = build_text(task, &choice, scratch);
     prompt.text = arena_copy(task->arena, text.text, text.length);
-    prompt.clean = form_build(task, tokenizer, bos, &choice, scratch);
+    prompt.clean = form_build(task, tokenizer, bos, &choice);
     choice.values = other;
     for (size_t a = 0; a < n; a++) {
         memcpy(other, prompt.values, n * sizeof(size_t));
         other[a] = prompt.changed[a];
-        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice, scratch);
+        prompt.counterfactual[a] = form_build(task, tokenizer, bos, &choice);
     }
     check_prompt(task, task->file, &prompt);
     return prompt;

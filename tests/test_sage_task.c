@@ -438,6 +438,33 @@ Test(sage_task, null_is_absent) {
     cr_assert_eq(task.form, -1);
 }
 
+/* As many values, each with a label's text of its own, and positions as there may be. */
+Test(sage_task, the_most_that_a_task_may_have) {
+    SageTask task;
+    MemoryStream *values = memory_open(arena), *texts = memory_open(arena),
+                 *positions = memory_open(arena);
+    for (int i = 0; i < 4092; i++) {
+        fprintf(values->stream, ", \"%d\"", i);
+        fprintf(texts->stream, ", \"%d\": \"%d\"", i, i);
+    }
+    for (int i = 1; i < 64; i++) {
+        fprintf(positions->stream, ", \"%d\": \"end\"", i);
+    }
+    put(arena_format(
+        arena,
+        "{\"attributes\": {\"A\": [\"Mary\", \"John\"], \"B\": [\"Tom\"%s, \"Dan\"]}, "
+        "\"labels\": {\"L\": {\"Mary\": \"f\"%s}}, \"answer\": \"A\", "
+        "\"wrong\": {\"of\": \"A\", \"map\": {\"Mary\": \" John\", \"John\": \" Mary\"}}, "
+        "\"templates\": {\"train\": [\"Then, {A} went to\"], \"test\": [\"{A} went to\"]}, "
+        "\"positions\": {\"0\": \"A#1\"%s}}",
+        memory_text(values), memory_text(texts), memory_text(positions)));
+    must_open(&task, path, tokenizer, -1, 4, 475);
+    cr_assert_eq(task.attributes[1].count, 4094);
+    cr_assert_eq(task.labels[0].count, 4093);
+    cr_assert_eq(task.labels[0].of[1][4092], 4092);
+    cr_assert_eq(task.n_positions, 64);
+}
+
 Test(sage_task, mistakes_in_attributes) {
     REFUSED(attributes, "{\"A\": [\"Mary\"], \"B\": [\"Mary\", \"John\"]}", "attribute 'A'");
     REFUSED(attributes, "{\"A\": [\"Mary\", \"Mary\"], \"B\": [\"Mary\", \"John\"]}", "'A'");
