@@ -30,7 +30,7 @@ enum {
 static int attribute_find(const SageAttribute *list, size_t count, const char *name,
                           size_t length) {
     for (size_t i = 0; i < count; i++) {
-        if (strnlen(list[i].name, length + 1) == length &&
+        if (memchr(list[i].name, 0, length + 1) == list[i].name + length &&
             memcmp(list[i].name, name, length) == 0) {
             return (int)i;
         }
