@@ -275,7 +275,7 @@ static void copy_compressed(Inflate *z, const Code *literal, const Code *distanc
 }
 
 static void inflate_blocks(Inflate *z) {
-    Code literal, distance;
+    Code literal = {.fast = {0}}, distance = literal;
     unsigned built = 0; /* the type of block that the codes are of */
     for (bool last = false; !last;) {
         refill(z);
