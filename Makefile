@@ -81,7 +81,7 @@ TEST_FILES := $(filter-out $(LEFT_OUT:%=tests/test_%.c),$(wildcard tests/test_*.
 TESTS   := $(TEST_FILES:tests/%.c=$(BUILD)/%.o)
 
 # What was built with others is built anew. (SAN= has a BUILD of its own.)
-ASKED   := $(CC) $(OPT) $(CFLAGS) OPENMP=$(OPENMP) SIMD=$(SIMD) FMA=$(FMA)
+ASKED   := $(CC) $(OPT) $(CFLAGS) $(LDFLAGS) OPENMP=$(OPENMP) SIMD=$(SIMD) FMA=$(FMA)
 $(shell mkdir -p $(BUILD); echo '$(ASKED)' | cmp -s - $(BUILD)/asked || echo '$(ASKED)' >$(BUILD)/asked)
 
 all: $(PROGRAM)

@@ -795,7 +795,8 @@ static bool path_look(const char *path, struct stat *info) {
 
 static struct Notes {
     Arena *arena; /* NULL: nothing is noted */
-    FileNote *root, *first, **end;
+    PathNode *root;
+    FileNote *first, **end;
 } notes;
 
 static void release_notes(void *what) {
@@ -812,31 +813,33 @@ const FileNote *files_noted(void) {
     return notes.first;
 }
 
-uint64_t text_hash(const char *text) {
+/* Speed: a data set has many images. The hash is FNV-1a. */
+PathNode **path_place(PathNode **root, const char *path) {
+    PathNode **at = root;
     uint64_t hash = 14695981039346656037U;
-    for (; *text != '\0'; text++) {
-        hash = (hash ^ (unsigned char)*text) * 1099511628211U;
-    }
-    return hash;
-}
-
-/* Speed: a data set has many images, so they stand in a tree by the bits of a hash. */
-void file_note(const char *path, bool written) {
-    FileNote **at = &notes.root;
-    uint64_t hash = text_hash(path);
-    if (notes.arena == NULL) {
-        return;
+    for (const char *c = path; *c != '\0'; c++) {
+        hash = (hash ^ (unsigned char)*c) * 1099511628211U;
     }
     for (; *at != NULL && strcmp((*at)->path, path) != 0; hash >>= 1) {
         at = &(*at)->branch[hash & 1];
     }
-    if (*at == NULL) {
-        *at = *notes.end = arena_alloc(notes.arena, 1, sizeof **at);
-        (*at)->path = arena_copy(notes.arena, path, strlen(path));
-        notes.end = &(*at)->next;
+    return at;
+}
+
+void file_note(const char *path, bool written) {
+    if (notes.arena == NULL) {
+        return;
     }
-    (*at)->written |= written;
-    (*at)->read |= !written;
+    PathNode **at = path_place(&notes.root, path);
+    FileNote *note = (FileNote *)*at;
+    if (note == NULL) {
+        note = *notes.end = arena_alloc(notes.arena, 1, sizeof *note);
+        note->at.path = arena_copy(notes.arena, path, strlen(path));
+        notes.end = &note->next;
+        *at = &note->at;
+    }
+    note->written |= written;
+    note->read |= !written;
 }
 
 /* Opens a regular file to read; its size. O_NONBLOCK: a FIFO must be refused, not waited for. */
@@ -1161,7 +1164,7 @@ void files_spare(const char *path) {
     Arena *arena = arena_new();
     const char *target = path_real(arena, path);
     for (const FileNote *n = files_noted(); n != NULL && target != NULL; n = n->next) {
-        const char *read = n->read ? path_real(arena, n->path) : NULL;
+        const char *read = n->read ? path_real(arena, n->at.path) : NULL;
         if (read != NULL && strcmp(read, target) == 0) {
             fail(STATUS_INPUT, "%s: is read by this run, expected another file to write", path);
         }

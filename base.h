@@ -177,8 +177,6 @@ size_t utf8_decode(const char *text, size_t length, uint32_t *code);
 size_t utf8_encode(uint32_t code, char out[4]);
 bool utf8_valid(const char *text, size_t length);
 
-uint64_t text_hash(const char *text); /* FNV-1a */
-
 /* ---- names that there are not ---- */
 /* Of the names added (below 128 bytes each) the nearest to `text`: the fewest letters to insert,
  * delete, change or swap until text is the name, or with `within` stands somewhere in it. */
@@ -206,13 +204,20 @@ typedef struct FileMap {
 
 FileMap file_map(Arena *arena, const char *path);
 
+/* What is looked up by a path begins with this: a tree by the bits of a hash. */
+typedef struct PathNode {
+    const char *path;
+    struct PathNode *branch[2];
+} PathNode;
+
+PathNode **path_place(PathNode **root, const char *path); /* where it stands, or would */
+
 /* From here until the arena goes every regular file is noted, once, that is opened to be read or
  * (out_open) written, so that what a run depends on is listed by nobody and forgotten by nobody. */
 typedef struct FileNote {
-    const char *path; /* as it was opened */
+    PathNode at; /* as it was opened */
     bool written, read;
     struct FileNote *next; /* in the order of opening */
-    struct FileNote *branch[2];
 } FileNote;
 
 void files_note(Arena *arena);

@@ -85,11 +85,12 @@ enum {
     OPCODES_MOST = 1 << 24,
     VALUES_MOST = 1 << 21,
     MEMO_MOST = 1 << 22,
-    VISITS_MOST = 4,  /* of the walk, to each object on average */
-    DEPTH_MOST = 32,  /* of dicts in dicts */
-    NAME_MOST = 1024, /* bytes of a tensor's name */
-    PICKLE_MOST = 8,  /* times the file's size, where it is deflated */
-    TENSORS_MOST = 16 /* times the file's size, and MiB, of tensors and their names */
+    VISITS_MOST = 4,         /* of the walk, to each object on average */
+    DEPTH_MOST = 32,         /* of dicts in dicts */
+    NAME_MOST = 1024,        /* bytes of a tensor's name */
+    PICKLE_MOST = 256 << 20, /* bytes, */
+    DEFLATED_MOST = 8,       /* and times the file's size */
+    TENSORS_MOST = 16        /* times the file's size, and MiB, of tensors and their names */
 };
 
 typedef enum ValueKind {
@@ -678,8 +679,8 @@ static void pickle_read(TensorStore *store, const Zip *zip, const ZipMember *mem
     check_word(p, "byteorder", "little");
     check_word(p, "version", "3");
     char *what = arena_format(scratch, "%s: data.pkl", path);
-    if (member->size / PICKLE_MOST > file_size) {
-        fail(STATUS_INPUT, "%s: unpacks to %llu bytes, too many for %zu", what,
+    if (member->size > PICKLE_MOST || member->size / DEFLATED_MOST > file_size) {
+        fail(STATUS_INPUT, "%s: takes %llu bytes, too many for a pickle in a file of %zu", what,
              (unsigned long long)member->size, file_size);
     }
     p->at = member_bytes(scratch, member, what);

@@ -422,7 +422,7 @@ static bool is_undigested(const char *name) {
 }
 
 static int compare_notes(const void *a, const void *b) {
-    return strcmp((*(const FileNote *const *)a)->path, (*(const FileNote *const *)b)->path);
+    return strcmp((*(const FileNote *const *)a)->at.path, (*(const FileNote *const *)b)->at.path);
 }
 
 /* The name of an output: in the folder its last part, elsewhere a path, which has a slash. */
@@ -447,7 +447,7 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
                            size_t count, Progress *progress) {
     json_out(json, "%s [", written ? "outputs" : "inputs");
     for (size_t i = 0; i < count; i++) {
-        const char *path = notes[i]->path;
+        const char *path = notes[i]->at.path;
         if (notes[i]->written == written) {
             const char *name = written ? output_name(f->path, path, f->arena) : path;
             char hex[65];
@@ -465,31 +465,29 @@ static void manifest_files(JsonOut *json, const Folder *f, bool written, const F
 
 /* Of a file that was read, by its real path: one has as many names as a manifest likes. */
 typedef struct Digest {
-    const char *path;
+    PathNode at;
     char sha256[65];
-    struct Digest *branch[2];
 } Digest;
 
-/* Reads each file once; they stand in a tree by the bits of a hash. */
-static const char *digest_of(Digest **at, const char *path, Arena *arena) {
+/* Reads each file once. */
+static const char *digest_of(PathNode **digests, const char *path, Arena *arena) {
     const char *real = path_real(arena, path);
     if (real == NULL) {
         fail_errno(errno, path, "cannot look at this path");
     }
-    uint64_t hash = text_hash(real);
-    for (; *at != NULL && strcmp((*at)->path, real) != 0; hash >>= 1) {
-        at = &(*at)->branch[hash & 1];
-    }
+    PathNode **at = path_place(digests, real);
     if (*at == NULL) {
-        *at = arena_alloc(arena, 1, sizeof **at);
-        (*at)->path = real;
-        sha256_file(path, (*at)->sha256);
+        Digest *digest = arena_alloc(arena, 1, sizeof *digest);
+        digest->at.path = real;
+        sha256_file(path, digest->sha256);
+        *at = &digest->at;
     }
-    return (*at)->sha256;
+    return ((Digest *)*at)->sha256;
 }
 
 /* NULL: it is as it was written. */
-static const char *file_change(Digest **digests, const char *path, const Json *file, Arena *arena) {
+static const char *file_change(PathNode **digests, const char *path, const Json *file,
+                               Arena *arena) {
     const char *sha256 = json_string(json_get(file, "sha256"));
     if (!path_exists(path)) {
         return "is missing";
@@ -500,12 +498,12 @@ static const char *file_change(Digest **digests, const char *path, const Json *f
 
 /* Figures that the last run of this command drew and this one did not would pass for its own. */
 static void remove_stale(const Folder *f, const Json *before) {
-    Digest *digests = NULL;
+    PathNode *digests = NULL;
     for (const Json *v = json_first(json_get(before, "outputs")); v != NULL; v = v->next) {
         const char *name = json_string(json_get(v, "path")), *path = output_path(f, name),
                    *ending = strrchr(name, '.');
         const FileNote *note = files_noted();
-        while (note != NULL && strcmp(note->path, path) != 0) {
+        while (note != NULL && strcmp(note->at.path, path) != 0) {
             note = note->next;
         }
         if (note == NULL && strchr(name, '/') == NULL && ending != NULL &&
@@ -577,7 +575,7 @@ static const char *list_digest(Arena *arena, const Json *v, const Json *end) {
 }
 
 /* How many files of a run are not as it read or wrote them. */
-static size_t verify_run(const Folder *f, const Json *run, Digest **digests, JsonOut *json,
+static size_t verify_run(const Folder *f, const Json *run, PathNode **digests, JsonOut *json,
                          const Console *console) {
     static const char *const keys[2] = {"inputs", "outputs"}, *const names[2] = {"input", "output"};
     size_t count[2] = {0}, bad[2] = {0};
@@ -644,7 +642,7 @@ void folder_verify(const char *directory, const Console *console) {
     Folder f = {.path = directory, .arena = arena};
     MemoryStream *memory = memory_open(arena);
     JsonOut json = json_out_start(memory->stream, 3);
-    Digest *digests = NULL;
+    PathNode *digests = NULL;
     size_t bad = 0;
     path_need_directory(directory);
     const Json *runs = manifest_runs(&f);

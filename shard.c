@@ -176,7 +176,7 @@ static void shard_end_writing(Shard *s) {
     char hex[DIGEST_SIZE + 1];
     for (const FileNote *n = files_noted(); n != NULL && s->whole; n = n->next) {
         if (!n->written) {
-            journal_write(s, n->path, strlen(n->path));
+            journal_write(s, n->at.path, strlen(n->at.path));
         }
     }
     sha256_end(&s->sha, hex);
